@@ -1,0 +1,123 @@
+"""The folder of evidence that every test leaves: fixed names, written live.
+
+The first machine's files lie in the folder itself; each successor's lie in a folder of its name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import SetupError
+
+HISTORY = "history.ndjson"
+CELL = "cell.json"
+VERDICT = "verdict.json"
+ARGV = "argv.sh"
+QMP_LOG = "qmp.ndjson"
+CONSOLE_LOG = "console.log"
+QEMU_LOG = "qemu.log"
+KERNEL_LOG = "guest-kernel.log"
+BACKTRACE = "backtrace.txt"
+
+
+@dataclass(frozen=True)
+class MachineArtifacts:
+    """The paths of one machine's files; nothing is created here."""
+
+    folder: Path
+
+    @property
+    def argv(self) -> Path:
+        """A shell script that starts the same QEMU again, as it is."""
+        return self.folder / ARGV
+
+    @property
+    def qmp(self) -> Path:
+        """Every QMP message in both directions, one JSON object a line."""
+        return self.folder / QMP_LOG
+
+    @property
+    def console(self) -> Path:
+        """The raw bytes of the guest's shell on its second serial port."""
+        return self.folder / CONSOLE_LOG
+
+    @property
+    def qemu(self) -> Path:
+        """QEMU's stdout and stderr."""
+        return self.folder / QEMU_LOG
+
+    @property
+    def kernel(self) -> Path:
+        """The guest kernel's console: its first serial port."""
+        return self.folder / KERNEL_LOG
+
+    @property
+    def backtrace(self) -> Path:
+        """gdb's backtrace of a crashed QEMU; absent when there was none or no gdb."""
+        return self.folder / BACKTRACE
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """The folder of one test."""
+
+    folder: Path
+
+    @classmethod
+    def create(cls, root: Path, test_id: str) -> Artifacts:
+        """Make an empty folder for ``test_id`` below ``root``; an older one of that name is replaced.
+
+        :raises SetupError: when the folder cannot be made.
+        """
+        folder = root / slug(test_id)
+        try:
+            if folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True)
+        except OSError as exc:
+            raise SetupError(f"cannot make the artefact folder {folder}: {exc.strerror}") from exc
+        return cls(folder)
+
+    @property
+    def history(self) -> Path:
+        """The test's one history."""
+        return self.folder / HISTORY
+
+    def machine(self, name: str, *, first: bool) -> MachineArtifacts:
+        """The files of machine ``name``; their folder is made."""
+        folder = self.folder if first else self.folder / slug(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        return MachineArtifacts(folder)
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write ``value`` as indented JSON under ``name``."""
+        path = self.folder / name
+        path.write_text(json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
+        return path
+
+    def discard(self) -> None:
+        """Remove the folder: the test passed and nobody asked to keep it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def slug(test_id: str) -> str:
+    """``test_id`` as one file name: readable, and short enough for every file system."""
+    name = test_id.rsplit("/", 1)[-1].replace(".py::", ".")
+    return re.sub(r"[^A-Za-z0-9_.=,+-]+", "-", name).strip("-")[:180] or "test"
+
+
+def tail(path: Path, lines: int, *, limit_bytes: int = 65536) -> list[str]:
+    """The last ``lines`` lines of a text file, or none when it does not exist."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - limit_bytes))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return text.splitlines()[-lines:]
