@@ -88,9 +88,7 @@ def wait_until(
         if watch is not None:
             watch()
         if last_turn:
-            raise WaitTimeout(
-                what, last=value, elapsed_s=deadline.elapsed_s, artifacts=artifacts
-            )
+            raise WaitTimeout(what, last=value, elapsed_s=deadline.elapsed_s, artifacts=artifacts)
         time.sleep(min(interval_s, max(deadline.remaining_s, 0.001)))
 
 

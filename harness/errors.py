@@ -92,9 +92,7 @@ class WaitTimeout(HarnessError):
     ``artifacts`` the folder with the evidence (or ``None``).
     """
 
-    def __init__(
-        self, what: str, *, last: object, elapsed_s: float, artifacts: Path | None = None
-    ) -> None:
+    def __init__(self, what: str, *, last: object, elapsed_s: float, artifacts: Path | None = None) -> None:
         self.what, self.last, self.elapsed_s, self.artifacts = what, last, elapsed_s, artifacts
         where = f"; artefacts: {artifacts}" if artifacts else ""
         super().__init__(

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -93,11 +93,9 @@ class History:
         self._seq = 0
         self._zero_s = time.monotonic()
         self._file = path.open("w", encoding="utf-8")
-        self.note("host", "opened", {"wall": datetime.now(timezone.utc).isoformat()})
+        self.note("host", "opened", {"wall": datetime.now(UTC).isoformat()})
 
-    def append(
-        self, kind: Kind, actor: str, f: str, value: Any = None, *, op: int | None = None
-    ) -> int:
+    def append(self, kind: Kind, actor: str, f: str, value: Any = None, *, op: int | None = None) -> int:
         """Write one entry and return its ``seq``; after :meth:`close` it is dropped."""
         with self._lock:
             seq = self._seq
