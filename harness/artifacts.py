@@ -94,6 +94,11 @@ class Artifacts:
         folder.mkdir(parents=True, exist_ok=True)
         return MachineArtifacts(folder)
 
+    def machines(self) -> list[MachineArtifacts]:
+        """The files of every machine, the first one's first."""
+        folders = sorted(path for path in self.folder.iterdir() if path.is_dir())
+        return [MachineArtifacts(folder) for folder in [self.folder, *folders]]
+
     def write_json(self, name: str, value: Any) -> Path:
         """Write ``value`` as indented JSON under ``name``."""
         path = self.folder / name

@@ -1,0 +1,219 @@
+"""``device_add`` and ``device_del`` of a share, as what they are: requests that the guest has to grant.
+
+``device_del`` answering ``{}`` means *requested*. An :class:`Unplug` follows the request through its
+states; each transition is recorded in the history together with what showed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+
+from harness.channel.qmp import QmpEvent
+from harness.deadline import hold_for, wait_until
+from harness.errors import GuestError, QemuError, Violation, WaitTimeout
+from harness.guest.guest import Guest
+from harness.guest.mount import TagState, tag_state
+from harness.qemu.spec import Share
+
+#: Seconds, before scaling. Native PCIe hotplug waits 5 s for a second press of the attention button
+#: before it acts (kernel: ``drivers/pci/hotplug/pciehp_ctrl.c``, ``pciehp_handle_button_press``).
+PLUG_TIMEOUT_S = 15.0
+UNPLUG_TIMEOUT_S = 20.0
+_PERIPHERAL = "/machine/peripheral"
+
+
+class UnplugState(str, Enum):
+    """How far an unplug has come."""
+
+    REQUESTED = "requested"
+    SEEN_BY_GUEST = "seen by guest"
+    WITHHELD = "withheld"
+    COMPLETED = "completed"
+    LOST = "lost"
+    REFUSED = "refused"
+
+
+class Unplug:
+    """One ``device_del``, from its answer to the device's end; made by :meth:`Hotplug.request_unplug`.
+
+    The listener for its events was armed before the command was sent.
+    """
+
+    def __init__(self, guest: Guest, share: Share) -> None:
+        self.guest, self.share = guest, share
+        self.machine = guest.machine
+        self.state = UnplugState.REQUESTED
+        self.refusal: QemuError | None = None
+        self._events = self.machine.qmp.listen("DEVICE_DELETED")
+        self._events.__enter__()
+
+    def _request(self) -> None:
+        try:
+            self.machine.qmp.execute("device_del", {"id": self.share.id}, watch=self.machine.watch)
+        except QemuError as exc:
+            self.refusal = exc
+            self._enter(UnplugState.REFUSED, exc.desc)
+            self._events.close()
+            return
+        self._enter(UnplugState.REQUESTED, "device_del was answered")
+
+    def _enter(self, state: UnplugState, witness: object) -> None:
+        self.state = state
+        value = {"id": self.share.id, "state": state.value, "witness": witness}
+        self.machine.history.note(self.machine.name, "unplug", value)
+
+    def wait_seen_by_guest(self) -> None:
+        """Wait until the guest has begun the removal of a share that is mounted.
+
+        The witness is exact: ``p9_virtio_remove`` delists the channel before it waits for the last user,
+        so that a further mount of the tag fails with ENOENT instead of EBUSY
+        (kernel: ``net/9p/trans_virtio.c``).
+
+        :raises GuestError: when the guest never began (the request was lost), or the share is not mounted.
+        """
+        self._require(UnplugState.REQUESTED)
+        tag = self.share.mount_tag
+
+        def delisted() -> bool:
+            state = tag_state(self.guest, tag)
+            if state is TagState.FREE:
+                raise GuestError(f"{self.guest.actor}: {tag} can be mounted: this witness needs it mounted")
+            return state is TagState.DELISTED
+
+        try:
+            self._wait(delisted, f"the guest's removal of {self.share.id} to begin")
+        except WaitTimeout as exc:
+            self._enter(UnplugState.LOST, exc.message)
+            raise GuestError(
+                f"device_del of {self.share.id} was lost: the guest never began the removal",
+                details=exc.message,
+            ) from exc
+        self._enter(UnplugState.SEEN_BY_GUEST, f"a mount of {tag} fails with ENOENT")
+
+    def expect_withheld(self, *, while_: Callable[[], object], window_s: float = 3.0) -> None:
+        """Assert that the device stays, over a window that began after the guest had begun the removal.
+
+        :param while_: the witness that the share is still in use; called at both ends of the window, it
+            must raise when it is not.
+        :param window_s: seconds, not scaled.
+        :raises Violation: when the device, or its backend, was deleted.
+        """
+        self._require(UnplugState.SEEN_BY_GUEST, UnplugState.WITHHELD)
+        while_()
+        watched_s = hold_for(window_s, self._expect_present)
+        while_()
+        self._enter(UnplugState.WITHHELD, f"no DEVICE_DELETED in {watched_s:.1f} s; still in use at both ends")
+
+    def _expect_present(self) -> None:
+        self.machine.watch()
+        seen = [event for event in self._events.events if self._is_ours(event)]
+        if seen or not exists(self.guest, self.share.id):
+            raise Violation(
+                f"device_del of {self.share.id} completed while the share was in use",
+                details="\n".join(str(event) for event in seen),
+            )
+
+    def wait_completed(self) -> None:
+        """Wait until the device is gone: both DEVICE_DELETED events, the QOM object, and the guest's view.
+
+        :raises Violation: when one of the two events, or the guest's device, is missing or left.
+        """
+        if self.refusal is not None:
+            raise self.refusal
+        try:
+            self._wait(self._is_deleted, f"DEVICE_DELETED of {self.share.id} and of its virtio-backend")
+        except WaitTimeout as exc:
+            raise self._incomplete(exc) from exc
+        finally:
+            self._events.close()
+        if exists(self.guest, self.share.id):
+            raise Violation(f"{self.share.id} was deleted, and {_PERIPHERAL} still has it")
+        self.machine.plugged.discard(self.share.id)
+        self._enter(UnplugState.COMPLETED, "both DEVICE_DELETED events, and no QOM object")
+
+    def _incomplete(self, timeout: WaitTimeout) -> Violation | GuestError:
+        seen = [event.data.get("path") for event in self._events.events if self._is_ours(event)]
+        if seen or not exists(self.guest, self.share.id):
+            message = f"{self.share.id} left the machine, but only {seen} were reported deleted: a leaked reference"
+            return Violation(message, details=timeout.message)
+        self._enter(UnplugState.LOST, timeout.message)
+        return GuestError(f"device_del of {self.share.id} never completed", details=timeout.message)
+
+    def _is_deleted(self) -> bool:
+        paths = {event.data.get("path") for event in self._events.events if self._is_ours(event)}
+        return paths >= {self._path, f"{self._path}/virtio-backend"}
+
+    def _is_ours(self, event: QmpEvent) -> bool:
+        return event.data.get("path") in (self._path, f"{self._path}/virtio-backend")
+
+    @property
+    def _path(self) -> str:
+        return f"{_PERIPHERAL}/{self.share.id}"
+
+    def _wait(self, condition: Callable[[], bool], what: str) -> None:
+        wait_until(
+            condition,
+            what=what,
+            timeout_s=self.machine.pace.seconds(UNPLUG_TIMEOUT_S),
+            watch=self.machine.watch,
+            interval_s=0.05,
+            artifacts=self.machine.artifacts.folder,
+        )
+
+    def _require(self, *states: UnplugState) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        assert self.state in states, f"unplug of {self.share.id} is {self.state.value}"
+
+
+class Hotplug:
+    """Plugs and unplugs the shares of one guest."""
+
+    def __init__(self, guest: Guest) -> None:
+        self.guest = guest
+
+    def plug(self, share: Share) -> None:
+        """``device_add``, and wait until the guest lists the share's tag.
+
+        :raises QemuError: when QEMU refuses the device.
+        :raises WaitTimeout: when the guest does not see it.
+        """
+        machine = self.guest.machine
+        before = self._count(share)
+        machine.qmp.execute("device_add", share.device(machine.spec.machine_type), watch=machine.watch)
+        machine.plugged.add(share.id)
+        wait_until(
+            lambda: self._count(share) > before,
+            what=f"the guest to list {share.mount_tag}",
+            timeout_s=machine.pace.seconds(PLUG_TIMEOUT_S),
+            watch=machine.watch,
+            interval_s=0.05,
+            artifacts=machine.artifacts.folder,
+        )
+        machine.history.note(machine.name, "device:plugged", {"id": share.id})
+
+    def _count(self, share: Share) -> int:
+        return sum(tag == share.mount_tag for tag in self.guest.mount_tags())
+
+    def request_unplug(self, share: Share) -> Unplug:
+        """``device_del``; returns at its answer, whether that was ``{}`` or a refusal."""
+        unplug = Unplug(self.guest, share)
+        unplug._request()
+        return unplug
+
+    def unplug(self, share: Share) -> None:
+        """``device_del``, and wait until the device is gone from QEMU and from the guest.
+
+        :raises QemuError: when it is refused.
+        """
+        self.request_unplug(share).wait_completed()
+        if share.mount_tag in self.guest.mount_tags():
+            raise Violation(f"{share.id} is gone, and the guest still lists {share.mount_tag}")
+
+
+def exists(guest: Guest, device_id: str) -> bool:
+    """Whether ``/machine/peripheral`` has ``device_id`` (``qom-list``)."""
+    machine = guest.machine
+    children = machine.qmp.execute("qom-list", {"path": _PERIPHERAL}, watch=machine.watch)
+    return any(child["name"] == device_id for child in children)

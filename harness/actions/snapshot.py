@@ -1,0 +1,95 @@
+"""``savevm`` and ``loadvm``, and the ``snapshot-save`` and ``snapshot-load`` jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from harness.actions.migration import expect_reason
+from harness.deadline import wait_until
+from harness.errors import QemuError, Violation
+from harness.guest.guest import Guest
+from harness.qemu.argv import DISK_NODE
+from harness.qemu.spec import Share
+
+#: Seconds, before scaling; QEMU answers only when all of it is written.
+SNAPSHOT_TIMEOUT_S = 30.0
+
+
+class Snapshot:
+    """Saves and restores the state of one guest's machine."""
+
+    def __init__(self, guest: Guest) -> None:
+        self.guest = guest
+
+    def savevm(self, tag: str) -> None:
+        """HMP ``savevm``.
+
+        :raises QemuError: when it is refused; ``desc`` is what HMP printed.
+        """
+        self._hmp(f"savevm {tag}")
+
+    def loadvm(self, tag: str) -> None:
+        """HMP ``loadvm``; the guest is back in its past, and its channels are opened anew."""
+        self._hmp(f"loadvm {tag}")
+        self.guest.disconnect()
+        self.guest.succeed("true")
+
+    def snapshot_save(self, tag: str) -> None:
+        """The ``snapshot-save`` job (QEMU: ``qapi/migration.json``, since 6.0).
+
+        :raises QemuError: when the job ends with an error.
+        """
+        self._job("snapshot-save", tag)
+
+    def snapshot_load(self, tag: str) -> None:
+        """The ``snapshot-load`` job; as :meth:`loadvm`."""
+        self._job("snapshot-load", tag)
+        self.guest.disconnect()
+        self.guest.succeed("true")
+
+    def expect_refused(self, share: Share) -> None:
+        """Assert that neither ``savevm`` nor the ``snapshot-save`` job works while ``share`` is mounted.
+
+        :raises Violation: when one does, or is refused for another reason.
+        """
+        for save in (self.savevm, self.snapshot_save):
+            self._expect_refused(save, share)
+
+    def _expect_refused(self, save: Callable[[str], None], share: Share) -> None:
+        try:
+            save("refused")
+        except QemuError as exc:
+            expect_reason(exc, share)
+        else:
+            raise Violation(f"{save.__name__} was accepted while {share.mount_tag!r} was mounted")
+
+    def _hmp(self, command_line: str) -> None:
+        machine = self.guest.machine
+        timeout_s = machine.pace.seconds(SNAPSHOT_TIMEOUT_S)
+        printed = machine.qmp.hmp(command_line, timeout_s=timeout_s, watch=machine.watch).strip()
+        if printed:
+            sent = {"command-line": command_line}
+            raise QemuError(machine.name, sent, printed, printed.removeprefix("Error: "))
+
+    def _job(self, command: str, tag: str) -> None:
+        machine = self.guest.machine
+        job_id = f"{command}-{tag}"
+        arguments = {"job-id": job_id, "tag": tag, "vmstate": DISK_NODE, "devices": [DISK_NODE]}
+        machine.qmp.execute(command, arguments, watch=machine.watch)
+
+        def concluded() -> dict[str, Any] | None:
+            jobs = machine.qmp.execute("query-jobs", watch=machine.watch)
+            return next((j for j in jobs if j["id"] == job_id and j["status"] == "concluded"), None)
+
+        job = wait_until(
+            concluded,
+            what=f"the job {job_id} to conclude",
+            timeout_s=machine.pace.seconds(SNAPSHOT_TIMEOUT_S),
+            watch=machine.watch,
+            artifacts=machine.artifacts.folder,
+        )
+        machine.qmp.execute("job-dismiss", {"id": job_id})
+        if "error" in job:
+            sent = {"execute": command, "arguments": arguments}
+            raise QemuError(machine.name, sent, job, job["error"])

@@ -1,0 +1,201 @@
+"""The Linux inside: commands through SSH (or the serial console), readiness, what its kernel says.
+
+A guest outlives its machine: after a migration, or a ``loadvm``, it is the same guest on another QEMU
+or in another state, and only its channels have to be opened anew.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from harness.channel import Channel, Completed
+from harness.channel.console import Console
+from harness.channel.ssh import Ssh
+from harness.deadline import wait_until
+from harness.errors import CommandFailed, GuestError, HarnessError, WaitTimeout
+from harness.guest.image import GuestImage
+from harness.qemu.machine import Machine
+from harness.qemu.spec import Share
+
+if TYPE_CHECKING:
+    from harness.guest.mount import Mount
+
+#: Seconds, before scaling by the accelerator's pace.
+BOOT_TIMEOUT_S = 20.0
+RUN_TIMEOUT_S = 10.0
+
+
+class Guest:
+    """A booted guest.
+
+    :ivar machine: the QEMU it runs in now; changed by :meth:`moved_to`.
+    """
+
+    def __init__(self, machine: Machine, image: GuestImage) -> None:
+        self.machine, self.image = machine, image
+        self._ssh: Ssh | None = None
+        self._console: Console | None = None
+        self._through = "ssh"
+
+    @property
+    def actor(self) -> str:
+        """The guest's name in the history."""
+        return f"guest:{self.machine.name}"
+
+    @property
+    def ssh(self) -> Ssh:
+        """The SSH channel, opened on first use."""
+        if self._ssh is None:
+            self._ssh = Ssh(
+                self.machine.ssh_port,
+                client_key=self.image.client_key,
+                host_key=self.image.host_key,
+                timeout_s=self.machine.pace.seconds(BOOT_TIMEOUT_S),
+                watch=self.machine.watch,
+            )
+        return self._ssh
+
+    @property
+    def console(self) -> Console:
+        """The shell on the guest's second serial port, opened on first use."""
+        if self._console is None:
+            self._console = Console(self.machine.paths.console)
+            self._console.wait_ready(
+                timeout_s=self.machine.pace.seconds(BOOT_TIMEOUT_S), watch=self.machine.watch
+            )
+        return self._console
+
+    def use(self, channel: str) -> None:
+        """Run all further commands through ``"ssh"`` or ``"console"``."""
+        assert channel in ("ssh", "console")
+        self._through = channel
+
+    def wait_booted(self) -> None:
+        """Wait for an answered command.
+
+        :raises GuestPanicked: when its kernel did. :raises QemuDied: when QEMU did.
+        :raises GuestError: when it never answered; says how far it got.
+        """
+        with self.machine.history.operation(self.actor, "guest:boot"):
+            try:
+                self._channel.run("true", timeout_s=self.machine.pace.seconds(BOOT_TIMEOUT_S))
+            except HarnessError as exc:
+                cause = self.machine.blame(exc)
+                raise self._never_booted(cause) if cause is exc else cause from exc
+
+    def _never_booted(self, symptom: HarnessError) -> GuestError:
+        lines = self.machine.kernel_log.tail(12)
+        if not lines:
+            reached = "its kernel printed nothing: firmware, kernel image or accelerator"
+        elif not self.machine.kernel_log.contains("Run /init"):
+            reached = "its kernel did not reach the first process"
+        else:
+            reached = "its kernel runs, and nothing answers"
+        return GuestError(
+            f"the guest of {self.machine.name!r} never booted: {reached}",
+            details="\n".join([symptom.message, *lines]),
+        )
+
+    @property
+    def _channel(self) -> Channel:
+        return self.ssh if self._through == "ssh" else self.console
+
+    def run(self, command: str, *, timeout_s: float = RUN_TIMEOUT_S, stdin: bytes = b"") -> Completed:
+        """Run a shell command as root and return how it ended, whatever that was.
+
+        :param timeout_s: seconds, before scaling.
+        :raises HarnessError: the cause, when no answer came: QEMU died, the kernel panicked, a timeout.
+        """
+        op = self.machine.history.invoke(self.actor, f"{self._through}:run", {"command": command})
+        try:
+            scaled_s = self.machine.pace.seconds(timeout_s)
+            completed = self._channel.run(command, timeout_s=scaled_s, stdin=stdin)
+        except HarnessError as exc:
+            cause = self.machine.blame(exc)
+            op.info(cause.message)
+            if cause is exc:
+                raise
+            raise cause from exc
+        op.ok({"returncode": completed.returncode, "stdout": completed.stdout[-2000:]})
+        return completed
+
+    def succeed(self, command: str, *, timeout_s: float = RUN_TIMEOUT_S, stdin: bytes = b"") -> str:
+        """Run a command that must exit with 0, and return its stdout.
+
+        :raises CommandFailed: when it exits with anything else.
+        """
+        done = self.run(command, timeout_s=timeout_s, stdin=stdin)
+        if done.returncode != 0:
+            raise CommandFailed(self.actor, command, done.returncode, done.stdout, done.stderr)
+        return done.stdout
+
+    def fail(self, command: str, *, timeout_s: float = RUN_TIMEOUT_S) -> Completed:
+        """Run a command that must exit with something else than 0.
+
+        :raises GuestError: when it exits with 0.
+        """
+        done = self.run(command, timeout_s=timeout_s)
+        if done.returncode == 0:
+            raise GuestError(f"{self.actor}: {command!r} was expected to fail, and exited with 0")
+        return done
+
+    def wait_until_succeeds(self, command: str, *, what: str, timeout_s: float = RUN_TIMEOUT_S) -> str:
+        """Repeat a command until it exits with 0; returns its stdout.
+
+        :raises WaitTimeout: with the last answer seen.
+        """
+        last: list[Completed] = []
+
+        def attempt() -> Completed | None:
+            last[:] = [self.run(command)]
+            return last[0] if last[0].returncode == 0 else None
+
+        scaled_s = self.machine.pace.seconds(timeout_s)
+        try:
+            done = wait_until(attempt, what=what, timeout_s=scaled_s, interval_s=0.1)
+        except WaitTimeout as exc:
+            raise WaitTimeout(
+                what, last=last[0], elapsed_s=exc.elapsed_s, artifacts=self.machine.artifacts.folder
+            ) from None
+        return done.stdout
+
+    def mount(self, share: Share, *, options: str = "") -> Mount:
+        """Mount ``share`` in the guest (see :class:`harness.guest.mount.Mount`)."""
+        from harness.guest.mount import Mount
+
+        return Mount.attach(self, share, options=options)
+
+    def mount_tags(self) -> list[str]:
+        """The 9p tags of the devices that the guest has now.
+
+        Source: the ``mount_tag`` attribute of kernel ``net/9p/trans_virtio.c``.
+        """
+        found = self.succeed("cat /sys/bus/virtio/drivers/9pnet_virtio/virtio*/mount_tag 2>/dev/null; true")
+        return [tag for tag in found.replace("\0", "\n").split("\n") if tag]
+
+    @property
+    def boot_id(self) -> str:
+        """The kernel's random id of this boot: it changes with every reboot."""
+        return self.succeed("cat /proc/sys/kernel/random/boot_id").strip()
+
+    def tolerate(self, pattern: str, *, why: str) -> None:
+        """Declare kernel-log lines matching ``pattern`` (a regular expression) as expected."""
+        self.machine.history.note(self.machine.name, "guest:tolerate", {"pattern": pattern, "why": why})
+
+    def moved_to(self, machine: Machine) -> None:
+        """The guest goes on in ``machine``; its channels are opened anew on next use."""
+        self.disconnect()
+        self.machine = machine
+
+    def disconnect(self) -> None:
+        """Close the channels; the next command opens them again."""
+        for channel in (self._ssh, self._console):
+            if channel is not None:
+                channel.close()
+        self._ssh = self._console = None
+
+
+def quote(text: str) -> str:
+    """``text`` as one word of the guest's shell."""
+    return shlex.quote(text)

@@ -1,0 +1,163 @@
+"""The machines of one test: launched here, ended here, and looked for afterwards."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.artifacts import CELL, Artifacts
+from harness.errors import SetupError
+from harness.guest.guest import Guest
+from harness.guest.image import GuestImage
+from harness.history import History
+from harness.qemu.accel import Accel
+from harness.qemu.binary import Capabilities, QemuInstall
+from harness.qemu.machine import Machine
+from harness.qemu.spec import SLOTS, MachineSpec, MachineType, Share
+from harness.reaper import RunFolder
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of the matrix: which QEMU, guest, machine type and accelerator."""
+
+    qemu: QemuInstall
+    capabilities: Capabilities
+    image: GuestImage
+    machine_type: MachineType
+    accel: Accel
+
+    def describe(self) -> dict[str, object]:
+        """As written to ``cell.json``."""
+        return {
+            "qemu": {
+                "name": self.qemu.name,
+                "binary": str(self.qemu.binary),
+                "version": self.capabilities.version_text,
+                "banner": self.capabilities.banner,
+                "key": self.qemu.key,
+            },
+            "kernel": {"name": self.image.name, "version": self.image.kernel_version, "key": self.image.key},
+            "machine": {"name": self.machine_type.name, "description": self.machine_type.description},
+            "accel": {"name": self.accel.name, "reason": self.accel.reason},
+        }
+
+    def spec(self, name: str, shares: tuple[Share, ...], plugged: frozenset[str]) -> MachineSpec:
+        """A machine of this cell."""
+        return MachineSpec(
+            name=name,
+            qemu=self.qemu,
+            machine_type=self.machine_type,
+            accel=self.accel.name,
+            boot=self.image.boot,
+            disk=self.image.disk,
+            shares=shares,
+            plugged=plugged,
+        )
+
+
+class Lab:
+    """Everything that one test starts.
+
+    :ivar history: the test's one history.
+    :ivar shares: a pool of exports, one for each hotpluggable place; each has an empty folder.
+    """
+
+    def __init__(self, cell: Cell, run: RunFolder, artifacts: Artifacts) -> None:
+        self.cell, self.run, self.artifacts = cell, run, artifacts
+        self.machines: list[Machine] = []
+        self._guests: list[Guest] = []
+        self._threads = set(threading.enumerate())
+        self._closed = False
+        artifacts.write_json(CELL, cell.describe())
+        self.history = History(artifacts.history)
+        self.folder = run.path / f"t{next(_numbers)}"
+        self.shares = tuple(self._make_share(slot) for slot in range(SLOTS))
+
+    def _make_share(self, slot: int) -> Share:
+        path = self.folder / f"share{slot}"
+        try:
+            path.mkdir(parents=True)
+        except OSError as exc:
+            raise SetupError(f"cannot make the share's folder {path}: {exc.strerror}") from exc
+        return Share(id=f"share{slot}", path=path, mount_tag=f"tag{slot}", slot=slot)
+
+    def spec(self, *, name: str = "source", plugged: frozenset[str] = frozenset()) -> MachineSpec:
+        """The spec of a machine of this lab's cell, with the whole pool of shares."""
+        return self.cell.spec(name, self.shares, plugged)
+
+    def launch(self, spec: MachineSpec, *, source: Machine | None = None) -> Machine:
+        """Start a machine (see :meth:`Machine.launch`); this lab ends it at the latest."""
+        machine = Machine.launch(
+            spec,
+            self.run,
+            self.folder / spec.name,
+            self.artifacts.machine(spec.name, first=not self.machines),
+            self.history,
+            pace=self.cell.accel.pace,
+            source=source,
+        )
+        self.machines.append(machine)
+        return machine
+
+    def boot(self, spec: MachineSpec | None = None) -> Guest:
+        """Start a machine and wait until its guest answers a command."""
+        guest = Guest(self.launch(spec or self.spec()), self.cell.image)
+        self._guests.append(guest)
+        guest.wait_booted()
+        return guest
+
+    def launch_successor(self, source: Machine) -> Machine:
+        """The machine that a migration of ``source`` arrives at, waiting for its stream."""
+        name = f"successor-{len(self.machines)}"
+        return self.launch(source.spec.successor(name, plugged=frozenset(source.plugged)), source=source)
+
+    def close(self) -> None:
+        """End every machine, remove the folder, and record what stayed behind all the same. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            for guest in self._guests:
+                guest.disconnect()
+            for machine in self.machines:
+                machine.close()
+            processes = [_command_of(pid) for pid in self.run.processes()]
+            mounts = _mounts_below(self.folder)
+            if not mounts:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            self.history.note("host", "host:leftovers", self._leftovers(processes, mounts))
+            self.history.note("host", "closed")
+        finally:
+            self.history.close()
+
+    def _leftovers(self, processes: list[str], mounts: list[str]) -> dict[str, list[str]]:
+        left = list(self.folder.rglob("*")) if self.folder.exists() else []
+        threads = [t.name for t in threading.enumerate() if t not in self._threads and not t.daemon]
+        return {
+            "processes": processes,
+            "mounts": mounts,
+            "sockets": [str(path) for path in left if path.is_socket()],
+            "folders": [str(self.folder)] if self.folder.exists() else [],
+            "threads": threads,
+        }
+
+
+def _command_of(pid: int) -> str:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return f"{pid} (just ended)"
+    return f"{pid} {b' '.join(words[:4]).decode(errors='replace')}"
+
+
+def _mounts_below(folder: Path) -> list[str]:
+    """Mount points below ``folder`` (``man 5 proc``: ``/proc/PID/mountinfo``, field 5)."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    points = [line.split()[4] for line in lines]
+    return [point for point in points if point.startswith(f"{folder}/")]

@@ -1,0 +1,122 @@
+"""A share, mounted: real I/O through it, checked from both sides."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from enum import Enum
+from pathlib import Path
+
+from harness.errors import CommandFailed, GuestError, Violation
+from harness.guest.guest import Guest, quote
+from harness.qemu.spec import Share
+
+VERSION = "9p2000.L"
+
+
+class TagState(Enum):
+    """What a further mount of a tag meets (kernel: ``net/9p/trans_virtio.c``, ``p9_virtio_create``)."""
+
+    FREE = "the mount succeeds"
+    IN_USE = "EBUSY: its channel is listed, and in use"
+    DELISTED = "ENOENT: no channel of that tag is listed (any more)"
+
+
+class Mount:
+    """A mounted share; made by :meth:`attach`, ended by :meth:`unmount`."""
+
+    def __init__(self, guest: Guest, share: Share, mountpoint: str) -> None:
+        self.guest, self.share, self.mountpoint = guest, share, mountpoint
+
+    @classmethod
+    def attach(cls, guest: Guest, share: Share, *, options: str = "") -> Mount:
+        """Mount ``share`` at ``/mnt/``\\ *id*.
+
+        :param options: further mount options, such as ``msize=65536``.
+        :raises CommandFailed: when the guest's kernel refuses; its errno is in the message.
+        """
+        mountpoint = f"/mnt/{share.id}"
+        guest.succeed(_mount_command(share.mount_tag, mountpoint, options))
+        return cls(guest, share, mountpoint)
+
+    def unmount(self) -> None:
+        """``umount``, which sends Tclunk for the root fid: the migration blocker's end in QEMU."""
+        self.guest.succeed(f"umount {quote(self.mountpoint)}")
+
+    def write(self, name: str, size_kib: int) -> str:
+        """Let the guest write random bytes to a file of the share and sync it; returns their SHA-256.
+
+        The sum is taken in the guest from its own copy of the bytes, before they went through 9p.
+        """
+        target = quote(f"{self.mountpoint}/{name}")
+        output = self.guest.succeed(
+            f"dd if=/dev/urandom of=/tmp/w bs=1024 count={size_kib} 2>/dev/null && sha256sum < /tmp/w "
+            f"&& cat /tmp/w > {target} && sync && rm /tmp/w",
+            timeout_s=10 + size_kib / 512,
+        )
+        return output.split()[0]
+
+    def sha256(self, name: str) -> str:
+        """The SHA-256 of a file as the guest reads it through the share."""
+        return self.guest.succeed(f"sha256sum < {quote(f'{self.mountpoint}/{name}')}").split()[0]
+
+    def expect_intact(self, name: str, expected_sha256: str) -> None:
+        """Both sides must see the same bytes.
+
+        :raises Violation: naming the side that does not.
+        """
+        sides = {"host": host_sha256(self.share.path / name), "guest": self.sha256(name)}
+        for side, seen in sides.items():
+            if seen != expected_sha256:
+                raise Violation(
+                    f"the {side} reads other bytes in {name!r} of share {self.share.id} than were written",
+                    details=f"written: {expected_sha256}\n" + "\n".join(f"{s}: {v}" for s, v in sides.items()),
+                )
+
+    def expect_usable(self) -> None:
+        """A round trip through QEMU that no guest cache can answer: the witness that the mount lives.
+
+        :raises GuestError: when it does not work (with the guest's reason).
+        """
+        token = os.urandom(8).hex()
+        path = f"{self.mountpoint}/.alive-{token}"
+        self.guest.succeed(f"echo {token} > {quote(path)}")
+        seen = self.share.path / f".alive-{token}"
+        if seen.read_text().strip() != token:
+            raise GuestError(f"share {self.share.id}: the guest wrote {token}, the host reads something else")
+        seen.unlink()
+
+    def tag_state(self) -> TagState:
+        """What a second mount of this tag meets now: tells exactly whether the removal has begun."""
+        return tag_state(self.guest, self.share.mount_tag)
+
+
+def tag_state(guest: Guest, mount_tag: str) -> TagState:
+    """Try one more mount of ``mount_tag``; when it works, it is undone.
+
+    :raises GuestError: for any errno but EBUSY and ENOENT.
+    """
+    command = _mount_command(mount_tag, "/mnt/.probe", "")
+    done = guest.run(command)
+    if done.returncode == 0:
+        guest.succeed("umount /mnt/.probe")
+        return TagState.FREE
+    if re.search("Device or resource busy|Resource busy", done.stderr):
+        return TagState.IN_USE
+    if "No such file or directory" in done.stderr:
+        return TagState.DELISTED
+    raise CommandFailed(guest.actor, command, done.returncode, done.stdout, done.stderr)
+
+
+def _mount_command(mount_tag: str, mountpoint: str, options: str) -> str:
+    given = f",{options}" if options else ""
+    where = quote(mountpoint)
+    # The folder is made first, so that a later ENOENT speaks of the tag.
+    return f"mkdir -p {where} && mount -t 9p -o trans=virtio,version={VERSION}{given} {quote(mount_tag)} {where}"
+
+
+def host_sha256(path: Path) -> str:
+    """The SHA-256 of a file as the host reads it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

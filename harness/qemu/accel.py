@@ -1,0 +1,136 @@
+"""Which accelerator really runs a guest here, found out by booting one.
+
+``/dev/kvm`` can exist, open, and create a VM, and a Linux guest can still hang in it for ever; only a
+guest that reached its first process proves an accelerator. The verdict is kept per binary, guest image
+and host.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from harness.artifacts import MachineArtifacts
+from harness.deadline import Pace, wait_until
+from harness.errors import HarnessError, UsageError
+from harness.history import History
+from harness.qemu.machine import Machine
+from harness.qemu.spec import MachineSpec
+from harness.reaper import RunFolder
+
+KVM = Path("/dev/kvm")
+#: How much more patient to be than with hardware virtualisation. A cold boot takes about 1 s under KVM
+#: and 5 to 6 s under TCG on an idle host; two busy cores double that.
+PACES = {"kvm": Pace(1.0), "tcg": Pace(6.0)}
+#: Seconds in which a guest under KVM must reach its first process before KVM is believed to hang.
+KVM_DEADLINE_S = 10.0
+#: The kernel prints this when it starts PID 1 (kernel: ``init/main.c``, ``run_init_process``).
+_FIRST_PROCESS = "Run /init as init process"
+
+
+@dataclass(frozen=True)
+class Accel:
+    """An accelerator, and why it was chosen."""
+
+    name: str
+    reason: str
+
+    @property
+    def pace(self) -> Pace:
+        """How patient to be with guests under it."""
+        return PACES[self.name]
+
+
+def choose(
+    wanted: str,
+    spec: MachineSpec,
+    identity: str,
+    memory: Path,
+    report: Callable[[str], None] = lambda line: None,
+) -> Accel:
+    """Decide on ``wanted`` (``auto``, ``kvm`` or ``tcg``).
+
+    :param spec: a machine to boot for the proof; its ``accel`` is replaced.
+    :param identity: binary and guest image, for the memory's key.
+    :param memory: the folder in which verdicts are kept.
+    :param report: told when a guest is about to be booted, which takes seconds.
+    :raises UsageError: for an unknown name, or ``kvm`` where no guest runs under it.
+    """
+    if wanted == "tcg":
+        return Accel("tcg", "asked for")
+    if wanted not in ("auto", "kvm"):
+        raise UsageError(f"--accel {wanted}: unknown accelerator (auto, kvm or tcg)")
+    reason = why_not_kvm(spec, identity, memory, report)
+    if reason is None:
+        return Accel("kvm", "a guest booted under it")
+    if wanted == "kvm":
+        raise UsageError(f"--accel kvm: {reason}; use --accel tcg or auto")
+    return Accel("tcg", f"KVM rejected: {reason}")
+
+
+def why_not_kvm(
+    spec: MachineSpec, identity: str, memory: Path, report: Callable[[str], None] = lambda line: None
+) -> str | None:
+    """Why guests cannot run under KVM, or ``None`` when one did."""
+    if not KVM.exists():
+        return f"no {KVM} on this host"
+    if not os.access(KVM, os.R_OK | os.W_OK):
+        return f"no permission to open {KVM} (is this user in the group kvm?)"
+    host = f"{platform.node()} {platform.release()} {_text(Path('/etc/machine-id'))}"
+    key = hashlib.sha256(f"{identity}\n{host}".encode()).hexdigest()[:16]
+    remembered = memory / f"kvm-{key}.json"
+    try:
+        answer = json.loads(remembered.read_text())["reason"]
+        return None if answer is None else f"{answer} (remembered in {remembered})"
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    report(f"trying KVM: booting a guest, {KVM_DEADLINE_S:.0f} s at the most …")
+    reason = _boot_under_kvm(spec)
+    memory.mkdir(parents=True, exist_ok=True)
+    partial = remembered.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps({"reason": reason, "host": host}) + "\n")
+    partial.replace(remembered)
+    return reason
+
+
+def _boot_under_kvm(spec: MachineSpec) -> str | None:
+    run = RunFolder()
+    try:
+        folder = run.path / "artifacts"
+        folder.mkdir()
+        history = History(folder / "history.ndjson")
+        probe = replace(spec, name="kvm-probe", accel="kvm", shares=(), plugged=frozenset())
+        artifacts = MachineArtifacts(folder)
+        try:
+            machine = Machine.launch(probe, run, run.path / "m", artifacts, history, pace=PACES["kvm"])
+        except HarnessError as exc:
+            return f"QEMU did not start under it: {exc.message}"
+        try:
+            wait_until(
+                lambda: machine.kernel_log.contains(_FIRST_PROCESS),
+                what="the guest's first process",
+                timeout_s=KVM_DEADLINE_S,
+                watch=machine.watch,
+            )
+        except HarnessError as exc:
+            lines = machine.kernel_log.tail(1)
+            seen = f"the guest's last words were {lines[0]!r}" if lines else "the guest printed nothing"
+            return f"a guest did not boot under it: {exc.message.split(';')[0]}, {seen}"
+        finally:
+            machine.kill()
+            machine.close()
+        return None
+    finally:
+        run.close()
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

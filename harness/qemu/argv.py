@@ -1,0 +1,161 @@
+"""From a spec to QEMU's arguments: a pure function, and the same command as a shell script."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.qemu.spec import SLOTS, MachineSpec, Share
+
+#: Fixed, so that a successor's network card is its source's.
+MAC = "52:54:00:9b:00:01"
+DISK_NODE = "disk0"
+
+
+@dataclass(frozen=True)
+class MachinePaths:
+    """Where one machine's sockets, disk and logs are."""
+
+    qmp: Path
+    console: Path
+    disk: Path
+    kernel_log: Path
+    console_log: Path
+
+
+def render(spec: MachineSpec, paths: MachinePaths) -> list[str]:
+    """The complete argument vector for ``spec``.
+
+    Only options that QEMU has had since 2.4 are used, in their long form (``server=on``).
+    """
+    return spec.qemu.argv(
+        *_machine(spec),
+        *_monitor(paths),
+        *_serial(paths),
+        *_network(),
+        *_disk(paths),
+        *_boot(spec),
+        *_hotplug_places(spec),
+        *_shares(spec),
+        *(("-incoming", "defer") if spec.incoming else ()),
+        *spec.extra,
+    )
+
+
+def _machine(spec: MachineSpec) -> Iterator[str]:
+    yield from ("-name", f"harness-{spec.name}")
+    # Guest memory stays out of core dumps: they are for QEMU's own state, and have to be quick.
+    yield from ("-machine", f"{spec.machine_type.qemu},accel={spec.accel},dump-guest-core=off")
+    yield from ("-cpu", spec.cpu, "-smp", "1", "-m", str(spec.memory_mib))
+    yield from ("-nodefaults", "-no-user-config", "-display", "none")
+    if spec.machine_type.native:
+        yield from ("-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off")
+
+
+def _monitor(paths: MachinePaths) -> Iterator[str]:
+    yield from ("-chardev", f"socket,id=qmp,path={_comma(paths.qmp)},server=on,wait=off")
+    yield from ("-mon", "chardev=qmp,mode=control")
+
+
+def _serial(paths: MachinePaths) -> Iterator[str]:
+    # ttyS0 is the kernel's alone and goes to a file, so no reader is needed for it to be complete;
+    # ttyS1 is the guest's shell, logged by QEMU as it passes.
+    yield from ("-chardev", f"file,id=ttyS0,path={_comma(paths.kernel_log)},append=on")
+    yield from ("-serial", "chardev:ttyS0")
+    log = f"logfile={_comma(paths.console_log)},logappend=on"
+    yield from ("-chardev", f"socket,id=ttyS1,path={_comma(paths.console)},server=on,wait=off,{log}")
+    yield from ("-serial", "chardev:ttyS1")
+
+
+def _network() -> Iterator[str]:
+    # Port 0: the kernel picks a free one, so two runs never race for a number (slirp: hostfwd).
+    yield from ("-netdev", "user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:0-:22")
+    yield from ("-device", f"virtio-net-pci,id=nic0,netdev=net0,mac={MAC},romfile=,addr=0x8")
+
+
+def _disk(paths: MachinePaths) -> Iterator[str]:
+    # No guest device: it exists to hold the snapshots of savevm.
+    yield "-drive"
+    yield f"if=none,id=drive0,node-name={DISK_NODE},file={_comma(paths.disk)},format=qcow2,cache=unsafe"
+
+
+def _boot(spec: MachineSpec) -> Iterator[str]:
+    yield from ("-kernel", str(spec.boot.kernel), "-initrd", str(spec.boot.initramfs))
+    yield from ("-append", spec.boot.cmdline)
+
+
+def _hotplug_places(spec: MachineSpec) -> Iterator[str]:
+    if spec.machine_type.has_root_ports:
+        for slot in range(SLOTS):
+            place = f"bus=pcie.0,addr={0x10 + slot:#x}"
+            yield from ("-device", f"pcie-root-port,id=rp{slot},chassis={slot + 1},slot={slot + 1},{place}")
+
+
+def _shares(spec: MachineSpec) -> Iterator[str]:
+    for share in spec.shares:
+        yield from ("-fsdev", _options(_fsdev(share)))
+        if share.id in spec.plugged:
+            yield from ("-device", _options(share.device(spec.machine_type)))
+
+
+def _fsdev(share: Share) -> dict[str, str]:
+    return {
+        "": "local",
+        "id": share.fsdev,
+        "path": str(share.path),
+        "security_model": share.security_model,
+        **share.fsdev_options,
+    }
+
+
+def _options(properties: Mapping[str, str]) -> str:
+    """``name=value`` pairs as one QEMU option; the first property is given without its name."""
+    (_, first), *rest = properties.items()
+    return ",".join([first, *(f"{name}={_comma(value)}" for name, value in rest)])
+
+
+def _comma(value: str | Path) -> str:
+    """A value inside an option: QEMU doubles a comma (``util/qemu-option.c``)."""
+    return str(value).replace(",", ",,")
+
+
+def script(spec: MachineSpec, run_folder: Path) -> str:
+    """A shell script that starts the same machine again by itself, in a folder of its own.
+
+    Every path inside ``run_folder`` (sockets, disk, shares) is moved to a fresh temporary folder, made
+    when the script runs and removed when QEMU ends; kernel, initramfs and QEMU stay where the cache has them.
+    """
+
+    def here(text: str) -> str:
+        return '"$RUN"'.join(part and shlex.quote(part) for part in text.split(str(run_folder)))
+
+    scratch = MachinePaths(
+        qmp=run_folder / "qmp.sock",
+        console=run_folder / "console.sock",
+        disk=run_folder / "disk.qcow2",
+        kernel_log=run_folder / "guest-kernel.log",
+        console_log=run_folder / "console.log",
+    )
+    words = [here(word) for word in render(spec, scratch)]
+    lines = [
+        "#!/bin/sh",
+        f"# Starts the QEMU {spec.name!r} of this test again ({spec.qemu.name}, {spec.machine_type.name}).",
+        "set -eu",
+        'RUN=$(mktemp -d "${TMPDIR:-/tmp}/argv-XXXXXX")',
+        "trap 'rm -rf \"$RUN\"' EXIT",
+        f'cp {shlex.quote(str(spec.disk))} "$RUN/disk.qcow2"',
+        *(f"mkdir -p {here(str(share.path))}" for share in spec.shares),
+        'echo "QMP: $RUN/qmp.sock  shell: $RUN/console.sock  kernel: $RUN/guest-kernel.log" >&2',
+        *(f"export {name}={shlex.quote(value)}" for name, value in spec.qemu.environment.items()),
+        _wrapped(words),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _wrapped(words: list[str]) -> str:
+    """The command over several lines: each option that takes a value stands with it on one."""
+    return re.sub(r" (?=-[a-z])", " \\\n    ", " ".join(words))
+

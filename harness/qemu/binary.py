@@ -1,0 +1,178 @@
+"""One QEMU binary: how to start it, where its firmware is, and what it can do.
+
+Everything is asked of the binary itself (``--version``, ``-machine help``, ``-device help``, ``-L help``),
+never looked up by version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from harness.errors import SetupError, UsageError
+
+#: A file of QEMU's firmware without which no PC boots (QEMU: ``pc-bios/``, ``hw/i386/x86.c``).
+FIRMWARE = "bios-256k.bin"
+PROGRAM = "qemu-system-x86_64"
+_PROBE_TIMEOUT_S = 60
+
+
+@dataclass(frozen=True)
+class QemuInstall:
+    """How to start one QEMU.
+
+    ``name`` is what the user called it; ``binary`` the ELF file; ``command`` what to execute (for an
+    unpacked release its own dynamic loader, the library path, and the binary); ``arguments`` follow the
+    command on every call (firmware folders); ``key`` identifies the content for caches.
+    """
+
+    name: str
+    binary: Path
+    command: tuple[str, ...]
+    arguments: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    origin: str = "path"
+    key: str = ""
+
+    def argv(self, *rest: str) -> list[str]:
+        """The argument vector that runs this QEMU with ``rest``."""
+        return [*self.command, *self.arguments, *rest]
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a binary said of itself; ``version`` is ``(major, minor, micro)``, ``banner`` its first line."""
+
+    banner: str
+    version: tuple[int, int, int]
+    machines: frozenset[str]
+    devices: frozenset[str]
+
+    @property
+    def version_text(self) -> str:
+        """The version as ``7.2.22``."""
+        return ".".join(str(part) for part in self.version)
+
+    def require_9p(self, install: QemuInstall) -> None:
+        """:raises UsageError: when this QEMU has no ``virtio-9p-pci`` device."""
+        if "virtio-9p-pci" not in self.devices:
+            raise UsageError(
+                f"--qemu {install.name}: {install.binary} has no virtio-9p-pci device "
+                "(built without 9p; configure QEMU with --enable-virtfs)"
+            )
+
+    def require_machine(self, install: QemuInstall, machine: str) -> None:
+        """:raises UsageError: when ``-machine help`` does not list ``machine``."""
+        if machine not in self.machines:
+            raise UsageError(
+                f"--qemu {install.name}: {install.binary} has no machine type {machine!r} "
+                f"(see '{install.binary.name} -machine help')"
+            )
+
+
+def from_path(path: Path) -> QemuInstall:
+    """The QEMU at ``path``: installed, or in a build tree, whose firmware is then found beside it.
+
+    :raises UsageError: when it is missing, not executable, not QEMU, or has no firmware.
+    """
+    name = str(path)
+    if not path.exists():
+        raise UsageError(f"--qemu {name}: no such file (give a path to a binary, or a provisioned name)")
+    if path.is_dir():
+        raise UsageError(f"--qemu {name}: is a folder; give the binary in it, such as {path / PROGRAM}")
+    if not os.access(path, os.X_OK):
+        raise UsageError(f"--qemu {name}: not executable (chmod +x, or give another path)")
+    path = path.absolute()
+    install = QemuInstall(name=name, binary=path, command=(str(path),), key=content_key(path))
+    read_banner(install)
+    return replace(install, arguments=_firmware_arguments(install))
+
+
+def on_path() -> QemuInstall | None:
+    """The ``qemu-system-x86_64`` on PATH, if there is one.
+
+    :raises UsageError: when there is one that is no QEMU.
+    """
+    found = shutil.which(PROGRAM)
+    return from_path(Path(found)) if found else None
+
+
+def content_key(path: Path) -> str:
+    """A short content hash of a binary, to key what is remembered about it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def probe(install: QemuInstall) -> Capabilities:
+    """Ask the binary for its version, machine types and devices.
+
+    :raises UsageError: when it does not answer as a QEMU does.
+    """
+    banner, version = read_banner(install)
+    machines = frozenset(
+        line.split()[0] for line in _ask(install, "-machine", "help").splitlines()[1:] if line.split()
+    )
+    devices = frozenset(re.findall(r'^name "([^"]+)"', _ask(install, "-device", "help"), re.MULTILINE))
+    return Capabilities(banner, version, machines, devices)
+
+
+def read_banner(install: QemuInstall) -> tuple[str, tuple[int, int, int]]:
+    """The first line of ``--version`` and the version in it.
+
+    :raises UsageError: when it is not the line of a QEMU system emulator.
+    """
+    answer = _ask(install, "--version")
+    banner = answer.splitlines()[0].strip() if answer.strip() else ""
+    match = re.match(r"QEMU emulator version (\d+)\.(\d+)\.(\d+)", banner)
+    if match is None:
+        raise UsageError(
+            f"--qemu {install.name}: not a QEMU system emulator: --version printed {banner[:120]!r}"
+        )
+    return banner, (int(match[1]), int(match[2]), int(match[3]))
+
+
+def _ask(install: QemuInstall, *arguments: str) -> str:
+    try:
+        answer = subprocess.run(
+            install.argv(*arguments),
+            env={**os.environ, **install.environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_PROBE_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as exc:
+        raise UsageError(
+            f"--qemu {install.name}: '{' '.join(arguments)}' gave no answer in {_PROBE_TIMEOUT_S} s"
+        ) from exc
+    except OSError as exc:
+        raise UsageError(f"--qemu {install.name}: cannot be executed: {exc.strerror}") from exc
+    output = answer.stdout.decode("utf-8", "replace")
+    if answer.returncode != 0:
+        complaint = answer.stderr.decode("utf-8", "replace").strip() or output.strip()
+        last = complaint.splitlines()[-1] if complaint else "and printed nothing"
+        raise UsageError(
+            f"--qemu {install.name}: '{' '.join(arguments)}' exited with {answer.returncode}: {last}"
+        )
+    return output
+
+
+def _firmware_arguments(install: QemuInstall) -> tuple[str, ...]:
+    """``-L`` with the firmware's folder, when the binary does not find it by itself."""
+    own = [Path(line.strip()) for line in _ask(install, "-L", "help").splitlines() if line.strip()]
+    if any((folder / FIRMWARE).exists() for folder in own):
+        return ()
+    # A build tree: build/qemu-system-x86_64 or, of old, build/x86_64-softmmu/qemu-system-x86_64.
+    here = install.binary.resolve().parent
+    candidates = [parent / "pc-bios" for parent in (here, here.parent, here.parent.parent)]
+    for folder in candidates:
+        if (folder / FIRMWARE).exists():
+            return ("-L", str(folder))
+    looked = ", ".join(str(folder) for folder in [*own, *candidates])
+    raise SetupError(f"--qemu {install.name}: no firmware ({FIRMWARE}); looked in {looked}")

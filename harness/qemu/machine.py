@@ -1,0 +1,291 @@
+"""A QEMU process: started from a spec, spoken to over QMP, ended on purpose or found dead.
+
+What a dead or silent QEMU looks like from outside is a broken socket somewhere; :meth:`Machine.blame`
+turns that into the cause.
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from harness.artifacts import MachineArtifacts, tail
+from harness.channel.console import KernelLog
+from harness.channel.qmp import Qmp
+from harness.deadline import Pace, wait_until
+from harness.errors import HarnessError, QemuDied, QmpLost, QmpSilent, SetupError, WaitTimeout
+from harness.history import History
+from harness.qemu import backtrace
+from harness.qemu.argv import MachinePaths, render, script
+from harness.qemu.spec import MachineSpec
+from harness.reaper import RunFolder
+
+#: Seconds, before scaling, that QEMU may take to open its QMP socket, and to end after ``quit``.
+START_TIMEOUT_S = 20.0
+QUIT_TIMEOUT_S = 20.0
+#: Seconds after a broken connection in which the process's own end may still become visible; the
+#: kernel writes a core dump first.
+_POST_MORTEM_S = 5.0
+
+
+class Machine:
+    """One QEMU process.
+
+    Made by :meth:`launch`; ended by :meth:`quit` or :meth:`kill`; :meth:`close` ends it in any case.
+
+    :ivar qmp: its QMP client, connected.
+    :ivar kernel_log: the guest kernel's console, read from its file.
+    """
+
+    def __init__(
+        self,
+        spec: MachineSpec,
+        folder: Path,
+        disk: Path,
+        artifacts: MachineArtifacts,
+        history: History,
+        pace: Pace,
+    ) -> None:
+        self.spec, self.artifacts, self.history, self.pace = spec, artifacts, history, pace
+        self.folder = folder
+        self.paths = MachinePaths(
+            qmp=folder / "qmp.sock",
+            console=folder / "console.sock",
+            disk=disk,
+            kernel_log=artifacts.kernel,
+            console_log=artifacts.console,
+        )
+        self.qmp = Qmp(spec.name, self.paths.qmp, history, artifacts.qmp)
+        self.kernel_log = KernelLog(artifacts.kernel)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._exited = threading.Event()
+        self._exit_expected = False
+        self._closed = False
+        #: The ids of the 9p devices that are plugged in now; kept true by ``harness.actions.hotplug``.
+        self.plugged: set[str] = set(spec.plugged)
+
+    @classmethod
+    def launch(
+        cls,
+        spec: MachineSpec,
+        run: RunFolder,
+        folder: Path,
+        artifacts: MachineArtifacts,
+        history: History,
+        *,
+        pace: Pace,
+        source: Machine | None = None,
+    ) -> Machine:
+        """Start QEMU and connect to its QMP socket.
+
+        :param run: the run folder that the process belongs to.
+        :param folder: for its sockets and its disk; it must not exist yet, and lies below ``run``.
+        :param source: for a successor, the machine whose disk it goes on with.
+        :raises UsageError: for a share whose folder is not there.
+        :raises SetupError: when the process cannot be started.
+        :raises QemuDied: when it ended at once; the first line is QEMU's own complaint.
+        :raises QmpSilent: when it runs, and its QMP socket does not greet.
+        """
+        for share in spec.shares:
+            share.check()
+        disk = source.paths.disk if source else folder / "disk.qcow2"
+        machine = cls(spec, folder, disk, artifacts, history, pace)
+        try:
+            machine._make_folder(copy_disk=source is None)
+            machine._start(run)
+            machine.qmp.connect(timeout_s=pace.seconds(START_TIMEOUT_S), watch=machine.watch_process)
+        except BaseException:
+            machine.close()
+            raise
+        return machine
+
+    def _make_folder(self, *, copy_disk: bool) -> None:
+        try:
+            self.folder.mkdir()
+            if copy_disk:
+                shutil.copyfile(self.spec.disk, self.paths.disk)
+        except OSError as exc:
+            raise SetupError(f"cannot make {self.folder} for QEMU {self.name!r}: {exc.strerror}") from exc
+
+    def _start(self, run: RunFolder) -> None:
+        argv = render(self.spec, self.paths)
+        self.artifacts.argv.write_text(script(self.spec, self.folder.parent))
+        self.artifacts.argv.chmod(0o755)
+        try:
+            with self.artifacts.qemu.open("ab") as log, _core_dumps():
+                self._process = subprocess.Popen(
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    cwd=self.folder,
+                    env={**run.environment(), **self.spec.qemu.environment},
+                    # Its own session: a Ctrl-C at the terminal is ours to handle, not QEMU's.
+                    start_new_session=True,
+                )
+        except OSError as exc:
+            raise SetupError(f"cannot start QEMU {self.spec.qemu.binary}: {exc.strerror}") from exc
+        first = self.artifacts.folder == self.history.path.parent
+        value = {
+            "pid": self.pid,
+            "binary": str(self.spec.qemu.binary),
+            "artifacts": "." if first else self.artifacts.folder.name,
+            "first": first,
+        }
+        self.history.note(self.name, "machine:launch", value)
+        self._reader = threading.Thread(target=self._wait, name=f"wait-{self.name}", daemon=True)
+        self._reader.start()
+
+    def _wait(self) -> None:
+        assert self._process is not None
+        returncode = self._process.wait()
+        self.history.event(self.name, "machine:exit", {"returncode": returncode})
+        self._exited.set()
+
+    @property
+    def name(self) -> str:
+        """The machine's actor name in the history."""
+        return self.spec.name
+
+    @property
+    def pid(self) -> int:
+        """The process id (it may have ended)."""
+        assert self._process is not None, "not started"
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the process has been started and has not ended."""
+        return self._process is not None and not self._exited.is_set()
+
+    @property
+    def returncode(self) -> int | None:
+        """As :attr:`subprocess.Popen.returncode`; ``None`` while it runs."""
+        return self._process.returncode if self._process is not None and self._exited.is_set() else None
+
+    def watch_process(self) -> None:
+        """:raises QemuDied: when the process ended and nobody asked it to."""
+        if self._exited.is_set() and not self._exit_expected:
+            raise QemuDied(self._epitaph(), details="\n".join(tail(self.artifacts.qemu, 10)))
+
+    def watch(self) -> None:
+        """:raises QemuDied: when the process ended unasked. :raises GuestPanicked: when the guest did."""
+        self.watch_process()
+        self.kernel_log.watch()
+
+    def _epitaph(self) -> str:
+        code = self.returncode
+        assert code is not None
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        said = [line for line in tail(self.artifacts.qemu, 3) if line.strip()]
+        last = self.qmp.last_command
+        during = f" (last QMP command: {last})" if last else ""
+        return f"QEMU {self.name!r} {how}{during}" + (f": {said[-1].strip()}" if said else "")
+
+    def blame(self, symptom: HarnessError) -> HarnessError:
+        """The cause behind ``symptom``: a dead QEMU, a panicked guest, a silent QMP, or itself."""
+        try:
+            if isinstance(symptom, QmpLost):
+                self._await_exit(_POST_MORTEM_S)
+            self.watch()
+            if not isinstance(symptom, QmpSilent | QemuDied):
+                self._check_answering()
+        except HarnessError as cause:
+            return cause
+        return symptom
+
+    def _check_answering(self) -> None:
+        """A guest that does not answer may sit in a QEMU that does not either: that comes first."""
+        if self.running and self.qmp.connected:
+            self.qmp.execute("query-status", timeout_s=self.pace.seconds(5), watch=self.watch_process)
+
+    def _await_exit(self, timeout_s: float) -> bool:
+        return self._exited.wait(timeout_s)
+
+    def expect_exit(self, reason: str) -> None:
+        """Declare, before it happens, that the process will end on purpose."""
+        self._exit_expected = True
+        self.history.note(self.name, "machine:expect-exit", {"reason": reason})
+
+    def quit(self) -> None:
+        """``quit`` over QMP, and wait for the process to end.
+
+        :raises QmpSilent: when QEMU does not take the command.
+        :raises WaitTimeout: when it took it, and still runs.
+        """
+        self.expect_exit("quit")
+        try:
+            self.qmp.execute("quit", timeout_s=self.pace.seconds(QUIT_TIMEOUT_S))
+        except QmpLost:
+            pass  # QEMU may close the socket before its answer is out.
+        wait_until(
+            self._exited.is_set,
+            what=f"the end of QEMU {self.name!r} after quit",
+            timeout_s=self.pace.seconds(QUIT_TIMEOUT_S),
+            artifacts=self.artifacts.folder,
+        )
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until the process is gone."""
+        if self.running:
+            self.expect_exit("kill")
+            self._kill()
+
+    def _kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._await_exit(_POST_MORTEM_S)
+
+    def close(self) -> None:
+        """End the process if it still runs (``quit`` first, then SIGKILL) and let go of everything.
+
+        A QEMU that has to be killed is recorded as such, for the checkers. Never raises.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self.running:
+                self._end()
+        finally:
+            self.qmp.close()
+            if self.returncode is not None and self.returncode < 0 and not self._exit_expected:
+                backtrace.collect(self.spec.qemu, self.folder, self.artifacts.backtrace)
+            if self._process is not None:
+                self._reader.join(_POST_MORTEM_S)
+
+    def _end(self) -> None:
+        try:
+            if not self.qmp.connected:
+                raise QmpLost(f"QEMU {self.name!r} has no QMP connection")
+            self.quit()
+        except HarnessError as exc:
+            if self.running:
+                self.history.note(self.name, "machine:killed", {"why": exc.message})
+                self._kill()
+
+    @property
+    def ssh_port(self) -> int:
+        """The loopback port that is forwarded to the guest's port 22 (HMP ``info usernet``)."""
+        for line in self.qmp.hmp("info usernet").splitlines():
+            words = line.split()
+            if words and words[0] == "TCP[HOST_FORWARD]":
+                return int(words[3])
+        raise SetupError(f"QEMU {self.name!r} forwards no port to its guest (info usernet)")
+
+
+@contextmanager
+def _core_dumps() -> Iterator[None]:
+    """Let the child dump core into its folder, where gdb can read it; our own limit is put back."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))

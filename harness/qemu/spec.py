@@ -1,0 +1,150 @@
+"""What to start, as frozen data: a machine, its type, its shares. Nothing here touches the host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from harness.errors import UsageError
+from harness.qemu.binary import QemuInstall
+
+#: Hotpluggable places a machine offers; each holds one device.
+SLOTS = 4
+_FIRST_ADDR = 0x10
+
+
+@dataclass(frozen=True)
+class MachineType:
+    """A machine type together with the way PCI hotplug works on it.
+
+    ``name`` is the harness's name, ``qemu`` QEMU's (``-machine``). ``native`` means PCIe hotplug by the
+    root port itself instead of ACPI (QEMU: ``hw/acpi/ich9.c``, ``hw/pci/pcie.c``).
+    """
+
+    name: str
+    qemu: str
+    description: str
+    native: bool = False
+
+    @property
+    def has_root_ports(self) -> bool:
+        """Whether devices sit behind ``pcie-root-port`` devices."""
+        return self.qemu == "q35"
+
+    def place(self, slot: int) -> Mapping[str, str]:
+        """The ``bus`` and ``addr`` properties of the hotpluggable place ``slot``.
+
+        Addresses are explicit, so that a successor has each device where its source had it.
+
+        :raises UsageError: when there is no such place.
+        """
+        if not 0 <= slot < SLOTS:
+            raise UsageError(f"machine {self.name} has places 0 to {SLOTS - 1}, not {slot}")
+        if self.has_root_ports:
+            return {"bus": f"rp{slot}", "addr": "0x0"}
+        return {"bus": "pci.0", "addr": hex(_FIRST_ADDR + slot)}
+
+
+MACHINE_TYPES: Mapping[str, MachineType] = {
+    kind.name: kind
+    for kind in (
+        MachineType("pc", "pc", "i440fx with PIIX4 ACPI hotplug"),
+        MachineType("q35", "q35", "Q35, ACPI hotplug through a root port"),
+        MachineType("q35-pcie", "q35", "Q35, native PCIe hotplug", native=True),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Share:
+    """An export: an ``-fsdev`` declared at launch, and the ``virtio-9p-pci`` device that offers it.
+
+    :param id: the device's id; its fsdev is called ``fs-``\\ *id*.
+    :param path: the exported folder on the host.
+    :param mount_tag: at most 31 bytes (QEMU: ``hw/9pfs/9p.h``, ``MAX_TAG_LEN`` with its NUL).
+    :param slot: which of the machine's hotpluggable places it takes.
+    """
+
+    id: str
+    path: Path
+    mount_tag: str
+    slot: int = 0
+    security_model: str = "none"
+    driver: str = "virtio-9p-pci"
+    fsdev_options: Mapping[str, str] = field(default_factory=dict)
+    device_options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def fsdev(self) -> str:
+        """The id of the share's ``-fsdev``."""
+        return f"fs-{self.id}"
+
+    def check(self) -> None:
+        """:raises UsageError: when the path is not a folder that exists."""
+        if not self.path.exists():
+            raise UsageError(f"share {self.id}: {self.path}: no such folder")
+        if not self.path.is_dir():
+            raise UsageError(f"share {self.id}: {self.path}: not a folder; 9p exports folders")
+
+    def device(self, machine_type: MachineType) -> dict[str, str]:
+        """The properties of the device: for ``device_add``, and for ``-device``."""
+        return {
+            "driver": self.driver,
+            "id": self.id,
+            "fsdev": self.fsdev,
+            "mount_tag": self.mount_tag,
+            **machine_type.place(self.slot),
+            **self.device_options,
+        }
+
+
+@dataclass(frozen=True)
+class Boot:
+    """What the guest boots: kernel, initramfs, kernel command line."""
+
+    kernel: Path
+    initramfs: Path
+    cmdline: str
+
+
+@dataclass(frozen=True)
+class MachineSpec:
+    """One QEMU process, described.
+
+    :param name: its actor name in the history: ``source``, ``successor-1``, …
+    :param accel: ``tcg`` or ``kvm``.
+    :param shares: the pool of exports; every one gets an ``-fsdev``, because QEMU has no ``fsdev_add``.
+    :param plugged: ids of the shares whose device is on the command line.
+    :param disk: an empty qcow2; each source gets a copy, which its successors go on with.
+    :param incoming: start with ``-incoming defer`` and wait for a migration stream.
+    :param extra: further arguments, verbatim, at the end.
+    """
+
+    name: str
+    qemu: QemuInstall
+    machine_type: MachineType
+    accel: str
+    boot: Boot
+    disk: Path
+    memory_mib: int = 256
+    cpu: str = "qemu64"
+    shares: tuple[Share, ...] = ()
+    plugged: frozenset[str] = frozenset()
+    incoming: bool = False
+    extra: tuple[str, ...] = ()
+
+    def successor(self, name: str, *, plugged: frozenset[str]) -> MachineSpec:
+        """The machine that a migration of this one arrives at: the same, but for its name, waiting.
+
+        :param plugged: the shares whose devices the source has at that time.
+        """
+        return replace(self, name=name, plugged=plugged, incoming=True)
+
+    def share(self, share_id: str) -> Share:
+        """:raises UsageError: when no share of the pool has that id."""
+        for share in self.shares:
+            if share.id == share_id:
+                return share
+        known = ", ".join(share.id for share in self.shares) or "none"
+        raise UsageError(f"machine {self.name} has no share {share_id!r} (it has: {known})")
