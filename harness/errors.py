@@ -56,6 +56,18 @@ class CommandFailed(GuestError):
         )
 
 
+class CommandTimeout(GuestError):
+    """A command in the guest did not end in time; ``stdout`` and ``stderr`` are what it had printed."""
+
+    def __init__(self, where: str, argv: str, timeout_s: float, stdout: str, stderr: str) -> None:
+        self.argv, self.timeout_s, self.stdout, self.stderr = argv, timeout_s, stdout, stderr
+        printed = (stdout + stderr).strip()
+        super().__init__(
+            f"{where}: {argv!r} did not end within {timeout_s:.1f} s",
+            details=f"printed so far: {printed[-1000:]}" if printed else "",
+        )
+
+
 class ChannelLost(GuestError):
     """A channel into the guest (SSH, console) broke or never opened."""
 
@@ -79,6 +91,10 @@ class Violation(HarnessError):
 
 class QemuDied(Violation):
     """The QEMU process ended although nobody asked it to (signal, assertion, exit)."""
+
+
+class QmpLost(HarnessError):
+    """The QMP connection broke. A symptom: :meth:`Machine.blame` finds out whether QEMU died."""
 
 
 class QmpSilent(Violation):

@@ -1,0 +1,38 @@
+"""Channels into QEMU and into the guest: bytes to typed replies.
+
+SSH and the serial console satisfy one small protocol, so that whatever runs commands in a guest does not
+care which of the two carries them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A command that ended: its shell text, exit status (negative for a signal) and output."""
+
+    argv: str
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Channel(Protocol):
+    """A way to run commands in a guest."""
+
+    name: str
+
+    def run(self, command: str, *, timeout_s: float, stdin: bytes = b"") -> Completed:
+        """Run a shell command as root; a non-zero exit status is no error here.
+
+        :raises CommandTimeout: when it did not end within ``timeout_s`` seconds.
+        :raises ChannelLost: when the channel broke.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of it; idempotent, never raises."""
+        ...

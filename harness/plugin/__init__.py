@@ -1,0 +1,11 @@
+"""The pytest plugin: options and axes, fixtures, judging at the end of each test, reports.
+
+The only part of the harness that imports pytest.
+"""
+
+pytest_plugins = [
+    "harness.plugin.options",
+    "harness.plugin.fixtures",
+    "harness.plugin.judging",
+    "harness.plugin.reporting",
+]

@@ -177,7 +177,7 @@ class Machine:
     def watch(self) -> None:
         """:raises QemuDied: when the process ended unasked. :raises GuestPanicked: when the guest did."""
         self.watch_process()
-        self.kernel_log.watch()
+        self.kernel_log.watch(self.name)
 
     def _epitaph(self) -> str:
         code = self.returncode

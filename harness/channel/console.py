@@ -1,0 +1,157 @@
+"""The serial side of a guest: a shell on its second port through pexpect, and its kernel's own log file."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import re
+import socket
+import uuid
+from pathlib import Path
+
+import pexpect
+from pexpect import socket_pexpect
+
+from harness.channel import Completed
+from harness.deadline import Deadline, Watch, wait_until
+from harness.errors import ChannelLost, CommandTimeout, GuestPanicked, WaitTimeout
+
+#: A tty in canonical mode takes at most 4095 bytes a line (kernel: ``drivers/tty/n_tty.c``,
+#: ``N_TTY_BUF_SIZE``); what is longer goes over in pieces.
+_PIECE = 1024
+_PROBE_S = 2.0
+
+
+class Console:
+    """A channel over the guest's shell on ttyS1.
+
+    Each command travels as base64 and so do its outputs, between markers that are new for every command:
+    echo, prompts and what an earlier command left on the line cannot be taken for an answer.
+
+    :param socket_path: the unix socket of QEMU's character device.
+    :raises ChannelLost: when there is no such socket.
+    """
+
+    name = "console"
+
+    def __init__(self, socket_path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.connect(str(socket_path))
+        except OSError as exc:
+            self._socket.close()
+            raise ChannelLost(f"cannot open the console {socket_path}: {exc.strerror}") from exc
+        self._shell = socket_pexpect.SocketSpawn(self._socket, timeout=10, maxread=65536)
+
+    def wait_ready(self, *, timeout_s: float, watch: Watch | None = None) -> None:
+        """Wait for an answered command.
+
+        :raises ChannelLost: when none came in time.
+        """
+
+        def answers() -> bool:
+            try:
+                return self.run("true", timeout_s=_PROBE_S).returncode == 0
+            except CommandTimeout:
+                return False
+
+        try:
+            wait_until(answers, what="the console's shell", timeout_s=timeout_s, watch=watch)
+        except WaitTimeout as exc:
+            raise ChannelLost(f"the guest's console did not answer within {exc.elapsed_s:.0f} s") from None
+
+    def run(self, command: str, *, timeout_s: float, stdin: bytes = b"") -> Completed:
+        """See :meth:`harness.channel.Channel.run`. After a timeout the command was interrupted (Ctrl-C)."""
+        mark = uuid.uuid4().hex
+        deadline = Deadline.after(timeout_s)
+        try:
+            self._send_file(f"/tmp/.{mark}.c", command.encode(), mark, deadline)
+            self._send_file(f"/tmp/.{mark}.i", stdin, mark, deadline)
+            self._send(
+                f"m={mark}; f=/tmp/.$m; sh $f.c <$f.i >$f.o 2>$f.e; r=$?; "
+                'echo; echo "<$m:$r"; base64 $f.o; echo "=$m"; base64 $f.e; echo ">$m"; rm -f $f.?'
+            )
+            self._expect(rf"<{mark}:(\d+)\r?\n", deadline)
+            status = int(self._shell.match.group(1))
+            out = self._until(f"={mark}", deadline)
+            err = self._until(f">{mark}", deadline)
+        except pexpect.TIMEOUT:
+            seen = self._shell.before
+            self._interrupt()
+            printed = seen.decode("utf-8", "replace") if isinstance(seen, bytes) else ""
+            raise CommandTimeout(self.name, command, timeout_s, printed, "") from None
+        except (pexpect.EOF, OSError) as exc:
+            raise ChannelLost(f"the console broke during {command!r}") from exc
+        return Completed(command, status, out, err)
+
+    def _send_file(self, path: str, content: bytes, mark: str, deadline: Deadline) -> None:
+        encoded = base64.b64encode(content).decode()
+        pieces = [encoded[i : i + _PIECE] for i in range(0, len(encoded), _PIECE)]
+        self._send(f": >{path}.b")
+        for number, piece in enumerate(pieces):
+            # Waiting for each piece keeps the guest's 4 KiB tty buffer from overflowing.
+            self._send(f'echo {piece} >>{path}.b; echo "+"{mark}:{number}:')
+            self._expect(rf"\+{mark}:{number}:", deadline)
+        self._send(f"base64 -d <{path}.b >{path}; rm {path}.b")
+
+    def _send(self, line: str) -> None:
+        self._shell.send(line.encode() + b"\n")
+
+    def _expect(self, pattern: str, deadline: Deadline) -> None:
+        self._shell.expect(pattern.encode(), timeout=max(0.01, deadline.remaining_s))
+
+    def _until(self, marker: str, deadline: Deadline) -> str:
+        self._expect(re.escape(marker), deadline)
+        return base64.b64decode(b"".join(self._shell.before.split())).decode("utf-8", "replace")
+
+    def _interrupt(self) -> None:
+        with contextlib.suppress(OSError):
+            self._shell.send(b"\x03\n")
+
+    def close(self) -> None:
+        """See :meth:`harness.channel.Channel.close`."""
+        with contextlib.suppress(OSError):
+            self._socket.close()
+
+
+class KernelLog:
+    """The guest kernel's console, from the file that QEMU writes.
+
+    Reading is incremental; a file that does not exist yet is empty.
+    """
+
+    _PANIC = re.compile(r"Kernel panic - not syncing.*")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offset = 0
+        self._text = ""
+
+    def text(self) -> str:
+        """Everything so far."""
+        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
+            file.seek(self._offset)
+            new = file.read()
+            self._offset += len(new)
+            self._text += new.decode("utf-8", "replace").replace("\r", "")
+        return self._text
+
+    def contains(self, words: str) -> bool:
+        """Whether ``words`` stand anywhere in it."""
+        return words in self.text()
+
+    def tail(self, lines: int) -> list[str]:
+        """The last lines that are not empty."""
+        return [line for line in self.text().splitlines() if line.strip()][-lines:]
+
+    def panic(self) -> str | None:
+        """The panic's line, if there was one."""
+        found = self._PANIC.search(self.text())
+        return found[0] if found else None
+
+    def watch(self, machine: str = "") -> None:
+        """:raises GuestPanicked: when the kernel panicked."""
+        panic = self.panic()
+        if panic is not None:
+            where = f"the guest of {machine!r}" if machine else "the guest"
+            raise GuestPanicked(f"{where}: {panic}", details="\n".join(self.tail(30)))

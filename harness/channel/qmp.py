@@ -1,0 +1,319 @@
+"""QMP, synchronously: one asyncio thread owns every ``qemu.qmp`` client of the process.
+
+Every message, in both directions, goes to ``qmp.ndjson``; every command and every event into the history,
+events stamped on arrival. A listener is armed before the command whose effect it awaits is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import json
+import threading
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from qemu.qmp import ConnectError, EventListener, ExecInterruptedError, ExecuteError, Message, QMPClient, QMPError
+from qemu.qmp.qmp_client import GreetingError, NegotiationError
+from qemu.qmp.protocol import StateError
+
+from harness.deadline import Deadline, Watch, wait_until
+from harness.errors import QemuError, QmpLost, QmpSilent, WaitTimeout
+from harness.history import History, Operation
+
+T = TypeVar("T")
+#: Seconds that QEMU may take for an ordinary command. Device reset and unrealize drain requests under the
+#: big lock (facts: QMP then stalls as long as the backend does), so this is generous.
+EXECUTE_TIMEOUT_S = 60.0
+_CLOSE_TIMEOUT_S = 5.0
+
+
+class QmpThread:
+    """The asyncio thread; one for each process, made on first use."""
+
+    _lock = threading.Lock()
+    _shared: QmpThread | None = None
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name="qmp", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def shared(cls) -> QmpThread:
+        """The process's own."""
+        with cls._lock:
+            if cls._shared is None:
+                cls._shared = cls()
+            return cls._shared
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Run ``coroutine`` in the thread."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+
+
+@dataclass(frozen=True)
+class QmpEvent:
+    """An event: ``timestamp_s`` is QEMU's (seconds since the epoch), ``t_s`` our monotonic one at arrival."""
+
+    name: str
+    data: Mapping[str, Any]
+    timestamp_s: float
+    t_s: float
+
+
+class Listener:
+    """Collects the events that match, from the moment it is armed until it is closed; a context manager."""
+
+    def __init__(self, qmp: Qmp, accept: Callable[[QmpEvent], bool]) -> None:
+        self._qmp, self._accept = qmp, accept
+        self._seen: list[QmpEvent] = []
+        qmp._listeners.append(self)
+
+    @property
+    def events(self) -> tuple[QmpEvent, ...]:
+        """Everything that matched so far; still there after :meth:`close`."""
+        return tuple(self._seen)
+
+    def wait(
+        self,
+        predicate: Callable[[QmpEvent], bool] = lambda event: True,
+        *,
+        what: str,
+        timeout_s: float,
+        watch: Watch | None = None,
+    ) -> QmpEvent:
+        """The first event, past or to come, that satisfies ``predicate``.
+
+        :raises WaitTimeout: naming the last events seen.
+        """
+        try:
+            found = wait_until(
+                lambda: next((event for event in self.events if predicate(event)), None),
+                what=what,
+                timeout_s=timeout_s,
+                watch=watch,
+            )
+        except WaitTimeout as exc:
+            raise WaitTimeout(what, last=self.events[-3:], elapsed_s=exc.elapsed_s) from None
+        return found
+
+    def close(self) -> None:
+        """Stop collecting."""
+        if self in self._qmp._listeners:
+            self._qmp._listeners.remove(self)
+
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _offer(self, event: QmpEvent) -> None:
+        if self._accept(event):
+            self._seen.append(event)
+
+
+class _LoggingClient(QMPClient):
+    """A client that writes every message to a file, through the hooks that qemu.qmp documents for that."""
+
+    def __init__(self, name: str, log: Callable[[str, Message], None]) -> None:
+        super().__init__(name)
+        self._log = log
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        self._log("out", msg)
+        return super()._cb_outbound(msg)
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        self._log("in", msg)
+        return super()._cb_inbound(msg)
+
+
+class Pending:
+    """A command that was sent; :meth:`wait` gives its answer."""
+
+    def __init__(self, qmp: Qmp, command: str, op: Operation, future: concurrent.futures.Future[Any]) -> None:
+        self._qmp, self.command, self._op, self._future = qmp, command, op, future
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer has come."""
+        return self._future.done()
+
+    def wait(self, *, timeout_s: float = EXECUTE_TIMEOUT_S, watch: Watch | None = None) -> Any:
+        """The command's return value.
+
+        :raises QemuError: when QEMU refused it. :raises QmpLost: when the connection broke.
+        :raises QmpSilent: when no answer came; one that comes later is still recorded.
+        """
+        deadline = Deadline.after(timeout_s)
+        while not deadline.expired:
+            try:
+                return self._future.result(min(0.25, max(deadline.remaining_s, 0.001)))
+            except concurrent.futures.TimeoutError:
+                if watch is not None:
+                    watch()
+            except (QMPError, EOFError, OSError, asyncio.CancelledError, concurrent.futures.CancelledError) as exc:
+                raise self._translate(exc) from None
+        name = self._qmp.machine
+        raise QmpSilent(f"QEMU {name!r} did not answer {self.command} within {timeout_s:.0f} s")
+
+    def _translate(self, exc: BaseException) -> QemuError | QmpLost:
+        if isinstance(exc, ExecuteError):
+            error = exc.error.error
+            received = {"class": error.class_, "desc": error.desc}
+            return QemuError(self._qmp.machine, dict(exc.sent), received, error.desc)
+        why = str(exc) or type(exc).__name__
+        return QmpLost(f"QEMU {self._qmp.machine!r}: the QMP connection broke during {self.command}: {why}")
+
+
+class Qmp:
+    """The QMP client of one QEMU.
+
+    :param machine: the actor name in the history.
+    :param log: ``qmp.ndjson``.
+    """
+
+    def __init__(self, machine: str, socket_path: Path, history: History, log: Path) -> None:
+        self.machine, self.history = machine, history
+        self._socket_path, self._zero_s = socket_path, time.monotonic()
+        self._log = log.open("a", encoding="utf-8")
+        self._thread = QmpThread.shared()
+        self._client: _LoggingClient | None = None
+        self._listeners: list[Listener] = []
+        self._answers: set[asyncio.Task[Any]] = set()
+        #: The command that was sent last, for the epitaph of a QEMU that dies.
+        self.last_command: str | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether the session is established."""
+        return self._client is not None and self._client.runstate.name == "RUNNING"
+
+    def connect(self, *, timeout_s: float, watch: Watch | None = None) -> None:
+        """Connect and negotiate; retried until QEMU has made its socket.
+
+        :raises QmpSilent: when there is a connection and no greeting, or never a socket.
+        """
+        deadline = Deadline.after(timeout_s)
+
+        def attempt() -> bool:
+            client = _LoggingClient(self.machine, self._write)
+            client.register_listener(EventListener(event_filter=self._on_event))
+            left_s = max(0.5, deadline.remaining_s)
+            future = self._thread.submit(asyncio.wait_for(client.connect(str(self._socket_path)), left_s))
+            try:
+                _result(future, watch)
+            except (TimeoutError, asyncio.TimeoutError):
+                raise QmpSilent(f"QEMU {self.machine!r} did not greet on its QMP socket within {timeout_s:.0f} s") from None
+            except (GreetingError, NegotiationError) as exc:
+                raise QmpLost(f"QEMU {self.machine!r}: no QMP session: {exc}") from None
+            except ConnectError as exc:
+                if isinstance(exc.exc, (FileNotFoundError, ConnectionRefusedError)):
+                    return False
+                raise QmpLost(f"QEMU {self.machine!r}: no QMP session: {exc}") from None
+            self._client = client
+            return True
+
+        try:
+            wait_until(attempt, what="the QMP socket", timeout_s=timeout_s, watch=watch)
+        except WaitTimeout as exc:
+            raise QmpSilent(f"QEMU {self.machine!r} opened no QMP socket within {exc.elapsed_s:.0f} s") from None
+
+    def request(self, command: str, arguments: Mapping[str, Any] | None = None) -> Pending:
+        """Send a command and return without its answer."""
+        op = self.history.invoke(self.machine, f"qmp:{command}", dict(arguments or {}))
+        self.last_command = command
+        return Pending(self, command, op, self._thread.submit(self._execute(command, arguments, op)))
+
+    def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float = EXECUTE_TIMEOUT_S,
+        watch: Watch | None = None,
+    ) -> Any:
+        """Send a command and return its answer (see :meth:`Pending.wait` for what it raises)."""
+        return self.request(command, arguments).wait(timeout_s=timeout_s, watch=watch)
+
+    def hmp(
+        self, command_line: str, *, timeout_s: float = EXECUTE_TIMEOUT_S, watch: Watch | None = None
+    ) -> str:
+        """``human-monitor-command``: what the human monitor printed."""
+        arguments = {"command-line": command_line}
+        return str(self.execute("human-monitor-command", arguments, timeout_s=timeout_s, watch=watch))
+
+    def listen(self, *names: str) -> Listener:
+        """Collect the events of these names (all, if none is given) from now on."""
+        return Listener(self, lambda event: not names or event.name in names)
+
+    def close(self) -> None:
+        """Disconnect; idempotent, bounded in time, never raises."""
+        client, self._client = self._client, None
+        if client is not None:
+            future = self._thread.submit(asyncio.wait_for(_disconnect(client), _CLOSE_TIMEOUT_S))
+            concurrent.futures.wait([future], _CLOSE_TIMEOUT_S + 1)
+            if future.done():
+                future.exception()
+        self._log.close()
+
+    async def _execute(self, command: str, arguments: Mapping[str, Any] | None, op: Operation) -> Any:
+        try:
+            client = self._client
+            if client is None:
+                raise EOFError("not connected")
+            answer = await client.execute(command, dict(arguments) if arguments is not None else None)
+        except ExecuteError as exc:
+            op.fail({"class": exc.error.error.class_, "desc": exc.error.error.desc})
+            raise
+        except BaseException as exc:
+            op.info(str(exc) or type(exc).__name__)
+            raise
+        op.ok(answer)
+        return answer
+
+    def _on_event(self, message: Message) -> bool:
+        """Runs in the asyncio thread as the event arrives; nothing is queued."""
+        stamp = message.get("timestamp")
+        stamp = stamp if isinstance(stamp, dict) else {}
+        data = message.get("data", {})
+        name = str(message["event"])
+        self.history.event(self.machine, f"event:{name}", {"data": data, "timestamp": stamp})
+        seconds = stamp.get("seconds", 0) + stamp.get("microseconds", 0) / 1e6
+        event = QmpEvent(name, data if isinstance(data, dict) else {}, seconds, time.monotonic())
+        for listener in tuple(self._listeners):
+            listener._offer(event)
+        return False
+
+    def _write(self, direction: str, message: Message) -> None:
+        if not self._log.closed:
+            t_s = round(time.monotonic() - self._zero_s, 6)
+            self._log.write(json.dumps({"t_s": t_s, "dir": direction, "message": dict(message)}) + "\n")
+            self._log.flush()
+
+
+def _result(future: concurrent.futures.Future[T], watch: Watch | None) -> T:
+    while True:
+        try:
+            return future.result(0.25)
+        except concurrent.futures.TimeoutError:
+            if future.done():
+                raise
+            if watch is not None:
+                try:
+                    watch()
+                except BaseException:
+                    future.cancel()
+                    raise
+
+
+async def _disconnect(client: QMPClient) -> None:
+    try:
+        await client.disconnect()
+    except (QMPError, EOFError, OSError):
+        pass

@@ -1,0 +1,148 @@
+"""SSH into the guest with paramiko: public key only, the host key pinned, one connection reused."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import logging
+import select
+import socket
+from pathlib import Path
+
+import paramiko
+
+from harness.channel import Completed
+from harness.deadline import Deadline, Watch, wait_until
+from harness.errors import ChannelLost, CommandTimeout, SetupError, WaitTimeout
+
+HOST = "127.0.0.1"
+USER = "root"
+#: Seconds for one attempt to reach the guest's sshd: QEMU's user network accepts the connection long before
+#: the guest can answer, so an attempt may hang, and is given up for the next.
+_ATTEMPT_S = 5.0
+_CHUNK = 65536
+
+logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)
+
+
+class Ssh:
+    """A channel over SSH.
+
+    :param port: the port on the loopback address that is forwarded to the guest.
+    :param client_key: the OpenSSH private key to log in with.
+    :param host_key: the only host key to accept, ``ssh-ed25519 AAAA…``.
+    :param timeout_s: seconds in which the guest has to let us in; attempts are repeated.
+    :param watch: raises the real cause when waiting on is pointless.
+    :raises ChannelLost: when it did not, or presented another host key.
+    :raises SetupError: when the private key cannot be read.
+    """
+
+    name = "ssh"
+
+    def __init__(
+        self, port: int, *, client_key: Path, host_key: str, timeout_s: float, watch: Watch | None = None
+    ) -> None:
+        self._port = port
+        self._host_key = host_key.split()[1]
+        try:
+            self._key = paramiko.Ed25519Key.from_private_key_file(str(client_key))
+        except (OSError, paramiko.SSHException) as exc:
+            raise SetupError(f"cannot read the SSH key {client_key}: {exc}") from exc
+        self._last_error = "no attempt was made"
+        try:
+            self._transport = wait_until(
+                self._attempt, what="SSH", timeout_s=timeout_s, watch=watch, interval_s=0.1
+            )
+        except WaitTimeout as exc:
+            raise ChannelLost(
+                f"the guest did not answer on SSH ({HOST}:{port}) within {exc.elapsed_s:.0f} s: {self._last_error}"
+            ) from None
+
+    def _attempt(self) -> paramiko.Transport | None:
+        transport = None
+        try:
+            sock = socket.create_connection((HOST, self._port), timeout=_ATTEMPT_S)
+            transport = paramiko.Transport(sock)
+            transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = _ATTEMPT_S * 4
+            transport.start_client(timeout=_ATTEMPT_S * 4)
+            self._check_host_key(transport.get_remote_server_key())
+            transport.auth_publickey(USER, self._key)
+        except paramiko.AuthenticationException as exc:
+            _close(transport)
+            raise ChannelLost(f"the guest's sshd refused our key: {exc}") from exc
+        except (OSError, EOFError, paramiko.SSHException) as exc:
+            self._last_error = str(exc) or type(exc).__name__
+            _close(transport)
+            return None
+        except BaseException:
+            _close(transport)
+            raise
+        return transport
+
+    def _check_host_key(self, presented: paramiko.PKey) -> None:
+        if presented.get_base64() != self._host_key:
+            expected = paramiko.Ed25519Key(data=base64.b64decode(self._host_key))
+            raise ChannelLost(
+                f"{HOST}:{self._port} is not our guest: its host key is {presented.fingerprint}, "
+                f"expected {expected.fingerprint}"
+            )
+
+    def run(self, command: str, *, timeout_s: float, stdin: bytes = b"") -> Completed:
+        """See :meth:`harness.channel.Channel.run`."""
+        deadline = Deadline.after(timeout_s)
+        try:
+            channel = self._transport.open_session(timeout=timeout_s)
+            channel.settimeout(timeout_s)
+            channel.exec_command(command)
+            return self._converse(channel, command, stdin, deadline)
+        except (OSError, EOFError, paramiko.SSHException) as exc:
+            why = str(exc) or type(exc).__name__
+            raise ChannelLost(f"the SSH connection to the guest broke during {command!r}: {why}") from exc
+
+    def _converse(
+        self, channel: paramiko.Channel, command: str, stdin: bytes, deadline: Deadline
+    ) -> Completed:
+        """Feed stdin and drain both outputs at once, so that neither side ever waits for the other."""
+        out, err = bytearray(), bytearray()
+        unsent = memoryview(stdin)
+        if not unsent:
+            channel.shutdown_write()
+        # The channel's own descriptor becomes readable with data, EOF or its close.
+        while not (channel.eof_received and channel.exit_status_ready()):
+            if deadline.expired:
+                channel.close()
+                raise CommandTimeout(self.name, command, deadline.timeout_s, _text(out), _text(err))
+            if unsent and channel.send_ready():
+                unsent = unsent[channel.send(bytes(unsent[:_CHUNK])) :]
+                if not unsent:
+                    channel.shutdown_write()
+            _drain(channel, out, err)
+            if not channel.closed:
+                select.select([channel.fileno()], [], [], 0.01 if unsent else min(0.05, deadline.remaining_s))
+            elif not channel.exit_status_ready():
+                raise EOFError("the channel closed without an exit status")
+        _drain(channel, out, err)
+        status = channel.recv_exit_status()
+        channel.close()
+        return Completed(command, status, _text(out), _text(err))
+
+    def close(self) -> None:
+        """See :meth:`harness.channel.Channel.close`."""
+        _close(self._transport)
+
+
+def _drain(channel: paramiko.Channel, out: bytearray, err: bytearray) -> None:
+    while channel.recv_ready():
+        out += channel.recv(_CHUNK)
+    while channel.recv_stderr_ready():
+        err += channel.recv_stderr(_CHUNK)
+
+
+def _text(data: bytearray) -> str:
+    return data.decode("utf-8", "replace")
+
+
+def _close(transport: paramiko.Transport | None) -> None:
+    if transport is not None:
+        with contextlib.suppress(Exception):
+            transport.close()

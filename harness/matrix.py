@@ -1,0 +1,135 @@
+"""The axes of a run, and their crossing: names from the command line to cells that can be booted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from harness.errors import UsageError
+from harness.guest.image import GuestImage
+from harness.guest.lab import Cell
+from harness.provision import Cache, Provisioner, default_cache_root
+from harness.qemu import accel, binary
+from harness.qemu.accel import Accel
+from harness.qemu.binary import Capabilities, QemuInstall
+from harness.qemu.spec import MACHINE_TYPES, MachineType
+
+#: What an axis that nobody narrowed is called: the QEMU on PATH or the default release, the default kernel.
+DEFAULT = "default"
+ACCELS = ("auto", "kvm", "tcg")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a user asked for: names only, so that asking costs nothing and collection never probes."""
+
+    qemus: tuple[str, ...] = (DEFAULT,)
+    machines: tuple[str, ...] = tuple(MACHINE_TYPES)
+    kernels: tuple[str, ...] = (DEFAULT,)
+    accel: str = "auto"
+
+    def check(self) -> None:
+        """:raises UsageError: for a machine type or accelerator that does not exist."""
+        for name in self.machines:
+            machine_type(name)
+        if self.accel not in ACCELS:
+            raise UsageError(f"--accel {self.accel}: unknown accelerator; known: {', '.join(ACCELS)}")
+
+    def cells(self) -> Iterator[tuple[str, str, str]]:
+        """Every combination, as names: QEMU, kernel, machine type."""
+        for qemu in self.qemus:
+            for kernel in self.kernels:
+                for machine in self.machines:
+                    yield qemu, kernel, machine
+
+
+def machine_type(name: str) -> MachineType:
+    """:raises UsageError: when there is no such machine type."""
+    if name not in MACHINE_TYPES:
+        raise UsageError(f"--machine {name}: unknown machine type; known: {', '.join(MACHINE_TYPES)}")
+    return MACHINE_TYPES[name]
+
+
+class Matrix:
+    """Turns names into cells, each name once; provisions what is missing on the way.
+
+    :param report: told of everything that takes more than a moment.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        cache: Path | None = None,
+        report: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.selection, self._report = selection, report
+        self._root = cache or default_cache_root()
+        self._qemus: dict[str, tuple[QemuInstall, Capabilities]] = {}
+        self._images: dict[str, GuestImage] = {}
+        self._accels: dict[tuple[str, str], Accel] = {}
+
+    @cached_property
+    def _provisioner(self) -> Provisioner:
+        return Provisioner(Cache(self._root), report=self._report)
+
+    def prepare(self) -> list[Cell]:
+        """Every cell of the selection, ready to boot.
+
+        :raises UsageError: for names, paths and binaries that will not do, before any guest is booted.
+        :raises SetupError: when something cannot be provisioned.
+        """
+        self.selection.check()
+        for name in self.selection.qemus:
+            install, capabilities = self.qemu(name)
+            capabilities.require_9p(install)
+            for machine in self.selection.machines:
+                capabilities.require_machine(install, machine_type(machine).qemu)
+        return [self.cell(*names) for names in self.selection.cells()]
+
+    def cell(self, qemu: str, kernel: str, machine: str) -> Cell:
+        """One combination, by names."""
+        install, capabilities = self.qemu(qemu)
+        image = self.image(kernel)
+        kind = machine_type(machine)
+        return Cell(install, capabilities, image, kind, self._accel(install, capabilities, image, kind))
+
+    def qemu(self, name: str) -> tuple[QemuInstall, Capabilities]:
+        """The QEMU called ``name``: a provisioned release, a path, or the default."""
+        if name not in self._qemus:
+            install = self._find_qemu(name)
+            self._qemus[name] = (install, binary.probe(install))
+        return self._qemus[name]
+
+    def _find_qemu(self, name: str) -> QemuInstall:
+        if name == DEFAULT:
+            return binary.on_path() or self._provisioner.qemu_release()
+        if name in self._provisioner.qemu_names():
+            return self._provisioner.qemu_release(name)
+        if "/" in name or Path(name).exists():
+            return binary.from_path(Path(name))
+        known = ", ".join(self._provisioner.qemu_names())
+        raise UsageError(f"--qemu {name}: neither a path to a binary nor a provisioned name (known: {known})")
+
+    def image(self, name: str) -> GuestImage:
+        """The guest image called ``name``."""
+        if name not in self._images:
+            known = self._provisioner.guest_names()
+            if name != DEFAULT and name not in known:
+                raise UsageError(f"--kernel {name}: unknown kernel; known: {', '.join(known)}")
+            made = self._provisioner
+            self._images[name] = made.guest_image() if name == DEFAULT else made.guest_image(name)
+        return self._images[name]
+
+    def _accel(
+        self, install: QemuInstall, capabilities: Capabilities, image: GuestImage, kind: MachineType
+    ) -> Accel:
+        """One verdict for a binary and a kernel: what a host does to guests does not depend on the machine type."""
+        key = (install.key, image.key)
+        if key not in self._accels:
+            probe = Cell(install, capabilities, image, kind, Accel("tcg", "")).spec("probe", (), frozenset())
+            self._accels[key] = accel.choose(
+                self.selection.accel, probe, "/".join(key), self._root / "accel", self._report
+            )
+        return self._accels[key]

@@ -1,0 +1,105 @@
+"""What a scenario can ask for, named by how far the guest has come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from harness.actions.hotplug import Hotplug
+from harness.actions.migration import Migration
+from harness.actions.run_state import RunState
+from harness.actions.snapshot import Snapshot
+from harness.artifacts import Artifacts
+from harness.guest.guest import Guest
+from harness.guest.lab import Cell, Lab
+from harness.plugin.options import MATRIX
+from harness.qemu.spec import Share
+from harness.reaper import RunFolder
+
+LAB = pytest.StashKey[Lab]()
+FOLDER = pytest.StashKey[Artifacts]()
+
+
+@pytest.fixture(scope="session")
+def run_folder() -> Iterator[RunFolder]:
+    """This process's run folder: sockets, disks and shares; gone afterwards, in any case."""
+    folder = RunFolder()
+    yield folder
+    folder.close()
+
+
+@pytest.fixture(scope="session")
+def artifacts_root(request: pytest.FixtureRequest) -> Path:
+    """Where this run's artefact folders go."""
+    return artifacts_root_of(request.config)
+
+
+def artifacts_root_of(config: pytest.Config) -> Path:
+    """``--artifacts``, else ``artifacts/`` in the project; the same for every worker of a run."""
+    given = config.getoption("artifacts")
+    if given:
+        return Path(config.invocation_params.dir, given)
+    return config.rootpath / "artifacts"
+
+
+@pytest.fixture(scope="session")
+def cell(request: pytest.FixtureRequest, qemu_name: str, kernel_name: str, machine_name: str) -> Cell:
+    """The combination of QEMU, kernel and machine type that this test runs on."""
+    return request.config.stash[MATRIX].cell(qemu_name, kernel_name, machine_name)
+
+
+@pytest.fixture
+def lab(request: pytest.FixtureRequest, cell: Cell, run_folder: RunFolder, artifacts_root: Path) -> Iterator[Lab]:
+    """The machines of this test: none yet."""
+    artifacts = Artifacts.create(artifacts_root, request.node.nodeid)
+    request.node.stash[FOLDER] = artifacts
+    made = Lab(cell, run_folder, artifacts)
+    request.node.stash[LAB] = made
+    made.history.note("host", "test", {"id": request.node.nodeid, "at": datetime.now(UTC).isoformat()})
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def shares(lab: Lab) -> tuple[Share, ...]:
+    """The pool of exports that the machine declares; none of their devices is plugged in."""
+    return lab.shares
+
+
+@pytest.fixture
+def share(shares: tuple[Share, ...]) -> Share:
+    """One export; its device is not plugged in."""
+    return shares[0]
+
+
+@pytest.fixture
+def guest(lab: Lab) -> Guest:
+    """A booted guest that answers commands; no 9p device yet."""
+    return lab.boot()
+
+
+@pytest.fixture
+def hotplug(guest: Guest) -> Hotplug:
+    """``device_add`` and ``device_del`` for this guest."""
+    return Hotplug(guest)
+
+
+@pytest.fixture
+def migration(guest: Guest, lab: Lab) -> Migration:
+    """``migrate`` for this guest."""
+    return Migration(guest, lab)
+
+
+@pytest.fixture
+def snapshot(guest: Guest) -> Snapshot:
+    """``savevm``, ``loadvm`` and the snapshot jobs for this guest."""
+    return Snapshot(guest)
+
+
+@pytest.fixture
+def run_state(guest: Guest) -> RunState:
+    """``stop``, ``cont`` and ``system_reset`` for this guest."""
+    return RunState(guest)

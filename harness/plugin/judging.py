@@ -1,0 +1,75 @@
+"""At the end of a test's set-up (when that failed) or call: end its machines, then judge its record.
+
+Judging belongs to the call and not to a later teardown, so that a test has one outcome, and a known bug's
+strict xfail covers what the checkers find as well as what the scenario asserts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+from _pytest.outcomes import OutcomeException
+
+from harness.checkers import Judgement, Verdict, judge
+from harness.errors import HarnessError, Violation
+from harness.guest.lab import Lab
+from harness.plugin.fixtures import LAB
+
+JUDGEMENTS = pytest.StashKey[list[Judgement]]()
+#: The checker whose finding is the cause of whatever else went wrong.
+_CAUSE = "qemu_alive"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    """A set-up that failed is judged as well: a guest that never booted has a cause on record."""
+    try:
+        yield
+    except Exception as exc:
+        _conclude(item, exc)
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Judge after the test's body, whatever it did."""
+    try:
+        yield
+    except (Exception, OutcomeException) as exc:
+        _conclude(item, exc)
+        raise
+    _conclude(item, None)
+
+
+def _conclude(item: pytest.Item, failure: BaseException | None) -> None:
+    lab = item.stash.get(LAB, None)
+    if lab is None:
+        return
+    judgements = _judge(lab, failure)
+    item.stash[JUDGEMENTS] = judgements
+    bad = [found for found in judgements if found.verdict is not Verdict.VALID]
+    if not bad or isinstance(failure, OutcomeException):
+        return
+    if failure is None:
+        raise _as_error(bad) from None
+    cause = [found for found in bad if found.checker == _CAUSE and found.verdict is Verdict.INVALID]
+    if cause and not isinstance(failure, Violation):
+        raise _as_error(cause) from failure
+
+
+def _judge(lab: Lab, failure: BaseException | None) -> list[Judgement]:
+    if failure is not None:
+        lab.history.note("host", "test:failed", {"error": str(failure).splitlines()[:1]})
+    lab.close()
+    return judge(lab.artifacts.folder)
+
+
+def _as_error(bad: list[Judgement]) -> HarnessError:
+    """The worst judgement's summary first; an unknown one is inconclusive, and no pass."""
+    bad = sorted(bad, key=lambda found: (found.verdict is not Verdict.INVALID, found.checker != _CAUSE))
+    details = "\n".join(line for found in bad for line in (f"{found.checker}: {found.summary}", *found.evidence))
+    first = bad[0]
+    if first.verdict is Verdict.INVALID:
+        return Violation(first.summary, details=details)
+    return HarnessError(f"inconclusive: {first.checker}: {first.summary}", details=details)

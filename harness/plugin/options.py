@@ -1,0 +1,95 @@
+"""Options, the axes they open, and one usage error instead of forty failures.
+
+The process that the user started resolves and provisions everything before a worker exists, with its
+progress on the terminal; workers then find it in the cache.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import reaper
+from harness.errors import HarnessError
+from harness.guest.lab import Cell
+from harness.matrix import ACCELS, Matrix, Selection
+
+MATRIX = pytest.StashKey[Matrix]()
+CELLS = pytest.StashKey[list[Cell]]()
+_AXES = {"qemu_name": "qemus", "kernel_name": "kernels", "machine_name": "machines"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The command-line contract."""
+    group = parser.getgroup("harness", "virtio-9p harness")
+    add = group.addoption
+    defaults = Selection()
+    add("--qemu", action="append", metavar="NAME|PATH", help="a provisioned QEMU (7.2, …) or a binary; repeatable")
+    machines = "|".join(defaults.machines)
+    add("--machine", action="append", metavar=machines, help="machine type; repeatable (default: all)")
+    add("--kernel", action="append", metavar="NAME", help="a provisioned guest kernel (6.1, …); repeatable")
+    add("--accel", default="auto", metavar="|".join(ACCELS), help="auto boots a guest before it believes in KVM")
+    add("--artifacts", metavar="DIR", help="where each test leaves its folder (default: artifacts/)")
+    add("--keep-artifacts", action="store_true", help="keep the folders of passed tests too")
+    add("--cold", action="store_true", help="boot every guest instead of restoring it")
+
+
+def selection_of(config: pytest.Config) -> Selection:
+    """The selection that the options make; names only."""
+    given = {
+        "qemus": tuple(config.getoption("qemu") or ()),
+        "machines": tuple(config.getoption("machine") or ()),
+        "kernels": tuple(config.getoption("kernel") or ()),
+    }
+    return Selection(accel=config.getoption("accel"), **{k: v for k, v in given.items() if v})
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Check what can be checked without touching anything."""
+    config.stash[MATRIX] = Matrix(selection_of(config), report=_report)
+    with _usage():
+        config.stash[MATRIX].selection.check()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Provision and probe, once, where the user can see it."""
+    config = session.config
+    if hasattr(config, "workerinput") or config.option.collectonly or not _wants_guests(config):
+        return
+    reaper.sweep()
+    with _usage():
+        config.stash[CELLS] = config.stash[MATRIX].prepare()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Cross the axes: from names alone, so that every xdist worker collects the same tests."""
+    selection = selection_of(metafunc.config)
+    for fixture, axis in _AXES.items():
+        if fixture in metafunc.fixturenames:
+            metafunc.parametrize(fixture, getattr(selection, axis), scope="session")
+
+
+def _wants_guests(config: pytest.Config) -> bool:
+    """Whether any path of this run lies outside the harness's own tests, which need no guest."""
+    own = Path(__file__).parents[1] / "tests"
+    paths = [Path(config.invocation_params.dir, arg.split("::")[0]).resolve() for arg in config.args]
+    return any(not path.is_relative_to(own) for path in paths)
+
+
+def _report(line: str) -> None:
+    # pytest's capture is not active yet when this runs; stderr keeps stdout for pytest's own report.
+    print(f"harness: {line}", file=sys.stderr, flush=True)
+
+
+class _usage:  # noqa: N801 - reads as a word: "with _usage():"
+    """Turns a harness error into pytest's one-line usage error."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
+        if isinstance(exc, HarnessError):
+            raise pytest.UsageError(str(exc)) from None

@@ -1,0 +1,82 @@
+"""What a reader of a failure sees: the cause, the scenario's own lines, the last exchanges, the folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+
+import pytest
+
+from harness.artifacts import Artifacts, tail
+from harness.plugin.fixtures import FOLDER, artifacts_root_of
+from harness.plugin.judging import JUDGEMENTS
+from harness.plugin.options import CELLS
+
+_FAILED = pytest.StashKey[bool]()
+_QMP_LINES = 12
+_KERNEL_LINES = 12
+
+
+def pytest_collection_finish() -> None:
+    """Hide the harness's own frames from tracebacks (``--full-trace`` shows them)."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("harness.") and not name.startswith("harness.tests"):
+            module.__dict__["__tracebackhide__"] = True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the evidence to a failure; drop the folder of a test all of whose phases passed."""
+    report = yield
+    artifacts = item.stash.get(FOLDER, None)
+    if artifacts is None:
+        return report
+    if report.failed or hasattr(report, "wasxfail"):
+        item.stash[_FAILED] = True
+    if report.failed:
+        report.sections += _sections(artifacts)
+        _add_judgements(item, report)
+    if report.when == "teardown" and not item.stash.get(_FAILED, False) and not item.config.option.keep_artifacts:
+        artifacts.discard()
+    return report
+
+
+def _sections(artifacts: Artifacts) -> list[tuple[str, str]]:
+    sections = [("artefacts", str(artifacts.folder))]
+    for machine in artifacts.machines():
+        label = "" if machine.folder == artifacts.folder else f" of {machine.folder.name}"
+        for title, lines in (
+            ("last QMP exchanges", tail(machine.qmp, _QMP_LINES)),
+            ("last kernel lines", tail(machine.kernel, _KERNEL_LINES)),
+            ("QEMU's output", tail(machine.qemu, _KERNEL_LINES)),
+        ):
+            if lines:
+                sections.append((title + label, "\n".join(line[:400] for line in lines)))
+    return sections
+
+
+def _add_judgements(item: pytest.Item, report: pytest.TestReport) -> None:
+    lines = [
+        f"{found.verdict.value:8} {found.checker}: {found.summary}"
+        for found in item.stash.get(JUDGEMENTS, [])
+        if found.verdict.value != "valid"
+    ]
+    if lines:
+        report.sections.append(("checkers", "\n".join(lines)))
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """One line for each combination that this run is about."""
+    lines = []
+    for cell in config.stash.get(CELLS, []):
+        what = f"QEMU {cell.capabilities.version_text} ({cell.qemu.binary}), Linux {cell.image.kernel_version}"
+        lines.append(f"cell: {what}, {cell.machine_type.name}, {cell.accel.name} ({cell.accel.reason})")
+    return lines
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Where the evidence of what failed is."""
+    if terminalreporter.stats.get("failed") or terminalreporter.stats.get("error"):
+        terminalreporter.write_line(f"artefacts of what failed: {artifacts_root_of(config)}")
