@@ -129,8 +129,11 @@ def script(spec: MachineSpec, run_folder: Path) -> str:
     when the script runs and removed when QEMU ends; kernel, initramfs and QEMU stay where the cache has them.
     """
 
+    # Inside an option the folder's commas are doubled; that spelling is looked for first.
+    inside = "|".join(re.escape(spelling) for spelling in (_comma(run_folder), str(run_folder)))
+
     def here(text: str) -> str:
-        return '"$RUN"'.join(part and shlex.quote(part) for part in text.split(str(run_folder)))
+        return '"$RUN"'.join(part and shlex.quote(part) for part in re.split(inside, text))
 
     scratch = MachinePaths(
         qmp=run_folder / "qmp.sock",
@@ -146,6 +149,8 @@ def script(spec: MachineSpec, run_folder: Path) -> str:
         "set -eu",
         'RUN=$(mktemp -d "${TMPDIR:-/tmp}/argv-XXXXXX")',
         "trap 'rm -rf \"$RUN\"' EXIT",
+        # dash runs the EXIT trap only when it exits, not when a signal ends it.
+        "trap 'exit 130' HUP INT TERM",
         f'cp {shlex.quote(str(spec.disk))} "$RUN/disk.qcow2"',
         *(f"mkdir -p {here(str(share.path))}" for share in spec.shares),
         'echo "QMP: $RUN/qmp.sock  shell: $RUN/console.sock  kernel: $RUN/guest-kernel.log" >&2',
@@ -157,5 +162,5 @@ def script(spec: MachineSpec, run_folder: Path) -> str:
 
 def _wrapped(words: list[str]) -> str:
     """The command over several lines: each option that takes a value stands with it on one."""
-    return re.sub(r" (?=-[a-z])", " \\\n    ", " ".join(words))
-
+    first, *rest = words
+    return first + "".join(f" \\\n    {word}" if word.startswith("-") else f" {word}" for word in rest)
