@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -156,10 +157,10 @@ def _ask(install: QemuInstall, *arguments: str) -> str:
     output = answer.stdout.decode("utf-8", "replace")
     if answer.returncode != 0:
         complaint = answer.stderr.decode("utf-8", "replace").strip() or output.strip()
-        last = complaint.splitlines()[-1] if complaint else "and printed nothing"
-        raise UsageError(
-            f"--qemu {install.name}: '{' '.join(arguments)}' exited with {answer.returncode}: {last}"
-        )
+        last = complaint.splitlines()[-1] if complaint else "it printed nothing"
+        code = answer.returncode
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        raise UsageError(f"--qemu {install.name}: '{' '.join(arguments)}' {how}: {last}")
     return output
 
 
