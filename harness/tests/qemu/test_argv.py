@@ -114,7 +114,7 @@ def test_every_share_of_the_pool_has_an_fsdev_and_only_the_plugged_have_devices(
     assert ",id=share3," in words[-1]
 
 
-# argv.sh ------------------------------------------------------------------------------------------------------
+# argv.sh
 
 _ODD = "a b'c\"d$HOME -x `e`"
 _FAKE = r"""#!/bin/sh

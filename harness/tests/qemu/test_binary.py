@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from harness.deadline import Deadline
+from harness.errors import HarnessError, SetupError, UsageError
+from harness.qemu import binary
+from harness.qemu.binary import FIRMWARE, PROGRAM, QemuInstall, from_path, on_path, probe
+
+_FAKE = """#!/bin/sh
+case "$*" in
+*--version) echo "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)"; echo "Copyright (c) 2003-2022" ;;
+*"-L help") echo "$(dirname "$0")/firmware" ;;
+*"-machine help") echo "Supported machines are:"; echo "pc                   Standard PC (alias of pc-i440fx-7.2)"
+    echo "none                 empty machine" ;;
+*"-device help") echo "Storage devices:"; echo 'name "virtio-9p-pci", bus PCI, alias "virtio-9p"' ;;
+*) echo "unexpected: $*" >&2; exit 9 ;;
+esac
+"""
+
+
+def _program(folder: Path, text: str = _FAKE, *, firmware: str | None = "firmware") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / PROGRAM
+    path.write_text(text)
+    path.chmod(0o755)
+    if firmware is not None:
+        (folder / firmware).mkdir(parents=True, exist_ok=True)
+        (folder / firmware / FIRMWARE).write_text("")
+    return path
+
+
+def _refused(path: Path) -> str:
+    """The one line with which a path is refused, wherever on the way that happens."""
+    with pytest.raises(UsageError) as caught:
+        probe(from_path(path))
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line.startswith(f"--qemu {path}: "), line
+    return line.removeprefix(f"--qemu {path}: ")
+
+
+def test_a_good_one(tmp_path: Path) -> None:
+    path = _program(tmp_path)
+    install = from_path(path)
+    assert (install.binary, install.command, install.arguments) == (path, (str(path),), ())
+    capabilities = probe(install)
+    assert capabilities.version == (7, 2, 22)
+    assert capabilities.version_text == "7.2.22"
+    assert capabilities.banner == "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)"
+    assert capabilities.machines == {"pc", "none"}
+    assert capabilities.devices == {"virtio-9p-pci"}
+    capabilities.require_9p(install)
+    capabilities.require_machine(install, "pc")
+
+
+def test_the_key_follows_the_content(tmp_path: Path) -> None:
+    first, second = _program(tmp_path / "a"), _program(tmp_path / "b")
+    changed = _program(tmp_path / "c", _FAKE + "# rebuilt\n")
+    assert from_path(first).key == from_path(second).key != from_path(changed).key
+
+
+def test_a_relative_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU is started in another folder than the user's."""
+    _program(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert from_path(Path(PROGRAM)).command == (str(tmp_path / PROGRAM),)
+
+
+def test_missing(tmp_path: Path) -> None:
+    assert _refused(tmp_path / "none").startswith("no such file")
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    assert _refused(tmp_path) == f"is a folder; give the binary in it, such as {tmp_path / PROGRAM}"
+
+
+def test_not_executable(tmp_path: Path) -> None:
+    path = _program(tmp_path)
+    path.chmod(0o644)
+    assert _refused(path).startswith("not executable")
+
+
+def test_not_a_program(tmp_path: Path) -> None:
+    assert _refused(_program(tmp_path, "just text")) == "cannot be executed: Exec format error"
+
+
+def test_an_interpreter_that_is_not_there(tmp_path: Path) -> None:
+    assert _refused(_program(tmp_path, "#!/no/such/interpreter\n")).startswith("cannot be executed: ")
+
+
+@pytest.mark.parametrize("printed", ["GNU bash, version 5", "", "qemu-img version 7.2.22"])
+def test_not_qemu(tmp_path: Path, printed: str) -> None:
+    line = _refused(_program(tmp_path, f"#!/bin/sh\necho '{printed}'\n"))
+    assert line == f"not a QEMU system emulator: --version printed {printed!r}"
+
+
+def test_exits_non_zero_with_a_complaint(tmp_path: Path) -> None:
+    text = "#!/bin/sh\necho first >&2\necho 'libfoo.so.1: cannot open shared object file' >&2\nexit 127\n"
+    line = _refused(_program(tmp_path, text))
+    assert line == "'--version' exited with 127: libfoo.so.1: cannot open shared object file"
+
+
+def test_exits_non_zero_without_a_word(tmp_path: Path) -> None:
+    assert (
+        _refused(_program(tmp_path, "#!/bin/sh\nexit 1\n")) == "'--version' exited with 1: it printed nothing"
+    )
+
+
+def test_killed_by_a_signal(tmp_path: Path) -> None:
+    line = _refused(_program(tmp_path, "#!/bin/sh\nkill -ILL $$\n"))
+    assert line.startswith("'--version' was killed by SIGILL")
+
+
+def test_prints_what_is_not_text(tmp_path: Path) -> None:
+    line = _refused(_program(tmp_path, "#!/bin/sh\nprintf '\\377\\376\\000'\n"))
+    assert line.startswith("not a QEMU system emulator")
+
+
+@pytest.mark.parametrize("hanging", ["exec sleep 6", "sleep 6", "trap '' TERM; sleep 6 & wait"])
+def test_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hanging: str) -> None:
+    """Also when a child of its keeps the pipe open after it was killed."""
+    monkeypatch.setattr(binary, "_PROBE_TIMEOUT_S", 0.3)
+    deadline = Deadline.after(5)
+    assert _refused(_program(tmp_path, f"#!/bin/sh\n{hanging}\n")) == "'--version' gave no answer in 0.3 s"
+    assert not deadline.expired
+
+
+def test_without_9p(tmp_path: Path) -> None:
+    install = from_path(_program(tmp_path, _FAKE.replace("virtio-9p", "virtio-fs")))
+    with pytest.raises(
+        UsageError, match=r"has no virtio-9p-pci device \(built without 9p; .*--enable-virtfs\)$"
+    ):
+        probe(install).require_9p(install)
+
+
+def test_without_the_machine_type(tmp_path: Path) -> None:
+    install = from_path(_program(tmp_path))
+    with pytest.raises(UsageError, match=rf"has no machine type 'q35' \(see '{PROGRAM} -machine help'\)$"):
+        probe(install).require_machine(install, "q35")
+
+
+@pytest.mark.parametrize(
+    ("where", "pc_bios"),
+    [
+        ("build", "build/pc-bios"),
+        ("build", "pc-bios"),
+        ("build/x86_64-softmmu", "pc-bios"),
+    ],
+)
+def test_a_build_tree(tmp_path: Path, where: str, pc_bios: str) -> None:
+    path = _program(tmp_path / where, firmware=None)
+    (tmp_path / pc_bios).mkdir(parents=True)
+    (tmp_path / pc_bios / FIRMWARE).write_text("")
+    install = from_path(path)
+    assert install.arguments == ("-L", str(tmp_path / pc_bios))
+    assert install.argv("-S") == [str(path), "-L", str(tmp_path / pc_bios), "-S"]
+
+
+def test_a_link_into_a_build_tree(tmp_path: Path) -> None:
+    path = _program(tmp_path / "src" / "build", firmware="pc-bios")
+    (tmp_path / "bin").mkdir()
+    link = tmp_path / "bin" / "my-qemu"
+    link.symlink_to(path)
+    assert from_path(link).arguments == ("-L", str(path.parent / "pc-bios"))
+
+
+def test_no_firmware(tmp_path: Path) -> None:
+    path = _program(tmp_path / "a" / "b", firmware=None)
+    with pytest.raises(SetupError) as caught:
+        from_path(path)
+    line = str(caught.value)
+    assert line.startswith(f"--qemu {path}: no firmware ({FIRMWARE}); looked in {path.parent}/firmware, ")
+    assert str(tmp_path / "pc-bios") in line
+    assert "\n" not in line
+
+
+def test_the_environment_of_an_install_reaches_it(tmp_path: Path) -> None:
+    path = _program(tmp_path, '#!/bin/sh\necho "QEMU emulator version $QEMU_MODULE_DIR"\n')
+    install = QemuInstall("x", path, (str(path),), environment={"QEMU_MODULE_DIR": "10.0.3"})
+    assert binary.read_banner(install)[1] == (10, 0, 3)
+
+
+def test_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = _program(tmp_path / "good")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("sh", "dirname"):
+        (tools / tool).symlink_to(str(shutil.which(tool)))
+    monkeypatch.setenv("PATH", str(tools))
+    assert on_path() is None
+    monkeypatch.setenv("PATH", f"{tmp_path / 'good'}:{tools}")
+    found = on_path()
+    assert found is not None
+    assert found.binary == good
+
+
+def test_on_path_and_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken QEMU on PATH is not silently replaced by another."""
+    _program(tmp_path, "#!/bin/sh\nexit 1\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(HarnessError, match="exited with 1"):
+        on_path()
