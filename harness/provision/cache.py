@@ -1,0 +1,151 @@
+"""A folder of entries, keyed by content: filled atomically, checked on use, repaired when damaged.
+
+Any number of processes may share it. Whoever finds an entry missing fills it under a file lock, in a
+temporary folder beside it, which is renamed into place when it is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+
+from harness import reaper
+from harness.errors import SetupError
+from harness.provision.space import told_in_one_line
+
+MANIFEST = "manifest.json"
+#: Files up to this size are compared by content, larger ones and large trees by size alone: a check is
+#: made by every worker of every run, and has to cost milliseconds.
+_HASH_LIMIT_BYTES = 32 << 20
+_HASH_LIMIT_FILES = 50
+_WAIT_S = 1800
+
+
+def default_cache_root() -> Path:
+    """``HARNESS_CACHE``, else the XDG cache folder's ``virtio-9p-harness``."""
+    given = os.environ.get("HARNESS_CACHE")
+    if given:
+        return Path(given).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "virtio-9p-harness"
+
+
+class Cache:
+    """The cache at ``root``; made (mode 0700) when it is first written to."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def entry(
+        self, kind: str, key: str, fill: Callable[[Path], None], report: Callable[[str], None]
+    ) -> Path:
+        """The folder of entry ``key``; when it is missing or damaged, ``fill`` makes it anew.
+
+        :param fill: gets an empty folder to put the content into.
+        :raises SetupError: what ``fill`` raises, or when the cache cannot be written.
+        """
+        folder = self.root / kind / key
+        if self.is_sound(folder):
+            return folder
+        with self.lock(f"{kind}-{key}", report):
+            if not self.is_sound(folder):
+                if folder.exists():
+                    report(f"{folder} is damaged; making it again")
+                self._fill(folder, fill)
+        return folder
+
+    def is_sound(self, folder: Path) -> bool:
+        """Whether every file of an entry is there, as long as it was, and (small entries) the same."""
+        try:
+            files = json.loads((folder / MANIFEST).read_text())
+            return all(_matches(folder / name, facts) for name, facts in files.items())
+        except (OSError, ValueError, AttributeError, TypeError, KeyError):
+            return False
+
+    @contextmanager
+    def lock(self, name: str, report: Callable[[str], None]) -> Iterator[None]:
+        """Hold the lock ``name`` among all processes that use this cache."""
+        with told_in_one_line(self.root):
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            folder = self.root / "locks"
+            folder.mkdir(exist_ok=True)
+            held = filelock.FileLock(folder / f"{name}.lock")
+            try:
+                held.acquire(timeout=0.2)
+            except filelock.Timeout:
+                report(f"another process is filling the cache ({name}); waiting for it …")
+                try:
+                    held.acquire(timeout=_WAIT_S)
+                except filelock.Timeout as exc:
+                    raise SetupError(
+                        f"gave up after {_WAIT_S} s on the lock {held.lock_file}; is its holder stuck?"
+                    ) from exc
+        try:
+            yield
+        finally:
+            held.release()
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A temporary folder inside the cache; gone afterwards, and those of dead processes with it."""
+        with told_in_one_line(self.root):
+            parent = self.root / "tmp"
+            parent.mkdir(parents=True, exist_ok=True)
+            _sweep(parent)
+            owner = f"{os.getpid()}-{reaper.start_time(os.getpid())}-"
+            folder = Path(tempfile.mkdtemp(prefix=owner, dir=parent))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _fill(self, folder: Path, fill: Callable[[Path], None]) -> None:
+        with self.scratch() as scratch, told_in_one_line(self.root):
+            made = scratch / "entry"
+            made.mkdir()
+            fill(made)
+            (made / MANIFEST).write_text(json.dumps(_manifest(made)))
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            if folder.exists():
+                folder.rename(scratch / "damaged")
+            made.rename(folder)
+
+
+def _manifest(folder: Path) -> dict[str, dict[str, object]]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()]
+    hashed = len(files) <= _HASH_LIMIT_FILES
+    return {str(path.relative_to(folder)): _facts(path, hashed=hashed) for path in files}
+
+
+def _facts(path: Path, *, hashed: bool) -> dict[str, object]:
+    size = path.stat().st_size
+    return {"size": size, "sha256": _sha256(path) if hashed and size <= _HASH_LIMIT_BYTES else None}
+
+
+def _matches(path: Path, facts: dict[str, object]) -> bool:
+    if path.stat().st_size != facts["size"]:
+        return False
+    return facts["sha256"] is None or facts["sha256"] == _sha256(path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sweep(parent: Path) -> None:
+    """Remove the scratch folders whose process is gone."""
+    for folder in parent.iterdir():
+        with contextlib.suppress(ValueError):
+            pid, started, _ = folder.name.split("-", 2)
+            if reaper.start_time(int(pid)) != int(started):
+                shutil.rmtree(folder, ignore_errors=True)

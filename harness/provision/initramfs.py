@@ -1,0 +1,128 @@
+"""The guest's initramfs: busybox, dropbear, the modules a 9p mount needs, and the recipe's own files."""
+
+from __future__ import annotations
+
+import lzma
+import re
+import subprocess
+from pathlib import Path
+
+from harness.errors import SetupError
+from harness.provision import cpio
+from harness.provision.keys import Keys
+
+#: Where Debian's dynamic loader looks (``ld.so(8)``); every library of the unpacked packages goes there.
+_LIBRARIES = "lib/x86_64-linux-gnu"
+_LOADER = "lib64/ld-linux-x86-64.so.2"
+
+
+def build(packages: Path, kernel: Path, modules: list[str], overlay: Path, keys: Keys) -> bytes:
+    """The compressed archive.
+
+    :param packages: a root with busybox, dropbear and their libraries unpacked.
+    :param kernel: a root with a kernel package unpacked.
+    :param modules: what to load at boot; their dependencies are added.
+    :param overlay: files to copy over everything else.
+    :raises SetupError: when a program or module is not in the packages.
+    """
+    members = {
+        "bin/busybox": cpio.file(_read(packages, "bin/busybox", "usr/bin/busybox"), 0o755),
+        "bin/sh": cpio.symlink("busybox"),
+        "bin/mount": cpio.symlink("busybox"),
+        "init": cpio.symlink("bin/busybox"),
+        "sbin/dropbear": cpio.file(_read(packages, "usr/sbin/dropbear"), 0o755),
+        "etc/dropbear/host_key": cpio.file(keys.host_dropbear, 0o600),
+        "root": cpio.folder(0o700),
+        "root/.ssh": cpio.folder(0o700),
+        "root/.ssh/authorized_keys": cpio.file(f"{keys.client_public}\n".encode(), 0o600),
+        **{name: cpio.folder() for name in ("proc", "sys", "dev", "tmp", "run", "mnt", "sbin")},
+    }
+    members |= _libraries(packages)
+    members |= _modules(kernel, modules)
+    members |= _overlay(overlay)
+    return cpio.archive(members)
+
+
+def _read(root: Path, *candidates: str) -> bytes:
+    for name in candidates:
+        path = inside(root, name)
+        if path.is_file():
+            return path.read_bytes()
+    raise SetupError(f"the packages contain none of {', '.join(candidates)}")
+
+
+def inside(root: Path, name: str) -> Path:
+    """``name`` below ``root``, with absolute symbolic links taken as links inside ``root``."""
+    path = root
+    for part in Path(name).parts:
+        path = path / part
+        for _ in range(8):
+            if not path.is_symlink():
+                break
+            target = path.readlink()
+            path = inside(root, str(target)[1:]) if target.is_absolute() else path.parent / target
+    return path
+
+
+def _libraries(packages: Path) -> dict[str, cpio.Member]:
+    """The libraries that dropbear is loaded with, asked of the packages' own loader (``ld.so --list``)."""
+    program = inside(packages, "usr/sbin/dropbear")
+    if not program.read_bytes().startswith(b"\x7fELF"):
+        return {}  # A script needs none.
+    loader = inside(packages, _LOADER)
+    search = ":".join(str(packages / folder) for folder in (_LIBRARIES, f"usr/{_LIBRARIES}"))
+    listed = subprocess.run(
+        [str(loader), "--library-path", search, "--list", str(program)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = re.findall(r"^\s*(\S+) => (\S+) ", listed.stdout, re.MULTILINE)
+    if listed.returncode != 0 or not found:
+        raise SetupError(f"cannot list dropbear's libraries: {(listed.stdout + listed.stderr).strip()}")
+    libraries = {f"{_LIBRARIES}/{name}": cpio.file(Path(path).read_bytes(), 0o755) for name, path in found}
+    return libraries | {_LOADER: cpio.file(loader.read_bytes(), 0o755)}
+
+
+def _modules(kernel: Path, wanted: list[str]) -> dict[str, cpio.Member]:
+    files = {
+        path.name.split(".ko")[0].replace("-", "_"): path
+        for folder in ("lib/modules", "usr/lib/modules")
+        for path in (kernel / folder).rglob("*.ko*")
+    }
+    contents: dict[str, bytes] = {}
+
+    def add(name: str) -> None:
+        if name in contents:
+            return
+        if name not in files:
+            raise SetupError(f"the kernel package has no module {name} (a cloud kernel? it has no 9p)")
+        content = _module(files[name])
+        for dependency in _depends(content):
+            add(dependency)
+        contents[name] = content
+
+    for name in wanted:
+        add(name)
+    order = "".join(f"{name}.ko\n" for name in contents)
+    members = {f"lib/modules/{name}.ko": cpio.file(content) for name, content in contents.items()}
+    return members | {"lib/modules/order": cpio.file(order.encode())}
+
+
+def _module(path: Path) -> bytes:
+    content = path.read_bytes()
+    return lzma.decompress(content) if path.suffix == ".xz" else content
+
+
+def _depends(module: bytes) -> list[str]:
+    """A module's own list of what it needs (kernel: ``MODULE_INFO(depends, …)``, made by modpost)."""
+    found = re.search(rb"\0depends=([^\0]*)\0", module)
+    return [name.decode().replace("-", "_") for name in found[1].split(b",") if name] if found else []
+
+
+def _overlay(folder: Path) -> dict[str, cpio.Member]:
+    return {
+        str(path.relative_to(folder)): cpio.file(path.read_bytes(), path.stat().st_mode & 0o777)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

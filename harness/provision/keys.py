@@ -1,0 +1,71 @@
+"""The SSH keys of a cache: made once, private, never part of a recipe.
+
+The guest's host key is stored in dropbear's own format (dropbear: ``buf_put_ed25519_priv_key`` in
+``src/ed25519.c``), the client's in OpenSSH's.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_ssh_private_key,
+)
+
+from harness.errors import SetupError
+
+
+@dataclass(frozen=True)
+class Keys:
+    """``client`` is the private key's file; the public keys are ``ssh-ed25519 AAAA…``."""
+
+    client: Path
+    client_public: str
+    host_public: str
+    host_dropbear: bytes
+
+
+def load_or_make(folder: Path) -> Keys:
+    """The keys in ``folder``; made when they are not there. Call under the cache's lock.
+
+    :raises SetupError: when a key is unreadable.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    client = _key(folder / "client")
+    host = _key(folder / "host")
+    return Keys(folder / "client", _public(client), _public(host), _dropbear(host))
+
+
+def _key(path: Path) -> Ed25519PrivateKey:
+    if not path.exists():
+        made = Ed25519PrivateKey.generate()
+        partial = path.with_suffix(f".{os.getpid()}")
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as out:
+            out.write(made.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+        partial.replace(path)
+    try:
+        key = load_ssh_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError) as exc:
+        raise SetupError(f"{path}: not a usable SSH key ({exc}); remove it, and a new one is made") from exc
+    assert isinstance(key, Ed25519PrivateKey), path
+    return key
+
+
+def _public(key: Ed25519PrivateKey) -> str:
+    return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+
+
+def _dropbear(key: Ed25519PrivateKey) -> bytes:
+    secret = key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
+    public = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    name = b"ssh-ed25519"
+    return struct.pack(">I", len(name)) + name + struct.pack(">I", 64) + secret + public

@@ -1,0 +1,107 @@
+"""Recipes: what to provision, as TOML files in ``images/``, read strictly."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from harness.errors import UsageError
+
+
+class Recipe(BaseModel):
+    """What every recipe says.
+
+    ``release`` is the Debian release that the packages come from; ``packages`` are taken together with
+    everything they depend on; ``default`` marks the one that is meant when none is named.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    default: bool = False
+    release: str = Field(min_length=1)
+    packages: list[str] = Field(min_length=1)
+
+
+class QemuRecipe(Recipe):
+    """A QEMU release, unpacked from Debian's packages."""
+
+
+class GuestRecipe(Recipe):
+    """A guest image: a Debian kernel and an initramfs.
+
+    ``modules`` are loaded at boot, dependencies first; ``root`` is a folder of files beside the recipe.
+    """
+
+    kernel: str = Field(min_length=1)
+    modules: list[str]
+    root: str
+    cmdline: str
+
+
+R = TypeVar("R", bound=Recipe)
+
+
+def recipes_folder() -> Path:
+    """``images/``: beside the package in a checkout, inside it when it was installed from a wheel."""
+    package = Path(__file__).parents[1]
+    for folder in (package.parent / "images", package / "_images"):
+        if folder.is_dir():
+            return folder
+    raise UsageError(f"no recipes: neither {package.parent / 'images'} nor {package / '_images'} exists")
+
+
+def names(folder: Path) -> list[str]:
+    """The names of the recipes in ``folder``, in the order of their versions."""
+    return sorted((path.stem for path in folder.glob("*.toml")), key=_version)
+
+
+def _version(name: str) -> list[tuple[int, str]]:
+    return [(int(part) if part.isdigit() else -1, part) for part in name.split(".")]
+
+
+def default_name(folder: Path, kind: type[R]) -> str:
+    """The name of the recipe that says ``default = true``.
+
+    :raises UsageError: when not exactly one does.
+    """
+    marked = [name for name in names(folder) if load(folder, name, kind).default]
+    if len(marked) != 1:
+        raise UsageError(f"{folder}: exactly one recipe must say 'default = true', not {marked or 'none'}")
+    return marked[0]
+
+
+def load(folder: Path, name: str, kind: type[R]) -> R:
+    """Read one recipe.
+
+    :raises UsageError: with file and line, when it is unknown, unreadable, or says what no recipe says.
+    """
+    path = folder / f"{name}.toml"
+    if not path.exists():
+        raise UsageError(f"no recipe {path}; known: {', '.join(names(folder))}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        return kind.model_validate(tomllib.loads(text))
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UsageError(f"{path}: cannot be read: {exc}") from exc
+    except tomllib.TOMLDecodeError as exc:
+        line = re.search(r"at line (\d+)", str(exc))
+        raise UsageError(f"{path}:{line[1] if line else 1}: not TOML: {exc}") from exc
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        key = str(first["loc"][0])
+        line_number = _line_of(key, text)
+        if first["type"] == "extra_forbidden":
+            allowed = ", ".join(kind.model_fields)
+            raise UsageError(f"{path}:{line_number}: unknown key {key!r}; allowed: {allowed}") from exc
+        raise UsageError(f"{path}:{line_number}: {key}: {first['msg']}") from exc
+
+
+def _line_of(key: str, text: str) -> int:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if re.match(rf"\s*[\[\"']*{re.escape(key)}\b", line):
+            return number
+    return 1
