@@ -103,7 +103,9 @@ class Unplug:
         while_()
         watched_s = hold_for(window_s, self._expect_present)
         while_()
-        self._enter(UnplugState.WITHHELD, f"no DEVICE_DELETED in {watched_s:.1f} s; still in use at both ends")
+        self._enter(
+            UnplugState.WITHHELD, f"no DEVICE_DELETED in {watched_s:.1f} s; still in use at both ends"
+        )
 
     def _expect_present(self) -> None:
         self.machine.watch()
@@ -135,7 +137,9 @@ class Unplug:
     def _incomplete(self, timeout: WaitTimeout) -> Violation | GuestError:
         seen = [event.data.get("path") for event in self._events.events if self._is_ours(event)]
         if seen or not exists(self.guest, self.share.id):
-            message = f"{self.share.id} left the machine, but only {seen} were reported deleted: a leaked reference"
+            message = (
+                f"{self.share.id} left the machine, but only {seen} were reported deleted: a leaked reference"
+            )
             return Violation(message, details=timeout.message)
         self._enter(UnplugState.LOST, timeout.message)
         return GuestError(f"device_del of {self.share.id} never completed", details=timeout.message)

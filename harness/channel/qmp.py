@@ -16,9 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qemu.qmp import ConnectError, EventListener, ExecInterruptedError, ExecuteError, Message, QMPClient, QMPError
+from qemu.qmp import (
+    ConnectError,
+    EventListener,
+    ExecuteError,
+    Message,
+    QMPClient,
+    QMPError,
+)
 from qemu.qmp.qmp_client import GreetingError, NegotiationError
-from qemu.qmp.protocol import StateError
 
 from harness.deadline import Deadline, Watch, wait_until
 from harness.errors import QemuError, QmpLost, QmpSilent, WaitTimeout
@@ -157,7 +163,13 @@ class Pending:
             except concurrent.futures.TimeoutError:
                 if watch is not None:
                     watch()
-            except (QMPError, EOFError, OSError, asyncio.CancelledError, concurrent.futures.CancelledError) as exc:
+            except (
+                QMPError,
+                EOFError,
+                OSError,
+                asyncio.CancelledError,
+                concurrent.futures.CancelledError,
+            ) as exc:
                 raise self._translate(exc) from None
         name = self._qmp.machine
         raise QmpSilent(f"QEMU {name!r} did not answer {self.command} within {timeout_s:.0f} s")
@@ -208,8 +220,10 @@ class Qmp:
             future = self._thread.submit(asyncio.wait_for(client.connect(str(self._socket_path)), left_s))
             try:
                 _result(future, watch)
-            except (TimeoutError, asyncio.TimeoutError):
-                raise QmpSilent(f"QEMU {self.machine!r} did not greet on its QMP socket within {timeout_s:.0f} s") from None
+            except TimeoutError:
+                raise QmpSilent(
+                    f"QEMU {self.machine!r} did not greet on its QMP socket within {timeout_s:.0f} s"
+                ) from None
             except (GreetingError, NegotiationError) as exc:
                 raise QmpLost(f"QEMU {self.machine!r}: no QMP session: {exc}") from None
             except ConnectError as exc:
@@ -222,7 +236,9 @@ class Qmp:
         try:
             wait_until(attempt, what="the QMP socket", timeout_s=timeout_s, watch=watch)
         except WaitTimeout as exc:
-            raise QmpSilent(f"QEMU {self.machine!r} opened no QMP socket within {exc.elapsed_s:.0f} s") from None
+            raise QmpSilent(
+                f"QEMU {self.machine!r} opened no QMP socket within {exc.elapsed_s:.0f} s"
+            ) from None
 
     def request(self, command: str, arguments: Mapping[str, Any] | None = None) -> Pending:
         """Send a command and return without its answer."""

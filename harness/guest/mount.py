@@ -71,7 +71,8 @@ class Mount:
             if seen != expected_sha256:
                 raise Violation(
                     f"the {side} reads other bytes in {name!r} of share {self.share.id} than were written",
-                    details=f"written: {expected_sha256}\n" + "\n".join(f"{s}: {v}" for s, v in sides.items()),
+                    details=f"written: {expected_sha256}\n"
+                    + "\n".join(f"{s}: {v}" for s, v in sides.items()),
                 )
 
     def expect_usable(self) -> None:
@@ -113,7 +114,9 @@ def _mount_command(mount_tag: str, mountpoint: str, options: str) -> str:
     given = f",{options}" if options else ""
     where = quote(mountpoint)
     # The folder is made first, so that a later ENOENT speaks of the tag.
-    return f"mkdir -p {where} && mount -t 9p -o trans=virtio,version={VERSION}{given} {quote(mount_tag)} {where}"
+    return (
+        f"mkdir -p {where} && mount -t 9p -o trans=virtio,version={VERSION}{given} {quote(mount_tag)} {where}"
+    )
 
 
 def host_sha256(path: Path) -> str:

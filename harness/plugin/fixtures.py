@@ -52,7 +52,9 @@ def cell(request: pytest.FixtureRequest, qemu_name: str, kernel_name: str, machi
 
 
 @pytest.fixture
-def lab(request: pytest.FixtureRequest, cell: Cell, run_folder: RunFolder, artifacts_root: Path) -> Iterator[Lab]:
+def lab(
+    request: pytest.FixtureRequest, cell: Cell, run_folder: RunFolder, artifacts_root: Path
+) -> Iterator[Lab]:
     """The machines of this test: none yet."""
     artifacts = Artifacts.create(artifacts_root, request.node.nodeid)
     request.node.stash[FOLDER] = artifacts

@@ -68,7 +68,9 @@ def _judge(lab: Lab, failure: BaseException | None) -> list[Judgement]:
 def _as_error(bad: list[Judgement]) -> HarnessError:
     """The worst judgement's summary first; an unknown one is inconclusive, and no pass."""
     bad = sorted(bad, key=lambda found: (found.verdict is not Verdict.INVALID, found.checker != _CAUSE))
-    details = "\n".join(line for found in bad for line in (f"{found.checker}: {found.summary}", *found.evidence))
+    details = "\n".join(
+        line for found in bad for line in (f"{found.checker}: {found.summary}", *found.evidence)
+    )
     first = bad[0]
     if first.verdict is Verdict.INVALID:
         return Violation(first.summary, details=details)

@@ -26,11 +26,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("harness", "virtio-9p harness")
     add = group.addoption
     defaults = Selection()
-    add("--qemu", action="append", metavar="NAME|PATH", help="a provisioned QEMU (7.2, …) or a binary; repeatable")
+    add(
+        "--qemu",
+        action="append",
+        metavar="NAME|PATH",
+        help="a provisioned QEMU (7.2, …) or a binary; repeatable",
+    )
     machines = "|".join(defaults.machines)
     add("--machine", action="append", metavar=machines, help="machine type; repeatable (default: all)")
     add("--kernel", action="append", metavar="NAME", help="a provisioned guest kernel (6.1, …); repeatable")
-    add("--accel", default="auto", metavar="|".join(ACCELS), help="auto boots a guest before it believes in KVM")
+    add(
+        "--accel",
+        default="auto",
+        metavar="|".join(ACCELS),
+        help="auto boots a guest before it believes in KVM",
+    )
     add("--artifacts", metavar="DIR", help="where each test leaves its folder (default: artifacts/)")
     add("--keep-artifacts", action="store_true", help="keep the folders of passed tests too")
     add("--cold", action="store_true", help="boot every guest instead of restoring it")

@@ -38,7 +38,11 @@ def pytest_runtest_makereport(
     if report.failed:
         report.sections += _sections(artifacts)
         _add_judgements(item, report)
-    if report.when == "teardown" and not item.stash.get(_FAILED, False) and not item.config.option.keep_artifacts:
+    if (
+        report.when == "teardown"
+        and not item.stash.get(_FAILED, False)
+        and not item.config.option.keep_artifacts
+    ):
         artifacts.discard()
     return report
 
@@ -71,7 +75,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     """One line for each combination that this run is about."""
     lines = []
     for cell in config.stash.get(CELLS, []):
-        what = f"QEMU {cell.capabilities.version_text} ({cell.qemu.binary}), Linux {cell.image.kernel_version}"
+        what = (
+            f"QEMU {cell.capabilities.version_text} ({cell.qemu.binary}), Linux {cell.image.kernel_version}"
+        )
         lines.append(f"cell: {what}, {cell.machine_type.name}, {cell.accel.name} ({cell.accel.reason})")
     return lines
 

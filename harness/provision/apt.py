@@ -20,9 +20,7 @@ from harness.provision.space import no_space
 
 Report = Callable[[str], None]
 #: Names by which a configured source can be recognised as a Debian release (or a suite of one).
-_RELEASES = (
-    "stretch|buster|bullseye|bookworm|trixie|forky|sid|unstable|testing|stable|oldstable|oldoldstable"
-)
+_RELEASES = "stretch|buster|bullseye|bookworm|trixie|forky|sid|unstable|testing|stable|oldstable|oldoldstable"
 _KEYRINGS = ("debian-archive-keyring.gpg", "debian-archive-keyring.pgp")
 _TIMEOUT_S = 1800
 _HOOKS = ("APT::Update::Pre-Invoke", "APT::Update::Post-Invoke", "APT::Update::Post-Invoke-Success")
@@ -88,7 +86,11 @@ class Apt:
         return [archives / package.filename for package in packages]
 
     def _run(
-        self, command: str, *arguments: str, cwd: Path | None = None, progress: Callable[[], str] | None = None
+        self,
+        command: str,
+        *arguments: str,
+        cwd: Path | None = None,
+        progress: Callable[[], str] | None = None,
     ) -> str:
         argv = ["apt-get", "-c", str(self._config), "-q", command, *arguments]
         log = self._folder / "apt.log"

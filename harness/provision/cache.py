@@ -45,9 +45,7 @@ class Cache:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def entry(
-        self, kind: str, key: str, fill: Callable[[Path], None], report: Callable[[str], None]
-    ) -> Path:
+    def entry(self, kind: str, key: str, fill: Callable[[Path], None], report: Callable[[str], None]) -> Path:
         """The folder of entry ``key``; when it is missing or damaged, ``fill`` makes it anew.
 
         :param fill: gets an empty folder to put the content into.

@@ -71,7 +71,12 @@ class Provisioner:
         with self.cache.lock("keys", self._report):
             pair = keys.load_or_make(self.cache.root / "keys")
         overlay = folder / recipe.root
-        content = [recipe.model_dump(exclude={"default"}), _tree(overlay), pair.client_public, pair.host_public]
+        content = [
+            recipe.model_dump(exclude={"default"}),
+            _tree(overlay),
+            pair.client_public,
+            pair.host_public,
+        ]
 
         def fill(into: Path, packages: dict[str, list[Package]]) -> None:
             self._make_guest(into, recipe, packages, overlay, pair)
@@ -123,9 +128,7 @@ class Provisioner:
             shutil.copyfile(kernel, into / "vmlinuz")
             (into / "kernel-version").write_text(kernel.name.removeprefix("vmlinuz-"))
             self._report("building the initramfs …")
-            image = initramfs.build(
-                scratch / "packages", scratch / "kernel", recipe.modules, overlay, pair
-            )
+            image = initramfs.build(scratch / "packages", scratch / "kernel", recipe.modules, overlay, pair)
             (into / "initramfs.gz").write_bytes(image)
             qcow2.create(into / "disk.qcow2", _DISK_MIB)
 

@@ -19,7 +19,7 @@ from harness.artifacts import MachineArtifacts, tail
 from harness.channel.console import KernelLog
 from harness.channel.qmp import Qmp
 from harness.deadline import Pace, wait_until
-from harness.errors import HarnessError, QemuDied, QmpLost, QmpSilent, SetupError, WaitTimeout
+from harness.errors import HarnessError, QemuDied, QmpLost, QmpSilent, SetupError
 from harness.history import History
 from harness.qemu import backtrace
 from harness.qemu.argv import MachinePaths, render, script
@@ -191,11 +191,13 @@ class Machine:
     def blame(self, symptom: HarnessError) -> HarnessError:
         """The cause behind ``symptom``: a dead QEMU, a panicked guest, a silent QMP, or itself."""
         try:
-            if isinstance(symptom, QmpLost):
+            if isinstance(symptom, QmpLost) or not self.qmp.connected:
                 self._await_exit(_POST_MORTEM_S)
             self.watch()
-            if not isinstance(symptom, QmpSilent | QemuDied):
+            if not isinstance(symptom, QmpSilent | QmpLost | QemuDied):
                 self._check_answering()
+        except QmpLost as cause:
+            return self.blame(cause)
         except HarnessError as cause:
             return cause
         return symptom
@@ -263,6 +265,9 @@ class Machine:
     def _end(self) -> None:
         try:
             if not self.qmp.connected:
+                # It may be dying by itself: a SIGKILL now would hide of what.
+                if self._await_exit(_POST_MORTEM_S):
+                    return
                 raise QmpLost(f"QEMU {self.name!r} has no QMP connection")
             self.quit()
         except HarnessError as exc:

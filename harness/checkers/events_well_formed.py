@@ -1,0 +1,119 @@
+"""QMP events came as QEMU promises them.
+
+One unplug of a virtio PCI device gives two ``DEVICE_DELETED``: for its ``…/virtio-backend`` child, without a
+``device``, then for itself. Both are emitted when the object is finalized, so a missing one is a leaked
+reference (QEMU: ``hw/core/qdev.c``, ``device_unparent``; ``qapi/qdev.json``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from harness.checkers.record import Record
+from harness.checkers.verdict import VALID, Finding, invalid
+from harness.history import Entry, Kind, as_mapping
+
+_BACKEND = "/virtio-backend"
+
+
+@dataclass
+class _Device:
+    """What has been seen of one device since it was last plugged."""
+
+    backend: bool = False
+    itself: bool = False
+    seen: list[str] = field(default_factory=list)
+
+
+def events_well_formed(record: Record) -> Finding:
+    """Both DEVICE_DELETED, once each and in order; time does not run backwards; nothing comes after the end."""
+    for machine in record.machines:
+        events = [e for e in record.entries if e.actor == machine.name and e.kind is Kind.EVENT]
+        for finding in (
+            _in_time(machine.name, events),
+            _nothing_after_exit(machine.name, events),
+            _pairs(record, machine.name),
+        ):
+            if finding is not VALID:
+                return finding
+    return VALID
+
+
+def _in_time(machine: str, events: list[Entry]) -> Finding:
+    last = (0, 0)
+    for event in events:
+        stamp = as_mapping(as_mapping(event.value).get("timestamp"))
+        if stamp:
+            now = (int(stamp.get("seconds", 0)), int(stamp.get("microseconds", 0)))
+            if now < last:
+                return invalid(f"QEMU {machine!r}: {event.f} is older than the event before it", str(event))
+            last = now
+    return VALID
+
+
+def _nothing_after_exit(machine: str, events: list[Entry]) -> Finding:
+    exits = [event for event in events if event.f == "machine:exit"]
+    if len(exits) > 1:
+        return invalid(f"QEMU {machine!r} ended {len(exits)} times")
+    late = [event for event in events if exits and event.seq > exits[0].seq]
+    # The socket's last bytes are read by another thread than the one that sees the process end.
+    if late and late[-1].t_s - exits[0].t_s > 1.0:
+        return invalid(f"QEMU {machine!r}: {late[-1].f} came after its end", str(late[-1]))
+    return VALID
+
+
+def _pairs(record: Record, machine: str) -> Finding:
+    devices: dict[str, _Device] = {}
+    for entry in (e for e in record.entries if e.actor == machine):
+        if entry.f == "qmp:device_add" and entry.kind is Kind.INVOKE:
+            path = f"/machine/peripheral/{as_mapping(entry.value).get('id')}"
+            if str(as_mapping(entry.value).get("driver", "")).startswith("virtio-"):
+                problem = _unfinished(machine, path, devices.get(path))
+                if problem is not None:
+                    return problem
+                devices[path] = _Device()
+        elif entry.f == "event:DEVICE_DELETED":
+            problem = _deleted(machine, entry, devices)
+            if problem is not None:
+                return problem
+    unfinished = [_unfinished(machine, path, device) for path, device in devices.items()]
+    return next((problem for problem in unfinished if problem is not None), VALID)
+
+
+def _deleted(machine: str, entry: Entry, devices: dict[str, _Device]) -> Finding | None:
+    data = as_mapping(as_mapping(entry.value).get("data"))
+    path = str(data.get("path", ""))
+    name = path.removesuffix(_BACKEND)
+    if path.endswith(_BACKEND):
+        device = devices.setdefault(name, _Device())
+        if "device" in data:
+            return invalid(
+                f"QEMU {machine!r}: the backend's DEVICE_DELETED of {name} has a 'device'", str(data)
+            )
+        if device.itself:
+            return invalid(f"QEMU {machine!r}: {name} was deleted before its virtio-backend", str(data))
+        if device.backend:
+            return invalid(f"QEMU {machine!r}: DEVICE_DELETED came twice for {path}", str(data))
+        device.backend = True
+        return None
+    known = devices.get(name)
+    if known is None:
+        return None  # No virtio device, as far as the record shows.
+    if known.itself:
+        return invalid(f"QEMU {machine!r}: DEVICE_DELETED came twice for {path}", str(data))
+    if not known.backend:
+        return invalid(
+            f"QEMU {machine!r}: {name} was deleted without its virtio-backend: a leaked reference", str(data)
+        )
+    if data.get("device") != name.rpartition("/")[2]:
+        return invalid(f"QEMU {machine!r}: DEVICE_DELETED of {path} names no device", str(data))
+    known.itself = True
+    return None
+
+
+def _unfinished(machine: str, path: str, device: _Device | None) -> Finding | None:
+    if device is not None and device.backend and not device.itself:
+        return invalid(
+            f"QEMU {machine!r}: the virtio-backend of {path} was deleted, the device never: a leaked reference"
+        )
+    return None

@@ -1,0 +1,60 @@
+"""The guest's kernel did not complain, beyond what the scenario declared."""
+
+from __future__ import annotations
+
+import re
+
+from harness.checkers.record import MachineRecord, Record, text_of
+from harness.checkers.verdict import VALID, Finding, invalid, unknown
+from harness.history import Kind, as_mapping
+
+#: The first that matches names the finding; a panic comes first, since it is what the others lead to.
+_COMPLAINTS = (
+    re.compile(r"Kernel panic - not syncing"),
+    re.compile(r"\bOops\b"),
+    re.compile(r"general protection fault"),
+    re.compile(r"\bKASAN\b|\bUBSAN\b|\bKFENCE\b"),
+    re.compile(r"\bBUG:"),
+    re.compile(r"\bWARNING: (?:CPU|possible|suspicious|inconsistent)"),
+    re.compile(r"INFO: task .* blocked for more than"),
+    re.compile(r"rcu.*detected (?:expedited )?stall|rcu.*self-detected stall"),
+    re.compile(r"refcount_t:|list_(?:add|del) corruption|page allocation failure|Out of memory: Killed"),
+    re.compile(r"\bCall Trace:"),
+)
+_CONTEXT = 15
+
+
+def guest_kernel_quiet(record: Record) -> Finding:
+    """No BUG, WARNING, Oops, panic, hung task or stall in any machine's kernel log."""
+    if not record.machines:
+        return unknown("no machine was launched")
+    tolerated = [
+        re.compile(str(as_mapping(entry.value).get("pattern")))
+        for entry in record.entries
+        if entry.f == "guest:tolerate"
+    ]
+    for machine in record.machines:
+        finding = _check(record, machine, tolerated)
+        if finding is not VALID:
+            return finding
+    return VALID
+
+
+def _check(record: Record, machine: MachineRecord, tolerated: list[re.Pattern[str]]) -> Finding:
+    log = text_of(machine.artifacts.kernel)
+    if log is None:
+        return unknown(f"there is no kernel log of {machine.name!r}")
+    if not log.strip() and _booted_here(record, machine.name):
+        return unknown(f"the guest of {machine.name!r} ran commands, and its kernel log is empty")
+    lines = log.splitlines()
+    for complaint in _COMPLAINTS:
+        for number, line in enumerate(lines):
+            if complaint.search(line) and not any(pattern.search(line) for pattern in tolerated):
+                context = lines[max(0, number - 3) : number + _CONTEXT]
+                return invalid(f"the guest's kernel of {machine.name!r}: {line.strip()}", *context)
+    return VALID
+
+
+def _booted_here(record: Record, machine: str) -> bool:
+    """Whether the guest booted in this machine; in a migration's destination it has nothing to print."""
+    return any(entry.kind is Kind.OK for entry in record.of(f"guest:{machine}", "guest:boot"))

@@ -1,0 +1,28 @@
+"""The record itself can be believed."""
+
+from __future__ import annotations
+
+from harness.checkers.record import Record
+from harness.checkers.verdict import VALID, Finding, invalid, unknown
+from harness.history import Entry, Kind
+
+_ENDS = (Kind.OK, Kind.FAIL, Kind.INFO)
+
+
+def history_well_formed(record: Record) -> Finding:
+    """Time does not run backwards, every end ends one operation that is open, and the record was closed."""
+    open_: dict[int, Entry] = {}
+    last_s = 0.0
+    for entry in record.entries:
+        if entry.t_s < last_s:
+            return invalid(f"entry {entry.seq} is older than the one before it")
+        last_s = entry.t_s
+        if entry.kind is Kind.INVOKE:
+            open_[entry.seq] = entry
+        elif entry.kind in _ENDS:
+            begun = open_.pop(entry.op, None) if entry.op is not None else None
+            if begun is None or (begun.actor, begun.f) != (entry.actor, entry.f):
+                return invalid(f"entry {entry.seq} ends no open operation of {entry.actor} {entry.f}")
+    if not record.entries or record.entries[-1].f != "closed":
+        return unknown("the record ends in the middle")
+    return VALID

@@ -1,0 +1,18 @@
+"""After everything was closed, the test had left nothing on the host."""
+
+from __future__ import annotations
+
+from harness.checkers.record import Record
+from harness.checkers.verdict import VALID, Finding, invalid, unknown
+from harness.history import as_mapping
+
+
+def nothing_left_behind(record: Record) -> Finding:
+    """No process, socket, mount, folder or thread."""
+    note = record.last("host", "host:leftovers")
+    if note is None:
+        return unknown("nobody looked for what stayed behind")
+    left = [f"{kind}: {thing}" for kind, things in as_mapping(note.value).items() for thing in things]
+    if left:
+        return invalid(f"left behind: {left[0]}" + (f" and {len(left) - 1} more" if left[1:] else ""), *left)
+    return VALID

@@ -1,0 +1,77 @@
+"""QEMU did not die, and no sanitizer complained."""
+
+from __future__ import annotations
+
+import re
+import signal
+
+from harness.checkers.record import MachineRecord, Record, text_of
+from harness.checkers.verdict import VALID, Finding, invalid, unknown
+from harness.history import Entry, as_mapping
+
+_ASSERTION = re.compile(
+    r"^.*(?:Assertion `.*' failed|assertion failed:|ERROR:.*code should not be reached).*$", re.M
+)
+_SANITIZER = re.compile(
+    r"^.*(?:ERROR: (?:Address|Leak|Thread|Memory)Sanitizer|WARNING: ThreadSanitizer|runtime error:).*$", re.M
+)
+_BACKTRACE_LINES = 25
+
+
+def qemu_alive(record: Record) -> Finding:
+    """Each machine ended when it was asked to and not before, without a sanitizer's report."""
+    if not record.machines:
+        return unknown("no machine was launched")
+    for machine in record.machines:
+        finding = _check(record, machine)
+        if finding is not VALID:
+            return finding
+    return VALID
+
+
+def _check(record: Record, machine: MachineRecord) -> Finding:
+    log = text_of(machine.artifacts.qemu) or ""
+    report = _SANITIZER.search(log)
+    if report is not None:
+        return invalid(
+            f"QEMU {machine.name!r}: {report[0].strip()}", *log[report.start() :].splitlines()[:40]
+        )
+    exit_ = record.last(machine.name, "machine:exit")
+    if exit_ is None:
+        return unknown(f"the end of QEMU {machine.name!r} is not on record")
+    expected = record.last(machine.name, "machine:expect-exit")
+    if expected is not None and expected.seq < exit_.seq and not _crashed_instead(expected, exit_):
+        return VALID
+    assertion = _ASSERTION.search(log)
+    return invalid(_epitaph(record, machine, exit_, assertion), *_evidence(record, machine, log))
+
+
+def _crashed_instead(expected: Entry, exit_: Entry) -> bool:
+    """Whether a QEMU that was asked to end ended by a signal of its own making."""
+    code = as_mapping(exit_.value).get("returncode")
+    return code in [-s for s in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)]
+
+
+def _epitaph(record: Record, machine: MachineRecord, exit_: Entry, assertion: re.Match[str] | None) -> str:
+    code = as_mapping(exit_.value).get("returncode")
+    how = f"exited with {code}"
+    if isinstance(code, int) and code < 0:
+        how = f"was killed by {signal.Signals(-code).name}"
+    said = f": {assertion[0].strip()}" if assertion else ""
+    return f"QEMU {machine.name!r} {how} {_when(record, machine, exit_)}{said}"
+
+
+def _when(record: Record, machine: MachineRecord, exit_: Entry) -> str:
+    ends = record.ends()
+    before = [entry for entry in record.commands(machine.name) if entry.seq < exit_.seq]
+    in_flight = [e for e in before if e.seq not in ends or ends[e.seq].kind.value == "info"]
+    if in_flight:
+        return f"while {in_flight[-1].f} was in flight"
+    return f"after {before[-1].f}" if before else "before any QMP command"
+
+
+def _evidence(record: Record, machine: MachineRecord, log: str) -> tuple[str, ...]:
+    lines = [f"qemu.log: {line}" for line in log.splitlines()[-10:]]
+    lines += [f"sent: {e.f} {e.value}" for e in record.commands(machine.name)[-5:]]
+    trace = text_of(machine.artifacts.backtrace)
+    return (*lines, *(trace or "").splitlines()[:_BACKTRACE_LINES])

@@ -1,0 +1,24 @@
+"""A QEMU that was asked to quit ended by itself, with status 0."""
+
+from __future__ import annotations
+
+from harness.checkers.record import Record
+from harness.checkers.verdict import VALID, Finding, invalid, unknown
+from harness.history import as_mapping
+
+
+def qemu_exited_cleanly(record: Record) -> Finding:
+    """After ``quit``: exit status 0. A machine that had to be killed did not exit cleanly."""
+    for machine in record.machines:
+        killed = record.last(machine.name, "machine:killed")
+        if killed is not None:
+            why = as_mapping(killed.value).get("why")
+            return invalid(f"QEMU {machine.name!r} did not quit and had to be killed: {why}")
+        expected, exit_ = (record.last(machine.name, f"machine:{what}") for what in ("expect-exit", "exit"))
+        if exit_ is None:
+            return unknown(f"the end of QEMU {machine.name!r} is not on record")
+        code = as_mapping(exit_.value).get("returncode")
+        quit_ = expected is not None and as_mapping(expected.value).get("reason") == "quit"
+        if quit_ and code != 0:
+            return invalid(f"QEMU {machine.name!r} was asked to quit and ended with {code}")
+    return VALID

@@ -1,0 +1,71 @@
+"""What a checker may look at: the recorded folder of one test, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.artifacts import HISTORY, MachineArtifacts
+from harness.errors import UsageError
+from harness.history import Entry, Kind, as_mapping, read
+
+
+@dataclass(frozen=True)
+class MachineRecord:
+    """One machine of a record: its launch note, and its files."""
+
+    name: str
+    launch: Entry
+    artifacts: MachineArtifacts
+
+
+@dataclass(frozen=True)
+class Record:
+    """A test's folder, read."""
+
+    folder: Path
+    entries: tuple[Entry, ...]
+    machines: tuple[MachineRecord, ...]
+
+    @classmethod
+    def load(cls, folder: Path) -> Record:
+        """:raises UsageError: when there is no history, or it cannot be read."""
+        entries = tuple(read(folder / HISTORY))
+        machines = tuple(_machine(folder, e) for e in entries if e.f == "machine:launch")
+        return cls(folder, entries, machines)
+
+    def of(self, actor: str, f: str) -> Iterator[Entry]:
+        """The entries of ``actor`` called ``f``, in order."""
+        return (e for e in self.entries if e.actor == actor and e.f == f)
+
+    def last(self, actor: str, f: str) -> Entry | None:
+        """The last of them."""
+        return next((e for e in reversed(self.entries) if e.actor == actor and e.f == f), None)
+
+    def ends(self) -> dict[int, Entry]:
+        """The end of each operation that has one, by the ``seq`` of its ``invoke``."""
+        return {e.op: e for e in self.entries if e.op is not None}
+
+    def commands(self, machine: str) -> list[Entry]:
+        """The QMP commands sent to a machine, in order."""
+        return [e for e in self.entries if e.actor == machine and e.kind is Kind.INVOKE and _is_qmp(e)]
+
+
+def _is_qmp(entry: Entry) -> bool:
+    return entry.f.startswith("qmp:")
+
+
+def _machine(folder: Path, launch: Entry) -> MachineRecord:
+    where = as_mapping(launch.value).get("artifacts")
+    if not isinstance(where, str):
+        raise UsageError(f"{folder}: the launch of {launch.actor} (seq {launch.seq}) names no artefacts")
+    return MachineRecord(launch.actor, launch, MachineArtifacts(folder / where))
+
+
+def text_of(path: Path) -> str | None:
+    """A log's text, however dirty its bytes; ``None`` when there is no such file."""
+    try:
+        return path.read_bytes().decode("utf-8", "replace").replace("\r", "")
+    except OSError:
+        return None
