@@ -62,7 +62,7 @@ class Matrix:
         self,
         selection: Selection,
         cache: Path | None = None,
-        report: Callable[[str], None] = lambda line: None,
+        report: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.selection, self._report = selection, report
         self._root = cache or default_cache_root()
@@ -125,7 +125,7 @@ class Matrix:
     def _accel(
         self, install: QemuInstall, capabilities: Capabilities, image: GuestImage, kind: MachineType
     ) -> Accel:
-        """One verdict for a binary and a kernel: what a host does to guests does not depend on the machine type."""
+        """One verdict for a binary and a kernel: it does not depend on the machine type."""
         key = (install.key, image.key)
         if key not in self._accels:
             probe = Cell(install, capabilities, image, kind, Accel("tcg", "")).spec("probe", (), frozenset())

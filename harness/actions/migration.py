@@ -100,7 +100,7 @@ class Migration:
         self.expect_blocked_by(share)
 
     def expect_blocked_by(self, *mounted: Share) -> None:
-        """:raises Violation: unless ``blocked-reasons`` has one reason for each of ``mounted``, and no other."""
+        """:raises Violation: unless ``blocked-reasons`` has one for each of ``mounted``, and no other."""
         expected, reasons = {blocked_reason(share) for share in mounted}, self.blocked_reasons()
         if sorted(reasons) != sorted(expected):
             tags = ", ".join(share.mount_tag for share in mounted) or "nothing"

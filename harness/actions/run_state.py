@@ -35,7 +35,6 @@ class RunState:
         with machine.qmp.listen(event) as events:
             machine.qmp.execute(command, watch=machine.watch)
             events.wait(
-                lambda seen: True,
                 what=f"{event} after {command}",
                 timeout_s=machine.pace.seconds(EVENT_TIMEOUT_S),
                 watch=machine.watch,

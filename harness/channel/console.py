@@ -71,8 +71,8 @@ class Console:
                 f"m={mark}; f=/tmp/.$m; sh $f.c <$f.i >$f.o 2>$f.e; r=$?; "
                 'echo; echo "<$m:$r"; base64 $f.o; echo "=$m"; base64 $f.e; echo ">$m"; rm -f $f.?'
             )
-            self._expect(rf"<{mark}:(\d+)\r?\n", deadline)
-            status = int(self._shell.match.group(1))
+            self._expect(rf"<{mark}:\d+\r?\n", deadline)
+            status = int(self._matched().rpartition(b":")[2])
             out = self._until(f"={mark}", deadline)
             err = self._until(f">{mark}", deadline)
         except pexpect.TIMEOUT:
@@ -102,7 +102,14 @@ class Console:
 
     def _until(self, marker: str, deadline: Deadline) -> str:
         self._expect(re.escape(marker), deadline)
-        return base64.b64decode(b"".join(self._shell.before.split())).decode("utf-8", "replace")
+        before = self._shell.before
+        assert isinstance(before, bytes)
+        return base64.b64decode(b"".join(before.split())).decode("utf-8", "replace")
+
+    def _matched(self) -> bytes:
+        after = self._shell.after
+        assert isinstance(after, bytes)
+        return after
 
     def _interrupt(self) -> None:
         with contextlib.suppress(OSError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import json
 import threading
 import time
@@ -86,7 +87,7 @@ class Listener:
 
     def wait(
         self,
-        predicate: Callable[[QmpEvent], bool] = lambda event: True,
+        predicate: Callable[[QmpEvent], bool] = lambda _: True,
         *,
         what: str,
         timeout_s: float,
@@ -329,7 +330,5 @@ def _result(future: concurrent.futures.Future[T], watch: Watch | None) -> T:
 
 
 async def _disconnect(client: QMPClient) -> None:
-    try:
+    with contextlib.suppress(QMPError, EOFError, OSError):
         await client.disconnect()
-    except (QMPError, EOFError, OSError):
-        pass

@@ -55,7 +55,8 @@ class Ssh:
             )
         except WaitTimeout as exc:
             raise ChannelLost(
-                f"the guest did not answer on SSH ({HOST}:{port}) within {exc.elapsed_s:.0f} s: {self._last_error}"
+                f"the guest did not answer on SSH ({HOST}:{port}) within {exc.elapsed_s:.0f} s: "
+                f"{self._last_error}"
             ) from None
 
     def _attempt(self) -> paramiko.Transport | None:

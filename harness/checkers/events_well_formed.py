@@ -26,7 +26,7 @@ class _Device:
 
 
 def events_well_formed(record: Record) -> Finding:
-    """Both DEVICE_DELETED, once each and in order; time does not run backwards; nothing comes after the end."""
+    """Both DEVICE_DELETED, once each, in order; time runs forwards; nothing comes after the end."""
     for machine in record.machines:
         events = [e for e in record.entries if e.actor == machine.name and e.kind is Kind.EVENT]
         for finding in (
@@ -113,7 +113,6 @@ def _deleted(machine: str, entry: Entry, devices: dict[str, _Device]) -> Finding
 
 def _unfinished(machine: str, path: str, device: _Device | None) -> Finding | None:
     if device is not None and device.backend and not device.itself:
-        return invalid(
-            f"QEMU {machine!r}: the virtio-backend of {path} was deleted, the device never: a leaked reference"
-        )
+        what = f"the virtio-backend of {path} was deleted, the device never"
+        return invalid(f"QEMU {machine!r}: {what}: a leaked reference")
     return None

@@ -46,7 +46,7 @@ class Provisioner:
         cache: Cache,
         *,
         recipes: Path | None = None,
-        report: Report = lambda line: None,
+        report: Report = lambda _: None,
         refresh: bool = False,
     ) -> None:
         self.cache, self._report, self._refresh = cache, report, refresh

@@ -51,7 +51,7 @@ def choose(
     spec: MachineSpec,
     identity: str,
     memory: Path,
-    report: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Accel:
     """Decide on ``wanted`` (``auto``, ``kvm`` or ``tcg``).
 
@@ -74,7 +74,7 @@ def choose(
 
 
 def why_not_kvm(
-    spec: MachineSpec, identity: str, memory: Path, report: Callable[[str], None] = lambda line: None
+    spec: MachineSpec, identity: str, memory: Path, report: Callable[[str], None] = lambda _: None
 ) -> str | None:
     """Why guests cannot run under KVM, or ``None`` when one did."""
     if not KVM.exists():

@@ -6,6 +6,7 @@ turns that into the cause.
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import shutil
 import signal
@@ -222,10 +223,8 @@ class Machine:
         :raises WaitTimeout: when it took it, and still runs.
         """
         self.expect_exit("quit")
-        try:
+        with contextlib.suppress(QmpLost):  # QEMU may close the socket before its answer is out.
             self.qmp.execute("quit", timeout_s=self.pace.seconds(QUIT_TIMEOUT_S))
-        except QmpLost:
-            pass  # QEMU may close the socket before its answer is out.
         wait_until(
             self._exited.is_set,
             what=f"the end of QEMU {self.name!r} after quit",

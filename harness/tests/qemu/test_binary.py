@@ -14,7 +14,7 @@ _FAKE = """#!/bin/sh
 case "$*" in
 *--version) echo "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)"; echo "Copyright (c) 2003-2022" ;;
 *"-L help") echo "$(dirname "$0")/firmware" ;;
-*"-machine help") echo "Supported machines are:"; echo "pc                   Standard PC (alias of pc-i440fx-7.2)"
+*"-machine help") echo "Supported machines are:"; echo "pc      Standard PC (alias of pc-i440fx-7.2)"
     echo "none                 empty machine" ;;
 *"-device help") echo "Storage devices:"; echo 'name "virtio-9p-pci", bus PCI, alias "virtio-9p"' ;;
 *) echo "unexpected: $*" >&2; exit 9 ;;
