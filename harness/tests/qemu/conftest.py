@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.artifacts import Artifacts
+from harness.deadline import Pace
+from harness.history import History
+from harness.qemu.binary import QemuInstall
+from harness.qemu.machine import Machine
+from harness.reaper import RunFolder
+from harness.tests.qemu.specs import spec
+
+Launch = Callable[..., Machine]
+_PROGRAM = Path(__file__).with_name("fake_qemu.py")
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[RunFolder]:
+    folder = RunFolder()
+    yield folder
+    folder.close()
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Iterator[History]:
+    (tmp_path / "test").mkdir()
+    made = History(tmp_path / "test" / "history.ndjson")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def launch(tmp_path: Path, run: RunFolder, history: History) -> Iterator[Launch]:
+    """Starts fake QEMUs, and ends those that a test leaves running."""
+    started: list[Machine] = []
+    artifacts = Artifacts(tmp_path / "test")
+    disk = tmp_path / "disk.qcow2"
+    disk.write_text("a disk")
+
+    def start(
+        mode: str = "", *, name: str = "source", pace: float = 1.0, source: Machine | None = None
+    ) -> Machine:
+        install = QemuInstall(
+            "fake", _PROGRAM, (sys.executable, "-S", "-E", str(_PROGRAM)), environment={"FAKE": mode}
+        )
+        made = replace(spec(qemu=install, disk=disk), name=name, shares=())
+        machine = Machine.launch(
+            made,
+            run,
+            run.path / f"m{next(_numbers)}",
+            artifacts.machine(name, first=not started),
+            history,
+            pace=Pace(pace),
+            source=source,
+        )
+        started.append(machine)
+        return machine
+
+    yield start
+    for machine in started:
+        machine.close()

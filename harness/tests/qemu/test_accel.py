@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UsageError
+from harness.qemu import accel
+from harness.qemu.accel import Accel, choose
+from harness.qemu.spec import MachineSpec
+from harness.tests.qemu.specs import spec
+
+_HANGS = (
+    "a guest did not boot under it: waited 10.0 s for the guest's first process, the guest printed nothing"
+)
+
+
+class _Boots:
+    """Stands in for booting a guest under KVM: counts, and answers as told."""
+
+    def __init__(self, answer: str | None) -> None:
+        self.answer, self.count = answer, 0
+
+    def __call__(self, spec: MachineSpec) -> str | None:
+        self.count += 1
+        return self.answer
+
+
+@pytest.fixture
+def kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A /dev/kvm that can be opened."""
+    device = tmp_path / "kvm"
+    device.write_text("")
+    monkeypatch.setattr(accel, "KVM", device)
+    return device
+
+
+def _boots(monkeypatch: pytest.MonkeyPatch, answer: str | None) -> _Boots:
+    boots = _Boots(answer)
+    monkeypatch.setattr(accel, "_boot_under_kvm", boots)
+    return boots
+
+
+def _choose(tmp_path: Path, wanted: str = "auto", identity: str = "qemu/guest") -> Accel:
+    return choose(wanted, spec(), identity, tmp_path / "memory")
+
+
+def test_tcg_is_not_questioned(tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    boots = _boots(monkeypatch, None)
+    assert _choose(tmp_path, "tcg") == Accel("tcg", "asked for")
+    assert boots.count == 0
+
+
+def test_an_unknown_name(tmp_path: Path, kvm: Path) -> None:
+    with pytest.raises(UsageError, match=r"^--accel hvf: unknown accelerator \(auto, kvm or tcg\)$"):
+        _choose(tmp_path, "hvf")
+
+
+def test_no_device(tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kvm.unlink()
+    boots = _boots(monkeypatch, None)
+    assert _choose(tmp_path) == Accel("tcg", f"KVM rejected: no {kvm} on this host")
+    assert boots.count == 0
+
+
+def test_no_permission(tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    boots = _boots(monkeypatch, None)
+    monkeypatch.setattr(os, "access", lambda path, mode: not (path == kvm and mode & os.W_OK))
+    chosen = _choose(tmp_path)
+    assert chosen.name == "tcg"
+    assert chosen.reason.startswith(f"KVM rejected: no permission to open {kvm}")
+    assert boots.count == 0
+    assert not (tmp_path / "memory").exists(), "a permission can change at any time: it is not remembered"
+
+
+def test_a_guest_that_booted_is_believed_and_remembered(
+    tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boots = _boots(monkeypatch, None)
+    told: list[str] = []
+    first = choose("auto", spec(), "qemu/guest", tmp_path / "memory", told.append)
+    assert first == _choose(tmp_path) == _choose(tmp_path, "kvm") == Accel("kvm", "a guest booted under it")
+    assert boots.count == 1
+    assert told == ["trying KVM: booting a guest, 10 s at the most …"]
+
+
+def test_a_guest_that_hung_is_remembered_with_the_file_to_remove(
+    tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boots = _boots(monkeypatch, _HANGS)
+    assert _choose(tmp_path) == Accel("tcg", f"KVM rejected: {_HANGS}")
+    (file,) = (tmp_path / "memory").iterdir()
+    assert _choose(tmp_path) == Accel("tcg", f"KVM rejected: {_HANGS} (remembered in {file})")
+    assert boots.count == 1
+    file.unlink()
+    _choose(tmp_path)
+    assert boots.count == 2
+
+
+def test_each_identity_and_host_has_its_own_verdict(
+    tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boots = _boots(monkeypatch, None)
+    _choose(tmp_path)
+    _choose(tmp_path, identity="other/guest")
+    assert boots.count == 2
+    monkeypatch.setattr("platform.release", lambda: "another kernel")
+    _choose(tmp_path)
+    assert boots.count == 3
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", b"\xff\xfe"])
+def test_a_corrupt_memory_is_asked_anew_and_mended(
+    tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch, content: str | bytes
+) -> None:
+    boots = _boots(monkeypatch, None)
+    _choose(tmp_path)
+    (file,) = (tmp_path / "memory").iterdir()
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert _choose(tmp_path).name == "kvm"
+    assert boots.count == 2
+    assert json.loads(file.read_text())["reason"] is None
+    assert [path.name for path in (tmp_path / "memory").iterdir()] == [file.name]
+
+
+def test_asking_for_kvm_where_no_guest_runs(
+    tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _boots(monkeypatch, _HANGS)
+    with pytest.raises(UsageError) as caught:
+        _choose(tmp_path, "kvm")
+    assert str(caught.value) == f"--accel kvm: {_HANGS}; use --accel tcg or auto"
+
+
+def test_a_boot_that_is_interrupted_is_not_remembered(
+    tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(spec: MachineSpec) -> str | None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(accel, "_boot_under_kvm", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _choose(tmp_path)
+    assert not list(tmp_path.glob("memory/*"))
+
+
+def test_guests_without_hardware_help_are_given_more_time() -> None:
+    assert Accel("tcg", "").pace.seconds(10) > Accel("kvm", "").pace.seconds(10) == 10

@@ -1,0 +1,355 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.deadline import Deadline, Pace, wait_until
+from harness.errors import (
+    ChannelLost,
+    GuestError,
+    GuestPanicked,
+    HarnessError,
+    QemuDied,
+    QemuError,
+    QmpLost,
+    QmpSilent,
+    SetupError,
+    UsageError,
+    WaitTimeout,
+)
+from harness.history import Entry, History, Kind, read
+from harness.qemu import machine
+from harness.qemu.machine import Machine
+from harness.reaper import RunFolder, start_time
+from harness.tests.qemu.conftest import Launch
+from harness.tests.qemu.specs import share
+
+_ASSERTION = "qemu-system-x86_64: ../util/throttle.c:443: throttle_account: Assertion `timer' failed."
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deadlines of a fake; and gdb stays out of it."""
+    monkeypatch.setattr(machine, "START_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(machine, "QUIT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(machine, "_POST_MORTEM_S", 2.0)
+    monkeypatch.setattr("shutil.which", lambda program: None)
+
+
+def _noted(history: History, f: str) -> list[Entry]:
+    return [entry for entry in read(history.path) if entry.f == f]
+
+
+def _die(victim: Machine, number: int = signal.SIGSEGV, says: str = "") -> HarnessError:
+    with pytest.raises(QmpLost) as caught:
+        victim.qmp.execute("x-die", {"signal": number, "says": says}, timeout_s=5)
+    return caught.value
+
+
+def _gone(dead: Machine) -> bool:
+    return not start_time(dead.pid)
+
+
+# Launching
+
+
+def test_launch_and_quit(launch: Launch, history: History) -> None:
+    source = launch()
+    assert source.running
+    assert source.returncode is None
+    assert source.ssh_port == 40123
+    assert source.artifacts.argv.stat().st_mode & 0o111
+    source.quit()
+    assert source.returncode == 0
+    source.watch_process()  # an end that was asked for is no death
+    source.close()
+
+    (launched,) = _noted(history, "machine:launch")
+    assert launched.actor == "source"
+    assert launched.value["pid"] == source.pid
+    assert (launched.value["artifacts"], launched.value["first"]) == (".", True)
+    (expected,) = _noted(history, "machine:expect-exit")
+    (ended,) = _noted(history, "machine:exit")
+    assert (expected.value, ended.value) == ({"reason": "quit"}, {"returncode": 0})
+    assert (expected.kind, ended.kind) == (Kind.NOTE, Kind.EVENT)
+    assert expected.seq < ended.seq
+
+
+def test_a_successor_has_a_folder_of_its_own_and_its_sources_disk(launch: Launch, history: History) -> None:
+    source = launch()
+    successor = launch(name="successor-1", source=source)
+    assert successor.paths.disk == source.paths.disk
+    assert (successor.artifacts.folder, successor.artifacts.folder.parent) == (
+        source.artifacts.folder / "successor-1",
+        source.artifacts.folder,
+    )
+    assert successor.folder != source.folder
+    launched = _noted(history, "machine:launch")[1]
+    assert (launched.value["artifacts"], launched.value["first"]) == ("successor-1", False)
+
+
+def test_a_source_gets_a_copy_of_the_disk(launch: Launch) -> None:
+    source = launch()
+    assert source.paths.disk != source.spec.disk
+    assert source.paths.disk.read_text() == source.spec.disk.read_text() == "a disk"
+
+
+def test_a_qemu_that_complains_and_ends(launch: Launch, history: History) -> None:
+    with pytest.raises(QemuDied) as caught:
+        launch("complains")
+    assert caught.value.message == (
+        "QEMU 'source' exited with 1: "
+        "qemu-system-x86_64: -device nonsense: 'nonsense' is not a valid device model name"
+    )
+    assert [entry.value for entry in _noted(history, "machine:exit")] == [{"returncode": 1}]
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        ("makes no socket", "QEMU 'source' opened no QMP socket within 1 s"),
+        ("does not greet", "QEMU 'source' did not greet on its QMP socket within 1 s"),
+    ],
+)
+def test_a_qemu_that_never_speaks(launch: Launch, history: History, mode: str, message: str) -> None:
+    with pytest.raises(QmpSilent) as caught:
+        launch(mode, pace=0.3)
+    assert caught.value.message == message
+    (launched,) = _noted(history, "machine:launch")
+    assert not start_time(launched.value["pid"])
+
+
+def test_a_program_that_cannot_be_started(launch: Launch, run: RunFolder, history: History) -> None:
+    good = launch()
+    spec = replace(good.spec, qemu=replace(good.spec.qemu, command=("/no/such/program",)))
+    with pytest.raises(SetupError, match=r"^cannot start QEMU .*: No such file or directory$"):
+        Machine.launch(spec, run, run.path / "none", good.artifacts, history, pace=Pace())
+
+
+def test_a_share_without_its_folder_starts_nothing(launch: Launch, run: RunFolder, history: History) -> None:
+    good = launch()
+    spec = replace(good.spec, shares=(share(path=Path("/no/such/folder")),))
+    with pytest.raises(UsageError, match=r"^share share0: /no/such/folder: no such folder$"):
+        Machine.launch(spec, run, run.path / "never", good.artifacts, history, pace=Pace())
+    assert not (run.path / "never").exists()
+    assert len(_noted(history, "machine:launch")) == 1
+
+
+def test_core_dumps_are_allowed_for_qemu_and_not_for_us(launch: Launch) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    source = launch()
+    limits = Path(f"/proc/{source.pid}/limits").read_text()
+    (core,) = [line for line in limits.splitlines() if line.startswith("Max core file size")]
+    assert core.split()[4] == core.split()[5]
+    assert resource.getrlimit(resource.RLIMIT_CORE) == (0, hard)
+
+
+def test_a_ctrl_c_at_the_terminal_does_not_reach_it(launch: Launch) -> None:
+    assert os.getsid(launch().pid) != os.getsid(0)
+
+
+def test_no_forwarded_port(launch: Launch) -> None:
+    with pytest.raises(SetupError, match="forwards no port"):
+        _ = launch("forwards nothing").ssh_port
+
+
+# Dying
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])
+def test_a_death_names_the_signal_the_last_command_and_the_last_words(
+    launch: Launch, history: History, number: signal.Signals
+) -> None:
+    source = launch()
+    symptom = _die(source, number, _ASSERTION)
+    cause = source.blame(symptom)
+    assert isinstance(cause, QemuDied)
+    assert cause.message == (
+        f"QEMU 'source' was killed by {number.name} (last QMP command: x-die): {_ASSERTION}"
+    )
+    with pytest.raises(QemuDied):
+        source.watch()
+    assert not source.running
+    assert [entry.value for entry in _noted(history, "machine:exit")] == [{"returncode": -number}]
+    assert not _noted(history, "machine:expect-exit")
+
+
+def test_an_exit_that_nobody_asked_for(launch: Launch) -> None:
+    source = launch()
+    with pytest.raises(QmpLost) as caught:
+        source.qmp.execute("x-exit", {"status": 0}, timeout_s=5)
+    cause = source.blame(caught.value)
+    assert isinstance(cause, QemuDied)
+    assert cause.message == "QEMU 'source' exited with 0 (last QMP command: x-exit)"
+
+
+def test_a_death_leaves_a_word_on_the_backtrace(launch: Launch) -> None:
+    source = launch()
+    _die(source)
+    source.close()
+    assert source.artifacts.backtrace.read_text() == "no backtrace: no gdb on PATH\n"
+
+
+def test_a_clean_end_leaves_none(launch: Launch) -> None:
+    source = launch()
+    source.close()
+    assert not source.artifacts.backtrace.exists()
+
+
+# Blaming
+
+
+def _panic(source: Machine) -> None:
+    source.artifacts.kernel.write_text("[ 1.0] Kernel panic - not syncing: Attempted to kill init!\r\n")
+
+
+_LOST = ChannelLost("ssh: the connection broke")
+
+
+def test_a_healthy_machine_is_not_to_blame(launch: Launch) -> None:
+    assert launch().blame(_LOST) is _LOST
+
+
+def test_a_panicked_guest_is(launch: Launch) -> None:
+    source = launch()
+    _panic(source)
+    cause = source.blame(_LOST)
+    assert isinstance(cause, GuestPanicked)
+    assert "'source'" in cause.message
+    assert "Attempted to kill init" in cause.message
+
+
+@pytest.mark.parametrize("symptom", [_LOST, QmpSilent("silent"), WaitTimeout("it", last=None, elapsed_s=1.0)])
+def test_a_dead_qemu_comes_before_everything(launch: Launch, symptom: HarnessError) -> None:
+    source = launch()
+    _die(source)
+    wait_until(lambda: not source.running, what="its end", timeout_s=5)
+    _panic(source)
+    assert isinstance(source.blame(symptom), QemuDied)
+
+
+def test_a_panic_comes_before_a_silent_qmp(launch: Launch) -> None:
+    source = launch(pace=0.05)
+    source.qmp.execute("x-silence")
+    _panic(source)
+    assert isinstance(source.blame(_LOST), GuestPanicked)
+
+
+def test_a_silent_qmp_comes_before_a_silent_guest(launch: Launch) -> None:
+    source = launch(pace=0.05)
+    source.qmp.execute("x-silence")
+    assert isinstance(source.blame(_LOST), QmpSilent)
+
+
+def test_a_silent_qmp_is_itself_the_cause(launch: Launch) -> None:
+    source = launch()
+    with pytest.raises(QmpSilent, match=r"^QEMU 'source' did not answer x-hang") as caught:
+        source.qmp.execute("x-hang", timeout_s=0.2)
+    assert source.blame(caught.value) is caught.value
+
+
+@pytest.mark.parametrize("symptom", [_LOST, QmpLost("the QMP connection broke")])
+def test_a_death_that_shows_a_moment_after_the_sockets_is_waited_for(
+    launch: Launch, symptom: HarnessError
+) -> None:
+    """The kernel closes a dying process's sockets some time before its parent can see its end."""
+    source = launch()
+    with contextlib.suppress(QmpLost):
+        source.qmp.execute("x-die", {"signal": signal.SIGSEGV, "after_s": 0.5}, timeout_s=5)
+    assert source.running
+    assert isinstance(source.blame(symptom), QemuDied)
+
+
+def test_a_connection_that_broke_with_qemu_alive(launch: Launch) -> None:
+    source = launch()
+    with pytest.raises(QmpLost) as caught:
+        source.qmp.execute("x-close", timeout_s=5)
+    assert source.blame(caught.value) is caught.value
+
+
+def test_a_refused_command_is_no_symptom(launch: Launch) -> None:
+    refusal = QemuError("source", {"execute": "device_del"}, {}, "no")
+    assert launch().blame(refusal) is refusal
+
+
+# Ending
+
+
+def test_quit_refused(launch: Launch) -> None:
+    with pytest.raises(QemuError, match="refused quit: not now"):
+        launch("refuses quit").quit()
+
+
+def test_quit_taken_and_not_followed(launch: Launch) -> None:
+    source = launch("stays after quit")
+    with pytest.raises(WaitTimeout, match=r"for the end of QEMU 'source' after quit") as caught:
+        source.quit()
+    assert caught.value.artifacts == source.artifacts.folder
+
+
+def test_kill(launch: Launch, history: History) -> None:
+    source = launch()
+    source.kill()
+    assert source.returncode == -signal.SIGKILL
+    source.watch_process()
+    source.kill()
+    assert [entry.value for entry in _noted(history, "machine:expect-exit")] == [{"reason": "kill"}]
+
+
+@pytest.mark.parametrize(
+    ("mode", "prepare", "returncode"),
+    [
+        ("", None, 0),
+        ("refuses quit", None, -signal.SIGKILL),
+        ("stays after quit", None, -signal.SIGKILL),
+        ("ends badly", None, -signal.SIGSEGV),
+        ("", "x-silence", -signal.SIGKILL),
+        ("", "x-close", -signal.SIGKILL),
+    ],
+)
+def test_close_leaves_no_process_and_never_raises(
+    launch: Launch, history: History, mode: str, prepare: str | None, returncode: int
+) -> None:
+    source = launch(mode)
+    if prepare:
+        with contextlib.suppress(QmpLost):
+            source.qmp.execute(prepare, timeout_s=5)
+    deadline = Deadline.after(5)
+    source.close()
+    assert _gone(source)
+    assert not deadline.expired
+    assert source.returncode == returncode
+    assert [entry.value for entry in _noted(history, "machine:exit")] == [{"returncode": returncode}]
+    killed = _noted(history, "machine:killed")
+    assert len(killed) == (returncode == -signal.SIGKILL)
+    source.close()
+
+
+def test_close_of_a_dead_one_declares_nothing(launch: Launch, history: History) -> None:
+    """Otherwise the checkers would take the crash for an intended end."""
+    source = launch()
+    _die(source)
+    source.close()
+    assert not _noted(history, "machine:expect-exit")
+    assert not _noted(history, "machine:killed")
+    assert source.returncode == -signal.SIGSEGV
+
+
+def test_close_of_a_stopped_process(launch: Launch) -> None:
+    source = launch()
+    os.kill(source.pid, signal.SIGSTOP)
+    source.close()
+    assert _gone(source)
+    assert source.returncode == -signal.SIGKILL
+
+
+def test_errors_of_a_guest_are_not_machine_errors() -> None:
+    assert issubclass(GuestPanicked, GuestError)
+    assert not issubclass(QemuDied, GuestError)
