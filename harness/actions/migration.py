@@ -57,7 +57,7 @@ class Migration:
 
         timeout_s = source.pace.seconds(MIGRATE_TIMEOUT_S)
         wait_until(
-            lambda: self._finished(source),
+            lambda: self._finished(source, successor),
             what=f"the migration of {source.name} to complete",
             timeout_s=timeout_s,
             watch=watch,
@@ -71,12 +71,13 @@ class Migration:
             artifacts=successor.artifacts.folder,
         )
 
-    def _finished(self, source: Machine) -> bool:
+    def _finished(self, source: Machine, successor: Machine) -> bool:
         answer = source.qmp.execute("query-migrate", watch=source.watch)
         status = answer.get("status")
         if status in ("failed", "cancelled"):
             why = answer.get("error-desc", "no error-desc")
-            raise Violation(f"the migration of {source.name} {status}: {why}")
+            # The source knows a broken pipe at most; a destination that gave up says why, and exits.
+            raise successor.blame(Violation(f"the migration of {source.name} {status}: {why}"))
         return bool(status == "completed")
 
     def blocked_reasons(self) -> list[str]:
@@ -101,10 +102,11 @@ class Migration:
 
     def expect_blocked_by(self, *mounted: Share) -> None:
         """:raises Violation: unless ``blocked-reasons`` has one for each of ``mounted``, and no other."""
-        expected, reasons = {blocked_reason(share) for share in mounted}, self.blocked_reasons()
+        expected, reasons = [blocked_reason(share) for share in mounted], self.blocked_reasons()
         if sorted(reasons) != sorted(expected):
-            tags = ", ".join(share.mount_tag for share in mounted) or "nothing"
-            raise Violation(f"blocked-reasons does not name {tags} alone: {reasons}")
+            tags = ", ".join(share.mount_tag for share in mounted)
+            what = f"blocked-reasons does not name {tags} alone" if tags else "blocked with nothing mounted"
+            raise Violation(f"migration of {self.guest.machine.name}: {what}: {reasons}")
 
     def expect_not_blocked(self) -> None:
         """:raises Violation: when ``query-migrate`` lists a reason."""

@@ -28,7 +28,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
         yield
     except Exception as exc:
         _conclude(item, exc)
-        raise
+        raise _alone(exc) from None
 
 
 @pytest.hookimpl(wrapper=True)
@@ -38,7 +38,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
         yield
     except (Exception, OutcomeException) as exc:
         _conclude(item, exc)
-        raise
+        raise _alone(exc) from None
     _conclude(item, None)
 
 
@@ -55,7 +55,18 @@ def _conclude(item: pytest.Item, failure: BaseException | None) -> None:
         raise _as_error(bad) from None
     cause = [found for found in bad if found.checker == _CAUSE and found.verdict is Verdict.INVALID]
     if cause and not isinstance(failure, Violation):
-        raise _as_error(cause) from failure
+        died = _as_error(cause)
+        died.add_note(f"seen as: {failure}")
+        raise died.with_traceback(failure.__traceback__) from None
+
+
+def _alone(exc: BaseException) -> BaseException:
+    """A harness error without its chain: pytest would print the symptom first."""
+    link = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
+    if isinstance(exc, HarnessError) and link is not None:
+        exc.add_note(f"seen as: {link}")
+        exc.__cause__, exc.__context__ = None, None
+    return exc
 
 
 def _judge(lab: Lab, failure: BaseException | None) -> list[Judgement]:
