@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from harness.actions.hotplug import Hotplug, Unplug, UnplugState
+from harness.errors import GuestError, QemuDied, QemuError, Violation, WaitTimeout
+from harness.tests.fakes import BACKEND, BUSY, GONE, NO_ENTRY, World, peripheral
+
+_PROBE = r"mount .* /mnt/\.probe$"
+_TAGS = "cat /sys/bus/virtio/drivers/9pnet_virtio"
+
+
+def _delete(world: World, *, backend: bool = True, device: bool = True) -> None:
+    if backend:
+        world.qmp.emit("DEVICE_DELETED", path=BACKEND)
+    if device:
+        world.qmp.emit("DEVICE_DELETED", path=GONE, device="share0")
+
+
+def _requested(world: World) -> Unplug:
+    """An unplug that QEMU has accepted; the device is still there."""
+    world.qmp.on("device_del", {})
+    world.qmp.on("qom-list", peripheral("share0"))
+    return Hotplug(world.guest).request_unplug(world.share)
+
+
+def _seen(world: World) -> Unplug:
+    """An unplug that the guest has begun, with the share mounted."""
+    unplug = _requested(world)
+    world.ssh.on(_PROBE, BUSY, BUSY, NO_ENTRY)
+    unplug.wait_seen_by_guest()
+    return unplug
+
+
+def _states(world: World) -> list[str]:
+    return [entry.value["state"] for entry in world.notes("unplug")]
+
+
+# Plugging
+
+
+def test_plug_waits_until_the_guest_lists_the_tag(world: World) -> None:
+    world.qmp.on("device_add", {})
+    world.ssh.on(_TAGS, "", "", "other\0", "other\0tag0\0")
+    Hotplug(world.guest).plug(world.share)
+    ((command, arguments),) = world.qmp.sent
+    assert command == "device_add"
+    assert arguments == {
+        "driver": "virtio-9p-pci",
+        "id": "share0",
+        "fsdev": "fs-share0",
+        "mount_tag": "tag0",
+        "bus": "pci.0",
+        "addr": "0x10",
+    }
+    assert len(world.ssh.commands) == 4
+    assert world.machine.plugged == {"share0"}
+    assert [entry.value for entry in world.notes("device:plugged")] == [{"id": "share0"}]
+
+
+def test_plug_of_a_tag_that_another_device_has_already(world: World) -> None:
+    """Duplicate tags are accepted: one more of it has to appear."""
+    world.qmp.on("device_add", {})
+    world.ssh.on(_TAGS, "tag0\0", "tag0\0", "tag0\0tag0\0")
+    Hotplug(world.guest).plug(world.share)
+    assert len(world.ssh.commands) == 3
+
+
+def test_plug_that_the_guest_never_sees(world: World) -> None:
+    world.qmp.on("device_add", {})
+    world.ssh.on(_TAGS, "tag00\0")
+    with pytest.raises(WaitTimeout, match="for the guest to list tag0") as caught:
+        Hotplug(world.guest).plug(world.share)
+    assert caught.value.artifacts == world.machine.artifacts.folder
+    assert not world.notes("device:plugged")
+    assert world.machine.plugged == {"share0"}, "QEMU has it all the same: a successor needs it"
+
+
+def test_plug_that_qemu_refuses(world: World) -> None:
+    world.qmp.refuse("device_add", "Duplicate device ID 'share0'")
+    world.ssh.on(_TAGS, "")
+    with pytest.raises(QemuError, match=r"^QEMU 'source' refused device_add: Duplicate device ID"):
+        Hotplug(world.guest).plug(world.share)
+    assert world.machine.plugged == set()
+
+
+def test_plug_into_a_qemu_that_dies(world: World) -> None:
+    def dies(_: str) -> str:
+        world.machine.death = QemuDied("QEMU 'source' was killed by SIGSEGV")
+        return ""
+
+    world.qmp.on("device_add", {})
+    world.ssh.on(_TAGS, "", dies)
+    with pytest.raises(QemuDied):
+        Hotplug(world.guest).plug(world.share)
+
+
+# Unplugging
+
+
+def test_every_state_of_an_unplug_that_is_withheld_and_then_completed(world: World) -> None:
+    unplug = _requested(world)
+    assert unplug.state is UnplugState.REQUESTED
+    world.machine.plugged.add("share0")
+    world.ssh.on(_PROBE, BUSY, NO_ENTRY)
+    unplug.wait_seen_by_guest()
+    asked: list[str] = []
+    unplug.expect_withheld(while_=lambda: asked.append("in use"), window_s=0.15)
+    assert len(asked) == 2
+    assert world.machine.plugged == {"share0"}
+    world.qmp.on("qom-list", peripheral())
+    _delete(world)
+    unplug.wait_completed()
+    assert world.machine.plugged == set()
+    assert _states(world) == ["requested", "seen by guest", "withheld", "completed"]
+    assert all(entry.actor == "source" for entry in world.notes("unplug"))
+
+
+def test_the_listener_is_armed_before_device_del(world: World) -> None:
+    """On a stopped VM with native hotplug both events come before the command's own answer."""
+
+    def at_once(_: Any) -> dict[str, Any]:
+        _delete(world)
+        return {}
+
+    world.qmp.on("device_del", at_once)
+    world.qmp.on("qom-list", peripheral())
+    Hotplug(world.guest).request_unplug(world.share).wait_completed()
+
+
+def test_refused(world: World) -> None:
+    world.qmp.refuse("device_del", "Bus 'pcie.0' does not support hotplugging")
+    unplug = Hotplug(world.guest).request_unplug(world.share)
+    assert unplug.state is UnplugState.REFUSED
+    assert unplug.refusal is not None
+    steps: tuple[Callable[[], None], ...] = (
+        unplug.wait_completed,
+        unplug.wait_seen_by_guest,
+        lambda: unplug.expect_withheld(while_=lambda: None),
+    )
+    for step in steps:
+        with pytest.raises(QemuError, match=r"refused device_del: Bus 'pcie.0' does not support hotplugging"):
+            step()
+    assert _states(world) == ["refused"]
+
+
+def test_lost_before_the_guest_began(world: World) -> None:
+    unplug = _requested(world)
+    world.ssh.on(_PROBE, BUSY)
+    with pytest.raises(GuestError, match=r"^device_del of share0 was lost: the guest never began"):
+        unplug.wait_seen_by_guest()
+    assert unplug.state is UnplugState.LOST
+    assert _states(world) == ["requested", "lost"]
+
+
+def test_lost_afterwards(world: World) -> None:
+    unplug = _requested(world)
+    with pytest.raises(GuestError, match=r"^device_del of share0 never completed"):
+        unplug.wait_completed()
+    assert unplug.state is UnplugState.LOST
+
+
+def test_the_witness_needs_a_mounted_share(world: World) -> None:
+    unplug = _requested(world)
+    world.ssh.on(_PROBE, "")
+    world.ssh.on("^umount /mnt/.probe$", "")
+    with pytest.raises(GuestError, match="this witness needs it mounted"):
+        unplug.wait_seen_by_guest()
+    assert world.ssh.commands[-1] == "umount /mnt/.probe", "its own probe must not hold the share"
+
+
+def test_withheld_means_nothing_before_the_guest_began(world: World) -> None:
+    unplug = _requested(world)
+    with pytest.raises(AssertionError):
+        unplug.expect_withheld(while_=lambda: None, window_s=0.0)
+    assert _states(world) == ["requested"]
+
+
+@pytest.mark.parametrize("shown", ["backend's event", "device's event", "qom-list"])
+def test_a_device_that_goes_while_it_is_in_use(world: World, shown: str) -> None:
+    unplug = _seen(world)
+
+    def goes(_: Any) -> Any:
+        if shown == "qom-list":
+            return peripheral()
+        _delete(world, backend=shown == "backend's event", device=shown == "device's event")
+        return peripheral("share0")
+
+    world.qmp.on("qom-list", peripheral("share0"), goes, peripheral("share0"))
+    with pytest.raises(Violation, match=r"^device_del of share0 completed while the share was in use"):
+        unplug.expect_withheld(while_=lambda: None, window_s=5)
+    assert "withheld" not in _states(world)
+
+
+def test_the_events_of_another_device_are_not_taken_for_ours(world: World) -> None:
+    unplug = _seen(world)
+    world.qmp.emit("DEVICE_DELETED", path="/machine/peripheral/share01", device="share01")
+    world.qmp.emit("DEVICE_DELETED", path="/machine/peripheral/share01/virtio-backend")
+    unplug.expect_withheld(while_=lambda: None, window_s=0.0)
+    with pytest.raises(GuestError, match="never completed"):
+        unplug.wait_completed()
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_a_witness_that_raises_fails_the_window(world: World, fails_at: int) -> None:
+    unplug = _seen(world)
+    calls: list[None] = []
+
+    def witness() -> None:
+        calls.append(None)
+        if len(calls) == fails_at:
+            raise GuestError("no longer in use")
+
+    with pytest.raises(GuestError, match="no longer in use"):
+        unplug.expect_withheld(while_=witness, window_s=0.0)
+    assert unplug.state is UnplugState.SEEN_BY_GUEST
+
+
+def test_a_qemu_that_dies_in_the_window(world: World) -> None:
+    unplug = _seen(world)
+    world.machine.death = QemuDied("QEMU 'source' was killed by SIGABRT")
+    with pytest.raises(QemuDied):
+        unplug.expect_withheld(while_=lambda: None, window_s=5)
+
+
+@pytest.mark.parametrize(("backend", "device"), [(True, False), (False, True)])
+@pytest.mark.parametrize("listed", [True, False])
+def test_one_of_the_two_events_missing(world: World, backend: bool, device: bool, listed: bool) -> None:
+    unplug = _requested(world)
+    world.qmp.on("qom-list", peripheral("share0") if listed else peripheral())
+    _delete(world, backend=backend, device=device)
+    with pytest.raises(Violation, match="leaked reference") as caught:
+        unplug.wait_completed()
+    assert (BACKEND if backend else GONE) in caught.value.message
+    assert (f"'{GONE}'" if backend else BACKEND) not in caught.value.message
+    assert "completed" not in _states(world)
+
+
+def test_gone_without_any_event(world: World) -> None:
+    """QOM finalize never came: the device is unparented, and something still holds it."""
+    unplug = _requested(world)
+    world.qmp.on("qom-list", peripheral())
+    with pytest.raises(Violation, match="leaked reference"):
+        unplug.wait_completed()
+
+
+def test_both_events_and_still_listed(world: World) -> None:
+    unplug = _requested(world)
+    _delete(world)
+    with pytest.raises(Violation, match=r"^share0 was deleted, and /machine/peripheral still has it$"):
+        unplug.wait_completed()
+    assert "completed" not in _states(world)
+
+
+def test_unplug_looks_into_the_guest_as_well(world: World) -> None:
+    def at_once(_: Any) -> dict[str, Any]:
+        _delete(world)
+        return {}
+
+    world.qmp.on("device_del", at_once)
+    world.qmp.on("qom-list", peripheral())
+    world.ssh.on(_TAGS, "")
+    Hotplug(world.guest).unplug(world.share)
+    world.ssh.on(_TAGS, "tag0\0")
+    with pytest.raises(Violation, match=r"^share0 is gone, and the guest still lists tag0$"):
+        Hotplug(world.guest).unplug(world.share)

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from harness.actions.migration import Migration, blocked_reason
+from harness.errors import QemuDied, QemuError, Violation, WaitTimeout
+from harness.guest.lab import Lab
+from harness.tests import fakes
+from harness.tests.fakes import FakeMachine, World
+
+_OTHER = "State blocked by non-migratable device '0000:00:05.0/nvme'"
+
+
+class _Lab:
+    """Launches the one successor that was prepared for it."""
+
+    def __init__(self, world: World, successor: FakeMachine) -> None:
+        self.history = world.machine.history
+        self.successor = successor
+
+    def launch_successor(self, source: Any) -> FakeMachine:
+        assert source.name == "source"
+        return self.successor
+
+
+@pytest.fixture
+def successor(world: World, tmp_path: Path) -> FakeMachine:
+    """A destination at which everything arrives."""
+    made = fakes.machine(tmp_path, replace(world.machine.spec, name="successor-1"), world.machine.history)
+    made.qmp.on("migrate-incoming", {})
+    made.qmp.on("query-status", {"status": "inmigrate"}, {"status": "running"})
+    return made
+
+
+@pytest.fixture
+def migration(world: World, successor: FakeMachine) -> Migration:
+    """A source that migrates when it is asked to."""
+    world.qmp.on("migrate-set-parameters", {})
+    world.qmp.on("migrate", {})
+    world.qmp.on("query-migrate", {}, {"status": "active"}, {"status": "completed"})
+    world.ssh.on("^true$", "")
+    return Migration(world.guest, cast(Lab, _Lab(world, successor)))
+
+
+def _blocked(world: World, *reasons: str) -> None:
+    world.qmp.on("query-migrate", {"blocked-reasons": list(reasons)} if reasons else {})
+
+
+# Migrating
+
+
+def test_the_guest_goes_on_in_the_successor(
+    world: World, migration: Migration, successor: FakeMachine
+) -> None:
+    world.guest.succeed("true")
+    migration.migrate()
+    assert world.guest.machine is cast(Any, successor)
+    assert world.guest.actor == "guest:successor-1"
+    assert world.ssh.closed == 1
+    assert world.machine.quitted
+    assert not successor.quitted
+    incoming, outgoing = (dict(q.sent) for q in (successor.qmp, world.qmp))
+    assert incoming["migrate-incoming"]["uri"] == outgoing["migrate"]["uri"]
+    assert world.notes("migrate")[-1].kind.value == "ok"
+
+
+def test_migrate_refused(world: World, migration: Migration) -> None:
+    world.qmp.refuse("migrate", blocked_reason(world.share))
+    with pytest.raises(QemuError, match=r"^QEMU 'source' refused migrate: Migration is disabled when VirtFS"):
+        migration.migrate()
+    assert world.guest.machine is cast(Any, world.machine)
+    assert not world.machine.quitted
+    assert world.notes("migrate")[-1].kind.value == "fail"
+
+
+@pytest.mark.parametrize("status", ["failed", "cancelled"])
+def test_a_migration_that_fails_says_why(world: World, migration: Migration, status: str) -> None:
+    why = "Unknown savevm section or instance '0000:00:10.0/virtio-9p' 0"
+    world.qmp.on("query-migrate", {"status": "active"}, {"status": status, "error-desc": why})
+    with pytest.raises(Violation, match=f"^the migration of source {status}: {why}$"):
+        migration.migrate()
+    assert world.guest.machine is cast(Any, world.machine)
+
+
+def test_a_destination_that_dies_is_named_first(
+    world: World, migration: Migration, successor: FakeMachine
+) -> None:
+    def dies(_: Any) -> dict[str, Any]:
+        successor.death = QemuDied("QEMU 'successor-1' exited with 1: Unknown savevm section")
+        return {"status": "active"}
+
+    world.qmp.on("query-migrate", dies)
+    with pytest.raises(QemuDied, match="successor-1"):
+        migration.migrate()
+
+
+def test_a_destination_that_dies_of_the_stream_is_the_cause_of_the_failure(
+    world: World, migration: Migration, successor: FakeMachine
+) -> None:
+    """The source only knows of a broken pipe; the destination's last words are the cause."""
+
+    def dies(_: Any) -> dict[str, Any]:
+        successor.death = QemuDied("QEMU 'successor-1' exited with 1: Unknown savevm section")
+        return {"status": "failed", "error-desc": "Unable to write to socket: Broken pipe"}
+
+    world.qmp.on("query-migrate", dies)
+    with pytest.raises(QemuDied, match="Unknown savevm section"):
+        migration.migrate()
+
+
+def test_a_migration_that_never_ends(world: World, migration: Migration) -> None:
+    world.qmp.on("query-migrate", {"status": "active"})
+    with pytest.raises(WaitTimeout, match=r"for the migration of source to complete"):
+        migration.migrate()
+
+
+def test_a_successor_that_never_runs(world: World, migration: Migration, successor: FakeMachine) -> None:
+    successor.qmp.on("query-status", {"status": "paused"})
+    with pytest.raises(WaitTimeout, match=r"for successor-1 to run"):
+        migration.migrate()
+    assert not world.machine.quitted
+
+
+def test_completed_and_the_guest_does_not_answer(world: World, migration: Migration) -> None:
+    world.ssh.on("^true$", (1, "", "no"))
+    with pytest.raises(Exception, match="guest:successor-1"):
+        migration.migrate()
+    assert not world.machine.quitted
+    assert world.notes("migrate")[-1].kind.value != "ok"
+
+
+# Being refused
+
+
+def test_the_text_of_the_refusal(world: World) -> None:
+    assert blocked_reason(world.share) == (
+        f"Migration is disabled when VirtFS export path '{world.share.path}' is mounted in the guest "
+        "using mount_tag 'tag0'"
+    )
+
+
+def test_refused_by_the_mounted_share(world: World, migration: Migration) -> None:
+    world.qmp.refuse("migrate", blocked_reason(world.share))
+    _blocked(world, blocked_reason(world.share))
+    migration.expect_refused(world.share)
+
+
+def test_accepted_while_mounted(world: World, migration: Migration) -> None:
+    _blocked(world, blocked_reason(world.share))
+    with pytest.raises(Violation, match=r"^migrate was accepted while 'tag0' was mounted$"):
+        migration.expect_refused(world.share)
+
+
+@pytest.mark.parametrize("change", ["another reason", "another path", "another tag", "more words"])
+def test_refused_for_another_reason(world: World, migration: Migration, change: str) -> None:
+    reason = blocked_reason(world.share)
+    desc = {
+        "another reason": _OTHER,
+        "another path": blocked_reason(replace(world.share, path=Path("/elsewhere"))),
+        "another tag": blocked_reason(replace(world.share, mount_tag="tag00")),
+        "more words": f"{reason} and more",
+    }[change]
+    world.qmp.refuse("migrate", desc)
+    _blocked(world, reason)
+    with pytest.raises(Violation, match=r"^refused for another reason than the mounted 'tag0': ") as caught:
+        migration.expect_refused(world.share)
+    assert desc in caught.value.message
+    assert reason in caught.value.details
+
+
+def test_refused_and_the_reason_is_not_listed(world: World, migration: Migration) -> None:
+    world.qmp.refuse("migrate", blocked_reason(world.share))
+    _blocked(world)
+    with pytest.raises(Violation, match="blocked-reasons does not name tag0 alone"):
+        migration.expect_refused(world.share)
+
+
+def test_each_mounted_share_is_one_reason(world: World, migration: Migration) -> None:
+    other = replace(world.share, id="share1", mount_tag="tag1")
+    mine, others = blocked_reason(world.share), blocked_reason(other)
+    _blocked(world, others, mine)
+    migration.expect_blocked_by(world.share, other)
+    for reasons in ((mine,), (mine, others, _OTHER), (mine, mine), ()):
+        _blocked(world, *reasons)
+        with pytest.raises(Violation, match="does not name tag0, tag1 alone"):
+            migration.expect_blocked_by(world.share, other)
+
+
+def test_a_reason_that_stays_twice_is_found(world: World, migration: Migration) -> None:
+    """A second Tattach must not add a second blocker that the first clunk leaves behind."""
+    reason = blocked_reason(world.share)
+    _blocked(world, reason, reason)
+    with pytest.raises(Violation, match="does not name tag0 alone"):
+        migration.expect_blocked_by(world.share)
+
+
+def test_two_devices_with_one_tag_and_path_are_two_reasons(world: World, migration: Migration) -> None:
+    """Duplicate tags on one fsdev are accepted; both mounted, the same text stands there twice."""
+    twin = replace(world.share, id="share1")
+    reason = blocked_reason(world.share)
+    _blocked(world, reason, reason)
+    migration.expect_blocked_by(world.share, twin)
+    _blocked(world, reason)
+    with pytest.raises(Violation):
+        migration.expect_blocked_by(world.share, twin)
+
+
+def test_not_blocked(world: World, migration: Migration) -> None:
+    _blocked(world)
+    migration.expect_not_blocked()
+    _blocked(world, blocked_reason(world.share))
+    with pytest.raises(Violation, match="source: blocked with nothing mounted: "):
+        migration.expect_not_blocked()

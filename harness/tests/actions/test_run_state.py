@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness.actions import run_state
+from harness.actions.run_state import RunState
+from harness.errors import GuestError, HarnessError, QemuDied, WaitTimeout
+from harness.tests.fakes import World
+
+
+def _emits(world: World, event: str) -> Any:
+    """An answer that is preceded by its event, as QEMU does for stop and cont."""
+
+    def answer(_: Any) -> dict[str, Any]:
+        world.qmp.emit(event)
+        return {}
+
+    return answer
+
+
+@pytest.mark.parametrize(("command", "event"), [("stop", "STOP"), ("cont", "RESUME")])
+def test_stop_and_cont_wait_for_their_events(world: World, command: str, event: str) -> None:
+    world.qmp.on(command, _emits(world, event))
+    getattr(RunState(world.guest), command)()
+    assert world.qmp.commands == [command]
+
+
+@pytest.mark.parametrize(("command", "wrong"), [("stop", "RESUME"), ("cont", "STOP")])
+def test_an_answer_without_its_event_is_not_enough(world: World, command: str, wrong: str) -> None:
+    world.qmp.emit("STOP" if command == "stop" else "RESUME")  # an old one, from before the command
+    world.qmp.on(command, _emits(world, wrong))
+    with pytest.raises(WaitTimeout, match=f"after {command}"):
+        getattr(RunState(world.guest), command)()
+
+
+def test_a_qemu_that_dies_instead(world: World) -> None:
+    def dies(_: Any) -> dict[str, Any]:
+        world.machine.death = QemuDied("QEMU 'source' was killed by SIGSEGV")
+        return {}
+
+    world.qmp.on("stop", dies)
+    with pytest.raises(QemuDied):
+        RunState(world.guest).stop()
+
+
+def test_system_reset_is_over_when_another_boot_answers(world: World) -> None:
+    world.qmp.on("system_reset", _emits(world, "RESET"))
+    world.ssh.on("boot_id", "one\n", "two\n")
+    world.ssh.on("^true$", "")
+    RunState(world.guest).system_reset()
+    assert world.ssh.closed == 1, "the old connection would hang on a kernel that is no more"
+
+
+def test_system_reset_of_a_guest_that_never_comes_back(world: World) -> None:
+    world.qmp.on("system_reset", _emits(world, "RESET"))
+    world.ssh.on("boot_id", "one\n", "two\n")
+    world.ssh.on("^true$", GuestError("no answer"))
+    with pytest.raises(GuestError, match="never booted"):
+        RunState(world.guest).system_reset()
+
+
+def test_system_reset_that_did_not_reset(world: World) -> None:
+    """The same kernel answers: whatever QEMU's event says, nothing was reset."""
+    world.qmp.on("system_reset", _emits(world, "RESET"))
+    world.ssh.on("boot_id", "one\n")
+    world.ssh.on("^true$", "")
+    with pytest.raises((HarnessError, AssertionError)):
+        RunState(world.guest).system_reset()
+
+
+def test_the_wait_is_scaled_by_the_pace(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_state, "EVENT_TIMEOUT_S", 5.0)
+    world.qmp.on("stop", {})
+    with pytest.raises(WaitTimeout) as caught:
+        RunState(world.guest).stop()
+    assert 0.1 <= caught.value.elapsed_s < 2
