@@ -66,7 +66,11 @@ class Mount:
 
         :raises Violation: naming the side that does not.
         """
-        sides = {"host": host_sha256(self.share.path / name), "guest": self.sha256(name)}
+        try:
+            host = host_sha256(self.share.path / name)
+        except OSError as exc:
+            host = f"unreadable: {exc}"
+        sides = {"host": host, "guest": self.sha256(name)}
         for side, seen in sides.items():
             if seen != expected_sha256:
                 raise Violation(
@@ -84,9 +88,13 @@ class Mount:
         path = f"{self.mountpoint}/.alive-{token}"
         self.guest.succeed(f"echo {token} > {quote(path)}")
         seen = self.share.path / f".alive-{token}"
-        if seen.read_text().strip() != token:
-            raise GuestError(f"share {self.share.id}: the guest wrote {token}, the host reads something else")
-        seen.unlink()
+        try:
+            read = seen.read_text(errors="replace").strip()
+            seen.unlink()
+        except OSError as exc:
+            read = f"nothing ({exc.strerror})"
+        if read != token:
+            raise GuestError(f"share {self.share.id}: the guest wrote {token}, the host reads {read[:80]}")
 
     def tag_state(self) -> TagState:
         """What a second mount of this tag meets now: tells exactly whether the removal has begun."""
