@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from harness.errors import CommandFailed, CommandTimeout, GuestError, GuestPanicked, QemuDied, WaitTimeout
+from harness.history import Kind, read
+from harness.tests import fakes
+from harness.tests.fakes import World
+
+_TIMEOUT = CommandTimeout("ssh", "x", 1.0, "", "")
+
+
+def _ends(world: World) -> list[tuple[str, Kind]]:
+    entries = read(world.machine.history.path)
+    return [(entry.f, entry.kind) for entry in entries if entry.op is not None]
+
+
+def test_run_never_raises_for_a_status_and_records_it(world: World) -> None:
+    world.ssh.on("^false$", (1, "out", "err"))
+    done = world.guest.run("false")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "out", "err")
+    assert _ends(world) == [("ssh:run", Kind.OK)]
+    invoke, end = read(world.machine.history.path)[-2:]
+    assert (invoke.actor, invoke.value) == ("guest:source", {"command": "false"})
+    assert end.value["returncode"] == 1
+
+
+def test_succeed_and_fail(world: World) -> None:
+    world.ssh.on("^good$", "out\n")
+    world.ssh.on("^bad$", (3, "", "first\nlast"))
+    assert world.guest.succeed("good") == "out\n"
+    assert world.guest.fail("bad").returncode == 3
+    with pytest.raises(CommandFailed, match=r"^guest:source: 'bad' exited with 3: last"):
+        world.guest.succeed("bad")
+    with pytest.raises(GuestError, match=r"^guest:source: 'good' was expected to fail, and exited with 0$"):
+        world.guest.fail("good")
+
+
+def test_no_answer_has_a_cause_and_an_open_end(world: World) -> None:
+    """Nobody can know whether the command ran: the operation ends as info."""
+    world.ssh.on("x", _TIMEOUT)
+    with pytest.raises(CommandTimeout):
+        world.guest.run("x")
+    world.machine.death = QemuDied("QEMU 'source' was killed by SIGSEGV")
+    with pytest.raises(QemuDied) as caught:
+        world.guest.run("x")
+    assert caught.value.__cause__ is _TIMEOUT
+    assert _ends(world) == [("ssh:run", Kind.INFO)] * 2
+    assert read(world.machine.history.path)[-1].value == "QEMU 'source' was killed by SIGSEGV"
+
+
+def test_wait_until_succeeds(world: World) -> None:
+    world.ssh.on("x", (1, "", ""), (1, "", ""), "there")
+    assert world.guest.wait_until_succeeds("x", what="it") == "there"
+    world.ssh.on("x", (1, "", "not yet"))
+    with pytest.raises(WaitTimeout, match=r"for it; last seen: Completed\(.*not yet"):
+        world.guest.wait_until_succeeds("x", what="it", timeout_s=1)
+
+
+def test_booted_is_an_answered_command(world: World) -> None:
+    world.ssh.on("^true$", "")
+    world.guest.wait_booted()
+    assert world.ssh.commands == ["true"]
+    assert ("guest:boot", Kind.OK) in _ends(world)
+
+
+@pytest.mark.parametrize(
+    ("log", "reached"),
+    [
+        (None, "its kernel printed nothing: firmware, kernel image or accelerator"),
+        ("[0.0] Linux version 6.1\n", "its kernel did not reach the first process"),
+        (
+            "[0.0] Linux version 6.1\n[1.0] Run /init as init process\n",
+            "its kernel runs, and nothing answers",
+        ),
+    ],
+)
+def test_never_booted_says_how_far_it_came(world: World, log: str | None, reached: str) -> None:
+    world.ssh.on("^true$", _TIMEOUT)
+    if log is not None:
+        world.machine.artifacts.kernel.write_text(log)
+    with pytest.raises(GuestError) as caught:
+        world.guest.wait_booted()
+    assert caught.value.message == f"the guest of 'source' never booted: {reached}"
+    assert _TIMEOUT.message in caught.value.details
+    if log is not None:
+        assert log.splitlines()[-1] in caught.value.details
+    assert ("guest:boot", Kind.INFO) in _ends(world)
+
+
+@pytest.mark.parametrize("cause", [QemuDied("dead"), GuestPanicked("panicked")])
+def test_never_booted_for_a_known_cause(world: World, cause: Any) -> None:
+    world.ssh.on("^true$", _TIMEOUT)
+    world.machine.death = cause
+    with pytest.raises(type(cause)) as caught:
+        world.guest.wait_booted()
+    assert caught.value is cause
+
+
+def test_mount_tags_are_separated_by_the_kernels_nul(world: World) -> None:
+    world.ssh.on("mount_tag", "tag0\0tag1\0")
+    assert world.guest.mount_tags() == ["tag0", "tag1"]
+    world.ssh.on("mount_tag", "")
+    assert world.guest.mount_tags() == []
+
+
+def test_moved_to_another_machine(world: World, tmp_path: Any) -> None:
+    world.ssh.on("^true$", "")
+    world.guest.succeed("true")
+    other = fakes.machine(
+        tmp_path / "export",
+        world.machine.spec.successor("successor-1", plugged=frozenset()),
+        world.machine.history,
+    )
+    world.guest.moved_to(cast(Any, other))
+    assert world.ssh.closed == 1
+    assert world.guest.actor == "guest:successor-1"
+    world.guest.succeed("true")
+    assert read(world.machine.history.path)[-1].actor == "guest:successor-1"
+    world.guest.disconnect()
+    assert world.ssh.closed == 2
+    world.guest.disconnect()
+    assert world.ssh.closed == 2
+
+
+def test_tolerate_is_on_record_for_the_machine(world: World) -> None:
+    world.guest.tolerate("blocked for more than", why="the hold lasts")
+    (note,) = world.notes("guest:tolerate")
+    assert (note.actor, note.value) == (
+        "source",
+        {"pattern": "blocked for more than", "why": "the hold lasts"},
+    )
