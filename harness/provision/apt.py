@@ -1,12 +1,14 @@
-"""Debian packages of any release, fetched through the host's own apt configuration, without root.
+"""Debian packages of any release, fetched with the host's own apt, without root.
 
-apt is told to keep everything (lists, archives, status) in a private folder. The mirror, proxies and
-certificates are those that the host is configured for; only the release is another. What apt signs and
-verifies stays verified.
+apt is told to keep everything (lists, archives, status) in a private folder, on top of the host's own
+configuration: proxies, certificates and time-outs stay. What apt signs and verifies stays verified.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -15,91 +17,100 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.deadline import wait_until
-from harness.errors import SetupError
-from harness.provision.space import no_space
+from harness.errors import SetupError, WaitTimeout
+from harness.provision.sources import sources
 
 Report = Callable[[str], None]
-#: Names by which a configured source can be recognised as a Debian release (or a suite of one).
-_RELEASES = "stretch|buster|bullseye|bookworm|trixie|forky|sid|unstable|testing|stable|oldstable|oldoldstable"
-_KEYRINGS = ("debian-archive-keyring.gpg", "debian-archive-keyring.pgp")
 _TIMEOUT_S = 1800
+_REPORT_EVERY_S = 2.0
+_POLL_S = 0.05
+#: Commands of the host that apt runs around an update: they are about the host's packages, not ours.
 _HOOKS = ("APT::Update::Pre-Invoke", "APT::Update::Post-Invoke", "APT::Update::Post-Invoke-Success")
+_ENVIRONMENT = {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
+
+
+class Withdrawn(SetupError):
+    """The archive has replaced a version that was remembered; resolving again finds its successor."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """A resolved package: its name, full version, archive file name and size in bytes."""
+    """A resolved package; ``digest`` is apt's ``ALGORITHM:hex`` of the archive file, ``size`` in bytes."""
 
     name: str
     version: str
     filename: str
     size: int
+    digest: str
+
+    def is_intact(self, archive: Path) -> bool:
+        """Whether ``archive`` is this package's file, whole."""
+        algorithm, _, expected = self.digest.partition(":")
+        try:
+            with archive.open("rb") as file:
+                return hashlib.file_digest(file, algorithm.lower()).hexdigest() == expected
+        except OSError:
+            return False
 
 
 class Apt:
-    """apt for one release, in a private folder.
+    """apt for one release, in an empty private folder, with fresh package lists.
 
-    :param folder: an empty folder for its lists and archives.
-    :raises SetupError: without apt, or without a Debian archive in the host's configuration.
+    :raises SetupError: without apt, without a Debian archive in the host's configuration, or, with apt's own
+        words, when that archive cannot be reached.
     """
 
     def __init__(self, folder: Path, release: str, report: Report) -> None:
-        for tool in ("apt-get", "dpkg-deb"):
-            if shutil.which(tool) is None:
-                raise SetupError(f"{tool} is not installed; packages are fetched with Debian's own tools")
+        require_tools()
         self._folder, self._release, self._report = folder, release, report
         for name in ("lists/partial", "archives/partial"):
             (folder / name).mkdir(parents=True)
-        (folder / "sources.list").write_text("\n".join(_sources(release)) + "\n")
+        (folder / "debian.sources").write_text(sources(release))
         self._config = folder / "apt.conf"
         self._config.write_text(_configuration(folder))
-
-    def update(self) -> None:
-        """Fetch the package lists.
-
-        :raises SetupError: with apt's own words, when the archive cannot be reached.
-        """
-        self._report(f"fetching the package lists of {self._release} …")
+        report(f"fetching the package lists of {release} …")
         self._run("update", "--error-on=any")
 
     def resolve(self, *packages: str) -> list[Package]:
         """``packages`` and all that they depend on, as apt would install them on an empty system."""
         output = self._run("install", "--print-uris", "-y", "--no-install-recommends", *packages)
-        found = re.findall(r"^'[^']+' (\S+)_(\S+)_\S+\.deb (\d+) ", output, re.MULTILINE)
-        names = re.findall(r"^'[^']+' (\S+\.deb) \d+ ", output, re.MULTILINE)
-        return sorted(
-            (
-                Package(name, version.replace("%3a", ":"), filename, int(size))
-                for (name, version, size), filename in zip(found, names, strict=True)
-            ),
-            key=lambda package: package.name,
-        )
+        found = []
+        for match in re.finditer(r"^'[^']+' (\S+\.deb) (\d+) (\S+:\w+)$", output, re.MULTILINE):
+            name, version, _ = match[1].split("_", 2)
+            version = version.replace("%3a", ":")
+            found.append(Package(name, version, match[1], int(match[2]), match[3]))
+        return sorted(found, key=lambda package: package.name)
 
-    def download(self, packages: list[Package]) -> list[Path]:
-        """Fetch exactly ``packages``; apt verifies their hashes. Returns the archives' paths."""
-        archives = self._folder / "debs"
-        archives.mkdir(exist_ok=True)
-        total_mb = sum(package.size for package in packages) / 1e6
-        self._report(f"fetching {len(packages)} packages of {self._release}, {total_mb:.0f} MB …")
+    def download(self, packages: list[Package], into: Path, progress: Report) -> None:
+        """Fetch exactly ``packages``; apt verifies their hashes.
+
+        :raises Withdrawn: when the archive no longer has one of these versions.
+        """
         wanted = [f"{package.name}={package.version}" for package in packages]
-        self._run("download", *wanted, cwd=archives, progress=lambda: _progress(archives, total_mb))
-        return [archives / package.filename for package in packages]
+        total = sum(package.size for package in packages)
+
+        def tell() -> None:
+            done = sum(path.stat().st_size for path in into.iterdir())
+            progress(f"  {done / 1e6:.0f} of {total / 1e6:.0f} MB ({100 * done // max(total, 1)} %)")
+
+        self._run("download", *wanted, cwd=into, tell=tell)
 
     def _run(
-        self,
-        command: str,
-        *arguments: str,
-        cwd: Path | None = None,
-        progress: Callable[[], str] | None = None,
+        self, command: str, *arguments: str, cwd: Path | None = None, tell: Callable[[], None] | None = None
     ) -> str:
         argv = ["apt-get", "-c", str(self._config), "-q", command, *arguments]
         log = self._folder / "apt.log"
-        with log.open("w+") as out:
+        with log.open("w") as out:
             process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=cwd or self._folder
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                cwd=cwd or self._folder,
+                env={**os.environ, **_ENVIRONMENT},
             )
             try:
-                self._await(process, progress)
+                _await(process, tell)
             finally:
                 if process.poll() is None:
                     process.kill()
@@ -109,69 +120,53 @@ class Apt:
             raise _failure(command, self._release, output)
         return output
 
-    def _await(self, process: subprocess.Popen[bytes], progress: Callable[[], str] | None) -> None:
-        turns = 0
 
-        def ended() -> bool:
-            nonlocal turns
-            turns += 1
-            if progress is not None and turns % 20 == 0:
-                self._report(progress())
-            return process.poll() is not None
-
-        wait_until(ended, what="apt-get", timeout_s=_TIMEOUT_S, interval_s=0.1)
+def require_tools() -> None:
+    """:raises SetupError: when this host has not the tools of Debian."""
+    for tool in ("apt-get", "dpkg-deb"):
+        if shutil.which(tool) is None:
+            raise SetupError(
+                f"{tool} is not on PATH: Debian packages are unpacked with Debian's own tools; "
+                "use a host that has them, or copy a filled cache here (HARNESS_CACHE)"
+            )
 
 
-def unpack(archives: list[Path], root: Path, report: Report) -> None:
+def unpack(archives: list[Path], root: Path, progress: Report) -> None:
     """Unpack Debian packages into ``root`` (``dpkg-deb -x``); needs no root.
 
-    :raises SetupError: for a broken archive, or a full disk.
+    :raises SetupError: for a broken archive. :raises OSError: for a full disk.
     """
     root.mkdir(parents=True, exist_ok=True)
-    report(f"unpacking {len(archives)} packages …")
-    for archive in archives:
+    for number, archive in enumerate(archives):
+        if number % 25 == 0:
+            progress(f"unpacking {number} of {len(archives)} packages …")
         done = subprocess.run(
-            ["dpkg-deb", "-x", str(archive), str(root)], capture_output=True, text=True, check=False
+            ["dpkg-deb", "-x", str(archive), str(root)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, **_ENVIRONMENT},
         )
         if done.returncode != 0:
-            said = done.stderr.strip()
-            if "No space left" in said:
-                raise no_space(root)
-            raise SetupError(f"cannot unpack {archive.name}: {said.splitlines()[-1] if said else 'dpkg-deb'}")
+            _raise_if_full(done.stderr)
+            said = done.stderr.strip().splitlines() or ["nothing"]
+            raise SetupError(f"cannot unpack {archive.name}; dpkg-deb said: {said[-1]}")
 
 
-def _sources(release: str) -> list[str]:
-    """One-line sources for ``release`` at the archives that the host is configured for."""
-    found = subprocess.run(
-        ["apt-get", "indextargets", "--no-release-info", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    lines = []
-    for target in dict.fromkeys(found.stdout.splitlines()):
-        match = re.fullmatch(rf"(\S+) (?:{_RELEASES})(|-updates|-security|/updates)/? main", target)
-        if match is not None:
-            suite = release + match[2].replace("/updates", "-security")
-            lines.append(f"deb {_options(match[1])} {match[1]} {suite} main")
-    if not lines:
-        raise SetupError(
-            "apt's configuration on this host names no Debian archive (component main); "
-            "add one to /etc/apt/sources.list.d"
-        )
-    if release in ("sid", "unstable"):
-        lines = [line for line in lines if line.split()[-2] == release]
-    return list(dict.fromkeys(lines))
+def _await(process: subprocess.Popen[bytes], tell: Callable[[], None] | None) -> None:
+    turns = 0
 
+    def ended() -> bool:
+        nonlocal turns
+        turns += 1
+        if tell is not None and turns % int(_REPORT_EVERY_S / _POLL_S) == 0:
+            tell()
+        return process.poll() is not None
 
-def _options(uri: str) -> str:
-    if uri.startswith(("file:", "copy:")):
-        return "[arch=amd64 trusted=yes]"  # A repository on this host's own disk.
-    for name in _KEYRINGS:
-        keyring = Path("/usr/share/keyrings") / name
-        if keyring.exists():
-            return f"[arch=amd64 signed-by={keyring}]"
-    return "[arch=amd64]"
+    try:
+        wait_until(ended, what="apt-get", timeout_s=_TIMEOUT_S, interval_s=_POLL_S)
+    except WaitTimeout as exc:
+        raise SetupError(f"apt-get was not done after {_TIMEOUT_S} s; is the mirror stuck?") from exc
 
 
 def _configuration(folder: Path) -> str:
@@ -183,14 +178,16 @@ def _configuration(folder: Path) -> str:
         'Dir::State::status "/dev/null";',
         f'Dir::Cache "{folder}";',
         f'Dir::Cache::Archives "{folder}/archives";',
-        f'Dir::Etc::sourcelist "{folder}/sources.list";',
+        f'Dir::Etc::sourcelist "{folder}/debian.sources";',
         'Dir::Etc::sourceparts "/dev/null";',
         'Dir::Etc::preferences "/dev/null";',
         'Dir::Etc::preferencesparts "/dev/null";',
+        'APT::Default-Release "";',
         'APT::Architecture "amd64";',
         'APT::Architectures { "amd64"; };',
         'APT::Install-Recommends "0";',
         'APT::Sandbox::User "root";',
+        'Acquire::ForceHash "SHA256";',
         'Acquire::Languages "none";',
         'Acquire::Retries "3";',
         'Debug::NoLocking "1";',
@@ -198,17 +195,20 @@ def _configuration(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _progress(archives: Path, total_mb: float) -> str:
-    done_mb = sum(path.stat().st_size for path in archives.iterdir()) / 1e6
-    return f"  {done_mb:.0f} of {total_mb:.0f} MB"
+def _raise_if_full(said: str) -> None:
+    if "No space left" in said or "enough free space" in said:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _failure(command: str, release: str, output: str) -> SetupError:
-    if "No space left" in output:
-        return no_space(None)
-    errors = [line for line in output.splitlines() if line.startswith(("E:", "Err:"))]
-    said = errors[-1] if errors else (output.strip().splitlines() or ["and said nothing"])[-1]
-    return SetupError(
-        f"apt-get {command} for {release} failed: {said} (is there a network? A filled cache needs none)",
-        details="\n".join(output.splitlines()[-15:]),
-    )
+    _raise_if_full(output)
+    details = "\n".join(output.splitlines()[-15:])
+    errors = [line for line in output.splitlines() if line.startswith("E: ")]
+    gone = [line for line in errors if re.search(r"Version '.*' for '.*' was not found", line)]
+    if gone:
+        return Withdrawn(f"apt-get {command} for {release}: {gone[0]}", details=details)
+    # The last line only counts the failures; the one before it has the reason.
+    causes = [line for line in errors if "Some index files failed" not in line]
+    said = (causes or errors or output.strip().splitlines() or ["nothing"])[-1]
+    hint = "; is there a network? (A filled cache needs none)" if "fetch" in said else ""
+    return SetupError(f"apt-get {command} for {release} failed: {said}{hint}", details=details)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from pathlib import Path
 import filelock
 
 from harness import reaper
+from harness.deadline import Deadline
 from harness.errors import SetupError
 from harness.provision.space import told_in_one_line
 
@@ -71,43 +73,40 @@ class Cache:
 
     @contextmanager
     def lock(self, name: str, report: Callable[[str], None]) -> Iterator[None]:
-        """Hold the lock ``name`` among all processes that use this cache."""
+        """Hold the lock ``name`` among all processes that use this cache; says whom it waits for."""
         with told_in_one_line(self.root):
-            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            folder = self.root / "locks"
-            folder.mkdir(exist_ok=True)
+            folder = self._folder("locks")
             held = filelock.FileLock(folder / f"{name}.lock")
-            try:
-                held.acquire(timeout=0.2)
-            except filelock.Timeout:
-                report(f"another process is filling the cache ({name}); waiting for it …")
-                try:
-                    held.acquire(timeout=_WAIT_S)
-                except filelock.Timeout as exc:
-                    raise SetupError(
-                        f"gave up after {_WAIT_S} s on the lock {held.lock_file}; is its holder stuck?"
-                    ) from exc
+            owner = folder / f"{name}.owner"
+            _acquire(held, owner, report)
+            owner.write_text(f"process {os.getpid()} ({Path(sys.argv[0]).name})")
         try:
             yield
         finally:
+            owner.unlink(missing_ok=True)
             held.release()
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """A temporary folder inside the cache; gone afterwards, and those of dead processes with it."""
         with told_in_one_line(self.root):
-            parent = self.root / "tmp"
-            parent.mkdir(parents=True, exist_ok=True)
+            parent = self._folder("tmp")
             _sweep(parent)
             owner = f"{os.getpid()}-{reaper.start_time(os.getpid())}-"
             folder = Path(tempfile.mkdtemp(prefix=owner, dir=parent))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _folder(self, name: str) -> Path:
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder = self.root / name
+        folder.mkdir(exist_ok=True)
+        return folder
 
     def _fill(self, folder: Path, fill: Callable[[Path], None]) -> None:
-        with self.scratch() as scratch, told_in_one_line(self.root):
+        with self.scratch() as scratch:
             made = scratch / "entry"
             made.mkdir()
             fill(made)
@@ -119,17 +118,21 @@ class Cache:
 
 
 def _manifest(folder: Path) -> dict[str, dict[str, object]]:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()]
+    files = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or path.is_file()]
     hashed = len(files) <= _HASH_LIMIT_FILES
     return {str(path.relative_to(folder)): _facts(path, hashed=hashed) for path in files}
 
 
 def _facts(path: Path, *, hashed: bool) -> dict[str, object]:
+    if path.is_symlink():
+        return {"link": str(path.readlink())}
     size = path.stat().st_size
     return {"size": size, "sha256": _sha256(path) if hashed and size <= _HASH_LIMIT_BYTES else None}
 
 
 def _matches(path: Path, facts: dict[str, object]) -> bool:
+    if "link" in facts:
+        return path.is_symlink() and str(path.readlink()) == facts["link"]
     if path.stat().st_size != facts["size"]:
         return False
     return facts["sha256"] is None or facts["sha256"] == _sha256(path)
@@ -138,6 +141,28 @@ def _matches(path: Path, facts: dict[str, object]) -> bool:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _acquire(lock: filelock.BaseFileLock, owner: Path, report: Callable[[str], None]) -> None:
+    deadline = Deadline.after(_WAIT_S)
+    patience_s = 0.2
+    while True:
+        try:
+            lock.acquire(timeout=patience_s)
+            return
+        except filelock.Timeout:
+            holder = _read_text(owner) or "another process"
+            if deadline.expired:
+                raise SetupError(f"gave up after {_WAIT_S} s on {lock.lock_file}, held by {holder}") from None
+            report(f"waiting for {holder}, which fills the same part of the cache ({owner.stem}) …")
+            patience_s = 10.0
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def _sweep(parent: Path) -> None:

@@ -13,6 +13,7 @@ from harness.provision.keys import Keys
 
 #: Where Debian's dynamic loader looks (``ld.so(8)``); every library of the unpacked packages goes there.
 _LIBRARIES = "lib/x86_64-linux-gnu"
+#: The name by which every program asks for it (the x86-64 psABI).
 _LOADER = "lib64/ld-linux-x86-64.so.2"
 
 
@@ -64,15 +65,27 @@ def inside(root: Path, name: str) -> Path:
     return path
 
 
+def loader(root: Path) -> Path:
+    """The dynamic loader of the packages in ``root`` (trixie has it in ``usr``, with no link to it).
+
+    :raises SetupError: when there is none.
+    """
+    for name in (_LOADER, f"usr/{_LOADER}", f"{_LIBRARIES}/{Path(_LOADER).name}"):
+        path = inside(root, name)
+        if path.is_file():
+            return path
+    raise SetupError(f"the packages contain no /{_LOADER}")
+
+
 def _libraries(packages: Path) -> dict[str, cpio.Member]:
     """The libraries that dropbear is loaded with, asked of the packages' own loader (``ld.so --list``)."""
     program = inside(packages, "usr/sbin/dropbear")
     if not program.read_bytes().startswith(b"\x7fELF"):
         return {}  # A script needs none.
-    loader = inside(packages, _LOADER)
+    dynamic = loader(packages)
     search = ":".join(str(packages / folder) for folder in (_LIBRARIES, f"usr/{_LIBRARIES}"))
     listed = subprocess.run(
-        [str(loader), "--library-path", search, "--list", str(program)],
+        [str(dynamic), "--library-path", search, "--list", str(program)],
         capture_output=True,
         text=True,
         check=False,
@@ -81,7 +94,7 @@ def _libraries(packages: Path) -> dict[str, cpio.Member]:
     if listed.returncode != 0 or not found:
         raise SetupError(f"cannot list dropbear's libraries: {(listed.stdout + listed.stderr).strip()}")
     libraries = {f"{_LIBRARIES}/{name}": cpio.file(Path(path).read_bytes(), 0o755) for name, path in found}
-    return libraries | {_LOADER: cpio.file(loader.read_bytes(), 0o755)}
+    return libraries | {_LOADER: cpio.file(dynamic.read_bytes(), 0o755)}
 
 
 def _modules(kernel: Path, wanted: list[str]) -> dict[str, cpio.Member]:
@@ -122,7 +135,9 @@ def _depends(module: bytes) -> list[str]:
 
 def _overlay(folder: Path) -> dict[str, cpio.Member]:
     return {
-        str(path.relative_to(folder)): cpio.file(path.read_bytes(), path.stat().st_mode & 0o777)
+        str(path.relative_to(folder)): cpio.file(
+            path.read_bytes(), 0o755 if path.stat().st_mode & 0o100 else 0o644
+        )
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }

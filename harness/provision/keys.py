@@ -44,6 +44,12 @@ def load_or_make(folder: Path) -> Keys:
     return Keys(folder / "client", _public(client), _public(host), _dropbear(host))
 
 
+def load(folder: Path) -> Keys | None:
+    """The keys in ``folder``, or ``None`` when they are yet to be made; writes nothing."""
+    present = all((folder / name).exists() for name in ("client", "host"))
+    return load_or_make(folder) if present else None
+
+
 def _key(path: Path) -> Ed25519PrivateKey:
     if not path.exists():
         made = Ed25519PrivateKey.generate()
@@ -56,7 +62,8 @@ def _key(path: Path) -> Ed25519PrivateKey:
         key = load_ssh_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError) as exc:
         raise SetupError(f"{path}: not a usable SSH key ({exc}); remove it, and a new one is made") from exc
-    assert isinstance(key, Ed25519PrivateKey), path
+    if not isinstance(key, Ed25519PrivateKey):
+        raise SetupError(f"{path}: not an ed25519 key; remove it, and a new one is made")
     return key
 
 

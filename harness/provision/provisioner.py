@@ -1,8 +1,10 @@
 """From recipes to files in the cache.
 
-Which versions of its packages a recipe means is resolved once and remembered in the cache (``resolved/``), so
-that a filled cache needs no network and no apt; ``refresh`` resolves again. The key of an entry is the
-recipe's content, those versions, the keys of the cache, and :data:`FORMAT`.
+Which versions of its packages a recipe means is resolved once and remembered in the cache (``resolved/``),
+and the packages themselves are kept (``debs/``): a filled cache needs no network, not even to repair a
+damaged entry. ``refresh`` resolves again, and so does a repair that finds that the archive has withdrawn a
+version. The key of an entry is a hash of the recipe's content, its root's files, those versions, the cache's
+SSH keys, and :data:`FORMAT`.
 """
 
 from __future__ import annotations
@@ -13,24 +15,29 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from harness.errors import SetupError
 from harness.guest.image import GuestImage
-from harness.provision import initramfs, keys, qcow2, recipes
-from harness.provision.apt import Apt, Package, Report, unpack
+from harness.provision import initramfs, keys, qcow2, recipes, vmlinux
+from harness.provision.apt import Apt, Package, Report, Withdrawn, require_tools, unpack
 from harness.provision.cache import Cache
 from harness.provision.recipes import GuestRecipe, QemuRecipe, Recipe
-from harness.qemu.binary import QemuInstall
+from harness.provision.recipes import recipes_folder as find_recipes
+from harness.qemu.binary import PROGRAM, QemuInstall
 
 #: Changed whenever the code makes other files of the same recipe.
-FORMAT = 1
+FORMAT = 2
 _DISK_MIB = 1024
-_QEMU = "usr/bin/qemu-system-x86_64"
+_QEMU = f"usr/bin/{PROGRAM}"
 _LIBRARY_FOLDERS = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/pulseaudio")
 #: What no program reads; a third of an unpacked QEMU.
 _BALLAST = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/icons", "usr/share/info")
+
+Packages = dict[str, list[Package]]
 
 
 class Provisioner:
@@ -50,7 +57,7 @@ class Provisioner:
         refresh: bool = False,
     ) -> None:
         self.cache, self._report, self._refresh = cache, report, refresh
-        self._folder = recipes or recipes_folder()
+        self._folder = recipes or find_recipes()
 
     def guest_names(self) -> list[str]:
         """The names of the guest images that there are recipes for."""
@@ -68,25 +75,21 @@ class Provisioner:
         folder = self._folder / "guests"
         name = name or recipes.default_name(folder, GuestRecipe)
         recipe = recipes.load(folder, name, GuestRecipe)
-        with self.cache.lock("keys", self._report):
-            pair = keys.load_or_make(self.cache.root / "keys")
-        overlay = folder / recipe.root
-        content = [
-            recipe.model_dump(exclude={"default"}),
-            _tree(overlay),
-            pair.client_public,
-            pair.host_public,
-        ]
+        overlay = recipes.root_of(folder, name, recipe)
+        pair = keys.load(self.cache.root / "keys")
+        if pair is None:
+            with self.cache.lock("keys", self._report):
+                pair = keys.load_or_make(self.cache.root / "keys")
 
-        def fill(into: Path, packages: dict[str, list[Package]]) -> None:
-            self._make_guest(into, recipe, packages, overlay, pair)
+        def fill(into: Path, packages: dict[str, Path]) -> None:
+            _make_guest(into, recipe, packages, overlay, pair)
 
-        entry, key = self._entry("guests", name, content, recipe, fill)
-        version = (entry / "kernel-version").read_text()
+        content = [pair.client_public, pair.host_public, _tree(overlay)]
+        entry, key = self._provide("guests", name, recipe, content, fill)
         return GuestImage(
             name=name,
-            kernel_version=version,
-            kernel=entry / "vmlinuz",
+            kernel_version=(entry / "kernel-version").read_text(),
+            kernel=entry / "kernel",
             initramfs=entry / "initramfs.gz",
             cmdline=recipe.cmdline,
             disk=entry / "disk.qcow2",
@@ -104,95 +107,132 @@ class Provisioner:
         name = name or recipes.default_name(folder, QemuRecipe)
         recipe = recipes.load(folder, name, QemuRecipe)
 
-        def fill(into: Path, packages: dict[str, list[Package]]) -> None:
-            self._unpack(recipe.release, packages["packages"], into / "root")
+        def fill(into: Path, packages: dict[str, Path]) -> None:
+            root = packages["packages"].rename(into / "root")
             for ballast in _BALLAST:
-                shutil.rmtree(into / "root" / ballast, ignore_errors=True)
+                shutil.rmtree(root / ballast, ignore_errors=True)
+            if not (root / _QEMU).is_file():
+                raise SetupError(f"the packages of QEMU {name} contain no /{_QEMU}")
 
-        content = [recipe.model_dump(exclude={"default"})]
-        entry, key = self._entry("qemu", name, content, recipe, fill)
+        entry, key = self._provide("qemu", name, recipe, [], fill)
         return _install(name, entry / "root", key)
 
-    def _make_guest(
-        self,
-        into: Path,
-        recipe: GuestRecipe,
-        packages: dict[str, list[Package]],
-        overlay: Path,
-        pair: keys.Keys,
-    ) -> None:
-        with self.cache.scratch() as scratch:
-            self._unpack(recipe.release, packages["packages"], scratch / "packages")
-            self._unpack(recipe.release, packages["kernel"], scratch / "kernel")
-            (kernel,) = (scratch / "kernel/boot").glob("vmlinuz-*")
-            shutil.copyfile(kernel, into / "vmlinuz")
-            (into / "kernel-version").write_text(kernel.name.removeprefix("vmlinuz-"))
-            self._report("building the initramfs …")
-            image = initramfs.build(scratch / "packages", scratch / "kernel", recipe.modules, overlay, pair)
-            (into / "initramfs.gz").write_bytes(image)
-            qcow2.create(into / "disk.qcow2", _DISK_MIB)
-
-    def _entry(
+    def _provide(
         self,
         kind: str,
         name: str,
-        content: list[Any],
         recipe: Recipe,
-        fill: Callable[[Path, dict[str, list[Package]]], None],
+        content: list[Any],
+        fill: Callable[[Path, dict[str, Path]], None],
     ) -> tuple[Path, str]:
-        packages = self._resolved(kind, name, recipe)
-        versions = {what: [(p.name, p.version) for p in found] for what, found in packages.items()}
-        key = _hash([FORMAT, content, versions])
-        entry = self.cache.entry(kind, f"{name}-{key}", lambda into: fill(into, packages), self._report)
-        return entry, key
+        """The entry for a recipe, and its key; ``fill`` gets roots with its packages unpacked."""
+        with ExitStack() as stack:
 
-    def _resolved(self, kind: str, name: str, recipe: Recipe) -> dict[str, list[Package]]:
+            @cache
+            def apt() -> Apt:
+                scratch = stack.enter_context(self.cache.scratch())
+                return Apt(scratch / "apt", recipe.release, self._report)
+
+            def provide(packages: Packages) -> tuple[Path, str]:
+                versions = {what: [(p.name, p.version) for p in found] for what, found in packages.items()}
+                key = _hash([FORMAT, recipe.model_dump(exclude={"default"}), content, versions])
+
+                def make(into: Path) -> None:
+                    with self.cache.scratch() as scratch:
+                        fill(into, self._unpack(apt, packages, scratch))
+
+                return self.cache.entry(kind, f"{name}-{key}", make, self._report), key
+
+            packages = self._resolved(kind, name, recipe, apt, again=self._refresh)
+            try:
+                return provide(packages)
+            except Withdrawn:
+                self._report(f"packages of {kind} {name} were replaced in the archive; resolving again")
+                return provide(self._resolved(kind, name, recipe, apt, again=True))
+
+    def _resolved(
+        self, kind: str, name: str, recipe: Recipe, apt: Callable[[], Apt], *, again: bool
+    ) -> Packages:
         """The packages that ``recipe`` means: remembered, or asked of apt and remembered."""
-        wanted = {"packages": recipe.packages}
-        if isinstance(recipe, GuestRecipe):
-            wanted["kernel"] = [recipe.kernel]
+        wanted = recipe.wanted()
         path = self.cache.root / "resolved" / f"{kind}-{name}-{_hash([recipe.release, wanted])}.json"
+        known = None if again else _remembered(path)
+        if known is not None:
+            return known
         with self.cache.lock(f"resolve-{kind}-{name}", self._report):
-            if not self._refresh:
-                try:
-                    known = json.loads(path.read_text())
-                    return {what: [Package(**facts) for facts in found] for what, found in known.items()}
-                except (OSError, ValueError, TypeError, AttributeError):
-                    pass
-            found = self._resolve(recipe.release, wanted)
-            path.parent.mkdir(exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps({k: [vars(p) for p in v] for k, v in found.items()}))
-            partial.replace(path)
+            known = None if again else _remembered(path)  # Somebody else may just have done it.
+            if known is not None:
+                return known
+            found = {what: apt().resolve(*names) for what, names in wanted.items()}
+            if "kernel" in found:
+                found["kernel"] = _kernel_alone(found["kernel"], wanted["kernel"])
+            _write(path, json.dumps({what: [vars(p) for p in of] for what, of in found.items()}))
         return found
 
-    def _resolve(self, release: str, wanted: dict[str, list[str]]) -> dict[str, list[Package]]:
-        with self.cache.scratch() as scratch:
-            apt = Apt(scratch / "apt", release, self._report)
-            apt.update()
-            found = {what: apt.resolve(*names) for what, names in wanted.items()}
-        if "kernel" in found:
-            # Of all that a kernel's metapackage depends on, only the kernel itself is unpacked.
-            found["kernel"] = [p for p in found["kernel"] if re.match(r"linux-image-\d", p.name)]
-            if len(found["kernel"]) != 1:
-                raise SetupError(f"{wanted['kernel'][0]} of {release} does not stand for one kernel package")
-        return found
+    def _unpack(self, apt: Callable[[], Apt], packages: Packages, scratch: Path) -> dict[str, Path]:
+        """Each group of ``packages`` in a root of its own below ``scratch``."""
+        require_tools()
+        debs = self.cache.root / "debs"
+        debs.mkdir(exist_ok=True)
+        needed = {p.filename: p for found in packages.values() for p in found}.values()
+        missing = [package for package in needed if not package.is_intact(debs / package.filename)]
+        if missing:
+            total_mb = sum(package.size for package in missing) / 1e6
+            connection = apt()
+            self._report(f"fetching {len(missing)} packages, {total_mb:.0f} MB …")
+            arriving = scratch / "arriving"
+            arriving.mkdir()
+            connection.download(missing, arriving, self._report)
+            for package in missing:
+                (arriving / package.filename).replace(debs / package.filename)
+        for what, found in packages.items():
+            unpack([debs / package.filename for package in found], scratch / what, self._report)
+        return {what: scratch / what for what in packages}
 
-    def _unpack(self, release: str, packages: list[Package], root: Path) -> None:
-        with self.cache.scratch() as scratch:
-            apt = Apt(scratch / "apt", release, self._report)
-            apt.update()
-            unpack(apt.download(packages), root, self._report)
+
+def _make_guest(
+    into: Path, recipe: GuestRecipe, packages: dict[str, Path], overlay: Path, pair: keys.Keys
+) -> None:
+    found = list((packages["kernel"] / "boot").glob("vmlinuz-*"))
+    if len(found) != 1:
+        raise SetupError(f"{recipe.kernel} of {recipe.release} contains {len(found)} kernels, not one")
+    kernel = found[0].read_bytes()
+    (into / "kernel").write_bytes(vmlinux.extract(kernel) if recipe.uncompressed else kernel)
+    (into / "kernel-version").write_text(found[0].name.removeprefix("vmlinuz-"))
+    image = initramfs.build(packages["packages"], packages["kernel"], recipe.modules, overlay, pair)
+    (into / "initramfs.gz").write_bytes(image)
+    qcow2.create(into / "disk.qcow2", _DISK_MIB)
 
 
-def recipes_folder() -> Path:
-    """The project's own recipes (see :func:`harness.provision.recipes.recipes_folder`)."""
-    return recipes.recipes_folder()
+def _kernel_alone(found: list[Package], asked: list[str]) -> list[Package]:
+    """Of all that a kernel's metapackage depends on, only the kernel itself is unpacked."""
+    kernels = [package for package in found if re.match(r"linux-image-\d", package.name)]
+    if len(kernels) != 1:
+        names = ", ".join(package.name for package in kernels) or "none"
+        raise SetupError(
+            f"{asked[0]} should stand for one kernel package (linux-image-VERSION), found {names}"
+        )
+    return kernels
+
+
+def _remembered(path: Path) -> Packages | None:
+    try:
+        known = json.loads(path.read_text())
+        return {what: [Package(**facts) for facts in found] for what, found in known.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def _install(name: str, root: Path, key: str) -> QemuInstall:
     """How to start the QEMU that is unpacked in ``root``: with its own loader, libraries and firmware."""
-    loader = initramfs.inside(root, "lib64/ld-linux-x86-64.so.2")
+    loader = initramfs.loader(root)
     libraries = ":".join(str(root / folder) for folder in _LIBRARY_FOLDERS)
     binary = root / _QEMU
     firmware = [word for share in ("qemu", "seabios") for word in ("-L", str(root / "usr/share" / share))]
@@ -207,12 +247,12 @@ def _install(name: str, root: Path, key: str) -> QemuInstall:
     )
 
 
-def _tree(folder: Path) -> list[tuple[str, int, str]]:
-    """Every file of a folder, by path, permissions and content."""
+def _tree(folder: Path) -> list[tuple[str, bool, str]]:
+    """Every file of a folder, by path, whether it is executable, and content."""
     return [
         (
             str(path.relative_to(folder)),
-            path.stat().st_mode & 0o777,
+            bool(path.stat().st_mode & 0o100),
             hashlib.sha256(path.read_bytes()).hexdigest(),
         )
         for path in sorted(folder.rglob("*"))

@@ -10,16 +10,8 @@ from pathlib import Path
 
 from harness.errors import SetupError
 
-
-def no_space(where: Path | None) -> SetupError:
-    """The error for a full disk at ``where``."""
-    if where is None:
-        return SetupError("no space left in the cache; free some, or move it with HARNESS_CACHE")
-    free_mb = shutil.disk_usage(where if where.exists() else where.parent).free / 1e6
-    return SetupError(
-        f"no space left in {where} ({free_mb:.0f} MB free, about 700 MB are needed); "
-        "free some, or move the cache with HARNESS_CACHE"
-    )
+#: Measured: the archives, the package lists and one unpacked QEMU release at the same time.
+_NEEDED_MB = 700
 
 
 @contextmanager
@@ -29,6 +21,12 @@ def told_in_one_line(where: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise no_space(where) from exc
+            free = f"{shutil.disk_usage(where).free / 1e6:.0f} MB free, " if where.exists() else ""
+            raise SetupError(
+                f"no space left in the cache {where} ({free}filling it takes up to {_NEEDED_MB} MB); "
+                "free some, or move the cache with HARNESS_CACHE"
+            ) from exc
         name = exc.filename or where
-        raise SetupError(f"cannot write the cache {where}: {name}: {exc.strerror}") from exc
+        raise SetupError(
+            f"cannot use the cache {where}: {name}: {exc.strerror}; HARNESS_CACHE moves it"
+        ) from exc

@@ -1,0 +1,101 @@
+"""Where this host gets Debian packages from, as apt sources for any release.
+
+apt itself is asked for the archives that it is configured for (``apt-get indextargets``, ``man 8 apt-get``);
+what it does not tell, such as the keyring, is read from the file it names (``man 5 sources.list``). Mirrors,
+keyrings and trust stay the host's; only the release is another.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+from harness.errors import SetupError
+
+#: Names by which a configured suite can be recognised as one of Debian's.
+_RELEASES = "stretch|buster|bullseye|bookworm|trixie|forky|sid|unstable|testing|stable|oldstable|oldoldstable"
+#: Fields that say which packages, not whose: ours differ.
+_OURS = {"types", "uris", "suites", "components", "architectures", "arch", "languages", "lang"}
+_OURS |= {"targets", "target", "pdiffs", "enabled"}
+
+
+def sources(release: str) -> str:
+    """A deb822 sources file for ``release`` (component main), its updates and its security archive.
+
+    :raises SetupError: when apt is configured for no Debian archive.
+    """
+    stanzas = []
+    for entry, uri, suite in _configured():
+        match = re.fullmatch(rf"(?:{_RELEASES})(|-updates|-security|/updates)/?", suite)
+        if match is None:
+            continue
+        ours = release + match[1].replace("/updates", "-security")
+        if release in ("sid", "unstable") and ours != release:
+            continue
+        options = "".join(f"{name}: {value}\n" for name, value in _options(Path(entry), uri).items())
+        stanzas.append(
+            f"Types: deb\nURIs: {uri}\nSuites: {ours}\nComponents: main\nArchitectures: amd64\n{options}"
+        )
+    if not stanzas:
+        raise SetupError(
+            "apt on this host is configured for no Debian archive (component main); "
+            "add one to /etc/apt/sources.list.d"
+        )
+    return "\n".join(dict.fromkeys(stanzas))
+
+
+def _configured() -> list[tuple[str, str, str]]:
+    """The file, address and suite of every archive's component main."""
+    listed = subprocess.run(
+        [
+            *("apt-get", "indextargets", "--no-release-info", "--format"),
+            "$(SOURCESENTRY)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)",
+            "Created-By: Packages",
+        ],
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode != 0:
+        said = listed.stderr.strip().splitlines() or ["nothing"]
+        raise SetupError(f"apt-get indextargets failed; is apt's configuration sound? It said: {said[-1]}")
+    rows = [line.split("|") for line in dict.fromkeys(listed.stdout.splitlines())]
+    return [(row[0].rpartition(":")[0], row[1], row[2]) for row in rows if len(row) == 4 and row[3] == "main"]
+
+
+def _options(path: Path, uri: str) -> dict[str, str]:
+    """What the entry for ``uri`` in the file ``path`` says besides, such as ``signed-by`` and ``trusted``."""
+    try:
+        text = path.read_text()
+    except OSError:
+        return {}  # apt has read it; a source that only root may read can carry no more than it told.
+    entries = _stanzas(text) if path.suffix == ".sources" else _lines(text)
+    for entry in entries:
+        addresses = [address.rstrip("/") for address in entry.get("uris", "").split()]
+        if uri.rstrip("/") in addresses:
+            return {k: v for k, v in entry.items() if k not in _OURS and not k.startswith("x-")}
+    return {}
+
+
+def _stanzas(text: str) -> list[dict[str, str]]:
+    """The stanzas of a ``.sources`` file; field names in lower case, continuation lines kept."""
+    kept = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+    return [
+        {
+            name.lower(): value.rstrip()
+            for name, value in re.findall(r"^([\w-]+):[ \t]*(.*(?:\n[ \t].*)*)", stanza, re.MULTILINE)
+        }
+        for stanza in re.split(r"\n\s*\n", kept)
+    ]
+
+
+def _lines(text: str) -> list[dict[str, str]]:
+    """The entries of a one-line ``.list`` file: ``deb [option=value …] uri suite component…``."""
+    entries = []
+    for match in re.finditer(r"^\s*deb\s+(?:\[([^]]*)\]\s*)?(\S+)\s", text, re.MULTILINE):
+        pairs = (word.partition("=") for word in (match[1] or "").split())
+        entries.append({"uris": match[2], **{name.lower(): value for name, _, value in pairs}})
+    return entries
