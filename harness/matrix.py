@@ -81,7 +81,10 @@ class Matrix:
         :raises SetupError: when something cannot be provisioned.
         """
         self.selection.check()
-        for name in self.selection.qemus:
+        for name in self.selection.kernels:
+            self._check_kernel(name)
+        # What costs nothing comes first: a path that will not do is told of before anything is fetched.
+        for name in sorted(self.selection.qemus, key=self._is_provisioned):
             install, capabilities = self.qemu(name)
             capabilities.require_9p(install)
             for machine in self.selection.machines:
@@ -102,6 +105,9 @@ class Matrix:
             self._qemus[name] = (install, binary.probe(install))
         return self._qemus[name]
 
+    def _is_provisioned(self, name: str) -> bool:
+        return name == DEFAULT or name in self._provisioner.qemu_names()
+
     def _find_qemu(self, name: str) -> QemuInstall:
         if name == DEFAULT:
             return binary.on_path() or self._provisioner.qemu_release()
@@ -115,12 +121,15 @@ class Matrix:
     def image(self, name: str) -> GuestImage:
         """The guest image called ``name``."""
         if name not in self._images:
-            known = self._provisioner.guest_names()
-            if name != DEFAULT and name not in known:
-                raise UsageError(f"--kernel {name}: unknown kernel; known: {', '.join(known)}")
+            self._check_kernel(name)
             made = self._provisioner
             self._images[name] = made.guest_image() if name == DEFAULT else made.guest_image(name)
         return self._images[name]
+
+    def _check_kernel(self, name: str) -> None:
+        known = self._provisioner.guest_names()
+        if name != DEFAULT and name not in known:
+            raise UsageError(f"--kernel {name}: unknown kernel; known: {', '.join(known)}")
 
     def _accel(
         self, install: QemuInstall, capabilities: Capabilities, image: GuestImage, kind: MachineType
