@@ -49,7 +49,7 @@ def _conclude(item: pytest.Item, failure: BaseException | None) -> None:
     judgements = _judge(lab, failure)
     item.stash[JUDGEMENTS] = judgements
     bad = [found for found in judgements if found.verdict is not Verdict.VALID]
-    if not bad or isinstance(failure, OutcomeException):
+    if not bad or isinstance(failure, pytest.skip.Exception | pytest.xfail.Exception):
         return
     if failure is None:
         raise _as_error(bad) from None
