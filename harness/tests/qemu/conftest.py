@@ -44,9 +44,7 @@ def launch(tmp_path: Path, run: RunFolder, history: History) -> Iterator[Launch]
     disk = tmp_path / "disk.qcow2"
     disk.write_text("a disk")
 
-    def start(
-        mode: str = "", *, name: str = "source", pace: float = 1.0, source: Machine | None = None
-    ) -> Machine:
+    def start(mode: str = "", *, name: str = "source", source: Machine | None = None) -> Machine:
         install = QemuInstall(
             "fake", _PROGRAM, (sys.executable, "-S", "-E", str(_PROGRAM)), environment={"FAKE": mode}
         )
@@ -57,7 +55,7 @@ def launch(tmp_path: Path, run: RunFolder, history: History) -> Iterator[Launch]
             run.path / f"m{next(_numbers)}",
             artifacts.machine(name, first=not started),
             history,
-            pace=Pace(pace),
+            pace=Pace(),
             source=source,
         )
         started.append(machine)

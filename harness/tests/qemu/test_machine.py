@@ -38,7 +38,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deadlines of a fake; and gdb stays out of it."""
     monkeypatch.setattr(machine, "START_TIMEOUT_S", 3.0)
     monkeypatch.setattr(machine, "QUIT_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(machine, "_POST_MORTEM_S", 2.0)
+    monkeypatch.setattr(machine, "_POST_MORTEM_S", 1.0)
     monkeypatch.setattr("shutil.which", lambda program: None)
 
 
@@ -117,9 +117,12 @@ def test_a_qemu_that_complains_and_ends(launch: Launch, history: History) -> Non
         ("does not greet", "QEMU 'source' did not greet on its QMP socket within 1 s"),
     ],
 )
-def test_a_qemu_that_never_speaks(launch: Launch, history: History, mode: str, message: str) -> None:
+def test_a_qemu_that_never_speaks(
+    launch: Launch, history: History, monkeypatch: pytest.MonkeyPatch, mode: str, message: str
+) -> None:
+    monkeypatch.setattr(machine, "START_TIMEOUT_S", 1.0)
     with pytest.raises(QmpSilent) as caught:
-        launch(mode, pace=0.3)
+        launch(mode)
     assert caught.value.message == message
     (launched,) = _noted(history, "machine:launch")
     assert not start_time(launched.value["pid"])
@@ -236,14 +239,14 @@ def test_a_dead_qemu_comes_before_everything(launch: Launch, symptom: HarnessErr
 
 
 def test_a_panic_comes_before_a_silent_qmp(launch: Launch) -> None:
-    source = launch(pace=0.05)
+    source = launch()
     source.qmp.execute("x-silence")
     _panic(source)
     assert isinstance(source.blame(_LOST), GuestPanicked)
 
 
 def test_a_silent_qmp_comes_before_a_silent_guest(launch: Launch) -> None:
-    source = launch(pace=0.05)
+    source = launch()
     source.qmp.execute("x-silence")
     assert isinstance(source.blame(_LOST), QmpSilent)
 
@@ -329,6 +332,8 @@ def test_close_leaves_no_process_and_never_raises(
     assert [entry.value for entry in _noted(history, "machine:exit")] == [{"returncode": returncode}]
     killed = _noted(history, "machine:killed")
     assert len(killed) == (returncode == -signal.SIGKILL)
+    # Whatever the checkers say of it, the signal was ours.
+    assert _noted(history, "machine:expect-exit")
     source.close()
 
 

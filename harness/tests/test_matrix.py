@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import matrix
+from harness.errors import UsageError
+from harness.guest.image import GuestImage
+from harness.matrix import DEFAULT, Matrix, Selection
+from harness.qemu import accel, binary
+from harness.qemu.accel import Accel
+from harness.qemu.binary import Capabilities, QemuInstall
+from harness.qemu.spec import MachineSpec
+
+
+class _Provisioner:
+    """Knows three names, and records what it was made to fetch."""
+
+    fetched: list[str]
+
+    def __init__(self, cache: Any, *, report: Any) -> None:
+        self.fetched = []
+
+    def qemu_names(self) -> list[str]:
+        return ["10.0", "7.2"]
+
+    def guest_names(self) -> list[str]:
+        return ["6.1"]
+
+    def qemu_release(self, name: str = "7.2") -> QemuInstall:
+        self.fetched.append(f"qemu {name}")
+        return _install(name)
+
+    def guest_image(self, name: str = "6.1") -> GuestImage:
+        self.fetched.append(f"guest {name}")
+        here = Path("/c")
+        return GuestImage(name, "6.1.0", here, here, "console=ttyS0", here, here, "ssh-ed25519 A", f"g{name}")
+
+
+def _install(name: str) -> QemuInstall:
+    return QemuInstall(name, Path(name), (name,), key=f"q{name}")
+
+
+@pytest.fixture
+def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The binaries that were probed: all are whole, but for one without 9p and one without q35."""
+    names: list[str] = []
+
+    def probe(install: QemuInstall) -> Capabilities:
+        names.append(install.name)
+        machines = {"pc"} if install.name == "/no-q35" else {"pc", "q35"}
+        devices = set() if install.name == "/no-9p" else {"virtio-9p-pci"}
+        return Capabilities("QEMU", (7, 2, 0), frozenset(machines), frozenset(devices))
+
+    monkeypatch.setattr(matrix, "Provisioner", _Provisioner)
+    monkeypatch.setattr(binary, "probe", probe)
+    monkeypatch.setattr(binary, "on_path", lambda: None)
+    monkeypatch.setattr(binary, "from_path", lambda path: _install(str(path)))
+    return names
+
+
+@pytest.fixture
+def chosen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """The accelerator probes that were made: what was wanted, for which identity."""
+    made: list[tuple[str, str]] = []
+
+    def choose(wanted: str, spec: MachineSpec, identity: str, memory: Path, report: Any) -> Accel:
+        made.append((wanted, identity))
+        return Accel("tcg", "no")
+
+    monkeypatch.setattr(accel, "choose", choose)
+    return made
+
+
+def _matrix(tmp_path: Path, **selection: Any) -> Matrix:
+    return Matrix(Selection(**selection), cache=tmp_path)
+
+
+def _fetched(made: Matrix) -> list[str]:
+    provisioner = made._provisioner
+    assert isinstance(provisioner, _Provisioner)
+    return provisioner.fetched
+
+
+def test_cells_are_the_whole_crossing() -> None:
+    selection = Selection(qemus=("a", "b"), machines=("pc", "q35"), kernels=("5.10", "6.1"))
+    cells = list(selection.cells())
+    assert len(cells) == len(set(cells)) == 8
+    assert cells[0] == ("a", "5.10", "pc")
+    assert ("b", "6.1", "q35") in cells
+
+
+def test_by_default_every_machine_type_of_one_qemu_and_kernel() -> None:
+    assert list(Selection().cells()) == [(DEFAULT, DEFAULT, name) for name in ("pc", "q35", "q35-pcie")]
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        ({"machines": ("pc", "isapc")}, "--machine isapc: unknown machine type; known: pc, q35, q35-pcie"),
+        ({"accel": "hvf"}, "--accel hvf: unknown accelerator; known: auto, kvm, tcg"),
+        ({"kernels": ("2.4",)}, "--kernel 2.4: unknown kernel; known: 6.1"),
+        (
+            {"qemus": ("7.1",)},
+            "--qemu 7.1: neither a path to a binary nor a provisioned name (known: 10.0, 7.2)",
+        ),
+        (
+            {"qemus": ("/no-9p",)},
+            "--qemu /no-9p: /no-9p has no virtio-9p-pci device "
+            "(built without 9p; configure QEMU with --enable-virtfs)",
+        ),
+        (
+            {"qemus": ("/no-q35",), "machines": ("pc", "q35-pcie")},
+            "--qemu /no-q35: /no-q35 has no machine type 'q35' (see 'no-q35 -machine help')",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_fetched_or_booted(
+    tmp_path: Path,
+    probed: list[str],
+    chosen: list[tuple[str, str]],
+    selection: dict[str, Any],
+    message: str,
+) -> None:
+    made = _matrix(tmp_path, **selection)
+    with pytest.raises(UsageError) as caught:
+        made.prepare()
+    assert str(caught.value) == message
+    assert (_fetched(made), chosen) == ([], [])
+
+
+def test_a_bad_path_after_a_release_is_told_of_before_the_release_is_fetched(
+    tmp_path: Path, probed: list[str]
+) -> None:
+    made = _matrix(tmp_path, qemus=("7.2", "/no-9p"))
+    with pytest.raises(UsageError, match=r"^--qemu /no-9p"):
+        made.prepare()
+    assert _fetched(made) == []
+
+
+def test_each_thing_is_made_probed_and_judged_once(
+    tmp_path: Path, probed: list[str], chosen: list[tuple[str, str]]
+) -> None:
+    made = _matrix(tmp_path, qemus=("7.2", "/q"), kernels=(DEFAULT,))
+    cells = made.prepare()
+    assert [(cell.qemu.name, cell.machine_type.name) for cell in cells] == [
+        (qemu, machine) for qemu in ("7.2", "/q") for machine in ("pc", "q35", "q35-pcie")
+    ]
+    made.cell("7.2", DEFAULT, "pc")
+    assert sorted(_fetched(made)) == ["guest 6.1", "qemu 7.2"]
+    assert sorted(probed) == ["/q", "7.2"]
+    # What a host does to guests does not depend on the machine type.
+    assert sorted(chosen) == [("auto", "q/q/g6.1"), ("auto", "q7.2/g6.1")]
+
+
+def test_the_default_qemu_is_the_one_on_path(
+    tmp_path: Path, probed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(binary, "on_path", lambda: _install("/usr/bin/qemu"))
+    made = _matrix(tmp_path)
+    assert made.qemu(DEFAULT)[0].name == "/usr/bin/qemu"
+    assert _fetched(made) == []
+
+
+def test_without_one_on_path_it_is_the_default_release(tmp_path: Path, probed: list[str]) -> None:
+    made = _matrix(tmp_path)
+    assert made.qemu(DEFAULT)[0].name == "7.2"
+    assert _fetched(made) == ["qemu 7.2"]
+
+
+def test_a_name_is_a_name_even_where_a_file_of_that_name_lies(
+    tmp_path: Path, probed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "7.2").write_text("")
+    (tmp_path / "mine").write_text("")
+    made = _matrix(tmp_path)
+    assert made.qemu("7.2")[0].name == "7.2"
+    assert _fetched(made) == ["qemu 7.2"]
+    assert made.qemu("mine")[0].name == "mine"
+
+
+def test_the_proof_of_an_accelerator_boots_no_shares(
+    tmp_path: Path, probed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs: list[MachineSpec] = []
+
+    def choose(wanted: str, spec: MachineSpec, *rest: Any) -> Accel:
+        specs.append(spec)
+        return Accel("tcg", "no")
+
+    monkeypatch.setattr(accel, "choose", choose)
+    _matrix(tmp_path, machines=("q35",)).prepare()
+    (spec,) = specs
+    assert (spec.shares, spec.machine_type.name, spec.name) == ((), "q35", "probe")
