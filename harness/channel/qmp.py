@@ -172,6 +172,7 @@ class Pending:
                 concurrent.futures.CancelledError,
             ) as exc:
                 raise self._translate(exc) from None
+        self._qmp.silent = True
         name = self._qmp.machine
         raise QmpSilent(f"QEMU {name!r} did not answer {self.command} within {timeout_s:.0f} s")
 
@@ -199,6 +200,8 @@ class Qmp:
         self._client: _LoggingClient | None = None
         self._listeners: list[Listener] = []
         self._answers: set[asyncio.Task[Any]] = set()
+        #: Whether an answer has failed to come; asking politely again would only waste more time.
+        self.silent = False
         #: The command that was sent last, for the epitaph of a QEMU that dies.
         self.last_command: str | None = None
 

@@ -7,6 +7,8 @@ import contextlib
 import logging
 import select
 import socket
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import paramiko
@@ -17,9 +19,9 @@ from harness.errors import ChannelLost, CommandTimeout, SetupError, WaitTimeout
 
 HOST = "127.0.0.1"
 USER = "root"
-#: Seconds for one attempt to reach the guest's sshd: QEMU's user network accepts the connection long before
-#: the guest can answer, so an attempt may hang, and is given up for the next.
-_ATTEMPT_S = 5.0
+#: Seconds in which the guest's sshd must show its banner: QEMU's user network accepts a connection long
+#: before the guest can, and repeats a lost SYN only after seconds, so a new attempt is the quicker way.
+_BANNER_S = 2.0
 _CHUNK = 65536
 
 logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)
@@ -49,6 +51,7 @@ class Ssh:
         except (OSError, paramiko.SSHException) as exc:
             raise SetupError(f"cannot read the SSH key {client_key}: {exc}") from exc
         self._last_error = "no attempt was made"
+        self._deadline, self._watch = Deadline.after(timeout_s), watch
         try:
             self._transport = wait_until(
                 self._attempt, what="SSH", timeout_s=timeout_s, watch=watch, interval_s=0.1
@@ -62,16 +65,21 @@ class Ssh:
     def _attempt(self) -> paramiko.Transport | None:
         transport = None
         try:
-            sock = socket.create_connection((HOST, self._port), timeout=_ATTEMPT_S)
-            transport = paramiko.Transport(sock)
-            transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = _ATTEMPT_S * 4
-            transport.start_client(timeout=_ATTEMPT_S * 4)
+            transport = paramiko.Transport(socket.create_connection((HOST, self._port), timeout=_BANNER_S))
+            transport.banner_timeout = transport.handshake_timeout = self._deadline.timeout_s
+            shaken, let_in = threading.Event(), threading.Event()
+            transport.start_client(event=shaken)
+            self._await(transport, lambda: bool(transport.remote_version), "its banner", _BANNER_S)
+            self._await(transport, shaken.is_set, "the key exchange", self._deadline.remaining_s)
             self._check_host_key(transport.get_remote_server_key())
-            transport.auth_publickey(USER, self._key)
+            transport.auth_publickey(USER, self._key, event=let_in)
+            self._await(transport, let_in.is_set, "the log-in", self._deadline.remaining_s)
+            if not transport.is_authenticated():
+                raise transport.get_exception() or paramiko.SSHException("the connection ended")
         except paramiko.AuthenticationException as exc:
             _close(transport)
-            raise ChannelLost(f"the guest's sshd refused our key: {exc}") from exc
-        except (OSError, EOFError, paramiko.SSHException) as exc:
+            raise ChannelLost(f"the guest's sshd refused our key: {exc}") from None
+        except (OSError, EOFError, paramiko.SSHException, WaitTimeout) as exc:
             self._last_error = str(exc) or type(exc).__name__
             _close(transport)
             return None
@@ -79,6 +87,20 @@ class Ssh:
             _close(transport)
             raise
         return transport
+
+    def _await(
+        self, transport: paramiko.Transport, condition: Callable[[], bool], what: str, timeout_s: float
+    ) -> None:
+        """Wait without losing sight of the watch; a transport that ended says why."""
+        wait_until(
+            lambda: condition() or not transport.is_active(),
+            what=what,
+            timeout_s=timeout_s,
+            watch=self._watch,
+            interval_s=0.005,
+        )
+        if not transport.is_active():
+            raise transport.get_exception() or EOFError(f"the connection ended before {what}")
 
     def _check_host_key(self, presented: paramiko.PKey) -> None:
         if presented.get_base64() != self._host_key:

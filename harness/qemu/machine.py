@@ -27,9 +27,10 @@ from harness.qemu.argv import MachinePaths, render, script
 from harness.qemu.spec import MachineSpec
 from harness.reaper import RunFolder
 
-#: Seconds, before scaling, that QEMU may take to open its QMP socket, and to end after ``quit``.
-START_TIMEOUT_S = 20.0
-QUIT_TIMEOUT_S = 20.0
+#: Seconds that QEMU may take to open its QMP socket, and to end after ``quit``. The guest has no part in
+#: either, so they are not scaled.
+START_TIMEOUT_S = 40.0
+QUIT_TIMEOUT_S = 40.0
 #: Seconds after a broken connection in which the process's own end may still become visible; the
 #: kernel writes a core dump first.
 _POST_MORTEM_S = 5.0
@@ -100,7 +101,7 @@ class Machine:
         try:
             machine._make_folder(copy_disk=source is None)
             machine._start(run)
-            machine.qmp.connect(timeout_s=pace.seconds(START_TIMEOUT_S), watch=machine.watch_process)
+            machine.qmp.connect(timeout_s=START_TIMEOUT_S, watch=machine.watch_process)
         except BaseException:
             machine.close()
             raise
@@ -206,7 +207,7 @@ class Machine:
     def _check_answering(self) -> None:
         """A guest that does not answer may sit in a QEMU that does not either: that comes first."""
         if self.running and self.qmp.connected:
-            self.qmp.execute("query-status", timeout_s=self.pace.seconds(5), watch=self.watch_process)
+            self.qmp.execute("query-status", timeout_s=_POST_MORTEM_S, watch=self.watch_process)
 
     def _await_exit(self, timeout_s: float) -> bool:
         return self._exited.wait(timeout_s)
@@ -224,11 +225,11 @@ class Machine:
         """
         self.expect_exit("quit")
         with contextlib.suppress(QmpLost):  # QEMU may close the socket before its answer is out.
-            self.qmp.execute("quit", timeout_s=self.pace.seconds(QUIT_TIMEOUT_S))
+            self.qmp.execute("quit", timeout_s=QUIT_TIMEOUT_S)
         wait_until(
             self._exited.is_set,
             what=f"the end of QEMU {self.name!r} after quit",
-            timeout_s=self.pace.seconds(QUIT_TIMEOUT_S),
+            timeout_s=QUIT_TIMEOUT_S,
             artifacts=self.artifacts.folder,
         )
 
@@ -268,11 +269,13 @@ class Machine:
                 if self._await_exit(_POST_MORTEM_S):
                     return
                 raise QmpLost(f"QEMU {self.name!r} has no QMP connection")
+            if self.qmp.silent:
+                raise QmpSilent(f"QEMU {self.name!r} had stopped answering on QMP")
             self.quit()
         except HarnessError as exc:
             if self.running:
                 self.history.note(self.name, "machine:killed", {"why": exc.message})
-                self._kill()
+                self.kill()
 
     @property
     def ssh_port(self) -> int:
