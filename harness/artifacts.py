@@ -5,6 +5,7 @@ The first machine's files lie in the folder itself; each successor's lie in a fo
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -110,10 +111,24 @@ class Artifacts:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+#: Ids that stay distinct as they are: one folder at most, no class, plain parameters.
+_ORDINARY = re.compile(r"(?:[\w.=,+-]+/)?[\w.=,+-]+(?:::\w+(?:\[[\w.=,+-]+\])?)?", re.ASCII)
+_SLUG_LENGTH = 180
+
+
 def slug(test_id: str) -> str:
-    """``test_id`` as one file name: readable, and short enough for every file system."""
-    name = test_id.rsplit("/", 1)[-1].replace(".py::", ".")
-    return re.sub(r"[^A-Za-z0-9_.=,+-]+", "-", name).strip("-")[:180] or "test"
+    """``test_id`` as one file name: readable, short enough for every file system, and no other test's.
+
+    Whatever a file name cannot hold (the path of a ``--qemu``, say) is replaced, and a hash tells such
+    ids apart.
+    """
+    file, _, test = test_id.partition("::")
+    name = file.rpartition("/")[2] + (f"::{test}" if test else "")
+    name = re.sub(r"[^A-Za-z0-9_.=,+-]+", "-", name.replace(".py::", ".")).strip("-")
+    if _ORDINARY.fullmatch(test_id) and len(name) <= _SLUG_LENGTH:
+        return name
+    digest = hashlib.sha256(test_id.encode()).hexdigest()[:8]
+    return f"{name[: _SLUG_LENGTH - 9] or 'test'}-{digest}"
 
 
 def tail(path: Path, lines: int, *, limit_bytes: int = 65536) -> list[str]:
