@@ -1,0 +1,87 @@
+"""The conftest of the pytest runs that these tests start: the real plugin over recorded machines.
+
+It replaces the plugin's ``lab`` by one that launches nothing, and writes what became of each test to
+``outcomes.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from harness.artifacts import Artifacts
+from harness.guest.lab import Lab
+from harness.history import History
+from harness.matrix import Matrix
+from harness.plugin.fixtures import FOLDER, LAB
+
+pytest_plugins = ["harness.plugin"]
+
+# Nothing is provisioned and nothing is probed.
+Matrix.prepare = lambda self: []  # type: ignore[method-assign]
+
+
+class RecordedLab:
+    """A lab whose one machine was launched, ran, and quit, as far as the record shows."""
+
+    def __init__(self, artifacts: Artifacts) -> None:
+        self.artifacts, self.history = artifacts, History(artifacts.history)
+        self.returncode, self.asked_to_quit, self.looked = 0, True, True
+        self.left: list[str] = []
+        self.closed = 0
+        for name in ("qemu.log", "qmp.ndjson"):
+            (artifacts.folder / name).write_text("")
+        (artifacts.folder / "guest-kernel.log").write_text("[ 0.0] Linux version 6.1.0\n")
+        value = {"pid": 1, "binary": "qemu", "artifacts": ".", "first": True}
+        self.history.note("source", "machine:launch", value)
+        self.history.invoke("source", "qmp:device_del", {"id": "share0"}).ok({})
+
+    def dies(self) -> None:
+        """QEMU is killed by SIGSEGV while nobody asks it to quit."""
+        self.returncode, self.asked_to_quit = -11, False
+
+    def close(self) -> None:
+        self.closed += 1
+        if self.closed > 1:
+            return
+        if self.asked_to_quit:
+            self.history.note("source", "machine:expect-exit", {"reason": "quit"})
+        self.history.event("source", "machine:exit", {"returncode": self.returncode})
+        if self.looked:
+            self.history.note("host", "host:leftovers", {"processes": self.left})
+        self.history.note("host", "closed")
+        self.history.close()
+
+
+@pytest.fixture
+def lab(request: pytest.FixtureRequest, artifacts_root: Path) -> Iterator[RecordedLab]:
+    artifacts = Artifacts.create(artifacts_root, request.node.nodeid)
+    request.node.stash[FOLDER] = artifacts
+    made = RecordedLab(artifacts)
+    request.node.stash[LAB] = cast(Lab, made)
+    yield made
+    made.close()
+
+
+_outcomes: dict[str, dict[str, Any]] = {}
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    name = report.nodeid.rpartition("::")[2]
+    seen = _outcomes.setdefault(name, {"phases": {}, "first": "", "text": "", "sections": {}})
+    seen["phases"][report.when] = "xfailed" if hasattr(report, "wasxfail") else report.outcome
+    if report.longrepr:
+        text = str(report.longrepr)
+        first = re.search(r"^E\s+(.*)$", text, re.MULTILINE)
+        seen["first"] = seen["first"] or (first[1] if first else text.splitlines()[-1])
+        seen["text"] += text
+    seen["sections"] |= dict(report.sections)
+
+
+def pytest_sessionfinish() -> None:
+    Path("outcomes.json").write_text(json.dumps(_outcomes))

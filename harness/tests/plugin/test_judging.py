@@ -1,0 +1,295 @@
+"""What becomes of a test and of its folder, by what it did and by what its record shows.
+
+All cases run in one pytest of their own, once.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.tests.plugin import inner
+from harness.tests.plugin.conftest import Pytest
+
+_CASES = """
+import pytest
+from harness.errors import GuestError, Violation
+
+def test_passes(lab):
+    pass
+
+def test_without_a_lab():
+    pass
+
+def test_qemu_died(lab):
+    lab.dies()
+
+def test_process_left(lab):
+    lab.left = ["4711 qemu-system-x86_64"]
+
+def test_two_findings(lab):
+    lab.left = ["4711 qemu-system-x86_64"]
+    lab.dies()
+
+def test_nobody_looked(lab):
+    lab.looked = False
+
+def test_nobody_looked_and_a_finding(lab):
+    lab.looked = False
+    lab.dies()
+
+def test_own_assertion(lab):
+    assert 1 == 2, "the scenario's own"
+
+def test_own_assertion_and_qemu_died(lab):
+    lab.dies()
+    assert 1 == 2, "the scenario's own"
+
+def test_own_assertion_and_something_left(lab):
+    lab.left = ["4711 qemu-system-x86_64"]
+    assert 1 == 2, "the scenario's own"
+
+def test_symptom_and_qemu_died(lab):
+    lab.dies()
+    raise GuestError("ssh: the connection broke")
+
+def test_violation_and_qemu_died(lab):
+    lab.dies()
+    raise Violation("device_del completed while the share was in use")
+
+def test_pytest_fail_and_qemu_died(lab):
+    lab.dies()
+    pytest.fail("the scenario's own")
+
+def test_chained_error(lab):
+    try:
+        raise GuestError("the symptom")
+    except GuestError as exc:
+        raise Violation("the cause", details="more about it") from exc
+
+def test_skips(lab):
+    lab.dies()
+    pytest.skip("not on this machine")
+
+@pytest.mark.xfail(strict=True, reason="a known bug")
+def test_known_bug_that_a_checker_finds(lab):
+    lab.dies()
+
+@pytest.mark.xfail(strict=True, reason="a known bug")
+def test_known_bug_that_is_gone(lab):
+    pass
+
+@pytest.mark.xfail(strict=True, raises=Violation, reason="a known bug")
+def test_known_bug_and_an_inconclusive_record(lab):
+    lab.looked = False
+
+@pytest.fixture
+def broken(lab):
+    raise GuestError("the guest never booted")
+
+@pytest.fixture
+def broken_by_a_death(lab):
+    lab.dies()
+    raise GuestError("the guest never booted")
+
+@pytest.fixture
+def broken_afterwards(lab):
+    yield
+    raise GuestError("the fixture's own end")
+
+def test_set_up_fails(broken):
+    pass
+
+def test_set_up_fails_of_a_death(broken_by_a_death):
+    pass
+
+def test_tear_down_fails(broken_afterwards):
+    pass
+
+@pytest.mark.parametrize("value", ["a/b", "a b"])
+def test_parametrized(lab, value):
+    assert False
+"""
+
+
+@dataclass
+class Outcome:
+    phases: dict[str, str]
+    first: str
+    text: str
+    sections: dict[str, str]
+
+
+@dataclass
+class Ran:
+    outcomes: dict[str, Outcome]
+    folder: Path
+    stdout: str
+    returncode: int
+
+    def __getitem__(self, name: str) -> Outcome:
+        return self.outcomes[f"test_{name}"]
+
+    def kept(self, name: str) -> bool:
+        return (self.folder / f"test_cases.test_{name}").exists()
+
+
+def _ran(tmp: Path, run_pytest: Pytest, *options: str) -> Ran:
+    (tmp / "conftest.py").write_text(Path(inner.__file__).read_text())
+    (tmp / "pytest.ini").write_text("[pytest]\n")
+    (tmp / "test_cases.py").write_text(_CASES)
+    done = run_pytest(tmp, "--artifacts", "out", *options)
+    assert (tmp / "outcomes.json").exists(), done.stdout + done.stderr
+    outcomes: dict[str, Any] = json.loads((tmp / "outcomes.json").read_text())
+    return Ran(
+        {name: Outcome(**seen) for name, seen in outcomes.items()},
+        tmp / "out",
+        done.stdout,
+        done.returncode,
+    )
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, run_pytest: Pytest) -> Ran:
+    return _ran(tmp_path_factory.mktemp("cases"), run_pytest)
+
+
+_DIED = "harness.errors.Violation: QEMU 'source' was killed by SIGSEGV after qmp:device_del"
+
+
+def test_a_valid_record_lets_a_test_pass(ran: Ran) -> None:
+    assert ran["passes"].phases == {"setup": "passed", "call": "passed", "teardown": "passed"}
+    assert not ran.kept("passes")
+
+
+def test_a_test_without_machines_is_not_judged(ran: Ran) -> None:
+    assert ran["without_a_lab"].phases["call"] == "passed"
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("qemu_died", _DIED),
+        ("process_left", "harness.errors.Violation: left behind: processes: 4711 qemu-system-x86_64"),
+        ("two_findings", _DIED),
+        ("nobody_looked_and_a_finding", _DIED),
+        (
+            "nobody_looked",
+            "harness.errors.HarnessError: inconclusive: nothing_left_behind: "
+            "nobody looked for what stayed behind",
+        ),
+    ],
+)
+def test_a_passing_test_fails_by_its_record(ran: Ran, name: str, first: str) -> None:
+    assert ran[name].phases == {"setup": "passed", "call": "failed", "teardown": "passed"}
+    assert ran[name].first == first
+    assert ran.kept(name)
+
+
+def test_every_finding_is_listed_under_the_worst(ran: Ran) -> None:
+    assert "nothing_left_behind: left behind: processes: 4711" in ran["two_findings"].text
+    listed = ran["two_findings"].sections["checkers"].splitlines()
+    assert [line.split()[:2] for line in listed] == [
+        ["invalid", "qemu_alive:"],
+        ["invalid", "nothing_left_behind:"],
+    ]
+
+
+def test_a_scenarios_own_failure_comes_first(ran: Ran) -> None:
+    assert ran["own_assertion"].first == "AssertionError: the scenario's own"
+    assert ran["own_assertion_and_something_left"].first == "AssertionError: the scenario's own"
+    assert "left behind" in ran["own_assertion_and_something_left"].sections["checkers"]
+
+
+@pytest.mark.parametrize(
+    ("name", "symptom"),
+    [
+        ("own_assertion_and_qemu_died", "the scenario's own"),
+        ("symptom_and_qemu_died", "ssh: the connection broke"),
+        ("pytest_fail_and_qemu_died", "the scenario's own"),
+    ],
+)
+def test_a_dead_qemu_comes_before_its_symptoms(ran: Ran, name: str, symptom: str) -> None:
+    assert ran[name].phases["call"] == "failed"
+    assert ran[name].first == _DIED
+    assert symptom in ran[name].text
+    assert f"test_{name}" in ran[name].text, "the scenario's own line is still shown"
+
+
+def test_what_accuses_the_product_already_stays(ran: Ran) -> None:
+    first = ran["violation_and_qemu_died"].first
+    assert first == "harness.errors.Violation: device_del completed while the share was in use"
+    assert "killed by SIGSEGV" in ran["violation_and_qemu_died"].sections["checkers"]
+
+
+def test_a_cause_is_shown_before_its_symptom(ran: Ran) -> None:
+    assert ran["chained_error"].first == "harness.errors.Violation: the cause"
+    assert "more about it" in ran["chained_error"].text
+    assert "the symptom" in ran["chained_error"].text
+
+
+def test_a_skip_is_left_alone(ran: Ran) -> None:
+    assert ran["skips"].phases["call"] == "skipped"
+    assert not ran.kept("skips")
+
+
+def test_a_known_bug_may_be_what_a_checker_finds(ran: Ran) -> None:
+    assert ran["known_bug_that_a_checker_finds"].phases["call"] == "xfailed"
+    assert ran.kept("known_bug_that_a_checker_finds"), "the evidence of a known bug is wanted"
+
+
+def test_a_known_bug_that_is_gone_fails(ran: Ran) -> None:
+    assert ran["known_bug_that_is_gone"].phases["call"] == "failed"
+    assert "XPASS(strict)" in ran["known_bug_that_is_gone"].text
+
+
+def test_an_inconclusive_record_is_no_known_bug(ran: Ran) -> None:
+    assert ran["known_bug_and_an_inconclusive_record"].phases["call"] == "failed"
+    assert "inconclusive" in ran["known_bug_and_an_inconclusive_record"].first
+
+
+def test_a_set_up_that_fails_is_judged_and_kept(ran: Ran) -> None:
+    assert ran["set_up_fails"].phases == {"setup": "failed", "teardown": "passed"}
+    assert ran["set_up_fails"].first == "harness.errors.GuestError: the guest never booted"
+    assert ran["set_up_fails_of_a_death"].first == _DIED
+    for name in ("set_up_fails", "set_up_fails_of_a_death"):
+        verdict = json.loads((ran.folder / f"test_cases.test_{name}" / "verdict.json").read_text())
+        assert verdict["verdict"] == ("valid" if name == "set_up_fails" else "invalid")
+
+
+def test_a_tear_down_that_fails_keeps_the_folder(ran: Ran) -> None:
+    assert ran["tear_down_fails"].phases == {"setup": "passed", "call": "passed", "teardown": "failed"}
+    assert ran.kept("tear_down_fails")
+
+
+def test_a_failure_names_its_folder(ran: Ran) -> None:
+    folder = ran.folder / "test_cases.test_qemu_died"
+    assert ran["qemu_died"].sections["artefacts"] == str(folder)
+    assert str(folder) in ran.stdout
+    assert "Linux version 6.1.0" in ran["qemu_died"].sections["last kernel lines"]
+    assert (folder / "history.ndjson").read_text().count('"closed"') == 1
+    assert f"artefacts of what failed: {ran.folder}" in ran.stdout
+
+
+def test_parametrized_tests_have_folders_of_their_own(ran: Ran) -> None:
+    folders = {path.name for path in ran.folder.iterdir() if "parametrized" in path.name}
+    assert len(folders) == 2
+
+
+def test_the_failed_ones_alone_are_kept(ran: Ran) -> None:
+    kept = {path.name for path in ran.folder.iterdir()}
+    gone = {"passes", "skips", "without_a_lab"}
+    assert not {f"test_cases.test_{name}" for name in gone} & kept
+    assert len(kept) == len(ran.outcomes) - len(gone)
+    assert ran.returncode == 1
+
+
+def test_keep_artifacts_keeps_all(tmp_path: Path, run_pytest: Pytest) -> None:
+    ran = _ran(tmp_path, run_pytest, "--keep-artifacts", "-k", "test_passes or test_skips")
+    assert (ran.kept("passes"), ran.kept("skips")) == (True, True)
+    verdict = json.loads((ran.folder / "test_cases.test_passes" / "verdict.json").read_text())
+    assert verdict["verdict"] == "valid"

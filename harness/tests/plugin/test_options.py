@@ -1,0 +1,137 @@
+"""Bad input is one usage error; collection never looks at what is installed."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness.qemu.binary import FIRMWARE, PROGRAM
+from harness.tests.plugin.conftest import Pytest
+
+_SCENARIO = """
+def test_it(guest):
+    raise AssertionError("no guest should have been booted")
+
+def test_other(qemu_name, kernel_name, machine_name):
+    raise AssertionError("nothing should have run")
+"""
+_FAKE = """#!/bin/sh
+case "$*" in
+*--version) echo "QEMU emulator version 7.2.22" ;;
+*"-L help") echo "${0%/*}" ;;
+*"-machine help") echo "Supported machines are:"; echo "pc   Standard PC" ;;
+*"-device help") echo 'name "virtio-net-pci", bus PCI' ;;
+esac
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["harness.plugin"]\n')
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "test_it.py").write_text(_SCENARIO)
+    return tmp_path
+
+
+@pytest.fixture
+def fake(folder: Path) -> Path:
+    """A QEMU without 9p, whose only machine type is pc."""
+    (folder / "bin").mkdir()
+    program = folder / "bin" / PROGRAM
+    program.write_text(_FAKE)
+    program.chmod(0o755)
+    (folder / "bin" / FIRMWARE).write_text("")
+    return program
+
+
+def _errors(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """What a user sees, without pytest's own frame around it."""
+    return [line for line in done.stderr.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--machine", "isapc"], "--machine isapc: unknown machine type; known: pc, q35, q35-pcie"),
+        (["--accel", "hvf"], "--accel hvf: unknown accelerator; known: auto, kvm, tcg"),
+        (["--kernel", "2.4"], "--kernel 2.4: unknown kernel; known: "),
+        (["--qemu", "no/such"], "--qemu no/such: no such file (give a path"),
+        (["--qemu", "0.9"], "--qemu 0.9: neither a path to a binary nor a provisioned name (known: "),
+        (["--qemu", "bin"], "--qemu bin: is a folder; give the binary in it"),
+        (["--qemu", "pytest.ini"], "--qemu pytest.ini: not executable"),
+        (["--qemu", "bin/" + PROGRAM, "--machine", "pc"], f"--qemu bin/{PROGRAM}: "),
+    ],
+)
+def test_bad_input_is_one_usage_error(
+    folder: Path, fake: Path, run_pytest: Pytest, options: list[str], message: str
+) -> None:
+    done = run_pytest(folder, *options)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR, done.stdout
+    (error,) = _errors(done)
+    assert error.startswith(f"ERROR: {message}"), error
+    assert "test_it" not in done.stdout
+    assert not (folder / "cache").exists()
+    assert not (folder / "artifacts").exists()
+
+
+def test_a_qemu_without_9p_says_how_to_build_one_with_it(
+    folder: Path, fake: Path, run_pytest: Pytest
+) -> None:
+    """Given by path, or found on PATH."""
+    by_path = run_pytest(folder, "--qemu", str(fake), "--machine", "pc")
+    on_path = run_pytest(folder, "--machine", "pc", path=f"{fake.parent}:/bin:/usr/bin")
+    for done in (by_path, on_path):
+        (error,) = _errors(done)
+        assert error.endswith(
+            f"{fake} has no virtio-9p-pci device (built without 9p; configure QEMU with --enable-virtfs)"
+        )
+        assert done.returncode == pytest.ExitCode.USAGE_ERROR
+
+
+def test_a_qemu_without_the_machine_type(folder: Path, fake: Path, run_pytest: Pytest) -> None:
+    fake.write_text(_FAKE.replace("virtio-net-pci", "virtio-9p-pci"))
+    done = run_pytest(folder, "--qemu", str(fake), "--machine", "q35")
+    (error,) = _errors(done)
+    assert error == (
+        f"ERROR: --qemu {fake}: {fake} has no machine type 'q35' (see '{PROGRAM} -machine help')"
+    )
+
+
+def _collected(done: subprocess.CompletedProcess[str]) -> list[str]:
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [line for line in done.stdout.splitlines() if "::" in line]
+
+
+def test_collection_does_not_depend_on_what_is_installed(
+    folder: Path, fake: Path, run_pytest: Pytest
+) -> None:
+    """An empty host, a QEMU without 9p, one that is none: the same tests in the same order; nothing is made."""
+    empty = _collected(run_pytest(folder, "--collect-only", "-q"))
+    without_9p = _collected(run_pytest(folder, "--collect-only", "-q", path=str(fake.parent)))
+    fake.write_text("#!/bin/sh\nexit 1\n")
+    broken = _collected(run_pytest(folder, "--collect-only", "-q", path=str(fake.parent)))
+    assert empty == without_9p == broken
+    assert sorted(empty) == [
+        f"test_it.py::{test}[default-default-{machine}]"
+        for test in ("test_it", "test_other")
+        for machine in ("pc", "q35", "q35-pcie")
+    ]
+    assert not (folder / "cache").exists()
+
+
+def test_every_axis_is_crossed_from_names_alone(folder: Path, run_pytest: Pytest) -> None:
+    axes = ["--qemu", "7.2", "--qemu", "no/such", "--machine", "pc", "--kernel", "5.10", "--kernel", "6.1"]
+    collected = _collected(run_pytest(folder, "--collect-only", "-q", *axes, "-k", "test_other"))
+    assert sorted(collected) == [
+        f"test_it.py::test_other[{qemu}-{kernel}-pc]"
+        for qemu in ("7.2", "no/such")
+        for kernel in ("5.10", "6.1")
+    ]
+
+
+def test_the_options_are_explained(folder: Path, run_pytest: Pytest) -> None:
+    shown = run_pytest(folder, "--help").stdout
+    for option in ("--qemu", "--machine", "--kernel", "--accel", "--artifacts", "--keep-artifacts", "--cold"):
+        assert f"  {option}" in shown
