@@ -84,5 +84,6 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Where the evidence of what failed is."""
-    if terminalreporter.stats.get("failed") or terminalreporter.stats.get("error"):
-        terminalreporter.write_line(f"artefacts of what failed: {artifacts_root_of(config)}")
+    root = artifacts_root_of(config)
+    if root.exists() and (terminalreporter.stats.get("failed") or terminalreporter.stats.get("error")):
+        terminalreporter.write_line(f"artefacts of what failed: {root}")
