@@ -23,7 +23,7 @@ def run_pytest() -> Pytest:
             "HARNESS_CACHE": str(folder / "cache"),
             "TMPDIR": os.environ.get("TMPDIR", "/tmp"),
         }
-        argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *options]
+        argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options]
         return subprocess.run(
             argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
         )
