@@ -21,7 +21,7 @@ import filelock
 
 from harness import reaper
 from harness.deadline import Deadline
-from harness.errors import SetupError
+from harness.errors import SetupError, UsageError
 from harness.provision.space import told_in_one_line
 
 MANIFEST = "manifest.json"
@@ -42,9 +42,15 @@ def default_cache_root() -> Path:
 
 
 class Cache:
-    """The cache at ``root``; made (mode 0700) when it is first written to."""
+    """The cache at ``root``; made (mode 0700) when it is first written to.
+
+    :raises UsageError: for a path that no program of a release could be started from.
+    """
 
     def __init__(self, root: Path) -> None:
+        # ld.so(8) splits its library path at colons and semicolons; apt's configuration quotes no quotes.
+        if set(str(root)) & set(':;"'):
+            raise UsageError(f'the path of the cache {root} contains one of : ; " (HARNESS_CACHE moves it)')
         self.root = root
 
     def entry(self, kind: str, key: str, fill: Callable[[Path], None], report: Callable[[str], None]) -> Path:

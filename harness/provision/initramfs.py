@@ -90,7 +90,7 @@ def _libraries(packages: Path) -> dict[str, cpio.Member]:
         text=True,
         check=False,
     )
-    found = re.findall(r"^\s*(\S+) => (\S+) ", listed.stdout, re.MULTILINE)
+    found = re.findall(r"^\s*(\S+) => (.+) \(0x", listed.stdout, re.MULTILINE)
     if listed.returncode != 0 or not found:
         raise SetupError(f"cannot list dropbear's libraries: {(listed.stdout + listed.stderr).strip()}")
     libraries = {f"{_LIBRARIES}/{name}": cpio.file(Path(path).read_bytes(), 0o755) for name, path in found}

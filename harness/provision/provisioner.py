@@ -27,6 +27,7 @@ from harness.provision.apt import Apt, Package, Report, Withdrawn, require_tools
 from harness.provision.cache import Cache
 from harness.provision.recipes import GuestRecipe, QemuRecipe, Recipe
 from harness.provision.recipes import recipes_folder as find_recipes
+from harness.provision.space import told_in_one_line
 from harness.qemu.binary import PROGRAM, QemuInstall
 
 #: Changed whenever the code makes other files of the same recipe.
@@ -76,10 +77,7 @@ class Provisioner:
         name = name or recipes.default_name(folder, GuestRecipe)
         recipe = recipes.load(folder, name, GuestRecipe)
         overlay = recipes.root_of(folder, name, recipe)
-        pair = keys.load(self.cache.root / "keys")
-        if pair is None:
-            with self.cache.lock("keys", self._report):
-                pair = keys.load_or_make(self.cache.root / "keys")
+        pair = self._keys()
 
         def fill(into: Path, packages: dict[str, Path]) -> None:
             _make_guest(into, recipe, packages, overlay, pair)
@@ -116,6 +114,15 @@ class Provisioner:
 
         entry, key = self._provide("qemu", name, recipe, [], fill)
         return _install(name, entry / "root", key)
+
+    def _keys(self) -> keys.Keys:
+        folder = self.cache.root / "keys"
+        with told_in_one_line(self.cache.root):
+            pair = keys.load(folder)
+            if pair is None:
+                with self.cache.lock("keys", self._report):
+                    pair = keys.load_or_make(folder)
+        return pair
 
     def _provide(
         self,
