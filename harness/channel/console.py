@@ -133,6 +133,8 @@ class KernelLog:
         self.path = path
         self._offset = 0
         self._text = ""
+        self._panic: str | None = None
+        self._searched = 0
 
     def text(self) -> str:
         """Everything so far."""
@@ -153,8 +155,13 @@ class KernelLog:
 
     def panic(self) -> str | None:
         """The panic's line, if there was one."""
-        found = self._PANIC.search(self.text())
-        return found[0] if found else None
+        text = self.text()
+        if self._panic is None and len(text) > self._searched:
+            # From the start of the line that may have been incomplete last time.
+            found = self._PANIC.search(text, text.rfind("\n", 0, self._searched) + 1)
+            self._panic = found[0] if found else None
+            self._searched = len(text)
+        return self._panic
 
     def watch(self, machine: str = "") -> None:
         """:raises GuestPanicked: when the kernel panicked."""

@@ -135,6 +135,8 @@ class Ssh:
             if deadline.expired:
                 channel.close()
                 raise CommandTimeout(self.name, command, deadline.timeout_s, _text(out), _text(err))
+            if self._watch is not None:
+                self._watch()
             if unsent and channel.send_ready():
                 unsent = unsent[channel.send(bytes(unsent[:_CHUNK])) :]
                 if not unsent:
