@@ -1,0 +1,164 @@
+"""The lab over fake QEMU processes: what it starts, it ends, and what stays is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.artifacts import Artifacts
+from harness.errors import QemuDied, SetupError
+from harness.guest import lab as lab_module
+from harness.guest.image import GuestImage
+from harness.guest.lab import Cell, Lab
+from harness.history import read
+from harness.qemu.accel import Accel
+from harness.qemu.binary import Capabilities, QemuInstall
+from harness.qemu.spec import MACHINE_TYPES
+from harness.reaper import RunFolder, start_time
+from harness.tests.qemu import fake_qemu
+
+_PROGRAM = Path(fake_qemu.__file__)
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[RunFolder]:
+    folder = RunFolder()
+    yield folder
+    folder.close()
+
+
+@pytest.fixture
+def cell(tmp_path: Path) -> Cell:
+    disk = tmp_path / "disk"
+    disk.write_text("a disk")
+    install = QemuInstall("fake", _PROGRAM, (sys.executable, "-S", "-E", str(_PROGRAM)), key="q")
+    capabilities = Capabilities("QEMU emulator version 7.2.22", (7, 2, 22), frozenset(), frozenset())
+    image = GuestImage("6.1", "6.1.0-41", disk, disk, "console=ttyS0", disk, disk, "ssh-ed25519 A", "g")
+    return Cell(install, capabilities, image, MACHINE_TYPES["q35"], Accel("kvm", "for the tests"))
+
+
+@pytest.fixture
+def lab(cell: Cell, run: RunFolder, tmp_path: Path) -> Iterator[Lab]:
+    made = Lab(cell, run, Artifacts.create(tmp_path, "test_lab"))
+    yield made
+    made.close()
+
+
+def _leftovers(lab: Lab) -> dict[str, list[str]]:
+    entries = read(lab.artifacts.history)
+    assert entries[-1].f == "closed"
+    (note,) = [entry for entry in entries if entry.f == "host:leftovers"]
+    assert isinstance(note.value, dict)
+    return note.value
+
+
+def test_everything_it_started_is_gone_and_nothing_was_left(lab: Lab) -> None:
+    source = lab.launch(lab.spec())
+    successor = lab.launch_successor(source)
+    lab.close()
+    assert [start_time(machine.pid) for machine in (source, successor)] == [0, 0]
+    assert not lab.folder.exists()
+    left = _leftovers(lab)
+    assert set(left) >= {"processes", "mounts", "sockets", "folders", "threads"}
+    assert not any(left.values())
+    before = lab.artifacts.history.read_bytes()
+    lab.close()
+    assert lab.artifacts.history.read_bytes() == before
+
+
+def test_shares_are_empty_folders_one_for_each_place(lab: Lab) -> None:
+    assert [share.slot for share in lab.shares] == [0, 1, 2, 3]
+    assert len({share.path for share in lab.shares}) == len({share.mount_tag for share in lab.shares}) == 4
+    for share in lab.shares:
+        share.check()
+        assert not list(share.path.iterdir())
+
+
+def test_successors_are_numbered_and_get_what_is_plugged_then(lab: Lab) -> None:
+    source = lab.launch(lab.spec(plugged=frozenset({"share0"})))
+    source.plugged.add("share2")
+    source.plugged.discard("share0")
+    first = lab.launch_successor(source)
+    second = lab.launch_successor(first)
+    assert [machine.name for machine in lab.machines] == ["source", "successor-1", "successor-2"]
+    assert (first.spec.plugged, first.spec.incoming) == (frozenset({"share2"}), True)
+    assert second.plugged == {"share2"}
+    assert second.paths.disk == source.paths.disk
+
+
+def test_the_cell_is_described_from_the_start(lab: Lab) -> None:
+    text = (lab.artifacts.folder / "cell.json").read_text()
+    for fact in ("7.2.22", "6.1.0-41", "q35", "for the tests", str(_PROGRAM)):
+        assert fact in text
+
+
+def test_a_machine_that_died_does_not_keep_the_others_from_ending(lab: Lab) -> None:
+    source = lab.launch(lab.spec())
+    successor = lab.launch_successor(source)
+    os.kill(source.pid, signal.SIGKILL)
+    lab.close()
+    assert not start_time(successor.pid)
+    assert not any(_leftovers(lab).values())
+
+
+def test_a_launch_that_failed_leaves_no_process(lab: Lab) -> None:
+    spec = lab.spec()
+    with pytest.raises(QemuDied):
+        lab.launch(replace(spec, qemu=replace(spec.qemu, environment={"FAKE": "complains"})))
+    lab.close()
+    assert not any(_leftovers(lab).values())
+
+
+def test_a_process_that_stayed_is_told_of(lab: Lab, run: RunFolder) -> None:
+    """Something that a scenario started for this run, and forgot."""
+    with subprocess.Popen(["sleep", "60"], env=run.environment()) as stray:
+        try:
+            lab.close()
+        finally:
+            stray.kill()
+    (left,) = _leftovers(lab)["processes"]
+    assert left.strip() == f"{stray.pid} sleep 60"
+
+
+def test_a_thread_that_stayed_is_told_of(lab: Lab) -> None:
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait, name="forgotten")
+    thread.start()
+    try:
+        lab.close()
+    finally:
+        done.set()
+        thread.join()
+    assert _leftovers(lab)["threads"] == ["forgotten"]
+
+
+def test_a_mount_that_stayed_is_told_of_and_not_emptied(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Removing the folder would remove what is mounted there."""
+    (lab.shares[0].path / "precious").write_text("")
+    mounted = str(lab.shares[0].path)
+    monkeypatch.setattr(lab_module, "_mounts_below", lambda folder: [mounted])
+    lab.close()
+    assert (lab.shares[0].path / "precious").exists()
+    assert _leftovers(lab)["mounts"] == [mounted]
+    assert _leftovers(lab)["folders"] == [str(lab.folder)]
+
+
+def test_a_share_whose_folder_cannot_be_made(
+    cell: Cell, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, *args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    artifacts = Artifacts.create(tmp_path, "full")
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(SetupError, match=r"^cannot make the share's folder .*: No space left on device$"):
+        Lab(cell, run, artifacts)
