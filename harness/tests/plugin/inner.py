@@ -22,8 +22,10 @@ from harness.plugin.fixtures import FOLDER, LAB
 
 pytest_plugins = ["harness.plugin"]
 
-# Nothing is provisioned and nothing is probed.
-Matrix.prepare = lambda self: []  # type: ignore[method-assign]
+
+def pytest_configure() -> None:
+    """Nothing is provisioned and nothing is probed."""
+    Matrix.prepare = lambda self: []  # type: ignore[method-assign]
 
 
 class RecordedLab:

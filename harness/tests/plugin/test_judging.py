@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from harness.tests.plugin import inner
 from harness.tests.plugin.conftest import Pytest
 
 _CASES = """
@@ -139,7 +138,7 @@ class Ran:
 
 
 def _ran(tmp: Path, run_pytest: Pytest, *options: str) -> Ran:
-    (tmp / "conftest.py").write_text(Path(inner.__file__).read_text())
+    (tmp / "conftest.py").write_text(Path(__file__).with_name("inner.py").read_text())
     (tmp / "pytest.ini").write_text("[pytest]\n")
     (tmp / "test_cases.py").write_text(_CASES)
     done = run_pytest(tmp, "--artifacts", "out", *options)
