@@ -61,7 +61,7 @@ def _configured() -> list[tuple[str, str, str]]:
     )
     if listed.returncode != 0:
         said = listed.stderr.strip().splitlines() or ["nothing"]
-        raise SetupError(f"apt-get indextargets failed; is apt's configuration sound? It said: {said[-1]}")
+        raise SetupError(f"apt-get indextargets failed; is apt's configuration sound? It said: {said[0]}")
     rows = [line.split("|") for line in dict.fromkeys(listed.stdout.splitlines())]
     return [(row[0].rpartition(":")[0], row[1], row[2]) for row in rows if len(row) == 4 and row[3] == "main"]
 

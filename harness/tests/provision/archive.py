@@ -1,0 +1,146 @@
+"""A small Debian archive of the tests' own, and recipes for it."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import lzma
+import struct
+import subprocess
+from pathlib import Path
+
+HOOK_MARK = "hook-ran"
+#: Prints how it was called: stands for the dynamic loader of a release.
+_ECHO = '#!/bin/sh\necho "$0" "$@"\n'
+_MODULE = b"\x7fELF\0depends=%s\0license=GPL\0"
+KERNEL = "6.1.0-9-amd64"
+
+
+def bzimage(payload: bytes, *, setup_sectors: int = 2) -> bytes:
+    """A bzImage around a compressed payload (kernel: Documentation/arch/x86/boot.rst)."""
+    setup = bytearray((setup_sectors + 1) * 512)
+    setup[0x1F1] = setup_sectors
+    setup[0x202:0x206] = b"HdrS"
+    struct.pack_into("<II", setup, 0x248, 16, len(payload))
+    return bytes(setup) + b"decompressor....".ljust(16, b".") + payload + b"trailer"
+
+
+ELF = b"\x7fELF the kernel itself"
+CONTENT: dict[str, dict[str, bytes | str]] = {
+    "busybox-static": {"bin/busybox": "busybox"},
+    "dropbear-bin": {"usr/sbin/dropbear": "#!/bin/sh\n"},
+    "linux-image-amd64": {"usr/share/doc/meta": "nothing"},
+    f"linux-image-{KERNEL}": {
+        f"boot/vmlinuz-{KERNEL}": bzimage(lzma.compress(ELF)),
+        f"lib/modules/{KERNEL}/kernel/9p.ko": _MODULE % b"9pnet,net-fs",
+        f"lib/modules/{KERNEL}/kernel/9pnet.ko.xz": lzma.compress(_MODULE % b""),
+        f"lib/modules/{KERNEL}/kernel/net-fs.ko": _MODULE % b"9pnet",
+    },
+    "libc6": {"lib/x86_64-linux-gnu/ld-linux-x86-64.so.2": _ECHO},
+    "qemu-system-x86": {
+        "usr/bin/qemu-system-x86_64": "\x7fELF",
+        "usr/share/doc/qemu/README": "ballast",
+    },
+}
+DEPENDS = {
+    "linux-image-amd64": f"linux-image-{KERNEL}",
+    f"linux-image-{KERNEL}": "busybox-static",
+    "qemu-system-x86": "libc6",
+}
+RECIPES = {
+    "guests/1.0.toml": """
+default = true
+release = "bookworm"
+kernel = "linux-image-amd64"
+packages = ["busybox-static", "dropbear-bin"]
+modules = ["9p"]
+root = "root"
+cmdline = "console=ttyS0"
+uncompressed = true
+""",
+    "guests/root/etc/inittab": "::sysinit:/etc/rcS\n",
+    "qemu/7.2.toml": 'default = true\nrelease = "bookworm"\npackages = ["qemu-system-x86"]\n',
+}
+
+
+class Archive:
+    """A ``file:`` archive below ``folder``, and the apt configuration of a host that uses it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._pool = folder / "archive/pool"
+        self._pool.mkdir(parents=True)
+        self._publish("1.0")
+
+    def configure_host(self) -> Path:
+        """Write the configuration, hooks and all; returns what ``APT_CONFIG`` has to name."""
+        sources = self.folder / "sources.list"
+        sources.write_text(f"deb [trusted=yes] file:{self.folder}/archive bookworm main\n")
+        mark = self.folder / HOOK_MARK
+        config = self.folder / "apt.conf"
+        config.write_text(
+            f'Dir::Etc::sourcelist "{sources}";\nDir::Etc::sourceparts "/dev/null";\n'
+            f'APT::Update::Pre-Invoke {{ "touch {mark}"; }};\n'
+            f'APT::Update::Post-Invoke-Success {{ "touch {mark}"; }};\n'
+            'APT::Default-Release "trixie";\n'
+        )
+        return config
+
+    def replace_all_versions(self, version: str) -> None:
+        """A new version of every package; the old ones are withdrawn, as Debian's point releases do."""
+        for deb in self._pool.iterdir():
+            deb.unlink()
+        self._publish(version)
+
+    def vanish(self) -> None:
+        """Make the archive unreachable."""
+        (self.folder / "archive").rename(self.folder / "gone")
+
+    def _publish(self, version: str) -> None:
+        index = "".join(self._build(name, version) for name in CONTENT).encode()
+        dist = self.folder / "archive/dists/bookworm"
+        packages = dist / "main/binary-amd64"
+        packages.mkdir(parents=True, exist_ok=True)
+        (packages / "Packages").write_bytes(index)
+        (packages / "Packages.gz").write_bytes(gzip.compress(index, mtime=0))
+        lines = ["Suite: bookworm", "Codename: bookworm", "Architectures: amd64", "Components: main"]
+        lines += ["Date: Thu, 01 Jan 2026 00:00:00 UTC", "SHA256:"]
+        for path in sorted(packages.iterdir()):
+            data = path.read_bytes()
+            lines.append(f" {hashlib.sha256(data).hexdigest()} {len(data)} {path.relative_to(dist)}")
+        (dist / "Release").write_text("\n".join(lines) + "\n")
+
+    def _build(self, name: str, version: str) -> str:
+        tree = self.folder / "build" / f"{name}-{version}"
+        for path, content in CONTENT[name].items():
+            file = tree / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content.encode("latin-1") if isinstance(content, str) else content)
+            file.chmod(0o755)
+        if name == "libc6":
+            (tree / "lib64").mkdir()
+            # An absolute link, as in bullseye.
+            (tree / "lib64/ld-linux-x86-64.so.2").symlink_to("/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")
+        control = (
+            f"Package: {name}\nVersion: {version}\nArchitecture: amd64\nMaintainer: nobody <n@example.org>\n"
+        )
+        if name in DEPENDS:
+            control += f"Depends: {DEPENDS[name]}\n"
+        control += "Description: for a test\n"
+        (tree / "DEBIAN").mkdir()
+        (tree / "DEBIAN/control").write_text(control)
+        deb = self._pool / f"{name}_{version}_amd64.deb"
+        argv = ["dpkg-deb", "--root-owner-group", "-Znone", "-b", str(tree), str(deb)]
+        subprocess.run(argv, check=True, capture_output=True)
+        data = deb.read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        return f"{control}Filename: pool/{deb.name}\nSize: {len(data)}\nSHA256: {digest}\n\n"
+
+
+def write_recipes(folder: Path) -> Path:
+    """The recipes for that archive; returns ``folder``."""
+    for name, text in RECIPES.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder

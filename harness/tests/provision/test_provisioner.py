@@ -1,0 +1,289 @@
+"""Recipes to files, with a small Debian archive made by the test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.artifacts import Artifacts
+from harness.errors import SetupError, UsageError
+from harness.guest.lab import Cell, Lab
+from harness.provision import Cache, Provisioner, default_cache_root
+from harness.qemu.accel import Accel
+from harness.qemu.binary import probe
+from harness.qemu.spec import MACHINE_TYPES
+from harness.reaper import RunFolder
+from harness.tests.provision import cpio_reader
+from harness.tests.provision.archive import ELF, HOOK_MARK, KERNEL, Archive
+
+Make = Callable[..., Provisioner]
+
+
+class Reports(list[str]):
+    """What was reported, by part of it."""
+
+    def about(self, words: str) -> list[str]:
+        return [line for line in self if words in line]
+
+
+@pytest.fixture
+def reports() -> Reports:
+    return Reports()
+
+
+@pytest.fixture
+def make(cache: Cache, recipes: Path, reports: Reports) -> Make:
+    return lambda **options: Provisioner(cache, recipes=recipes, report=reports.append, **options)
+
+
+def leftovers(cache: Cache) -> list[Path]:
+    return [path for name in ("tmp", "guests", "qemu") for path in (cache.root / name).glob("*")]
+
+
+def test_a_guest_image_has_what_a_boot_needs(archive: Archive, make: Make) -> None:
+    image = make().guest_image()
+    assert image.name == "1.0"
+    assert image.kernel_version == KERNEL
+    assert image.kernel.read_bytes() == ELF
+    assert image.cmdline == "console=ttyS0"
+    members = cpio_reader.read(image.initramfs.read_bytes())
+    # Dependencies first, in the name that insmod is given; "-" and "_" are the same in a module's name.
+    assert members["lib/modules/order"].content == b"9pnet.ko\nnet_fs.ko\n9p.ko\n"
+    assert b"depends=" in members["lib/modules/9pnet.ko"].content, "a compressed module is unpacked"
+    assert members["etc/inittab"].content == b"::sysinit:/etc/rcS\n"
+    assert members["bin/busybox"].mode == stat.S_IFREG | 0o755
+    assert members["root/.ssh/authorized_keys"].content.startswith(b"ssh-ed25519 ")
+    assert stat.S_IMODE(image.client_key.stat().st_mode) == 0o600
+
+
+def test_the_cache_is_private_and_left_tidy(archive: Archive, make: Make, cache: Cache) -> None:
+    make().guest_image()
+    assert stat.S_IMODE(cache.root.stat().st_mode) == 0o700
+    assert list((cache.root / "tmp").iterdir()) == []
+
+
+def test_a_release_starts_through_its_own_loader(archive: Archive, make: Make) -> None:
+    install = make().qemu_release()
+    printed = subprocess.run(install.argv("-version"), check=True, capture_output=True, text=True).stdout
+    root = install.binary.parents[2]
+    assert printed.startswith(f"{root}/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 --library-path {root}/"), (
+        "the loader's absolute link is followed inside the root"
+    )
+    assert f" {install.binary} -L {root}/usr/share/qemu " in printed
+    assert install.binary.is_file()
+    assert not (install.binary.parents[1] / "share/doc").exists()
+    assert printed.endswith("-version\n")
+    assert install.origin == "provisioned"
+
+
+def test_a_filled_cache_needs_neither_archive_nor_apt(
+    archive: Archive, make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first = make().guest_image(), make().qemu_release()
+    archive.vanish()
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    assert (make().guest_image(), make().qemu_release()) == first
+
+
+def _truncate(path: Path) -> None:
+    os.truncate(path, 5)
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[3] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [_truncate, _flip, Path.unlink])
+@pytest.mark.parametrize("name", ["initramfs.gz", "manifest.json"])
+def test_a_damaged_entry_is_repaired_without_the_archive(
+    archive: Archive, make: Make, reports: Reports, damage: Callable[[Path], None], name: str
+) -> None:
+    image = make().guest_image()
+    files = sorted(image.initramfs.parent.iterdir())
+    before = [path.read_bytes() for path in files]
+    archive.vanish()
+    damage(image.initramfs.with_name(name))
+    assert make().guest_image() == image
+    assert [path.read_bytes() for path in files] == before
+    assert reports.about("damaged")
+
+
+def test_a_link_missing_from_a_release_is_noticed(archive: Archive, make: Make) -> None:
+    link = make().qemu_release().binary.parents[2] / "lib64/ld-linux-x86-64.so.2"
+    link.unlink()
+    make().qemu_release()
+    assert link.is_symlink()
+
+
+def test_a_damaged_package_is_fetched_again(archive: Archive, make: Make, cache: Cache) -> None:
+    image = make().guest_image()
+    for deb in (cache.root / "debs").iterdir():
+        _truncate(deb)
+    image.initramfs.unlink()
+    assert make().guest_image() == image
+
+
+def test_a_withdrawn_version_is_resolved_again(
+    archive: Archive, make: Make, cache: Cache, reports: Reports
+) -> None:
+    image = make().guest_image()
+    archive.replace_all_versions("2.0")
+    assert make().guest_image() == image, "what is there is used, whatever the archive has"
+    shutil.rmtree(cache.root / "debs")
+    image.initramfs.unlink()
+    assert make().guest_image().key != image.key
+    assert reports.about("replaced in the archive")
+
+
+def test_only_refresh_takes_newer_versions(archive: Archive, make: Make) -> None:
+    old = make().qemu_release()
+    archive.replace_all_versions("2.0")
+    assert make().qemu_release() == old
+    new = make(refresh=True).qemu_release()
+    assert new.key != old.key
+    assert make().qemu_release() == new, "the newer versions are remembered"
+
+
+@pytest.mark.parametrize(
+    ("edit", "same"),
+    [
+        (lambda root: (root / "guests/root/etc/inittab").write_text("::sysinit:/bin/true\n"), False),
+        (lambda root: (root / "guests/root/etc/inittab").chmod(0o755), False),
+        (lambda root: os.utime(root / "guests/root/etc/inittab", (1, 1)), True),
+        (lambda root: _replace(root / "guests/1.0.toml", "ttyS0", "ttyS1"), False),
+        (lambda root: _replace(root / "guests/1.0.toml", "\nroot", "\n# a remark\nroot"), True),
+    ],
+)
+def test_the_key_follows_the_content(
+    archive: Archive, make: Make, recipes: Path, edit: Callable[[Path], object], same: bool
+) -> None:
+    before = make().guest_image()
+    edit(recipes)
+    assert (make().guest_image().key == before.key) is same
+
+
+def _replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_processes_that_come_together_fetch_once(archive: Archive, cache: Cache, recipes: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from harness.provision import Cache, Provisioner\n"
+        "made = Provisioner(Cache(Path(sys.argv[1])), recipes=Path(sys.argv[2]), report=print)\n"
+        "print(made.guest_image().key)"
+    )
+    argv = [sys.executable, "-c", program, str(cache.root), str(recipes)]
+    both = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0].splitlines() for process in both]
+    assert outputs[0][-1] == outputs[1][-1]
+    assert sum("package lists" in line for output in outputs for line in output) == 1
+    assert sum("fetching" in line and "MB" in line for output in outputs for line in output) == 1
+
+
+def test_the_hosts_hooks_do_not_run(archive: Archive, make: Make) -> None:
+    make().qemu_release()
+    assert not (archive.folder / HOOK_MARK).exists()
+
+
+def test_without_an_archive_one_line_says_so(archive: Archive, make: Make, cache: Cache) -> None:
+    archive.vanish()
+    with pytest.raises(SetupError) as error:
+        make().guest_image()
+    assert "apt-get update for bookworm failed: E: " in error.value.message
+    assert f"file:{archive.folder}/archive" in error.value.message
+    assert "is there a network?" in error.value.message
+    assert leftovers(cache) == []
+
+
+def test_a_package_that_does_not_exist_is_named(archive: Archive, make: Make, recipes: Path) -> None:
+    _replace(recipes / "qemu/7.2.toml", "qemu-system-x86", "qemu-system-vax")
+    with pytest.raises(SetupError, match="Unable to locate package qemu-system-vax"):
+        make().qemu_release()
+
+
+def test_a_module_that_does_not_exist_is_named(
+    archive: Archive, make: Make, recipes: Path, cache: Cache
+) -> None:
+    _replace(recipes / "guests/1.0.toml", '"9p"', '"10p"')
+    with pytest.raises(SetupError, match="no module 10p"):
+        make().guest_image()
+    assert leftovers(cache) == []
+
+
+@pytest.mark.parametrize("tool", ["apt-get", "dpkg-deb"])
+def test_a_missing_tool_is_named(
+    archive: Archive, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tool: str
+) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for other in {"apt-get", "dpkg-deb"} - {tool}:
+        (tools / other).symlink_to(str(shutil.which(other)))
+    monkeypatch.setenv("PATH", str(tools))
+    with pytest.raises(SetupError, match=f"{tool} is not on PATH"):
+        make().guest_image()
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    archive: Archive, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Cache
+) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "dpkg-deb").write_text(
+        "#!/bin/sh\necho 'dpkg-deb: error: failed to write: No space left on device' >&2\nexit 2\n"
+    )
+    (tools / "dpkg-deb").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    with pytest.raises(SetupError) as error:
+        make().guest_image()
+    assert f"no space left in the cache {cache.root}" in error.value.message
+    assert "HARNESS_CACHE" in error.value.message
+    assert "\n" not in str(error.value)
+    assert leftovers(cache) == []
+
+
+def test_an_unknown_name_lists_the_known_ones(make: Make) -> None:
+    with pytest.raises(UsageError, match=r"known: 1\.0"):
+        make().guest_image("9.9")
+    assert make().guest_names() == ["1.0"]
+    assert make().qemu_names() == ["7.2"]
+
+
+#: What the harness and its users run in a guest.
+TOOLS = (
+    "sh mount umount dd md5sum sha256sum cat sync stty devmem chroot find xargs timeout insmod rmmod lsmod "
+    "hexdump stat seq kill ps dmesg reboot poweroff"
+)
+
+
+@pytest.mark.qemu
+def test_the_default_image_boots_and_reads_a_share(tmp_path: Path) -> None:
+    """Fills the default cache when it is empty. The devices are there from the start: no hotplug here."""
+    made = Provisioner(Cache(default_cache_root()))
+    image, install = made.guest_image(), made.qemu_release()
+    run = RunFolder()
+    cell = Cell(install, probe(install), image, MACHINE_TYPES["pc"], Accel("tcg", "for a test"))
+    lab = Lab(cell, run, Artifacts.create(tmp_path, "boot"))
+    try:
+        share = lab.shares[0]
+        (share.path / "file").write_text("hello from the host\n")
+        guest = lab.boot(lab.spec(plugged=frozenset({share.id})))
+        mount = guest.mount(share)
+        assert guest.succeed(f"cat {mount.mountpoint}/file") == "hello from the host\n"
+        assert guest.succeed("uname -r").strip() == image.kernel_version
+        missing = guest.succeed(f"for tool in {TOOLS}; do command -v $tool >/dev/null || echo $tool; done")
+        assert missing == ""
+        assert "guest: network is up" in lab.machines[0].artifacts.kernel.read_text()
+    finally:
+        lab.close()
+        run.close()

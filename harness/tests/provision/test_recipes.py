@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UsageError
+from harness.provision import recipes
+from harness.provision.recipes import GuestRecipe, QemuRecipe
+
+GOOD = 'default = true\nrelease = "bookworm"\npackages = ["qemu-system-x86"]\n'
+
+
+def load(folder: Path, text: str) -> QemuRecipe:
+    (folder / "7.2.toml").write_text(text)
+    return recipes.load(folder, "7.2", QemuRecipe)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        (GOOD + 'packges = ["x"]\n', 4, "unknown key 'packges'; allowed: default, release, packages"),
+        (GOOD + "[section]\nx = 1\n", 4, "unknown key 'section'"),
+        (GOOD.replace('"bookworm"', "12"), 2, "release: Input should be a valid string"),
+        (GOOD.replace('["qemu-system-x86"]', "[1]"), 3, "packages: Input should be a valid string"),
+        (GOOD.replace("true", '"yes"'), 1, "default: Input should be a valid boolean"),
+        ('default = true\nrelease = "x"\n', 1, "packages: Field required"),
+        ('default = true\nrelease = "bookworm\n', 2, "not TOML"),
+    ],
+)
+def test_a_bad_recipe_names_file_line_and_key(tmp_path: Path, text: str, line: int, words: str) -> None:
+    with pytest.raises(UsageError) as error:
+        load(tmp_path, text)
+    assert error.value.message.startswith(f"{tmp_path}/7.2.toml:{line}: ")
+    assert words in error.value.message
+    assert "\n" not in error.value.message
+
+
+def test_a_good_recipe_is_read(tmp_path: Path) -> None:
+    assert load(tmp_path, GOOD) == QemuRecipe(default=True, release="bookworm", packages=["qemu-system-x86"])
+
+
+@pytest.mark.parametrize("name", ["8.0", "../7.2", ""])
+def test_an_unknown_name_lists_the_known_ones_by_version(tmp_path: Path, name: str) -> None:
+    for known in ("10.0", "7.2"):
+        (tmp_path / f"{known}.toml").write_text(GOOD)
+    with pytest.raises(UsageError, match=r"known: 7\.2, 10\.0"):
+        recipes.load(tmp_path, name, QemuRecipe)
+
+
+def test_bytes_that_are_no_text_are_a_bad_recipe(tmp_path: Path) -> None:
+    (tmp_path / "7.2.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match=r"7\.2\.toml: cannot be read"):
+        recipes.load(tmp_path, "7.2", QemuRecipe)
+
+
+@pytest.mark.parametrize(("defaults", "words"), [((False, False), "not none"), ((True, True), "not ")])
+def test_there_is_one_default(tmp_path: Path, defaults: tuple[bool, bool], words: str) -> None:
+    for name, default in zip(("1", "2"), defaults, strict=True):
+        (tmp_path / f"{name}.toml").write_text(GOOD.replace("true", str(default).lower()))
+    with pytest.raises(UsageError, match=f"exactly one recipe must say 'default = true', {words}"):
+        recipes.default_name(tmp_path, QemuRecipe)
+
+
+def test_a_root_that_does_not_exist_is_named_with_its_line(tmp_path: Path) -> None:
+    text = GOOD + 'kernel = "k"\nmodules = []\ncmdline = ""\nroot = "rot"\n'
+    (tmp_path / "6.1.toml").write_text(text)
+    recipe = recipes.load(tmp_path, "6.1", GuestRecipe)
+    with pytest.raises(UsageError, match=r"6\.1\.toml:7: root: .*/rot is not a folder"):
+        recipes.root_of(tmp_path, "6.1", recipe)
+
+
+def test_the_projects_own_recipes_can_all_be_read() -> None:
+    images = recipes.recipes_folder()
+    assert {"7.2", "10.0"} <= set(recipes.names(images / "qemu"))
+    for name in recipes.names(images / "qemu"):
+        recipes.load(images / "qemu", name, QemuRecipe)
+    for name in recipes.names(images / "guests"):
+        recipe = recipes.load(images / "guests", name, GuestRecipe)
+        assert (recipes.root_of(images / "guests", name, recipe) / "etc/rcS").stat().st_mode & 0o111
+    assert recipes.default_name(images / "qemu", QemuRecipe) == "7.2"
+    assert recipes.default_name(images / "guests", GuestRecipe) == "6.1"
