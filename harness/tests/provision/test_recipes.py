@@ -42,10 +42,12 @@ def test_a_good_recipe_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["8.0", "../7.2", ""])
 def test_an_unknown_name_lists_the_known_ones_by_version(tmp_path: Path, name: str) -> None:
-    for known in ("10.0", "7.2"):
-        (tmp_path / f"{known}.toml").write_text(GOOD)
+    folder = tmp_path / "qemu"
+    folder.mkdir()
+    for path in (folder / "10.0.toml", folder / "7.2.toml", tmp_path / "7.2.toml"):
+        path.write_text(GOOD)
     with pytest.raises(UsageError, match=r"known: 7\.2, 10\.0"):
-        recipes.load(tmp_path, name, QemuRecipe)
+        recipes.load(folder, name, QemuRecipe)
 
 
 def test_bytes_that_are_no_text_are_a_bad_recipe(tmp_path: Path) -> None:
