@@ -5,10 +5,15 @@ from __future__ import annotations
 import base64
 import contextlib
 import logging
+import os
 import select
+import shutil
 import socket
+import sys
+import termios
 import threading
-from collections.abc import Callable
+import tty
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import paramiko
@@ -151,9 +156,54 @@ class Ssh:
         channel.close()
         return Completed(command, status, _text(out), _text(err))
 
+    def interact(self, command: str) -> int:
+        """Run ``command`` on a terminal of its own in the guest, tied to ours; returns its exit status.
+
+        :raises ChannelLost: when the connection breaks.
+        """
+        try:
+            channel = self._transport.open_session()
+            columns, lines = shutil.get_terminal_size()
+            channel.get_pty(os.environ.get("TERM", "vt100"), columns, lines)
+            channel.exec_command(command)
+            with _raw_terminal(sys.stdin.fileno()):
+                _relay(channel)
+            return channel.recv_exit_status()
+        except (OSError, EOFError, paramiko.SSHException) as exc:
+            raise ChannelLost(f"the SSH connection to the guest broke: {exc}") from None
+
     def close(self) -> None:
         """See :meth:`harness.channel.Channel.close`."""
         _close(self._transport)
+
+
+@contextlib.contextmanager
+def _raw_terminal(descriptor: int) -> Iterator[None]:
+    """The terminal passes every key on, Ctrl-C included; afterwards it is what it was."""
+    before = termios.tcgetattr(descriptor)
+    try:
+        tty.setraw(descriptor)
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def _relay(channel: paramiko.Channel) -> None:
+    """Pass bytes between our terminal and the guest's, and our window's size, until the guest's side ends."""
+    keyboard, screen = sys.stdin.fileno(), sys.stdout.fileno()
+    size = shutil.get_terminal_size()
+    while not channel.closed:
+        readable, _, _ = select.select([channel, keyboard], [], [], 0.25)
+        if channel in readable:
+            data = channel.recv(_CHUNK)
+            if not data:
+                return
+            os.write(screen, data)
+        if keyboard in readable:
+            channel.sendall(os.read(keyboard, _CHUNK))
+        if shutil.get_terminal_size() != size:
+            size = shutil.get_terminal_size()
+            channel.resize_pty(size.columns, size.lines)
 
 
 def _drain(channel: paramiko.Channel, out: bytearray, err: bytearray) -> None:

@@ -1,0 +1,58 @@
+"""``harness check``: judge recorded runs again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from harness.artifacts import HISTORY
+from harness.checkers import Judgement, Verdict, judge, worst
+from harness.errors import UsageError
+
+_STYLES = {Verdict.VALID: "green", Verdict.UNKNOWN: "yellow", Verdict.INVALID: "red"}
+
+
+@click.command(epilog="Example: harness check artifacts/")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print every judgement as JSON.")
+def check(folder: Path, as_json: bool) -> None:
+    """Judge the recorded tests in DIR again: one test's folder, or a folder of them.
+
+    Writes each one's verdict.json anew. Exits with 1 unless every verdict is valid.
+    """
+    judged = {path: judge(path) for path in _records(folder)}
+    if as_json:
+        print(json.dumps({str(path): _plain(found) for path, found in judged.items()}, indent=2))
+    else:
+        _print(folder, judged)
+    verdicts = [judgement.verdict for found in judged.values() for judgement in found]
+    if worst(verdicts) is not Verdict.VALID:
+        sys.exit(1)
+
+
+def _records(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder")
+    found = sorted(path.parent for path in folder.rglob(HISTORY))
+    if not found:
+        raise UsageError(f"{folder}: no recorded test in it (no {HISTORY})")
+    return found
+
+
+def _plain(found: list[Judgement]) -> list[dict[str, object]]:
+    return [{**vars(judgement), "verdict": judgement.verdict.value} for judgement in found]
+
+
+def _print(folder: Path, judged: dict[Path, list[Judgement]]) -> None:
+    table = Table("test", "verdict", "why")
+    for path, found in judged.items():
+        verdict = worst([judgement.verdict for judgement in found])
+        why = [f"{j.checker}: {j.summary}" for j in found if j.verdict is not Verdict.VALID]
+        name = str(path.relative_to(folder)) if path != folder else path.name
+        table.add_row(name, f"[{_STYLES[verdict]}]{verdict.value}[/]", "\n".join(why))
+    Console().print(table)

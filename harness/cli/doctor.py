@@ -1,0 +1,156 @@
+"""``harness doctor``: what this host can run, and why not the rest. Looks, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from harness.errors import HarnessError
+from harness.provision import Cache, Provisioner, default_cache_root
+from harness.qemu import binary
+from harness.qemu.accel import KVM
+
+_OK, _WARNING, _MISSING = "ok", "warning", "missing"
+_STYLES = {_OK: "green", _WARNING: "yellow", _MISSING: "red"}
+#: MB: a guest image and one QEMU, with their packages while they are unpacked.
+_CACHE_MB = 700
+#: MiB: a guest's memory and QEMU's own, twice for a migration.
+_MEMORY_MIB = 2 * 400
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing about this host: ``missing`` stops the scenarios, a ``warning`` takes something away."""
+
+    name: str
+    state: str
+    what: str
+
+
+@click.command(epilog="Example: harness doctor --json")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(as_json: bool) -> None:
+    """Say what this host can run, and why not the rest.
+
+    Exits with 0 when the scenarios can run, else with 1.
+    """
+    findings = list(examine())
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        table = Table("", "", "what")
+        for finding in findings:
+            table.add_row(finding.name, f"[{_STYLES[finding.state]}]{finding.state}[/]", finding.what)
+        Console().print(table)
+    if any(finding.state == _MISSING for finding in findings):
+        sys.exit(1)
+
+
+def examine() -> Iterator[Finding]:
+    """Every finding, in the order in which a run would meet them."""
+    cache = Cache(default_cache_root())
+    for name, look in (
+        ("cache", lambda: _cache(cache)),
+        ("QEMU", lambda: _qemu(cache)),
+        ("guest image", lambda: _guest(cache)),
+        ("KVM", lambda: _kvm(cache)),
+        ("memory", _memory),
+        ("backtraces", _backtraces),
+        ("temporary folder", _temporary),
+    ):
+        yield Finding(name, *_safely(look))
+
+
+def _safely(look: Callable[[], tuple[str, str]]) -> tuple[str, str]:
+    try:
+        return look()
+    except HarnessError as exc:
+        return _MISSING, exc.message
+    except OSError as exc:
+        return _MISSING, str(exc)
+
+
+def _cache(cache: Cache) -> tuple[str, str]:
+    there = next(p for p in (cache.root, *cache.root.parents) if p.exists())
+    if not os.access(there, os.W_OK):
+        return _MISSING, f"{cache.root} cannot be written; move it with HARNESS_CACHE"
+    free_mb = shutil.disk_usage(there).free / 1e6
+    if free_mb < _CACHE_MB and not _entries(cache, "guests"):
+        return _MISSING, f"{cache.root}: {free_mb:.0f} MB free, {_CACHE_MB} are needed to fill it"
+    return _OK, f"{cache.root}, {free_mb:.0f} MB free"
+
+
+def _qemu(cache: Cache) -> tuple[str, str]:
+    found = binary.on_path()
+    if found is not None:
+        capabilities = binary.probe(found)
+        capabilities.require_9p(found)
+        return _OK, f"on PATH: {found.binary}, {capabilities.version_text}"
+    unpacked = _entries(cache, "qemu")
+    return (_OK, f"in the cache: {', '.join(unpacked)}") if unpacked else _fetchable("none on PATH")
+
+
+def _guest(cache: Cache) -> tuple[str, str]:
+    made = _entries(cache, "guests")
+    return (_OK, f"in the cache: {', '.join(made)}") if made else _fetchable("not made yet")
+
+
+def _fetchable(why: str) -> tuple[str, str]:
+    """Something that a run would fetch by itself, if this host can fetch."""
+    tools = [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]
+    if tools:
+        return _MISSING, f"{why}, and {' and '.join(tools)} not installed to fetch it with"
+    known = ", ".join(Provisioner(Cache(default_cache_root())).qemu_names())
+    return _WARNING, f"{why}: the first run, or 'harness provision', fetches it (QEMU recipes: {known})"
+
+
+def _entries(cache: Cache, kind: str) -> list[str]:
+    folder = cache.root / kind
+    return sorted(p.name for p in folder.iterdir() if cache.is_sound(p)) if folder.is_dir() else []
+
+
+def _kvm(cache: Cache) -> tuple[str, str]:
+    if not KVM.exists():
+        return _WARNING, f"no {KVM}: guests run under TCG, some six times slower"
+    if not os.access(KVM, os.R_OK | os.W_OK):
+        return _WARNING, f"no permission to open {KVM}: add this user to the group kvm"
+    verdicts = [json.loads(path.read_text()) for path in (cache.root / "accel").glob("kvm-*.json")]
+    if not verdicts:
+        return _OK, f"{KVM} opens; whether a guest boots under it is tried in the first run"
+    reasons = sorted({str(verdict["reason"]) for verdict in verdicts if verdict.get("reason")})
+    return (_WARNING, f"TCG is used instead: {'; '.join(reasons)}") if reasons else (_OK, "guests boot")
+
+
+def _memory() -> tuple[str, str]:
+    free_mib = psutil.virtual_memory().available >> 20
+    cores = psutil.cpu_count() or 1
+    what = f"{free_mib} MiB available, {cores} cores: pytest -n {min(cores, max(1, free_mib // _MEMORY_MIB))}"
+    return (_OK if free_mib >= _MEMORY_MIB else _MISSING), what
+
+
+def _backtraces() -> tuple[str, str]:
+    if shutil.which("gdb") is None:
+        return _WARNING, "no gdb: a crashed QEMU leaves no backtrace (apt-get install gdb)"
+    pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
+    if pattern.startswith(("|", "/")):
+        return _WARNING, f"kernel.core_pattern is {pattern!r}: core files go elsewhere, so no backtraces"
+    return _OK, "gdb, and core files in place"
+
+
+def _temporary() -> tuple[str, str]:
+    folder = Path(tempfile.gettempdir())
+    # A unix socket's path has at most 107 bytes (man 7 unix); ours add about 50.
+    if len(str(folder)) > 50:
+        return _MISSING, f"{folder} is too long a path for unix sockets; set TMPDIR"
+    return _OK, f"{folder}, {shutil.disk_usage(folder).free / 1e6:.0f} MB free"

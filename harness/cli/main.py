@@ -1,0 +1,45 @@
+"""``harness``: what a person runs by hand. Bad input is one line and an exit status of its own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from harness.cli.check import check
+from harness.cli.doctor import doctor
+from harness.cli.provision import provision
+from harness.cli.shell import shell
+from harness.errors import HarnessError, SetupError, UsageError
+
+#: Exit statuses: 2 is also click's own for a usage error, 130 a shell's for Ctrl-C.
+_STATUS = ((UsageError, 2), (SetupError, 3), (HarnessError, 1))
+_INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Real QEMU guests with virtio-9p-pci: hotplug and migration, asserted.
+
+    The scenarios themselves run under pytest: pytest scenarios --help
+    """
+
+
+for command in (doctor, provision, shell, check):
+    cli.add_command(command)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The entry point: runs a command and exits with its status."""
+    try:
+        status = cli.main(args=argv, prog_name="harness", standalone_mode=False)
+    except click.ClickException as exc:
+        exc.show()
+        sys.exit(exc.exit_code)
+    except HarnessError as exc:
+        print(f"harness: {exc}", file=sys.stderr)
+        sys.exit(next(status for kind, status in _STATUS if isinstance(exc, kind)))
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(_INTERRUPTED)
+    sys.exit(status or 0)

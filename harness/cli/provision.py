@@ -1,0 +1,63 @@
+"""``harness provision``: fetch and build what a run needs, now."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from harness.cli.report import progress
+from harness.errors import UsageError
+from harness.provision import Cache, Provisioner, default_cache_root
+from harness.qemu import binary
+
+
+@click.command(epilog="Example: harness provision qemu:10.0 guest:6.1")
+@click.argument("names", nargs=-1, metavar="[qemu:NAME|guest:NAME]...")
+@click.option("--all", "everything", is_flag=True, help="Everything that there is a recipe for.")
+@click.option("--refresh", is_flag=True, help="Ask the archive again which package versions are current.")
+@click.option("--json", "as_json", is_flag=True, help="Print what there is as JSON.")
+def provision(names: tuple[str, ...], everything: bool, refresh: bool, as_json: bool) -> None:
+    """Fetch and build guest images and QEMU releases into the cache.
+
+    Without names: the default guest image, and the default QEMU unless there is one on PATH. What is there
+    already is checked, and repaired when it is damaged.
+    """
+    provisioner = Provisioner(Cache(default_cache_root()), report=progress, refresh=refresh)
+    made = [_provide(provisioner, kind, name) for kind, name in _wanted(provisioner, names, everything)]
+    if as_json:
+        print(json.dumps(made, indent=2))
+    else:
+        for thing in made:
+            print(f"{thing['kind']}:{thing['name']}  {thing['what']}  {thing['path']}")
+
+
+def _wanted(
+    provisioner: Provisioner, names: tuple[str, ...], everything: bool
+) -> list[tuple[str, str | None]]:
+    known = {"guest": provisioner.guest_names(), "qemu": provisioner.qemu_names()}
+    if everything:
+        return [(kind, name) for kind, found in known.items() for name in found]
+    if not names:
+        found = binary.on_path()
+        if found is not None:
+            progress(f"QEMU is on PATH: {found.binary}")
+        return [("guest", None)] if found is not None else [("guest", None), ("qemu", None)]
+    wanted: list[tuple[str, str | None]] = []
+    for word in names:
+        kind, _, name = word.partition(":")
+        if kind not in known or name not in known[kind]:
+            choices = " ".join(f"{kind}:{name}" for kind, found_ in known.items() for name in found_)
+            raise UsageError(f"{word}: nothing to provision by that name; known: {choices}")
+        wanted.append((kind, name))
+    return wanted
+
+
+def _provide(provisioner: Provisioner, kind: str, name: str | None) -> dict[str, str]:
+    if kind == "guest":
+        image = provisioner.guest_image(name)
+        what, path = f"Linux {image.kernel_version}", image.kernel.parent
+        return {"kind": kind, "name": image.name, "what": what, "path": str(path), "key": image.key}
+    install = provisioner.qemu_release(name)
+    what, path = binary.probe(install).banner, install.binary
+    return {"kind": kind, "name": install.name, "what": what, "path": str(path), "key": install.key}

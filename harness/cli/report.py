@@ -1,0 +1,31 @@
+"""Progress and axes, shared by the commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from harness.matrix import ACCELS, DEFAULT
+from harness.qemu.spec import MACHINE_TYPES
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def progress(line: str) -> None:
+    """One line of progress, on stderr so that stdout stays the answer."""
+    print(f"harness: {line}", file=sys.stderr, flush=True)
+
+
+def axes(command: F) -> F:
+    """The options that choose one cell of the matrix."""
+    for option in (
+        click.option("--accel", default="auto", metavar="|".join(ACCELS), help="Accelerator."),
+        click.option("--kernel", default=DEFAULT, metavar="NAME", help="A provisioned guest kernel."),
+        click.option("--machine", default="pc", metavar="|".join(MACHINE_TYPES), help="Machine type."),
+        click.option("--qemu", default=DEFAULT, metavar="NAME|PATH", help="A provisioned QEMU or a binary."),
+    ):
+        command = option(command)
+    return command

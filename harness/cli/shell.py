@@ -1,0 +1,123 @@
+"""``harness shell``: a live guest with a share plugged in and mounted, to look around in."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from harness import reaper
+from harness.actions.hotplug import Hotplug
+from harness.artifacts import Artifacts
+from harness.checkers import Verdict, judge
+from harness.cli.report import axes, progress
+from harness.errors import UsageError
+from harness.guest.guest import Guest
+from harness.guest.lab import Lab
+from harness.guest.mount import Mount
+from harness.matrix import Matrix, Selection
+from harness.qemu.machine import Machine
+from harness.reaper import RunFolder
+
+_SCRIPT_TIMEOUT_S = 3600.0
+
+
+@click.command(epilog="Example: harness shell --machine q35 --share ~/src")
+@axes
+@click.option("--share", "folder", type=click.Path(path_type=Path), help="The folder to export.")
+def shell(qemu: str, machine: str, kernel: str, accel: str, folder: Path | None) -> None:
+    """Boot a guest, plug and mount a share, and open an SSH session in it.
+
+    Prints how to reach the serial console, QMP and gdb as well. When stdin is no terminal, its lines are run
+    as a script in the guest, whose exit status becomes this command's. Everything is gone on exit.
+    """
+    if folder is not None and not folder.is_dir():
+        raise UsageError(f"--share {folder}: {'not a folder' if folder.exists() else 'no such folder'}")
+    reaper.sweep()
+    matrix = Matrix(Selection((qemu,), (machine,), (kernel,), accel), report=progress)
+    (cell,) = matrix.prepare()
+    run = RunFolder()
+    kept = Artifacts(Path(tempfile.mkdtemp(prefix="harness-shell-")))
+    lab = Lab(cell, run, kept)
+    try:
+        with _ended_by_sigterm():
+            guest, mount = _boot(lab, folder)
+            _print_ways_in(guest, mount)
+            status = _session(guest, mount)
+    finally:
+        lab.close()
+        run.close()
+        _keep_or_remove(kept)
+    sys.exit(status)
+
+
+def _boot(lab: Lab, folder: Path | None) -> tuple[Guest, Mount]:
+    share = lab.shares[0]
+    if folder is not None:
+        share = replace(share, path=folder.resolve())
+        lab.shares = (share, *lab.shares[1:])
+    progress("booting a guest …")
+    # A second monitor: QMP serves one client at a time, and the first one's is the harness.
+    monitor = f"socket,id=qmp2,path={lab.folder}/qmp2.sock,server=on,wait=off"
+    extra = ("-chardev", monitor, "-mon", "chardev=qmp2,mode=control")
+    guest = lab.boot(replace(lab.spec(), extra=extra))
+    Hotplug(guest).plug(share)
+    return guest, guest.mount(share)
+
+
+def _print_ways_in(guest: Guest, mount: Mount) -> None:
+    machine: Machine = guest.machine
+    qmp_shell = Path(sys.executable).parent / "qmp-shell"
+    ways = {
+        "share": f"{mount.share.path} is mounted at {mount.mountpoint}",
+        "console": f"socat -,raw,echo=0 UNIX-CONNECT:{machine.paths.console}",
+        "kernel": f"tail -f {machine.paths.kernel_log}",
+        "QMP": f"{qmp_shell} {machine.folder.parent}/qmp2.sock",
+        "gdb": f"gdb -p {machine.pid}",
+        "SSH": f"ssh -i {guest.image.client_key} -p {machine.ssh_port} root@127.0.0.1",
+    }
+    for name, way in ways.items():
+        print(f"{name + ':':9}{way}", file=sys.stderr)
+    sys.stderr.flush()
+
+
+def _session(guest: Guest, mount: Mount) -> int:
+    if sys.stdin.isatty():
+        return guest.ssh.interact(f"cd {mount.mountpoint} && exec sh -i")
+    script = f"cd {mount.mountpoint}\n".encode() + sys.stdin.buffer.read()
+    done = guest.run("sh -s", stdin=script, timeout_s=_SCRIPT_TIMEOUT_S)
+    sys.stdout.write(done.stdout)
+    sys.stderr.write(done.stderr)
+    return done.returncode
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the session as Ctrl-C does: through the clean-up."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _keep_or_remove(kept: Artifacts) -> None:
+    """The evidence stays when there is something to see in it."""
+    bad = [found for found in judge(kept.folder) if found.verdict is not Verdict.VALID]
+    if bad:
+        print(f"harness: {bad[0].summary}; artefacts: {kept.folder}", file=sys.stderr)
+    else:
+        shutil.rmtree(kept.folder, ignore_errors=True)
