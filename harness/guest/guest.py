@@ -13,7 +13,7 @@ from harness.channel import Channel, Completed
 from harness.channel.console import Console
 from harness.channel.ssh import Ssh
 from harness.deadline import wait_until
-from harness.errors import CommandFailed, GuestError, HarnessError, WaitTimeout
+from harness.errors import CommandFailed, GuestError, GuestPanicked, HarnessError, Violation, WaitTimeout
 from harness.guest.image import GuestImage
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 #: Seconds, before scaling by the accelerator's pace.
 BOOT_TIMEOUT_S = 20.0
 RUN_TIMEOUT_S = 10.0
+#: What the guest prints on its kernel's console (``images/guests/root/etc/rcS``).
+NETWORK_IS_UP = "guest: network is up"
 
 
 class Guest:
@@ -37,6 +39,8 @@ class Guest:
         self._ssh: Ssh | None = None
         self._console: Console | None = None
         self._through = "ssh"
+        #: How often the guest has booted in its present machine.
+        self._boots = 0
 
     @property
     def actor(self) -> str:
@@ -79,10 +83,27 @@ class Guest:
         """
         with self.machine.history.operation(self.actor, "guest:boot"):
             try:
+                self._wait_announced()
                 self._channel.run("true", timeout_s=self.machine.pace.seconds(BOOT_TIMEOUT_S))
+            except (Violation, GuestPanicked):
+                raise  # The watch saw the cause itself.
             except HarnessError as exc:
                 cause = self.machine.blame(exc)
                 raise self._never_booted(cause) if cause is exc else cause from exc
+
+    def _wait_announced(self) -> None:
+        """Wait until the guest says, once more than before, that its network is up.
+
+        A connection that is tried earlier only succeeds when QEMU's user network repeats its SYN, a second
+        or two after the guest could have answered.
+        """
+        wait_until(
+            lambda: self.machine.kernel_log.text().count(NETWORK_IS_UP) > self._boots,
+            what=f"the guest's {NETWORK_IS_UP!r}",
+            timeout_s=self.machine.pace.seconds(BOOT_TIMEOUT_S),
+            watch=self.machine.watch,
+        )
+        self._boots += 1
 
     def _never_booted(self, symptom: HarnessError) -> GuestError:
         lines = self.machine.kernel_log.tail(12)
@@ -90,8 +111,10 @@ class Guest:
             reached = "its kernel printed nothing: firmware, kernel image or accelerator"
         elif not self.machine.kernel_log.contains("Run /init"):
             reached = "its kernel did not reach the first process"
+        elif not self.machine.kernel_log.contains(NETWORK_IS_UP):
+            reached = "its first process runs, and its network never came up"
         else:
-            reached = "its kernel runs, and nothing answers"
+            reached = "its network is up, and nothing answers"
         return GuestError(
             f"the guest of {self.machine.name!r} never booted: {reached}",
             details="\n".join([symptom.message, *lines]),
@@ -187,6 +210,7 @@ class Guest:
         """The guest goes on in ``machine``; its channels are opened anew on next use."""
         self.disconnect()
         self.machine = machine
+        self._boots = 0
 
     def disconnect(self) -> None:
         """Close the channels; the next command opens them again."""

@@ -114,6 +114,8 @@ class MachineSpec:
 
     :param name: its actor name in the history: ``source``, ``successor-1``, …
     :param accel: ``tcg`` or ``kvm``.
+    :param cpu: the plainest model, so that any two QEMUs agree on it; without RDRAND the guest's sshd waits
+        a second for entropy.
     :param shares: the pool of exports; every one gets an ``-fsdev``, because QEMU has no ``fsdev_add``.
     :param plugged: ids of the shares whose device is on the command line.
     :param disk: an empty qcow2; each source gets a copy, which its successors go on with.
@@ -128,7 +130,7 @@ class MachineSpec:
     boot: Boot
     disk: Path
     memory_mib: int = 256
-    cpu: str = "qemu64"
+    cpu: str = "qemu64,+rdrand"
     shares: tuple[Share, ...] = ()
     plugged: frozenset[str] = frozenset()
     incoming: bool = False

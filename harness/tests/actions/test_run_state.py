@@ -7,6 +7,7 @@ import pytest
 from harness.actions import run_state
 from harness.actions.run_state import RunState
 from harness.errors import GuestError, HarnessError, QemuDied, WaitTimeout
+from harness.guest.guest import NETWORK_IS_UP
 from harness.tests.fakes import World
 
 
@@ -49,6 +50,7 @@ def test_system_reset_is_over_when_another_boot_answers(world: World) -> None:
     world.qmp.on("system_reset", _emits(world, "RESET"))
     world.ssh.on("boot_id", "one\n", "two\n")
     world.ssh.on("^true$", "")
+    world.machine.artifacts.kernel.write_text(f"{NETWORK_IS_UP}\n")
     RunState(world.guest).system_reset()
     assert world.ssh.closed == 1, "the old connection would hang on a kernel that is no more"
 
@@ -57,6 +59,7 @@ def test_system_reset_of_a_guest_that_never_comes_back(world: World) -> None:
     world.qmp.on("system_reset", _emits(world, "RESET"))
     world.ssh.on("boot_id", "one\n", "two\n")
     world.ssh.on("^true$", GuestError("no answer"))
+    world.machine.artifacts.kernel.write_text(f"{NETWORK_IS_UP}\n")
     with pytest.raises(GuestError, match="never booted"):
         RunState(world.guest).system_reset()
 
@@ -66,6 +69,7 @@ def test_system_reset_that_did_not_reset(world: World) -> None:
     world.qmp.on("system_reset", _emits(world, "RESET"))
     world.ssh.on("boot_id", "one\n")
     world.ssh.on("^true$", "")
+    world.machine.artifacts.kernel.write_text(f"{NETWORK_IS_UP}\n")
     with pytest.raises((HarnessError, AssertionError)):
         RunState(world.guest).system_reset()
 

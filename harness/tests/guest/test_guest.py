@@ -5,6 +5,8 @@ from typing import Any, cast
 import pytest
 
 from harness.errors import CommandFailed, CommandTimeout, GuestError, GuestPanicked, QemuDied, WaitTimeout
+from harness.guest import guest
+from harness.guest.guest import NETWORK_IS_UP
 from harness.history import Kind, read
 from harness.tests import fakes
 from harness.tests.fakes import World
@@ -60,6 +62,7 @@ def test_wait_until_succeeds(world: World) -> None:
 
 
 def test_booted_is_an_answered_command(world: World) -> None:
+    world.machine.artifacts.kernel.write_text(f"[2.0] {NETWORK_IS_UP}\n")
     world.ssh.on("^true$", "")
     world.guest.wait_booted()
     assert world.ssh.commands == ["true"]
@@ -73,18 +76,26 @@ def test_booted_is_an_answered_command(world: World) -> None:
         ("[0.0] Linux version 6.1\n", "its kernel did not reach the first process"),
         (
             "[0.0] Linux version 6.1\n[1.0] Run /init as init process\n",
-            "its kernel runs, and nothing answers",
+            "its first process runs, and its network never came up",
+        ),
+        (
+            f"[1.0] Run /init as init process\n[2.0] {NETWORK_IS_UP}\n",
+            "its network is up, and nothing answers",
         ),
     ],
 )
-def test_never_booted_says_how_far_it_came(world: World, log: str | None, reached: str) -> None:
+def test_never_booted_says_how_far_it_came(
+    world: World, monkeypatch: pytest.MonkeyPatch, log: str | None, reached: str
+) -> None:
+    monkeypatch.setattr(guest, "BOOT_TIMEOUT_S", 0.05)
     world.ssh.on("^true$", _TIMEOUT)
     if log is not None:
         world.machine.artifacts.kernel.write_text(log)
     with pytest.raises(GuestError) as caught:
         world.guest.wait_booted()
     assert caught.value.message == f"the guest of 'source' never booted: {reached}"
-    assert _TIMEOUT.message in caught.value.details
+    answers = log is not None and NETWORK_IS_UP in log
+    assert (_TIMEOUT.message if answers else f"for the guest's {NETWORK_IS_UP!r}") in caught.value.details
     if log is not None:
         assert log.splitlines()[-1] in caught.value.details
     assert ("guest:boot", Kind.INFO) in _ends(world)
