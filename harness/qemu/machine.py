@@ -20,7 +20,7 @@ from harness.artifacts import MachineArtifacts, tail
 from harness.channel.console import KernelLog
 from harness.channel.qmp import Qmp
 from harness.deadline import Pace, wait_until
-from harness.errors import HarnessError, QemuDied, QmpLost, QmpSilent, SetupError
+from harness.errors import ChannelLost, HarnessError, QemuDied, QmpLost, QmpSilent, SetupError
 from harness.history import History
 from harness.qemu import backtrace
 from harness.qemu.argv import MachinePaths, render, script
@@ -193,7 +193,7 @@ class Machine:
     def blame(self, symptom: HarnessError) -> HarnessError:
         """The cause behind ``symptom``: a dead QEMU, a panicked guest, a silent QMP, or itself."""
         try:
-            if isinstance(symptom, QmpLost) or not self.qmp.connected:
+            if isinstance(symptom, QmpLost | ChannelLost) or not self.qmp.connected:
                 self._await_exit(_POST_MORTEM_S)
             self.watch()
             if not isinstance(symptom, QmpSilent | QmpLost | QemuDied):

@@ -147,12 +147,23 @@ def test_it(guest):
     _expect_complete(tmp_path)
 
 
+@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "xdist"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_nothing_stays_behind_when_pytest_is_ended(tmp_path: Path, number: signal.Signals) -> None:
-    """In the middle of a migration, the whole pytest."""
-    process, folder, qemus = _in_a_migration(tmp_path)
+def test_nothing_stays_behind_when_pytest_is_ended(
+    tmp_path: Path, number: signal.Signals, workers: tuple[str, ...]
+) -> None:
+    """In the middle of a migration, the process that the user started."""
+    process, folder, qemus = _in_a_migration(tmp_path, *workers)
     process.send_signal(number)
-    process.wait(60)
+    process.communicate(timeout=60)
+    _expect_gone(folder, qemus)
+
+
+def test_nothing_stays_behind_after_ctrl_c(tmp_path: Path) -> None:
+    """The terminal sends SIGINT to the whole process group: pytest and its workers alike."""
+    process, folder, qemus = _in_a_migration(tmp_path, "-n", "1")
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
     _expect_gone(folder, qemus)
 
 
@@ -186,7 +197,12 @@ def test_it(guest, lab, run_folder, pytestconfig):
 def _in_a_migration(tmp_path: Path, *options: str) -> tuple[subprocess.Popen[str], Path, list[int]]:
     _write(tmp_path, _MIGRATES_FOR_EVER)
     process = subprocess.Popen(
-        _argv(tmp_path, *options), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        _argv(tmp_path, *options),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     wait_until((tmp_path / "migrating").exists, what="the migration to begin", timeout_s=200)
     folder, *pids = (tmp_path / "migrating").read_text().split()
