@@ -15,6 +15,7 @@ from harness.actions.snapshot import Snapshot
 from harness.artifacts import Artifacts
 from harness.guest.guest import Guest
 from harness.guest.lab import Cell, Lab
+from harness.plugin.folders import ROOT
 from harness.plugin.options import MATRIX
 from harness.qemu.spec import Share
 from harness.reaper import RunFolder
@@ -34,15 +35,7 @@ def run_folder() -> Iterator[RunFolder]:
 @pytest.fixture(scope="session")
 def artifacts_root(request: pytest.FixtureRequest) -> Path:
     """Where this run's artefact folders go."""
-    return artifacts_root_of(request.config)
-
-
-def artifacts_root_of(config: pytest.Config) -> Path:
-    """``--artifacts``, else ``artifacts/`` in the project; the same for every worker of a run."""
-    given = config.getoption("artifacts")
-    if given:
-        return Path(config.invocation_params.dir, given)
-    return config.rootpath / "artifacts"
+    return request.config.stash[ROOT]
 
 
 @pytest.fixture(scope="session")

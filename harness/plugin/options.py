@@ -41,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="|".join(ACCELS),
         help="auto boots a guest before it believes in KVM",
     )
-    add("--artifacts", metavar="DIR", help="where each test leaves its folder (default: artifacts/)")
+    add("--artifacts", metavar="DIR", help="where each test leaves its folder (default: artifacts/RUN/)")
     add("--keep-artifacts", action="store_true", help="keep the folders of passed tests too")
     add("--cold", action="store_true", help="boot every guest instead of restoring it")
 

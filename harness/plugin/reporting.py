@@ -8,7 +8,8 @@ from collections.abc import Generator
 import pytest
 
 from harness.artifacts import Artifacts, tail
-from harness.plugin.fixtures import FOLDER, artifacts_root_of
+from harness.plugin.fixtures import FOLDER
+from harness.plugin.folders import ROOT
 from harness.plugin.judging import JUDGEMENTS
 from harness.plugin.options import CELLS
 
@@ -84,6 +85,6 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Where the evidence of what failed is."""
-    root = artifacts_root_of(config)
+    root = config.stash[ROOT]
     if root.exists() and (terminalreporter.stats.get("failed") or terminalreporter.stats.get("error")):
         terminalreporter.write_line(f"artefacts of what failed: {root}")

@@ -1,0 +1,73 @@
+"""Where a run's artefacts go: a folder that no other run writes to, the same for all workers of this one."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = pytest.StashKey[Path]()
+_LOCK = pytest.StashKey[int]()
+_WORKER_KEY = "harness_artifacts_root"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the folder; nothing is made before a test needs it."""
+    worker = getattr(config, "workerinput", None)
+    config.stash[ROOT] = Path(worker[_WORKER_KEY]) if worker else _chosen(config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell an xdist worker which folder this run's is."""
+    node.workerinput[_WORKER_KEY] = str(node.config.stash[ROOT])
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Refuse a ``--artifacts`` folder that another run is writing to."""
+    config = session.config
+    if hasattr(config, "workerinput") or config.getoption("artifacts") is None:
+        return
+    root = config.stash[ROOT]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        config.stash[_LOCK] = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(config.stash[_LOCK], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise pytest.UsageError(
+            f"--artifacts {root}: another run is writing there; give another folder"
+        ) from None
+    except OSError as exc:
+        raise pytest.UsageError(f"--artifacts {root}: {exc.strerror}") from None
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave no empty folder; point ``latest`` at what was kept."""
+    descriptor = config.stash.get(_LOCK, None)
+    if descriptor is not None:
+        os.close(descriptor)
+    root = config.stash.get(ROOT, None)
+    if root is None or hasattr(config, "workerinput") or config.getoption("artifacts") is not None:
+        return
+    with contextlib.suppress(OSError):
+        root.rmdir()
+    with contextlib.suppress(OSError):
+        if root.exists():
+            partial = root.parent / f".latest-{os.getpid()}"
+            partial.symlink_to(root.name)
+            partial.replace(root.parent / "latest")
+        else:
+            root.parent.rmdir()
+
+
+def _chosen(config: pytest.Config) -> Path:
+    given = config.getoption("artifacts")
+    if given:
+        return Path(config.invocation_params.dir, given)
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return config.rootpath / "artifacts" / f"{stamp}-{os.getpid()}"
