@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness.errors import GuestError
 from harness.guest.guest import Guest
 
 #: Seconds, before scaling.
@@ -23,12 +24,16 @@ class RunState:
         self._command("cont", "RESUME")
 
     def system_reset(self) -> None:
-        """``system_reset``, the RESET event, and a guest that has booted again (its ``boot_id`` differs)."""
+        """``system_reset``, the RESET event, and a guest that has booted again (its ``boot_id`` differs).
+
+        :raises GuestError: when the guest that answers is still the old one.
+        """
         before = self.guest.boot_id
         self._command("system_reset", "RESET")
         self.guest.disconnect()
         self.guest.wait_booted()
-        assert self.guest.boot_id != before, "the guest answered before it had rebooted"
+        if self.guest.boot_id == before:
+            raise GuestError(f"{self.guest.actor} answered after a RESET event, and had not rebooted")
 
     def _command(self, command: str, event: str) -> None:
         machine = self.guest.machine

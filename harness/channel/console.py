@@ -20,6 +20,7 @@ from harness.errors import ChannelLost, CommandTimeout, GuestPanicked, WaitTimeo
 #: ``N_TTY_BUF_SIZE``); what is longer goes over in pieces.
 _PIECE = 1024
 _PROBE_S = 2.0
+_TURN_S = 0.25
 
 
 class Console:
@@ -29,12 +30,14 @@ class Console:
     echo, prompts and what an earlier command left on the line cannot be taken for an answer.
 
     :param socket_path: the unix socket of QEMU's character device.
+    :param watch: raises the real cause when waiting on is pointless.
     :raises ChannelLost: when there is no such socket.
     """
 
     name = "console"
 
-    def __init__(self, socket_path: Path) -> None:
+    def __init__(self, socket_path: Path, *, watch: Watch | None = None) -> None:
+        self._watch = watch
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._socket.connect(str(socket_path))
@@ -43,7 +46,7 @@ class Console:
             raise ChannelLost(f"cannot open the console {socket_path}: {exc.strerror}") from exc
         self._shell = socket_pexpect.SocketSpawn(self._socket, timeout=10, maxread=65536)
 
-    def wait_ready(self, *, timeout_s: float, watch: Watch | None = None) -> None:
+    def wait_ready(self, *, timeout_s: float) -> None:
         """Wait for an answered command.
 
         :raises ChannelLost: when none came in time.
@@ -56,7 +59,7 @@ class Console:
                 return False
 
         try:
-            wait_until(answers, what="the console's shell", timeout_s=timeout_s, watch=watch)
+            wait_until(answers, what="the console's shell", timeout_s=timeout_s)
         except WaitTimeout as exc:
             raise ChannelLost(f"the guest's console did not answer within {exc.elapsed_s:.0f} s") from None
 
@@ -98,7 +101,18 @@ class Console:
         self._shell.send(line.encode() + b"\n")
 
     def _expect(self, pattern: str, deadline: Deadline) -> None:
-        self._shell.expect(pattern.encode(), timeout=max(0.01, deadline.remaining_s))
+        """As pexpect's, in turns, so that the watch is looked at on each of them.
+
+        :raises pexpect.TIMEOUT: when the deadline passed.
+        """
+        while True:
+            turn_s = min(_TURN_S, max(0.01, deadline.remaining_s))
+            if self._shell.expect([pattern.encode(), pexpect.TIMEOUT], timeout=turn_s) == 0:
+                return
+            if self._watch is not None:
+                self._watch()
+            if deadline.expired:
+                raise pexpect.TIMEOUT(pattern)
 
     def _until(self, marker: str, deadline: Deadline) -> str:
         self._expect(re.escape(marker), deadline)

@@ -10,6 +10,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -30,6 +31,9 @@ from qemu.qmp.qmp_client import GreetingError, NegotiationError
 from harness.deadline import Deadline, Watch, wait_until
 from harness.errors import QemuError, QmpLost, QmpSilent, WaitTimeout
 from harness.history import History, Operation
+
+# Its errors reach us as exceptions, and are told once, with their cause.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
 
 T = TypeVar("T")
 #: Seconds that QEMU may take for an ordinary command. Device reset and unrealize drain requests under the
@@ -199,7 +203,6 @@ class Qmp:
         self._thread = QmpThread.shared()
         self._client: _LoggingClient | None = None
         self._listeners: list[Listener] = []
-        self._answers: set[asyncio.Task[Any]] = set()
         #: Whether an answer has failed to come; asking politely again would only waste more time.
         self.silent = False
         #: The command that was sent last, for the epitaph of a QEMU that dies.

@@ -55,15 +55,21 @@ class Ssh:
             self._key = paramiko.Ed25519Key.from_private_key_file(str(client_key))
         except (OSError, paramiko.SSHException) as exc:
             raise SetupError(f"cannot read the SSH key {client_key}: {exc}") from exc
+        self._timeout_s, self._watch = timeout_s, watch
+        #: A command timed out: the connection may hold its late output, or be about to end.
+        self._doubtful = False
+        self._transport = self._connect()
+
+    def _connect(self) -> paramiko.Transport:
         self._last_error = "no attempt was made"
-        self._deadline, self._watch = Deadline.after(timeout_s), watch
+        self._deadline = Deadline.after(self._timeout_s)
         try:
-            self._transport = wait_until(
-                self._attempt, what="SSH", timeout_s=timeout_s, watch=watch, interval_s=0.1
+            return wait_until(
+                self._attempt, what="SSH", timeout_s=self._timeout_s, watch=self._watch, interval_s=0.1
             )
         except WaitTimeout as exc:
             raise ChannelLost(
-                f"the guest did not answer on SSH ({HOST}:{port}) within {exc.elapsed_s:.0f} s: "
+                f"the guest did not answer on SSH ({HOST}:{self._port}) within {exc.elapsed_s:.0f} s: "
                 f"{self._last_error}"
             ) from None
 
@@ -116,7 +122,15 @@ class Ssh:
             )
 
     def run(self, command: str, *, timeout_s: float, stdin: bytes = b"") -> Completed:
-        """See :meth:`harness.channel.Channel.run`."""
+        """See :meth:`harness.channel.Channel.run`.
+
+        After a timeout the next command gets a connection of its own: dropbear 2022.83 ends the whole
+        connection (``common-channel.c``, assertion ``!channel->sent_close``) when a channel is closed
+        while output is pending.
+        """
+        if self._doubtful:
+            _close(self._transport)
+            self._transport, self._doubtful = self._connect(), False
         deadline = Deadline.after(timeout_s)
         try:
             channel = self._transport.open_session(timeout=timeout_s)
@@ -138,6 +152,7 @@ class Ssh:
         # The channel's own descriptor becomes readable with data, EOF or its close.
         while not (channel.eof_received and channel.exit_status_ready()):
             if deadline.expired:
+                self._doubtful = True
                 channel.close()
                 raise CommandTimeout(self.name, command, deadline.timeout_s, _text(out), _text(err))
             if self._watch is not None:

@@ -64,10 +64,13 @@ class Guest:
     def console(self) -> Console:
         """The shell on the guest's second serial port, opened on first use."""
         if self._console is None:
-            self._console = Console(self.machine.paths.console)
-            self._console.wait_ready(
-                timeout_s=self.machine.pace.seconds(BOOT_TIMEOUT_S), watch=self.machine.watch
-            )
+            console = Console(self.machine.paths.console, watch=self.machine.watch)
+            try:
+                console.wait_ready(timeout_s=self.machine.pace.seconds(BOOT_TIMEOUT_S))
+            except BaseException:
+                console.close()
+                raise
+            self._console = console
         return self._console
 
     def use(self, channel: str) -> None:

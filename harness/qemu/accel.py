@@ -7,6 +7,7 @@ and host.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -91,11 +92,17 @@ def why_not_kvm(
         pass
     report(f"trying KVM: booting a guest, {KVM_DEADLINE_S:.0f} s at the most …")
     reason = _boot_under_kvm(spec)
-    memory.mkdir(parents=True, exist_ok=True)
-    partial = remembered.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps({"reason": reason, "host": host}) + "\n")
-    partial.replace(remembered)
+    # A verdict that cannot be kept is found again next time.
+    with contextlib.suppress(OSError):
+        _remember(remembered, {"reason": reason, "host": host})
     return reason
+
+
+def _remember(path: Path, verdict: dict[str, str | None]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(verdict) + "\n")
+    partial.replace(path)
 
 
 def _boot_under_kvm(spec: MachineSpec) -> str | None:
