@@ -92,15 +92,22 @@ def wait_until(
         time.sleep(min(interval_s, max(deadline.remaining_s, 0.001)))
 
 
-def hold_for(window_s: float, still: Callable[[], None], *, interval_s: float = 0.1) -> float:
+def hold_for(
+    window_s: float,
+    still: Callable[[], None],
+    *,
+    until: Callable[[], bool] = lambda: False,
+    interval_s: float = 0.1,
+) -> float:
     """Call ``still`` all through a window, for the claim that something does *not* happen.
 
     :param window_s: the window's length in seconds.
     :param still: raises when the claim is broken; called at least at the start and at the end.
+    :param until: ends the window early: there is nothing left to watch for.
     :returns: the seconds that were really watched.
     """
     deadline = Deadline.after(window_s)
-    while not deadline.expired:
+    while not deadline.expired and not until():
         still()
         time.sleep(min(interval_s, max(deadline.remaining_s, 0.001)))
     still()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from harness.actions.hotplug import Hotplug
-from harness.actions.migration import Migration
+from harness.actions.migration import Migration, expect_reason
 from harness.actions.snapshot import Snapshot
+from harness.errors import QemuError
 from harness.guest.guest import Guest
+from harness.guest.mount import Mount
+from harness.holds.hold import STAT, Hold
 from harness.qemu.spec import Share
 
 
@@ -50,3 +53,23 @@ def test_each_mounted_share_blocks_by_itself(
     migration.expect_blocked_by(second)
     other.unmount()
     migration.expect_not_blocked()
+
+
+def test_migrate_while_a_mount_is_being_made(
+    guest: Guest, migration: Migration, hotplug: Hotplug, share: Share, hold: Hold
+) -> None:
+    """A Tattach in flight: migrate is refused, or waits for it; the guest's mount never hangs."""
+    hotplug.plug(share)
+    with hold.requests(share, *STAT) as held:
+        mounting = Mount.request(guest, share)
+        held.wait_caught()
+        try:
+            outgoing = migration.request_migrate()
+        except QemuError as refusal:
+            expect_reason(refusal, share)
+            return
+        completed = outgoing.observe(while_=held.waiting)
+    outgoing.wait_completed()
+    ended = mounting.ends_within(2.0)
+    assert ended, "the guest's mount hangs on the destination: its Tattach was lost"
+    assert not completed, "migrate completed with a Tattach in flight"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from harness.deadline import wait_until
-from harness.errors import QemuError, Violation
+from collections.abc import Callable
+
+from harness.deadline import hold_for, wait_until
+from harness.errors import HarnessError, QemuError, Violation
 from harness.guest.guest import Guest
 from harness.guest.lab import Lab
+from harness.history import Operation
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
 
@@ -23,6 +26,70 @@ def blocked_reason(share: Share) -> str:
     )
 
 
+class Outgoing:
+    """A ``migrate`` that was accepted; made by :meth:`Migration.request_migrate`."""
+
+    def __init__(self, guest: Guest, source: Machine, successor: Machine, op: Operation) -> None:
+        self.guest, self.source, self.successor, self._op = guest, source, successor, op
+
+    def observe(self, *, while_: Callable[[], object], window_s: float = 5.0) -> bool:
+        """Whether it completed while ``while_`` held: it is called at both ends of the window, and must raise
+        when what it stands for is over. Returns as soon as it has completed.
+
+        :param window_s: seconds, not scaled.
+        """
+        while_()
+        hold_for(window_s, self._watch, until=self._finished)
+        while_()
+        finished = self._finished()
+        self.source.history.note(self.source.name, "migrate:observed", {"completed": finished})
+        return finished
+
+    def wait_completed(self) -> Machine:
+        """Wait until the guest runs, and answers, in the successor; end the source.
+
+        :returns: the successor, which is the guest's machine from now on.
+        :raises Violation: when the migration fails, or one of the two QEMUs dies.
+        """
+        try:
+            self._wait(self._finished, f"the migration of {self.source.name} to complete", self.source)
+            self._wait(self._arrived, f"{self.successor.name} to run", self.successor)
+            self.guest.moved_to(self.successor)
+            self.guest.succeed("true")
+        except HarnessError as exc:
+            self._op.info(exc.message)
+            raise
+        self._op.ok()
+        self.source.quit()
+        return self.successor
+
+    def _wait(self, condition: Callable[[], bool], what: str, machine: Machine) -> None:
+        wait_until(
+            condition,
+            what=what,
+            timeout_s=self.source.pace.seconds(MIGRATE_TIMEOUT_S),
+            watch=self._watch,
+            artifacts=machine.artifacts.folder,
+        )
+
+    def _watch(self) -> None:
+        self.successor.watch_process()
+        self.source.watch()
+
+    def _finished(self) -> bool:
+        answer = self.source.qmp.execute("query-migrate", watch=self.source.watch)
+        status = answer.get("status")
+        if status in ("failed", "cancelled"):
+            why = answer.get("error-desc", "no error-desc")
+            # The source knows a broken pipe at most; a destination that gave up says why, and exits.
+            raise self.successor.blame(Violation(f"the migration of {self.source.name} {status}: {why}"))
+        return bool(status == "completed")
+
+    def _arrived(self) -> bool:
+        answer = self.successor.qmp.execute("query-status", watch=self._watch)
+        return bool(answer["status"] == "running")
+
+
 class Migration:
     """Migrates one guest from machine to machine."""
 
@@ -36,49 +103,25 @@ class Migration:
         :raises QemuError: when ``migrate`` is refused.
         :raises Violation: when it fails, or one of the two QEMUs dies.
         """
+        return self.request_migrate().wait_completed()
+
+    def request_migrate(self) -> Outgoing:
+        """Launch the successor, send ``migrate``, and return without waiting for its end.
+
+        :raises QemuError: when ``migrate`` is refused.
+        """
         source = self.guest.machine
         successor = self.lab.launch_successor(source)
-        with self.lab.history.operation(source.name, "migrate", {"to": successor.name}):
-            self._transfer(source, successor)
-            self.guest.moved_to(successor)
-            self.guest.succeed("true")
-        source.quit()
-        return successor
-
-    def _transfer(self, source: Machine, successor: Machine) -> None:
         uri = f"unix:{successor.folder / 'incoming.sock'}"
         successor.qmp.execute("migrate-incoming", {"uri": uri}, watch=successor.watch_process)
         source.qmp.execute("migrate-set-parameters", {"max-bandwidth": _MAX_BANDWIDTH})
-        source.qmp.execute("migrate", {"uri": uri}, watch=source.watch)
-
-        def watch() -> None:
-            successor.watch_process()
-            source.watch()
-
-        timeout_s = source.pace.seconds(MIGRATE_TIMEOUT_S)
-        wait_until(
-            lambda: self._finished(source, successor),
-            what=f"the migration of {source.name} to complete",
-            timeout_s=timeout_s,
-            watch=watch,
-            artifacts=source.artifacts.folder,
-        )
-        wait_until(
-            lambda: successor.qmp.execute("query-status", watch=watch)["status"] == "running",
-            what=f"{successor.name} to run",
-            timeout_s=timeout_s,
-            watch=watch,
-            artifacts=successor.artifacts.folder,
-        )
-
-    def _finished(self, source: Machine, successor: Machine) -> bool:
-        answer = source.qmp.execute("query-migrate", watch=source.watch)
-        status = answer.get("status")
-        if status in ("failed", "cancelled"):
-            why = answer.get("error-desc", "no error-desc")
-            # The source knows a broken pipe at most; a destination that gave up says why, and exits.
-            raise successor.blame(Violation(f"the migration of {source.name} {status}: {why}"))
-        return bool(status == "completed")
+        op = source.history.invoke(source.name, "migrate", {"to": successor.name})
+        try:
+            source.qmp.execute("migrate", {"uri": uri}, watch=source.watch)
+        except HarnessError as exc:
+            op.fail(exc.message)
+            raise
+        return Outgoing(self.guest, source, successor, op)
 
     def blocked_reasons(self) -> list[str]:
         """``query-migrate``'s ``blocked-reasons`` (QEMU: ``qapi/migration.json``, since 6.0)."""

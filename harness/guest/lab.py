@@ -7,6 +7,7 @@ import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from harness.artifacts import CELL, Artifacts
 from harness.errors import SetupError
@@ -15,7 +16,7 @@ from harness.guest.image import GuestImage
 from harness.history import History
 from harness.qemu.accel import Accel
 from harness.qemu.binary import Capabilities, QemuInstall
-from harness.qemu.machine import Machine
+from harness.qemu.machine import Machine, Wrapping
 from harness.qemu.spec import SLOTS, MachineSpec, MachineType, Share
 from harness.reaper import RunFolder
 
@@ -61,6 +62,19 @@ class Cell:
         )
 
 
+class LaunchTool(Protocol):
+    """Something that every machine of a lab is started under."""
+
+    def wrap(self, spec: MachineSpec, folder: Path) -> Wrapping:
+        """What to add to the start of ``spec``; ``folder`` is private to the lab."""
+
+    def release(self) -> None:
+        """The machines are about to be ended: stand in their way no longer."""
+
+    def close(self) -> None:
+        """The machines have ended."""
+
+
 class Lab:
     """Everything that one test starts.
 
@@ -72,6 +86,7 @@ class Lab:
         self.cell, self.run, self.artifacts = cell, run, artifacts
         self.machines: list[Machine] = []
         self._guests: list[Guest] = []
+        self._tools: list[LaunchTool] = []
         self._threads = set(threading.enumerate())
         self._closed = False
         artifacts.write_json(CELL, cell.describe())
@@ -87,6 +102,24 @@ class Lab:
             raise SetupError(f"cannot make the share's folder {path}: {exc.strerror}") from exc
         return Share(id=f"share{slot}", path=path, mount_tag=f"tag{slot}", slot=slot)
 
+    def declare(self, *shares: Share) -> tuple[Share, ...]:
+        """Make ``shares`` the pool of every machine that is launched from now on."""
+        self.shares = shares
+        return shares
+
+    def attach(self, tool: LaunchTool) -> None:
+        """Start every machine under ``tool`` from now on."""
+        self._tools.append(tool)
+
+    def _wrapping(self, spec: MachineSpec) -> Wrapping:
+        prefix: tuple[str, ...] = ()
+        environment: dict[str, str] = {}
+        for tool in self._tools:
+            added = tool.wrap(spec, self.folder)
+            prefix += added.prefix
+            environment |= added.environment
+        return Wrapping(prefix, environment)
+
     def spec(self, *, name: str = "source", plugged: frozenset[str] = frozenset()) -> MachineSpec:
         """The spec of a machine of this lab's cell, with the whole pool of shares."""
         return self.cell.spec(name, self.shares, plugged)
@@ -101,6 +134,7 @@ class Lab:
             self.history,
             pace=self.cell.accel.pace,
             source=source,
+            wrapping=self._wrapping(spec),
         )
         self.machines.append(machine)
         return machine
@@ -123,10 +157,14 @@ class Lab:
             return
         self._closed = True
         try:
+            for tool in self._tools:
+                tool.release()
             for guest in self._guests:
                 guest.disconnect()
             for machine in self.machines:
                 machine.close()
+            for tool in self._tools:
+                tool.close()
             processes = [_command_of(pid) for pid in self.run.processes()]
             mounts = _mounts_below(self.folder)
             if not mounts:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from harness.errors import CommandFailed, GuestError, Violation
 from harness.guest.guest import Guest, quote
+from harness.guest.job import Job
 from harness.qemu.spec import Share
 
 VERSION = "9p2000.L"
@@ -39,6 +40,12 @@ class Mount:
         mountpoint = f"/mnt/{share.id}"
         guest.succeed(_mount_command(share.mount_tag, mountpoint, options))
         return cls(guest, share, mountpoint)
+
+    @classmethod
+    def request(cls, guest: Guest, share: Share, *, options: str = "") -> Job:
+        """Begin to mount ``share`` as :meth:`attach` does, in the background."""
+        command = _mount_command(share.mount_tag, f"/mnt/{share.id}", options)
+        return Job(guest, command, f"mounting {share.mount_tag}")
 
     def unmount(self) -> None:
         """``umount``, which sends Tclunk for the root fid: the migration blocker's end in QEMU."""

@@ -7,6 +7,7 @@ pytest_plugins = [
     "harness.plugin.options",
     "harness.plugin.folders",
     "harness.plugin.fixtures",
+    "harness.plugin.known_bugs",
     "harness.plugin.judging",
     "harness.plugin.reporting",
 ]

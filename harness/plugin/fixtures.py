@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.actions.hostile import HostileGuest
 from harness.actions.hotplug import Hotplug
 from harness.actions.migration import Migration
 from harness.actions.run_state import RunState
@@ -15,6 +16,7 @@ from harness.actions.snapshot import Snapshot
 from harness.artifacts import Artifacts
 from harness.guest.guest import Guest
 from harness.guest.lab import Cell, Lab
+from harness.holds.hold import Hold
 from harness.plugin.folders import ROOT
 from harness.plugin.options import MATRIX
 from harness.qemu.spec import Share
@@ -71,9 +73,25 @@ def share(shares: tuple[Share, ...]) -> Share:
 
 
 @pytest.fixture
-def guest(lab: Lab) -> Guest:
+def hold(lab: Lab) -> Hold:
+    """Keeps 9p requests in flight. A guest that is asked for as well is started under it."""
+    return Hold(lab)
+
+
+@pytest.fixture
+def guest(request: pytest.FixtureRequest, lab: Lab) -> Guest:
     """A booted guest that answers commands; no 9p device yet."""
-    return lab.boot()
+    # However the test orders its arguments: what the machine is started with comes before it.
+    for name in ("shares", "hold"):
+        if name in request.fixturenames:
+            request.getfixturevalue(name)
+    return lab.boot(lab.spec())
+
+
+@pytest.fixture
+def hostile(guest: Guest) -> HostileGuest:
+    """What this guest can do to its devices by force."""
+    return HostileGuest(guest)
 
 
 @pytest.fixture

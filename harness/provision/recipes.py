@@ -53,6 +53,7 @@ class GuestRecipe(Recipe):
 
 
 R = TypeVar("R", bound=Recipe)
+M = TypeVar("M", bound=BaseModel)
 
 
 def recipes_folder() -> Path:
@@ -92,6 +93,14 @@ def load(folder: Path, name: str, kind: type[R]) -> R:
     path = folder / f"{name}.toml"
     if name not in names(folder):
         raise UsageError(f"no recipe {path}; known: {', '.join(names(folder))}")
+    return read(path, kind)
+
+
+def read(path: Path, kind: type[M]) -> M:
+    """Read a TOML file as a ``kind``.
+
+    :raises UsageError: with file and line, when it is unreadable, or says what a ``kind`` does not.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         return kind.model_validate(tomllib.loads(text))
@@ -102,7 +111,8 @@ def load(folder: Path, name: str, kind: type[R]) -> R:
         raise UsageError(f"{path}:{line[1] if line else 1}: not TOML: {exc}") from exc
     except ValidationError as exc:
         first = exc.errors()[0]
-        key = str(first["loc"][0])
+        # In a list of tables the last name of the path is the key; a table's number is not a line.
+        key = [str(part) for part in first["loc"] if isinstance(part, str)][-1]
         line_number = _line_of(key, text)
         if first["type"] == "extra_forbidden":
             allowed = ", ".join(kind.model_fields)

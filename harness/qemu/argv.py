@@ -96,7 +96,8 @@ def _hotplug_places(spec: MachineSpec) -> Iterator[str]:
 
 def _shares(spec: MachineSpec) -> Iterator[str]:
     for share in spec.shares:
-        yield from ("-fsdev", _options(_fsdev(share)))
+        if share.fsdev_of is None:
+            yield from ("-fsdev", _options(_fsdev(share)))
         if share.id in spec.plugged:
             yield from ("-device", _options(share.device(spec.machine_type)))
 

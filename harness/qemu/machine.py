@@ -12,8 +12,9 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.artifacts import MachineArtifacts, tail
@@ -34,6 +35,17 @@ QUIT_TIMEOUT_S = 40.0
 #: Seconds after a broken connection in which the process's own end may still become visible; the
 #: kernel writes a core dump first.
 _POST_MORTEM_S = 5.0
+
+
+@dataclass(frozen=True)
+class Wrapping:
+    """What a tool adds to the start of a QEMU: words before its command, variables in its environment.
+
+    The command must become QEMU by ``exec``, so that the process id stays. ``argv.sh`` goes without.
+    """
+
+    prefix: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class Machine:
@@ -83,12 +95,14 @@ class Machine:
         *,
         pace: Pace,
         source: Machine | None = None,
+        wrapping: Wrapping = Wrapping(),
     ) -> Machine:
         """Start QEMU and connect to its QMP socket.
 
         :param run: the run folder that the process belongs to.
         :param folder: for its sockets and its disk; it must not exist yet, and lies below ``run``.
         :param source: for a successor, the machine whose disk it goes on with.
+        :param wrapping: what tools add to the start.
         :raises UsageError: for a share whose folder is not there.
         :raises SetupError: when the process cannot be started.
         :raises QemuDied: when it ended at once; the first line is QEMU's own complaint.
@@ -100,7 +114,7 @@ class Machine:
         machine = cls(spec, folder, disk, artifacts, history, pace)
         try:
             machine._make_folder(copy_disk=source is None)
-            machine._start(run)
+            machine._start(run, wrapping)
             machine.qmp.connect(timeout_s=START_TIMEOUT_S, watch=machine.watch_process)
         except BaseException:
             machine.close()
@@ -115,8 +129,8 @@ class Machine:
         except OSError as exc:
             raise SetupError(f"cannot make {self.folder} for QEMU {self.name!r}: {exc.strerror}") from exc
 
-    def _start(self, run: RunFolder) -> None:
-        argv = render(self.spec, self.paths)
+    def _start(self, run: RunFolder, wrapping: Wrapping) -> None:
+        argv = [*wrapping.prefix, *render(self.spec, self.paths)]
         self.artifacts.argv.write_text(script(self.spec, self.folder.parent))
         self.artifacts.argv.chmod(0o755)
         try:
@@ -127,7 +141,7 @@ class Machine:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     cwd=self.folder,
-                    env={**run.environment(), **self.spec.qemu.environment},
+                    env={**run.environment(), **self.spec.qemu.environment, **wrapping.environment},
                     # Its own session: a Ctrl-C at the terminal is ours to handle, not QEMU's.
                     start_new_session=True,
                 )

@@ -64,6 +64,7 @@ class Share:
     :param path: the exported folder on the host.
     :param mount_tag: at most 31 bytes (QEMU: ``hw/9pfs/9p.h``, ``MAX_TAG_LEN`` with its NUL).
     :param slot: which of the machine's hotpluggable places it takes.
+    :param fsdev_of: the id of another share whose fsdev it uses as well; it then has none of its own.
     """
 
     id: str
@@ -74,11 +75,16 @@ class Share:
     driver: str = "virtio-9p-pci"
     fsdev_options: Mapping[str, str] = field(default_factory=dict)
     device_options: Mapping[str, str] = field(default_factory=dict)
+    fsdev_of: str | None = None
 
     @property
     def fsdev(self) -> str:
         """The id of the share's ``-fsdev``."""
-        return f"fs-{self.id}"
+        return f"fs-{self.fsdev_of or self.id}"
+
+    def beside(self, other: Share) -> Share:
+        """This device, offering ``other``'s export through ``other``'s fsdev."""
+        return replace(self, path=other.path, fsdev_options={}, fsdev_of=other.id)
 
     def check(self) -> None:
         """:raises UsageError: when the path is not a folder that exists."""

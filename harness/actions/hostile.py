@@ -1,0 +1,213 @@
+"""A guest that means harm: it takes a device away from itself by force, whatever is in flight.
+
+Nothing here asks the guest's kernel politely: ports and config space are written as its root can.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from collections.abc import Callable
+
+from harness.actions.hotplug import exists
+from harness.deadline import hold_for, wait_until
+from harness.errors import GuestError, HarnessError, Violation, WaitTimeout
+from harness.guest.guest import Guest, quote
+from harness.guest.portio import install
+from harness.qemu.spec import Share
+
+#: ACPI PCI hotplug's registers (QEMU: ``hw/acpi/pcihp.c``, ``docs/specs/acpi_pci_hotplug.rst``): select a
+#: bus by its bsel, then eject slots by their bit. The base is 0xae00 on PIIX4 and 0xcc0 on ICH9.
+_SELECT, _EJECT = 0x10, 0x08
+_BASE_PIIX4, _BASE_ICH9 = 0xAE00, 0xCC0
+# PCI Express: the capability's id, Slot Control's offset in it; power off and indicator off
+# (kernel: include/uapi/linux/pci_regs.h, PCI_EXP_SLTCTL_PWR_OFF, PCI_EXP_SLTCTL_PWR_IND_OFF).
+_CAPABILITY_LIST, _PCI_EXPRESS = 0x34, 0x10
+_SLOT_CONTROL = 0x18
+_POWER_OFF = 0x0700
+_SYS = "/sys/bus/pci/devices"
+#: What the guest's kernel log says right before the deed: nothing later is sure to come out in time.
+_ANNOUNCED = "hostile: eject"
+
+#: Seconds, before scaling.
+EJECT_TIMEOUT_S = 10.0
+
+
+class Ejection:
+    """A forced eject, from the guest's write to the device's end; made by :meth:`HostileGuest.request_eject`.
+
+    The write may not return before QEMU has drained what is in flight, and until then neither the guest nor
+    QMP answers (QEMU ≥ 8.1 or so: ``virtio_9p_device_unrealize`` drains under the big lock). So it runs in a
+    thread of its own, and the device's end is observed through events alone.
+    """
+
+    def __init__(self, guest: Guest, share: Share, command: str) -> None:
+        self.guest, self.share, self._machine = guest, share, guest.machine
+        self._paths = (
+            f"/machine/peripheral/{share.id}/virtio-backend",
+            f"/machine/peripheral/{share.id}",
+        )
+        self._events = self._machine.qmp.listen("DEVICE_DELETED")
+        self._seen_before = self._machine.kernel_log.text().count(_ANNOUNCED)
+        self._answer: concurrent.futures.Future[str] = concurrent.futures.Future()
+        self._thread = threading.Thread(target=self._run, args=(command,), name="eject", daemon=True)
+        self._thread.start()
+
+    def _run(self, command: str) -> None:
+        try:
+            self._answer.set_result(
+                self.guest.succeed(f"echo '{_ANNOUNCED} {self.share.id}' > /dev/kmsg; {command}")
+            )
+        except HarnessError as exc:
+            self._answer.set_exception(exc)
+
+    @property
+    def deleted(self) -> list[str]:
+        """The QOM paths of the device and its backend that were deleted so far, in that order."""
+        return [str(e.data["path"]) for e in self._events.events if e.data.get("path") in self._paths]
+
+    def wait_begun(self) -> None:
+        """Wait until the guest is about to write.
+
+        :raises WaitTimeout: when it never was.
+        """
+        self._wait(
+            lambda: self._machine.kernel_log.text().count(_ANNOUNCED) > self._seen_before,
+            f"the guest to eject {self.share.id}",
+        )
+
+    def observe(self, *, while_: Callable[[], object], window_s: float = 2.0) -> list[str]:
+        """What was deleted while ``while_`` held: it is called at both ends of the window, and must raise
+        when the request is no longer in flight.
+
+        Returns at the first deletion. An empty list means that the device waited for its request.
+
+        :param window_s: seconds, not scaled.
+        """
+        self.wait_begun()
+        while_()
+        ended = threading.Event()
+
+        def still() -> None:
+            self._machine.watch_process()
+            if self.deleted:
+                ended.set()
+
+        hold_for(window_s, still, until=ended.is_set)
+        while_()
+        seen = self.deleted
+        self._machine.history.note(self._machine.name, "hostile:observed", {"deleted": seen})
+        return seen
+
+    def wait_completed(self) -> None:
+        """Wait for the guest's write to return, and for the device's end: both events, and no QOM object.
+
+        :raises Violation: when the device, or one of the two events, stays away.
+        """
+        try:
+            self._wait(self._answer.done, f"the guest's eject of {self.share.id} to return")
+            self._answer.result()
+            self._wait(
+                lambda: set(self.deleted) >= set(self._paths), f"DEVICE_DELETED of {self.share.id}, twice"
+            )
+        except WaitTimeout as exc:
+            raise Violation(
+                f"{self.share.id} was ejected, and only {self.deleted} were reported deleted",
+                details=exc.message,
+            ) from exc
+        finally:
+            self._events.close()
+        if exists(self.guest, self.share.id):
+            raise Violation(f"{self.share.id} was deleted, and /machine/peripheral still has it")
+        self._machine.plugged.discard(self.share.id)
+
+    def _wait(self, condition: Callable[[], bool], what: str) -> None:
+        wait_until(
+            condition,
+            what=what,
+            timeout_s=self._machine.pace.seconds(EJECT_TIMEOUT_S),
+            watch=self._machine.watch,
+            artifacts=self._machine.artifacts.folder,
+        )
+
+
+class HostileGuest:
+    """What the root of one guest can do to its own devices."""
+
+    def __init__(self, guest: Guest) -> None:
+        self.guest = guest
+
+    def request_eject(self, share: Share) -> Ejection:
+        """Force the share's device out of the machine, without the guest's driver.
+
+        ACPI: the eject register, by port write. Native PCIe: power and indicator off in the root port's
+        Slot Control (QEMU: ``hw/pci/pcie.c``, ``pcie_cap_slot_write_config``).
+        """
+        native = self.guest.machine.spec.machine_type.native
+        return Ejection(self.guest, share, self._power_off(share) if native else self._acpi_eject(share))
+
+    def eject(self, share: Share) -> None:
+        """As :meth:`request_eject`, and wait for the device's end."""
+        self.request_eject(share).wait_completed()
+
+    def _acpi_eject(self, share: Share) -> str:
+        """The command that ejects the share's slot."""
+        kind = self.guest.machine.spec.machine_type
+        place = kind.place(share.slot)
+        if kind.has_root_ports:
+            base, bus = _BASE_ICH9, f"/machine/peripheral/{place['bus']}/{place['bus']}"
+        else:
+            base, bus = _BASE_PIIX4, "/machine/i440fx/pci.0"
+        slot_bit = 1 << int(place["addr"], 16)
+        return install(self.guest, (base + _SELECT, self._bsel(bus)), (base + _EJECT, slot_bit))
+
+    def _bsel(self, bus: str) -> int:
+        """The number by which ACPI knows a bus (QEMU: ``hw/acpi/pcihp.c``, ``ACPI_PCIHP_PROP_BSEL``)."""
+        machine = self.guest.machine
+        arguments = {"path": bus, "property": "acpi-pcihp-bsel"}
+        return int(machine.qmp.execute("qom-get", arguments, watch=machine.watch))
+
+    def _power_off(self, share: Share) -> str:
+        """The command that takes the power from the share's slot."""
+        config = f"{_SYS}/{self._root_port(share)}/config"
+        content = bytes.fromhex(self.guest.succeed(f"hexdump -v -e '1/1 \"%02x\"' {config}"))
+        offset = _capability(content, _PCI_EXPRESS) + _SLOT_CONTROL
+        value = int.from_bytes(content[offset : offset + 2], "little") | _POWER_OFF
+        octal = "".join(f"\\{byte:03o}" for byte in value.to_bytes(2, "little"))
+        # One write of two bytes, at an even offset: one access to the register.
+        return f"printf '{octal}' | dd of={config} bs=2 seek={offset // 2} conv=notrunc 2>/dev/null"
+
+    def unbind(self, share: Share) -> str:
+        """Take the device from its driver through sysfs; returns its virtio name, for :meth:`bind`."""
+        name = self._virtio_name(share)
+        self.guest.succeed(f"echo {quote(name)} > /sys/bus/virtio/drivers/9pnet_virtio/unbind")
+        return name
+
+    def bind(self, virtio_name: str) -> None:
+        """Give the virtio device ``virtio_name`` to its driver (again)."""
+        self.guest.succeed(f"echo {quote(virtio_name)} > /sys/bus/virtio/drivers/9pnet_virtio/bind")
+
+    def _virtio_name(self, share: Share) -> str:
+        pattern = "/sys/bus/virtio/drivers/9pnet_virtio/virtio*"
+        command = f"for d in {pattern}; do echo $(basename $d) $(tr -d '\\0' < $d/mount_tag); done"
+        for line in self.guest.succeed(command).splitlines():
+            name, _, tag = line.partition(" ")
+            if tag == share.mount_tag:
+                return name
+        raise GuestError(f"{self.guest.actor}: no 9p device with the tag {share.mount_tag}")
+
+    def _root_port(self, share: Share) -> str:
+        """The PCI address in the guest of the port that the share's device sits behind."""
+        name = self._virtio_name(share)
+        # …/0000:00:10.0 (the port)/0000:01:00.0 (the function)/virtioN
+        return self.guest.succeed(f"readlink -f /sys/bus/virtio/devices/{name}").strip().split("/")[-3]
+
+
+def _capability(config: bytes, wanted: int) -> int:
+    """The offset of a capability (kernel: ``drivers/pci/pci.c``, ``pci_find_capability``)."""
+    offset = config[_CAPABILITY_LIST]
+    while offset:
+        if config[offset] == wanted:
+            return offset
+        offset = config[offset + 1]
+    raise GuestError(f"the config space has no capability {wanted:#x}")

@@ -1,0 +1,78 @@
+"""A command that runs on in the guest while the scenario does something else."""
+
+from __future__ import annotations
+
+import itertools
+
+from harness.channel import Completed
+from harness.deadline import wait_until
+from harness.errors import GuestError, WaitTimeout
+from harness.guest.guest import Guest, quote
+
+_numbers = itertools.count(1)
+
+
+class Job:
+    """A shell command in the background of a guest, detached from the channel that started it.
+
+    :param what: what it does, in words, for messages.
+    """
+
+    def __init__(self, guest: Guest, command: str, what: str) -> None:
+        self.guest, self.command, self.what = guest, command, what
+        self._base = f"/tmp/job{next(_numbers)}"
+        inner = f"({command}) >{self._base}.out 2>{self._base}.err; echo $? >{self._base}.tmp; "
+        inner += f"mv {self._base}.tmp {self._base}.rc"
+        guest.succeed(f"setsid sh -c {quote(inner)} </dev/null >/dev/null 2>&1 &")
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended yet. (One that a reboot ended counts as running.)"""
+        return self.guest.run(f"test -e {self._base}.rc").returncode != 0
+
+    def expect_running(self) -> None:
+        """:raises GuestError: when it has ended."""
+        if not self.running:
+            raise GuestError(f"{self.guest.actor}: {self.what} has ended: {self._completed()}")
+
+    def wait(self, *, timeout_s: float = 10.0) -> Completed:
+        """How it ended, whatever that was.
+
+        :param timeout_s: seconds, before scaling.
+        :raises WaitTimeout: when it runs on.
+        """
+        machine = self.guest.machine
+        wait_until(
+            lambda: not self.running,
+            what=f"the end of {self.what} in {self.guest.actor}",
+            timeout_s=machine.pace.seconds(timeout_s),
+            watch=machine.watch,
+            interval_s=0.1,
+            artifacts=machine.artifacts.folder,
+        )
+        return self._completed()
+
+    def ends_within(self, timeout_s: float) -> bool:
+        """Whether it ends in that time (seconds, before scaling): for work that may hang for good."""
+        try:
+            self.wait(timeout_s=timeout_s)
+        except WaitTimeout:
+            return False
+        return True
+
+    def wait_succeeded(self, *, timeout_s: float = 10.0) -> str:
+        """Its stdout.
+
+        :raises GuestError: when it failed.
+        """
+        done = self.wait(timeout_s=timeout_s)
+        if done.returncode != 0:
+            raise GuestError(
+                f"{self.guest.actor}: {self.what} exited with {done.returncode}: {done.stderr.strip()[-200:]}"
+            )
+        return done.stdout
+
+    def _completed(self) -> Completed:
+        status = int(self.guest.succeed(f"cat {self._base}.rc"))
+        out, err = (self.guest.succeed(f"cat {self._base}.{kind}") for kind in ("out", "err"))
+        return Completed(self.command, status, out, err)

@@ -1,0 +1,80 @@
+"""Reads and writes that go on while something happens to the device, and are checked afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+from harness.channel import Completed
+from harness.errors import Violation
+from harness.guest.guest import quote
+from harness.guest.job import Job
+from harness.guest.mount import Mount, host_sha256
+
+
+class Transfer:
+    """One file that the guest reads or writes in the background; made by :func:`reader` or :func:`writer`."""
+
+    def __init__(self, mount: Mount, name: str, job: Job, expected_sha256: str) -> None:
+        self.mount, self.name, self.job, self.expected_sha256 = mount, name, job, expected_sha256
+
+    def in_progress(self) -> None:
+        """The witness: it has neither finished nor failed.
+
+        :raises GuestError: when it has.
+        """
+        self.job.expect_running()
+
+    def wait_finished(self) -> Transfer:
+        """Wait for its end.
+
+        :raises GuestError: when it failed. :raises WaitTimeout: when it goes on.
+        """
+        self._done = self.job.wait_succeeded()
+        return self
+
+    def wait_ended(self) -> Completed:
+        """Wait for its end, however it ends."""
+        return self.job.wait()
+
+    def expect_intact(self) -> None:
+        """Every byte arrived, on both sides.
+
+        :raises Violation: when one did not.
+        """
+        seen = self._done.split()[0]
+        if seen != self.expected_sha256:
+            raise Violation(
+                f"share {self.mount.share.id}: {self.job.what} got other bytes than are there",
+                details=f"expected {self.expected_sha256}, got {seen}",
+            )
+        host = host_sha256(self.mount.share.path / self.name)
+        if host != self.expected_sha256:
+            raise Violation(
+                f"share {self.mount.share.id}: the host has other bytes in {self.name!r} than the guest",
+                details=f"expected {self.expected_sha256}, the host has {host}",
+            )
+
+
+def reader(mount: Mount, name: str = "read-me", *, size_kib: int = 256) -> Transfer:
+    """The host makes a file of random bytes, and the guest begins to read it."""
+    content = os.urandom(size_kib * 1024)
+    (mount.share.path / name).write_bytes(content)
+    job = Job(mount.guest, f"sha256sum < {_inside(mount, name)}", f"reading {name!r}")
+    return Transfer(mount, name, job, hashlib.sha256(content).hexdigest())
+
+
+def writer(mount: Mount, name: str = "write-me", *, size_kib: int = 256) -> Transfer:
+    """The guest begins to write random bytes to a file, and to sync it."""
+    guest, copy = mount.guest, f"/tmp/{name}"
+    made = guest.succeed(
+        f"dd if=/dev/urandom of={quote(copy)} bs=1024 count={size_kib} 2>/dev/null; sha256sum < {quote(copy)}"
+    )
+    target = _inside(mount, name)
+    # The sum is taken again from the copy when all is written: the transfer's own report.
+    command = f"dd if={quote(copy)} of={target} bs=65536 conv=fsync 2>/dev/null && sha256sum < {quote(copy)}"
+    return Transfer(mount, name, Job(guest, command, f"writing {name!r}"), made.split()[0])
+
+
+def _inside(mount: Mount, name: str) -> str:
+    return quote(f"{mount.mountpoint}/{name}")

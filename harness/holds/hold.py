@@ -1,0 +1,165 @@
+"""A 9p request kept in flight in a worker thread's system call, with the virtqueue as witness."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from harness.deadline import wait_until
+from harness.errors import GuestError, QemuError
+from harness.guest.lab import Lab
+from harness.holds import seccomp
+from harness.holds.supervisor import Rule, Rules, Supervisor
+from harness.qemu.machine import Machine, Wrapping
+from harness.qemu.spec import MachineSpec, Share
+
+#: The data of Tread and Twrite (QEMU: ``hw/9pfs/9p-local.c``, ``local_preadv`` and ``local_pwritev``).
+DATA = ("preadv", "preadv2", "pwritev", "pwritev2")
+#: Tattach's and Tgetattr's look at the file (``local_lstat``).
+STAT = ("newfstatat",)
+#: Treaddir (``local_readdir``, through libc).
+READDIR = ("getdents64",)
+#: Tfsync (``local_fsync``).
+FSYNC = ("fsync", "fdatasync")
+
+#: Seconds, before scaling: a guest's request has to reach QEMU.
+CAUGHT_TIMEOUT_S = 10.0
+_JOIN_TIMEOUT_S = 5.0
+
+
+class Held:
+    """Requests of one share that are kept in flight; made by :meth:`Hold.requests`."""
+
+    def __init__(self, lab: Lab, rules: Rules, rule: Rule, share: Share) -> None:
+        self._lab, self._rules, self._rule, self.share = lab, rules, rule, share
+
+    @property
+    def count(self) -> int:
+        """How many system calls are held now."""
+        return len(self._rule.held)
+
+    def wait_caught(self, count: int = 1) -> None:
+        """Wait until ``count`` requests are held.
+
+        :raises WaitTimeout: when the guest did not send that many.
+        """
+        machine = self._machine
+        wait_until(
+            lambda: self.count >= count,
+            what=f"{count} held request(s) of {self.share.id}",
+            timeout_s=machine.pace.seconds(CAUGHT_TIMEOUT_S),
+            watch=machine.watch,
+            artifacts=machine.artifacts.folder,
+        )
+        self.in_flight()
+
+    def in_flight(self) -> None:
+        """The witness: a call is held by a thread that still waits, and the virtqueue counts it.
+
+        :raises GuestError: when nothing is in flight (any more).
+        """
+        self.waiting()
+        inuse = requests_in_use(self._machine, self.share)
+        self._machine.history.note(self._machine.name, "hold:inuse", {"inuse": inuse, "id": self.share.id})
+        if inuse == 0:
+            raise GuestError(f"no request of {self.share.id} is in flight: its virtqueue's inuse is 0")
+
+    def waiting(self) -> None:
+        """The witness that needs no QMP, which may stall: a call is held by a thread that still waits.
+
+        :raises GuestError: when none is (any more).
+        """
+        waiting = [call for call in self._rule.held if Path(f"/proc/{call.tid}").exists()]
+        if not waiting:
+            raise GuestError(f"no request of {self.share.id} is held (any more)")
+        self._machine.history.note(
+            self._machine.name, "hold:waiting", {"held": len(waiting), "id": self.share.id}
+        )
+
+    def release(self) -> None:
+        """Let the held requests go on, and hold no more of them; idempotent."""
+        count = self._rules.lift(self._rule)
+        self._lab.history.note("host", "hold:released", {"id": self.share.id, "calls": count})
+
+    @property
+    def _machine(self) -> Machine:
+        return self._lab.machines[-1]
+
+
+class Hold:
+    """Holds for the machines of one lab; it has to exist before they are launched."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self._rules = Rules(lab.history)
+        self._supervisors: list[Supervisor] = []
+        lab.attach(self)
+
+    def wrap(self, spec: MachineSpec, folder: Path) -> Wrapping:
+        """Start QEMU under the filter (see :mod:`harness.holds.seccomp`)."""
+        path = folder / f"{spec.name}.hold"
+        self._supervisors.append(Supervisor(path, spec.name, self._rules))
+        calls = ",".join(seccomp.CALLS)
+        return Wrapping(prefix=(sys.executable, str(Path(seccomp.__file__)), str(path), calls, "--"))
+
+    def release(self) -> None:
+        """Let everything go on; called before the machines are ended."""
+        self._rules.clear()
+
+    def close(self) -> None:
+        """Called when the machines have ended."""
+        for supervisor in self._supervisors:
+            supervisor.join(_JOIN_TIMEOUT_S)
+
+    @contextmanager
+    def requests(self, share: Share, *calls: str) -> Iterator[Held]:
+        """Hold every request of ``share`` that makes one of ``calls`` (default: :data:`DATA`) from now on.
+
+        They go on when the block is left, or at :meth:`Held.release`.
+
+        :raises UsageError: for a call that cannot be held.
+        """
+        rule = Rule(frozenset(calls or DATA), _resolved(share))
+        held = Held(self._lab, self._rules, rule, share)
+        self._lab.history.note("host", "hold:armed", {"id": share.id, "calls": sorted(rule.calls)})
+        self._rules.add(rule)
+        try:
+            yield held
+        finally:
+            held.release()
+
+    @contextmanager
+    def failing(self, share: Share, error: int, *calls: str) -> Iterator[Rule]:
+        """Let every such system call fail with the errno ``error``, as a broken file system does.
+
+        The rule's ``hits`` tell how often that happened.
+        """
+        rule = Rule(frozenset(calls or DATA), _resolved(share), error=error)
+        self._rules.add(rule)
+        try:
+            yield rule
+        finally:
+            self._rules.lift(rule)
+
+
+def _resolved(share: Share) -> Path:
+    """The kernel names a file by its real path."""
+    return Path(os.path.realpath(share.path))
+
+
+def requests_in_use(machine: Machine, share: Share) -> int | None:
+    """How many requests the share's virtqueue has in flight (``x-query-virtio-queue-status``, ``inuse``).
+
+    ``None`` for a QEMU that has no such command (before 7.2), or no such device (any more).
+    """
+    path = f"/machine/peripheral/{share.id}/virtio-backend"
+    try:
+        status = machine.qmp.execute(
+            "x-query-virtio-queue-status", {"path": path, "queue": 0}, watch=machine.watch
+        )
+    except QemuError:
+        return None
+    return int(status["inuse"])

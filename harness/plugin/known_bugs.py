@@ -1,0 +1,57 @@
+"""Applies the known-bug ledger: a strict xfail for the one failure that an entry describes.
+
+Marks are set in the set-up phase, never at collection: which QEMU it is, is only known then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from harness import ledger
+from harness.errors import HarnessError
+from harness.ledger import Bug
+from harness.plugin.options import MATRIX
+
+BUG = pytest.StashKey[Bug]()
+_AXES = ("qemu_name", "kernel_name", "machine_name")
+
+
+class KnownBug(HarnessError):
+    """A failure that the ledger explains."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Expect the failure that the ledger lists for this scenario and this QEMU."""
+    bug = _expected(item)
+    if bug is not None:
+        item.stash[BUG] = bug
+        fixed = f"; fixed in {', '.join(bug.seen_fixed)}" if bug.seen_fixed else ""
+        reason = f"{bug.id}: {bug.title} (seen in {', '.join(bug.seen_broken)}{fixed})"
+        item.add_marker(pytest.mark.xfail(reason=reason, raises=KnownBug, strict=True))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Only the failure that the entry describes is the known one; any other stays a failure."""
+    try:
+        yield
+    except Exception as exc:
+        bug = item.stash.get(BUG, None)
+        if bug is None or not bug.explains(str(exc)):
+            raise
+        raise KnownBug(f"{bug.id}: {str(exc).splitlines()[0]}") from exc
+
+
+def _expected(item: pytest.Item) -> Bug | None:
+    callspec = getattr(item, "callspec", None)
+    if callspec is None or not set(_AXES) <= callspec.params.keys():
+        return None
+    _, capabilities = item.config.stash[MATRIX].qemu(callspec.params["qemu_name"])
+    scenario = f"{Path(item.path).name}::{getattr(item, 'originalname', item.name)}"
+    return ledger.load().expected(
+        scenario, callspec.id.split("-"), capabilities.version_text, callspec.params["machine_name"]
+    )

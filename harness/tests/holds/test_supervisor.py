@@ -1,0 +1,186 @@
+"""The filter and its supervisor, on a Python process that makes system calls in threads, as QEMU does."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from harness.deadline import hold_for, wait_until
+from harness.errors import UsageError
+from harness.history import History, read
+from harness.holds import seccomp
+from harness.holds.supervisor import Rule, Rules, Supervisor
+
+#: Python's os.preadv is preadv2 where the C library has that.
+READ = frozenset(["preadv", "preadv2"])
+#: Reads commands "THREAD CALL PATH" and answers with the call's result or errno; THREAD is main or worker.
+CHILD = """
+import os, sys, threading
+def call(name, path):
+    try:
+        if name == "stat":
+            os.stat(path)
+            print("ok", flush=True)
+        else:
+            fd = os.open(path, os.O_RDWR)
+            if name == "fsync":
+                os.fsync(fd); print("ok", flush=True)
+            else:
+                print("ok", os.preadv(fd, [bytearray(9)], 0), flush=True)
+    except OSError as exc:
+        print(exc.errno, flush=True)
+for line in sys.stdin:
+    thread, name, path = line.split()
+    if thread == "main":
+        call(name, path)
+    else:
+        threading.Thread(target=call, args=(name, path)).start()
+"""
+
+
+class Child:
+    """A process under the filter."""
+
+    def __init__(self, socket: Path, rules: Rules) -> None:
+        self.supervisor = Supervisor(socket, "child", rules)
+        words = [sys.executable, seccomp.__file__, str(socket), "preadv,preadv2,newfstatat,fsync", "--"]
+        self.process = subprocess.Popen(
+            [*words, sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, command: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(command + "\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self.supervisor.join(5)
+
+
+@pytest.fixture
+def rules(tmp_path: Path) -> Rules:
+    return Rules(History(tmp_path / "history.ndjson"))
+
+
+@pytest.fixture
+def child(tmp_path: Path, rules: Rules) -> Iterator[Child]:
+    made = Child(tmp_path / "hold", rules)
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "share" / "file"
+    path.parent.mkdir()
+    path.write_text("content")
+    return path
+
+
+def held(rule: Rule, count: int = 1) -> None:
+    wait_until(lambda: len(rule.held) == count, what=f"{count} held call(s)", timeout_s=10)
+
+
+def test_without_a_rule_every_call_goes_on(child: Child, file: Path) -> None:
+    child.ask(f"worker preadv {file}")
+    assert child.answer() == "ok 7"
+
+
+def test_a_call_waits_until_its_rule_is_lifted(child: Child, rules: Rules, file: Path) -> None:
+    rule = Rule(READ, file.parent)
+    rules.add(rule)
+    child.ask(f"worker preadv {file}")
+    held(rule)
+    assert rule.held[0].path == str(file)
+    # The process itself lives on, and other files and calls are not concerned.
+    child.ask(f"worker fsync {file}")
+    assert child.answer() == "ok"
+    hold_for(0.2, partial(held, rule))
+    assert rules.lift(rule) == 1
+    assert child.answer() == "ok 7"
+
+
+def test_other_folders_are_not_concerned(child: Child, rules: Rules, file: Path, tmp_path: Path) -> None:
+    rules.add(rule := Rule(READ, tmp_path / "sha"))
+    child.ask(f"worker preadv {file}")
+    assert child.answer() == "ok 7"
+    assert rule.hits == 0
+
+
+def test_a_call_by_path_is_told_from_another_file_of_the_folder(
+    child: Child, rules: Rules, file: Path
+) -> None:
+    (file.parent / "other").write_text("")
+    rules.add(rule := Rule(frozenset(["newfstatat"]), file))
+    child.ask(f"worker stat {file.parent / 'other'}")
+    assert child.answer() == "ok"
+    child.ask(f"worker stat {file}")
+    held(rule)
+
+
+def test_the_main_thread_is_never_held(child: Child, rules: Rules, file: Path) -> None:
+    rules.add(rule := Rule(READ, file.parent))
+    child.ask(f"main preadv {file}")
+    assert child.answer() == "ok 7"
+    assert rule.hits == 0
+
+
+def test_a_call_fails_with_the_errno_of_its_rule(
+    child: Child, rules: Rules, file: Path, tmp_path: Path
+) -> None:
+    rules.add(rule := Rule(frozenset(["fsync"]), file.parent, error=errno.EIO))
+    child.ask(f"worker fsync {file}")
+    assert child.answer() == str(errno.EIO)
+    assert rule.hits == 1
+    rules.lift(rule)
+    child.ask(f"worker fsync {file}")
+    assert child.answer() == "ok"
+    (entry,) = [e for e in read(tmp_path / "history.ndjson") if e.f == "hold:failed"]
+    assert isinstance(entry.value, dict)
+    assert entry.value["errno"] == "EIO"
+
+
+def test_several_are_held_at_once_and_rules_do_not_disturb_each_other(
+    child: Child, rules: Rules, file: Path
+) -> None:
+    rules.add(reads := Rule(READ, file.parent))
+    rules.add(syncs := Rule(frozenset(["fsync"]), file.parent))
+    for _ in range(3):
+        child.ask(f"worker preadv {file}")
+    child.ask(f"worker fsync {file}")
+    held(reads, 3)
+    held(syncs, 1)
+    rules.lift(syncs)
+    assert child.answer() == "ok"
+    held(reads, 3)
+    rules.clear()
+    assert [child.answer() for _ in range(3)] == ["ok 7"] * 3
+
+
+def test_the_supervisor_ends_with_a_process_that_is_killed_while_held(
+    child: Child, rules: Rules, file: Path
+) -> None:
+    rules.add(rule := Rule(READ, file.parent))
+    child.ask(f"worker preadv {file}")
+    held(rule)
+    child.end()
+    assert not child.supervisor._thread.is_alive()
+    rules.lift(rule)  # Nobody is there to go on; that is no error.
+
+
+@pytest.mark.parametrize("calls", [frozenset(), frozenset(["preadv", "reboot"])])
+def test_what_cannot_be_held_is_refused(calls: frozenset[str], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot hold .*known calls: .*preadv"):
+        Rule(calls, tmp_path)

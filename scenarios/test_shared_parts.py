@@ -1,0 +1,43 @@
+"""Shared parts are counted: unplugging one device leaves the others working."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.actions.hotplug import Hotplug
+from harness.guest.guest import Guest
+from harness.guest.lab import Lab
+from harness.holds.throttle import throttled
+from harness.qemu.spec import Share
+
+#: Fast enough that nothing waits for long: what counts is that the throttle is there.
+_BYTES_PER_S = 64 << 20
+
+
+@pytest.fixture(params=["own_fsdevs", "one_fsdev", "one_throttled_fsdev"])
+def shares(request: pytest.FixtureRequest, lab: Lab) -> tuple[Share, ...]:
+    """Two devices: with an fsdev each, or with one between them."""
+    first, second = lab.shares[:2]
+    if request.param == "own_fsdevs":
+        return lab.declare(first, second)
+    if request.param == "one_throttled_fsdev":
+        first = throttled(first, bytes_per_s=_BYTES_PER_S)
+    return lab.declare(first, second.beside(first))
+
+
+@pytest.mark.parametrize("goes", ["first", "second"])
+def test_unplugging_one_leaves_the_other_working(
+    guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...], goes: str
+) -> None:
+    """Whichever goes, the one that stays reads and writes; then it goes as well."""
+    leaving, staying = shares if goes == "first" else reversed(shares)
+    for share in shares:
+        hotplug.plug(share)
+        mount = guest.mount(share)
+        mount.expect_intact("before", mount.write("before", size_kib=64))
+        mount.unmount()
+    mount = guest.mount(staying)
+    hotplug.unplug(leaving)
+    mount.expect_intact("after", mount.write("after", size_kib=64))
+    mount.unmount()
+    hotplug.unplug(staying)
