@@ -1,0 +1,298 @@
+"""Each checker meets records in which its property holds, does not hold, and cannot be told."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from harness.checkers import (
+    STANDARD,
+    Checker,
+    Finding,
+    Record,
+    Verdict,
+    judge,
+    worst,
+)
+from harness.checkers.events_well_formed import events_well_formed
+from harness.checkers.guest_kernel_quiet import guest_kernel_quiet
+from harness.checkers.history_well_formed import history_well_formed
+from harness.checkers.nothing_left_behind import nothing_left_behind
+from harness.checkers.qemu_alive import qemu_alive
+from harness.checkers.qemu_exited_cleanly import qemu_exited_cleanly
+from harness.tests.checkers.story import DEVICE, QUIET, Story
+
+VALID, UNKNOWN, INVALID = Verdict.VALID, Verdict.UNKNOWN, Verdict.INVALID
+
+
+def test_a_test_that_went_well_is_valid_for_every_checker(story: Story) -> None:
+    story.launched().plugged().backend_deleted().device_deleted().quit().closed()
+    assert {j.checker: j.verdict for j in judge(story.folder)} == {c.__name__: VALID for c in STANDARD}
+    assert json.loads((story.folder / "verdict.json").read_text())["verdict"] == "valid"
+
+
+@pytest.mark.parametrize("checker", STANDARD)
+def test_an_empty_record_never_passes(story: Story, checker: Checker) -> None:
+    if checker in (events_well_formed, qemu_exited_cleanly):
+        pytest.skip("no machine, hence no event and no exit: vacuous, and qemu_alive says so")
+    assert story.judged(checker).verdict is UNKNOWN
+
+
+@pytest.mark.parametrize("checker", STANDARD)
+def test_no_record_at_all_is_unknown(tmp_path: Path, checker: Checker) -> None:
+    (judgement,) = judge(tmp_path, [checker])
+    assert judgement.verdict is UNKNOWN
+    assert "history.ndjson" in judgement.summary
+
+
+def test_a_checker_that_crashes_is_unknown(story: Story) -> None:
+    def crashing(record: Record) -> Finding:
+        raise KeyError(len(record.entries))
+
+    judgement = story.launched().quit().closed().judged(crashing)
+    assert judgement.verdict is UNKNOWN
+    assert judgement.summary.startswith("the checker crashed: KeyError")
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [([], UNKNOWN), ([VALID], VALID), ([VALID, UNKNOWN], UNKNOWN), ([UNKNOWN, INVALID, VALID], INVALID)],
+)
+def test_the_worst_verdict_counts(verdicts: list[Verdict], expected: Verdict) -> None:
+    assert worst(verdicts) is expected
+
+
+class TestQemuAlive:
+    @pytest.mark.parametrize(
+        ("returncode", "how"),
+        [(-signal.SIGSEGV, "was killed by SIGSEGV"), (1, "exited with 1"), (0, "exited with 0")],
+    )
+    def test_an_end_that_nobody_asked_for(self, story: Story, returncode: int, how: str) -> None:
+        judgement = story.launched().command("device_del").exited(returncode).closed().judged(qemu_alive)
+        assert judgement.verdict is INVALID
+        assert judgement.summary == f"QEMU 'source' {how} after qmp:device_del"
+
+    def test_the_command_in_flight_is_named(self, story: Story) -> None:
+        story.launched().command("stop").history.invoke("source", "qmp:cont", {})
+        judgement = story.exited(-signal.SIGABRT).closed().judged(qemu_alive)
+        assert judgement.summary == "QEMU 'source' was killed by SIGABRT while qmp:cont was in flight"
+
+    def test_the_assertion_is_quoted(self, story: Story) -> None:
+        line = "qemu: ../util/throttle.c:443: throttle_timer_destroy: Assertion `timer' failed."
+        story.qemu(f"some warning\n{line}\n")
+        judgement = story.launched().exited(-signal.SIGABRT).closed().judged(qemu_alive)
+        assert judgement.summary.endswith(line)
+
+    def test_a_crash_while_quitting_is_a_crash(self, story: Story) -> None:
+        judgement = story.launched().quit(-signal.SIGSEGV).closed().judged(qemu_alive)
+        assert judgement.verdict is INVALID
+
+    def test_a_kill_that_was_meant_is_none(self, story: Story) -> None:
+        story.launched().history.note("source", "machine:expect-exit", {"reason": "kill"})
+        assert story.exited(-signal.SIGKILL).closed().judged(qemu_alive).verdict is VALID
+
+    @pytest.mark.parametrize(
+        "report",
+        [
+            "==1==ERROR: AddressSanitizer: heap-use-after-free on address",
+            "==1==ERROR: LeakSanitizer: detected memory leaks",
+            "../hw/9pfs/9p.c:7:3: runtime error: null pointer passed",
+        ],
+    )
+    def test_a_sanitizers_report_counts_though_it_exited_with_0(self, story: Story, report: str) -> None:
+        story.qemu(f"noise\n{report}\n    #0 v9fs_reset\n")
+        judgement = story.launched().quit().closed().judged(qemu_alive)
+        assert judgement.verdict is INVALID
+        assert judgement.evidence[:2] == (report, "    #0 v9fs_reset")
+
+    def test_an_end_that_is_not_on_record_is_unknown(self, story: Story) -> None:
+        assert story.launched().closed().judged(qemu_alive).verdict is UNKNOWN
+
+
+class TestQemuExitedCleanly:
+    def test_a_status_other_than_0(self, story: Story) -> None:
+        judgement = story.launched().quit(3).closed().judged(qemu_exited_cleanly)
+        assert (judgement.verdict, judgement.summary) == (
+            INVALID,
+            "QEMU 'source' was asked to quit and ended with 3",
+        )
+
+    def test_a_machine_that_had_to_be_killed(self, story: Story) -> None:
+        story.launched().history.note("source", "machine:killed", {"why": "it did not answer quit"})
+        judgement = story.exited(-9).closed().judged(qemu_exited_cleanly)
+        assert judgement.verdict is INVALID
+        assert "it did not answer quit" in judgement.summary
+
+    def test_no_end_on_record(self, story: Story) -> None:
+        assert story.launched().closed().judged(qemu_exited_cleanly).verdict is UNKNOWN
+
+
+class TestGuestKernelQuiet:
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "[    9.1] BUG: kernel NULL pointer dereference, address: 0000000000000008",
+            "[    9.1] Oops: 0000 [#1] PREEMPT SMP",
+            "[    9.1] WARNING: CPU: 0 PID: 99 at net/9p/client.c:1",
+            "[    9.1] INFO: task kworker/0:1:10 blocked for more than 120 seconds.",
+            "[    9.1] Kernel panic - not syncing: Attempted to kill init!",
+            "[    9.1] rcu: INFO: rcu_sched self-detected stall on CPU",
+            "[    9.1] list_del corruption. prev->next should be ffff",
+            "[    9.1] Out of memory: Killed process 99 (dd)",
+        ],
+    )
+    def test_a_complaint(self, story: Story, line: str) -> None:
+        story.kernel(QUIET + line + "\r\n")
+        judgement = story.launched().quit().closed().judged(guest_kernel_quiet)
+        assert judgement.verdict is INVALID
+        assert judgement.summary == f"the guest's kernel of 'source': {line}"
+
+    def test_a_panic_is_named_before_what_led_to_it(self, story: Story) -> None:
+        story.kernel("[1] BUG: unable to handle\n[2] Kernel panic - not syncing: Fatal exception\n")
+        judgement = story.launched().quit().closed().judged(guest_kernel_quiet)
+        assert "Kernel panic" in judgement.summary
+        assert judgement.evidence[0] == "[1] BUG: unable to handle"
+
+    def test_only_what_was_declared_is_tolerated(self, story: Story) -> None:
+        story.kernel("[1] BUG: known one\n[2] BUG: other one\n")
+        story.launched().history.note("source", "guest:tolerate", {"pattern": "known", "why": "declared"})
+        judgement = story.quit().closed().judged(guest_kernel_quiet)
+        assert judgement.summary.endswith("BUG: other one")
+
+    def test_an_empty_log_of_a_guest_that_booted_is_unknown(self, story: Story) -> None:
+        story.kernel("")
+        story.launched().history.invoke("guest:source", "guest:boot").ok()
+        assert story.quit().closed().judged(guest_kernel_quiet).verdict is UNKNOWN
+
+    def test_the_empty_log_of_a_destination_is_valid(self, story: Story) -> None:
+        story.kernel("")
+        assert story.launched().quit().closed().judged(guest_kernel_quiet).verdict is VALID
+
+    def test_no_log_is_unknown(self, story: Story) -> None:
+        story.launched(artifacts="elsewhere").quit().closed()
+        assert story.judged(guest_kernel_quiet).verdict is UNKNOWN
+
+
+class TestEventsWellFormed:
+    @pytest.fixture
+    def life(self, story: Story) -> Story:
+        return story.launched().plugged()
+
+    def judged(self, life: Story) -> tuple[Verdict, str]:
+        judgement = life.quit().closed().judged(events_well_formed)
+        return judgement.verdict, judgement.summary
+
+    def test_two_lives_of_one_id(self, life: Story) -> None:
+        life.backend_deleted().device_deleted().plugged().backend_deleted().device_deleted()
+        assert self.judged(life) == (VALID, "")
+
+    def test_a_device_that_stays(self, life: Story) -> None:
+        assert self.judged(life) == (VALID, "")
+
+    def test_the_backends_event_is_missing(self, life: Story) -> None:
+        verdict, summary = self.judged(life.device_deleted())
+        assert verdict is INVALID
+        assert "was deleted without its virtio-backend: a leaked reference" in summary
+
+    def test_the_devices_event_is_missing(self, life: Story) -> None:
+        verdict, summary = self.judged(life.backend_deleted())
+        assert verdict is INVALID
+        assert summary.endswith("the device never: a leaked reference")
+
+    def test_the_devices_event_is_missing_before_the_next_plug(self, life: Story) -> None:
+        verdict, _ = self.judged(life.backend_deleted().plugged().backend_deleted().device_deleted())
+        assert verdict is INVALID
+
+    @pytest.mark.parametrize("doubled", ["backend", "device"])
+    def test_an_event_comes_twice(self, life: Story, doubled: str) -> None:
+        life.backend_deleted()
+        (life.backend_deleted if doubled == "backend" else life.device_deleted)()
+        life.device_deleted()
+        verdict, summary = self.judged(life)
+        assert verdict is INVALID
+        assert "DEVICE_DELETED came twice" in summary
+
+    def test_the_wrong_order(self, life: Story) -> None:
+        verdict, summary = self.judged(life.device_deleted().backend_deleted())
+        assert verdict is INVALID
+        assert "without its virtio-backend" in summary
+
+    def test_a_backend_with_a_device_member(self, life: Story) -> None:
+        life.event("DEVICE_DELETED", path=f"{DEVICE}/virtio-backend", device="share0")
+        verdict, summary = self.judged(life)
+        assert verdict is INVALID
+        assert "has a 'device'" in summary
+
+    def test_a_device_without_its_name(self, life: Story) -> None:
+        verdict, summary = self.judged(life.backend_deleted().event("DEVICE_DELETED", path=DEVICE))
+        assert verdict is INVALID
+        assert "names no device" in summary
+
+    def test_time_runs_backwards(self, life: Story) -> None:
+        life.event("STOP")
+        old = {"data": {}, "timestamp": {"seconds": 1, "microseconds": 0}}
+        life.history.event("source", "event:RESUME", old)
+        verdict, summary = self.judged(life)
+        assert verdict is INVALID
+        assert "event:RESUME is older" in summary
+
+    def test_a_second_end(self, life: Story) -> None:
+        verdict, summary = self.judged(life.exited(0))
+        assert verdict is INVALID
+        assert "ended 2 times" in summary
+
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+    @given(st.permutations(["backend", "device", "backend", "device"]))
+    def test_of_two_lives_only_the_right_order_is_valid(self, tmp_path: Path, order: list[str]) -> None:
+        story = Story(tmp_path).launched()
+        plugs = 0
+        for number, event in enumerate(order):
+            if number % 2 == 0:
+                story.plugged()
+                plugs += 1
+            (story.backend_deleted if event == "backend" else story.device_deleted)()
+        verdict, _ = self.judged(story)
+        assert (verdict is VALID) == (order == ["backend", "device"] * plugs)
+
+
+class TestNothingLeftBehind:
+    @pytest.mark.parametrize("kind", ["processes", "sockets", "mounts", "folders", "threads"])
+    def test_something_stayed(self, story: Story, kind: str) -> None:
+        judgement = (
+            story.launched().quit().closed(**{kind: ["a thing", "another"]}).judged(nothing_left_behind)
+        )
+        assert (judgement.verdict, judgement.summary) == (INVALID, f"left behind: {kind}: a thing and 1 more")
+
+    def test_nobody_looked(self, story: Story) -> None:
+        assert story.launched().quit().judged(nothing_left_behind).verdict is UNKNOWN
+
+
+class TestHistoryWellFormed:
+    def test_a_record_that_ends_in_the_middle(self, story: Story) -> None:
+        assert story.launched().quit().judged(history_well_formed).verdict is UNKNOWN
+
+    @pytest.mark.parametrize(
+        ("broken", "complaint"),
+        [
+            ({"t_s": 0.0, "kind": "note", "actor": "host", "f": "closed"}, "is older than"),
+            (
+                {"t_s": 9e9, "kind": "ok", "actor": "source", "f": "qmp:stop", "op": 0},
+                "ends no open operation",
+            ),
+            ({"t_s": 9e9, "kind": "ok", "actor": "source", "f": "qmp:stop"}, "ends no open operation"),
+        ],
+    )
+    def test_an_entry_that_cannot_be(self, story: Story, broken: dict[str, Any], complaint: str) -> None:
+        story.launched().history.close()
+        path = story.folder / "history.ndjson"
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join([*lines, json.dumps({"seq": len(lines), **broken})]) + "\n")
+        judgement = story.judged(history_well_formed)
+        assert judgement.verdict is INVALID
+        assert complaint in judgement.summary
