@@ -86,7 +86,7 @@ class Ssh:
             transport.auth_publickey(USER, self._key, event=let_in)
             self._await(transport, let_in.is_set, "the log-in", self._deadline.remaining_s)
             if not transport.is_authenticated():
-                raise transport.get_exception() or paramiko.SSHException("the connection ended")
+                raise transport.get_exception() or paramiko.AuthenticationException("it is not known there")
         except paramiko.AuthenticationException as exc:
             _close(transport)
             raise ChannelLost(f"the guest's sshd refused our key: {exc}") from None

@@ -1,0 +1,220 @@
+"""The SSH channel against a real server (paramiko's) whose commands run in a local shell."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import paramiko
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from harness.channel.ssh import Ssh
+from harness.deadline import wait_until
+from harness.errors import ChannelLost, CommandTimeout, GuestPanicked, SetupError
+
+
+def new_key(path: Path) -> paramiko.Ed25519Key:
+    encoded = Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    path.write_bytes(encoded)
+    return paramiko.Ed25519Key.from_private_key_file(str(path))
+
+
+class FakeSshd(paramiko.ServerInterface):
+    """An sshd that lets one key in, and runs commands with ``sh -c``."""
+
+    def __init__(self, host_key: paramiko.PKey, client_key: paramiko.PKey) -> None:
+        self._host_key, self._client_key = host_key, client_key
+        self.connections = 0
+        self.transports: list[paramiko.Transport] = []
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.server.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.server.accept()
+                transport = paramiko.Transport(client)
+                transport.add_server_key(self._host_key)
+                self.transports.append(transport)
+                self.connections += 1
+                with contextlib.suppress(paramiko.SSHException, EOFError):
+                    transport.start_server(server=self)
+
+    def get_allowed_auths(self, username: str) -> str:
+        return "publickey"
+
+    def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
+        allowed = username == "root" and key == self._client_key
+        return paramiko.common.AUTH_SUCCESSFUL if allowed else paramiko.common.AUTH_FAILED
+
+    def check_channel_request(self, kind: str, chanid: int) -> int:
+        return paramiko.common.OPEN_SUCCEEDED
+
+    def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
+        threading.Thread(target=self._run, args=(channel, command.decode()), daemon=True).start()
+        return True
+
+    def _run(self, channel: paramiko.Channel, command: str) -> None:
+        if command == "hang up":
+            self.hang_up()
+            return
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+            stdin = b"".join(iter(lambda: channel.recv(65536), b""))
+            done = subprocess.run(["sh", "-c", command], input=stdin, capture_output=True, check=False)
+            channel.sendall(done.stdout)
+            channel.sendall_stderr(done.stderr)
+            channel.send_exit_status(done.returncode)
+            channel.shutdown_write()
+            channel.close()
+
+    def hang_up(self) -> None:
+        for transport in self.transports:
+            transport.close()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.server.shutdown(socket.SHUT_RDWR)  # Wakes the thread in accept().
+        self.server.close()
+        self.hang_up()
+
+
+class Keys:
+    def __init__(self, folder: Path) -> None:
+        self.host = new_key(folder / "host")
+        self.client_path = folder / "client"
+        self.client = new_key(self.client_path)
+        self.host_line = f"ssh-ed25519 {self.host.get_base64()}"
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    return Keys(tmp_path)
+
+
+@pytest.fixture
+def sshd(keys: Keys) -> Iterator[FakeSshd]:
+    made = FakeSshd(keys.host, keys.client)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def ssh(sshd: FakeSshd, keys: Keys) -> Iterator[Ssh]:
+    made = Ssh(sshd.port, client_key=keys.client_path, host_key=keys.host_line, timeout_s=10)
+    yield made
+    made.close()
+
+
+def test_a_command_its_outputs_and_its_status(ssh: Ssh) -> None:
+    done = ssh.run("echo out; echo err >&2; exit 7", timeout_s=10)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err\n")
+
+
+def test_stdin_is_passed_whole(ssh: Ssh) -> None:
+    content = bytes(range(256)) * 4096
+    done = ssh.run("wc -c; true", timeout_s=20, stdin=content)
+    assert done.stdout.strip() == str(len(content))
+
+
+def test_much_on_both_streams(ssh: Ssh) -> None:
+    script = "head -c 300000 /dev/zero | tr '\\0' o; head -c 300000 /dev/zero | tr '\\0' e >&2"
+    done = ssh.run(script, timeout_s=20)
+    assert (done.stdout, done.stderr) == ("o" * 300000, "e" * 300000)
+
+
+def test_one_connection_serves_many_commands(ssh: Ssh, sshd: FakeSshd) -> None:
+    assert [ssh.run(f"echo {n}", timeout_s=10).stdout for n in range(3)] == ["0\n", "1\n", "2\n"]
+    assert sshd.connections == 1
+
+
+def test_after_a_timeout_the_next_command_gets_a_connection_of_its_own(ssh: Ssh, sshd: FakeSshd) -> None:
+    with pytest.raises(CommandTimeout, match=r"^ssh: 'sleep 30' did not end within 0\.2 s"):
+        ssh.run("sleep 30", timeout_s=0.2)
+    assert ssh.run("echo again", timeout_s=10).stdout == "again\n"
+    assert sshd.connections == 2
+
+
+def test_a_connection_that_drops_in_a_command(ssh: Ssh) -> None:
+    with pytest.raises(ChannelLost, match=r"^the SSH connection to the guest broke during 'hang up'"):
+        ssh.run("hang up", timeout_s=10)
+
+
+def test_the_watch_ends_a_command(sshd: FakeSshd, keys: Keys) -> None:
+    panicked = threading.Event()
+
+    def watch() -> None:
+        if panicked.is_set():
+            raise GuestPanicked("Kernel panic - not syncing")
+
+    ssh = Ssh(sshd.port, client_key=keys.client_path, host_key=keys.host_line, timeout_s=10, watch=watch)
+    threading.Timer(0.2, panicked.set).start()
+    with pytest.raises(GuestPanicked):
+        ssh.run("sleep 30", timeout_s=60)
+    ssh.close()
+
+
+def test_another_host_key_is_not_our_guest(sshd: FakeSshd, keys: Keys, tmp_path: Path) -> None:
+    other = new_key(tmp_path / "other")
+    line = f"ssh-ed25519 {other.get_base64()}"
+    with pytest.raises(ChannelLost, match=r"is not our guest: its host key is SHA256:.*, expected SHA256:"):
+        Ssh(sshd.port, client_key=keys.client_path, host_key=line, timeout_s=10)
+
+
+def test_a_key_that_is_refused_is_not_tried_for_ever(sshd: FakeSshd, keys: Keys, tmp_path: Path) -> None:
+    new_key(tmp_path / "other")
+    with pytest.raises(ChannelLost, match="the guest's sshd refused our key"):
+        Ssh(sshd.port, client_key=tmp_path / "other", host_key=keys.host_line, timeout_s=60)
+    assert sshd.connections == 1
+
+
+def test_nobody_listens(keys: Keys) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(ChannelLost, match=rf"did not answer on SSH \(127.0.0.1:{port}\) within .*refused"):
+        Ssh(port, client_key=keys.client_path, host_key=keys.host_line, timeout_s=0.3)
+
+
+def test_a_listener_that_says_nothing(keys: Keys) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as mute,
+        pytest.raises(ChannelLost, match=r"did not answer on SSH .*banner"),
+    ):
+        Ssh(mute.getsockname()[1], client_key=keys.client_path, host_key=keys.host_line, timeout_s=0.5)
+
+
+def test_a_guest_that_comes_up_late_is_waited_for(sshd: FakeSshd, keys: Keys) -> None:
+    sshd.server.close()
+    late: list[FakeSshd] = []
+
+    def come_up() -> None:
+        wait_until(lambda: True, what="nothing", timeout_s=1)
+        made = FakeSshd.__new__(FakeSshd)
+        made._host_key, made._client_key, made.connections, made.transports = keys.host, keys.client, 0, []
+        made.server = socket.create_server(("127.0.0.1", sshd.port))
+        made.port = sshd.port
+        threading.Thread(target=made._accept, daemon=True).start()
+        late.append(made)
+
+    threading.Timer(0.5, come_up).start()
+    ssh = Ssh(sshd.port, client_key=keys.client_path, host_key=keys.host_line, timeout_s=20)
+    assert ssh.run("echo up", timeout_s=10).stdout == "up\n"
+    ssh.close()
+    late[0].close()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a key"])
+def test_a_private_key_that_cannot_be_read(keys: Keys, tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "bad"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SetupError, match=f"cannot read the SSH key {path}"):
+        Ssh(1, client_key=path, host_key=keys.host_line, timeout_s=1)
