@@ -9,11 +9,13 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from harness.artifacts import HISTORY
 from harness.checkers import Judgement, Verdict, judge, worst
-from harness.errors import UsageError
+from harness.errors import SetupError, UsageError
 
+_UNWRAPPED = 10_000
 _STYLES = {Verdict.VALID: "green", Verdict.UNKNOWN: "yellow", Verdict.INVALID: "red"}
 
 
@@ -25,7 +27,7 @@ def check(folder: Path, as_json: bool) -> None:
 
     Writes each one's verdict.json anew. Exits with 1 unless every verdict is valid.
     """
-    judged = {path: judge(path) for path in _records(folder)}
+    judged = {path: _judge(path) for path in _records(folder)}
     if as_json:
         print(json.dumps({str(path): _plain(found) for path, found in judged.items()}, indent=2))
     else:
@@ -37,11 +39,18 @@ def check(folder: Path, as_json: bool) -> None:
 
 def _records(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder")
+        raise UsageError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
     found = sorted(path.parent for path in folder.rglob(HISTORY))
     if not found:
         raise UsageError(f"{folder}: no recorded test in it (no {HISTORY})")
     return found
+
+
+def _judge(path: Path) -> list[Judgement]:
+    try:
+        return judge(path)
+    except OSError as exc:
+        raise SetupError(f"cannot write {exc.filename}: {exc.strerror}") from exc
 
 
 def _plain(found: list[Judgement]) -> list[dict[str, object]]:
@@ -54,5 +63,7 @@ def _print(folder: Path, judged: dict[Path, list[Judgement]]) -> None:
         verdict = worst([judgement.verdict for judgement in found])
         why = [f"{j.checker}: {j.summary}" for j in found if j.verdict is not Verdict.VALID]
         name = str(path.relative_to(folder)) if path != folder else path.name
-        table.add_row(name, f"[{_STYLES[verdict]}]{verdict.value}[/]", "\n".join(why))
-    Console().print(table)
+        # As Text: what a checker quotes may look like markup.
+        table.add_row(Text(name), Text(verdict.value, _STYLES[verdict]), Text("\n".join(why)))
+    # In a pipe nobody needs the lines to fit, and a reader with grep needs them whole.
+    Console(width=None if sys.stdout.isatty() else _UNWRAPPED).print(table)

@@ -83,7 +83,7 @@ def _safely(look: Callable[[], tuple[str, str]]) -> tuple[str, str]:
 
 def _cache(cache: Cache) -> tuple[str, str]:
     there = next(p for p in (cache.root, *cache.root.parents) if p.exists())
-    if not os.access(there, os.W_OK):
+    if not there.is_dir() or not os.access(there, os.W_OK):
         return _MISSING, f"{cache.root} cannot be written; move it with HARNESS_CACHE"
     free_mb = shutil.disk_usage(there).free / 1e6
     if free_mb < _CACHE_MB and not _entries(cache, "guests"):

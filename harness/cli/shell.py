@@ -45,8 +45,8 @@ def shell(qemu: str, machine: str, kernel: str, accel: str, folder: Path | None)
     matrix = Matrix(Selection((qemu,), (machine,), (kernel,), accel), report=progress)
     (cell,) = matrix.prepare()
     run = RunFolder()
-    kept = Artifacts(Path(tempfile.mkdtemp(prefix="harness-shell-")))
-    lab = Lab(cell, run, kept)
+    artifacts = Artifacts.create(run.path, "shell")
+    lab = Lab(cell, run, artifacts)
     try:
         with _ended_by_sigterm():
             guest, mount = _boot(lab, folder)
@@ -54,8 +54,8 @@ def shell(qemu: str, machine: str, kernel: str, accel: str, folder: Path | None)
             status = _session(guest, mount)
     finally:
         lab.close()
+        _keep_what_is_bad(artifacts)
         run.close()
-        _keep_or_remove(kept)
     sys.exit(status)
 
 
@@ -114,10 +114,10 @@ def _ended_by_sigterm() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _keep_or_remove(kept: Artifacts) -> None:
-    """The evidence stays when there is something to see in it."""
-    bad = [found for found in judge(kept.folder) if found.verdict is not Verdict.VALID]
+def _keep_what_is_bad(artifacts: Artifacts) -> None:
+    """The evidence outlives the run folder when there is something to see in it."""
+    bad = [found for found in judge(artifacts.folder) if found.verdict is not Verdict.VALID]
     if bad:
-        print(f"harness: {bad[0].summary}; artefacts: {kept.folder}", file=sys.stderr)
-    else:
-        shutil.rmtree(kept.folder, ignore_errors=True)
+        kept = Path(tempfile.mkdtemp(prefix="shell-"))
+        shutil.copytree(artifacts.folder, kept, dirs_exist_ok=True)
+        print(f"harness: {bad[0].summary}; artefacts: {kept}", file=sys.stderr)

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.tests.cli.conftest import Harness
+
+
+def _states(harness: Harness) -> tuple[int, dict[str, tuple[str, str]]]:
+    ended = harness("doctor", "--json")
+    return ended.status, {f["name"]: (f["state"], f["what"]) for f in ended.json}
+
+
+def test_a_fresh_host_can_run_because_it_can_fetch(
+    harness: Harness, cache_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "shutil.which", lambda tool, **_: None if tool.startswith("qemu") else f"/usr/bin/{tool}"
+    )
+    status, found = _states(harness)
+    assert status == 0
+    assert found["QEMU"][0] == found["guest image"][0] == "warning"
+    assert "harness provision" in found["QEMU"][1]
+    assert not cache_root.exists(), "the doctor looks, and changes nothing"
+
+
+def test_a_host_that_cannot_fetch_is_told_what_is_missing(
+    harness: Harness, cache_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not cache_root.exists()
+    monkeypatch.setattr("shutil.which", lambda _tool, **_: None)
+    status, found = _states(harness)
+    assert status == 1
+    assert found["QEMU"] == (
+        "missing",
+        "none on PATH, and apt-get and dpkg-deb not installed to fetch it with",
+    )
+
+
+def test_a_qemu_on_path_without_9p(
+    harness: Harness, cache_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not cache_root.exists()
+    fake = tmp_path / "bin" / "qemu-system-x86_64"
+    fake.parent.mkdir()
+    fake.write_text(
+        "#!/bin/sh\ncase \"$*\" in *version*) echo 'QEMU emulator version 7.2.0';;"
+        " *machine*) echo 'pc  Standard PC';; *) echo 'name \"virtio-net-pci\"';; esac\n"
+    )
+    fake.chmod(0o755)
+    (fake.parent / "pc-bios").mkdir()
+    monkeypatch.setattr("harness.qemu.binary.PROGRAM", fake.name)
+    monkeypatch.setenv("PATH", f"{fake.parent}:/usr/bin:/bin")
+    status, found = _states(harness)
+    assert status == 1
+    assert found["QEMU"][0] == "missing"
+
+
+def test_a_cache_that_cannot_be_written(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "file" / "cache"))
+    status, found = _states(harness)
+    assert status == 1
+    assert found["cache"][0] == "missing"
+    assert "HARNESS_CACHE" in found["cache"][1]
+
+
+@pytest.mark.parametrize("word", ["qemu:1.0", "guest", "disk:6.1"])
+def test_an_unknown_name_to_provision(harness: Harness, cache_root: Path, word: str) -> None:
+    ended = harness("provision", word)
+    assert ended.status == 2
+    assert ended.line.startswith(
+        f"harness: {word}: nothing to provision by that name; known: guest:6.1 qemu:"
+    )
+    assert not cache_root.exists()

@@ -1,0 +1,125 @@
+"""``harness shell`` as a user has it: a real guest, by pipe or terminal, and its end by any means."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from harness.deadline import wait_until
+from harness.reaper import MARK, PREFIX
+
+pytestmark = pytest.mark.qemu
+HARNESS = [sys.executable, "-c", "from harness.cli.main import main; main()"]
+
+
+@pytest.fixture
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A temporary folder of the test's own, short enough for sockets, so that what stays can be seen."""
+    with tempfile.TemporaryDirectory(prefix="sh-", dir="/tmp") as name:
+        assert tmp_path_factory
+        yield Path(name)
+
+
+def environment(temporary: Path) -> dict[str, str]:
+    return {**{k: v for k, v in os.environ.items() if k != MARK}, "TMPDIR": str(temporary), "TERM": "vt100"}
+
+
+def expect_nothing_left(temporary: Path) -> None:
+    def left() -> list[str]:
+        processes = [
+            entry.name
+            for entry in Path("/proc").iterdir()
+            if entry.name.isdigit() and f"{MARK}={temporary}".encode() in _environ(entry)
+        ]
+        return processes + [str(p) for p in temporary.glob(PREFIX + "*")]
+
+    wait_until(lambda: not left(), what=f"nothing left of {temporary}", timeout_s=15)
+
+
+def _environ(process: Path) -> bytes:
+    try:
+        return (process / "environ").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_a_script_on_stdin(temporary: Path, tmp_path: Path) -> None:
+    (tmp_path / "from-host").write_text("seen in the guest\n")
+    done = subprocess.run(
+        [*HARNESS, "shell", "--share", str(tmp_path)],
+        input="cat from-host; echo written > from-guest; echo oops >&2; exit 5\n",
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(temporary),
+        timeout=180,
+    )
+    assert (done.returncode, done.stdout) == (5, "seen in the guest\n")
+    assert "oops" in done.stderr
+    assert (tmp_path / "from-guest").read_text() == "written\n"
+    expect_nothing_left(temporary)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_signal_ends_it_and_leaves_nothing(temporary: Path, number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [*HARNESS, "shell"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(temporary),
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    lines = iter(process.stderr.readline, "")
+    assert any(line.startswith("SSH:") for line in lines), "it never came up"
+    process.send_signal(number)
+    process.wait(timeout=60)
+    assert process.returncode != 0
+    expect_nothing_left(temporary)
+
+
+def test_a_session_on_a_terminal_and_the_printed_ways_in(temporary: Path) -> None:
+    session = pexpect.spawn(
+        HARNESS[0],
+        [*HARNESS[1:], "shell"],
+        env=environment(temporary),
+        dimensions=(33, 111),
+        encoding="utf-8",
+        timeout=120,
+    )
+    session.expect(r"QMP: +(\S+) (\S+qmp2\.sock)")
+    assert isinstance(session.match, re.Match)
+    qmp_shell, socket_path = session.match.groups()
+    session.expect(r"SSH: +ssh .*\n")
+    session.expect("# ")
+    session.sendline("stty size; echo in-$((6*7)); pwd")
+    session.expect("33 111")
+    session.expect("in-42")
+    session.expect("/mnt/share0")
+
+    answer = subprocess.run(
+        [qmp_shell, socket_path],
+        input="query-status\n",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert re.search(r'"?running"?', answer.stdout), answer
+
+    session.sendline("exit 3")
+    session.expect(pexpect.EOF)
+    session.close()
+    assert session.exitstatus == 3
+    expect_nothing_left(temporary)
