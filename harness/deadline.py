@@ -94,7 +94,7 @@ def wait_until(
 
 def hold_for(
     window_s: float,
-    still: Callable[[], None],
+    still: Callable[[], object],
     *,
     until: Callable[[], bool] = lambda: False,
     interval_s: float = 0.1,

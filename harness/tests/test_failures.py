@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from harness import artifacts, reaper
+from harness.channel.qmp import Qmp
 from harness.deadline import wait_until
+from harness.history import History
 
 pytestmark = pytest.mark.qemu
 
@@ -216,3 +218,44 @@ def _expect_gone(folder: Path, qemus: list[int]) -> None:
         return not living and not reaper.processes_of(folder) and not folder.exists()
 
     wait_until(gone, what=f"the end of {qemus} and of {folder}", timeout_s=15)
+
+
+def test_argv_sh_starts_the_same_qemu_by_itself(tmp_path: Path) -> None:
+    """Long after the test, in a folder of its own, with the devices that the command line had."""
+    _pytest(
+        tmp_path,
+        """
+def test_it(lab):
+    lab.boot(replace(lab.spec(), plugged=frozenset(["share0"])))
+    assert False
+""",
+    )
+    temporary = tmp_path / "t"
+    temporary.mkdir()
+    process = subprocess.Popen(
+        [_expect_complete(tmp_path) / artifacts.ARGV],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={"PATH": os.environ["PATH"], "TMPDIR": str(temporary)},
+    )
+    try:
+        assert process.stderr is not None
+        ways = re.search(r"QMP: (\S+) .* kernel: (\S+)", process.stderr.readline())
+        assert ways
+        log = Path(ways[2])
+        wait_until(
+            lambda: log.exists() and "guest: network is up" in log.read_text(errors="replace"),
+            what="the guest of argv.sh",
+            timeout_s=120,
+        )
+        qmp = Qmp("again", Path(ways[1]), History(tmp_path / "h"), tmp_path / "q")
+        qmp.connect(timeout_s=20)
+        names = [child["name"] for child in qmp.execute("qom-list", {"path": "/machine/peripheral"})]
+        assert "share0" in names
+        qmp.execute("quit")
+        qmp.close()
+        assert process.wait(timeout=30) == 0
+        assert list(temporary.iterdir()) == []
+    finally:
+        process.kill()
+        process.communicate()

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.artifacts import Artifacts, slug, tail
+from harness.errors import SetupError
+
+
+@pytest.mark.parametrize(
+    ("test_id", "expected"),
+    [
+        ("scenarios/test_leak.py::test_one[7.2-6.1-pc]", "test_leak.test_one-7.2-6.1-pc"),
+        ("test_leak.py::test_one", "test_leak.test_one"),
+    ],
+)
+def test_an_ordinary_id_stays_readable(test_id: str, expected: str) -> None:
+    assert slug(test_id) == expected
+
+
+def test_ids_that_read_alike_get_different_folders() -> None:
+    ids = ["a.py::t[/usr/bin/qemu-pc]", "a.py::t[-usr-bin-qemu-pc]", "a.py::T::t", "b/c/a.py::t"]
+    assert len({slug(i) for i in ids}) == len(ids)
+
+
+@given(st.text(min_size=1, max_size=400))
+def test_a_slug_is_one_file_name(test_id: str) -> None:
+    name = slug(test_id)
+    assert 0 < len(name.encode()) <= 255
+    assert "/" not in name
+    assert "\0" not in name
+    assert name not in (".", "..")
+
+
+def test_each_machine_has_its_place(tmp_path: Path) -> None:
+    artifacts = Artifacts.create(tmp_path, "a.py::t")
+    first, second = artifacts.machine("source", first=True), artifacts.machine("successor-1", first=False)
+    assert first.folder == artifacts.folder
+    assert second.folder.parent == artifacts.folder
+    assert artifacts.machines() == [first, second]
+    (artifacts.folder / "old").write_text("")
+    assert list(Artifacts.create(tmp_path, "a.py::t").folder.iterdir()) == []
+    artifacts.discard()
+    assert not artifacts.folder.exists()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SetupError, match=r"cannot make the artefact folder .*file/"):
+        Artifacts.create(tmp_path / "file", "a.py::t")
+
+
+def test_the_tail_of_a_log(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    assert tail(path, 3) == []
+    path.write_bytes(b"one\ntwo\nth\xffree\n")
+    assert tail(path, 2) == ["two", "th�ree"]
+    path.write_text("x" * 100_000 + "\nlast\n")
+    assert tail(path, 1) == ["last"]

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from harness.deadline import Deadline, Pace, hold_for, wait_until
+from harness.errors import QemuDied, WaitTimeout
+
+
+def test_the_value_that_was_awaited_is_returned() -> None:
+    values = iter([None, 0, "", "there"])
+    assert wait_until(lambda: next(values), what="it", timeout_s=5, interval_s=0) == "there"
+
+
+def test_a_timeout_says_what_was_awaited_and_seen(tmp_path: Path) -> None:
+    seen = itertools.count()
+    with pytest.raises(WaitTimeout) as caught:
+        wait_until(lambda: next(seen) < 0, what="the impossible", timeout_s=0.05, artifacts=tmp_path)
+    assert caught.value.last is False
+    assert caught.value.elapsed_s >= 0.05
+    assert str(caught.value).startswith("waited 0.1 s for the impossible; last seen: False; artefacts: ")
+
+
+def test_a_deadline_of_zero_still_looks_once() -> None:
+    assert wait_until(lambda: "now", what="it", timeout_s=0) == "now"
+
+
+def test_the_watch_is_asked_on_each_turn_and_after_the_probe() -> None:
+    calls: list[str] = []
+
+    def watch() -> None:
+        calls.append("watch")
+        if len(calls) > 4:
+            raise QemuDied("it died")
+
+    def probe() -> None:
+        calls.append("probe")
+
+    with pytest.raises(QemuDied):
+        wait_until(probe, what="it", timeout_s=60, watch=watch, interval_s=0)
+    assert calls == ["probe", "watch"] * 3
+
+
+def test_a_window_is_watched_at_both_ends() -> None:
+    looks = itertools.count()
+    assert hold_for(0.05, lambda: next(looks) and None, interval_s=1) >= 0.05
+    assert next(looks) == 2
+
+
+def test_a_window_ends_with_its_claim() -> None:
+    looks = itertools.count(1)
+
+    def still() -> None:
+        if next(looks) == 3:
+            raise AssertionError("broken")
+
+    with pytest.raises(AssertionError, match="broken"):
+        hold_for(60, still, interval_s=0)
+
+
+def test_a_window_ends_early_when_there_is_nothing_left_to_watch_for() -> None:
+    looks = itertools.count()
+    assert hold_for(60, lambda: next(looks) and None, until=lambda: next(looks) > 4, interval_s=0) < 60
+
+
+def test_a_pace_scales_and_a_deadline_runs_out() -> None:
+    assert Pace(6).seconds(2.0) == 12.0
+    assert Deadline.after(60).remaining_s > 59
+    assert Deadline.after(0).expired
+    assert Deadline.after(-1).remaining_s == 0.0
