@@ -1,0 +1,97 @@
+"""The ledger's strict xfail: for the failure that an entry describes, and for no other."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from harness.tests.plugin import inner
+from harness.tests.plugin.conftest import Pytest
+
+_CONFTEST = """
+from harness import ledger
+from harness.ledger import Bug, Ledger
+from harness.qemu.binary import Capabilities
+
+def _bug(id, scenario, **more):
+    return Bug(id=id, guarantee="no leak", title="it leaks", seen_broken=["7.2.22"], evidence="seen",
+               scenarios=[f"test_cases.py::{scenario}"], failure="leaked|killed by SIGSEGV",
+               **{"qemu": "<10.0", **more})
+
+LEDGER = Ledger(bug=[
+    _bug("B1", "test_as_described"), _bug("B2", "test_otherwise"), _bug("B3", "test_gone"),
+    _bug("B4", "test_other_version", qemu=">=10.0"), _bug("B5", "test_other_machine", machines=["q35"]),
+    _bug("B6", "test_parameters[small]"), _bug("B7", "test_dies"), _bug("B8", "test_skips"),
+])
+ledger.load = lambda path=None: LEDGER
+Matrix.qemu = lambda self, name: (None, Capabilities("", (7, 2, 22), frozenset(), frozenset()))
+"""
+_CASES = """
+import pytest
+from harness.errors import Violation
+
+pytestmark = pytest.mark.usefixtures("qemu_name", "kernel_name", "machine_name")
+
+@pytest.fixture(scope="session")
+def qemu_name(request): return request.param
+@pytest.fixture(scope="session")
+def kernel_name(request): return request.param
+@pytest.fixture(scope="session")
+def machine_name(request): return request.param
+
+def leak():
+    raise Violation("a fid leaked", details="more")
+
+def test_as_described(lab): leak()
+def test_otherwise(lab): raise Violation("something else", details="a fid leaked")
+def test_gone(lab): pass
+def test_other_version(lab): leak()
+def test_other_machine(lab): leak()
+def test_not_listed(lab): leak()
+def test_dies(lab): lab.dies()
+def test_skips(lab): pytest.skip("not here")
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_parameters(lab, size): leak()
+"""
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory, run_pytest: Pytest) -> dict[str, tuple[str, str]]:
+    folder = tmp_path_factory.mktemp("known-bugs")
+    (folder / "conftest.py").write_text(Path(inner.__file__).read_text() + _CONFTEST)
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    (folder / "test_cases.py").write_text(_CASES)
+    done = run_pytest(folder, "--machine", "pc", "--artifacts", "out", "test_cases.py")
+    assert (folder / "outcomes.json").exists(), done.stdout + done.stderr
+    found = json.loads((folder / "outcomes.json").read_text())
+    return {_short(name): (seen["phases"].get("call", "none"), seen["text"]) for name, seen in found.items()}
+
+
+def _short(name: str) -> str:
+    """Without the axes."""
+    return re.sub("-?default-default-pc-?", "", name).replace("[]", "")
+
+
+@pytest.mark.parametrize(
+    ("test", "outcome", "text"),
+    [
+        ("as_described", "xfailed", ""),
+        ("dies", "xfailed", ""),
+        ("parameters[small]", "xfailed", ""),
+        ("otherwise", "failed", "something else"),
+        ("gone", "failed", "XPASS(strict)] B3: it leaks (seen in 7.2.22)"),
+        ("other_version", "failed", "a fid leaked"),
+        ("other_machine", "failed", "a fid leaked"),
+        ("not_listed", "failed", "a fid leaked"),
+        ("parameters[large]", "failed", "a fid leaked"),
+        ("skips", "skipped", "not here"),
+    ],
+)
+def test_the_outcome(outcomes: dict[str, tuple[str, str]], test: str, outcome: str, text: str) -> None:
+    seen, said = outcomes[f"test_{test}"]
+    assert seen == outcome
+    assert text in said
