@@ -14,6 +14,7 @@ from harness.deadline import hold_for, wait_until
 from harness.errors import GuestError, QemuError, Violation, WaitTimeout
 from harness.guest.guest import Guest
 from harness.guest.mount import TagState, tag_state
+from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
 
 #: Seconds, before scaling. Native PCIe hotplug waits 5 s for a second press of the attention button
@@ -214,6 +215,39 @@ class Hotplug:
         self.request_unplug(share).wait_completed()
         if share.mount_tag in self.guest.mount_tags():
             raise Violation(f"{share.id} is gone, and the guest still lists {share.mount_tag}")
+
+
+def plug_without_guest(machine: Machine, share: Share) -> None:
+    """``device_add``, where no guest runs that could see it.
+
+    :raises QemuError: when QEMU refuses the device.
+    """
+    machine.qmp.execute("device_add", share.device(machine.spec.machine_type), watch=machine.watch)
+    machine.plugged.add(share.id)
+
+
+def unplug_without_guest(machine: Machine, share: Share) -> None:
+    """``device_del`` and its two events, where no guest runs: native PCIe hotplug completes it at once.
+
+    :raises Violation: when one of the two events does not come.
+    """
+    path = f"{_PERIPHERAL}/{share.id}"
+    wanted = {path, f"{path}/virtio-backend"}
+    with machine.qmp.listen("DEVICE_DELETED") as events:
+        machine.qmp.execute("device_del", {"id": share.id}, watch=machine.watch)
+        try:
+            wait_until(
+                lambda: {event.data.get("path") for event in events.events} >= wanted,
+                what=f"DEVICE_DELETED of {share.id}, twice",
+                timeout_s=UNPLUG_TIMEOUT_S,
+                watch=machine.watch,
+                interval_s=0.002,
+            )
+        except WaitTimeout as exc:
+            raise Violation(
+                f"device_del of {share.id} did not complete without a guest", details=exc.message
+            ) from exc
+    machine.plugged.discard(share.id)
 
 
 def exists(guest: Guest, device_id: str) -> bool:

@@ -10,10 +10,12 @@ import pytest
 
 from harness.actions.hostile import HostileGuest
 from harness.actions.hotplug import Hotplug
+from harness.actions.leak_hunt import LeakHunt
 from harness.actions.migration import Migration
 from harness.actions.run_state import RunState
 from harness.actions.snapshot import Snapshot
 from harness.artifacts import Artifacts
+from harness.errors import SetupError
 from harness.guest.guest import Guest
 from harness.guest.lab import Cell, Lab
 from harness.holds.hold import Hold
@@ -86,6 +88,16 @@ def guest(request: pytest.FixtureRequest, lab: Lab) -> Guest:
         if name in request.fixturenames:
             request.getfixturevalue(name)
     return lab.boot(lab.spec())
+
+
+@pytest.fixture
+def leak_hunt(lab: Lab, shares: tuple[Share, ...]) -> LeakHunt:
+    """Repeats a cycle in machines of its own, and measures what grows."""
+    assert shares, "nothing to plug"
+    try:
+        return LeakHunt(lab)
+    except SetupError as exc:
+        pytest.skip(str(exc))
 
 
 @pytest.fixture

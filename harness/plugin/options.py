@@ -58,6 +58,7 @@ def selection_of(config: pytest.Config) -> Selection:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Check what can be checked without touching anything."""
+    config.addinivalue_line("markers", "pin_machine(*names): this scenario is about these types alone")
     config.stash[MATRIX] = Matrix(selection_of(config), report=_report)
     with _usage():
         config.stash[MATRIX].selection.check()
@@ -79,7 +80,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     selection = selection_of(metafunc.config)
     for fixture, axis in _AXES.items():
         if fixture in metafunc.fixturenames:
-            metafunc.parametrize(fixture, getattr(selection, axis), scope="session")
+            pin = metafunc.definition.get_closest_marker(f"pin_{fixture.removesuffix('_name')}")
+            names = [n for n in getattr(selection, axis) if pin is None or n in pin.args]
+            metafunc.parametrize(fixture, names, scope="session")
 
 
 def _wants_guests(config: pytest.Config) -> bool:

@@ -240,17 +240,18 @@ def _write(path: Path, text: str) -> None:
 def _install(name: str, root: Path, key: str) -> QemuInstall:
     """How to start the QEMU that is unpacked in ``root``: with its own loader, libraries and firmware."""
     loader = initramfs.loader(root)
-    libraries = ":".join(str(root / folder) for folder in _LIBRARY_FOLDERS)
+    libraries = tuple(root / folder for folder in _LIBRARY_FOLDERS)
     binary = root / _QEMU
     firmware = [word for share in ("qemu", "seabios") for word in ("-L", str(root / "usr/share" / share))]
     return QemuInstall(
         name=name,
         binary=binary,
-        command=(str(loader), "--library-path", libraries, str(binary)),
+        command=(str(loader), "--library-path", ":".join(map(str, libraries)), str(binary)),
         arguments=tuple(firmware),
         environment={"QEMU_MODULE_DIR": str(root / "usr/lib/x86_64-linux-gnu/qemu")},
         origin="provisioned",
         key=key,
+        libraries=libraries,
     )
 
 

@@ -22,6 +22,10 @@ from harness.errors import SetupError, UsageError
 FIRMWARE = "bios-256k.bin"
 PROGRAM = "qemu-system-x86_64"
 _PROBE_TIMEOUT_S = 60
+#: Where a Linux host keeps the libraries of its own programs (Debian and multiarch; Fedora; the rest).
+HOST_LIBRARIES = tuple(
+    Path(folder) for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/local/lib", "/usr/lib")
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ class QemuInstall:
 
     ``name`` is what the user called it; ``binary`` the ELF file; ``command`` what to execute (for an
     unpacked release its own dynamic loader, the library path, and the binary); ``arguments`` follow the
-    command on every call (firmware folders); ``key`` identifies the content for caches.
+    command on every call (firmware folders); ``key`` identifies the content for caches;
+    ``libraries`` are the folders that its shared libraries come from.
     """
 
     name: str
@@ -40,6 +45,7 @@ class QemuInstall:
     environment: Mapping[str, str] = field(default_factory=dict)
     origin: str = "path"
     key: str = ""
+    libraries: tuple[Path, ...] = HOST_LIBRARIES
 
     def argv(self, *rest: str) -> list[str]:
         """The argument vector that runs this QEMU with ``rest``."""

@@ -1,0 +1,145 @@
+"""Looks for what grows: one cycle, repeated in three machines, each longer than the one before.
+
+The longest one is sampled after every cycle. All three write a heap profile when they quit: an allocation
+site whose live objects grow from the first to the second *and* from the second to the third, by as much as
+they had more cycles, leaks; caches fill up once, and retained memory belongs to nobody's site.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from harness.errors import SetupError
+from harness.guest.guest import Guest
+from harness.guest.lab import Lab
+from harness.qemu import jemalloc, symbols
+from harness.qemu.footprint import footprint
+from harness.qemu.jemalloc import Live, Site
+from harness.qemu.machine import Machine, Wrapping
+from harness.qemu.spec import MachineSpec
+
+#: Written into the artefact folder for the checker ``no_leak``.
+HEAP_SITES = "heap-sites.json"
+#: Sites are worth naming when they grow at all; the checker decides what is a leak.
+_MAX_SITES = 200
+S = TypeVar("S", Guest, Machine)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How often to repeat: ``warm_up`` cycles, then twice ``cycles``."""
+
+    warm_up: int
+    cycles: int
+
+    @property
+    def lengths(self) -> tuple[int, int, int]:
+        """The number of cycles in each of the three machines."""
+        return self.warm_up, self.warm_up + self.cycles, self.warm_up + 2 * self.cycles
+
+
+#: A cycle without a guest takes some 75 ms, and the coroutine pool is full after 32 of them.
+WITHOUT_GUEST = Plan(warm_up=36, cycles=20)
+WITH_GUEST = Plan(warm_up=5, cycles=10)
+
+
+class LeakHunt:
+    """Repeats a cycle in machines of one lab, which it launches; it has to exist before they are.
+
+    :raises SetupError: where this QEMU's host has no libjemalloc2 to preload.
+    """
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        install = lab.cell.qemu
+        found = jemalloc.library(install)
+        if found is None:
+            folders = ", ".join(str(folder) for folder in install.libraries)
+            raise SetupError(
+                f"no {jemalloc.LIBRARY} for QEMU {install.name} (apt-get install libjemalloc2); "
+                f"looked in {folders}"
+            )
+        self._preload = found
+        lab.attach(self)
+
+    def wrap(self, spec: MachineSpec, _folder: Path) -> Wrapping:
+        """Start QEMU with a heap that is profiled."""
+        return Wrapping(environment=jemalloc.environment(self._preload, self._prefix(spec.name)))
+
+    def release(self) -> None:
+        """Nothing is in anybody's way."""
+
+    def close(self) -> None:
+        """Nothing is left."""
+
+    def _prefix(self, name: str) -> Path:
+        return self.lab.artifacts.folder / f"heap-{name}"
+
+    def repeat(self, cycle: Callable[[Guest], object], plan: Plan = WITH_GUEST) -> None:
+        """Repeat ``cycle`` in booted guests; what grew is then in the record, for ``no_leak`` to judge."""
+        self._hunt(lambda name: self.lab.boot(self.lab.spec(name=name)), lambda g: g.machine, cycle, plan)
+
+    def repeat_without_guest(
+        self, cycle: Callable[[Machine], object], plan: Plan = WITHOUT_GUEST, *extra: str
+    ) -> None:
+        """The same in machines that were never started (``-S``): no guest takes part, and no boot is needed.
+
+        :param extra: further arguments for QEMU.
+        """
+
+        def launch(name: str) -> Machine:
+            return self.lab.launch(replace(self.lab.spec(name=name), extra=("-S", *extra)))
+
+        self._hunt(launch, lambda machine: machine, cycle, plan)
+
+    def _hunt(
+        self,
+        start: Callable[[str], S],
+        machine_of: Callable[[S], Machine],
+        cycle: Callable[[S], object],
+        plan: Plan,
+    ) -> None:
+        self.lab.history.note("host", "leak:plan", {"warm_up": plan.warm_up, "lengths": plan.lengths})
+        profiles = []
+        for name, length in zip(("warm", "half", "full"), plan.lengths, strict=True):
+            subject = start(name)
+            for number in range(length):
+                cycle(subject)
+                if name == "full":
+                    self._sample(machine_of(subject), number)
+            machine = machine_of(subject)
+            machine.quit()
+            profiles.append(jemalloc.read_profile(jemalloc.find_profile(self._prefix(name))))
+        self._write_sites(profiles, plan)
+
+    def _sample(self, machine: Machine, cycle: int) -> None:
+        self.lab.history.note(machine.name, "leak:sample", {"cycle": cycle, **footprint(machine)})
+
+    def _write_sites(self, profiles: list[dict[Site, Live]], plan: Plan) -> None:
+        nothing = Live(0, 0)
+        sites = []
+        for site in set().union(*profiles):
+            live = [profile.get(site, nothing) for profile in profiles]
+            if live[2].objects > live[1].objects > live[0].objects:
+                sites.append((live, site))
+        sites.sort(key=lambda found: found[0][0].objects - found[0][2].objects)
+        named = symbols.Symbols()
+        content = {
+            "lengths": plan.lengths,
+            "total_objects": [sum(live.objects for live in profile.values()) for profile in profiles],
+            "total_bytes": [sum(live.bytes for live in profile.values()) for profile in profiles],
+            "growing": [
+                {
+                    "objects": [one.objects for one in live],
+                    "bytes": [one.bytes for one in live],
+                    "stack": [named.name(file, offset) for file, offset in site],
+                }
+                for live, site in sites[:_MAX_SITES]
+            ],
+        }
+        (self.lab.artifacts.folder / HEAP_SITES).write_text(json.dumps(content, indent=1) + "\n")
+        self.lab.history.note("host", "leak:heap-sites", {"file": HEAP_SITES, "growing": len(sites)})

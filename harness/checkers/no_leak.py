@@ -1,0 +1,111 @@
+"""Nothing grew with the cycles of a leak hunt.
+
+Read from a record in which :mod:`harness.actions.leak_hunt` has left its samples and heap profiles. Slopes
+are per cycle, over the cycles after the warm-up, and robust (Theil and Sen: the median of all pairwise
+slopes), so that a thread pool that moves once, or memory that is retained once, is none.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.checkers.record import Record
+from harness.checkers.verdict import VALID, Finding, Verdict, invalid, unknown
+from harness.history import as_mapping
+
+#: The detection limits, per cycle. The thread pool may move by a few threads; private memory is noisy.
+LIMITS: Mapping[str, float] = {
+    "threads": 0.25,
+    "fds": 0.25,
+    "qom_children": 0.1,
+    "memory_regions": 0.1,
+    "blockers": 0.1,
+    "private_kib": 512.0,
+}
+#: Live objects per cycle and allocation site.
+OBJECTS_LIMIT = 0.5
+#: Functions whose objects are kept on purpose, for later use, up to a bound that a hunt may not reach.
+POOLS: Mapping[str, str] = {
+    "qemu_coroutine_new": "the coroutine pool (QEMU: util/qemu-coroutine.c)",
+    "tb_gen_code": "translated code of the guest (QEMU: accel/tcg/translate-all.c)",
+    "qht_insert": "the hash table of translated code (QEMU: util/qht.c)",
+    "tcg_tb_insert": "translated code of the guest (QEMU: tcg/region.c)",
+}
+_MIN_SAMPLES = 10
+
+
+def no_leak(record: Record) -> Finding:
+    """No count, no allocation site and no private memory grows with the cycles."""
+    plan = record.last("host", "leak:plan")
+    if plan is None:
+        return VALID
+    warm_up = int(as_mapping(plan.value)["warm_up"])
+    samples = [as_mapping(e.value) for e in record.entries if e.f == "leak:sample"]
+    samples = [sample for sample in samples if sample["cycle"] >= warm_up]
+    if len(samples) < _MIN_SAMPLES:
+        return unknown(f"a leak hunt has {len(samples)} samples after its warm-up, {_MIN_SAMPLES} are needed")
+    sites = record.last("host", "leak:heap-sites")
+    if sites is None:
+        return unknown("a leak hunt has no heap profile: a machine did not quit")
+    heap = json.loads((record.folder / as_mapping(sites.value)["file"]).read_text())
+    found = [*_growing_counts(samples), *_growing_sites(heap)]
+    if found:
+        return invalid(f"leak: {found[0][0]}", *(line for finding in found for line in finding))
+    return Verdict.VALID, _limits(heap), ()
+
+
+def slope(values: Sequence[float]) -> float:
+    """The robust slope of a series with one value a cycle."""
+    pairs = itertools.combinations(enumerate(values), 2)
+    return statistics.median((y2 - y1) / (x2 - x1) for (x1, y1), (x2, y2) in pairs)
+
+
+def _growing_counts(samples: list[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    found = []
+    for name, limit in LIMITS.items():
+        grows = slope([float(sample[name]) for sample in samples])
+        if grows > limit:
+            line = f"{name}: +{grows:.2f} a cycle ({samples[0][name]} to {samples[-1][name]})"
+            found.append((line, *(_new_targets(samples) if name == "fds" else ())))
+    return found
+
+
+def _new_targets(samples: list[Mapping[str, Any]]) -> list[str]:
+    first, last = samples[0]["fd_targets"], samples[-1]["fd_targets"]
+    grown = {target: count - first.get(target, 0) for target, count in last.items()}
+    by_growth = sorted(grown.items(), key=lambda item: -item[1])
+    return [f"    {target}: {count:+d}" for target, count in by_growth if count > 0]
+
+
+def _growing_sites(heap: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    warm, half, full = heap["lengths"]
+    found = []
+    for site in heap["growing"]:
+        if any(frame.startswith(f"{pool}+") for frame in site["stack"] for pool in POOLS):
+            continue
+        first, second, third = site["objects"]
+        grows = min((second - first) / (half - warm), (third - second) / (full - half))
+        if grows > OBJECTS_LIMIT:
+            size = (site["bytes"][2] - site["bytes"][1]) / (third - second)
+            line = f"heap: +{grows:.2f} objects of {size:.0f} bytes a cycle, allocated by {_innermost(site)}"
+            found.append((line, *(f"    {frame}" for frame in site["stack"])))
+    return found
+
+
+def _innermost(site: Mapping[str, Any]) -> str:
+    """The innermost frame that is not the allocator's own."""
+    own = ("libjemalloc", "libglib", "libc.so")
+    return next((f for f in site["stack"] if not any(name in f for name in own)), "nobody known")
+
+
+def _limits(heap: Mapping[str, Any]) -> str:
+    counts = ", ".join(f"{name} {limit:g}" for name, limit in LIMITS.items())
+    warm, _, full = heap["lengths"]
+    return (
+        f"nothing grew in cycles {warm} to {full}; detection limits per cycle: "
+        f"{OBJECTS_LIMIT:g} heap objects of any one site, {counts}"
+    )
