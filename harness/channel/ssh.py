@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import select
-import shutil
 import socket
 import sys
 import termios
@@ -178,7 +177,7 @@ class Ssh:
         """
         try:
             channel = self._transport.open_session()
-            columns, lines = shutil.get_terminal_size()
+            columns, lines = _window()
             channel.get_pty(os.environ.get("TERM", "vt100"), columns, lines)
             channel.exec_command(command)
             with _raw_terminal(sys.stdin.fileno()):
@@ -206,7 +205,7 @@ def _raw_terminal(descriptor: int) -> Iterator[None]:
 def _relay(channel: paramiko.Channel) -> None:
     """Pass bytes between our terminal and the guest's, and our window's size, until the guest's side ends."""
     keyboard, screen = sys.stdin.fileno(), sys.stdout.fileno()
-    size = shutil.get_terminal_size()
+    size = _window()
     while not channel.closed:
         readable, _, _ = select.select([channel, keyboard], [], [], 0.25)
         if channel in readable:
@@ -216,9 +215,17 @@ def _relay(channel: paramiko.Channel) -> None:
             os.write(screen, data)
         if keyboard in readable:
             channel.sendall(os.read(keyboard, _CHUNK))
-        if shutil.get_terminal_size() != size:
-            size = shutil.get_terminal_size()
+        if _window() != size:
+            size = _window()
             channel.resize_pty(size.columns, size.lines)
+
+
+def _window() -> os.terminal_size:
+    """The terminal's own size: ``shutil.get_terminal_size`` would believe COLUMNS and LINES instead."""
+    try:
+        return os.get_terminal_size(sys.stdin.fileno())
+    except OSError:
+        return os.terminal_size((80, 24))
 
 
 def _drain(channel: paramiko.Channel, out: bytearray, err: bytearray) -> None:

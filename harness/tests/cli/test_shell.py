@@ -93,7 +93,7 @@ def test_a_session_on_a_terminal_and_the_printed_ways_in(temporary: Path) -> Non
     session = pexpect.spawn(
         HARNESS[0],
         [*HARNESS[1:], "shell"],
-        env=environment(temporary),
+        env={**environment(temporary), "COLUMNS": "80", "LINES": "24"},  # not what the terminal says
         dimensions=(33, 111),
         encoding="utf-8",
         timeout=120,
