@@ -1,12 +1,32 @@
-"""A hostile guest cannot hurt QEMU: a device forced out with requests in flight is drained, and is gone."""
+"""A hostile guest cannot hurt QEMU: a device forced out with requests in flight is drained, and is gone.
+
+The first scenarios have a real guest whose root is hostile; the others a 9p client of our own, that says
+what no kernel says.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
+
 from harness.actions.hostile import HostileGuest
 from harness.actions.hotplug import Hotplug
-from harness.actions.migration import Migration
+from harness.actions.migration import Migration, expect_blocked_by
+from harness.background import Background
+from harness.deadline import hold_for
 from harness.guest import transfer
 from harness.guest.guest import Guest
+from harness.guest.raw9p import (
+    NineError,
+    RawDriver,
+    RawGuest,
+    T,
+    attach_body,
+    flush_body,
+    read_body,
+    walk_body,
+)
 from harness.holds.hold import Hold
 from harness.qemu.spec import Share
 
@@ -37,3 +57,142 @@ def test_a_forced_eject_while_mounted(
     migration.expect_blocked_by(share)
     hostile.eject(share)
     migration.expect_not_blocked()
+
+
+def opened(raw_guest: RawGuest, share: Share) -> RawDriver:
+    """A session of a raw client that has attached (fid 1), and has opened a file (fid 2)."""
+    (share.path / "file").write_text("content")
+    driver = raw_guest.plug(share)
+    driver.version()
+    driver.attach(1)
+    driver.walk(1, 2, "file")
+    driver.open(2)
+    expect_blocked_by(raw_guest.machine, share)
+    return driver
+
+
+@pytest.mark.pin_machine("pc")
+def test_attach_twice_and_clunk_the_first(raw_guest: RawGuest, share: Share) -> None:
+    """While any attach is in use, the share is mounted: the last one's clunk ends the blocker."""
+    driver = opened(raw_guest, share)
+    driver.attach(9)
+    driver.clunk(1)
+    driver.walk(9, 3, "file")
+    driver.open(3)
+    assert driver.read(3, 0, 100) == b"content"
+    expect_blocked_by(raw_guest.machine, share)
+    driver.clunk(9)
+    expect_blocked_by(raw_guest.machine)
+
+
+@pytest.mark.pin_machine("pc")
+def test_a_version_in_the_middle_ends_the_session(raw_guest: RawGuest, share: Share) -> None:
+    """Tversion clunks every fid: none of them works any more, and nothing is blocked."""
+    driver = opened(raw_guest, share)
+    driver.version()
+    expect_blocked_by(raw_guest.machine)
+    with pytest.raises(NineError):
+        driver.read(2, 0, 100)
+    driver.attach(1)
+    expect_blocked_by(raw_guest.machine, share)
+
+
+@pytest.mark.pin_machine("pc")
+def test_a_device_reset_ends_the_session(raw_guest: RawGuest, share: Share) -> None:
+    """virtio's own reset, by a guest that never clunks."""
+    opened(raw_guest, share).reset()
+    expect_blocked_by(raw_guest.machine)
+
+
+@pytest.mark.pin_machine("pc")
+def test_a_system_reset_ends_the_session(raw_guest: RawGuest, share: Share) -> None:
+    """A reset of the whole machine, and the device is brought up anew."""
+    opened(raw_guest, share)
+    raw_guest.system_reset()
+    expect_blocked_by(raw_guest.machine)
+    driver = raw_guest.driver(share)
+    driver.version()
+    driver.attach(1)
+    expect_blocked_by(raw_guest.machine, share)
+
+
+@pytest.mark.pin_machine("pc")
+def test_an_eject_ends_the_blocker(raw_guest: RawGuest, share: Share) -> None:
+    """The device is gone, and takes a session that nobody ended with it."""
+    opened(raw_guest, share)
+    raw_guest.eject(share)
+    expect_blocked_by(raw_guest.machine)
+
+
+@pytest.mark.pin_machine("pc")
+def test_a_flush_of_itself_is_answered(raw_guest: RawGuest, share: Share) -> None:
+    """Tflush whose oldtag is its own: nothing waits for ever."""
+    driver = opened(raw_guest, share)
+    driver.flush(77, tag=77)
+    assert driver.read(2, 0, 100) == b"content"
+
+
+@pytest.mark.pin_machine("pc")
+def test_a_flush_waits_for_the_request_it_flushes(raw_guest: RawGuest, share: Share, hold: Hold) -> None:
+    """Rflush says that the old tag is free: it must not come while the old request may still be answered."""
+    driver = opened(raw_guest, share)
+    with hold.requests(share) as held:
+        read = driver.send(T.READ, read_body(2, 0, 100))
+        held.wait_caught()
+        flush = driver.send(T.FLUSH, flush_body(read.tag))
+        answered = driver.answered()
+        hold_for(0.5, lambda: driver.expect_answered(answered))
+        held.in_flight()
+    driver.wait_answer(flush)
+    assert driver.read(2, 0, 100) == b"content"
+
+
+@pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("end", ["device_reset", "system_reset"])
+def test_a_reset_waits_for_a_request_in_flight(
+    raw_guest: RawGuest, share: Share, hold: Hold, end: str
+) -> None:
+    """The reset drains: while the call is held it is not done, and afterwards the device is as new."""
+    driver = opened(raw_guest, share)
+    with hold.requests(share) as held:
+        driver.send(T.READ, read_body(2, 0, 100))
+        held.wait_caught()
+        reset = Background(driver.reset if end == "device_reset" else raw_guest.system_reset)
+        hold_for(1.0, held.waiting)
+        done_while_held = reset.done
+    reset.wait()
+    expect_blocked_by(raw_guest.machine)
+    driver = raw_guest.driver(share)
+    driver.version()
+    driver.attach(1)
+    assert not done_while_held, "the reset was done with a request in flight"
+
+
+MALFORMED: dict[str, Callable[[RawDriver], object]] = {
+    "size_zero": lambda d: d.send(T.CLUNK, b"\0\0\0\0", size=0),
+    "size_beyond_the_buffer": lambda d: d.send(T.CLUNK, b"\0\0\0\0", size=1 << 31),
+    "no_body": lambda d: d.send(T.READ),
+    "unknown_type": lambda d: d.send(250, b"junk"),
+    "unknown_fid": lambda d: d.send(T.READ, read_body(4711, 0, 10)),
+    "huge_read": lambda d: d.send(T.READ, read_body(2, 0, 0xFFFFFFFF)),
+    "walk_of_dots": lambda d: d.send(T.WALK, walk_body(1, 8, "..", "..", "..", "etc")),
+    "name_with_slash": lambda d: d.send(T.WALK, walk_body(1, 8, "../../etc")),
+    "attach_in_use": lambda d: d.send(T.ATTACH, attach_body(1)),
+    "flush_of_nothing": lambda d: d.send(T.FLUSH, flush_body(0x7FFF)),
+}
+
+
+@pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("what", MALFORMED)
+def test_a_message_that_no_kernel_sends(raw_guest: RawGuest, share: Share, what: str) -> None:
+    """QEMU may answer with an error or give the device up; it lives, and the device can be ejected."""
+    driver = opened(raw_guest, share)
+    MALFORMED[what](driver)
+    raw_guest.machine.qmp.execute("query-status")
+    raw_guest.system_reset()
+    expect_blocked_by(raw_guest.machine)
+    driver = raw_guest.driver(share)
+    driver.version()
+    driver.attach(1)
+    driver.clunk(1)
+    raw_guest.eject(share)

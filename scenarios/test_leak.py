@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from harness.actions.hotplug import Hotplug, plug_without_guest, unplug_without_guest
 from harness.actions.leak_hunt import LeakHunt
+from harness.errors import QemuError
 from harness.guest.guest import Guest
+from harness.guest.raw9p import NineError, RawDriver, RawGuest, make_files
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
 
@@ -24,7 +31,7 @@ def test_plug_and_unplug_without_a_guest(leak_hunt: LeakHunt, share: Share) -> N
 
 @pytest.mark.pin_machine("pc")
 def test_plug_mount_use_unmount_unplug(leak_hunt: LeakHunt, share: Share) -> None:
-    """A share's whole life, with files opened, written, read and listed."""
+    """A share's whole life in a real guest."""
 
     def cycle(guest: Guest) -> None:
         hotplug = Hotplug(guest)
@@ -35,3 +42,72 @@ def test_plug_mount_use_unmount_unplug(leak_hunt: LeakHunt, share: Share) -> Non
         hotplug.unplug(share)
 
     leak_hunt.repeat(cycle)
+
+
+ENDINGS: dict[str, Callable[[RawGuest, RawDriver], None]] = {
+    "clunked": lambda _, driver: driver.clunk_all(),
+    "version": lambda _, driver: driver.version(),
+    "device_reset": lambda _, driver: driver.reset(),
+    "system_reset": lambda guest, _: guest.system_reset(),
+    "ejected": lambda _guest, _driver: None,
+}
+
+
+@pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_session_with_open_files_that_ends_in_any_way(
+    leak_hunt: LeakHunt, share: Share, ending: str
+) -> None:
+    """Folder, files, directory and extended attributes are open; then the session ends, and the device."""
+    make_files(share.path, 3)
+
+    def cycle(guest: RawGuest) -> None:
+        driver = guest.plug(share)
+        driver.version()
+        driver.attach(1)
+        driver.walk(1, 2)
+        driver.create(2, "made")
+        driver.write(2, 0, b"x" * 1000)
+        driver.walk(1, 3, "file0")
+        driver.open(3)
+        assert driver.read(3, 0, 100) == b"file0"
+        driver.walk(1, 4)
+        driver.open(4)
+        with contextlib.suppress(NineError):  # A file system without extended attributes says so.
+            driver.xattrwalk(3, 5)
+        ENDINGS[ending](guest, driver)
+        guest.eject(share)
+
+    leak_hunt.repeat_raw(cycle)
+
+
+@pytest.mark.pin_machine("q35-pcie")
+@pytest.mark.parametrize("wrong", ["fsdev", "no_tag", "long_tag", "path", "busy_id"])
+def test_a_plug_that_fails(leak_hunt: LeakHunt, shares: tuple[Share, ...], wrong: str) -> None:
+    """Every error of realize; the device that was there before stays."""
+    share, other = shares[:2]
+    broken = {
+        "fsdev": lambda: replace(share, device_options={"fsdev": "nowhere"}),
+        "no_tag": lambda: replace(share, mount_tag=""),
+        "long_tag": lambda: replace(share, device_options={"mount_tag": "t" * 32}),
+        "path": lambda: share,
+        "busy_id": lambda: replace(share, id=other.id, fsdev_of=share.id),
+    }[wrong]()
+
+    def cycle(machine: Machine) -> None:
+        if other.id not in machine.plugged:
+            plug_without_guest(machine, other)
+        with without(share.path) if wrong == "path" else contextlib.nullcontext(), pytest.raises(QemuError):
+            plug_without_guest(machine, broken)
+
+    leak_hunt.repeat_without_guest(cycle)
+
+
+@contextlib.contextmanager
+def without(path: Path) -> Iterator[None]:
+    """The folder is away for a while."""
+    away = path.rename(path.with_suffix(".away"))
+    try:
+        yield
+    finally:
+        away.rename(path)

@@ -5,13 +5,13 @@ Nothing here asks the guest's kernel politely: ports and config space are writte
 
 from __future__ import annotations
 
-import concurrent.futures
 import threading
 from collections.abc import Callable
 
 from harness.actions.hotplug import exists
+from harness.background import Background
 from harness.deadline import hold_for, wait_until
-from harness.errors import GuestError, HarnessError, Violation, WaitTimeout
+from harness.errors import GuestError, Violation, WaitTimeout
 from harness.guest.guest import Guest, quote
 from harness.guest.portio import install
 from harness.qemu.spec import Share
@@ -49,17 +49,9 @@ class Ejection:
         )
         self._events = self._machine.qmp.listen("DEVICE_DELETED")
         self._seen_before = self._machine.kernel_log.text().count(_ANNOUNCED)
-        self._answer: concurrent.futures.Future[str] = concurrent.futures.Future()
-        self._thread = threading.Thread(target=self._run, args=(command,), name="eject", daemon=True)
-        self._thread.start()
-
-    def _run(self, command: str) -> None:
-        try:
-            self._answer.set_result(
-                self.guest.succeed(f"echo '{_ANNOUNCED} {self.share.id}' > /dev/kmsg; {command}")
-            )
-        except HarnessError as exc:
-            self._answer.set_exception(exc)
+        self._write = Background(
+            lambda: guest.succeed(f"echo '{_ANNOUNCED} {share.id}' > /dev/kmsg; {command}")
+        )
 
     @property
     def deleted(self) -> list[str]:
@@ -105,8 +97,8 @@ class Ejection:
         :raises Violation: when the device, or one of the two events, stays away.
         """
         try:
-            self._wait(self._answer.done, f"the guest's eject of {self.share.id} to return")
-            self._answer.result()
+            self._wait(lambda: self._write.done, f"the guest's eject of {self.share.id} to return")
+            self._write.wait()
             self._wait(
                 lambda: set(self.deleted) >= set(self._paths), f"DEVICE_DELETED of {self.share.id}, twice"
             )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from harness.deadline import hold_for, wait_until
 from harness.errors import HarnessError, QemuError, Violation
@@ -16,6 +17,8 @@ from harness.qemu.spec import Share
 MIGRATE_TIMEOUT_S = 20.0
 #: Bytes a second: as fast as it goes. QEMU's own default keeps to 32 or 128 MiB/s.
 _MAX_BANDWIDTH = 1 << 34
+#: Bytes a second. Not less than 10: QEMU divides it into tenths of a second, and 0 means no limit.
+_SLOW_BANDWIDTH = 100_000
 
 
 def blocked_reason(share: Share) -> str:
@@ -123,12 +126,6 @@ class Migration:
             raise
         return Outgoing(self.guest, source, successor, op)
 
-    def blocked_reasons(self) -> list[str]:
-        """``query-migrate``'s ``blocked-reasons`` (QEMU: ``qapi/migration.json``, since 6.0)."""
-        machine = self.guest.machine
-        answer = machine.qmp.execute("query-migrate", watch=machine.watch)
-        return list(answer.get("blocked-reasons", []))
-
     def expect_refused(self, share: Share) -> None:
         """Assert that ``migrate`` is refused by ``share``, in QEMU's own words, and stays unstarted.
 
@@ -143,13 +140,47 @@ class Migration:
             raise Violation(f"migrate was accepted while {share.mount_tag!r} was mounted")
         self.expect_blocked_by(share)
 
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """A migration to nowhere that is active for as long as the context lasts, and cancelled at its end.
+
+        Its bandwidth would need minutes for the guest's memory. (A stream that nobody reads would last as
+        well, but QEMU then waits for it inside an RCU section, and a refused ``device_add`` drains RCU.)
+
+        :raises QemuError: when ``migrate`` is refused.
+        :raises Violation: when it ended by itself.
+        """
+        machine = self.guest.machine
+        before = machine.qmp.execute("query-migrate-parameters")["max-bandwidth"]
+        machine.qmp.execute("migrate-set-parameters", {"max-bandwidth": _SLOW_BANDWIDTH})
+        machine.qmp.execute("migrate", {"uri": "exec:cat > /dev/null"}, watch=machine.watch)
+        try:
+            self._wait_status("active")
+            yield
+            self._expect_status("active")
+        finally:
+            machine.qmp.execute("migrate_cancel", watch=machine.watch)
+            self._wait_status("cancelled")
+            machine.qmp.execute("migrate-set-parameters", {"max-bandwidth": before})
+
+    def _expect_status(self, wanted: str) -> None:
+        status = self.guest.machine.qmp.execute("query-migrate").get("status")
+        if status != wanted:
+            raise Violation(f"the migration of {self.guest.machine.name} is {status}, not {wanted}")
+
+    def _wait_status(self, wanted: str) -> None:
+        machine = self.guest.machine
+        wait_until(
+            lambda: machine.qmp.execute("query-migrate", watch=machine.watch).get("status") == wanted,
+            what=f"the migration of {machine.name} to be {wanted}",
+            timeout_s=machine.pace.seconds(MIGRATE_TIMEOUT_S),
+            watch=machine.watch,
+            artifacts=machine.artifacts.folder,
+        )
+
     def expect_blocked_by(self, *mounted: Share) -> None:
-        """:raises Violation: unless ``blocked-reasons`` has one for each of ``mounted``, and no other."""
-        expected, reasons = [blocked_reason(share) for share in mounted], self.blocked_reasons()
-        if sorted(reasons) != sorted(expected):
-            tags = ", ".join(share.mount_tag for share in mounted)
-            what = f"blocked-reasons does not name {tags} alone" if tags else "blocked with nothing mounted"
-            raise Violation(f"migration of {self.guest.machine.name}: {what}: {reasons}")
+        """See :func:`expect_blocked_by`."""
+        expect_blocked_by(self.guest.machine, *mounted)
 
     def expect_not_blocked(self) -> None:
         """:raises Violation: when ``query-migrate`` lists a reason."""
@@ -163,3 +194,18 @@ def expect_reason(refusal: QemuError, share: Share) -> None:
             f"refused for another reason than the mounted {share.mount_tag!r}: {refusal.desc}",
             details=f"expected: {blocked_reason(share)}",
         )
+
+
+def blocked_reasons(machine: Machine) -> list[str]:
+    """``query-migrate``'s ``blocked-reasons`` (QEMU: ``qapi/migration.json``, since 6.0)."""
+    answer = machine.qmp.execute("query-migrate", watch=machine.watch)
+    return list(answer.get("blocked-reasons", []))
+
+
+def expect_blocked_by(machine: Machine, *mounted: Share) -> None:
+    """:raises Violation: unless ``blocked-reasons`` has one for each of ``mounted``, and no other."""
+    expected, reasons = [blocked_reason(share) for share in mounted], blocked_reasons(machine)
+    if sorted(reasons) != sorted(expected):
+        tags = ", ".join(share.mount_tag for share in mounted)
+        what = f"blocked-reasons does not name {tags} alone" if tags else "blocked with nothing mounted"
+        raise Violation(f"migration of {machine.name}: {what}: {reasons}")

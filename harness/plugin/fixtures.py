@@ -18,6 +18,7 @@ from harness.artifacts import Artifacts
 from harness.errors import SetupError
 from harness.guest.guest import Guest
 from harness.guest.lab import Cell, Lab
+from harness.guest.raw9p import RawGuest
 from harness.holds.hold import Hold
 from harness.plugin.folders import ROOT
 from harness.plugin.options import MATRIX
@@ -83,11 +84,22 @@ def hold(lab: Lab) -> Hold:
 @pytest.fixture
 def guest(request: pytest.FixtureRequest, lab: Lab) -> Guest:
     """A booted guest that answers commands; no 9p device yet."""
-    # However the test orders its arguments: what the machine is started with comes before it.
-    for name in ("shares", "hold"):
+    _first(request, "shares", "hold")
+    return lab.boot(lab.spec())
+
+
+def _first(request: pytest.FixtureRequest, *names: str) -> None:
+    """However the test orders its arguments: what the machine is started with comes before it."""
+    for name in names:
         if name in request.fixturenames:
             request.getfixturevalue(name)
-    return lab.boot(lab.spec())
+
+
+@pytest.fixture
+def raw_guest(request: pytest.FixtureRequest, lab: Lab) -> RawGuest:
+    """A machine that was never started, driven by a 9p client of our own (``pc`` only)."""
+    _first(request, "shares", "hold")
+    return RawGuest(lab)
 
 
 @pytest.fixture

@@ -39,9 +39,9 @@ def render(spec: MachineSpec, paths: MachinePaths) -> list[str]:
         *_disk(paths),
         *_boot(spec),
         *_hotplug_places(spec),
+        *spec.extra,  # may have a bus that a share is plugged into
         *_shares(spec),
         *(("-incoming", "defer") if spec.incoming else ()),
-        *spec.extra,
     )
 
 

@@ -22,8 +22,8 @@ _CONTAINERS = (
 def footprint(machine: Machine) -> dict[str, Any]:
     """Threads, fds by what they point at, private memory, QOM children, memory regions, migration blockers.
 
-    ``private_kib`` is memory that no other process shares (``man 5 proc``, ``smaps_rollup``), without the
-    guest's own. ``memory_regions`` are the lines of ``info mtree``.
+    ``private_kib`` is memory that no other process shares (``man 5 proc``, ``smaps_rollup``): the guest's and
+    the code translated for it, included. ``memory_regions`` are the lines of ``info mtree``.
     """
     proc = Path(f"/proc/{machine.pid}")
     fds = _fds(proc)

@@ -37,9 +37,13 @@ def library(install: QemuInstall) -> Path | None:
 def environment(preload: Path, prefix: Path) -> dict[str, str]:
     """Profile every allocation; one file ``PREFIX.PID.….heap`` is written at exit.
 
-    ``G_SLICE`` makes GLib before 2.76 allocate each slice by itself.
+    Free pages go back to the kernel at once, so that private memory means memory in use. ``G_SLICE`` makes
+    GLib before 2.76 allocate each slice by itself.
     """
-    options = f"prof:true,lg_prof_sample:0,prof_final:true,prof_prefix:{prefix}"
+    options = (
+        f"prof:true,lg_prof_sample:0,prof_final:true,prof_prefix:{prefix},"
+        "narenas:1,dirty_decay_ms:0,muzzy_decay_ms:0"
+    )
     return {"LD_PRELOAD": str(preload), "MALLOC_CONF": options, "G_SLICE": "always-malloc"}
 
 

@@ -46,6 +46,40 @@ class MachineType:
         return {"bus": "pci.0", "addr": hex(_FIRST_ADDR + slot)}
 
 
+@dataclass(frozen=True)
+class FixedPlace:
+    """A place whose bus forbids hotplug.
+
+    :param bus: the bus that QEMU names in its refusal. :param addr: its address there.
+    :param arguments: what the machine needs on its command line to have it.
+    """
+
+    bus: str
+    addr: str
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def refusals(self) -> tuple[str, ...]:
+        """QEMU's own words for ``device_add`` and ``device_del``.
+
+        The first is ``softmmu/qdev-monitor.c``'s (later ``system/qdev-monitor.c``), the others are what a
+        root port says by itself up to some release after 7.2 (QEMU: ``hw/pci/pcie.c``,
+        ``pcie_cap_slot_plug_common`` and its callers).
+        """
+        port = f"failed: unsupported by the port device '{self.bus}'"
+        return f"Bus '{self.bus}' does not support hotplugging", f"Hot-plug {port}", f"Hot-unplug {port}"
+
+
+#: One for each machine type: each forbids it in another way.
+FIXED_PLACES: Mapping[str, FixedPlace] = {
+    "pc": FixedPlace("pci.0", "0x18", ("-global", "PIIX4_PM.acpi-root-pci-hotplug=off")),
+    "q35": FixedPlace("pcie.0", "0x18"),
+    "q35-pcie": FixedPlace(
+        "fixed",
+        "0x0",
+        ("-device", "pcie-root-port,id=fixed,chassis=9,slot=9,hotplug=off,bus=pcie.0,addr=0x18"),
+    ),
+}
 MACHINE_TYPES: Mapping[str, MachineType] = {
     kind.name: kind
     for kind in (
@@ -94,12 +128,13 @@ class Share:
             raise UsageError(f"share {self.id}: {self.path}: not a folder; 9p exports folders")
 
     def device(self, machine_type: MachineType) -> dict[str, str]:
-        """The properties of the device: for ``device_add``, and for ``-device``."""
+        """The properties of the device: for ``device_add``, and for ``-device``; no tag, no such property."""
+        tag = {"mount_tag": self.mount_tag} if self.mount_tag else {}
         return {
             "driver": self.driver,
             "id": self.id,
             "fsdev": self.fsdev,
-            "mount_tag": self.mount_tag,
+            **tag,
             **machine_type.place(self.slot),
             **self.device_options,
         }

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1]
-KERNEL = ("errors", "deadline", "history", "artifacts", "reaper")
+KERNEL = ("errors", "deadline", "background", "history", "artifacts", "reaper")
 LOWER = ("channel", "qemu", "guest", "provision", "actions", "holds", "checkers", "matrix", "ledger")
 #: What each part may import of the harness; its own part is always allowed.
 ALLOWED: dict[str, tuple[str, ...]] = {

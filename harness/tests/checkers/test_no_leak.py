@@ -32,10 +32,11 @@ def hunted(
     sites: list[dict[str, Any]] | None = None,
     *,
     count: int = FULL,
+    guest: bool = False,
 ) -> tuple[Verdict, str, str]:
     lengths = [WARM_UP, WARM_UP + 10, FULL]
     story.launched()
-    story.history.note("host", "leak:plan", {"warm_up": WARM_UP, "lengths": lengths})
+    story.history.note("host", "leak:plan", {"warm_up": WARM_UP, "lengths": lengths, "guest": guest})
     for cycle in range(count):
         story.history.note("full", "leak:sample", {"cycle": cycle, **HEALTHY, **sample(cycle)})
     if sites is not None:
@@ -65,6 +66,12 @@ def test_a_count_that_grows(story: Story, name: str) -> None:
     verdict, summary, _ = hunted(story, lambda n: {name: HEALTHY[name] + n * step}, [])
     assert verdict is Verdict.INVALID
     assert summary.startswith(f"leak: {name}: +{step}.00 a cycle")
+
+
+@pytest.mark.parametrize(("grows", "expected"), [(900, Verdict.VALID), (1200, Verdict.INVALID)])
+def test_a_guest_may_use_more_of_its_own_memory(story: Story, grows: int, expected: Verdict) -> None:
+    verdict, _, _ = hunted(story, lambda n: {"private_kib": 250_000 + n * grows}, [], guest=True)
+    assert verdict is expected
 
 
 def test_one_thread_in_every_third_cycle(story: Story) -> None:

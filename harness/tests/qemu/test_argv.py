@@ -79,14 +79,17 @@ def test_each_machine_type(machine: str, expected: list[str]) -> None:
             id="cold-plugged",
         ),
         pytest.param({"incoming": True}, ["-incoming", "defer"], id="waits for a stream"),
-        pytest.param({"extra": ("-S",)}, ["-S"], id="extra, verbatim"),
-        pytest.param(
-            {"incoming": True, "extra": ("-S",)}, ["-incoming", "defer", "-S"], id="extra comes last"
-        ),
     ],
 )
 def test_additions_to_the_plain_machine(changes: dict[str, Any], added: list[str]) -> None:
     assert render(spec(**changes), PATHS) == [*render(spec(), PATHS), *added]
+
+
+def test_extra_arguments_are_there_before_any_share() -> None:
+    plain, words = render(spec(), PATHS), render(spec(extra=("-device", "pcie-root-port,id=mine")), PATHS)
+    first_share = plain.index("-fsdev")
+    expected = [*plain[:first_share], "-device", "pcie-root-port,id=mine", *plain[first_share:]]
+    assert words == expected
 
 
 def test_a_cold_plugged_share_sits_in_its_own_root_port() -> None:

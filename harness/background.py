@@ -1,0 +1,43 @@
+"""A call that runs on while its caller watches something else."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from collections.abc import Callable
+
+from harness.errors import WaitTimeout
+
+
+class Background:
+    """A call that runs in a thread of its own while the caller watches something else.
+
+    The thread is a daemon: a call that never returns does not keep the process alive.
+    """
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._future: concurrent.futures.Future[object] = concurrent.futures.Future()
+        threading.Thread(target=self._run, args=(call,), name="background", daemon=True).start()
+
+    def _run(self, call: Callable[[], object]) -> None:
+        try:
+            self._future.set_result(call())
+        except BaseException as exc:
+            self._future.set_exception(exc)
+
+    @property
+    def done(self) -> bool:
+        """Whether the call has ended."""
+        return self._future.done()
+
+    def wait(self, *, timeout_s: float = 60.0) -> object:
+        """What the call returned; what it raised is raised.
+
+        :raises WaitTimeout: when it does not end.
+        """
+        try:
+            return self._future.result(timeout_s)
+        except concurrent.futures.TimeoutError:
+            if self._future.done():
+                raise
+            raise WaitTimeout("a background call", last=None, elapsed_s=timeout_s) from None

@@ -1,0 +1,105 @@
+"""QEMU's qtest protocol: port and memory accesses from outside, as a guest's CPU would make them.
+
+One line a command, one line an answer (QEMU: ``softmmu/qtest.c``, later ``system/qtest.c``). It works beside
+any accelerator; the machine is never started (``-S``), so that nothing else touches its devices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from pathlib import Path
+
+from harness.deadline import Watch, wait_until
+from harness.errors import ChannelLost, HarnessError, WaitTimeout
+
+_TIMEOUT_S = 60.0
+
+
+class Qtest:
+    """A client of one QEMU's qtest socket.
+
+    :param watch: raises the real cause when waiting on is pointless.
+    :raises ChannelLost: when there is no such socket within ``timeout_s`` seconds.
+    """
+
+    name = "qtest"
+
+    def __init__(self, path: Path, *, timeout_s: float = _TIMEOUT_S, watch: Watch | None = None) -> None:
+        self._path, self._watch = path, watch
+        self._buffer = b""
+        try:
+            self._socket = wait_until(
+                self._connect, what=f"the qtest socket {path}", timeout_s=timeout_s, watch=watch
+            )
+        except WaitTimeout as exc:
+            raise ChannelLost(exc.message) from None
+
+    def _connect(self) -> socket.socket | None:
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            made.connect(str(self._path))
+        except OSError:
+            made.close()
+            return None
+        made.settimeout(_TIMEOUT_S)
+        return made
+
+    def command(self, line: str) -> list[str]:
+        """Send one command; returns the words after its ``OK``.
+
+        :raises HarnessError: when QEMU answers anything else. :raises ChannelLost: when it does not answer.
+        """
+        try:
+            self._socket.sendall(line.encode() + b"\n")
+            answer = self._line()
+            while answer.startswith("IRQ"):
+                answer = self._line()
+        except OSError as exc:
+            raise ChannelLost(f"the qtest connection broke during {line[:80]!r}: {exc}") from exc
+        verdict, *words = answer.split()
+        if verdict != "OK":
+            raise HarnessError(f"qtest: {line[:80]!r} was answered with {answer!r}")
+        return words
+
+    def _line(self) -> str:
+        while b"\n" not in self._buffer:
+            data = self._socket.recv(1 << 20)
+            if not data:
+                raise ConnectionResetError("QEMU closed it")
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line.decode("ascii", "replace").strip()
+
+    def outb(self, port: int, value: int) -> None:
+        """An 8-bit port write."""
+        self.command(f"outb {port:#x} {value:#x}")
+
+    def outw(self, port: int, value: int) -> None:
+        """A 16-bit port write."""
+        self.command(f"outw {port:#x} {value:#x}")
+
+    def outl(self, port: int, value: int) -> None:
+        """A 32-bit port write."""
+        self.command(f"outl {port:#x} {value:#x}")
+
+    def inw(self, port: int) -> int:
+        """A 16-bit port read."""
+        return int(self.command(f"inw {port:#x}")[0], 16)
+
+    def inl(self, port: int) -> int:
+        """A 32-bit port read."""
+        return int(self.command(f"inl {port:#x}")[0], 16)
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write guest memory."""
+        self.command(f"write {address:#x} {len(data):#x} 0x{data.hex()}")
+
+    def read(self, address: int, size: int) -> bytes:
+        """Read guest memory."""
+        return bytes.fromhex(self.command(f"read {address:#x} {size:#x}")[0].removeprefix("0x"))
+
+    def close(self) -> None:
+        """Close the connection."""
+        with contextlib.suppress(OSError):
+            self._socket.close()

@@ -1,0 +1,339 @@
+"""A 9p client without a kernel: a driver for the virtio device and the protocol's messages, over qtest.
+
+It can say what no kernel says, and its machine never runs a guest, so a whole life of a device takes
+milliseconds. Machine type ``pc`` only: there the device has virtio's legacy interface on an I/O port.
+
+Sources: virtio 1.2, 4.1.4.8 and 2.7 (legacy interfaces); kernel ``include/net/9p/9p.h``; QEMU
+``hw/9pfs/9p.c``; the 9P2000.L page of diod.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from pathlib import Path
+
+from harness.channel.qtest import Qtest
+from harness.deadline import wait_until
+from harness.errors import GuestError, UsageError, Violation, WaitTimeout
+from harness.guest.lab import Lab
+from harness.qemu.machine import Machine
+from harness.qemu.spec import Share
+
+NOFID = 0xFFFFFFFF
+VERSION = "9P2000.L"
+MSIZE = 8192
+#: ACPI PCI hotplug on PIIX4: select a bus by its bsel, eject slots by their bit (QEMU: ``hw/acpi/pcihp.c``).
+_ACPI_SELECT, _ACPI_EJECT = 0xAE10, 0xAE08
+_CONFIG_ADDRESS, _CONFIG_DATA = 0xCF8, 0xCFC
+_IO_BASE, _IO_SIZE = 0xC000, 0x40
+_MEMORY_BASE, _MEMORY_SIZE = 0x400000, 0x200000
+_REQUEST_BASE, _REQUEST_SIZE = 0x10000, 0x4000
+# Offsets in virtio's legacy registers.
+_GUEST_FEATURES, _QUEUE_PFN, _QUEUE_SIZE, _QUEUE_SELECT, _QUEUE_NOTIFY, _STATUS = 4, 8, 12, 14, 16, 18
+_DRIVER_OK = 7
+_DESC_NEXT, _DESC_WRITE = 1, 2
+_REPLY_TIMEOUT_S = 30.0
+
+
+class T(IntEnum):
+    """The types of the requests; each answer's is one more."""
+
+    RLERROR = 7
+    LOPEN = 12
+    LCREATE = 14
+    GETATTR = 24
+    XATTRWALK = 30
+    READDIR = 40
+    FSYNC = 50
+    VERSION = 100
+    ATTACH = 104
+    FLUSH = 108
+    WALK = 110
+    READ = 116
+    WRITE = 118
+    CLUNK = 120
+
+
+class NineError(GuestError):
+    """QEMU answered with Rlerror; ``errno`` is its number."""
+
+    def __init__(self, request: str, number: int) -> None:
+        self.errno = number
+        super().__init__(f"{request}: {errno.errorcode.get(number, number)}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request in the ring: its tag and its place."""
+
+    tag: int
+    kind: int
+    head: int
+
+
+class RawGuest:
+    """A machine that was never started, and the wires to its devices.
+
+    :raises UsageError: on another machine type than ``pc``.
+    """
+
+    def __init__(self, lab: Lab, *, name: str = "source") -> None:
+        if lab.cell.machine_type.name != "pc":
+            raise UsageError("raw 9p clients drive virtio's legacy interface, which only pc offers")
+        path = lab.folder / f"{name}.qtest"
+        extra = ("-S", "-qtest", f"unix:{path},server=on,wait=off", "-qtest-log", "/dev/null")
+        self.machine: Machine = lab.launch(replace(lab.spec(name=name), extra=extra))
+        self.qtest = Qtest(path, watch=self.machine.watch_process)
+
+    def plug(self, share: Share) -> RawDriver:
+        """``device_add``, and bring the device up."""
+        self.machine.qmp.execute("device_add", share.device(self.machine.spec.machine_type))
+        self.machine.plugged.add(share.id)
+        return self.driver(share)
+
+    def driver(self, share: Share) -> RawDriver:
+        """Bring up the device of ``share``, which is plugged in."""
+        return RawDriver(self, share)
+
+    def eject(self, share: Share) -> None:
+        """Write the eject register: what a guest does at the end of an unplug, or unasked.
+
+        Waits for both DEVICE_DELETED events.
+
+        :raises Violation: when one does not come.
+        """
+        path = f"/machine/peripheral/{share.id}"
+        wanted = {path, f"{path}/virtio-backend"}
+        with self.machine.qmp.listen("DEVICE_DELETED") as events:
+            self.request_eject(share)
+            try:
+                wait_until(
+                    lambda: {event.data.get("path") for event in events.events} >= wanted,
+                    what=f"DEVICE_DELETED of {share.id}, twice",
+                    timeout_s=_REPLY_TIMEOUT_S,
+                    watch=self.machine.watch_process,
+                    interval_s=0.002,
+                )
+            except WaitTimeout as exc:
+                raise Violation(f"{share.id} was ejected, and is not gone", details=exc.message) from exc
+        self.machine.plugged.discard(share.id)
+
+    def system_reset(self) -> None:
+        """``system_reset``, and its RESET event."""
+        with self.machine.qmp.listen("RESET") as events:
+            self.machine.qmp.execute("system_reset")
+            events.wait(what="RESET", timeout_s=_REPLY_TIMEOUT_S, watch=self.machine.watch_process)
+
+    def request_eject(self, share: Share) -> None:
+        """Write the eject register, and return when QEMU has acted on it."""
+        self.qtest.outl(_ACPI_SELECT, 0)
+        self.qtest.outl(_ACPI_EJECT, 1 << int(self.machine.spec.machine_type.place(share.slot)["addr"], 16))
+
+
+class RawDriver:
+    """A virtio-9p device, driven by hand: PCI set-up, one virtqueue, requests and answers."""
+
+    def __init__(self, guest: RawGuest, share: Share) -> None:
+        self._qtest, self._machine, self.share = guest.qtest, guest.machine, share
+        self._slot = int(guest.machine.spec.machine_type.place(share.slot)["addr"], 16)
+        self._io = _IO_BASE + share.slot * _IO_SIZE
+        self._memory = _MEMORY_BASE + share.slot * _MEMORY_SIZE
+        self._tag = 0
+        #: The heads of the requests without an answer, and how far the used ring was read.
+        self._in_flight: set[int] = set()
+        self._used_seen = 0
+        self.fids: set[int] = set()
+        self._set_up()
+
+    def _set_up(self) -> None:
+        """Give the device its I/O port and its queue (legacy: one page number for the whole ring)."""
+        self._config(0x10, self._io | 1)
+        self._config(0x04, 0x5)  # I/O space, bus master.
+        self.reset()
+        self._qtest.outl(self._io + _GUEST_FEATURES, 0)
+        self._qtest.outw(self._io + _QUEUE_SELECT, 0)
+        self._size = self._qtest.inw(self._io + _QUEUE_SIZE)
+        if not 0 < self._size <= 1024:
+            raise GuestError(f"{self.share.id}: no virtqueue behind port {self._io:#x}; is it plugged in?")
+        self._available = self._memory + 16 * self._size
+        used_offset = 16 * self._size + 6 + 2 * self._size
+        self._used = self._memory + (used_offset + 4095 & ~4095)
+        self._in_flight.clear()
+        self._used_seen = 0
+        self._qtest.write(self._available, bytes(6 + 2 * self._size))
+        self._qtest.write(self._used, bytes(8))
+        self._qtest.outl(self._io + _QUEUE_PFN, self._memory >> 12)
+        self._qtest.outb(self._io + _STATUS, _DRIVER_OK)
+
+    def _config(self, register: int, value: int) -> None:
+        self._qtest.outl(_CONFIG_ADDRESS, 0x80000000 | self._slot << 11 | register)
+        self._qtest.outl(_CONFIG_DATA, value)
+
+    def reset(self) -> None:
+        """Write 0 to the device's status: virtio's own reset."""
+        self._qtest.outb(self._io + _STATUS, 0)
+
+    def send(
+        self, kind: int, body: bytes = b"", *, tag: int | None = None, size: int | None = None
+    ) -> Request:
+        """Put a request into the ring, and do not wait.
+
+        :param tag: a tag of the caller's own choice. :param size: a length to claim instead of the true one.
+        :raises UsageError: when the ring is full.
+        """
+        self._tag += 1
+        number = self._tag - 1
+        tag = self._tag if tag is None else tag
+        message = struct.pack("<IBH", 7 + len(body) if size is None else size, kind, tag) + body
+        head = number * 2 % self._size
+        if head in self._in_flight:
+            raise UsageError(f"{self.share.id}: more requests in flight than the ring of {self._size} holds")
+        self._in_flight.add(head)
+        out = self._memory + _REQUEST_BASE + head * _REQUEST_SIZE
+        self._qtest.write(out, message)
+        chain = struct.pack("<QIHH", out, len(message), _DESC_NEXT, head + 1)
+        chain += struct.pack("<QIHH", out + _REQUEST_SIZE, _REQUEST_SIZE, _DESC_WRITE, 0)
+        self._qtest.write(self._memory + 16 * head, chain)
+        self._qtest.write(self._available + 4 + 2 * (number % self._size), struct.pack("<H", head))
+        self._qtest.write(self._available + 2, struct.pack("<H", number + 1 & 0xFFFF))
+        self._qtest.outw(self._io + _QUEUE_NOTIFY, 0)
+        return Request(tag, kind, head)
+
+    def answered(self) -> int:
+        """How many requests were answered so far (the used ring's index)."""
+        return int(struct.unpack("<H", self._qtest.read(self._used + 2, 2))[0])
+
+    def expect_answered(self, count: int) -> None:
+        """:raises Violation: when more, or fewer, requests than ``count`` were answered so far."""
+        if (seen := self.answered()) != count:
+            raise Violation(f"{self.share.id}: {seen} requests were answered, expected {count}")
+
+    def wait_answer(self, request: Request, *, timeout_s: float = _REPLY_TIMEOUT_S) -> bytes:
+        """The answer's body.
+
+        :raises NineError: for Rlerror. :raises WaitTimeout: when there is none.
+        """
+
+        wait_until(
+            lambda: self._is_answered(request),
+            what=f"the answer to {_name(request.kind)} (tag {request.tag}) of {self.share.id}",
+            timeout_s=timeout_s,
+            watch=self._machine.watch_process,
+            interval_s=0.001,
+            artifacts=self._machine.artifacts.folder,
+        )
+        place = self._memory + _REQUEST_BASE + (request.head + 1) * _REQUEST_SIZE
+        size, kind, tag = struct.unpack("<IBH", self._qtest.read(place, 7))
+        body = self._qtest.read(place + 7, size - 7) if size > 7 else b""
+        if kind == T.RLERROR:
+            raise NineError(_name(request.kind), struct.unpack("<I", body)[0])
+        if (kind, tag) != (request.kind + 1, request.tag):
+            raise GuestError(
+                f"{_name(request.kind)} (tag {request.tag}) was answered by type {kind}, tag {tag}"
+            )
+        return body
+
+    def _is_answered(self, request: Request) -> bool:
+        """Takes what is new in the used ring into account; answers come in any order."""
+        for number in range(self._used_seen, self.answered()):
+            entry = self._qtest.read(self._used + 4 + 8 * (number % self._size), 4)
+            self._in_flight.discard(struct.unpack("<I", entry)[0])
+            self._used_seen += 1
+        return request.head not in self._in_flight
+
+    def call(self, kind: int, body: bytes = b"") -> bytes:
+        """Send a request and wait for its answer."""
+        return self.wait_answer(self.send(kind, body))
+
+    def version(self) -> None:
+        """Tversion: begins a session, and ends the one before."""
+        self.call(T.VERSION, struct.pack("<I", MSIZE) + _string(VERSION))
+        self.fids.clear()
+
+    def attach(self, fid: int) -> None:
+        """Tattach of the whole export, as root."""
+        self.call(T.ATTACH, attach_body(fid))
+        self.fids.add(fid)
+
+    def walk(self, fid: int, new: int, *names: str) -> None:
+        """Twalk."""
+        self.call(T.WALK, walk_body(fid, new, *names))
+        self.fids.add(new)
+
+    def create(self, fid: int, name: str) -> None:
+        """Tlcreate: ``fid``, a folder, becomes the new open file."""
+        flags_mode_gid = struct.pack("<III", os.O_RDWR, 0o644, 0)
+        self.call(T.LCREATE, struct.pack("<I", fid) + _string(name) + flags_mode_gid)
+
+    def open(self, fid: int) -> None:
+        """Tlopen, for reading."""
+        self.call(T.LOPEN, struct.pack("<II", fid, os.O_RDONLY))
+
+    def write(self, fid: int, offset: int, data: bytes) -> int:
+        """Twrite; returns how many bytes were written."""
+        answer = self.call(T.WRITE, struct.pack("<IQI", fid, offset, len(data)) + data)
+        return int(struct.unpack("<I", answer)[0])
+
+    def read(self, fid: int, offset: int, count: int) -> bytes:
+        """Tread."""
+        return self.call(T.READ, read_body(fid, offset, count))[4:]
+
+    def xattrwalk(self, fid: int, new: int, name: str = "") -> None:
+        """Txattrwalk: ``new`` stands for an extended attribute, or for the list of all."""
+        self.call(T.XATTRWALK, struct.pack("<II", fid, new) + _string(name))
+        self.fids.add(new)
+
+    def clunk(self, fid: int) -> None:
+        """Tclunk."""
+        self.call(T.CLUNK, struct.pack("<I", fid))
+        self.fids.discard(fid)
+
+    def clunk_all(self) -> None:
+        """Clunk every fid of this session, the last one first, as a kernel's umount does."""
+        for fid in sorted(self.fids, reverse=True):
+            self.clunk(fid)
+
+    def flush(self, old_tag: int, *, tag: int | None = None) -> None:
+        """Tflush of the request with ``old_tag``."""
+        self.wait_answer(self.send(T.FLUSH, flush_body(old_tag), tag=tag))
+
+
+def walk_body(fid: int, new: int, *names: str) -> bytes:
+    """The body of a Twalk."""
+    return struct.pack("<IIH", fid, new, len(names)) + b"".join(map(_string, names))
+
+
+def flush_body(old_tag: int) -> bytes:
+    """The body of a Tflush."""
+    return struct.pack("<H", old_tag)
+
+
+def attach_body(fid: int) -> bytes:
+    """The body of a Tattach."""
+    return struct.pack("<II", fid, NOFID) + _string("root") + _string("") + struct.pack("<I", 0)
+
+
+def read_body(fid: int, offset: int, count: int) -> bytes:
+    """The body of a Tread."""
+    return struct.pack("<IQI", fid, offset, count)
+
+
+def make_files(folder: Path, count: int) -> list[str]:
+    """Some small files on the host, to open; returns their names."""
+    names = [f"file{number}" for number in range(count)]
+    for name in names:
+        (folder / name).write_text(name)
+    return names
+
+
+def _string(text: str) -> bytes:
+    encoded = text.encode()
+    return struct.pack("<H", len(encoded)) + encoded
+
+
+def _name(kind: int) -> str:
+    return f"T{T(kind).name.lower()}" if kind in set(T) else f"request type {kind}"

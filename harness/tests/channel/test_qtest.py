@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.channel.qtest import Qtest
+from harness.errors import ChannelLost, HarnessError, QemuDied
+from harness.tests.channel.fake_qtest import FakeQtest
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[FakeQtest]:
+    made = FakeQtest(tmp_path / "s")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def qtest(tmp_path: Path, server: FakeQtest) -> Iterator[Qtest]:
+    assert server
+    made = Qtest(tmp_path / "s")
+    yield made
+    made.close()
+
+
+def test_what_is_said_on_the_wire(qtest: Qtest, server: FakeQtest) -> None:
+    qtest.outb(0x70, 1)
+    qtest.outw(0x72, 0x1234)
+    qtest.outl(0xCF8, 0x80000000)
+    assert (qtest.inw(0xC00C), qtest.inl(0xC00C)) == (128, 128)
+    qtest.write(0x1000, b"\x01\xff")
+    assert qtest.read(0x1000, 3) == b"\x01\xff\x00"
+    assert server.lines == [
+        "outb 0x70 0x1",
+        "outw 0x72 0x1234",
+        "outl 0xcf8 0x80000000",
+        "inw 0xc00c",
+        "inl 0xc00c",
+        "write 0x1000 0x2 0x01ff",
+        "read 0x1000 0x3",
+    ]
+
+
+def test_an_interrupt_between_is_no_answer(qtest: Qtest, server: FakeQtest) -> None:
+    server.before = b"IRQ raise 4\nIRQ lower 4\n"
+    assert qtest.inw(0xC00C) == 128
+
+
+def test_a_refused_command(qtest: Qtest, server: FakeQtest) -> None:
+    server.instead = b"FAIL Unknown command 'outb'\n"
+    with pytest.raises(HarnessError, match=r"^qtest: 'outb 0x1 0x2' was answered with \"FAIL Unknown"):
+        qtest.outb(1, 2)
+
+
+def test_a_qemu_that_hangs_up(qtest: Qtest, server: FakeQtest) -> None:
+    server.instead = b"hang up"
+    with pytest.raises(ChannelLost, match="broke during 'outb 0x1 0x2': QEMU closed it"):
+        qtest.outb(1, 2)
+
+
+def test_a_socket_that_never_comes(tmp_path: Path) -> None:
+    with pytest.raises(ChannelLost, match=r"the qtest socket .*/none"):
+        Qtest(tmp_path / "none", timeout_s=0.2)
+
+
+def test_a_dead_qemu_ends_the_wait(tmp_path: Path) -> None:
+    def died() -> None:
+        raise QemuDied("QEMU 'source' was killed")
+
+    begun = time.monotonic()
+    with pytest.raises(QemuDied):
+        Qtest(tmp_path / "none", timeout_s=60, watch=died)
+    assert time.monotonic() - begun < 30

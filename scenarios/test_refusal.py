@@ -1,0 +1,112 @@
+"""Refusal: what forbids hotplug says so in QEMU's own words, and the device that is there still works."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from harness.actions.hotplug import Hotplug
+from harness.actions.migration import Migration
+from harness.errors import CommandFailed, QemuError
+from harness.guest.guest import Guest
+from harness.guest.lab import Lab
+from harness.qemu.spec import FIXED_PLACES, FixedPlace, Share
+
+
+@pytest.fixture
+def fixed(lab: Lab) -> FixedPlace:
+    """A place of this machine type whose bus forbids hotplug."""
+    return FIXED_PLACES[lab.cell.machine_type.name]
+
+
+@pytest.fixture
+def shares(lab: Lab, fixed: FixedPlace) -> tuple[Share, ...]:
+    """Two that belong into that place, and two that can be plugged as usual."""
+    there = {"bus": fixed.bus, "addr": fixed.addr}
+    first, second, *others = lab.shares
+    return lab.declare(replace(first, device_options=there), replace(second, device_options=there), *others)
+
+
+@pytest.fixture
+def cold_plugged(lab: Lab, fixed: FixedPlace, shares: tuple[Share, ...]) -> Guest:
+    """A guest that has the first share since its start, in the place that forbids hotplug."""
+    spec = lab.spec(plugged=frozenset([shares[0].id]))
+    return lab.boot(replace(spec, extra=fixed.arguments))
+
+
+def refusal(hotplug: Hotplug, command: str, **arguments: str) -> str:
+    """What QEMU says."""
+    with pytest.raises(QemuError) as refused:
+        hotplug.guest.machine.qmp.execute(command, arguments)
+    return refused.value.desc
+
+
+def test_a_bus_that_forbids_hotplug(
+    cold_plugged: Guest, fixed: FixedPlace, shares: tuple[Share, ...]
+) -> None:
+    """Neither out nor in; the share that is there stays usable, mounted before or after."""
+    share, other = shares[:2]
+    hotplug = Hotplug(cold_plugged)
+    mount = cold_plugged.mount(share)
+    assert refusal(hotplug, "device_del", id=share.id) in fixed.refusals
+    with pytest.raises(QemuError) as refused:
+        hotplug.plug(other)
+    assert refused.value.desc in fixed.refusals
+    mount.expect_intact("after", mount.write("after", size_kib=64))
+    mount.unmount()
+    assert refusal(hotplug, "device_del", id=share.id) in fixed.refusals
+    cold_plugged.mount(share).unmount()
+
+
+def test_names_that_are_taken_or_unknown(guest: Guest, hotplug: Hotplug, lab: Lab) -> None:
+    """A busy id and an unknown one."""
+    share, other = lab.shares[2:]
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    with pytest.raises(QemuError) as refused:
+        hotplug.plug(replace(other, id=share.id, fsdev_of=other.id))
+    assert refused.value.desc == f"Duplicate device ID '{share.id}'"
+    assert refusal(hotplug, "device_del", id="nobody") == "Device 'nobody' not found"
+    mount.expect_usable()
+    mount.unmount()
+    hotplug.unplug(share)
+
+
+def test_hotplug_during_a_migration(guest: Guest, hotplug: Hotplug, migration: Migration, lab: Lab) -> None:
+    """Refused while it lasts; when it was cancelled, everything works."""
+    share, other = lab.shares[2:]
+    hotplug.plug(share)
+    with migration.under_way():
+        with pytest.raises(QemuError) as refused:
+            hotplug.plug(other)
+        assert refused.value.desc == "device_add not allowed while migrating"
+        assert refusal(hotplug, "device_del", id=share.id) == "device_del not allowed while migrating"
+    mount = guest.mount(share)
+    mount.expect_usable()
+    mount.unmount()
+    hotplug.unplug(share)
+    hotplug.plug(other)
+
+
+def test_a_mount_during_a_migration(guest: Guest, hotplug: Hotplug, migration: Migration, lab: Lab) -> None:
+    """The mount cannot block a migration that has begun: it is refused, and works once that is over."""
+    share = lab.shares[2]
+    hotplug.plug(share)
+    with migration.under_way(), pytest.raises(CommandFailed, match="busy"):
+        guest.mount(share)
+    mount = guest.mount(share)
+    mount.expect_usable()
+    migration.expect_blocked_by(share)
+    mount.unmount()
+    migration.expect_not_blocked()
+
+
+def test_only_migratable(lab: Lab, shares: tuple[Share, ...]) -> None:
+    """With -only-migratable nothing may block: the mount is refused (EACCES), the device is not."""
+    guest = lab.boot(replace(lab.spec(), extra=("-only-migratable",)))
+    hotplug, share = Hotplug(guest), shares[2]
+    hotplug.plug(share)
+    with pytest.raises(CommandFailed, match="Permission denied"):
+        guest.mount(share)
+    hotplug.unplug(share)
