@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from harness.actions.hotplug import Hotplug
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from harness.actions.hotplug import Hotplug, UnplugState
 from harness.actions.migration import Migration
+from harness.actions.run_state import RunState
+from harness.guest import transfer
 from harness.guest.guest import Guest
+from harness.guest.job import Job
+from harness.guest.mount import Mount
+from harness.guest.occupant import KINDS, occupied
+from harness.guest.transfer import Transfer
+from harness.holds.hold import DATA, FSYNC, READDIR, STAT, Hold
 from harness.qemu.spec import Share
+
+#: What a second device_del of native PCIe hotplug is refused with (QEMU: ``system/qdev-monitor.c``, and
+#: ``hw/pci/pcie.c``, ``pcie_cap_slot_unplug_request_cb``).
+REFUSALS = ("is already in the process of unplug", "guest is busy (power indicator blinking)")
 
 
 def test_device_del_waits_for_a_mounted_share(
@@ -21,3 +37,172 @@ def test_device_del_waits_for_a_mounted_share(
     mount.unmount()
     unplug.wait_completed()
     migration.expect_not_blocked()
+
+
+@dataclass(frozen=True)
+class Request:
+    """A kind of I/O: the system calls that it becomes in QEMU, and how the guest begins it."""
+
+    calls: tuple[str, ...]
+    begin: Callable[[Mount], Transfer | Job]
+
+
+REQUESTS = {
+    "read": Request(DATA, transfer.reader),
+    "write": Request(DATA, transfer.writer),
+    "fsync": Request(FSYNC, transfer.writer),
+    "readdir": Request(READDIR, lambda mount: Job(mount.guest, f"ls {mount.mountpoint}", "listing")),
+    "getattr": Request(STAT, lambda mount: Job(mount.guest, f"stat {mount.mountpoint}/file", "stat")),
+}
+
+
+@pytest.mark.parametrize("kind", REQUESTS)
+def test_device_del_waits_for_a_request(
+    guest: Guest, hotplug: Hotplug, share: Share, hold: Hold, kind: str
+) -> None:
+    """With a request in flight the device stays; the request ends well, and only then the device goes."""
+    (share.path / "file").write_text("content")
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    with hold.requests(share, *REQUESTS[kind].calls) as held:
+        work = REQUESTS[kind].begin(mount)
+        held.wait_caught()
+        unplug = hotplug.request_unplug(share)
+        unplug.wait_seen_by_guest()
+        unplug.expect_withheld(while_=held.in_flight)
+    if isinstance(work, Transfer):
+        work.wait_finished().expect_intact()
+    else:
+        work.wait_succeeded()
+    mount.unmount()
+    unplug.wait_completed()
+
+
+def test_device_del_waits_for_many_requests(guest: Guest, hotplug: Hotplug, share: Share, hold: Hold) -> None:
+    """As many as the guest's readers make; each of them reads its own file to the end."""
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    with hold.requests(share) as held:
+        readers = [transfer.reader(mount, f"file{number}", size_kib=16) for number in range(24)]
+        held.wait_caught(len(readers))
+        unplug = hotplug.request_unplug(share)
+        unplug.wait_seen_by_guest()
+        unplug.expect_withheld(while_=held.in_flight)
+    for reader in readers:
+        reader.wait_finished().expect_intact()
+    mount.unmount()
+    unplug.wait_completed()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_device_del_waits_for_the_last_user(
+    guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, kind: str
+) -> None:
+    """Detached with ``umount -l`` and used on by somebody: for so long the device, and its blocker, stay."""
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    with occupied(mount, kind) as occupant:
+        mount.detach()
+        migration.expect_blocked_by(share)
+        unplug = hotplug.request_unplug(share)
+        unplug.wait_seen_by_guest()
+        unplug.expect_withheld(while_=occupant.expect_present)
+        migration.expect_blocked_by(share)
+    unplug.wait_completed()
+    migration.expect_not_blocked()
+
+
+def test_device_del_waits_for_a_mount_inside(
+    guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]
+) -> None:
+    """A share mounted inside another's: neither goes before it is unmounted, the inner one first."""
+    outer, inner = shares[:2]
+    (outer.path / "inside").mkdir()
+    hotplug.plug(outer)
+    hotplug.plug(inner)
+    around = guest.mount(outer)
+    within = guest.mount(inner, at=f"{around.mountpoint}/inside")
+    unplug = hotplug.request_unplug(outer)
+    unplug.wait_seen_by_guest()
+    guest.fail(f"umount {around.mountpoint}")
+    unplug.expect_withheld(while_=within.expect_usable)
+    within.unmount()
+    around.unmount()
+    unplug.wait_completed()
+    hotplug.unplug(inner)
+
+
+def test_a_second_device_del(guest: Guest, hotplug: Hotplug, share: Share) -> None:
+    """Accepted or refused, it does not push the device out."""
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    unplug = hotplug.request_unplug(share)
+    unplug.wait_seen_by_guest()
+    again = hotplug.request_unplug(share)
+    unplug.expect_withheld(while_=mount.expect_usable)
+    mount.unmount()
+    unplug.wait_completed()
+    if again.refusal is not None:
+        assert any(refusal in again.refusal.desc for refusal in REFUSALS), again.refusal
+
+
+def test_device_del_then_reset(guest: Guest, hotplug: Hotplug, run_state: RunState, share: Share) -> None:
+    """The reset ends the guest's use: the device goes, or stays and works, and can be unplugged."""
+    hotplug.plug(share)
+    guest.mount(share)
+    unplug = hotplug.request_unplug(share)
+    unplug.wait_seen_by_guest()
+    run_state.system_reset()
+    if share.mount_tag in guest.mount_tags():
+        mount = guest.mount(share)
+        mount.expect_usable()
+        mount.unmount()
+        hotplug.unplug(share)
+    unplug.wait_completed()
+
+
+def test_device_del_then_migrate(guest: Guest, hotplug: Hotplug, migration: Migration, share: Share) -> None:
+    """The mounted share still blocks; once it has gone, the guest migrates without it."""
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    unplug = hotplug.request_unplug(share)
+    unplug.wait_seen_by_guest()
+    migration.expect_refused(share)
+    mount.expect_usable()
+    mount.unmount()
+    unplug.wait_completed()
+    migration.migrate()
+    assert share.mount_tag not in guest.mount_tags()
+
+
+def test_device_del_while_stopped(guest: Guest, hotplug: Hotplug, run_state: RunState, share: Share) -> None:
+    """A stopped guest grants nothing; it does as soon as it runs again."""
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    mount.expect_usable()
+    mount.unmount()
+    run_state.stop()
+    unplug = hotplug.request_unplug(share)
+    unplug.expect_pending(while_=run_state.expect_stopped)
+    run_state.cont()
+    unplug.wait_completed()
+
+
+def test_the_other_hotplug_waits_behind_a_busy_share(
+    guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]
+) -> None:
+    """One share is busy, another free: whatever order the guest makes of it, both go, and the next comes."""
+    busy, free, later = shares[:3]
+    hotplug.plug(busy)
+    hotplug.plug(free)
+    mount = guest.mount(busy)
+    unplug = hotplug.request_unplug(busy)
+    unplug.wait_seen_by_guest()
+    other = hotplug.request_unplug(free)
+    unplug.expect_withheld(while_=mount.expect_usable)
+    mount.unmount()
+    unplug.wait_completed()
+    other.wait_completed()
+    assert other.state is UnplugState.COMPLETED
+    hotplug.plug(later)
+    guest.mount(later).expect_usable()

@@ -108,12 +108,22 @@ class Unplug:
             UnplugState.WITHHELD, f"no DEVICE_DELETED in {watched_s:.1f} s; still in use at both ends"
         )
 
+    def expect_pending(self, *, while_: Callable[[], object], window_s: float = 1.0) -> None:
+        """Assert that the device stays while the guest cannot act on the request, and has not begun to.
+
+        Parameters and errors as for :meth:`expect_withheld`; ``while_`` shows that the guest cannot act.
+        """
+        self._require(UnplugState.REQUESTED)
+        while_()
+        hold_for(window_s, self._expect_present)
+        while_()
+
     def _expect_present(self) -> None:
         self.machine.watch()
         seen = [event for event in self._events.events if self._is_ours(event)]
         if seen or not exists(self.guest, self.share.id):
             raise Violation(
-                f"device_del of {self.share.id} completed while the share was in use",
+                f"device_del of {self.share.id} completed, and must not have yet",
                 details="\n".join(str(event) for event in seen),
             )
 

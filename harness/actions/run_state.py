@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from harness.errors import GuestError
+from harness.channel.qmp import Listener
+from harness.errors import GuestError, Violation
 from harness.guest.guest import Guest
+from harness.guest.job import Job
 
 #: Seconds, before scaling.
 EVENT_TIMEOUT_S = 10.0
@@ -23,6 +25,22 @@ class RunState:
         """``cont``, and wait for the RESUME event."""
         self._command("cont", "RESUME")
 
+    def expect_stopped(self) -> None:
+        """:raises Violation: when the guest runs."""
+        machine = self.guest.machine
+        status = machine.qmp.execute("query-status", watch=machine.watch)["status"]
+        if status != "paused":
+            raise Violation(f"{machine.name} is {status} after stop")
+
+    def reboot(self) -> None:
+        """The guest reboots itself, without unmounting anything (``reboot -f``); as :meth:`system_reset`."""
+        before = self.guest.boot_id
+        machine = self.guest.machine
+        with machine.qmp.listen("RESET") as events:
+            Job(self.guest, "reboot -f", "rebooting")
+            self._wait(events, "reboot -f", "RESET")
+        self._wait_booted_again(before)
+
     def system_reset(self) -> None:
         """``system_reset``, the RESET event, and a guest that has booted again (its ``boot_id`` differs).
 
@@ -30,6 +48,9 @@ class RunState:
         """
         before = self.guest.boot_id
         self._command("system_reset", "RESET")
+        self._wait_booted_again(before)
+
+    def _wait_booted_again(self, before: str) -> None:
         self.guest.disconnect()
         self.guest.wait_booted()
         if self.guest.boot_id == before:
@@ -39,8 +60,12 @@ class RunState:
         machine = self.guest.machine
         with machine.qmp.listen(event) as events:
             machine.qmp.execute(command, watch=machine.watch)
-            events.wait(
-                what=f"{event} after {command}",
-                timeout_s=machine.pace.seconds(EVENT_TIMEOUT_S),
-                watch=machine.watch,
-            )
+            self._wait(events, command, event)
+
+    def _wait(self, events: Listener, command: str, event: str) -> None:
+        machine = self.guest.machine
+        events.wait(
+            what=f"{event} after {command}",
+            timeout_s=machine.pace.seconds(EVENT_TIMEOUT_S),
+            watch=machine.watch,
+        )

@@ -186,11 +186,11 @@ class Guest:
             ) from None
         return done.stdout
 
-    def mount(self, share: Share, *, options: str = "") -> Mount:
+    def mount(self, share: Share, *, options: str = "", at: str | None = None) -> Mount:
         """Mount ``share`` in the guest (see :class:`harness.guest.mount.Mount`)."""
         from harness.guest.mount import Mount
 
-        return Mount.attach(self, share, options=options)
+        return Mount.attach(self, share, options=options, at=at)
 
     def mount_tags(self) -> list[str]:
         """The 9p tags of the devices that the guest has now.

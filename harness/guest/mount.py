@@ -31,13 +31,13 @@ class Mount:
         self.guest, self.share, self.mountpoint = guest, share, mountpoint
 
     @classmethod
-    def attach(cls, guest: Guest, share: Share, *, options: str = "") -> Mount:
-        """Mount ``share`` at ``/mnt/``\\ *id*.
+    def attach(cls, guest: Guest, share: Share, *, options: str = "", at: str | None = None) -> Mount:
+        """Mount ``share`` at ``/mnt/``\\ *id*, or ``at`` another path.
 
         :param options: further mount options, such as ``msize=65536``.
         :raises CommandFailed: when the guest's kernel refuses; its errno is in the message.
         """
-        mountpoint = f"/mnt/{share.id}"
+        mountpoint = at or f"/mnt/{share.id}"
         guest.succeed(_mount_command(share.mount_tag, mountpoint, options))
         return cls(guest, share, mountpoint)
 
@@ -50,6 +50,10 @@ class Mount:
     def unmount(self) -> None:
         """``umount``, which sends Tclunk for the root fid: the migration blocker's end in QEMU."""
         self.guest.succeed(f"umount {quote(self.mountpoint)}")
+
+    def detach(self) -> None:
+        """``umount -l``: out of sight at once; the session goes on for as long as it has users."""
+        self.guest.succeed(f"umount -l {quote(self.mountpoint)}")
 
     def write(self, name: str, size_kib: int) -> str:
         """Let the guest write random bytes to a file of the share and sync it; returns their SHA-256.
