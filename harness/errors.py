@@ -32,6 +32,10 @@ class SetupError(HarnessError):
     """Accuses the host: a missing tool, no network, no space, a permission."""
 
 
+class Unsupported(HarnessError):
+    """Accuses nobody: this QEMU, or this host, cannot do it. A test that meets it is skipped, and says so."""
+
+
 class GuestError(HarnessError):
     """Accuses the guest: it did not boot, a command failed in it, its channel is gone."""
 

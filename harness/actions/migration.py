@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+from harness.actions.stream import UNIX, Stream
+from harness.artifacts import tail
 from harness.deadline import hold_for, wait_until
-from harness.errors import HarnessError, QemuError, Violation
+from harness.errors import HarnessError, QemuError, QmpLost, Violation
 from harness.guest.guest import Guest
 from harness.guest.lab import Lab
 from harness.history import Operation
 from harness.qemu.machine import Machine
-from harness.qemu.spec import Share
+from harness.qemu.spec import MachineSpec, Share
 
 #: Seconds, before scaling.
 MIGRATE_TIMEOUT_S = 20.0
@@ -32,8 +34,11 @@ def blocked_reason(share: Share) -> str:
 class Outgoing:
     """A ``migrate`` that was accepted; made by :meth:`Migration.request_migrate`."""
 
-    def __init__(self, guest: Guest, source: Machine, successor: Machine, op: Operation) -> None:
-        self.guest, self.source, self.successor, self._op = guest, source, successor, op
+    def __init__(
+        self, guest: Guest, source: Machine, successor: Machine, op: Operation, stream: Stream
+    ) -> None:
+        self.guest, self.source, self.successor = guest, source, successor
+        self._op, self._stream = op, stream
 
     def observe(self, *, while_: Callable[[], object], window_s: float = 5.0) -> bool:
         """Whether it completed while ``while_`` held: it is called at both ends of the window, and must raise
@@ -56,6 +61,7 @@ class Outgoing:
         """
         try:
             self._wait(self._finished, f"the migration of {self.source.name} to complete", self.source)
+            self._stream.deliver(self.source, self.successor)
             self._wait(self._arrived, f"{self.successor.name} to run", self.successor)
             self.guest.moved_to(self.successor)
             self.guest.succeed("true")
@@ -63,7 +69,8 @@ class Outgoing:
             self._op.info(exc.message)
             raise
         self._op.ok()
-        self.source.quit()
+        if self.source.running:
+            self.source.quit()
         return self.successor
 
     def _wait(self, condition: Callable[[], bool], what: str, machine: Machine) -> None:
@@ -99,32 +106,70 @@ class Migration:
     def __init__(self, guest: Guest, lab: Lab) -> None:
         self.guest, self.lab = guest, lab
 
-    def migrate(self) -> Machine:
+    def migrate(
+        self, stream: Stream = UNIX, *, change: Callable[[MachineSpec], MachineSpec] = lambda spec: spec
+    ) -> Machine:
         """Migrate the guest to a successor of its machine, end the source, and wait for the guest's answer.
 
+        :param change: makes the successor differ from what its source calls for.
         :returns: the successor, which is the guest's machine from now on.
-        :raises QemuError: when ``migrate`` is refused.
+        :raises QemuError: when ``migrate`` is refused. :raises Unsupported: for a ``stream`` it cannot do.
         :raises Violation: when it fails, or one of the two QEMUs dies.
         """
-        return self.request_migrate().wait_completed()
+        return self.request_migrate(stream, change=change).wait_completed()
 
-    def request_migrate(self) -> Outgoing:
+    def request_migrate(
+        self, stream: Stream = UNIX, *, change: Callable[[MachineSpec], MachineSpec] = lambda spec: spec
+    ) -> Outgoing:
         """Launch the successor, send ``migrate``, and return without waiting for its end.
 
-        :raises QemuError: when ``migrate`` is refused.
+        :raises QemuError: when ``migrate`` is refused. :raises Unsupported: for a ``stream`` it cannot do.
         """
         source = self.guest.machine
-        successor = self.lab.launch_successor(source)
-        uri = f"unix:{successor.folder / 'incoming.sock'}"
-        successor.qmp.execute("migrate-incoming", {"uri": uri}, watch=successor.watch_process)
+        return self._send(self.lab.launch_successor(source, change), stream)
+
+    def _send(self, successor: Machine, stream: Stream = UNIX) -> Outgoing:
+        source = self.guest.machine
+        stream.prepare(source, successor)
         source.qmp.execute("migrate-set-parameters", {"max-bandwidth": _MAX_BANDWIDTH})
-        op = source.history.invoke(source.name, "migrate", {"to": successor.name})
+        uri = stream.open(source, successor)
+        op = source.history.invoke(source.name, "migrate", {"to": successor.name, "stream": stream.name})
         try:
             source.qmp.execute("migrate", {"uri": uri}, watch=source.watch)
+            stream.begun(source)
         except HarnessError as exc:
             op.fail(exc.message)
             raise
-        return Outgoing(self.guest, source, successor, op)
+        return Outgoing(self.guest, source, successor, op, stream)
+
+    def expect_not_loaded(self, change: Callable[[MachineSpec], MachineSpec]) -> str:
+        """Migrate to a machine that cannot load the stream: it has to give up, and the source to go on.
+
+        :param change: makes the destination differ.
+        :returns: the destination's last words.
+        :raises Violation: when the guest runs there.
+        """
+        source = self.guest.machine
+        successor = self.lab.launch_successor(source, change)
+        successor.expect_exit("a stream that it cannot load")
+        self._send(successor)
+        wait_until(
+            lambda: not successor.running,
+            what=f"{successor.name} to give up",
+            timeout_s=source.pace.seconds(MIGRATE_TIMEOUT_S),
+            watch=lambda: _expect_not_running(successor),
+            artifacts=successor.artifacts.folder,
+        )
+        # The source may have sent everything before the other end gave up.
+        wait_until(
+            lambda: source.qmp.execute("query-migrate").get("status") in ("failed", "completed"),
+            what=f"the migration of {source.name} to end",
+            timeout_s=source.pace.seconds(MIGRATE_TIMEOUT_S),
+            watch=source.watch,
+        )
+        source.qmp.execute("cont", watch=source.watch)
+        self.guest.succeed("true")
+        return "\n".join(tail(successor.artifacts.qemu, 10))
 
     def expect_refused(self, share: Share) -> None:
         """Assert that ``migrate`` is refused by ``share``, in QEMU's own words, and stays unstarted.
@@ -185,6 +230,12 @@ class Migration:
     def expect_not_blocked(self) -> None:
         """:raises Violation: when ``query-migrate`` lists a reason."""
         self.expect_blocked_by()
+
+
+def _expect_not_running(successor: Machine) -> None:
+    with suppress(QmpLost):
+        if successor.running and successor.qmp.execute("query-status")["status"] == "running":
+            raise Violation(f"{successor.name} runs the guest, and was expected not to load its stream")
 
 
 def expect_reason(refusal: QemuError, share: Share) -> None:

@@ -271,6 +271,17 @@ class Qmp:
         arguments = {"command-line": command_line}
         return str(self.execute("human-monitor-command", arguments, timeout_s=timeout_s, watch=watch))
 
+    def getfd(self, name: str, descriptor: int) -> None:
+        """``getfd``: hand a file descriptor to QEMU, which knows it by ``name`` from then on.
+
+        :raises QmpLost: when there is no connection.
+        """
+        client = self._client
+        if client is None:
+            raise QmpLost(f"QEMU {self.machine!r}: no QMP connection to pass a file descriptor through")
+        client.send_fd_scm(descriptor)
+        self.execute("getfd", {"fdname": name})
+
     def listen(self, *names: str) -> Listener:
         """Collect the events of these names (all, if none is given) from now on."""
         return Listener(self, lambda event: not names or event.name in names)

@@ -200,6 +200,13 @@ class Guest:
         found = self.succeed("cat /sys/bus/virtio/drivers/9pnet_virtio/virtio*/mount_tag 2>/dev/null; true")
         return [tag for tag in found.replace("\0", "\n").split("\n") if tag]
 
+    def rebind_9p(self) -> None:
+        """Unbind the driver from every 9p device, and bind it again: it reads their config space anew."""
+        self.succeed(
+            "cd /sys/bus/virtio/drivers/9pnet_virtio; "
+            "for device in virtio*; do echo $device > unbind && echo $device > bind || exit 1; done"
+        )
+
     @property
     def boot_id(self) -> str:
         """The kernel's random id of this boot: it changes with every reboot."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -146,10 +147,15 @@ class Lab:
         guest.wait_booted()
         return guest
 
-    def launch_successor(self, source: Machine) -> Machine:
-        """The machine that a migration of ``source`` arrives at, waiting for its stream."""
-        name = f"successor-{len(self.machines)}"
-        return self.launch(source.spec.successor(name, plugged=frozenset(source.plugged)), source=source)
+    def launch_successor(
+        self, source: Machine, change: Callable[[MachineSpec], MachineSpec] = lambda spec: spec
+    ) -> Machine:
+        """The machine that a migration of ``source`` arrives at, waiting for its stream.
+
+        :param change: makes it differ from what its source calls for.
+        """
+        spec = source.spec.successor(f"successor-{len(self.machines)}", plugged=frozenset(source.plugged))
+        return self.launch(change(spec), source=source)
 
     def close(self) -> None:
         """End every machine, remove the folder, and record what stayed behind all the same. Idempotent."""

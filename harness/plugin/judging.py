@@ -12,11 +12,12 @@ import pytest
 from _pytest.outcomes import OutcomeException
 
 from harness.checkers import Judgement, Verdict, judge
-from harness.errors import HarnessError, Violation
+from harness.errors import HarnessError, Unsupported, Violation
 from harness.guest.lab import Lab
 from harness.plugin.fixtures import LAB
 
 JUDGEMENTS = pytest.StashKey[list[Judgement]]()
+_NO_FAILURES = (pytest.skip.Exception, pytest.xfail.Exception, Unsupported)
 #: The checker whose finding is the cause of whatever else went wrong.
 _CAUSE = "qemu_alive"
 
@@ -49,7 +50,7 @@ def _conclude(item: pytest.Item, failure: BaseException | None) -> None:
     judgements = _judge(lab, failure)
     item.stash[JUDGEMENTS] = judgements
     bad = [found for found in judgements if found.verdict is not Verdict.VALID]
-    if not bad or isinstance(failure, pytest.skip.Exception | pytest.xfail.Exception):
+    if not bad or isinstance(failure, _NO_FAILURES):
         return
     if failure is None:
         raise _as_error(bad) from None
@@ -61,7 +62,9 @@ def _conclude(item: pytest.Item, failure: BaseException | None) -> None:
 
 
 def _alone(exc: BaseException) -> BaseException:
-    """A harness error without its chain: pytest would print the symptom first."""
+    """A harness error without its chain: pytest would print the symptom first. What cannot be done skips."""
+    if isinstance(exc, Unsupported):
+        return pytest.skip.Exception(exc.message)
     link = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
     if isinstance(exc, HarnessError) and link is not None:
         exc.add_note(f"seen as: {link}")

@@ -22,8 +22,9 @@ class _Lab:
         self.history = world.machine.history
         self.successor = successor
 
-    def launch_successor(self, source: Any) -> FakeMachine:
+    def launch_successor(self, source: Any, change: Any) -> FakeMachine:
         assert source.name == "source"
+        assert change(self.successor.spec) is self.successor.spec
         return self.successor
 
 

@@ -204,10 +204,12 @@ def test_a_guest_that_comes_up_late_is_waited_for(sshd: FakeSshd, keys: Keys) ->
         threading.Thread(target=made._accept, daemon=True).start()
         late.append(made)
 
-    threading.Timer(0.5, come_up).start()
+    timer = threading.Timer(0.5, come_up)
+    timer.start()
     ssh = Ssh(sshd.port, client_key=keys.client_path, host_key=keys.host_line, timeout_s=20)
     assert ssh.run("echo up", timeout_s=10).stdout == "up\n"
     ssh.close()
+    timer.join()
     late[0].close()
 
 

@@ -1,0 +1,163 @@
+"""The ways in which a migration stream travels from a source to its successor.
+
+Source: QEMU ``qapi/migration.json`` (``migrate``, ``migrate-incoming``, ``MigrationCapability``) and
+``docs/devel/migration``.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from harness.deadline import wait_until
+from harness.errors import QemuError, Unsupported
+from harness.qemu.machine import Machine
+
+#: Bytes a second, so that post-copy begins while there is something left to copy.
+_PRECOPY_BANDWIDTH = 1 << 20
+_STATUS_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One way.
+
+    :param open: lets the successor wait for the stream, where it can already; returns the source's URI.
+    :param begun: called with the source when ``migrate`` was accepted.
+    :param deliver: called when the source has completed: lets the successor read what is in a file.
+    :param capabilities: migration capabilities to switch on: in both machines, or in the source alone.
+    """
+
+    name: str
+    open: Callable[[Machine, Machine], str]
+    begun: Callable[[Machine], None] = lambda _: None
+    deliver: Callable[[Machine, Machine], None] = lambda _source, _successor: None
+    capabilities: tuple[str, ...] = ()
+    source_capabilities: tuple[str, ...] = ()
+
+    def prepare(self, source: Machine, successor: Machine) -> None:
+        """Switch the capabilities on.
+
+        :raises Unsupported: when one of the two machines cannot; with its reason.
+        """
+        for machine, capabilities in (
+            (source, (*self.capabilities, *self.source_capabilities)),
+            (successor, self.capabilities),
+        ):
+            states = [{"capability": name, "state": True} for name in capabilities]
+            try:
+                if states:
+                    machine.qmp.execute("migrate-set-capabilities", {"capabilities": states})
+            except QemuError as exc:
+                raise Unsupported(f"{self.name}: {machine.name} has no {capabilities}: {exc.desc}") from exc
+
+
+def _incoming(successor: Machine, uri: str) -> None:
+    successor.qmp.execute("migrate-incoming", {"uri": uri}, watch=successor.watch_process)
+
+
+def _unix(_source: Machine, successor: Machine) -> str:
+    uri = f"unix:{successor.folder / 'incoming.sock'}"
+    _incoming(successor, uri)
+    return uri
+
+
+def _tcp(_source: Machine, successor: Machine) -> str:
+    _incoming(successor, "tcp:127.0.0.1:0")
+    (address,) = successor.qmp.execute("query-migrate")["socket-address"]
+    return f"tcp:127.0.0.1:{address['port']}"
+
+
+def _fd(source: Machine, successor: Machine) -> str:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        source.qmp.getfd("stream", ours.fileno())
+        successor.qmp.getfd("stream", theirs.fileno())
+    _incoming(successor, "fd:stream")
+    return "fd:stream"
+
+
+def _exec(source: Machine, _successor: Machine) -> str:
+    return f"exec:cat > {source.folder / 'stream'}"
+
+
+def _read_exec(source: Machine, successor: Machine) -> None:
+    _incoming(successor, f"exec:cat {source.folder / 'stream'}")
+
+
+def _read_snapshot(source: Machine, successor: Machine) -> None:
+    """The source of a background snapshot runs on, and has to end before another may write to its disk."""
+    source.quit()
+    _read_exec(source, successor)
+
+
+def _file(source: Machine, _successor: Machine) -> str:
+    if not knows_file_uris(source):
+        raise Unsupported("file: this QEMU has no file: migration URIs (they came with 8.2)")
+    return f"file:{source.folder / 'stream'}"
+
+
+def _read_file(source: Machine, successor: Machine) -> None:
+    _incoming(successor, f"file:{source.folder / 'stream'}")
+
+
+def knows_file_uris(machine: Machine) -> bool:
+    """Whether ``MigrationAddressType`` has ``file`` (``query-qmp-schema``)."""
+    schema = machine.qmp.execute("query-qmp-schema")
+    transports = ({str(v) for v in kind.get("values", ())} for kind in schema if kind["meta-type"] == "enum")
+    return any({"socket", "exec", "rdma", "file"} <= values for values in transports)
+
+
+def _slowly(source: Machine, successor: Machine) -> str:
+    source.qmp.execute("migrate-set-parameters", {"max-bandwidth": _PRECOPY_BANDWIDTH})
+    return _unix(source, successor)
+
+
+def _start_postcopy(source: Machine) -> None:
+    _wait(source, lambda: source.qmp.execute("query-migrate").get("status") == "active", "the pre-copy phase")
+    with source.qmp.listen("MIGRATION") as events:
+        source.qmp.execute("migrate-start-postcopy")
+        # The witness that it was more than a pre-copy that ended.
+        _wait(
+            source,
+            lambda: any(event.data["status"] == "postcopy-active" for event in events.events),
+            "the post-copy phase",
+        )
+
+
+def _wait(machine: Machine, condition: Callable[[], bool], what: str) -> None:
+    wait_until(
+        condition,
+        what=f"{what} of {machine.name}",
+        timeout_s=machine.pace.seconds(_STATUS_TIMEOUT_S),
+        watch=machine.watch,
+        artifacts=machine.artifacts.folder,
+    )
+
+
+UNIX = Stream("unix", _unix)
+STREAMS = {
+    stream.name: stream
+    for stream in (
+        UNIX,
+        Stream("tcp", _tcp),
+        Stream("fd", _fd),
+        Stream("exec", _exec, deliver=_read_exec),
+        Stream("file", _file, deliver=_read_file),
+        Stream("multifd", _unix, capabilities=("multifd",)),
+        Stream(
+            "postcopy",
+            _slowly,
+            begun=_start_postcopy,
+            capabilities=("postcopy-ram",),
+            source_capabilities=("events",),
+        ),
+        Stream(
+            "background-snapshot",
+            _exec,
+            deliver=_read_snapshot,
+            source_capabilities=("background-snapshot",),
+        ),
+    )
+}
