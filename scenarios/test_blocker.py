@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+
+import pytest
+
 from harness.actions.hotplug import Hotplug
 from harness.actions.migration import Migration, expect_reason
+from harness.actions.run_state import RunState
 from harness.actions.snapshot import Snapshot
-from harness.errors import QemuError
+from harness.errors import CommandFailed, QemuError
 from harness.guest.guest import Guest
 from harness.guest.mount import Mount
+from harness.guest.occupant import occupied
 from harness.holds.hold import STAT, Hold
 from harness.qemu.spec import Share
 
@@ -73,3 +79,112 @@ def test_migrate_while_a_mount_is_being_made(
     ended = mounting.ends_within(2.0)
     assert ended, "the guest's mount hangs on the destination: its Tattach was lost"
     assert not completed, "migrate completed with a Tattach in flight"
+
+
+@pytest.mark.parametrize("version", ["9p2000.L", "9p2000.u"])
+def test_blocked_whatever_the_protocol(
+    guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, version: str
+) -> None:
+    """Both dialects attach, and clunk, alike."""
+    hotplug.plug(share)
+    mount = guest.mount(share, options=f"version={version}")
+    migration.expect_refused(share)
+    mount.unmount()
+    migration.expect_not_blocked()
+    migration.migrate()
+
+
+def test_the_blocker_is_of_the_device_that_is_mounted(
+    guest: Guest, hotplug: Hotplug, migration: Migration, shares: tuple[Share, ...]
+) -> None:
+    """Another device that comes, is used, and goes, changes nothing about it."""
+    mounted, other = shares[:2]
+    hotplug.plug(mounted)
+    mount = guest.mount(mounted)
+    hotplug.plug(other)
+    migration.expect_blocked_by(mounted)
+    second = guest.mount(other)
+    migration.expect_blocked_by(mounted, other)
+    second.unmount()
+    hotplug.unplug(other)
+    migration.expect_blocked_by(mounted)
+    mount.unmount()
+    migration.expect_not_blocked()
+
+
+def test_a_detached_share_blocks_until_its_last_user_is_gone(
+    guest: Guest, hotplug: Hotplug, migration: Migration, share: Share
+) -> None:
+    """umount -l ends the blocker at once where nobody uses the share, else with its last user."""
+    hotplug.plug(share)
+    guest.mount(share).detach()
+    migration.expect_not_blocked()
+    mount = guest.mount(share)
+    with occupied(mount, "open_file"):
+        mount.detach()
+        migration.expect_refused(share)
+    migration.expect_not_blocked()
+    migration.migrate()
+
+
+@pytest.mark.parametrize("how", ["system_reset", "reboot"])
+def test_a_reset_ends_the_blocker(
+    guest: Guest, hotplug: Hotplug, migration: Migration, run_state: RunState, share: Share, how: str
+) -> None:
+    """The guest that mounted the share is no more; its successor finds a device that works."""
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    mount.expect_usable()
+    migration.expect_blocked_by(share)
+    run_state.system_reset() if how == "system_reset" else run_state.reboot()
+    migration.expect_not_blocked()
+    mount = guest.mount(share)
+    mount.expect_usable()
+    migration.expect_blocked_by(share)
+    mount.unmount()
+    migration.migrate()
+
+
+def test_loadvm_ends_the_blocker(
+    guest: Guest, hotplug: Hotplug, migration: Migration, snapshot: Snapshot, share: Share
+) -> None:
+    """Back to a time at which nothing was mounted, over a share that is: nothing blocks any more."""
+    hotplug.plug(share)
+    snapshot.savevm("unmounted")
+    guest.mount(share).expect_usable()
+    migration.expect_blocked_by(share)
+    snapshot.loadvm("unmounted")
+    migration.expect_not_blocked()
+    mount = guest.mount(share)
+    mount.expect_usable()
+    migration.expect_blocked_by(share)
+    mount.unmount()
+    migration.migrate()
+
+
+def test_the_driver_unbound_and_bound(
+    guest: Guest, hotplug: Hotplug, migration: Migration, share: Share
+) -> None:
+    """A driver that lets the device go and takes it again leaves nothing blocked, and a device that works."""
+    hotplug.plug(share)
+    guest.mount(share).unmount()
+    guest.rebind_9p()
+    migration.expect_not_blocked()
+    mount = guest.mount(share)
+    migration.expect_blocked_by(share)
+    mount.unmount()
+    migration.expect_not_blocked()
+
+
+def test_a_mount_that_fails_blocks_nothing(
+    guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, hold: Hold
+) -> None:
+    """The export's file system is broken when the guest attaches; later it is not."""
+    hotplug.plug(share)
+    with hold.failing(share, errno.EIO, *STAT) as rule:
+        with pytest.raises(CommandFailed):
+            guest.mount(share)
+        assert rule.hits, "the mount failed for another reason"
+    migration.expect_not_blocked()
+    guest.mount(share).unmount()
+    migration.migrate()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from harness.actions.hotplug import Hotplug
 from harness.actions.migration import Migration
 from harness.actions.run_state import RunState
 from harness.actions.snapshot import Snapshot
+from harness.errors import QemuError
 from harness.guest.guest import Guest
+from harness.guest.lab import Lab
 from harness.qemu.spec import Share
 
 
@@ -50,6 +54,76 @@ def test_system_reset_after_unplug(after_unplug: Guest, run_state: RunState) -> 
     after_unplug.succeed("true")
 
 
+def test_screendump_after_unplug(lab: Lab, share: Share) -> None:
+    """A machine with a display is looked at while nothing of the device is left."""
+    guest = lab.boot(replace(lab.spec(), extra=("-device", "VGA,addr=0x1d")))
+    hotplug = Hotplug(guest)
+    hotplug.plug(share)
+    guest.mount(share).unmount()
+    hotplug.unplug(share)
+    picture = RunState(guest).screendump()
+    assert picture.startswith(b"P6"), picture[:20]
+
+
 def test_quit_after_unplug(after_unplug: Guest) -> None:
     """QEMU ends cleanly."""
     after_unplug.machine.quit()
+
+
+def everything(guest: Guest, lab: Lab) -> None:
+    """Every change of state after another, in one machine and its successor."""
+    run_state, snapshot = RunState(guest), Snapshot(guest)
+    run_state.stop()
+    run_state.cont()
+    snapshot.savevm("everything")
+    snapshot.loadvm("everything")
+    Migration(guest, lab).migrate()
+    run_state.system_reset()
+    run_state.stop()
+    run_state.cont()
+    guest.succeed("true")
+    guest.machine.quit()
+
+
+def test_everything_after_a_plug_that_failed(
+    guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...], lab: Lab
+) -> None:
+    """Each error of realize, one after another; nothing of what failed is ever called back."""
+    share, other = shares[:2]
+    failing = (
+        replace(share, device_options={"fsdev": "nowhere"}),
+        replace(share, mount_tag=""),
+        replace(share, device_options={"mount_tag": "t" * 32}),
+        replace(share, path=other.path, fsdev_of=other.id),
+    )
+    away = other.path.rename(other.path.with_suffix(".away"))
+    for wrong in failing:
+        with pytest.raises(QemuError):
+            hotplug.plug(wrong)
+    away.rename(other.path)
+    everything(guest, lab)
+
+
+def test_everything_after_an_unplug_that_had_to_wait(
+    guest: Guest, hotplug: Hotplug, share: Share, lab: Lab
+) -> None:
+    """device_del came while the share was mounted, and again; it completed after the umount."""
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    unplug = hotplug.request_unplug(share)
+    unplug.wait_seen_by_guest()
+    hotplug.request_unplug(share)
+    unplug.expect_withheld(while_=mount.expect_usable, window_s=1.0)
+    mount.unmount()
+    unplug.wait_completed()
+    everything(guest, lab)
+
+
+def test_everything_after_a_replug(guest: Guest, hotplug: Hotplug, share: Share, lab: Lab) -> None:
+    """The same id and tag, twice; the second device is there all the while, and works at the end."""
+    for _ in range(2):
+        hotplug.plug(share)
+        guest.mount(share).unmount()
+        hotplug.unplug(share)
+    hotplug.plug(share)
+    everything(guest, lab)

@@ -32,6 +32,16 @@ class RunState:
         if status != "paused":
             raise Violation(f"{machine.name} is {status} after stop")
 
+    def screendump(self) -> bytes:
+        """``screendump``: what the machine's display shows, as PPM.
+
+        :raises QemuError: when the machine has no display.
+        """
+        machine = self.guest.machine
+        picture = machine.folder / "screen.ppm"
+        machine.qmp.execute("screendump", {"filename": str(picture)}, watch=machine.watch)
+        return picture.read_bytes()
+
     def reboot(self) -> None:
         """The guest reboots itself, without unmounting anything (``reboot -f``); as :meth:`system_reset`."""
         before = self.guest.boot_id
