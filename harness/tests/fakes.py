@@ -145,6 +145,10 @@ class FakeMachine:
         return self.spec.name
 
     @property
+    def running(self) -> bool:
+        return not self.quitted and self.death is None
+
+    @property
     def kernel_log(self) -> KernelLog:
         return KernelLog(self.artifacts.kernel)
 
@@ -158,6 +162,9 @@ class FakeMachine:
 
     def blame(self, symptom: HarnessError) -> HarnessError:
         return self.death or symptom
+
+    def expect_exit(self, reason: str) -> None:
+        assert reason
 
     def quit(self) -> None:
         self.quitted = True

@@ -7,8 +7,10 @@ from typing import Any, cast
 import pytest
 
 from harness.actions.migration import Migration, blocked_reason
-from harness.errors import QemuDied, QemuError, Violation, WaitTimeout
+from harness.actions.stream import STREAMS, knows_file_uris
+from harness.errors import QemuDied, QemuError, Unsupported, Violation, WaitTimeout
 from harness.guest.lab import Lab
+from harness.qemu.machine import Machine
 from harness.tests import fakes
 from harness.tests.fakes import FakeMachine, World
 
@@ -132,6 +134,93 @@ def test_completed_and_the_guest_does_not_answer(world: World, migration: Migrat
         migration.migrate()
     assert not world.machine.quitted
     assert world.notes("migrate")[-1].kind.value != "ok"
+
+
+# Other ways, and destinations
+
+
+def test_a_stream_that_cannot_be_is_unsupported(world: World, migration: Migration) -> None:
+    world.qmp.refuse("migrate-set-capabilities", "Postcopy is not supported")
+    why = r"^postcopy: source has no .*: Postcopy is not supported$"
+    with pytest.raises(Unsupported, match=why):
+        migration.migrate(STREAMS["postcopy"])
+    assert "migrate" not in world.qmp.commands
+
+
+def test_capabilities_are_switched_on_in_both(
+    world: World, migration: Migration, successor: FakeMachine
+) -> None:
+    for qmp in (world.qmp, successor.qmp):
+        qmp.on("migrate-set-capabilities", {})
+    migration.migrate(STREAMS["multifd"])
+    wanted = {"capabilities": [{"capability": "multifd", "state": True}]}
+    assert all(dict(q.sent)["migrate-set-capabilities"] == wanted for q in (world.qmp, successor.qmp))
+
+
+def test_a_file_is_read_when_it_is_complete(
+    world: World, migration: Migration, successor: FakeMachine
+) -> None:
+    def begins(_: Any) -> dict[str, Any]:
+        assert world.qmp.commands.count("query-migrate") == 3
+        return {}
+
+    successor.qmp.on("migrate-incoming", begins)
+    migration.migrate(STREAMS["exec"])
+    assert dict(world.qmp.sent)["migrate"]["uri"].startswith("exec:cat > ")
+    assert dict(successor.qmp.sent)["migrate-incoming"]["uri"].startswith("exec:cat /")
+
+
+@pytest.mark.parametrize(
+    ("values", "known"), [(["socket", "exec", "rdma"], False), (["socket", "exec", "rdma", "file"], True)]
+)
+def test_file_uris_are_asked_of_the_schema(world: World, values: list[str], known: bool) -> None:
+    schema = [{"meta-type": "object", "members": []}, {"meta-type": "enum", "values": values}]
+    world.qmp.on("query-qmp-schema", schema)
+    assert knows_file_uris(cast(Machine, world.machine)) is known
+
+
+def test_a_destination_that_gives_up(world: World, migration: Migration, successor: FakeMachine) -> None:
+    def gives_up(_: Any) -> dict[str, Any]:
+        successor.artifacts.qemu.write_text("Unknown savevm section\n")
+        successor.quitted = True
+        return {}
+
+    world.qmp.on("migrate", gives_up)
+    world.qmp.on("query-migrate", {"status": "failed"})
+    world.qmp.on("cont", {})
+    assert migration.expect_not_loaded(lambda spec: spec) == "Unknown savevm section"
+    assert world.guest.machine is cast(Any, world.machine)
+
+
+def test_a_destination_that_should_have_given_up(
+    world: World, migration: Migration, successor: FakeMachine
+) -> None:
+    successor.qmp.on("query-status", {"status": "running"})
+    with pytest.raises(Violation, match="successor-1 runs the guest, and was expected not to"):
+        migration.expect_not_loaded(lambda spec: spec)
+
+
+def test_a_migration_under_way_is_cancelled_at_the_end(world: World, migration: Migration) -> None:
+    world.qmp.on("query-migrate-parameters", {"max-bandwidth": 77})
+    world.qmp.on("migrate_cancel", {})
+    world.qmp.on(
+        "query-migrate",
+        {"status": "setup"},
+        {"status": "active"},
+        {"status": "active"},
+        {"status": "cancelled"},
+    )
+    with migration.under_way():
+        assert "migrate_cancel" not in world.qmp.commands
+    assert world.qmp.sent[-1] == ("migrate-set-parameters", {"max-bandwidth": 77})
+
+
+def test_a_migration_that_ended_under_way_is_none(world: World, migration: Migration) -> None:
+    world.qmp.on("query-migrate-parameters", {"max-bandwidth": 77})
+    world.qmp.on("migrate_cancel", {})
+    world.qmp.on("query-migrate", {"status": "active"}, {"status": "completed"}, {"status": "cancelled"})
+    with pytest.raises(Violation, match="is completed, not active"), migration.under_way():
+        pass
 
 
 # Being refused

@@ -16,7 +16,7 @@ from harness.tests.plugin.conftest import Pytest
 
 _CASES = """
 import pytest
-from harness.errors import GuestError, Violation
+from harness.errors import GuestError, Unsupported, Violation
 
 def test_passes(lab):
     pass
@@ -73,6 +73,9 @@ def test_chained_error(lab):
 def test_skips(lab):
     lab.dies()
     pytest.skip("not on this machine")
+
+def test_unsupported(lab):
+    raise Unsupported("file: this QEMU has no such URIs")
 
 @pytest.mark.xfail(strict=True, reason="a known bug")
 def test_known_bug_that_a_checker_finds(lab):
@@ -236,6 +239,14 @@ def test_a_skip_is_left_alone(ran: Ran) -> None:
     assert not ran.kept("skips")
 
 
+def test_what_a_qemu_cannot_do_skips_and_says_so(ran: Ran) -> None:
+    assert ran["unsupported"].phases["call"] == "skipped"
+    assert (
+        "file: this QEMU has no such URIs" in ran["unsupported"].first + ran["unsupported"].text + ran.stdout
+    )
+    assert not ran.kept("unsupported")
+
+
 def test_a_known_bug_may_be_what_a_checker_finds(ran: Ran) -> None:
     assert ran["known_bug_that_a_checker_finds"].phases["call"] == "xfailed"
     assert ran.kept("known_bug_that_a_checker_finds"), "the evidence of a known bug is wanted"
@@ -281,7 +292,7 @@ def test_parametrized_tests_have_folders_of_their_own(ran: Ran) -> None:
 
 def test_the_failed_ones_alone_are_kept(ran: Ran) -> None:
     kept = {path.name for path in ran.folder.iterdir()}
-    gone = {"passes", "skips", "without_a_lab"}
+    gone = {"passes", "skips", "unsupported", "without_a_lab"}
     assert not {f"test_cases.test_{name}" for name in gone} & kept
     assert len(kept) == len(ran.outcomes) - len(gone)
     assert ran.returncode == 1
