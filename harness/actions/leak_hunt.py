@@ -101,9 +101,18 @@ class LeakHunt:
 
         self._hunt(launch, lambda machine: machine, cycle, plan)
 
-    def repeat_raw(self, cycle: Callable[[RawGuest], object], plan: Plan = WITHOUT_GUEST) -> None:
-        """The same with a client of our own in the place of the guest: the device is really used."""
-        self._hunt(lambda name: RawGuest(self.lab, name=name), lambda raw: raw.machine, cycle, plan)
+    def repeat_raw(
+        self,
+        cycle: Callable[[RawGuest], object],
+        plan: Plan = WITHOUT_GUEST,
+        *,
+        control: Callable[[RawGuest], object] | None = None,
+    ) -> None:
+        """The same with a client of our own in the place of the guest: the device is really used.
+
+        :param control: the cycle without the device; what grows in it as well is none of the device's.
+        """
+        self._hunt(lambda name: RawGuest(self.lab, name=name), lambda raw: raw.machine, cycle, plan, control)
 
     def _hunt(
         self,
@@ -111,23 +120,36 @@ class LeakHunt:
         machine_of: Callable[[S], Machine],
         cycle: Callable[[S], object],
         plan: Plan,
+        control: Callable[[S], object] | None = None,
     ) -> None:
         value = {"warm_up": plan.warm_up, "lengths": plan.lengths, "guest": plan.guest}
         self.lab.history.note("host", "leak:plan", value)
+        profiles = self._measure(start, machine_of, cycle, plan)
+        if control is not None:
+            baseline = self._measure(start, machine_of, control, plan, "control-")
+            profiles = [_less(profile, base) for profile, base in zip(profiles, baseline, strict=True)]
+        self._write_sites(profiles, plan)
+
+    def _measure(
+        self,
+        start: Callable[[str], S],
+        machine_of: Callable[[S], Machine],
+        cycle: Callable[[S], object],
+        plan: Plan,
+        prefix: str = "",
+    ) -> list[dict[Site, Live]]:
         profiles = []
         for name, length in zip(("warm", "half", "full"), plan.lengths, strict=True):
-            subject = start(name)
+            subject = start(prefix + name)
+            machine = machine_of(subject)
             for number in range(length):
                 cycle(subject)
                 if name == "full":
-                    self._sample(machine_of(subject), number)
-            machine = machine_of(subject)
+                    value = {"cycle": number, **footprint(machine)}
+                    self.lab.history.note(machine.name, f"leak:{prefix}sample", value)
             machine.quit()
-            profiles.append(jemalloc.read_profile(jemalloc.find_profile(self._prefix(name))))
-        self._write_sites(profiles, plan)
-
-    def _sample(self, machine: Machine, cycle: int) -> None:
-        self.lab.history.note(machine.name, "leak:sample", {"cycle": cycle, **footprint(machine)})
+            profiles.append(jemalloc.read_profile(jemalloc.find_profile(self._prefix(machine.name))))
+        return profiles
 
     def _write_sites(self, profiles: list[dict[Site, Live]], plan: Plan) -> None:
         nothing = Live(0, 0)
@@ -153,3 +175,13 @@ class LeakHunt:
         }
         (self.lab.artifacts.folder / HEAP_SITES).write_text(json.dumps(content, indent=1) + "\n")
         self.lab.history.note("host", "leak:heap-sites", {"file": HEAP_SITES, "growing": len(sites)})
+
+
+def _less(profile: dict[Site, Live], base: dict[Site, Live]) -> dict[Site, Live]:
+    """What ``profile`` has more than ``base``, site by site."""
+    nothing = Live(0, 0)
+
+    def difference(live: Live, other: Live) -> Live:
+        return Live(max(0, live.objects - other.objects), max(0, live.bytes - other.bytes))
+
+    return {site: difference(live, base.get(site, nothing)) for site, live in profile.items()}

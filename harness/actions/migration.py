@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 from harness.actions.stream import UNIX, Stream
 from harness.artifacts import tail
@@ -185,43 +185,9 @@ class Migration:
             raise Violation(f"migrate was accepted while {share.mount_tag!r} was mounted")
         self.expect_blocked_by(share)
 
-    @contextmanager
-    def under_way(self) -> Iterator[None]:
-        """A migration to nowhere that is active for as long as the context lasts, and cancelled at its end.
-
-        Its bandwidth would need minutes for the guest's memory. (A stream that nobody reads would last as
-        well, but QEMU then waits for it inside an RCU section, and a refused ``device_add`` drains RCU.)
-
-        :raises QemuError: when ``migrate`` is refused.
-        :raises Violation: when it ended by itself.
-        """
-        machine = self.guest.machine
-        before = machine.qmp.execute("query-migrate-parameters")["max-bandwidth"]
-        machine.qmp.execute("migrate-set-parameters", {"max-bandwidth": _SLOW_BANDWIDTH})
-        machine.qmp.execute("migrate", {"uri": "exec:cat > /dev/null"}, watch=machine.watch)
-        try:
-            self._wait_status("active")
-            yield
-            self._expect_status("active")
-        finally:
-            machine.qmp.execute("migrate_cancel", watch=machine.watch)
-            self._wait_status("cancelled")
-            machine.qmp.execute("migrate-set-parameters", {"max-bandwidth": before})
-
-    def _expect_status(self, wanted: str) -> None:
-        status = self.guest.machine.qmp.execute("query-migrate").get("status")
-        if status != wanted:
-            raise Violation(f"the migration of {self.guest.machine.name} is {status}, not {wanted}")
-
-    def _wait_status(self, wanted: str) -> None:
-        machine = self.guest.machine
-        wait_until(
-            lambda: machine.qmp.execute("query-migrate", watch=machine.watch).get("status") == wanted,
-            what=f"the migration of {machine.name} to be {wanted}",
-            timeout_s=machine.pace.seconds(MIGRATE_TIMEOUT_S),
-            watch=machine.watch,
-            artifacts=machine.artifacts.folder,
-        )
+    def under_way(self) -> AbstractContextManager[None]:
+        """See :func:`under_way`."""
+        return under_way(self.guest.machine)
 
     def expect_blocked_by(self, *mounted: Share) -> None:
         """See :func:`expect_blocked_by`."""
@@ -236,6 +202,41 @@ def _expect_not_running(successor: Machine) -> None:
     with suppress(QmpLost):
         if successor.running and successor.qmp.execute("query-status")["status"] == "running":
             raise Violation(f"{successor.name} runs the guest, and was expected not to load its stream")
+
+
+@contextmanager
+def under_way(machine: Machine) -> Iterator[None]:
+    """A migration to nowhere that is active for as long as the context lasts, and cancelled at its end.
+
+    Its bandwidth would need minutes for the guest's memory. (A stream that nobody reads would last as
+    well, but QEMU then waits for it inside an RCU section, and a refused ``device_add`` drains RCU.)
+
+    :raises QemuError: when ``migrate`` is refused.
+    :raises Violation: when it ended by itself.
+    """
+    before = machine.qmp.execute("query-migrate-parameters")["max-bandwidth"]
+    machine.qmp.execute("migrate-set-parameters", {"max-bandwidth": _SLOW_BANDWIDTH})
+    machine.qmp.execute("migrate", {"uri": "exec:cat > /dev/null"}, watch=machine.watch)
+    try:
+        _wait_status(machine, "active")
+        yield
+        status = machine.qmp.execute("query-migrate").get("status")
+        if status != "active":
+            raise Violation(f"the migration of {machine.name} is {status}, not active")
+    finally:
+        machine.qmp.execute("migrate_cancel", watch=machine.watch)
+        _wait_status(machine, "cancelled")
+        machine.qmp.execute("migrate-set-parameters", {"max-bandwidth": before})
+
+
+def _wait_status(machine: Machine, wanted: str) -> None:
+    wait_until(
+        lambda: machine.qmp.execute("query-migrate", watch=machine.watch).get("status") == wanted,
+        what=f"the migration of {machine.name} to be {wanted}",
+        timeout_s=machine.pace.seconds(MIGRATE_TIMEOUT_S),
+        watch=machine.watch,
+        artifacts=machine.artifacts.folder,
+    )
 
 
 def expect_reason(refusal: QemuError, share: Share) -> None:

@@ -48,15 +48,15 @@ def no_leak(record: Record) -> Finding:
         return VALID
     warm_up = int(as_mapping(plan.value)["warm_up"])
     limits = GUEST_LIMITS if as_mapping(plan.value)["guest"] else LIMITS
-    samples = [as_mapping(e.value) for e in record.entries if e.f == "leak:sample"]
-    samples = [sample for sample in samples if sample["cycle"] >= warm_up]
+    samples = _samples(record, "leak:sample", warm_up)
+    control = _samples(record, "leak:control-sample", warm_up)
     if len(samples) < _MIN_SAMPLES:
         return unknown(f"a leak hunt has {len(samples)} samples after its warm-up, {_MIN_SAMPLES} are needed")
     sites = record.last("host", "leak:heap-sites")
     if sites is None:
         return unknown("a leak hunt has no heap profile: a machine did not quit")
     heap = json.loads((record.folder / as_mapping(sites.value)["file"]).read_text())
-    found = [*_growing_counts(samples, limits), *_growing_sites(heap)]
+    found = [*_growing_counts(samples, control, limits), *_growing_sites(heap)]
     if found:
         return invalid(f"leak: {found[0][0]}", *(line for finding in found for line in finding))
     return Verdict.VALID, _stated(heap, limits), ()
@@ -68,10 +68,20 @@ def slope(values: Sequence[float]) -> float:
     return statistics.median((y2 - y1) / (x2 - x1) for (x1, y1), (x2, y2) in pairs)
 
 
-def _growing_counts(samples: list[Mapping[str, Any]], limits: Mapping[str, float]) -> list[tuple[str, ...]]:
+def _samples(record: Record, f: str, warm_up: int) -> list[Mapping[str, Any]]:
+    samples = [as_mapping(entry.value) for entry in record.entries if entry.f == f]
+    return [sample for sample in samples if sample["cycle"] >= warm_up]
+
+
+def _growing_counts(
+    samples: list[Mapping[str, Any]], control: list[Mapping[str, Any]], limits: Mapping[str, float]
+) -> list[tuple[str, ...]]:
+    """What grows, beyond what the control (the same cycles without the device) grows by as well."""
     found = []
     for name, limit in limits.items():
         grows = slope([float(sample[name]) for sample in samples])
+        if control:
+            grows -= max(0.0, slope([float(sample[name]) for sample in control]))
         if grows > limit:
             line = f"{name}: +{grows:.2f} a cycle ({samples[0][name]} to {samples[-1][name]})"
             found.append((line, *(_new_targets(samples) if name == "fds" else ())))
@@ -101,9 +111,11 @@ def _growing_sites(heap: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _innermost(site: Mapping[str, Any]) -> str:
-    """The innermost frame that is not the allocator's own."""
+    """The innermost frame that is not the allocator's own, and has a name (stripped binaries keep some)."""
     own = ("libjemalloc", "libglib", "libc.so")
-    return next((f for f in site["stack"] if not any(name in f for name in own)), "nobody known")
+    frames = [frame for frame in site["stack"] if not any(name in frame for name in own)]
+    named = [frame for frame in frames if " (" in frame]
+    return next(iter([*named, *frames]), "nobody known")
 
 
 def _stated(heap: Mapping[str, Any], limits: Mapping[str, float]) -> str:

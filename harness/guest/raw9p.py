@@ -282,6 +282,10 @@ class RawDriver:
         """Tread."""
         return self.call(T.READ, read_body(fid, offset, count))[4:]
 
+    def readdir(self, fid: int, *, count: int = 4096) -> bytes:
+        """Treaddir from the beginning."""
+        return self.call(T.READDIR, read_body(fid, 0, count))[4:]
+
     def xattrwalk(self, fid: int, new: int, name: str = "") -> None:
         """Txattrwalk: ``new`` stands for an extended attribute, or for the list of all."""
         self.call(T.XATTRWALK, struct.pack("<II", fid, new) + _string(name))
@@ -320,6 +324,11 @@ def attach_body(fid: int) -> bytes:
 def read_body(fid: int, offset: int, count: int) -> bytes:
     """The body of a Tread."""
     return struct.pack("<IQI", fid, offset, count)
+
+
+def fsync_body(fid: int) -> bytes:
+    """The body of a Tfsync."""
+    return struct.pack("<II", fid, 0)
 
 
 def make_files(folder: Path, count: int) -> list[str]:

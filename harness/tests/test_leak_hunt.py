@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from harness.actions.leak_hunt import LeakHunt, Plan
+from harness.actions.leak_hunt import LeakHunt, Plan, _less
 from harness.artifacts import Artifacts
 from harness.checkers import Judgement, Verdict, judge
 from harness.checkers.no_leak import no_leak
 from harness.guest.lab import Lab
 from harness.matrix import DEFAULT, Matrix, Selection
+from harness.qemu.jemalloc import Live
 from harness.qemu.machine import Machine
 from harness.reaper import RunFolder
 
@@ -92,3 +93,10 @@ def test_a_planted_blocker_is_found_and_each_allocation_by_itself(lab: Lab, tmp_
     assert any(line.startswith("blockers: +") for line in judgement.evidence), judgement
     sizes = re.findall(r"^heap: \+1\.00 objects of (\d+) bytes", "\n".join(judgement.evidence), re.MULTILINE)
     assert min(int(size) for size in sizes) <= 8, judgement
+
+
+def test_what_leaks_without_the_device_as_well_is_not_its_leak() -> None:
+    """A profile less its control, site by site."""
+    shared, own = (("qemu", 1),), (("qemu", 2),)
+    profile = {shared: Live(9, 90), own: Live(5, 50)}
+    assert _less(profile, {shared: Live(7, 95)}) == {shared: Live(2, 0), own: Live(5, 50)}

@@ -33,12 +33,16 @@ def hunted(
     *,
     count: int = FULL,
     guest: bool = False,
+    control: Sample | None = None,
 ) -> tuple[Verdict, str, str]:
     lengths = [WARM_UP, WARM_UP + 10, FULL]
     story.launched()
     story.history.note("host", "leak:plan", {"warm_up": WARM_UP, "lengths": lengths, "guest": guest})
     for cycle in range(count):
         story.history.note("full", "leak:sample", {"cycle": cycle, **HEALTHY, **sample(cycle)})
+        if control is not None:
+            value = {"cycle": cycle, **HEALTHY, **control(cycle)}
+            story.history.note("control-full", "leak:control-sample", value)
     if sites is not None:
         (story.folder / "heap-sites.json").write_text(json.dumps({"lengths": lengths, "growing": sites}))
         story.history.note("host", "leak:heap-sites", {"file": "heap-sites.json"})
@@ -74,6 +78,16 @@ def test_a_guest_may_use_more_of_its_own_memory(story: Story, grows: int, expect
     assert verdict is expected
 
 
+@pytest.mark.parametrize(("own", "expected"), [(0, Verdict.VALID), (1, Verdict.INVALID)])
+def test_what_the_control_grows_by_as_well_is_not_the_devices(
+    story: Story, own: int, expected: Verdict
+) -> None:
+    grows: Sample = lambda n: {"fds": 16 + n * (2 + own)}  # noqa: E731
+    verdict, summary, _ = hunted(story, grows, [], control=lambda n: {"fds": 16 + n * 2})
+    assert verdict is expected
+    assert own == 0 or summary.startswith("leak: fds: +1.00 a cycle")
+
+
 def test_one_thread_in_every_third_cycle(story: Story) -> None:
     verdict, _, _ = hunted(story, lambda n: {"threads": 6 + n // 3}, [])
     assert verdict is Verdict.INVALID
@@ -106,7 +120,7 @@ def test_what_moves_and_does_not_grow(story: Story, name: str, change: Callable[
 def test_one_small_object_a_cycle_is_found_and_its_site_named(story: Story) -> None:
     verdict, summary, evidence = hunted(story, sites=[site(7, 17, 27)])
     assert verdict is Verdict.INVALID
-    assert summary == "leak: heap: +1.00 objects of 3 bytes a cycle, allocated by malloc+0x1"
+    assert summary == "leak: heap: +1.00 objects of 3 bytes a cycle, allocated by v9fs_x+0x2 (qemu)"
     assert "v9fs_x+0x2 (qemu)" in evidence
 
 
