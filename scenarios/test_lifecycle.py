@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+
+import pytest
+
 from harness.actions.hotplug import Hotplug
+from harness.actions.migration import Migration
+from harness.errors import GuestError
 from harness.guest.guest import Guest
-from harness.guest.mount import host_sha256
+from harness.guest.lab import Lab
+from harness.guest.mount import Mount, host_sha256
+from harness.guest.variant import Variant
+from harness.holds.hold import DATA, FSYNC, Hold
 from harness.qemu.spec import Share
 
 
@@ -41,4 +50,70 @@ def test_a_share_is_used_over_the_serial_console(guest: Guest, hotplug: Hotplug,
     mount = guest.mount(share)
     mount.expect_intact("from-guest", mount.write("from-guest", size_kib=64))
     mount.unmount()
+    hotplug.unplug(share)
+
+
+def test_the_whole_life_of_any_kind_of_share(lab: Lab, variant: Variant) -> None:
+    """Every guarantee in one life: blocked while mounted, busy until unmounted, alive where it arrives."""
+    (share,) = lab.declare(variant.apply(lab.shares[0]))
+    guest = lab.boot()
+    hotplug, migration = Hotplug(guest), Migration(guest, lab)
+    hotplug.plug(share)
+    mount = guest.mount(share, options=variant.mount_options)
+    use(mount, variant, "before")
+    migration.expect_refused(share)
+    unplug = hotplug.request_unplug(share)
+    unplug.wait_seen_by_guest()
+    unplug.expect_withheld(while_=lambda: use(mount, variant, "during"), window_s=1.0)
+    mount.unmount()
+    unplug.wait_completed()
+
+    hotplug.plug(share)
+    migration.migrate()
+    mount = guest.mount(share, options=variant.mount_options)
+    use(mount, variant, "after")
+    mount.unmount()
+    hotplug.unplug(share)
+
+
+def use(mount: Mount, variant: Variant, name: str) -> None:
+    """Read what the host wrote, and write where that is allowed."""
+    mount.guest.succeed(f"ls {mount.mountpoint}/")
+    if variant.files:
+        (mount.share.path / f"host-{name}").write_bytes(name.encode() * 4096)
+        mount.expect_intact(f"host-{name}", host_sha256(mount.share.path / f"host-{name}"))
+    if variant.writable:
+        mount.expect_intact(name, mount.write(name, size_kib=64))
+    else:
+        mount.guest.fail(f"touch {mount.mountpoint}/refused")
+
+
+FAILURES = {
+    "read_eio": (errno.EIO, DATA, "cat file"),
+    "write_enospc": (errno.ENOSPC, DATA, "echo content > new"),
+    "fsync_eio": (errno.EIO, FSYNC, "dd if=/dev/zero of=new bs=1024 count=1 conv=fsync"),
+    "read_estale": (errno.ESTALE, DATA, "cat file"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_an_export_whose_file_system_fails(
+    guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, hold: Hold, failure: str
+) -> None:
+    """The guest gets the error, and nothing else changes: the share works, blocks, and can be unplugged."""
+    number, calls, command = FAILURES[failure]
+    (share.path / "file").write_text("content")
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    with hold.failing(share, number, *calls) as rule:
+        guest.fail(f"cd {mount.mountpoint} && {command}")
+        assert rule.hits, "the command failed for another reason"
+    migration.expect_blocked_by(share)
+    mount.expect_intact("later", mount.write("later", size_kib=64))
+    try:
+        mount.sha256("file")
+    except GuestError as exc:
+        raise AssertionError("the file stays unreadable after the error is gone") from exc
+    mount.unmount()
+    migration.expect_not_blocked()
     hotplug.unplug(share)

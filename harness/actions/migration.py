@@ -24,9 +24,13 @@ _SLOW_BANDWIDTH = 100_000
 
 
 def blocked_reason(share: Share) -> str:
-    """The text with which a mounted share refuses migration (QEMU: ``hw/9pfs/9p.c``, ``v9fs_attach``)."""
+    """The text with which a mounted share refuses migration (QEMU: ``hw/9pfs/9p.c``, ``v9fs_attach``).
+
+    A driver that exports no folder has no path there, and says ``NULL``.
+    """
+    path = share.path if share.fsdriver == "local" else "NULL"
     return (
-        f"Migration is disabled when VirtFS export path '{share.path}' is mounted in the guest "
+        f"Migration is disabled when VirtFS export path '{path}' is mounted in the guest "
         f"using mount_tag '{share.mount_tag}'"
     )
 

@@ -19,6 +19,7 @@ from harness.errors import SetupError
 from harness.guest.guest import Guest
 from harness.guest.lab import Cell, Lab
 from harness.guest.raw9p import RawGuest
+from harness.guest.variant import VARIANTS, Variant
 from harness.holds.hold import Hold
 from harness.plugin.folders import ROOT
 from harness.plugin.options import MATRIX
@@ -73,6 +74,12 @@ def shares(lab: Lab) -> tuple[Share, ...]:
 def share(shares: tuple[Share, ...]) -> Share:
     """One export; its device is not plugged in."""
     return shares[0]
+
+
+@pytest.fixture
+def variant(variant_name: str) -> Variant:
+    """The kind of the share: the plainest, or with ``--full`` each of them in turn."""
+    return VARIANTS[variant_name]
 
 
 @pytest.fixture

@@ -14,10 +14,12 @@ import pytest
 from harness import reaper
 from harness.errors import HarnessError
 from harness.guest.lab import Cell
+from harness.guest.variant import PLAIN, VARIANTS
 from harness.matrix import ACCELS, Matrix, Selection
 
 MATRIX = pytest.StashKey[Matrix]()
 CELLS = pytest.StashKey[list[Cell]]()
+_VARIANT = "variant_name"
 _AXES = {"qemu_name": "qemus", "kernel_name": "kernels", "machine_name": "machines"}
 
 
@@ -43,6 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     add("--artifacts", metavar="DIR", help="where each test leaves its folder (default: artifacts/RUN/)")
     add("--keep-artifacts", action="store_true", help="keep the folders of passed tests too")
+    add("--full", action="store_true", help="every kind of share too (security models, protocols, caches, …)")
     add("--cold", action="store_true", help="boot every guest instead of restoring it")
 
 
@@ -83,6 +86,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             pin = metafunc.definition.get_closest_marker(f"pin_{fixture.removesuffix('_name')}")
             names = [n for n in getattr(selection, axis) if pin is None or n in pin.args]
             metafunc.parametrize(fixture, names, scope="session")
+    if _VARIANT in metafunc.fixturenames:
+        full = metafunc.config.getoption("full")
+        metafunc.parametrize(_VARIANT, list(VARIANTS) if full else [PLAIN], scope="session")
 
 
 def _wants_guests(config: pytest.Config) -> bool:

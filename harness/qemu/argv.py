@@ -103,6 +103,8 @@ def _shares(spec: MachineSpec) -> Iterator[str]:
 
 
 def _fsdev(share: Share) -> dict[str, str]:
+    if share.fsdriver != "local":
+        return {"": share.fsdriver, "id": share.fsdev, **share.fsdev_options}
     return {
         "": "local",
         "id": share.fsdev,

@@ -98,6 +98,7 @@ class Share:
     :param path: the exported folder on the host.
     :param mount_tag: at most 31 bytes (QEMU: ``hw/9pfs/9p.h``, ``MAX_TAG_LEN`` with its NUL).
     :param slot: which of the machine's hotpluggable places it takes.
+    :param fsdriver: ``local``, or ``synth``: files that QEMU makes up (QEMU: ``hw/9pfs/9p-synth.c``).
     :param fsdev_of: the id of another share whose fsdev it uses as well; it then has none of its own.
     """
 
@@ -109,6 +110,7 @@ class Share:
     driver: str = "virtio-9p-pci"
     fsdev_options: Mapping[str, str] = field(default_factory=dict)
     device_options: Mapping[str, str] = field(default_factory=dict)
+    fsdriver: str = "local"
     fsdev_of: str | None = None
 
     @property

@@ -16,7 +16,7 @@ from harness.checkers import Judgement, Verdict, judge
 from harness.checkers.no_leak import no_leak
 from harness.guest.lab import Lab
 from harness.matrix import DEFAULT, Matrix, Selection
-from harness.qemu.jemalloc import Live
+from harness.qemu.jemalloc import Live, Site
 from harness.qemu.machine import Machine
 from harness.reaper import RunFolder
 
@@ -97,6 +97,7 @@ def test_a_planted_blocker_is_found_and_each_allocation_by_itself(lab: Lab, tmp_
 
 def test_what_leaks_without_the_device_as_well_is_not_its_leak() -> None:
     """A profile less its control, site by site."""
-    shared, own = (("qemu", 1),), (("qemu", 2),)
+    shared: Site = (("qemu", 1),)
+    own: Site = (("qemu", 2),)
     profile = {shared: Live(9, 90), own: Live(5, 50)}
     assert _less(profile, {shared: Live(7, 95)}) == {shared: Live(2, 0), own: Live(5, 50)}

@@ -111,6 +111,11 @@ def test_fsdev_and_device_options_are_appended() -> None:
     assert words[-1].endswith(",addr=0x10,disable-legacy=on")
 
 
+def test_files_that_qemu_makes_up_have_no_path() -> None:
+    words = render(spec(shares=(share(fsdriver="synth"),)), PATHS)
+    assert words[words.index("-fsdev") + 1] == "synth,id=fs-share0"
+
+
 def test_commas_inside_a_value_are_doubled_everywhere() -> None:
     odd = replace(PATHS, **{name: Path(f"/a,b/{name}") for name in vars(PATHS)})
     words = render(spec(shares=(share(path=Path("/s,1")),), plugged=frozenset({"share0"})), odd)
