@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from harness.actions.hotplug import Hotplug
+from harness.actions.run_state import RunState
 from harness.guest.guest import Guest
 from harness.guest.lab import Lab
+from harness.guest.workload import Workload
 from harness.holds.throttle import throttled
 from harness.qemu.spec import Share
 
@@ -41,3 +43,27 @@ def test_unplugging_one_leaves_the_other_working(
     mount.expect_intact("after", mount.write("after", size_kib=64))
     mount.unmount()
     hotplug.unplug(staying)
+
+
+def test_others_come_and_go_beside_a_workload(
+    guest: Guest, hotplug: Hotplug, run_state: RunState, lab: Lab
+) -> None:
+    """Devices come, are used, and go, the machine stops and goes on: the workload loses nothing."""
+    busy, *others = lab.shares[:3]
+    hotplug.plug(busy)
+    mount = guest.mount(busy)
+    workload = Workload.start(mount)
+    for other in others:
+        hotplug.plug(other)
+        beside = guest.mount(other)
+        beside.expect_usable()
+        workload.wait_progress()
+        beside.unmount()
+        hotplug.unplug(other)
+        run_state.stop()
+        run_state.cont()
+    workload.wait_progress()
+    workload.stop()
+    mount.unmount()
+    hotplug.unplug(busy)
+    workload.expect_acknowledged()

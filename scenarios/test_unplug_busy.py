@@ -16,6 +16,7 @@ from harness.guest.job import Job
 from harness.guest.mount import Mount
 from harness.guest.occupant import KINDS, occupied
 from harness.guest.transfer import Transfer
+from harness.guest.workload import Workload
 from harness.holds.hold import DATA, FSYNC, READDIR, STAT, Hold
 from harness.qemu.spec import Share
 
@@ -92,6 +93,20 @@ def test_device_del_waits_for_many_requests(guest: Guest, hotplug: Hotplug, shar
         reader.wait_finished().expect_intact()
     mount.unmount()
     unplug.wait_completed()
+
+
+def test_device_del_waits_for_a_workload(guest: Guest, hotplug: Hotplug, share: Share) -> None:
+    """Writers, readers, renames, links, deep trees: they get on, and every acknowledged byte stays."""
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    workload = Workload.start(mount)
+    unplug = hotplug.request_unplug(share)
+    unplug.wait_seen_by_guest()
+    unplug.expect_withheld(while_=workload.wait_progress)
+    workload.stop()
+    mount.unmount()
+    unplug.wait_completed()
+    workload.expect_acknowledged()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -33,7 +33,9 @@ class Job:
     def expect_running(self) -> None:
         """:raises GuestError: when it has ended."""
         if not self.running:
-            raise GuestError(f"{self.guest.actor}: {self.what} has ended: {self._completed()}")
+            done = self._completed()
+            said = (done.stderr or done.stdout).strip()[-200:]
+            raise GuestError(f"{self.guest.actor}: {self.what} has ended with {done.returncode}: {said}")
 
     def wait(self, *, timeout_s: float = 10.0) -> Completed:
         """How it ended, whatever that was.

@@ -1,0 +1,186 @@
+"""Work whose acknowledged operations are journalled, and can be checked on the host, byte by byte.
+
+Each worker has a folder of the share to itself and repeats a round of operations; an operation enters its
+journal (in the guest's memory) only after it has returned. Whatever happens to the device meanwhile, every
+operation in the journal has to be on the host; of the one after the last nobody can know.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+
+from harness.deadline import wait_until
+from harness.errors import GuestError, Violation
+from harness.guest.guest import quote
+from harness.guest.job import Job
+from harness.guest.mount import Mount
+
+#: Lines of a file: enough for more than one page.
+_LINES = 900
+#: Seconds, before scaling.
+_PROGRESS_TIMEOUT_S = 20.0
+_numbers = itertools.count(1)
+
+# $1: the worker's folder, $2: its journal, $3: ends it when it exists.
+# ``ack`` runs an operation, and journals it when it succeeded; else the worker ends, with that status.
+_WORKER = r"""
+folder=$1 journal=$2 stop=$3 n=0
+lines() { seq $1 $(($1 + LINES)); }
+ack() { words=$1; shift; "$@" || { echo "error $words" >> $journal; exit 1; }; echo "$words" >> $journal; }
+write() { lines $2 | dd of=$1 bs=65536 conv=fsync 2>/dev/null; }
+append() { lines $2 >> $1; }
+same() { lines $2 | cmp -s - $1; }
+unlink_open() {
+    exec 3< $1 && rm $1 && test "$(md5sum <&3)" = "$(lines $2 | md5sum)"
+    status=$?
+    exec 3<&-
+    return $status
+}
+deep() { mkdir -p $1/a/b/c && lines $2 > $1/a/b/c/leaf; }
+listed() { test $(ls | grep -c "^$1\$") = 1; }
+mkdir -p $folder && cd $folder || exit 1
+while ! test -e $stop; do
+    n=$((n + 1))
+    ack "write f$n $n" write f$n $n
+    ack "read f$n" same f$n $n
+    ack "write o$n $n" write o$n $n
+    ack "unlink o$n" unlink_open o$n $n
+    ack "rename f$n g$n" mv f$n g$n
+    ack "append g$n 7" append g$n 7
+    ack "link g$n h$n" ln g$n h$n
+    ack "symlink g$n s$n" ln -s g$n s$n
+    ack "read g$n" listed g$n
+    ack "deep d$n $n" deep d$n $n
+    test $n -le 3 || ack "unlink h$((n - 3))" rm h$((n - 3))
+done
+"""
+
+
+class Workload:
+    """Workers on one mount; made by :meth:`start`."""
+
+    def __init__(self, mount: Mount, folder: str, workers: int) -> None:
+        self.mount, self._folder, self._workers = mount, folder, workers
+        self._jobs: list[Job] = []
+
+    @classmethod
+    def start(cls, mount: Mount, *, workers: int = 2) -> Workload:
+        """Start ``workers`` of them, and wait until each has done something."""
+        made = cls(mount, f"/tmp/workload{next(_numbers)}", workers)
+        guest, script = mount.guest, _WORKER.replace("LINES", str(_LINES))
+        guest.succeed(f"mkdir {made._folder}; cat > {made._folder}/worker", stdin=script.encode())
+        for worker in range(workers):
+            inside = quote(f"{mount.mountpoint}/w{worker}")
+            command = f"sh {made._folder}/worker {inside} {made._journal(worker)} {made._folder}/stop"
+            made._jobs.append(Job(guest, command, f"worker {worker} on {mount.share.id}"))
+        made._wait_counts([1] * workers)
+        return made
+
+    def _journal(self, worker: int) -> str:
+        return f"{self._folder}/journal{worker}"
+
+    def _counts(self) -> list[int]:
+        """How many operations of each worker were acknowledged."""
+        counts = "; ".join(f"cat {self._journal(w)} 2>/dev/null | wc -l" for w in range(self._workers))
+        return [int(line) for line in self.mount.guest.succeed(counts).split()]
+
+    def wait_progress(self) -> None:
+        """The witness: each worker runs, and has an operation acknowledged that began after this call did.
+
+        :raises GuestError: when one has ended. :raises WaitTimeout: when one does not get on.
+        """
+        for job in self._jobs:
+            job.expect_running()
+        self._wait_counts([count + 2 for count in self._counts()])
+
+    def _wait_counts(self, wanted: list[int]) -> None:
+        machine = self.mount.guest.machine
+        wait_until(
+            lambda: all(now >= count for now, count in zip(self._counts(), wanted, strict=True)),
+            what=f"the workers on {self.mount.share.id} to get on",
+            timeout_s=machine.pace.seconds(_PROGRESS_TIMEOUT_S),
+            watch=machine.watch,
+            interval_s=0.1,
+            artifacts=machine.artifacts.folder,
+        )
+
+    def stop(self) -> None:
+        """Let every worker end its round, and wait for it.
+
+        :raises GuestError: when an operation had failed.
+        """
+        self.mount.guest.succeed(f"touch {self._folder}/stop")
+        for worker, job in enumerate(self._jobs):
+            done = job.wait(timeout_s=_PROGRESS_TIMEOUT_S)
+            if done.returncode != 0:
+                last = self.mount.guest.run(f"tail -n 1 {self._journal(worker)}").stdout.strip()
+                raise GuestError(f"{job.what} ended with {done.returncode}: {last or done.stderr.strip()}")
+
+    def expect_acknowledged(self) -> None:
+        """Every operation that was acknowledged is on the host, and nothing else.
+
+        :raises Violation: naming the first file that is not as it has to be.
+        """
+        for worker in range(self._workers):
+            journal = self.mount.guest.succeed(f"cat {self._journal(worker)}").splitlines()
+            expect_replayed(journal, self.mount.share.path / f"w{worker}")
+
+
+def lines(first: int) -> bytes:
+    """What a worker writes: numbers, one a line."""
+    return "".join(f"{number}\n" for number in range(first, first + _LINES + 1)).encode()
+
+
+def replay(journal: Iterable[str]) -> dict[str, bytes]:
+    """The files, by their path, that the operations of a journal leave behind.
+
+    Hard links share their content from then on; no operation writes through one.
+
+    :raises GuestError: for a line that is none.
+    """
+    files: dict[str, bytes] = {}
+    for line in journal:
+        match line.split():
+            case ["write", name, first]:
+                files[name] = lines(int(first))
+            case ["append", name, first]:
+                files[name] += lines(int(first))
+            case ["rename", name, to]:
+                files[to] = files.pop(name)
+            case ["link" | "symlink", name, to]:
+                files[to] = files[name]
+            case ["unlink", name]:
+                del files[name]
+            case ["deep", name, first]:
+                files[f"{name}/a/b/c/leaf"] = lines(int(first))
+            case ["read" | "error", *_]:
+                pass
+            case _:
+                raise GuestError(f"a worker's journal has a line that is none: {line!r}")
+    return files
+
+
+def expect_replayed(journal: list[str], folder: Path) -> None:
+    """:raises Violation: when ``folder`` is not what the operations of ``journal`` leave behind.
+
+    Of an operation that failed nobody can know whether it happened: both is allowed.
+    """
+    doubtful = [line.removeprefix("error ") for line in journal[-1:] if line.startswith("error ")]
+    without, with_it = replay(journal), replay([*journal, *doubtful])
+    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    for name in sorted(without.keys() | with_it.keys() | found.keys()):
+        allowed = (without.get(name), with_it.get(name))
+        content = found[name].read_bytes() if name in found else None
+        if content not in allowed:
+            raise Violation(f"{folder}/{name} {_complaint(content, allowed)}")
+
+
+def _complaint(content: bytes | None, allowed: tuple[bytes | None, ...]) -> str:
+    if content is None:
+        return "was acknowledged, and is not on the host"
+    if allowed == (None, None):
+        return "is on the host, and should be gone"
+    sizes = " or ".join(str(len(one)) for one in allowed if one is not None)
+    return f"has other bytes than were acknowledged ({len(content)}, not {sizes})"

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness.deadline import wait_until
+from harness.errors import GuestError, Violation
+from harness.guest import workload
+from harness.guest.workload import expect_replayed, lines, replay
+
+JOURNAL = ["write f1 1", "read f1", "rename f1 g1", "append g1 7", "link g1 h1", "deep d1 1", "unlink h1"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What the journal leaves behind."""
+    (tmp_path / "d1/a/b/c").mkdir(parents=True)
+    (tmp_path / "d1/a/b/c/leaf").write_bytes(lines(1))
+    (tmp_path / "g1").write_bytes(lines(1) + lines(7))
+    return tmp_path
+
+
+def test_what_is_acknowledged_and_there(folder: Path) -> None:
+    expect_replayed(JOURNAL, folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("g1", None, "g1 was acknowledged, and is not on the host"),
+        ("g1", lines(1), "g1 has other bytes than were acknowledged"),
+        ("g1", lines(1) + lines(8), "g1 has other bytes than were acknowledged"),
+        ("h1", lines(1), "h1 is on the host, and should be gone"),
+        ("f1", lines(1), "f1 is on the host, and should be gone"),
+        ("d1/a/b/c/leaf", b"", "leaf has other bytes than were acknowledged"),
+    ],
+)
+def test_what_is_lost_changed_or_left(folder: Path, name: str, content: bytes | None, complaint: str) -> None:
+    (folder / name).unlink(missing_ok=True)
+    if content is not None:
+        (folder / name).write_bytes(content)
+    with pytest.raises(Violation, match=complaint):
+        expect_replayed(JOURNAL, folder)
+
+
+@pytest.mark.parametrize("happened", [False, True])
+def test_of_an_operation_that_failed_nobody_knows(folder: Path, happened: bool) -> None:
+    if happened:
+        (folder / "g1").unlink()
+    expect_replayed([*JOURNAL, "error unlink g1"], folder)
+
+
+def test_a_line_that_is_none() -> None:
+    with pytest.raises(GuestError, match="has a line that is none: 'wri'"):
+        replay(["wri"])
+
+
+def test_the_worker_does_what_it_says(tmp_path: Path) -> None:
+    """The very script, run here by the host's shell."""
+    script = workload._WORKER.replace("LINES", str(workload._LINES))
+    journal, stop, share = tmp_path / "journal", tmp_path / "stop", tmp_path / "w0"
+    process = subprocess.Popen(["sh", "-c", script, "worker", str(share), str(journal), str(stop)])
+    wait_until(
+        lambda: journal.exists() and len(journal.read_text().splitlines()) > 60, what="work", timeout_s=60
+    )
+    stop.touch()
+    assert process.wait(timeout=60) == 0
+    operations = journal.read_text().splitlines()
+    expect_replayed(operations, share)
+    assert {line.split()[0] for line in operations} == {
+        "write",
+        "read",
+        "unlink",
+        "rename",
+        "append",
+        "link",
+        "symlink",
+        "deep",
+    }
+    os.truncate(next(share.glob("g1")), 5)
+    with pytest.raises(Violation):
+        expect_replayed(operations, share)
+
+
+def test_a_worker_that_fails_says_at_what(tmp_path: Path) -> None:
+    script = workload._WORKER.replace("LINES", str(workload._LINES)).replace("ln g$n h$n", "false")
+    arguments = [str(tmp_path / "w0"), str(tmp_path / "j"), "/none"]
+    done = subprocess.run(["sh", "-c", script, "worker", *arguments], check=False)
+    assert done.returncode == 1
+    assert (tmp_path / "j").read_text().splitlines()[-1] == "error link g1 h1"
