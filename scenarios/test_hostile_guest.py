@@ -13,10 +13,13 @@ import pytest
 from harness.actions.hostile import HostileGuest
 from harness.actions.hotplug import Hotplug
 from harness.actions.migration import Migration, expect_blocked_by
+from harness.actions.run_state import RunState
 from harness.background import Background
-from harness.deadline import hold_for
+from harness.deadline import hold_for, wait_until
 from harness.guest import transfer
 from harness.guest.guest import Guest
+from harness.guest.job import Job
+from harness.guest.mount import Mount, TagState
 from harness.guest.raw9p import (
     NineError,
     RawDriver,
@@ -57,6 +60,77 @@ def test_a_forced_eject_while_mounted(
     migration.expect_blocked_by(share)
     hostile.eject(share)
     migration.expect_not_blocked()
+
+
+def test_a_driver_unbound_with_a_request_in_flight(
+    guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, hold: Hold
+) -> None:
+    """The guest's own driver waits for its last user; until then the device works, and blocks."""
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    with hold.requests(share) as held:
+        reader = transfer.reader(mount)
+        held.wait_caught()
+        unbinding = Job(guest, guest.unbind_9p_command, "unbinding the driver")
+        wait_delisted(mount)
+        migration.expect_blocked_by(share)
+        held.in_flight()
+    reader.wait_finished().expect_intact()
+    mount.unmount()
+    unbinding.wait_succeeded()
+    migration.expect_not_blocked()
+    assert guest.mount_tags() == []
+
+
+def wait_delisted(mount: Mount) -> None:
+    """The guest has begun to let the device go."""
+    wait_until(
+        lambda: mount.tag_state() is TagState.DELISTED,
+        what="the driver to begin",
+        timeout_s=mount.guest.machine.pace.seconds(10),
+        watch=mount.guest.machine.watch,
+        interval_s=0.1,
+    )
+
+
+def test_a_system_reset_with_a_request_in_flight(
+    guest: Guest, hotplug: Hotplug, migration: Migration, run_state: RunState, share: Share, hold: Hold
+) -> None:
+    """The reset waits for the request; the guest that comes back finds a device as new."""
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    with hold.requests(share) as held:
+        transfer.reader(mount)
+        held.wait_caught()
+        reset = Background(run_state.system_reset)
+        hold_for(1.0, held.waiting)
+        done_while_held = reset.done
+    reset.wait(timeout_s=guest.machine.pace.seconds(30))
+    assert not done_while_held, "the reset was done with a request in flight"
+    migration.expect_not_blocked()
+    mount = guest.mount(share)
+    mount.expect_usable()
+    mount.unmount()
+    hotplug.unplug(share)
+
+
+def test_the_module_unloaded_and_loaded(
+    guest: Guest, hotplug: Hotplug, migration: Migration, share: Share
+) -> None:
+    """Not while it is in use; afterwards the device is found again, and works."""
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    guest.fail("rmmod 9pnet_virtio")
+    mount.expect_usable()
+    mount.unmount()
+    guest.succeed("rmmod 9pnet_virtio")
+    migration.expect_not_blocked()
+    guest.succeed("insmod /lib/modules/$(grep -m 1 9pnet_virtio /lib/modules/order)")
+    mount = guest.mount(share)
+    mount.expect_usable()
+    migration.expect_blocked_by(share)
+    mount.unmount()
+    hotplug.unplug(share)
 
 
 def opened(raw_guest: RawGuest, share: Share) -> RawDriver:

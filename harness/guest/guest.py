@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 #: Seconds, before scaling by the accelerator's pace.
 BOOT_TIMEOUT_S = 20.0
 RUN_TIMEOUT_S = 10.0
+_FOR_EACH_9P = "cd /sys/bus/virtio/drivers/9pnet_virtio; for device in virtio*; do {} || exit 1; done"
 #: What the guest prints on its kernel's console (``images/guests/root/etc/rcS``).
 NETWORK_IS_UP = "guest: network is up"
 
@@ -202,10 +203,12 @@ class Guest:
 
     def rebind_9p(self) -> None:
         """Unbind the driver from every 9p device, and bind it again: it reads their config space anew."""
-        self.succeed(
-            "cd /sys/bus/virtio/drivers/9pnet_virtio; "
-            "for device in virtio*; do echo $device > unbind && echo $device > bind || exit 1; done"
-        )
+        self.succeed(_FOR_EACH_9P.format("echo $device > unbind && echo $device > bind"))
+
+    @property
+    def unbind_9p_command(self) -> str:
+        """The shell command that unbinds the driver from every 9p device; it waits for their last users."""
+        return _FOR_EACH_9P.format("echo $device > unbind")
 
     @property
     def boot_id(self) -> str:

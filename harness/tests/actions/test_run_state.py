@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.actions import run_state
 from harness.actions.run_state import RunState
-from harness.errors import GuestError, HarnessError, QemuDied, WaitTimeout
+from harness.errors import GuestError, HarnessError, QemuDied, Violation, WaitTimeout
 from harness.guest.guest import NETWORK_IS_UP
 from harness.tests.fakes import World
 
@@ -80,3 +81,39 @@ def test_the_wait_is_scaled_by_the_pace(world: World, monkeypatch: pytest.Monkey
     with pytest.raises(WaitTimeout) as caught:
         RunState(world.guest).stop()
     assert 0.1 <= caught.value.elapsed_s < 2
+
+
+def test_a_reboot_by_the_guest_itself(world: World) -> None:
+    world.ssh.on("^setsid sh -c 'reboot -f'|reboot -f", _emits_to_guest(world, "RESET"))
+    world.ssh.on("boot_id", "one\n", "two\n")
+    world.ssh.on("^true$", "")
+    world.machine.artifacts.kernel.write_text(f"{NETWORK_IS_UP}\n")
+    RunState(world.guest).reboot()
+    assert world.ssh.closed == 1
+
+
+def _emits_to_guest(world: World, event: str) -> Any:
+    def answer(_: Any) -> str:
+        world.qmp.emit(event)
+        return ""
+
+    return answer
+
+
+@pytest.mark.parametrize(("status", "stopped"), [("paused", True), ("running", False)])
+def test_whether_it_is_stopped(world: World, status: str, stopped: bool) -> None:
+    world.qmp.on("query-status", {"status": status})
+    if stopped:
+        RunState(world.guest).expect_stopped()
+    else:
+        with pytest.raises(Violation, match="source is running after stop"):
+            RunState(world.guest).expect_stopped()
+
+
+def test_a_screendump(world: World) -> None:
+    def draw(arguments: Any) -> dict[str, Any]:
+        Path(arguments["filename"]).write_bytes(b"P6 1 1 255 abc")
+        return {}
+
+    world.qmp.on("screendump", draw)
+    assert RunState(world.guest).screendump().startswith(b"P6")
