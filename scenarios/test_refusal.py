@@ -8,6 +8,8 @@ import pytest
 
 from harness.actions.hotplug import Hotplug
 from harness.actions.migration import Migration
+from harness.actions.stream import stalled
+from harness.deadline import hold_for
 from harness.errors import CommandFailed, QemuError
 from harness.guest.guest import Guest
 from harness.guest.lab import Lab
@@ -87,6 +89,20 @@ def test_hotplug_during_a_migration(guest: Guest, hotplug: Hotplug, migration: M
     mount.unmount()
     hotplug.unplug(share)
     hotplug.plug(other)
+
+
+def test_a_refused_plug_while_the_stream_stalls(guest: Guest, lab: Lab) -> None:
+    """A destination that does not read delays the migration, and nothing else: the refusal comes at once."""
+    machine, share = guest.machine, lab.shares[2]
+    with stalled(machine):
+        plug = machine.qmp.request("device_add", share.device(machine.spec.machine_type))
+        hold_for(5.0, machine.watch_process, until=lambda: plug.done)
+        answered_while_stalled = plug.done
+    with pytest.raises(QemuError) as refused:
+        plug.wait()
+    assert refused.value.desc == "device_add not allowed while migrating"
+    guest.succeed("true")
+    assert answered_while_stalled, "QMP hung in device_add for as long as the migration stream stalled"
 
 
 def test_a_mount_during_a_migration(guest: Guest, hotplug: Hotplug, migration: Migration, lab: Lab) -> None:

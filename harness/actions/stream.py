@@ -6,10 +6,16 @@ Source: QEMU ``qapi/migration.json`` (``migrate``, ``migrate-incoming``, ``Migra
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import socket
-from collections.abc import Callable
+import sys
+import termios
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from harness.background import Background
 from harness.deadline import wait_until
 from harness.errors import QemuError, Unsupported
 from harness.qemu.machine import Machine
@@ -17,6 +23,8 @@ from harness.qemu.machine import Machine
 #: Bytes a second, so that post-copy begins while there is something left to copy.
 _PRECOPY_BANDWIDTH = 1 << 20
 _STATUS_TIMEOUT_S = 20.0
+#: So many looks in a row, 20 ms apart, at a stream that does not get on.
+_STALLED_LOOKS = 25
 
 
 @dataclass(frozen=True)
@@ -161,3 +169,49 @@ STREAMS = {
         ),
     )
 }
+
+
+@contextmanager
+def stalled(machine: Machine) -> Iterator[None]:
+    """A migration whose destination accepts the stream and does not read it; read, and cancelled, at the end.
+
+    :raises QemuError: when ``migrate`` is refused.
+    """
+    path = machine.folder / "nobody-reads.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+        machine.qmp.execute("migrate", {"uri": f"unix:{path}"}, watch=machine.watch)
+        connection, _ = listener.accept()
+        with connection:
+            try:
+                _wait_stalled(machine, connection)
+                yield
+            finally:
+                draining = Background(lambda: _drain(connection))
+                machine.qmp.execute("migrate_cancel", watch=machine.watch)
+                draining.wait(timeout_s=machine.pace.seconds(_STATUS_TIMEOUT_S))
+    path.unlink()
+
+
+def _wait_stalled(machine: Machine, connection: socket.socket) -> None:
+    """The witness: bytes have come, and no more do, because there is no room for them."""
+    sizes: list[int] = []
+
+    def full() -> bool:
+        sizes.append(_unread(connection))
+        return len(sizes) >= _STALLED_LOOKS and sizes[-1] > 0 and len(set(sizes[-_STALLED_LOOKS:])) == 1
+
+    _wait(machine, full, "the stream to stall")
+    machine.history.note(machine.name, "stream:stalled", {"unread_bytes": sizes[-1]})
+
+
+def _unread(connection: socket.socket) -> int:
+    """``FIONREAD``: how many bytes wait to be read (``man 7 unix``)."""
+    return int.from_bytes(fcntl.ioctl(connection, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def _drain(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while connection.recv(1 << 20):
+            pass

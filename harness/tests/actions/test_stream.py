@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+
+from harness.actions.stream import stalled
+from harness.errors import WaitTimeout
+from harness.qemu.machine import Machine
+from harness.tests.fakes import World
+
+
+class _Sender:
+    """A migration thread: sends until nobody reads, and ends when it is cancelled and its bytes are read."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.sent = size, 0
+        self._thread: threading.Thread | None = None
+
+    def begin(self, arguments: Any) -> dict[str, Any]:
+        self._thread = threading.Thread(target=self._send, args=(arguments["uri"].removeprefix("unix:"),))
+        self._thread.start()
+        return {}
+
+    def _send(self, path: str) -> None:
+        with socket.socket(socket.AF_UNIX) as ours:
+            ours.connect(path)
+            for _ in range(self.size):
+                ours.sendall(b"x" * 1024)
+                self.sent += 1
+
+    def join(self, _: Any = None) -> dict[str, Any]:
+        assert self._thread is not None
+        self._thread.join(10)
+        return {}
+
+
+@pytest.fixture
+def sender(world: World) -> Iterator[_Sender]:
+    made = _Sender(size=4096)
+    world.qmp.on("migrate", made.begin)
+    world.qmp.on("migrate_cancel", {})
+    yield made
+    made.join()
+
+
+def test_nobody_reads_until_the_end(world: World, sender: _Sender) -> None:
+    world.machine.pace = type(world.machine.pace)(1.0)
+    with stalled(cast(Machine, world.machine)):
+        assert 0 < sender.sent < sender.size
+        assert "migrate_cancel" not in world.qmp.commands
+    sender.join()
+    assert sender.sent == sender.size
+    assert world.qmp.commands[-1] == "migrate_cancel"
+    assert not (world.machine.folder / "nobody-reads.sock").exists()
+
+
+def test_a_stream_that_never_begins_is_not_stalled(world: World, sender: _Sender) -> None:
+    sender.size = 0
+    with (
+        pytest.raises(WaitTimeout, match="the stream to stall of source"),
+        stalled(cast(Machine, world.machine)),
+    ):
+        pass
