@@ -22,8 +22,10 @@ _CONTAINERS = (
 def footprint(machine: Machine) -> dict[str, Any]:
     """Threads, fds by what they point at, private memory, QOM children, memory regions, migration blockers.
 
-    ``private_kib`` is memory that no other process shares (``man 5 proc``, ``smaps_rollup``): the guest's and
-    the code translated for it, included. ``memory_regions`` are the lines of ``info mtree``.
+    ``private_kib`` is dirty memory that no other process shares (``man 5 proc``, ``smaps_rollup``): the
+    guest's and the code translated for it, included. Clean private pages are not counted: a page of a file
+    turns from private to shared, and back, when another QEMU maps it. ``memory_regions`` are the lines of
+    ``info mtree``.
     """
     proc = Path(f"/proc/{machine.pid}")
     fds = _fds(proc)
@@ -53,7 +55,7 @@ def _fds(proc: Path) -> Counter[str]:
 
 def _private_kib(proc: Path) -> int:
     text = (proc / "smaps_rollup").read_text()
-    return sum(int(kib) for kib in re.findall(r"^Private_\w+:\s+(\d+) kB", text, re.MULTILINE))
+    return sum(int(kib) for kib in re.findall(r"^Private_Dirty:\s+(\d+) kB", text, re.MULTILINE))
 
 
 def _children(machine: Machine, path: str) -> int:
