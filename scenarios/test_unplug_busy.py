@@ -13,6 +13,7 @@ from harness.actions.run_state import RunState
 from harness.guest import transfer
 from harness.guest.guest import Guest
 from harness.guest.job import Job
+from harness.guest.lab import Lab
 from harness.guest.mount import Mount
 from harness.guest.occupant import KINDS, occupied
 from harness.guest.transfer import Transfer
@@ -201,6 +202,20 @@ def test_device_del_while_stopped(guest: Guest, hotplug: Hotplug, run_state: Run
     unplug.expect_pending(while_=run_state.expect_stopped)
     run_state.cont()
     unplug.wait_completed()
+
+
+def test_device_del_before_the_guest_is_up(lab: Lab, share: Share) -> None:
+    """It may be lost, or wait for the guest; asked once more when the guest is up, the device goes."""
+    guest = lab.begin_boot(lab.spec(plugged=frozenset([share.id])))
+    hotplug = Hotplug(guest)
+    early = hotplug.request_unplug(share)
+    guest.wait_booted()
+    later = hotplug.request_unplug(share)
+    if later.refusal is not None:
+        gone = f"Device '{share.id}' not found"
+        assert any(refusal in later.refusal.desc for refusal in (*REFUSALS, gone)), later.refusal
+    early.wait_completed()
+    assert share.mount_tag not in guest.mount_tags()
 
 
 def test_the_other_hotplug_waits_behind_a_busy_share(

@@ -142,9 +142,14 @@ class Lab:
 
     def boot(self, spec: MachineSpec | None = None) -> Guest:
         """Start a machine and wait until its guest answers a command."""
+        guest = self.begin_boot(spec)
+        guest.wait_booted()
+        return guest
+
+    def begin_boot(self, spec: MachineSpec | None = None) -> Guest:
+        """Start a machine, and return while its guest boots (see :meth:`Guest.wait_booted`)."""
         guest = Guest(self.launch(spec or self.spec()), self.cell.image)
         self._guests.append(guest)
-        guest.wait_booted()
         return guest
 
     def launch_successor(
