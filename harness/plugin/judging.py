@@ -64,7 +64,7 @@ def _conclude(item: pytest.Item, failure: BaseException | None) -> None:
 def _alone(exc: BaseException) -> BaseException:
     """A harness error without its chain: pytest would print the symptom first. What cannot be done skips."""
     if isinstance(exc, Unsupported):
-        return pytest.skip.Exception(exc.message)
+        return pytest.skip.Exception(exc.message, _use_item_location=True)
     link = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
     if isinstance(exc, HarnessError) and link is not None:
         exc.add_note(f"seen as: {link}")
