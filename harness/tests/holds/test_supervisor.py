@@ -22,19 +22,22 @@ READ = frozenset(["preadv", "preadv2"])
 #: Reads commands "THREAD CALL PATH" and answers with the call's result or errno; THREAD is main or worker.
 CHILD = """
 import os, sys, threading
+def answer(words):
+    os.write(1, (words + "\\n").encode())  # One write: print() of two threads can mingle.
 def call(name, path):
     try:
         if name == "stat":
             os.stat(path)
-            print("ok", flush=True)
+            answer("ok")
         else:
             fd = os.open(path, os.O_RDWR)
             if name == "fsync":
-                os.fsync(fd); print("ok", flush=True)
+                os.fsync(fd)
+                answer("ok")
             else:
-                print("ok", os.preadv(fd, [bytearray(9)], 0), flush=True)
+                answer(f"ok {os.preadv(fd, [bytearray(9)], 0)}")
     except OSError as exc:
-        print(exc.errno, flush=True)
+        answer(str(exc.errno))
 for line in sys.stdin:
     thread, name, path = line.split()
     if thread == "main":
