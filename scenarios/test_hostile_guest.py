@@ -15,7 +15,7 @@ from harness.actions.hotplug import Hotplug
 from harness.actions.migration import Migration, expect_blocked_by
 from harness.actions.run_state import RunState
 from harness.background import Background
-from harness.deadline import hold_for, wait_until
+from harness.deadline import hold_for
 from harness.guest import transfer
 from harness.guest.guest import Guest
 from harness.guest.job import Job
@@ -84,11 +84,10 @@ def test_a_driver_unbound_with_a_request_in_flight(
 
 def wait_delisted(mount: Mount) -> None:
     """The guest has begun to let the device go."""
-    wait_until(
+    mount.guest.machine.wait_until(
         lambda: mount.tag_state() is TagState.DELISTED,
         what="the driver to begin",
-        timeout_s=mount.guest.machine.pace.seconds(10),
-        watch=mount.guest.machine.watch,
+        timeout_s=10,
         interval_s=0.1,
     )
 

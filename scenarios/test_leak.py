@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.actions.hotplug import Hotplug, plug_without_guest, unplug_without_guest
+from harness.actions.hotplug import Hotplug, unplug_without_guest
 from harness.actions.leak_hunt import LeakHunt
 from harness.actions.migration import expect_blocked_by, under_way
 from harness.errors import QemuError
@@ -24,7 +24,7 @@ def test_plug_and_unplug_without_a_guest(leak_hunt: LeakHunt, share: Share) -> N
     """realize and unrealize alone: on a machine that was never started, device_del is synchronous."""
 
     def cycle(machine: Machine) -> None:
-        plug_without_guest(machine, share)
+        machine.device_add(share)
         unplug_without_guest(machine, share)
 
     leak_hunt.repeat_without_guest(cycle)
@@ -207,9 +207,9 @@ def test_a_plug_that_fails(leak_hunt: LeakHunt, shares: tuple[Share, ...], wrong
 
     def cycle(machine: Machine) -> None:
         if other.id not in machine.plugged:
-            plug_without_guest(machine, other)
+            machine.device_add(other)
         with without(share.path) if wrong == "path" else contextlib.nullcontext(), pytest.raises(QemuError):
-            plug_without_guest(machine, broken)
+            machine.device_add(broken)
 
     leak_hunt.repeat_without_guest(cycle)
 

@@ -8,18 +8,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from harness.actions.hotplug import exists
 from harness.background import Background
-from harness.deadline import hold_for, wait_until
+from harness.deadline import hold_for
 from harness.errors import GuestError, Violation, WaitTimeout
 from harness.guest.guest import Guest, quote
 from harness.guest.portio import install
+from harness.qemu.acpi import eject_writes
+from harness.qemu.deletion import Deletion
 from harness.qemu.spec import Share
 
-#: ACPI PCI hotplug's registers (QEMU: ``hw/acpi/pcihp.c``, ``docs/specs/acpi_pci_hotplug.rst``): select a
-#: bus by its bsel, then eject slots by their bit. The base is 0xae00 on PIIX4 and 0xcc0 on ICH9.
-_SELECT, _EJECT = 0x10, 0x08
-_BASE_PIIX4, _BASE_ICH9 = 0xAE00, 0xCC0
 # PCI Express: the capability's id, Slot Control's offset in it; power off and indicator off
 # (kernel: include/uapi/linux/pci_regs.h, PCI_EXP_SLTCTL_PWR_OFF, PCI_EXP_SLTCTL_PWR_IND_OFF).
 _CAPABILITY_LIST, _PCI_EXPRESS = 0x34, 0x10
@@ -43,11 +40,7 @@ class Ejection:
 
     def __init__(self, guest: Guest, share: Share, command: str) -> None:
         self.guest, self.share, self._machine = guest, share, guest.machine
-        self._paths = (
-            f"/machine/peripheral/{share.id}/virtio-backend",
-            f"/machine/peripheral/{share.id}",
-        )
-        self._events = self._machine.qmp.listen("DEVICE_DELETED")
+        self._deletion = Deletion(self._machine, share.id)
         self._seen_before = self._machine.kernel_log.text().count(_ANNOUNCED)
         self._write = Background(
             lambda: guest.succeed(f"echo '{_ANNOUNCED} {share.id}' > /dev/kmsg; {command}")
@@ -56,16 +49,17 @@ class Ejection:
     @property
     def deleted(self) -> list[str]:
         """The QOM paths of the device and its backend that were deleted so far, in that order."""
-        return [str(e.data["path"]) for e in self._events.events if e.data.get("path") in self._paths]
+        return self._deletion.seen
 
     def wait_begun(self) -> None:
         """Wait until the guest is about to write.
 
         :raises WaitTimeout: when it never was.
         """
-        self._wait(
+        self._machine.wait_until(
             lambda: self._machine.kernel_log.text().count(_ANNOUNCED) > self._seen_before,
-            f"the guest to eject {self.share.id}",
+            what=f"the guest to eject {self.share.id}",
+            timeout_s=EJECT_TIMEOUT_S,
         )
 
     def observe(self, *, while_: Callable[[], object], window_s: float = 2.0) -> list[str]:
@@ -97,30 +91,20 @@ class Ejection:
         :raises Violation: when the device, or one of the two events, stays away.
         """
         try:
-            self._wait(lambda: self._write.done, f"the guest's eject of {self.share.id} to return")
-            self._write.wait()
-            self._wait(
-                lambda: set(self.deleted) >= set(self._paths), f"DEVICE_DELETED of {self.share.id}, twice"
+            self._machine.wait_until(
+                lambda: self._write.done,
+                what=f"the guest's eject of {self.share.id} to return",
+                timeout_s=EJECT_TIMEOUT_S,
             )
+            self._write.wait()
+            self._deletion.wait(timeout_s=EJECT_TIMEOUT_S)
         except WaitTimeout as exc:
             raise Violation(
                 f"{self.share.id} was ejected, and only {self.deleted} were reported deleted",
                 details=exc.message,
             ) from exc
         finally:
-            self._events.close()
-        if exists(self.guest, self.share.id):
-            raise Violation(f"{self.share.id} was deleted, and /machine/peripheral still has it")
-        self._machine.plugged.discard(self.share.id)
-
-    def _wait(self, condition: Callable[[], bool], what: str) -> None:
-        wait_until(
-            condition,
-            what=what,
-            timeout_s=self._machine.pace.seconds(EJECT_TIMEOUT_S),
-            watch=self._machine.watch,
-            artifacts=self._machine.artifacts.folder,
-        )
+            self._deletion.close()
 
 
 class HostileGuest:
@@ -144,20 +128,7 @@ class HostileGuest:
 
     def _acpi_eject(self, share: Share) -> str:
         """The command that ejects the share's slot."""
-        kind = self.guest.machine.spec.machine_type
-        place = kind.place(share.slot)
-        if kind.has_root_ports:
-            base, bus = _BASE_ICH9, f"/machine/peripheral/{place['bus']}/{place['bus']}"
-        else:
-            base, bus = _BASE_PIIX4, "/machine/i440fx/pci.0"
-        slot_bit = 1 << int(place["addr"], 16)
-        return install(self.guest, (base + _SELECT, self._bsel(bus)), (base + _EJECT, slot_bit))
-
-    def _bsel(self, bus: str) -> int:
-        """The number by which ACPI knows a bus (QEMU: ``hw/acpi/pcihp.c``, ``ACPI_PCIHP_PROP_BSEL``)."""
-        machine = self.guest.machine
-        arguments = {"path": bus, "property": "acpi-pcihp-bsel"}
-        return int(machine.qmp.execute("qom-get", arguments, watch=machine.watch))
+        return install(self.guest, *eject_writes(self.guest.machine, share))
 
     def _power_off(self, share: Share) -> str:
         """The command that takes the power from the share's slot."""

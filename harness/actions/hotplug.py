@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 
-from harness.channel.qmp import QmpEvent
-from harness.deadline import hold_for, wait_until
+from harness.deadline import hold_for
 from harness.errors import GuestError, QemuError, Violation, WaitTimeout
 from harness.guest.guest import Guest
 from harness.guest.mount import TagState, tag_state
+from harness.qemu.deletion import Deletion
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
 
@@ -21,7 +21,6 @@ from harness.qemu.spec import Share
 #: before it acts (kernel: ``drivers/pci/hotplug/pciehp_ctrl.c``, ``pciehp_handle_button_press``).
 PLUG_TIMEOUT_S = 15.0
 UNPLUG_TIMEOUT_S = 20.0
-_PERIPHERAL = "/machine/peripheral"
 
 
 class UnplugState(str, Enum):
@@ -46,8 +45,7 @@ class Unplug:
         self.machine = guest.machine
         self.state = UnplugState.REQUESTED
         self.refusal: QemuError | None = None
-        self._events = self.machine.qmp.listen("DEVICE_DELETED")
-        self._events.__enter__()
+        self._deletion = Deletion(self.machine, share.id)
 
     def _request(self) -> None:
         try:
@@ -55,7 +53,7 @@ class Unplug:
         except QemuError as exc:
             self.refusal = exc
             self._enter(UnplugState.REFUSED, exc.desc)
-            self._events.close()
+            self._deletion.close()
             return
         self._enter(UnplugState.REQUESTED, "device_del was answered")
 
@@ -120,11 +118,11 @@ class Unplug:
 
     def _expect_present(self) -> None:
         self.machine.watch()
-        seen = [event for event in self._events.events if self._is_ours(event)]
-        if seen or not exists(self.guest, self.share.id):
+        seen = self._deletion.seen
+        if seen or not self._deletion.present():
             raise Violation(
                 f"device_del of {self.share.id} completed, and must not have yet",
-                details="\n".join(str(event) for event in seen),
+                details=f"reported deleted: {seen}",
             )
 
     def wait_completed(self) -> None:
@@ -135,19 +133,20 @@ class Unplug:
         if self.refusal is not None:
             raise self.refusal
         try:
-            self._wait(self._is_deleted, f"DEVICE_DELETED of {self.share.id} and of its virtio-backend")
+            self._wait(
+                lambda: self._deletion.reported,
+                f"DEVICE_DELETED of {self.share.id} and of its virtio-backend",
+            )
         except WaitTimeout as exc:
             raise self._incomplete(exc) from exc
         finally:
-            self._events.close()
-        if exists(self.guest, self.share.id):
-            raise Violation(f"{self.share.id} was deleted, and {_PERIPHERAL} still has it")
-        self.machine.plugged.discard(self.share.id)
+            self._deletion.close()
+        self._deletion.confirm()
         self._enter(UnplugState.COMPLETED, "both DEVICE_DELETED events, and no QOM object")
 
     def _incomplete(self, timeout: WaitTimeout) -> Violation | GuestError:
-        seen = [event.data.get("path") for event in self._events.events if self._is_ours(event)]
-        if seen or not exists(self.guest, self.share.id):
+        seen = self._deletion.seen
+        if seen or not self._deletion.present():
             message = (
                 f"{self.share.id} left the machine, but only {seen} were reported deleted: a leaked reference"
             )
@@ -155,26 +154,8 @@ class Unplug:
         self._enter(UnplugState.LOST, timeout.message)
         return GuestError(f"device_del of {self.share.id} never completed", details=timeout.message)
 
-    def _is_deleted(self) -> bool:
-        paths = {event.data.get("path") for event in self._events.events if self._is_ours(event)}
-        return paths >= {self._path, f"{self._path}/virtio-backend"}
-
-    def _is_ours(self, event: QmpEvent) -> bool:
-        return event.data.get("path") in (self._path, f"{self._path}/virtio-backend")
-
-    @property
-    def _path(self) -> str:
-        return f"{_PERIPHERAL}/{self.share.id}"
-
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
-        wait_until(
-            condition,
-            what=what,
-            timeout_s=self.machine.pace.seconds(UNPLUG_TIMEOUT_S),
-            watch=self.machine.watch,
-            interval_s=0.05,
-            artifacts=self.machine.artifacts.folder,
-        )
+        self.machine.wait_until(condition, what=what, timeout_s=UNPLUG_TIMEOUT_S, interval_s=0.05)
 
     def _require(self, *states: UnplugState) -> None:
         if self.refusal is not None:
@@ -196,15 +177,12 @@ class Hotplug:
         """
         machine = self.guest.machine
         before = self._count(share)
-        machine.qmp.execute("device_add", share.device(machine.spec.machine_type), watch=machine.watch)
-        machine.plugged.add(share.id)
-        wait_until(
+        machine.device_add(share)
+        machine.wait_until(
             lambda: self._count(share) > before,
             what=f"the guest to list {share.mount_tag}",
-            timeout_s=machine.pace.seconds(PLUG_TIMEOUT_S),
-            watch=machine.watch,
+            timeout_s=PLUG_TIMEOUT_S,
             interval_s=0.05,
-            artifacts=machine.artifacts.folder,
         )
         machine.history.note(machine.name, "device:plugged", {"id": share.id})
 
@@ -227,41 +205,11 @@ class Hotplug:
             raise Violation(f"{share.id} is gone, and the guest still lists {share.mount_tag}")
 
 
-def plug_without_guest(machine: Machine, share: Share) -> None:
-    """``device_add``, where no guest runs that could see it.
-
-    :raises QemuError: when QEMU refuses the device.
-    """
-    machine.qmp.execute("device_add", share.device(machine.spec.machine_type), watch=machine.watch)
-    machine.plugged.add(share.id)
-
-
 def unplug_without_guest(machine: Machine, share: Share) -> None:
     """``device_del`` and its two events, where no guest runs: native PCIe hotplug completes it at once.
 
     :raises Violation: when one of the two events does not come.
     """
-    path = f"{_PERIPHERAL}/{share.id}"
-    wanted = {path, f"{path}/virtio-backend"}
-    with machine.qmp.listen("DEVICE_DELETED") as events:
+    with Deletion(machine, share.id) as deletion:
         machine.qmp.execute("device_del", {"id": share.id}, watch=machine.watch)
-        try:
-            wait_until(
-                lambda: {event.data.get("path") for event in events.events} >= wanted,
-                what=f"DEVICE_DELETED of {share.id}, twice",
-                timeout_s=UNPLUG_TIMEOUT_S,
-                watch=machine.watch,
-                interval_s=0.002,
-            )
-        except WaitTimeout as exc:
-            raise Violation(
-                f"device_del of {share.id} did not complete without a guest", details=exc.message
-            ) from exc
-    machine.plugged.discard(share.id)
-
-
-def exists(guest: Guest, device_id: str) -> bool:
-    """Whether ``/machine/peripheral`` has ``device_id`` (``qom-list``)."""
-    machine = guest.machine
-    children = machine.qmp.execute("qom-list", {"path": _PERIPHERAL}, watch=machine.watch)
-    return any(child["name"] == device_id for child in children)
+        deletion.wait(timeout_s=UNPLUG_TIMEOUT_S)

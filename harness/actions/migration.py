@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 
 from harness.actions.stream import UNIX, Stream
 from harness.artifacts import tail
-from harness.deadline import hold_for, wait_until
+from harness.deadline import hold_for
 from harness.errors import HarnessError, QemuError, QmpLost, Violation
 from harness.guest.guest import Guest
 from harness.guest.lab import Lab
@@ -78,13 +78,7 @@ class Outgoing:
         return self.successor
 
     def _wait(self, condition: Callable[[], bool], what: str, machine: Machine) -> None:
-        wait_until(
-            condition,
-            what=what,
-            timeout_s=self.source.pace.seconds(MIGRATE_TIMEOUT_S),
-            watch=self._watch,
-            artifacts=machine.artifacts.folder,
-        )
+        machine.wait_until(condition, what=what, timeout_s=MIGRATE_TIMEOUT_S, watch=self._watch)
 
     def _watch(self) -> None:
         self.successor.watch_process()
@@ -157,20 +151,14 @@ class Migration:
         successor = self.lab.launch_successor(source, change)
         successor.expect_exit("a stream that it cannot load")
         self._send(successor)
-        wait_until(
+        successor.wait_until(
             lambda: not successor.running,
             what=f"{successor.name} to give up",
-            timeout_s=source.pace.seconds(MIGRATE_TIMEOUT_S),
+            timeout_s=MIGRATE_TIMEOUT_S,
             watch=lambda: _expect_not_running(successor),
-            artifacts=successor.artifacts.folder,
         )
         # The source may have sent everything before the other end gave up.
-        wait_until(
-            lambda: source.qmp.execute("query-migrate").get("status") in ("failed", "completed"),
-            what=f"the migration of {source.name} to end",
-            timeout_s=source.pace.seconds(MIGRATE_TIMEOUT_S),
-            watch=source.watch,
-        )
+        _wait_status(source, "failed", "completed")
         source.qmp.execute("cont", watch=source.watch)
         self.guest.succeed("true")
         return "\n".join(tail(successor.artifacts.qemu, 10))
@@ -233,13 +221,11 @@ def under_way(machine: Machine) -> Iterator[None]:
         machine.qmp.execute("migrate-set-parameters", {"max-bandwidth": before})
 
 
-def _wait_status(machine: Machine, wanted: str) -> None:
-    wait_until(
-        lambda: machine.qmp.execute("query-migrate", watch=machine.watch).get("status") == wanted,
-        what=f"the migration of {machine.name} to be {wanted}",
-        timeout_s=machine.pace.seconds(MIGRATE_TIMEOUT_S),
-        watch=machine.watch,
-        artifacts=machine.artifacts.folder,
+def _wait_status(machine: Machine, *wanted: str) -> None:
+    machine.wait_until(
+        lambda: machine.qmp.execute("query-migrate", watch=machine.watch).get("status") in wanted,
+        what=f"the migration of {machine.name} to be {' or '.join(wanted)}",
+        timeout_s=MIGRATE_TIMEOUT_S,
     )
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from harness.actions.migration import expect_reason
-from harness.deadline import wait_until
 from harness.errors import QemuError, Violation
 from harness.guest.guest import Guest
 from harness.qemu.argv import DISK_NODE
@@ -82,12 +81,8 @@ class Snapshot:
             jobs = machine.qmp.execute("query-jobs", watch=machine.watch)
             return next((j for j in jobs if j["id"] == job_id and j["status"] == "concluded"), None)
 
-        job = wait_until(
-            concluded,
-            what=f"the job {job_id} to conclude",
-            timeout_s=machine.pace.seconds(SNAPSHOT_TIMEOUT_S),
-            watch=machine.watch,
-            artifacts=machine.artifacts.folder,
+        job = machine.wait_until(
+            concluded, what=f"the job {job_id} to conclude", timeout_s=SNAPSHOT_TIMEOUT_S
         )
         machine.qmp.execute("job-dismiss", {"id": job_id})
         if "error" in job:

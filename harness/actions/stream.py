@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from harness.background import Background
-from harness.deadline import wait_until
 from harness.errors import QemuError, Unsupported
 from harness.qemu.machine import Machine
 
@@ -135,13 +134,7 @@ def _start_postcopy(source: Machine) -> None:
 
 
 def _wait(machine: Machine, condition: Callable[[], bool], what: str) -> None:
-    wait_until(
-        condition,
-        what=f"{what} of {machine.name}",
-        timeout_s=machine.pace.seconds(_STATUS_TIMEOUT_S),
-        watch=machine.watch,
-        artifacts=machine.artifacts.folder,
-    )
+    machine.wait_until(condition, what=f"{what} of {machine.name}", timeout_s=_STATUS_TIMEOUT_S)
 
 
 UNIX = Stream("unix", _unix)

@@ -101,11 +101,10 @@ class Guest:
         A connection that is tried earlier only succeeds when QEMU's user network repeats its SYN, a second
         or two after the guest could have answered.
         """
-        wait_until(
+        self.machine.wait_until(
             lambda: self.machine.kernel_log.text().count(NETWORK_IS_UP) > self._boots,
             what=f"the guest's {NETWORK_IS_UP!r}",
-            timeout_s=self.machine.pace.seconds(BOOT_TIMEOUT_S),
-            watch=self.machine.watch,
+            timeout_s=BOOT_TIMEOUT_S,
         )
         self._boots += 1
 

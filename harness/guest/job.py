@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 from harness.channel import Completed
-from harness.deadline import wait_until
 from harness.errors import GuestError, WaitTimeout
 from harness.guest.guest import Guest, quote
 
@@ -43,14 +42,11 @@ class Job:
         :param timeout_s: seconds, before scaling.
         :raises WaitTimeout: when it runs on.
         """
-        machine = self.guest.machine
-        wait_until(
+        self.guest.machine.wait_until(
             lambda: not self.running,
             what=f"the end of {self.what} in {self.guest.actor}",
-            timeout_s=machine.pace.seconds(timeout_s),
-            watch=machine.watch,
+            timeout_s=timeout_s,
             interval_s=0.1,
-            artifacts=machine.artifacts.folder,
         )
         return self._completed()
 

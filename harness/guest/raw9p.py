@@ -17,17 +17,16 @@ from enum import IntEnum
 from pathlib import Path
 
 from harness.channel.qtest import Qtest
-from harness.deadline import wait_until
-from harness.errors import GuestError, UsageError, Violation, WaitTimeout
+from harness.errors import GuestError, UsageError, Violation
 from harness.guest.lab import Lab
+from harness.qemu.acpi import eject_writes
+from harness.qemu.deletion import Deletion
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
 
 NOFID = 0xFFFFFFFF
 VERSION = "9P2000.L"
 MSIZE = 8192
-#: ACPI PCI hotplug on PIIX4: select a bus by its bsel, eject slots by their bit (QEMU: ``hw/acpi/pcihp.c``).
-_ACPI_SELECT, _ACPI_EJECT = 0xAE10, 0xAE08
 _CONFIG_ADDRESS, _CONFIG_DATA = 0xCF8, 0xCFC
 _IO_BASE, _IO_SIZE = 0xC000, 0x40
 _MEMORY_BASE, _MEMORY_SIZE = 0x400000, 0x200000
@@ -91,8 +90,7 @@ class RawGuest:
 
     def plug(self, share: Share) -> RawDriver:
         """``device_add``, and bring the device up."""
-        self.machine.qmp.execute("device_add", share.device(self.machine.spec.machine_type))
-        self.machine.plugged.add(share.id)
+        self.machine.device_add(share)
         return self.driver(share)
 
     def driver(self, share: Share) -> RawDriver:
@@ -106,21 +104,9 @@ class RawGuest:
 
         :raises Violation: when one does not come.
         """
-        path = f"/machine/peripheral/{share.id}"
-        wanted = {path, f"{path}/virtio-backend"}
-        with self.machine.qmp.listen("DEVICE_DELETED") as events:
+        with Deletion(self.machine, share.id) as deletion:
             self.request_eject(share)
-            try:
-                wait_until(
-                    lambda: {event.data.get("path") for event in events.events} >= wanted,
-                    what=f"DEVICE_DELETED of {share.id}, twice",
-                    timeout_s=_REPLY_TIMEOUT_S,
-                    watch=self.machine.watch_process,
-                    interval_s=0.002,
-                )
-            except WaitTimeout as exc:
-                raise Violation(f"{share.id} was ejected, and is not gone", details=exc.message) from exc
-        self.machine.plugged.discard(share.id)
+            deletion.wait(timeout_s=_REPLY_TIMEOUT_S)
 
     def system_reset(self) -> None:
         """``system_reset``, and its RESET event."""
@@ -130,8 +116,8 @@ class RawGuest:
 
     def request_eject(self, share: Share) -> None:
         """Write the eject register, and return when QEMU has acted on it."""
-        self.qtest.outl(_ACPI_SELECT, 0)
-        self.qtest.outl(_ACPI_EJECT, 1 << int(self.machine.spec.machine_type.place(share.slot)["addr"], 16))
+        for port, value in eject_writes(self.machine, share):
+            self.qtest.outl(port, value)
 
 
 class RawDriver:
@@ -217,14 +203,11 @@ class RawDriver:
 
         :raises NineError: for Rlerror. :raises WaitTimeout: when there is none.
         """
-
-        wait_until(
+        self._machine.wait_until(
             lambda: self._is_answered(request),
             what=f"the answer to {_name(request.kind)} (tag {request.tag}) of {self.share.id}",
             timeout_s=timeout_s,
-            watch=self._machine.watch_process,
             interval_s=0.001,
-            artifacts=self._machine.artifacts.folder,
         )
         place = self._memory + _REQUEST_BASE + (request.head + 1) * _REQUEST_SIZE
         size, kind, tag = struct.unpack("<IBH", self._qtest.read(place, 7))

@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
-from harness.deadline import wait_until
 from harness.errors import GuestError, Violation
 from harness.guest.guest import quote
 from harness.guest.job import Job
@@ -96,14 +95,11 @@ class Workload:
         self._wait_counts([count + 2 for count in self._counts()])
 
     def _wait_counts(self, wanted: list[int]) -> None:
-        machine = self.mount.guest.machine
-        wait_until(
+        self.mount.guest.machine.wait_until(
             lambda: all(now >= count for now, count in zip(self._counts(), wanted, strict=True)),
             what=f"the workers on {self.mount.share.id} to get on",
-            timeout_s=machine.pace.seconds(_PROGRESS_TIMEOUT_S),
-            watch=machine.watch,
+            timeout_s=_PROGRESS_TIMEOUT_S,
             interval_s=0.1,
-            artifacts=machine.artifacts.folder,
         )
 
     def stop(self) -> None:

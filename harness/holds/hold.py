@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness.deadline import wait_until
 from harness.errors import GuestError, QemuError
 from harness.guest.lab import Lab
 from harness.holds import seccomp
@@ -46,13 +45,10 @@ class Held:
 
         :raises WaitTimeout: when the guest did not send that many.
         """
-        machine = self._machine
-        wait_until(
+        self._machine.wait_until(
             lambda: self.count >= count,
             what=f"{count} held request(s) of {self.share.id}",
-            timeout_s=machine.pace.seconds(CAUGHT_TIMEOUT_S),
-            watch=machine.watch,
-            artifacts=machine.artifacts.folder,
+            timeout_s=CAUGHT_TIMEOUT_S,
         )
         self.in_flight()
 

@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +20,12 @@ from pathlib import Path
 from harness.artifacts import MachineArtifacts, tail
 from harness.channel.console import KernelLog
 from harness.channel.qmp import Qmp
-from harness.deadline import Pace, wait_until
+from harness.deadline import Pace, T, Watch, wait_until
 from harness.errors import ChannelLost, HarnessError, QemuDied, QmpLost, QmpSilent, SetupError
 from harness.history import History
 from harness.qemu import backtrace
 from harness.qemu.argv import MachinePaths, render, script
-from harness.qemu.spec import MachineSpec
+from harness.qemu.spec import MachineSpec, Share
 from harness.reaper import RunFolder
 
 #: Seconds that QEMU may take to open its QMP socket, and to end after ``quit``. The guest has no part in
@@ -195,6 +195,29 @@ class Machine:
         self.watch_process()
         self.kernel_log.watch(self.name)
 
+    def wait_until(
+        self,
+        probe: Callable[[], T | None],
+        *,
+        what: str,
+        timeout_s: float,
+        interval_s: float = 0.02,
+        watch: Watch | None = None,
+    ) -> T:
+        """:func:`harness.deadline.wait_until` with this machine's pace, watch and artefacts.
+
+        :param timeout_s: seconds, before scaling.
+        :param watch: instead of :meth:`watch`.
+        """
+        return wait_until(
+            probe,
+            what=what,
+            timeout_s=self.pace.seconds(timeout_s),
+            interval_s=interval_s,
+            watch=watch or self.watch,
+            artifacts=self.artifacts.folder,
+        )
+
     def _epitaph(self) -> str:
         code = self.returncode
         assert code is not None
@@ -230,6 +253,14 @@ class Machine:
         """Declare, before it happens, that the process will end on purpose."""
         self._exit_expected = True
         self.history.note(self.name, "machine:expect-exit", {"reason": reason})
+
+    def device_add(self, share: Share) -> None:
+        """``device_add`` of ``share``; returns at its answer, whatever the guest makes of it.
+
+        :raises QemuError: when QEMU refuses the device.
+        """
+        self.qmp.execute("device_add", share.device(self.spec.machine_type), watch=self.watch)
+        self.plugged.add(share.id)
 
     def quit(self) -> None:
         """``quit`` over QMP, and wait for the process to end.

@@ -160,6 +160,10 @@ class FakeMachine:
         self.watch_process()
         self.kernel_log.watch(self.name)
 
+    # The real ones: they need nothing but what is above.
+    wait_until = Machine.wait_until
+    device_add = Machine.device_add
+
     def blame(self, symptom: HarnessError) -> HarnessError:
         return self.death or symptom
 

@@ -1,0 +1,76 @@
+"""The end of a device, as QEMU reports it: two DEVICE_DELETED events, and no object left."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from harness.errors import Violation, WaitTimeout
+from harness.qemu.machine import Machine
+
+PERIPHERAL = "/machine/peripheral"
+
+
+class Deletion:
+    """Watches for the end of one virtio-9p-pci device; armed when made, so make it before the command.
+
+    One unplug gives DEVICE_DELETED twice, first for the device's ``virtio-backend``, an object of its own
+    (QEMU: ``hw/core/qdev.c``, ``device_unparent``; a listener counts paths, as that event has no ``device``).
+    """
+
+    def __init__(self, machine: Machine, device_id: str) -> None:
+        self._machine, self._id = machine, device_id
+        path = f"{PERIPHERAL}/{device_id}"
+        self._paths = (f"{path}/virtio-backend", path)
+        self._events = machine.qmp.listen("DEVICE_DELETED")
+
+    def __enter__(self) -> Deletion:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Listen no longer."""
+        self._events.close()
+
+    @property
+    def seen(self) -> list[str]:
+        """The QOM paths, of the device and its backend, that were reported deleted so far, in that order."""
+        return [str(e.data["path"]) for e in self._events.events if e.data.get("path") in self._paths]
+
+    @property
+    def reported(self) -> bool:
+        """Whether both were."""
+        return set(self.seen) == set(self._paths)
+
+    def present(self) -> bool:
+        """Whether ``/machine/peripheral`` still has the device (``qom-list``)."""
+        machine = self._machine
+        children = machine.qmp.execute("qom-list", {"path": PERIPHERAL}, watch=machine.watch)
+        return any(child["name"] == self._id for child in children)
+
+    def confirm(self) -> None:
+        """Both events came: take note that the device is gone.
+
+        :raises Violation: when the object is still there.
+        """
+        if self.present():
+            raise Violation(f"{self._id} was deleted, and {PERIPHERAL} still has it")
+        self._machine.plugged.discard(self._id)
+
+    def wait(self, *, timeout_s: float) -> None:
+        """Wait for both events, and :meth:`confirm`.
+
+        :param timeout_s: seconds, before scaling.
+        :raises Violation: when one of them, or the object's end, does not come.
+        """
+        what = f"DEVICE_DELETED of {self._id} and of its virtio-backend"
+        try:
+            self._machine.wait_until(lambda: self.reported, what=what, timeout_s=timeout_s, interval_s=0.002)
+        except WaitTimeout as exc:
+            raise Violation(
+                f"{self._id} had to go, and only {self.seen} were reported deleted", details=exc.message
+            ) from exc
+        self.confirm()
