@@ -88,6 +88,22 @@ def use(mount: Mount, variant: Variant, name: str) -> None:
         mount.guest.fail(f"touch {mount.mountpoint}/refused")
 
 
+def test_an_export_that_transfers_less_than_asked(
+    guest: Guest, hotplug: Hotplug, share: Share, hold: Hold
+) -> None:
+    """A short count is no error and no end: QEMU goes on with the rest, and every byte arrives."""
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    with hold.halving(share) as rule:
+        written = mount.write("from-guest", size_kib=192)
+        assert rule.hits, "nothing was written through the export"
+        seen = rule.hits
+        mount.expect_intact("from-guest", written)
+        assert rule.hits > seen, "nothing was read through the export"
+    mount.unmount()
+    hotplug.unplug(share)
+
+
 FAILURES = {
     "read_eio": (errno.EIO, DATA, "cat file"),
     "write_enospc": (errno.ENOSPC, DATA, "echo content > new"),

@@ -133,7 +133,20 @@ class Hold:
 
         The rule's ``hits`` tell how often that happened.
         """
-        rule = Rule(frozenset(calls or DATA), _resolved(share), error=error)
+        with self._applied(Rule(frozenset(calls or DATA), _resolved(share), error=error)) as rule:
+            yield rule
+
+    @contextmanager
+    def halving(self, share: Share) -> Iterator[Rule]:
+        """Let every read and write transfer half of the bytes it was asked for, and return that short count.
+
+        The rule's ``hits`` tell how often that happened.
+        """
+        with self._applied(Rule(frozenset(DATA), _resolved(share), halved=True)) as rule:
+            yield rule
+
+    @contextmanager
+    def _applied(self, rule: Rule) -> Iterator[Rule]:
         self._rules.add(rule)
         try:
             yield rule

@@ -1,8 +1,8 @@
 """The other side of the filter: decides, for each system call that asks, whether it may go on.
 
 Without a rule every call goes on at once. A rule keeps the calls it matches until it is lifted, or makes
-them fail as a broken file system does. Calls of QEMU's main thread are left alone: holding one would
-stop QMP and with it the test, and no 9p request runs there.
+them fail, or do half of what they should, as a file system may. Calls of QEMU's main thread are left alone:
+holding one would stop QMP and with it the test, and no 9p request runs there.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 
 from harness.errors import UsageError
 from harness.history import History
+from harness.holds import shortened
 from harness.holds.seccomp import CALLS
 
 _NAMES = {number: name for name, number in CALLS.items()}
@@ -35,8 +36,17 @@ _HANDOVER_TIMEOUT_S = 30
 #: descriptor in their first.
 _BY_PATH = ("newfstatat", "openat", "unlinkat", "renameat", "mkdirat")
 
-#: Answers a call: ``None`` lets it go on, an errno makes it fail.
-Answer = Callable[[int | None], None]
+
+@dataclass(frozen=True)
+class Answer:
+    """What becomes of a call: by default it goes on; with ``error``, an errno, it fails; with ``value``, it
+    returns that, and was done by somebody else."""
+
+    error: int = 0
+    value: int | None = None
+
+
+GO_ON = Answer()
 
 
 @dataclass(frozen=True)
@@ -46,21 +56,32 @@ class Call:
     name: str
     tid: int
     path: str
-    answer: Answer = field(repr=False)
+    arguments: list[int] = field(repr=False)
+    answer: Callable[[Answer], None] = field(repr=False)
+
+    def halve(self) -> Answer:
+        """Do half of it."""
+        try:
+            return Answer(value=shortened.transfer_half(self.tid, self.name, self.arguments))
+        except OSError as exc:
+            return Answer(error=exc.errno or errno.EIO)
 
 
 @dataclass(eq=False)
 class Rule:
-    """What to do with the calls that match: keep them (``error`` is ``None``), or let them fail.
+    """What to do with the calls that match: keep them, unless ``error`` or ``halved`` says otherwise.
 
     :param calls: names of system calls, each one of :data:`harness.holds.seccomp.CALLS`.
     :param below: a folder or file.
+    :param error: let them fail with this errno.
+    :param halved: let them transfer half of their bytes; for reads and writes.
     :ivar held: the calls that wait now. :ivar hits: how many have matched so far.
     """
 
     calls: frozenset[str]
     below: Path
     error: int | None = None
+    halved: bool = False
     held: list[Call] = field(default_factory=list)
     hits: int = 0
 
@@ -69,6 +90,9 @@ class Rule:
         if unknown or not self.calls:
             known = ", ".join(sorted(CALLS))
             raise UsageError(f"cannot hold {', '.join(unknown) or 'nothing'}; known calls: {known}")
+        whole = sorted(self.calls - {*shortened.READS, *shortened.WRITES})
+        if self.halved and whole:
+            raise UsageError(f"half of {', '.join(whole)} is nothing: halve reads and writes")
 
     def matches(self, name: str, path: str) -> bool:
         """Whether this rule is about a call of that name on that path."""
@@ -95,7 +119,7 @@ class Rules:
                 self._rules.remove(rule)
             held, rule.held = rule.held, []
         for call in held:
-            call.answer(None)
+            call.answer(GO_ON)
         return len(held)
 
     def clear(self) -> None:
@@ -108,18 +132,24 @@ class Rules:
         return any(name in rule.calls for rule in self._rules)
 
     def decide(self, machine: str, call: Call) -> None:
-        """Hold the call, let it fail, or let it go on."""
+        """Hold the call, answer it as its rule says, or let it go on."""
+        answer = GO_ON
         with self._lock:
             rule = next((rule for rule in self._rules if rule.matches(call.name, call.path)), None)
             if rule is not None:
                 rule.hits += 1
                 what = {"call": call.name, "path": call.path, "tid": call.tid}
-                if rule.error is None:
+                if rule.error is not None:
+                    answer = Answer(error=rule.error)
+                    self._history.note(machine, "hold:failed", {**what, "errno": errno.errorcode[rule.error]})
+                elif rule.halved:
+                    answer = call.halve()
+                    self._history.note(machine, "hold:halved", {**what, "bytes": answer.value})
+                else:
                     rule.held.append(call)
                     self._history.note(machine, "hold:held", what)
                     return
-                self._history.note(machine, "hold:failed", {**what, "errno": errno.errorcode[rule.error]})
-        call.answer(None if rule is None else rule.error)
+        call.answer(answer)
 
 
 class Supervisor:
@@ -166,7 +196,7 @@ class Supervisor:
             if call.path and not _is_main_thread(call.tid):
                 self._rules.decide(self._machine, call)
             else:
-                call.answer(None)
+                call.answer(GO_ON)
 
     def _next(self, descriptor: int) -> Call | None:
         buffer = bytearray(_NOTIFICATION.size)
@@ -178,15 +208,16 @@ class Supervisor:
             raise
         identity, tid, _, number, _, _, *arguments = _NOTIFICATION.unpack(buffer)
 
-        def answer(error: int | None) -> None:
-            flags = 0 if error else _FLAG_CONTINUE
-            response = _RESPONSE.pack(identity, 0, -error if error else 0, flags)
+        def answer(given: Answer) -> None:
+            flags = _FLAG_CONTINUE if given == GO_ON else 0
+            response = _RESPONSE.pack(identity, given.value or 0, -given.error, flags)
             with contextlib.suppress(OSError):  # The thread that waited, or the whole process, is gone.
                 fcntl.ioctl(descriptor, _IOCTL_SEND, response)
 
         name = _NAMES.get(number, str(number))
         # The path is only read where a rule might want it.
-        return Call(name, tid, _path(tid, name, arguments) if self._rules.wants(name) else "", answer)
+        path = _path(tid, name, arguments) if self._rules.wants(name) else ""
+        return Call(name, tid, path, arguments, answer)
 
 
 def _is_main_thread(tid: int) -> bool:

@@ -19,6 +19,7 @@ from harness.holds.supervisor import Rule, Rules, Supervisor
 
 #: Python's os.preadv is preadv2 where the C library has that.
 READ = frozenset(["preadv", "preadv2"])
+FILTERED = "preadv,preadv2,pwritev,pwritev2,newfstatat,fsync"
 #: Reads commands "THREAD CALL PATH" and answers with the call's result or errno; THREAD is main or worker.
 CHILD = """
 import os, sys, threading
@@ -34,8 +35,12 @@ def call(name, path):
             if name == "fsync":
                 os.fsync(fd)
                 answer("ok")
+            elif name == "pwritev":
+                answer(f"ok {os.pwritev(fd, [b'WX', b'YZAB', b'CD'], 0)}")
             else:
-                answer(f"ok {os.preadv(fd, [bytearray(9)], 0)}")
+                buffers = bytearray(3), bytearray(6)
+                count = os.preadv(fd, buffers, 0)
+                answer(f"ok {count} {b''.join(buffers)[:count].decode()}")
     except OSError as exc:
         answer(str(exc.errno))
 for line in sys.stdin:
@@ -52,7 +57,13 @@ class Child:
 
     def __init__(self, socket: Path, rules: Rules) -> None:
         self.supervisor = Supervisor(socket, "child", rules)
-        words = [sys.executable, seccomp.__file__, str(socket), "preadv,preadv2,newfstatat,fsync", "--"]
+        words = [
+            sys.executable,
+            seccomp.__file__,
+            str(socket),
+            "preadv,preadv2,pwritev,pwritev2,newfstatat,fsync",
+            "--",
+        ]
         self.process = subprocess.Popen(
             [*words, sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -98,7 +109,7 @@ def held(rule: Rule, count: int = 1) -> None:
 
 def test_without_a_rule_every_call_goes_on(child: Child, file: Path) -> None:
     child.ask(f"worker preadv {file}")
-    assert child.answer() == "ok 7"
+    assert child.answer() == "ok 7 content"
 
 
 def test_a_call_waits_until_its_rule_is_lifted(child: Child, rules: Rules, file: Path) -> None:
@@ -112,13 +123,13 @@ def test_a_call_waits_until_its_rule_is_lifted(child: Child, rules: Rules, file:
     assert child.answer() == "ok"
     hold_for(0.2, partial(held, rule))
     assert rules.lift(rule) == 1
-    assert child.answer() == "ok 7"
+    assert child.answer() == "ok 7 content"
 
 
 def test_other_folders_are_not_concerned(child: Child, rules: Rules, file: Path, tmp_path: Path) -> None:
     rules.add(rule := Rule(READ, tmp_path / "sha"))
     child.ask(f"worker preadv {file}")
-    assert child.answer() == "ok 7"
+    assert child.answer() == "ok 7 content"
     assert rule.hits == 0
 
 
@@ -136,7 +147,7 @@ def test_a_call_by_path_is_told_from_another_file_of_the_folder(
 def test_the_main_thread_is_never_held(child: Child, rules: Rules, file: Path) -> None:
     rules.add(rule := Rule(READ, file.parent))
     child.ask(f"main preadv {file}")
-    assert child.answer() == "ok 7"
+    assert child.answer() == "ok 7 content"
     assert rule.hits == 0
 
 
@@ -169,7 +180,7 @@ def test_several_are_held_at_once_and_rules_do_not_disturb_each_other(
     assert child.answer() == "ok"
     held(reads, 3)
     rules.clear()
-    assert [child.answer() for _ in range(3)] == ["ok 7"] * 3
+    assert [child.answer() for _ in range(3)] == ["ok 7 content"] * 3
 
 
 def test_the_supervisor_ends_with_a_process_that_is_killed_while_held(
@@ -187,3 +198,36 @@ def test_the_supervisor_ends_with_a_process_that_is_killed_while_held(
 def test_what_cannot_be_held_is_refused(calls: frozenset[str], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot hold .*known calls: .*preadv"):
         Rule(calls, tmp_path)
+
+
+def test_a_call_transfers_half_of_what_it_should(
+    child: Child, rules: Rules, file: Path, tmp_path: Path
+) -> None:
+    rules.add(rule := Rule(READ, file.parent, halved=True))
+    child.ask(f"worker preadv {file}")
+    assert child.answer() == "ok 4 cont"  # 9 bytes were asked for.
+    rules.lift(rule)
+    child.ask(f"worker preadv {file}")
+    assert child.answer() == "ok 7 content"
+    (entry,) = [e for e in read(tmp_path / "history.ndjson") if e.f == "hold:halved"]
+    assert isinstance(entry.value, dict)
+    assert entry.value["bytes"] == 4
+
+
+def test_a_halved_read_at_the_end_of_the_file(child: Child, rules: Rules, file: Path) -> None:
+    file.write_text("x")
+    rules.add(Rule(READ, file.parent, halved=True))
+    child.ask(f"worker preadv {file}")
+    assert child.answer() == "ok 1 x"
+
+
+def test_a_call_without_bytes_cannot_be_halved(file: Path) -> None:
+    with pytest.raises(UsageError, match="half of fsync is nothing"):
+        Rule(frozenset(["fsync", "preadv"]), file.parent, halved=True)
+
+
+def test_a_write_transfers_half_of_what_it_should(child: Child, rules: Rules, file: Path) -> None:
+    rules.add(Rule(frozenset(["pwritev", "pwritev2"]), file, halved=True))
+    child.ask(f"worker pwritev {file}")
+    assert child.answer() == "ok 4"
+    assert file.read_text() == "WXYZent"

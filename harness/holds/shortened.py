@@ -1,0 +1,65 @@
+"""A read or write of another process that transfers less than it was asked to, as any file system may.
+
+The process waits in its system call meanwhile (see :mod:`harness.holds.supervisor`), so its memory and its
+descriptors can be used from outside.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+#: The calls that can be shortened (``man 2 preadv``).
+READS, WRITES = ("preadv", "preadv2"), ("pwritev", "pwritev2")
+_IOVEC = struct.Struct("<QQ")
+#: ``iov_base``, and how many bytes from there.
+Piece = tuple[int, int]
+
+
+def transfer_half(tid: int, name: str, arguments: list[int]) -> int:
+    """Do the first half of a ``preadv`` or ``pwritev`` in place of thread ``tid``; at least one byte.
+
+    :param arguments: of the call: descriptor, iovec, its length, offset.
+    :returns: how many bytes were transferred; fewer at the end of the file.
+    :raises OSError: what the call itself would meet.
+    """
+    descriptor, iovec, count, offset = arguments[:4]
+    mode = os.O_RDONLY if name in READS else os.O_WRONLY
+    with Path(f"/proc/{tid}/mem").open("r+b", buffering=0) as memory:
+        pieces = _first_half(_pieces(memory.fileno(), iovec, count))
+        file = os.open(f"/proc/{tid}/fd/{descriptor}", mode)
+        try:
+            return (_read if name in READS else _write)(file, offset, memory.fileno(), pieces)
+        finally:
+            os.close(file)
+
+
+def _pieces(memory: int, iovec: int, count: int) -> list[Piece]:
+    return list(_IOVEC.iter_unpack(os.pread(memory, count * _IOVEC.size, iovec)))
+
+
+def _first_half(pieces: list[Piece]) -> list[Piece]:
+    left = max(1, sum(size for _, size in pieces) // 2)
+    half = []
+    for base, size in pieces:
+        taken = min(size, left)
+        left -= taken
+        if taken:
+            half.append((base, taken))
+    return half
+
+
+def _read(file: int, offset: int, memory: int, pieces: list[Piece]) -> int:
+    done = 0
+    for base, size in pieces:
+        content = os.pread(file, size, offset + done)
+        os.pwrite(memory, content, base)
+        done += len(content)
+        if len(content) < size:
+            break
+    return done
+
+
+def _write(file: int, offset: int, memory: int, pieces: list[Piece]) -> int:
+    return os.pwrite(file, b"".join(os.pread(memory, size, base) for base, size in pieces), offset)
