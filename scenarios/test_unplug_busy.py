@@ -80,26 +80,29 @@ def test_device_del_waits_for_a_request(
     unplug.wait_completed()
 
 
-def test_device_del_waits_for_many_requests(guest: Guest, hotplug: Hotplug, share: Share, hold: Hold) -> None:
-    """As many as the guest's readers make; each of them reads its own file to the end."""
+@pytest.mark.parametrize("count", [24, 128])
+def test_device_del_waits_for_many_requests(
+    guest: Guest, hotplug: Hotplug, share: Share, hold: Hold, count: int
+) -> None:
+    """Up to as many as the ring takes; each reader gets its own file to the end."""
     hotplug.plug(share)
     mount = guest.mount(share)
     with hold.requests(share) as held:
-        readers = [transfer.reader(mount, f"file{number}", size_kib=16) for number in range(24)]
-        held.wait_caught(len(readers))
+        readers = transfer.Readers(mount, count)
+        held.wait_in_flight(count)
         unplug = hotplug.request_unplug(share)
         unplug.wait_seen_by_guest()
         unplug.expect_withheld(while_=held.in_flight)
-    for reader in readers:
-        reader.wait_finished().expect_intact()
+    readers.wait_finished()
     mount.unmount()
     unplug.wait_completed()
 
 
-def test_device_del_waits_for_a_workload(guest: Guest, hotplug: Hotplug, share: Share) -> None:
-    """Writers, readers, renames, links, deep trees: they get on, and every acknowledged byte stays."""
+@pytest.mark.parametrize("cache", ["none", "mmap"])
+def test_device_del_waits_for_a_workload(guest: Guest, hotplug: Hotplug, share: Share, cache: str) -> None:
+    """Files, mappings, locks, renames, deep trees: the workers get on, and each acknowledged byte stays."""
     hotplug.plug(share)
-    mount = guest.mount(share)
+    mount = guest.mount(share, options=f"cache={cache}")
     workload = Workload.start(mount)
     unplug = hotplug.request_unplug(share)
     unplug.wait_seen_by_guest()

@@ -27,8 +27,8 @@ class TagState(Enum):
 class Mount:
     """A mounted share; made by :meth:`attach`, ended by :meth:`unmount`."""
 
-    def __init__(self, guest: Guest, share: Share, mountpoint: str) -> None:
-        self.guest, self.share, self.mountpoint = guest, share, mountpoint
+    def __init__(self, guest: Guest, share: Share, mountpoint: str, options: str = "") -> None:
+        self.guest, self.share, self.mountpoint, self.options = guest, share, mountpoint, options
 
     @classmethod
     def attach(cls, guest: Guest, share: Share, *, options: str = "", at: str | None = None) -> Mount:
@@ -39,7 +39,7 @@ class Mount:
         """
         mountpoint = at or f"/mnt/{share.id}"
         guest.succeed(_mount_command(share.mount_tag, mountpoint, options))
-        return cls(guest, share, mountpoint)
+        return cls(guest, share, mountpoint, options)
 
     @classmethod
     def request(cls, guest: Guest, share: Share, *, options: str = "") -> Job:

@@ -11,6 +11,9 @@ from harness.guest.guest import quote
 from harness.guest.job import Job
 from harness.guest.mount import Mount, host_sha256
 
+#: Seconds, before scaling.
+_READERS_TIMEOUT_S = 30.0
+
 
 class Transfer:
     """One file that the guest reads or writes in the background; made by :func:`reader` or :func:`writer`."""
@@ -53,6 +56,38 @@ class Transfer:
             raise Violation(
                 f"share {self.mount.share.id}: the host has other bytes in {self.name!r} than the guest",
                 details=f"expected {self.expected_sha256}, the host has {host}",
+            )
+
+
+class Readers:
+    """Many small files, read at once by as many processes.
+
+    :param count: of files and processes.
+    """
+
+    def __init__(self, mount: Mount, count: int, *, size_bytes: int = 4096) -> None:
+        self._mount = mount
+        self._expected: dict[str, str] = {}
+        for number in range(count):
+            name, content = f"file{number}", os.urandom(size_bytes)
+            (mount.share.path / name).write_bytes(content)
+            self._expected[name] = hashlib.sha256(content).hexdigest()
+        names = " ".join(self._expected)
+        # One line is one write: the outputs do not mingle.
+        command = f"cd {quote(mount.mountpoint)}; for f in {names}; do sha256sum $f & done; wait"
+        self._job = Job(mount.guest, command, f"{count} readers")
+
+    def wait_finished(self) -> None:
+        """Wait until every one has read its file to the end.
+
+        :raises Violation: when one got other bytes. :raises GuestError: when one failed.
+        """
+        lines = self._job.wait_succeeded(timeout_s=_READERS_TIMEOUT_S).splitlines()
+        seen = {name: digest for digest, name in (line.split() for line in lines)}
+        wrong = sorted(name for name, digest in self._expected.items() if seen.get(name) != digest)
+        if wrong:
+            raise Violation(
+                f"share {self._mount.share.id}: the readers of {', '.join(wrong)} got other bytes"
             )
 
 

@@ -7,7 +7,9 @@ operation in the journal has to be on the host; of the one after the last nobody
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,14 +20,21 @@ from harness.guest.mount import Mount
 
 #: Lines of a file: enough for more than one page.
 _LINES = 900
+#: The program with which the worker makes system calls.
+CALLS = Path(__file__).with_name("calls.pl")
+#: The bytes that ``calls.pl`` writes to a file.
+_SIZE = 65536
+ATTRIBUTE = "user.workload"
 #: Seconds, before scaling.
 _PROGRESS_TIMEOUT_S = 20.0
 _numbers = itertools.count(1)
 
-# $1: the worker's folder, $2: its journal, $3: ends it when it exists.
+# $1: the worker's folder, $2: its journal, $3: ends it when it exists; the others: what calls.pl, which lies
+# in $CALLS, can do on this mount.
 # ``ack`` runs an operation, and journals it when it succeeded; else the worker ends, with that status.
 _WORKER = r"""
 folder=$1 journal=$2 stop=$3 n=0
+shift 3
 lines() { seq $1 $(($1 + LINES)); }
 ack() { words=$1; shift; "$@" || { echo "error $words" >> $journal; exit 1; }; echo "$words" >> $journal; }
 write() { lines $2 | dd of=$1 bs=65536 conv=fsync 2>/dev/null; }
@@ -39,6 +48,8 @@ unlink_open() {
 }
 deep() { mkdir -p $1/a/b/c && lines $2 > $1/a/b/c/leaf; }
 listed() { test $(ls | grep -c "^$1\$") = 1; }
+can() { case " $able " in *" $1 "*) ;; *) false ;; esac; }
+able="$*"
 mkdir -p $folder && cd $folder || exit 1
 while ! test -e $stop; do
     n=$((n + 1))
@@ -52,6 +63,12 @@ while ! test -e $stop; do
     ack "symlink g$n s$n" ln -s g$n s$n
     ack "read g$n" listed g$n
     ack "deep d$n $n" deep d$n $n
+    byte=$((n % 26 + 65))
+    if can direct; then ack "fill D$n $byte" perl $CALLS direct D$n $byte; fi
+    if can map; then ack "fill M$n $byte" perl $CALLS map M$n $byte; fi
+    if can direct; then ack "read D$n" perl $CALLS mapread D$n $byte; fi
+    if can xattr; then ack "write x$n $n" write x$n $n; ack "xattr x$n v$n" perl $CALLS xattr x$n v$n; fi
+    if can lock; then ack "lock g$n" perl $CALLS lock g$n; fi
     test $n -le 3 || ack "unlink h$((n - 3))" rm h$((n - 3))
 done
 """
@@ -62,17 +79,20 @@ class Workload:
 
     def __init__(self, mount: Mount, folder: str, workers: int) -> None:
         self.mount, self._folder, self._workers = mount, folder, workers
+        self._able = able(mount)
         self._jobs: list[Job] = []
 
     @classmethod
     def start(cls, mount: Mount, *, workers: int = 2) -> Workload:
         """Start ``workers`` of them, and wait until each has done something."""
         made = cls(mount, f"/tmp/workload{next(_numbers)}", workers)
-        guest, script = mount.guest, _WORKER.replace("LINES", str(_LINES))
-        guest.succeed(f"mkdir {made._folder}; cat > {made._folder}/worker", stdin=script.encode())
+        guest, calls = mount.guest, f"{made._folder}/calls.pl"
+        guest.succeed(f"mkdir {made._folder}; cat > {calls}", stdin=CALLS.read_bytes())
+        guest.succeed(f"cat > {made._folder}/worker", stdin=script(calls).encode())
         for worker in range(workers):
             inside = quote(f"{mount.mountpoint}/w{worker}")
-            command = f"sh {made._folder}/worker {inside} {made._journal(worker)} {made._folder}/stop"
+            words = ["sh", f"{made._folder}/worker", inside, made._journal(worker), f"{made._folder}/stop"]
+            command = " ".join([*words, *made._able])
             made._jobs.append(Job(guest, command, f"worker {worker} on {mount.share.id}"))
         made._wait_counts([1] * workers)
         return made
@@ -97,10 +117,19 @@ class Workload:
     def _wait_counts(self, wanted: list[int]) -> None:
         self.mount.guest.machine.wait_until(
             lambda: all(now >= count for now, count in zip(self._counts(), wanted, strict=True)),
+            watch=self._watch,
             what=f"the workers on {self.mount.share.id} to get on",
             timeout_s=_PROGRESS_TIMEOUT_S,
             interval_s=0.1,
         )
+
+    def _watch(self) -> None:
+        self.mount.guest.machine.watch()
+        journals = " ".join(map(self._journal, range(self._workers)))
+        failed = self.mount.guest.run(f"grep -h '^error' {journals}").stdout.strip()
+        if failed:
+            said = [job.wait().stderr.strip() for job in self._jobs if not job.running]
+            raise GuestError(f"a worker on {self.mount.share.id} ended with {failed!r}: {'; '.join(said)}")
 
     def stop(self) -> None:
         """Let every worker end its round, and wait for it.
@@ -112,7 +141,9 @@ class Workload:
             done = job.wait(timeout_s=_PROGRESS_TIMEOUT_S)
             if done.returncode != 0:
                 last = self.mount.guest.run(f"tail -n 1 {self._journal(worker)}").stdout.strip()
-                raise GuestError(f"{job.what} ended with {done.returncode}: {last or done.stderr.strip()}")
+                raise GuestError(
+                    f"{job.what} ended with {done.returncode}: {last}", details=done.stderr.strip()
+                )
 
     def expect_acknowledged(self) -> None:
         """Every operation that was acknowledged is on the host, and nothing else.
@@ -124,13 +155,37 @@ class Workload:
             expect_replayed(journal, self.mount.share.path / f"w{worker}")
 
 
+def able(mount: Mount) -> list[str]:
+    """The operations of ``calls.pl`` that work on a mount.
+
+    A writable shared mapping needs a cache (kernel: ``fs/9p/vfs_file.c``, ``v9fs_file_mmap``), an extended
+    attribute a file system of the host that has them.
+    """
+    found = ["direct", "lock"]
+    if "cache=mmap" in mount.options or "cache=loose" in mount.options:
+        found.append("map")
+    try:
+        os.setxattr(mount.share.path, ATTRIBUTE, b"probe")
+        os.removexattr(mount.share.path, ATTRIBUTE)
+    except OSError as exc:
+        mount.guest.machine.history.note("host", "workload:no-xattrs", {"why": exc.strerror})
+    else:
+        found.append("xattr")
+    return found
+
+
+def script(calls: str) -> str:
+    """The worker, for the shell; ``calls`` is where it finds ``calls.pl``."""
+    return _WORKER.replace("LINES", str(_LINES)).replace("$CALLS", calls)
+
+
 def lines(first: int) -> bytes:
     """What a worker writes: numbers, one a line."""
     return "".join(f"{number}\n" for number in range(first, first + _LINES + 1)).encode()
 
 
 def replay(journal: Iterable[str]) -> dict[str, bytes]:
-    """The files, by their path, that the operations of a journal leave behind.
+    """What the operations of a journal leave behind: files, by path, and their attributes, as ``path#name``.
 
     Hard links share their content from then on; no operation writes through one.
 
@@ -151,7 +206,11 @@ def replay(journal: Iterable[str]) -> dict[str, bytes]:
                 del files[name]
             case ["deep", name, first]:
                 files[f"{name}/a/b/c/leaf"] = lines(int(first))
-            case ["read" | "error", *_]:
+            case ["fill", name, byte]:
+                files[name] = bytes([int(byte)]) * _SIZE
+            case ["xattr", name, value]:
+                files[f"{name}#{ATTRIBUTE}"] = value.encode()
+            case ["read" | "lock" | "error", *_]:
                 pass
             case _:
                 raise GuestError(f"a worker's journal has a line that is none: {line!r}")
@@ -165,12 +224,24 @@ def expect_replayed(journal: list[str], folder: Path) -> None:
     """
     doubtful = [line.removeprefix("error ") for line in journal[-1:] if line.startswith("error ")]
     without, with_it = replay(journal), replay([*journal, *doubtful])
-    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    found = _found(folder)
     for name in sorted(without.keys() | with_it.keys() | found.keys()):
         allowed = (without.get(name), with_it.get(name))
-        content = found[name].read_bytes() if name in found else None
+        content = found.get(name)
         if content not in allowed:
             raise Violation(f"{folder}/{name} {_complaint(content, allowed)}")
+
+
+def _found(folder: Path) -> dict[str, bytes]:
+    """As :func:`replay`, from the host's file system."""
+    found = {}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            name = str(path.relative_to(folder))
+            found[name] = path.read_bytes()
+            with contextlib.suppress(OSError):  # It has none.
+                found[f"{name}#{ATTRIBUTE}"] = os.getxattr(path, ATTRIBUTE)
+    return found
 
 
 def _complaint(content: bytes | None, allowed: tuple[bytes | None, ...]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness.errors import GuestError, QemuError
+from harness.errors import GuestError, QemuError, Unsupported
 from harness.guest.lab import Lab
 from harness.holds import seccomp
 from harness.holds.supervisor import Rule, Rules, Supervisor
@@ -48,6 +48,23 @@ class Held:
         self._machine.wait_until(
             lambda: self.count >= count,
             what=f"{count} held request(s) of {self.share.id}",
+            timeout_s=CAUGHT_TIMEOUT_S,
+        )
+        self.in_flight()
+
+    def wait_in_flight(self, count: int) -> None:
+        """Wait until the virtqueue has ``count`` requests in flight, served or not.
+
+        64 are served at a time (QEMU: ``util/thread-pool.c``), 128 taken (``hw/9pfs/9p.h``, ``MAX_REQ``).
+
+        :raises Unsupported: when this QEMU does not say how many.
+        :raises WaitTimeout: when the guest did not send that many.
+        """
+        if requests_in_use(self._machine, self.share) is None:
+            raise Unsupported("this QEMU has no x-query-virtio-queue-status, which came with 7.2")
+        self._machine.wait_until(
+            lambda: requests_in_use(self._machine, self.share) == count,
+            what=f"{count} request(s) of {self.share.id} in flight",
             timeout_s=CAUGHT_TIMEOUT_S,
         )
         self.in_flight()

@@ -17,11 +17,17 @@ _LIBRARIES = "lib/x86_64-linux-gnu"
 _LOADER = "lib64/ld-linux-x86-64.so.2"
 
 
-def build(packages: Path, kernel: Path, modules: list[str], overlay: Path, keys: Keys) -> bytes:
+_DROPBEAR = "usr/sbin/dropbear"
+
+
+def build(
+    packages: Path, kernel: Path, programs: list[str], modules: list[str], overlay: Path, keys: Keys
+) -> bytes:
     """The compressed archive.
 
-    :param packages: a root with busybox, dropbear and their libraries unpacked.
+    :param packages: a root with busybox, dropbear, the programs and their libraries unpacked.
     :param kernel: a root with a kernel package unpacked.
+    :param programs: further programs, as paths in the packages.
     :param modules: what to load at boot; their dependencies are added.
     :param overlay: files to copy over everything else.
     :raises SetupError: when a program or module is not in the packages.
@@ -31,14 +37,16 @@ def build(packages: Path, kernel: Path, modules: list[str], overlay: Path, keys:
         "bin/sh": cpio.symlink("busybox"),
         "bin/mount": cpio.symlink("busybox"),
         "init": cpio.symlink("bin/busybox"),
-        "sbin/dropbear": cpio.file(_read(packages, "usr/sbin/dropbear"), 0o755),
+        "sbin/dropbear": cpio.file(_read(packages, _DROPBEAR), 0o755),
         "etc/dropbear/host_key": cpio.file(keys.host_dropbear, 0o600),
         "root": cpio.folder(0o700),
         "root/.ssh": cpio.folder(0o700),
         "root/.ssh/authorized_keys": cpio.file(f"{keys.client_public}\n".encode(), 0o600),
         **{name: cpio.folder() for name in ("proc", "sys", "dev", "tmp", "run", "mnt", "sbin")},
     }
-    members |= _libraries(packages)
+    members |= {name: cpio.file(_read(packages, name), 0o755) for name in programs}
+    for name in (_DROPBEAR, *programs):
+        members |= _libraries(packages, inside(packages, name))
     members |= _modules(kernel, modules)
     members |= _overlay(overlay)
     return cpio.archive(members)
@@ -77,9 +85,8 @@ def loader(root: Path) -> Path:
     raise SetupError(f"the packages contain no /{_LOADER}")
 
 
-def _libraries(packages: Path) -> dict[str, cpio.Member]:
-    """The libraries that dropbear is loaded with, asked of the packages' own loader (``ld.so --list``)."""
-    program = inside(packages, "usr/sbin/dropbear")
+def _libraries(packages: Path, program: Path) -> dict[str, cpio.Member]:
+    """The libraries that a program is loaded with, asked of the packages' own loader (``ld.so --list``)."""
     if not program.read_bytes().startswith(b"\x7fELF"):
         return {}  # A script needs none.
     dynamic = loader(packages)
@@ -92,7 +99,8 @@ def _libraries(packages: Path) -> dict[str, cpio.Member]:
     )
     found = re.findall(r"^\s*(\S+) => (.+) \(0x", listed.stdout, re.MULTILINE)
     if listed.returncode != 0 or not found:
-        raise SetupError(f"cannot list dropbear's libraries: {(listed.stdout + listed.stderr).strip()}")
+        said = (listed.stdout + listed.stderr).strip()
+        raise SetupError(f"cannot list the libraries of {program.name}: {said}")
     libraries = {f"{_LIBRARIES}/{name}": cpio.file(Path(path).read_bytes(), 0o755) for name, path in found}
     return libraries | {_LOADER: cpio.file(dynamic.read_bytes(), 0o755)}
 

@@ -206,7 +206,9 @@ def _make_guest(
     kernel = found[0].read_bytes()
     (into / "kernel").write_bytes(vmlinux.extract(kernel) if recipe.uncompressed else kernel)
     (into / "kernel-version").write_text(found[0].name.removeprefix("vmlinuz-"))
-    image = initramfs.build(packages["packages"], packages["kernel"], recipe.modules, overlay, pair)
+    image = initramfs.build(
+        packages["packages"], packages["kernel"], recipe.programs, recipe.modules, overlay, pair
+    )
     (into / "initramfs.gz").write_bytes(image)
     qcow2.create(into / "disk.qcow2", _DISK_MIB)
 

@@ -37,11 +37,13 @@ class QemuRecipe(Recipe):
 class GuestRecipe(Recipe):
     """A guest image: a Debian kernel and an initramfs.
 
+    ``programs`` are paths in the packages, copied with their libraries, beside busybox and dropbear;
     ``modules`` are loaded at boot, dependencies first; ``root`` is a folder of files beside the recipe;
     ``uncompressed`` unpacks the kernel, which QEMU 4.0 and later boot as it is (PVH), a second or two sooner.
     """
 
     kernel: str = Field(min_length=1)
+    programs: list[str] = []
     modules: list[str]
     root: str
     cmdline: str

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ from harness.guest import workload
 from harness.guest.workload import expect_replayed, lines, replay
 
 JOURNAL = ["write f1 1", "read f1", "rename f1 g1", "append g1 7", "link g1 h1", "deep d1 1", "unlink h1"]
+JOURNAL += ["fill D1 66", "lock g1"]
 
 
 @pytest.fixture
@@ -20,6 +22,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "d1/a/b/c").mkdir(parents=True)
     (tmp_path / "d1/a/b/c/leaf").write_bytes(lines(1))
     (tmp_path / "g1").write_bytes(lines(1) + lines(7))
+    (tmp_path / "D1").write_bytes(b"B" * 65536)
     return tmp_path
 
 
@@ -33,6 +36,7 @@ def test_what_is_acknowledged_and_there(folder: Path) -> None:
         ("g1", None, "g1 was acknowledged, and is not on the host"),
         ("g1", lines(1), "g1 has other bytes than were acknowledged"),
         ("g1", lines(1) + lines(8), "g1 has other bytes than were acknowledged"),
+        ("D1", b"B" * 65535 + b"\0", "D1 has other bytes than were acknowledged"),
         ("h1", lines(1), "h1 is on the host, and should be gone"),
         ("f1", lines(1), "f1 is on the host, and should be gone"),
         ("d1/a/b/c/leaf", b"", "leaf has other bytes than were acknowledged"),
@@ -59,10 +63,11 @@ def test_a_line_that_is_none() -> None:
 
 
 def test_the_worker_does_what_it_says(tmp_path: Path) -> None:
-    """The very script, run here by the host's shell."""
-    script = workload._WORKER.replace("LINES", str(workload._LINES))
+    """The very script, run here by the host's shell and Perl."""
+    able = _able_here(tmp_path)
     journal, stop, share = tmp_path / "journal", tmp_path / "stop", tmp_path / "w0"
-    process = subprocess.Popen(["sh", "-c", script, "worker", str(share), str(journal), str(stop)])
+    arguments = [str(share), str(journal), str(stop), *able]
+    process = subprocess.Popen(["sh", "-c", workload.script(str(workload.CALLS)), "worker", *arguments])
     wait_until(
         lambda: journal.exists() and len(journal.read_text().splitlines()) > 60, what="work", timeout_s=60
     )
@@ -79,14 +84,57 @@ def test_the_worker_does_what_it_says(tmp_path: Path) -> None:
         "link",
         "symlink",
         "deep",
+        *({"xattr"} if "xattr" in able else ()),
+        *({"fill"} if {"direct", "map"} & set(able) else ()),
+        "lock",
     }
     os.truncate(next(share.glob("g1")), 5)
     with pytest.raises(Violation):
         expect_replayed(operations, share)
 
 
+def _able_here(folder: Path) -> list[str]:
+    """tmpfs has neither ``O_DIRECT`` nor extended attributes before Linux 6.6."""
+    able = ["lock", "map"]
+    with contextlib.suppress(OSError):
+        os.close(os.open(folder / "probe", os.O_RDWR | os.O_CREAT | os.O_DIRECT))
+        able.append("direct")
+    with contextlib.suppress(OSError):
+        os.setxattr(folder, workload.ATTRIBUTE, b"probe")
+        able.append("xattr")
+    return able
+
+
+def test_an_attribute_that_is_lost_or_changed(folder: Path) -> None:
+    if "xattr" not in _able_here(folder.parent):
+        pytest.skip(f"the file system of {folder} has no extended attributes")
+    journal = [*JOURNAL, "xattr g1 v1"]
+    with pytest.raises(Violation, match=r"g1#user\.workload was acknowledged, and is not on the host"):
+        expect_replayed(journal, folder)
+    os.setxattr(folder / "g1", workload.ATTRIBUTE, b"v2")
+    with pytest.raises(Violation, match=r"g1#user\.workload has other bytes"):
+        expect_replayed(journal, folder)
+    os.setxattr(folder / "g1", workload.ATTRIBUTE, b"v1")
+    expect_replayed(journal, folder)
+
+
+@pytest.mark.parametrize("what", ["mapread", "xattr", "direct", "lock", "nonsense"])
+def test_a_call_that_fails_says_so(tmp_path: Path, what: str) -> None:
+    """On a file that is not there, or holds other bytes."""
+    file = tmp_path / "file"
+    if what == "mapread":
+        file.write_bytes(b"A" * 65535 + b"B")
+    missing = tmp_path / "none" / "file"
+    path = file if what == "mapread" else missing
+    done = subprocess.run(
+        ["perl", workload.CALLS, what, path, "65"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert done.stderr
+
+
 def test_a_worker_that_fails_says_at_what(tmp_path: Path) -> None:
-    script = workload._WORKER.replace("LINES", str(workload._LINES)).replace("ln g$n h$n", "false")
+    script = workload.script("none").replace("ln g$n h$n", "false")
     arguments = [str(tmp_path / "w0"), str(tmp_path / "j"), "/none"]
     done = subprocess.run(["sh", "-c", script, "worker", *arguments], check=False)
     assert done.returncode == 1
