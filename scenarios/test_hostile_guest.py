@@ -92,8 +92,15 @@ def wait_delisted(mount: Mount) -> None:
     )
 
 
-def test_a_system_reset_with_a_request_in_flight(
-    guest: Guest, hotplug: Hotplug, migration: Migration, run_state: RunState, share: Share, hold: Hold
+@pytest.mark.parametrize("how", ["system_reset", "reboot"])
+def test_a_reset_with_a_request_in_flight(
+    guest: Guest,
+    hotplug: Hotplug,
+    migration: Migration,
+    run_state: RunState,
+    share: Share,
+    hold: Hold,
+    how: str,
 ) -> None:
     """The reset waits for the request; the guest that comes back finds a device as new."""
     hotplug.plug(share)
@@ -101,11 +108,40 @@ def test_a_system_reset_with_a_request_in_flight(
     with hold.requests(share) as held:
         transfer.reader(mount)
         held.wait_caught()
-        reset = Background(run_state.system_reset)
+        reset = Background(getattr(run_state, how))
+        run_state.wait_reset_begun()
         hold_for(1.0, held.waiting)
         done_while_held = reset.done
     reset.wait(timeout_s=guest.machine.pace.seconds(30))
     assert not done_while_held, "the reset was done with a request in flight"
+    migration.expect_not_blocked()
+    mount = guest.mount(share)
+    mount.expect_usable()
+    mount.unmount()
+    hotplug.unplug(share)
+
+
+def test_a_panic_with_a_request_in_flight(
+    guest: Guest,
+    hotplug: Hotplug,
+    migration: Migration,
+    run_state: RunState,
+    hostile: HostileGuest,
+    share: Share,
+    hold: Hold,
+) -> None:
+    """A guest that died mounted still blocks; the next one finds a device as new."""
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    boot_id = guest.boot_id
+    with hold.requests(share) as held:
+        transfer.reader(mount)
+        held.wait_caught()
+        hostile.panic()
+        held.in_flight()
+        migration.expect_blocked_by(share)
+    migration.expect_blocked_by(share)
+    run_state.system_reset(boot_id=boot_id)
     migration.expect_not_blocked()
     mount = guest.mount(share)
     mount.expect_usable()

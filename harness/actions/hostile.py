@@ -12,6 +12,7 @@ from harness.background import Background
 from harness.deadline import hold_for
 from harness.errors import GuestError, Violation, WaitTimeout
 from harness.guest.guest import Guest, quote
+from harness.guest.job import Job
 from harness.guest.portio import install
 from harness.qemu.acpi import eject_writes
 from harness.qemu.deletion import Deletion
@@ -28,6 +29,7 @@ _ANNOUNCED = "hostile: eject"
 
 #: Seconds, before scaling.
 EJECT_TIMEOUT_S = 10.0
+PANIC_TIMEOUT_S = 10.0
 
 
 class Ejection:
@@ -139,6 +141,24 @@ class HostileGuest:
         octal = "".join(f"\\{byte:03o}" for byte in value.to_bytes(2, "little"))
         # One write of two bytes, at an even offset: one access to the register.
         return f"printf '{octal}' | dd of={config} bs=2 seek={offset // 2} conv=notrunc 2>/dev/null"
+
+    def panic(self) -> None:
+        """Let the guest's kernel panic, as SysRq's ``c`` does; it then answers nothing until it is reset.
+
+        :raises WaitTimeout: when it did not.
+        """
+        guest, machine = self.guest, self.guest.machine
+        for pattern in ("sysrq triggered crash", "Call Trace:"):
+            guest.tolerate(pattern, why="the scenario let the guest panic")
+        Job(guest, "echo c > /proc/sysrq-trigger", "panicking")
+        machine.wait_until(
+            machine.kernel_log.panic,
+            what="the guest's panic",
+            timeout_s=PANIC_TIMEOUT_S,
+            watch=machine.watch_process,
+        )
+        machine.kernel_log.forgive_panic()
+        guest.disconnect()
 
     def unbind(self, share: Share) -> str:
         """Take the device from its driver through sysfs; returns its virtio name, for :meth:`bind`."""

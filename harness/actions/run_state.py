@@ -9,6 +9,8 @@ from harness.guest.job import Job
 
 #: Seconds, before scaling.
 EVENT_TIMEOUT_S = 10.0
+#: What the guest's kernel log says right before it reboots itself.
+_REBOOTS = "guest: reboots"
 
 
 class RunState:
@@ -43,22 +45,36 @@ class RunState:
         return picture.read_bytes()
 
     def reboot(self) -> None:
-        """The guest reboots itself, without unmounting anything (``reboot -f``); as :meth:`system_reset`."""
+        """The guest reboots itself, without a sync or umount (``reboot -n -f``); as :meth:`system_reset`."""
         before = self.guest.boot_id
         machine = self.guest.machine
         with machine.qmp.listen("RESET") as events:
-            Job(self.guest, "reboot -f", "rebooting")
-            self._wait(events, "reboot -f", "RESET")
+            Job(self.guest, f"echo '{_REBOOTS}' > /dev/kmsg; reboot -n -f", "rebooting")
+            self._wait(events, "reboot -n -f", "RESET")
         self._wait_booted_again(before)
 
-    def system_reset(self) -> None:
+    def system_reset(self, *, boot_id: str | None = None) -> None:
         """``system_reset``, the RESET event, and a guest that has booted again (its ``boot_id`` differs).
 
+        :param boot_id: the guest's, where it cannot be asked for it any more.
         :raises GuestError: when the guest that answers is still the old one.
         """
-        before = self.guest.boot_id
+        before = boot_id or self.guest.boot_id
         self._command("system_reset", "RESET")
         self._wait_booted_again(before)
+
+    def wait_reset_begun(self) -> None:
+        """The witness, while another thread resets: QMP has been asked to, or the guest is about to.
+
+        (Nothing later is sure to be seen: the kernel's device shutdown may already make QEMU drain.)
+        """
+        machine = self.guest.machine
+        machine.wait_until(
+            lambda: machine.qmp.last_command == "system_reset" or machine.kernel_log.contains(_REBOOTS),
+            what="the reset to begin",
+            timeout_s=EVENT_TIMEOUT_S,
+            watch=machine.watch_process,
+        )
 
     def _wait_booted_again(self, before: str) -> None:
         self.guest.disconnect()

@@ -177,6 +177,10 @@ class KernelLog:
             self._searched = len(text)
         return self._panic
 
+    def forgive_panic(self) -> None:
+        """Take what was printed so far as meant: :meth:`panic` finds the next one only."""
+        self._panic, self._searched = None, len(self.text())
+
     def watch(self, machine: str = "") -> None:
         """:raises GuestPanicked: when the kernel panicked."""
         panic = self.panic()

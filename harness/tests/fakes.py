@@ -124,6 +124,10 @@ class ScriptedQmp:
     def commands(self) -> list[str]:
         return [command for command, _ in self.sent]
 
+    @property
+    def last_command(self) -> str | None:
+        return self.sent[-1][0] if self.sent else None
+
 
 @dataclass
 class FakeMachine:

@@ -84,7 +84,7 @@ def test_the_wait_is_scaled_by_the_pace(world: World, monkeypatch: pytest.Monkey
 
 
 def test_a_reboot_by_the_guest_itself(world: World) -> None:
-    world.ssh.on("^setsid sh -c 'reboot -f'|reboot -f", _emits_to_guest(world, "RESET"))
+    world.ssh.on("^setsid sh -c .*reboot -n -f", _emits_to_guest(world, "RESET"))
     world.ssh.on("boot_id", "one\n", "two\n")
     world.ssh.on("^true$", "")
     world.machine.artifacts.kernel.write_text(f"{NETWORK_IS_UP}\n")
@@ -117,3 +117,29 @@ def test_a_screendump(world: World) -> None:
 
     world.qmp.on("screendump", draw)
     assert RunState(world.guest).screendump().startswith(b"P6")
+
+
+@pytest.mark.parametrize("how", ["asked over QMP", "announced by the guest", "neither"])
+def test_a_reset_that_has_begun(world: World, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_state, "EVENT_TIMEOUT_S", 5.0)
+    world.qmp.on("system_reset", {})
+    if how == "asked over QMP":
+        world.qmp.execute("system_reset")
+    elif how == "announced by the guest":
+        world.machine.artifacts.kernel.write_text("guest: reboots\n")
+    if how == "neither":
+        with pytest.raises(WaitTimeout, match="the reset to begin"):
+            RunState(world.guest).wait_reset_begun()
+    else:
+        RunState(world.guest).wait_reset_begun()
+
+
+def test_a_reset_of_a_guest_that_cannot_be_asked(world: World) -> None:
+    world.qmp.on("system_reset", _emits(world, "RESET"))
+    world.ssh.on("boot_id", "two\n")
+    world.ssh.on("^true$", "")
+    world.machine.artifacts.kernel.write_text(f"{NETWORK_IS_UP}\n")
+    RunState(world.guest).system_reset(boot_id="one")
+    world.machine.artifacts.kernel.write_text(f"{NETWORK_IS_UP}\n" * 2)
+    with pytest.raises(GuestError, match="had not rebooted"):
+        RunState(world.guest).system_reset(boot_id="two")

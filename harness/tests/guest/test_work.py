@@ -107,3 +107,19 @@ def test_an_occupant_that_never_was(world: World, mount: Mount) -> None:
     world.ssh.on(".", "sh: fork: no memory\n")
     with pytest.raises(GuestError, match="no process id from"), occupied(mount, "open_file"):
         pass
+
+
+def test_many_readers(world: World, mount: Mount) -> None:
+    world.ssh.on("^setsid sh -c", "")
+    readers = transfer.Readers(mount, 3)
+    digests = [
+        hashlib.sha256((world.share.path / f"file{number}").read_bytes()).hexdigest() for number in range(3)
+    ]
+    world.ssh.on(r"^test -e .*\.rc$", _ENDED)
+    lines = [f"{digest}  file{number}\n" for number, digest in enumerate(digests)]
+    for kind, text in (("rc", "0"), ("out", "".join(reversed(lines))), ("err", "")):
+        world.ssh.on(rf"^cat .*\.{kind}$", text)
+    readers.wait_finished()
+    world.ssh.on(r"^cat .*\.out$", f"{lines[0]}{digests[0]}  file1\n")
+    with pytest.raises(Violation, match="the readers of file1, file2 got other bytes"):
+        readers.wait_finished()

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness.actions import hostile
+from harness.actions.hostile import HostileGuest
+from harness.errors import GuestPanicked, QemuDied, Violation, WaitTimeout
+from harness.history import as_mapping
+from harness.tests.fakes import BACKEND, GONE, World, peripheral
+
+PANIC = "[    5.0] Kernel panic - not syncing: sysrq triggered crash\n"
+
+
+def _ejecting(world: World, *deleted: str) -> hostile.Ejection:
+    """A guest whose write takes effect at once: QEMU reports the paths ``deleted``."""
+
+    def eject(_: Any) -> str:
+        for path in deleted:
+            world.qmp.emit("DEVICE_DELETED", path=path)
+        return ""
+
+    world.ssh.on("/tmp/outl", "")
+    world.ssh.on("hostile: eject", eject)
+    world.qmp.on("qom-get", 0)
+    world.qmp.on("qom-list", peripheral())
+    return HostileGuest(world.guest).request_eject(world.share)
+
+
+def test_an_eject_that_ends_the_device(world: World) -> None:
+    world.machine.plugged.add("share0")
+    _ejecting(world, BACKEND, GONE).wait_completed()
+    assert world.machine.plugged == set()
+
+
+def test_an_eject_that_leaves_the_device(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hostile, "EJECT_TIMEOUT_S", 5.0)
+    with pytest.raises(Violation, match=r"only \['\S+/virtio-backend'\] were reported"):
+        _ejecting(world, BACKEND).wait_completed()
+
+
+def test_a_guest_that_panics(world: World) -> None:
+    def panic(_: Any) -> str:
+        world.machine.artifacts.kernel.write_text(PANIC)
+        return ""
+
+    world.ssh.on("sysrq-trigger", panic)
+    HostileGuest(world.guest).panic()
+    patterns = [as_mapping(entry.value)["pattern"] for entry in world.notes("guest:tolerate")]
+    assert patterns == ["sysrq triggered crash", "Call Trace:"]
+    # It was meant: nothing waits in vain from now on, until it panics again.
+    log = world.guest.machine.kernel_log
+    log.forgive_panic()
+    log.watch()
+    with world.machine.artifacts.kernel.open("a") as file:
+        file.write(PANIC)
+    with pytest.raises(GuestPanicked):
+        log.watch()
+
+
+def test_a_guest_that_does_not_panic(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hostile, "PANIC_TIMEOUT_S", 5.0)
+    world.ssh.on("sysrq-trigger", "")
+    with pytest.raises(WaitTimeout, match="the guest's panic"):
+        HostileGuest(world.guest).panic()
+
+
+def test_a_qemu_that_dies_of_a_panic(world: World) -> None:
+    world.ssh.on("sysrq-trigger", "")
+    world.machine.death = QemuDied("QEMU 'source' was killed by SIGSEGV")
+    with pytest.raises(QemuDied):
+        HostileGuest(world.guest).panic()
