@@ -9,8 +9,9 @@ from pathlib import Path
 
 from harness.errors import UsageError
 from harness.guest.image import GuestImage
-from harness.guest.lab import Cell
+from harness.guest.lab import Cell, TemplateSource
 from harness.provision import Cache, Provisioner, default_cache_root
+from harness.provision.templates import TemplateStore
 from harness.qemu import accel, binary
 from harness.qemu.accel import Accel
 from harness.qemu.binary import Capabilities, QemuInstall
@@ -29,6 +30,7 @@ class Selection:
     machines: tuple[str, ...] = tuple(MACHINE_TYPES)
     kernels: tuple[str, ...] = (DEFAULT,)
     accel: str = "auto"
+    cold: bool = False
 
     def check(self) -> None:
         """:raises UsageError: for a machine type or accelerator that does not exist."""
@@ -74,6 +76,10 @@ class Matrix:
     def _provisioner(self) -> Provisioner:
         return Provisioner(Cache(self._root), report=self._report)
 
+    @cached_property
+    def _templates(self) -> TemplateSource | None:
+        return None if self.selection.cold else TemplateStore(Cache(self._root), self._report)
+
     def prepare(self) -> list[Cell]:
         """Every cell of the selection, ready to boot.
 
@@ -96,7 +102,8 @@ class Matrix:
         install, capabilities = self.qemu(qemu)
         image = self.image(kernel)
         kind = machine_type(machine)
-        return Cell(install, capabilities, image, kind, self._accel(install, capabilities, image, kind))
+        accelerator = self._accel(install, capabilities, image, kind)
+        return Cell(install, capabilities, image, kind, accelerator, self._templates)
 
     def qemu(self, name: str) -> tuple[QemuInstall, Capabilities]:
         """The QEMU called ``name``: a provisioned release, a path, or the default."""

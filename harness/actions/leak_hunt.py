@@ -85,8 +85,15 @@ class LeakHunt:
         return self.lab.artifacts.folder / f"heap-{name}"
 
     def repeat(self, cycle: Callable[[Guest], object], plan: Plan = WITH_GUEST) -> None:
-        """Repeat ``cycle`` in booted guests; what grew is then in the record, for ``no_leak`` to judge."""
-        self._hunt(lambda name: self.lab.boot(self.lab.spec(name=name)), lambda g: g.machine, cycle, plan)
+        """Repeat ``cycle`` in booted guests; what grew is then in the record, for ``no_leak`` to judge.
+
+        (A restored guest would not do: each page that it writes for the first time is new private memory.)
+        """
+
+        def boot(name: str) -> Guest:
+            return self.lab.boot(self.lab.spec(name=name), cold=True)
+
+        self._hunt(boot, lambda guest: guest.machine, cycle, plan)
 
     def repeat_without_guest(
         self, cycle: Callable[[Machine], object], plan: Plan = WITHOUT_GUEST, *extra: str

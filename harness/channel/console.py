@@ -141,7 +141,8 @@ class KernelLog:
     Reading is incremental; a file that does not exist yet is empty.
     """
 
-    _PANIC = re.compile(r"Kernel panic - not syncing.*")
+    #: The line that begins a panic's report (kernel: ``kernel/panic.c``), not the one that ends it.
+    _PANIC = re.compile(r"(?<!end )Kernel panic - not syncing.*")
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.artifacts import CELL, Artifacts
+from harness.deadline import Pace
 from harness.errors import SetupError
 from harness.guest.guest import Guest
 from harness.guest.image import GuestImage
@@ -19,6 +20,7 @@ from harness.qemu.accel import Accel
 from harness.qemu.binary import Capabilities, QemuInstall
 from harness.qemu.machine import Machine, Wrapping
 from harness.qemu.spec import SLOTS, MachineSpec, MachineType, Share
+from harness.qemu.template import Template, restore
 from harness.reaper import RunFolder
 
 _numbers = itertools.count(1)
@@ -26,13 +28,17 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination of the matrix: which QEMU, guest, machine type and accelerator."""
+    """One combination of the matrix: which QEMU, guest, machine type and accelerator.
+
+    :ivar templates: what guests are restored from; ``None`` boots them all.
+    """
 
     qemu: QemuInstall
     capabilities: Capabilities
     image: GuestImage
     machine_type: MachineType
     accel: Accel
+    templates: TemplateSource | None = None
 
     def describe(self) -> dict[str, object]:
         """As written to ``cell.json``."""
@@ -61,6 +67,13 @@ class Cell:
             shares=shares,
             plugged=plugged,
         )
+
+
+class TemplateSource(Protocol):
+    """Where templates of booted guests come from (see :mod:`harness.qemu.template`)."""
+
+    def find(self, spec: MachineSpec, image: GuestImage, pace: Pace) -> Template | str:
+        """The template for a machine of ``spec``, or why there is none."""
 
 
 class LaunchTool(Protocol):
@@ -125,13 +138,21 @@ class Lab:
         """The spec of a machine of this lab's cell, with the whole pool of shares."""
         return self.cell.spec(name, self.shares, plugged)
 
-    def launch(self, spec: MachineSpec, *, source: Machine | None = None) -> Machine:
-        """Start a machine (see :meth:`Machine.launch`); this lab ends it at the latest."""
+    def launch(
+        self, spec: MachineSpec, *, source: Machine | None = None, template: Template | None = None
+    ) -> Machine:
+        """Start a machine (see :meth:`Machine.launch`); this lab ends it at the latest.
+
+        :param template: what it is about to be restored from: its kernel log goes on from there.
+        """
+        artifacts = self.artifacts.machine(spec.name, first=not self.machines)
+        if template is not None:
+            shutil.copyfile(template.kernel_log, artifacts.kernel)
         machine = Machine.launch(
             spec,
             self.run,
             self.folder / spec.name,
-            self.artifacts.machine(spec.name, first=not self.machines),
+            artifacts,
             self.history,
             pace=self.cell.accel.pace,
             source=source,
@@ -140,10 +161,37 @@ class Lab:
         self.machines.append(machine)
         return machine
 
-    def boot(self, spec: MachineSpec | None = None) -> Guest:
-        """Start a machine and wait until its guest answers a command."""
+    def boot(self, spec: MachineSpec | None = None, *, cold: bool = False) -> Guest:
+        """Start a machine and wait until its guest answers a command.
+
+        The guest is restored from a template where there can be one: nothing plugged, no further arguments.
+
+        :param cold: boot it in any case.
+        """
+        spec = spec or self.spec()
+        found = self._template(spec, cold=cold)
+        self.history.note(spec.name, "guest:born", {"cold": found} if isinstance(found, str) else "restored")
+        if isinstance(found, Template):
+            return self._restore(spec, found)
         guest = self.begin_boot(spec)
         guest.wait_booted()
+        return guest
+
+    def _template(self, spec: MachineSpec, *, cold: bool) -> Template | str:
+        if cold:
+            return "the scenario asks for it"
+        if self.cell.templates is None:
+            return "templates are switched off"
+        if spec.plugged or spec.extra:
+            return "the machine has devices or arguments of its own"
+        return self.cell.templates.find(spec, self.cell.image, self.cell.accel.pace)
+
+    def _restore(self, spec: MachineSpec, template: Template) -> Guest:
+        machine = self.launch(spec.restored(template.memory), template=template)
+        restore(machine, template)
+        guest = Guest(machine, self.cell.image)
+        self._guests.append(guest)
+        guest.wait_restored()
         return guest
 
     def begin_boot(self, spec: MachineSpec | None = None) -> Guest:

@@ -90,9 +90,9 @@ def hold(lab: Lab) -> Hold:
 
 @pytest.fixture
 def guest(request: pytest.FixtureRequest, lab: Lab) -> Guest:
-    """A booted guest that answers commands; no 9p device yet."""
+    """A guest that answers commands, and that no other test has touched; no 9p device yet."""
     _first(request, "shares", "hold")
-    return lab.boot(lab.spec())
+    return lab.boot(cold=request.node.get_closest_marker("cold") is not None)
 
 
 def _first(request: pytest.FixtureRequest, *names: str) -> None:

@@ -56,12 +56,14 @@ def selection_of(config: pytest.Config) -> Selection:
         "machines": tuple(config.getoption("machine") or ()),
         "kernels": tuple(config.getoption("kernel") or ()),
     }
-    return Selection(accel=config.getoption("accel"), **{k: v for k, v in given.items() if v})
+    accel, cold = config.getoption("accel"), config.getoption("cold")
+    return Selection(accel=accel, cold=cold, **{k: v for k, v in given.items() if v})
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Check what can be checked without touching anything."""
     config.addinivalue_line("markers", "pin_machine(*names): this scenario is about these types alone")
+    config.addinivalue_line("markers", "cold: the guest of this scenario is booted, never restored")
     config.stash[MATRIX] = Matrix(selection_of(config), report=_report)
     with _usage():
         config.stash[MATRIX].selection.check()

@@ -13,6 +13,9 @@ from harness.qemu.spec import SLOTS, MachineSpec, Share
 #: Fixed, so that a successor's network card is its source's.
 MAC = "52:54:00:9b:00:01"
 DISK_NODE = "disk0"
+#: The name that the machine types give their memory by themselves (QEMU: ``hw/i386/pc.c``,
+#: ``default_ram_id``): by it a machine with a file for its memory can migrate to one without.
+_RAM = "pc.ram"
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,21 @@ def render(spec: MachineSpec, paths: MachinePaths) -> list[str]:
 def _machine(spec: MachineSpec) -> Iterator[str]:
     yield from ("-name", f"harness-{spec.name}")
     # Guest memory stays out of core dumps: they are for QEMU's own state, and have to be quick.
-    yield from ("-machine", f"{spec.machine_type.qemu},accel={spec.accel},dump-guest-core=off")
+    backend = f",memory-backend={_RAM}" if spec.memory_file else ""
+    yield from ("-machine", f"{spec.machine_type.qemu},accel={spec.accel},dump-guest-core=off{backend}")
     yield from ("-cpu", spec.cpu, "-smp", "1", "-m", str(spec.memory_mib))
+    yield from _memory(spec)
     yield from ("-nodefaults", "-no-user-config", "-display", "none")
     if spec.machine_type.native:
         yield from ("-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off")
+
+
+def _memory(spec: MachineSpec) -> Iterator[str]:
+    if spec.memory_file:
+        share = "on" if spec.memory_file.share else "off"
+        path = _comma(spec.memory_file.path)
+        yield "-object"
+        yield f"memory-backend-file,id={_RAM},size={spec.memory_mib}M,mem-path={path},share={share}"
 
 
 def _monitor(paths: MachinePaths) -> Iterator[str]:

@@ -131,7 +131,7 @@ class Machine:
 
     def _start(self, run: RunFolder, wrapping: Wrapping) -> None:
         argv = [*wrapping.prefix, *render(self.spec, self.paths)]
-        self.artifacts.argv.write_text(script(self.spec, self.folder.parent))
+        self.artifacts.argv.write_text(script(self.spec.booted(), self.folder.parent))
         self.artifacts.argv.chmod(0o755)
         try:
             with self.artifacts.qemu.open("ab") as log, _core_dumps():

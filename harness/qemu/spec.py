@@ -152,6 +152,14 @@ class Boot:
 
 
 @dataclass(frozen=True)
+class MemoryFile:
+    """The guest's memory in a file: written through when ``share``, else a private copy of what it holds."""
+
+    path: Path
+    share: bool
+
+
+@dataclass(frozen=True)
 class MachineSpec:
     """One QEMU process, described.
 
@@ -163,6 +171,7 @@ class MachineSpec:
     :param plugged: ids of the shares whose device is on the command line.
     :param disk: an empty qcow2; each source gets a copy, which its successors go on with.
     :param incoming: start with ``-incoming defer`` and wait for a migration stream.
+    :param memory_file: where the guest's memory is, if not QEMU's own.
     :param extra: further arguments, verbatim, at the end.
     """
 
@@ -177,6 +186,7 @@ class MachineSpec:
     shares: tuple[Share, ...] = ()
     plugged: frozenset[str] = frozenset()
     incoming: bool = False
+    memory_file: MemoryFile | None = None
     extra: tuple[str, ...] = ()
 
     def successor(self, name: str, *, plugged: frozenset[str]) -> MachineSpec:
@@ -184,7 +194,15 @@ class MachineSpec:
 
         :param plugged: the shares whose devices the source has at that time.
         """
-        return replace(self, name=name, plugged=plugged, incoming=True)
+        return replace(self, name=name, plugged=plugged, incoming=True, memory_file=None)
+
+    def restored(self, memory: Path) -> MachineSpec:
+        """The same machine, waiting for the stream of a template, whose memory is the file ``memory``."""
+        return replace(self, incoming=True, memory_file=MemoryFile(memory, share=False))
+
+    def booted(self) -> MachineSpec:
+        """The same machine, booting its guest itself if it was to be restored."""
+        return self if self.memory_file is None else replace(self, incoming=False, memory_file=None)
 
     def share(self, share_id: str) -> Share:
         """:raises UsageError: when no share of the pool has that id."""

@@ -164,6 +164,19 @@ class TestKernelLog:
         assert (log.text(), log.tail(3), log.panic()) == ("", [], None)
         log.watch()
 
+    def test_a_panic_that_was_meant_is_not_found_again(self, tmp_path: Path) -> None:
+        path = tmp_path / "log"
+        log = KernelLog(path)
+        path.write_text("[1] Kernel panic - not syncing: sysrq triggered crash\n")
+        assert log.panic() == "Kernel panic - not syncing: sysrq triggered crash"
+        log.forgive_panic()
+        with path.open("a") as file:
+            file.write("[2] ---[ end Kernel panic - not syncing: sysrq triggered crash ]---\n")
+        log.watch()
+        with path.open("a") as file:
+            file.write("[9] Kernel panic - not syncing: another\n")
+        assert log.panic() == "Kernel panic - not syncing: another"
+
     def test_a_panic_that_arrives_in_two_pieces(self, tmp_path: Path) -> None:
         path = tmp_path / "log"
         log = KernelLog(path)

@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+import time
 from typing import Any, cast
 
 import pytest
 
-from harness.errors import CommandFailed, CommandTimeout, GuestError, GuestPanicked, QemuDied, WaitTimeout
+from harness.errors import (
+    ChannelLost,
+    CommandFailed,
+    CommandTimeout,
+    GuestError,
+    GuestPanicked,
+    QemuDied,
+    WaitTimeout,
+)
 from harness.guest import guest
 from harness.guest.guest import NETWORK_IS_UP
 from harness.history import Kind, read
@@ -143,3 +152,26 @@ def test_tolerate_is_on_record_for_the_machine(world: World) -> None:
         "source",
         {"pattern": "blocked for more than", "why": "the hold lasts"},
     )
+
+
+def test_a_restored_guest_gets_the_time_and_randomness_of_now(world: World) -> None:
+    world.machine.artifacts.kernel.write_text(f"{NETWORK_IS_UP}\n")
+    world.ssh.on("^date -s", "")
+    for _ in range(2):
+        world.guest.wait_restored()
+    first, second = world.ssh.commands
+    assert abs(int(first.split()[2].removeprefix("@")) - time.time()) < 60
+    assert first.split()[-2] != second.split()[-2]  # What randomness is stirred with.
+    assert len(bytes.fromhex(first.split()[-2])) == 32
+    # The boot that its log tells of is over: only another one counts from now on.
+    world.machine.artifacts.kernel.write_text(f"{NETWORK_IS_UP}\n" * 2)
+    world.ssh.on("^true$", "")
+    world.guest.wait_booted()
+
+
+def test_a_restored_guest_that_does_not_answer(world: World) -> None:
+    world.ssh.on("^date -s", ChannelLost("nobody there"))
+    with pytest.raises(ChannelLost):
+        world.guest.wait_restored()
+    (entry,) = [e for e in read(world.machine.history.path) if e.f == "guest:restore" and e.kind is Kind.INFO]
+    assert "nobody there" in str(entry.value)

@@ -15,14 +15,17 @@ from typing import Any
 import pytest
 
 from harness.artifacts import Artifacts
+from harness.deadline import Pace
 from harness.errors import QemuDied, SetupError
 from harness.guest import lab as lab_module
+from harness.guest.guest import Guest
 from harness.guest.image import GuestImage
 from harness.guest.lab import Cell, Lab
 from harness.history import read
 from harness.qemu.accel import Accel
 from harness.qemu.binary import Capabilities, QemuInstall
-from harness.qemu.spec import MACHINE_TYPES
+from harness.qemu.spec import MACHINE_TYPES, MachineSpec
+from harness.qemu.template import Template
 from harness.reaper import RunFolder, start_time
 from harness.tests.qemu import fake_qemu
 
@@ -162,3 +165,81 @@ def test_a_share_whose_folder_cannot_be_made(
     monkeypatch.setattr(Path, "mkdir", full)
     with pytest.raises(SetupError, match=r"^cannot make the share's folder .*: No space left on device$"):
         Lab(cell, run, artifacts)
+
+
+class Source:
+    """A store of templates that knows one, or says why not."""
+
+    def __init__(self, found: Template | str) -> None:
+        self.found = found
+        self.asked: list[str] = []
+
+    def find(self, spec: MachineSpec, image: GuestImage, pace: Pace) -> Template | str:
+        self.asked.append(spec.name)
+        return self.found
+
+
+def _born(lab: Lab) -> object:
+    (note,) = [entry for entry in read(lab.artifacts.history) if entry.f == "guest:born"]
+    return note.value
+
+
+@pytest.fixture
+def boots(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the guests of this test went through, instead of doing it."""
+    done: list[str] = []
+    monkeypatch.setattr(Guest, "wait_booted", lambda _: done.append("booted"))
+    monkeypatch.setattr(Guest, "wait_restored", lambda _: done.append("answered"))
+    monkeypatch.setattr(lab_module, "restore", lambda machine, _: done.append("restored"))
+    return done
+
+
+def test_a_guest_is_restored_where_there_is_a_template(
+    cell: Cell, run: RunFolder, tmp_path: Path, boots: list[str]
+) -> None:
+    template = Template(tmp_path)
+    template.kernel_log.write_text("what was printed while it booted\n")
+    lab = Lab(replace(cell, templates=Source(template)), run, Artifacts.create(tmp_path, "restored"))
+    guest = lab.boot()
+    assert boots == ["restored", "answered"]
+    assert guest.machine.spec == lab.spec().restored(template.memory)
+    assert guest.machine.kernel_log.text() == "what was printed while it booted\n"
+    lab.close()
+    assert _born(lab) == "restored"
+    assert not any(_leftovers(lab).values())
+
+
+@pytest.mark.parametrize(
+    ("why", "found", "cold", "changes"),
+    [
+        ("the scenario asks for it", None, True, {}),
+        ("arguments of its own", None, False, {"extra": ("-S",)}),
+        ("arguments of its own", None, False, {"plugged": frozenset(["share0"])}),
+        ("no such capability", "no such capability", False, {}),
+    ],
+)
+def test_a_guest_is_booted_where_it_has_to_be(
+    cell: Cell,
+    run: RunFolder,
+    tmp_path: Path,
+    boots: list[str],
+    why: str,
+    found: str | None,
+    cold: bool,
+    changes: dict[str, Any],
+) -> None:
+    source = Source(found or Template(tmp_path))
+    lab = Lab(replace(cell, templates=source), run, Artifacts.create(tmp_path, "booted"))
+    guest = lab.boot(replace(lab.spec(), **changes), cold=cold)
+    assert boots == ["booted"]
+    assert guest.machine.spec.memory_file is None
+    lab.close()
+    assert why in str(_born(lab))
+    assert bool(source.asked) == bool(found)
+
+
+def test_without_templates_every_guest_is_booted(lab: Lab, boots: list[str]) -> None:
+    lab.boot()
+    lab.close()
+    assert boots == ["booted"]
+    assert _born(lab) == {"cold": "templates are switched off"}

@@ -1,0 +1,118 @@
+"""Templates of booted guests, in the cache: made on first use, shared by all workers, and bounded."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from harness.artifacts import MachineArtifacts
+from harness.deadline import Pace
+from harness.errors import HarnessError
+from harness.guest.guest import Guest
+from harness.guest.image import GuestImage
+from harness.history import History
+from harness.provision.cache import Cache
+from harness.qemu import template
+from harness.qemu.machine import Machine
+from harness.qemu.spec import MachineSpec
+from harness.qemu.template import Template
+from harness.reaper import RunFolder
+
+_KIND = "template"
+#: Bytes on the disk. A template takes about 100 MB; the least recently used go first.
+LIMIT_BYTES = 3 << 30
+
+
+class TemplateStore:
+    """See :class:`harness.guest.lab.TemplateSource`.
+
+    :param report: told when a guest is about to be booted, which takes seconds.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        report: Callable[[str], None] = lambda _: None,
+        limit_bytes: int = LIMIT_BYTES,
+    ) -> None:
+        self._cache, self._report, self._limit = cache, report, limit_bytes
+        self._cannot: dict[str, str] = {}
+
+    def find(self, spec: MachineSpec, image: GuestImage, pace: Pace) -> Template | str:
+        """The template that a machine of ``spec`` can be restored from, made now if need be; or why not."""
+        key = template.key(spec, image.key)
+        if spec.accel != "tcg":
+            return f"{spec.accel} boots a guest in a second"
+        if key not in self._cannot:
+            try:
+                return self._entry(key, spec, image, pace)
+            except HarnessError as exc:
+                # The boot that follows in its place has artefacts, and says what is wrong with the guest.
+                self._cannot[key] = exc.message
+                self._report(f"no template of {spec.machine_type.name}, so guests are booted: {exc.message}")
+        return self._cannot[key]
+
+    def _entry(self, key: str, spec: MachineSpec, image: GuestImage, pace: Pace) -> Template:
+        made: list[None] = []
+
+        def fill(into: Path) -> None:
+            self._report(f"booting the template of {spec.machine_type.name} ({spec.qemu.name}) …")
+            _make(into, spec, image, pace)
+            made.append(None)
+
+        found = Template(self._cache.entry(_KIND, key, fill, self._report))
+        with contextlib.suppress(OSError):  # A cache that cannot be written to can still be used.
+            os.utime(found.folder)
+        if made:
+            self._evict()
+        return found
+
+    def _evict(self) -> None:
+        """Remove the least recently used templates beyond the limit; machines that run keep their files."""
+        with self._cache.lock(f"{_KIND}-evict", self._report):
+            folders = sorted((self._cache.root / _KIND).iterdir(), key=lambda f: f.stat().st_mtime)
+            used = 0
+            for position, folder in enumerate(reversed(folders)):
+                used += sum(file.stat().st_blocks * 512 for file in folder.iterdir())
+                if used > self._limit and position:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make(into: Path, spec: MachineSpec, image: GuestImage, pace: Pace) -> None:
+    """Boot a guest, save it, and see that it can be restored."""
+    run = RunFolder()
+    try:
+        bare = template.bare(spec)
+        with _guest(replace(bare, memory_file=template.memory_of(into)), run, image, pace) as guest:
+            # Not by SSH: no connection may be open when the guest is saved.
+            guest.use("console")
+            guest.wait_booted()
+            guest.disconnect()
+            template.save(guest.machine, into)
+        made = Template(into)
+        with _guest(replace(bare, name="trial").restored(made.memory), run, image, pace) as guest:
+            template.restore(guest.machine, made)
+            guest.wait_restored()
+    finally:
+        run.close()
+
+
+@contextlib.contextmanager
+def _guest(spec: MachineSpec, run: RunFolder, image: GuestImage, pace: Pace) -> Iterator[Guest]:
+    artifacts = MachineArtifacts(run.path / f"{spec.name}-artifacts")
+    artifacts.folder.mkdir()
+    history = History(artifacts.folder / "history.ndjson")
+    try:
+        machine = Machine.launch(spec, run, run.path / spec.name, artifacts, history, pace=pace)
+        guest = Guest(machine, image)
+        try:
+            yield guest
+        finally:
+            guest.disconnect()
+            machine.close()
+    finally:
+        history.close()

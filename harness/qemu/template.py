@@ -1,0 +1,106 @@
+"""A guest that was booted once, kept as a stream and a memory file, to be restored many times.
+
+The guest's memory lies in a file that QEMU maps: shared while the template is made, so that the stream need
+not carry it (``x-ignore-shared``), and privately in each machine that is restored, so that none of them sees
+what another writes. Sources: QEMU ``docs/devel/migration``, ``migration/ram.c`` (``ramblock_is_ignored``),
+``backends/hostmem-file.c``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from harness.qemu.argv import MachinePaths, render
+from harness.qemu.machine import Machine
+from harness.qemu.spec import MachineSpec, MemoryFile
+
+#: Part of every key: a change of what a template is makes all older ones worthless.
+_FORMAT = "1"
+#: Seconds, before scaling.
+_SAVE_TIMEOUT_S = 20.0
+_RESTORE_TIMEOUT_S = 10.0
+_CAPABILITY = "x-ignore-shared"
+_MAX_BANDWIDTH = 1 << 34
+
+
+@dataclass(frozen=True)
+class Template:
+    """A saved guest: the folder with its memory, its stream, and what its kernel had printed."""
+
+    folder: Path
+
+    @property
+    def memory(self) -> Path:
+        """The guest's memory, as large as that; sparse."""
+        return self.folder / "memory"
+
+    @property
+    def stream(self) -> Path:
+        """Everything else: a migration stream."""
+        return self.folder / "stream"
+
+    @property
+    def kernel_log(self) -> Path:
+        """The kernel's console, from the boot to the moment at which the guest was saved."""
+        return self.folder / "guest-kernel.log"
+
+
+def bare(spec: MachineSpec) -> MachineSpec:
+    """What all machines that one template can become have in common: no share, no name of its own."""
+    return replace(spec, name="template", shares=(), plugged=frozenset())
+
+
+def key(spec: MachineSpec, image: str) -> str:
+    """What a template's content depends on: QEMU, its arguments, and the guest's ``image`` (its key)."""
+    nowhere = Path("/")
+    argv = render(bare(spec), MachinePaths(nowhere, nowhere, nowhere, nowhere, nowhere))
+    identity = "\0".join([_FORMAT, spec.qemu.key, image, *argv])
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def memory_of(folder: Path) -> MemoryFile:
+    """The memory with which the machine that becomes the template in ``folder`` has to be launched."""
+    return MemoryFile(Template(folder).memory, share=True)
+
+
+def save(machine: Machine, folder: Path) -> None:
+    """Save the guest of ``machine``, which was launched with :func:`memory_of`; it does not run on.
+
+    :raises QemuError: when this QEMU cannot. :raises WaitTimeout: when it does not get done.
+    """
+    template = Template(folder)
+    _ignore_shared(machine, state=True)
+    machine.qmp.execute("migrate-set-parameters", {"max-bandwidth": _MAX_BANDWIDTH})
+    machine.qmp.execute("migrate", {"uri": f"exec:cat > {shlex.quote(str(template.stream))}"})
+    machine.wait_until(
+        lambda: machine.qmp.execute("query-migrate", watch=machine.watch).get("status") == "completed",
+        what=f"the template of {machine.name} to be saved",
+        timeout_s=_SAVE_TIMEOUT_S,
+    )
+    template.kernel_log.write_text(machine.kernel_log.text())
+
+
+def restore(machine: Machine, template: Template) -> None:
+    """Let the guest of ``template`` go on in ``machine``, launched with ``MachineSpec.restored``.
+
+    :raises QemuError: when QEMU refuses the stream. :raises QemuDied: when it gave up over it.
+    """
+    _ignore_shared(machine, state=True)
+    with machine.qmp.listen("RESUME") as events:
+        uri = f"exec:cat {shlex.quote(str(template.stream))}"
+        machine.qmp.execute("migrate-incoming", {"uri": uri}, watch=machine.watch)
+        events.wait(
+            what=f"the restored guest of {machine.name} to run",
+            timeout_s=machine.pace.seconds(_RESTORE_TIMEOUT_S),
+            watch=machine.watch,
+        )
+    # From here on it is a machine like any other: its own migrations carry its memory.
+    _ignore_shared(machine, state=False)
+
+
+def _ignore_shared(machine: Machine, *, state: bool) -> None:
+    capabilities = [{"capability": _CAPABILITY, "state": state}]
+    machine.qmp.execute("migrate-set-capabilities", {"capabilities": capabilities}, watch=machine.watch)

@@ -1,0 +1,177 @@
+"""The store of templates: made once, kept, bounded; and real guests restored from one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.actions.run_state import RunState
+from harness.artifacts import Artifacts
+from harness.deadline import Pace
+from harness.errors import GuestError
+from harness.guest.image import GuestImage
+from harness.guest.lab import Cell, Lab
+from harness.matrix import Matrix, Selection
+from harness.provision import Cache, templates
+from harness.provision.templates import TemplateStore
+from harness.qemu.spec import MachineSpec
+from harness.qemu.template import Template
+from harness.reaper import RunFolder
+from harness.tests.qemu.specs import spec
+
+PACE = Pace(6.0)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The machine types of which a template was made, by a hand that boots nothing."""
+    names: list[str] = []
+
+    def make(into: Path, spec: MachineSpec, image: GuestImage, pace: Pace) -> None:
+        names.append(spec.machine_type.name)
+        for name in ("memory", "stream", "guest-kernel.log"):
+            (into / name).write_bytes(b"x" * 65536)
+
+    monkeypatch.setattr(templates, "_make", make)
+    return names
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> GuestImage:
+    return GuestImage("6.1", "6.1.0", tmp_path, tmp_path, "", tmp_path, tmp_path, "ssh-ed25519 A", "key")
+
+
+def test_it_is_made_once_for_all(cache: Cache, image: GuestImage, made: list[str]) -> None:
+    found = [TemplateStore(cache).find(spec(), image, PACE) for _ in range(3)]
+    assert len(set(map(str, found))) == 1
+    assert isinstance(found[0], Template)
+    assert found[0].memory.is_file()
+    assert made == ["pc"]
+    TemplateStore(cache).find(spec("q35"), image, PACE)
+    assert made == ["pc", "q35"]
+
+
+def test_one_that_was_damaged_is_made_again(cache: Cache, image: GuestImage, made: list[str]) -> None:
+    found = TemplateStore(cache).find(spec(), image, PACE)
+    assert isinstance(found, Template)
+    os.truncate(found.memory, 100)
+    found.stream.write_bytes(b"y" * 65536)
+    assert TemplateStore(cache).find(spec(), image, PACE) == found
+    assert made == ["pc", "pc"]
+    assert found.stream.read_bytes()[:1] == b"x"
+
+
+def test_the_least_recently_used_goes_first(cache: Cache, image: GuestImage, made: list[str]) -> None:
+    store = TemplateStore(cache, limit_bytes=500_000)  # Two and a half of them.
+    first, second = (store.find(spec(kind), image, PACE) for kind in ("pc", "q35"))
+    assert isinstance(first, Template)
+    assert isinstance(second, Template)
+    os.utime(second.folder, (1, 1))
+    third = store.find(spec("q35-pcie"), image, PACE)
+    assert isinstance(third, Template)
+    assert [t.folder.exists() for t in (first, second, third)] == [True, False, True]
+
+
+def test_the_newest_stays_however_large(cache: Cache, image: GuestImage, made: list[str]) -> None:
+    found = TemplateStore(cache, limit_bytes=1).find(spec(), image, PACE)
+    assert isinstance(found, Template)
+    assert found.memory.exists()
+
+
+def test_a_qemu_that_cannot_is_asked_once(
+    cache: Cache, image: GuestImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[None] = []
+
+    def cannot(*_: object) -> None:
+        asked.append(None)
+        raise GuestError("it never booted")
+
+    monkeypatch.setattr(templates, "_make", cannot)
+    told: list[str] = []
+    store = TemplateStore(cache, told.append)
+    assert [store.find(spec(), image, PACE) for _ in range(2)] == ["it never booted"] * 2
+    assert len(asked) == 1
+    assert told[-1] == "no template of pc, so guests are booted: it never booted"
+    assert not list((cache.root / "template").glob("*"))
+
+
+def test_kvm_needs_none(cache: Cache, image: GuestImage, made: list[str]) -> None:
+    assert "kvm" in str(TemplateStore(cache).find(spec(accel="kvm"), image, PACE))
+    assert made == []
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[RunFolder]:
+    folder = RunFolder()
+    yield folder
+    folder.close()
+
+
+@pytest.fixture(scope="module")
+def cell() -> Cell:
+    return Matrix(Selection(accel="tcg")).cell("default", "default", "pc")
+
+
+@pytest.fixture
+def labs(cell: Cell, run: RunFolder, tmp_path: Path) -> Iterator[Callable[[], Lab]]:
+    opened: list[Lab] = []
+
+    def make() -> Lab:
+        opened.append(Lab(cell, run, Artifacts.create(tmp_path, f"lab{len(opened)}")))
+        return opened[-1]
+
+    yield make
+    for lab in opened:
+        lab.close()
+
+
+@pytest.mark.qemu
+def test_restored_guests_are_strangers_to_each_other(labs: Callable[[], Lab]) -> None:
+    """Same past; but neither sees what the other does, and they draw different numbers."""
+    first, second = (labs().boot() for _ in range(2))
+    spec = first.machine.spec
+    assert spec.memory_file is not None
+    assert second.machine.spec.memory_file == spec.memory_file
+    memory = spec.memory_file.path
+    before = _sha256(memory)
+    first.succeed("echo mine > /tmp/file; sync")
+    second.fail("test -e /tmp/file")
+    drawn = {guest.succeed("head -c 16 /dev/urandom | md5sum") for guest in (first, second)}
+    assert len(drawn) == 2
+    assert _sha256(memory) == before
+
+
+@pytest.mark.qemu
+def test_a_restored_guest_has_the_right_time(labs: Callable[[], Lab]) -> None:
+    guest = labs().boot()
+    before = int(time.time())
+    assert before - 2 <= int(guest.succeed("date +%s")) <= time.time() + 1
+
+
+@pytest.mark.qemu
+def test_a_restored_guest_reboots(labs: Callable[[], Lab]) -> None:
+    """Firmware, kernel and initramfs are all there, though they were not used so far."""
+    guest = labs().boot()
+    RunState(guest).system_reset()
+    assert guest.succeed("echo up") == "up\n"
+
+
+@pytest.mark.qemu
+def test_who_asks_for_a_boot_gets_one(labs: Callable[[], Lab]) -> None:
+    assert labs().boot(cold=True).machine.spec.memory_file is None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def test_cold_asks_for_no_template(tmp_path: Path) -> None:
+    assert Matrix(Selection(cold=True), tmp_path)._templates is None
+    assert Matrix(Selection(), tmp_path)._templates is not None

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from harness.errors import QemuError, WaitTimeout
+from harness.qemu import template
+from harness.qemu.argv import render, script
+from harness.qemu.machine import Machine
+from harness.qemu.spec import Boot, MachineSpec
+from harness.qemu.template import Template
+from harness.tests.fakes import World, world
+from harness.tests.qemu.specs import PATHS, share, spec
+
+
+@pytest.fixture
+def w(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    return world(tmp_path, monkeypatch)
+
+
+SAME = {
+    "name": spec(name="another"),
+    "shares": spec(shares=(share(0), share(1))),
+    "disk": spec(disk=Path("/elsewhere")),
+}
+OTHER = {
+    "machine type": spec("q35"),
+    "native hotplug": spec("q35-pcie"),
+    "memory": spec(memory_mib=512),
+    "cpu": spec(cpu="max"),
+    "arguments": spec(extra=("-device", "VGA")),
+    "QEMU": spec(qemu=replace(spec().qemu, key="rebuilt")),
+    "firmware": spec(qemu=replace(spec().qemu, arguments=("-L", "/other"))),
+    "kernel command line": spec(boot=Boot(Path("/c/vmlinuz"), Path("/c/initrd"), "quiet")),
+}
+
+
+@pytest.mark.parametrize("what", SAME)
+def test_what_a_template_does_not_depend_on(what: str) -> None:
+    assert template.key(SAME[what], "image") == template.key(spec(), "image")
+
+
+@pytest.mark.parametrize("what", OTHER)
+def test_what_a_template_depends_on(what: str) -> None:
+    assert template.key(OTHER[what], "image") != template.key(spec(), "image")
+    assert template.key(spec(), "other image") != template.key(spec(), "image")
+
+
+def _memory_arguments(made: MachineSpec) -> list[str]:
+    words = render(made, PATHS)
+    return [word for word in words if word.startswith("memory-backend-file") or "memory-backend=" in word]
+
+
+def test_the_memory_is_shared_while_it_is_made_and_private_in_who_is_restored() -> None:
+    making = spec(memory_file=template.memory_of(Path("/t,1")))
+    machine, backend = _memory_arguments(making)
+    assert machine.endswith(",memory-backend=pc.ram")
+    assert backend == "memory-backend-file,id=pc.ram,size=256M,mem-path=/t,,1/memory,share=on"
+    restored = spec().restored(Path("/t/memory"))
+    assert _memory_arguments(restored)[1].endswith(",mem-path=/t/memory,share=off")
+    assert render(restored, PATHS)[-2:] == ["-incoming", "defer"]
+    assert _memory_arguments(spec()) == []
+
+
+def test_a_successor_has_memory_of_its_own() -> None:
+    successor = spec().restored(Path("/t/memory")).successor("next", plugged=frozenset())
+    assert successor == spec().successor("next", plugged=frozenset())
+
+
+def test_the_script_boots_the_guest() -> None:
+    """It is for people, who have no template at hand, and nobody who sends a stream."""
+    restored = spec().restored(Path("/t/memory"))
+    assert restored.booted() == spec()
+    assert "-incoming" not in script(restored.booted(), Path("/r"))
+    waiting = spec().successor("next", plugged=frozenset())
+    assert waiting.booted() == waiting
+
+
+def test_saving(w: World, tmp_path: Path) -> None:
+    w.machine.artifacts.kernel.write_text("booted\n")
+    for command in ("migrate-set-capabilities", "migrate-set-parameters", "migrate"):
+        w.qmp.on(command, {})
+    w.qmp.on("query-migrate", {"status": "active"}, {"status": "completed"})
+    template.save(cast(Machine, w.machine), tmp_path)
+    assert w.qmp.sent[0][1] == {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
+    assert ("migrate", {"uri": f"exec:cat > {tmp_path}/stream"}) in w.qmp.sent
+    assert Template(tmp_path).kernel_log.read_text() == "booted\n"
+
+
+def test_a_template_that_is_never_saved(w: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template, "_SAVE_TIMEOUT_S", 5.0)
+    for command in ("migrate-set-capabilities", "migrate-set-parameters", "migrate"):
+        w.qmp.on(command, {})
+    w.qmp.on("query-migrate", {"status": "failed"})
+    with pytest.raises(WaitTimeout, match="the template of source to be saved"):
+        template.save(cast(Machine, w.machine), tmp_path)
+
+
+def test_restoring_leaves_a_machine_like_any_other(w: World, tmp_path: Path) -> None:
+    w.qmp.on("migrate-set-capabilities", {})
+    w.qmp.on("migrate-incoming", lambda _: w.qmp.emit("RESUME"))
+    template.restore(cast(Machine, w.machine), Template(tmp_path / "a b"))
+    assert ("migrate-incoming", {"uri": f"exec:cat '{tmp_path}/a b/stream'"}) in w.qmp.sent
+    assert w.qmp.sent[-1] == (
+        "migrate-set-capabilities",
+        {"capabilities": [{"capability": "x-ignore-shared", "state": False}]},
+    )
+
+
+def test_a_qemu_that_cannot(w: World, tmp_path: Path) -> None:
+    w.qmp.refuse("migrate-set-capabilities", "Parameter 'capability' does not accept value 'x-ignore-shared'")
+    with pytest.raises(QemuError, match="x-ignore-shared"):
+        template.restore(cast(Machine, w.machine), Template(tmp_path))
+
+
+def test_a_guest_that_does_not_go_on(w: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template, "_RESTORE_TIMEOUT_S", 5.0)
+    w.qmp.on("migrate-set-capabilities", {})
+    w.qmp.on("migrate-incoming", {})
+    with pytest.raises(WaitTimeout, match="the restored guest of source to run"):
+        template.restore(cast(Machine, w.machine), Template(tmp_path))
