@@ -26,6 +26,7 @@ FSYNC = ("fsync", "fdatasync")
 
 #: Seconds, before scaling: a guest's request has to reach QEMU.
 CAUGHT_TIMEOUT_S = 10.0
+_THREADS = 64
 _JOIN_TIMEOUT_S = 5.0
 
 
@@ -53,7 +54,7 @@ class Held:
         self.in_flight()
 
     def wait_in_flight(self, count: int) -> None:
-        """Wait until the virtqueue has ``count`` requests in flight, served or not.
+        """Wait until the virtqueue has ``count`` requests in flight, and as many of them are held as can be.
 
         64 are served at a time (QEMU: ``util/thread-pool.c``), 128 taken (``hw/9pfs/9p.h``, ``MAX_REQ``).
 
@@ -63,7 +64,9 @@ class Held:
         if requests_in_use(self._machine, self.share) is None:
             raise Unsupported("this QEMU has no x-query-virtio-queue-status, which came with 7.2")
         self._machine.wait_until(
-            lambda: requests_in_use(self._machine, self.share) == count,
+            lambda: (
+                self.count >= min(count, _THREADS) and requests_in_use(self._machine, self.share) == count
+            ),
             what=f"{count} request(s) of {self.share.id} in flight",
             timeout_s=CAUGHT_TIMEOUT_S,
         )
