@@ -73,7 +73,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Provision and probe, once, where the user can see it."""
     config = session.config
-    if hasattr(config, "workerinput") or config.option.collectonly or not _wants_guests(config):
+    if hasattr(config, "workerinput") or config.option.collectonly or not wants_guests(config):
         return
     reaper.sweep()
     with _usage():
@@ -93,7 +93,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(_VARIANT, list(VARIANTS) if full else [PLAIN], scope="session")
 
 
-def _wants_guests(config: pytest.Config) -> bool:
+def wants_guests(config: pytest.Config) -> bool:
     """Whether any path of this run lies outside the harness's own tests, which need no guest."""
     own = Path(__file__).parents[1] / "tests"
     paths = [Path(config.invocation_params.dir, arg.split("::")[0]).resolve() for arg in config.args]

@@ -1,0 +1,116 @@
+"""By how many workers, and in which order, scenarios run: the slow ones first, so that none is waited for.
+
+How long each took is kept in the cache. Every worker has to collect the same order, so the process that the
+user started reads the record once and hands it on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from harness.plugin.options import wants_guests
+from harness.provision import default_cache_root
+
+_SECONDS = pytest.StashKey[dict[str, float]]()
+_WORKER_KEY = "harness_seconds"
+#: A test that nobody has timed: a leak hunt takes this many seconds, another one this many.
+_LEAK_HUNT_S, _OTHER_S = 60.0, 6.0
+#: Workers a core: scenarios wait much of their time, for a button, or for what must not happen.
+_WORKERS_PER_CORE = 2
+#: Two machines, each with its guest's memory and what QEMU needs itself, and the harness.
+_WORKER_BYTES = 900 << 20
+
+
+def record() -> Path:
+    """Where the durations are kept: seconds by a test's id."""
+    return default_cache_root() / "durations.json"
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """``-n auto``: by cores and by memory; tests without guests get xdist's own number."""
+    if not wants_guests(config):
+        return None
+    cores = len(os.sched_getaffinity(0))
+    return max(1, min(cores * _WORKERS_PER_CORE, psutil.virtual_memory().available // _WORKER_BYTES))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Read the record; let xdist hand out one test at a time, for only then does their order count."""
+    worker = getattr(config, "workerinput", None)
+    config.stash[_SECONDS] = worker[_WORKER_KEY] if worker else _read()
+    if wants_guests(config) and getattr(config.option, "maxschedchunk", 1) is None:
+        config.option.maxschedchunk = 1
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell an xdist worker what this process knows."""
+    node.workerinput[_WORKER_KEY] = node.config.stash[_SECONDS]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The slow ones first, if there are several workers; one alone keeps the order of the files."""
+    if hasattr(config, "workerinput"):
+        seconds = config.stash[_SECONDS]
+        items.sort(key=lambda item: -_expected_s(item, seconds))
+
+
+def _expected_s(item: pytest.Item, seconds: dict[str, float]) -> float:
+    fixtures = getattr(item, "fixturenames", ())
+    if "cell" not in fixtures:
+        return 0.0
+    return seconds.get(item.nodeid, _LEAK_HUNT_S if "leak_hunt" in fixtures else _OTHER_S)
+
+
+class Timing:
+    """Adds up what the phases of each test take; registered where reports of all workers arrive."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Add a phase."""
+        if not report.skipped or hasattr(report, "wasxfail"):
+            self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        """Put this run's durations into the record."""
+        if self.seconds:
+            _write(_read() | {test: round(took, 2) for test, took in self.seconds.items()})
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Time the tests, in the process that the user started."""
+    config = session.config
+    if not hasattr(config, "workerinput") and wants_guests(config):
+        config.pluginmanager.register(Timing())
+
+
+def _read() -> dict[str, float]:
+    """The record; empty when there is none, or none that can be read."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return {
+            test: float(took)
+            for test, took in json.loads(record().read_text()).items()
+            if isinstance(took, int | float)
+        }
+    return {}
+
+
+def _write(seconds: dict[str, float]) -> None:
+    path = record()
+    partial = path.with_suffix(f".{os.getpid()}")
+    # A record that cannot be kept costs the next run some time, and nothing else.
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial.write_text(json.dumps(seconds, indent=0, sort_keys=True))
+        partial.replace(path)

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from harness.plugin import schedule
+from harness.tests.plugin.conftest import Pytest
+
+_CASES = """
+import pytest
+
+@pytest.fixture
+def cell():
+    pass
+
+@pytest.fixture
+def leak_hunt():
+    pass
+
+@pytest.fixture(autouse=True)
+def order(request):
+    with (request.config.rootpath / "order").open("a") as file:
+        file.write(request.node.name + " ")
+
+def test_quick(cell): pass
+def test_slow(cell): pass
+def test_hunt(cell, leak_hunt): pass
+def test_unknown(cell): pass
+def test_own(): pass
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "conftest.py").write_text(Path(__file__).with_name("inner.py").read_text())
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "test_cases.py").write_text(_CASES)
+    (tmp_path / "cache").mkdir()
+    known = {"test_cases.py::test_quick": 1.0, "test_cases.py::test_slow": 99.0}
+    (tmp_path / "cache" / "durations.json").write_text(json.dumps(known))
+    return tmp_path
+
+
+def test_slow_ones_come_first(folder: Path, run_pytest: Pytest) -> None:
+    done = run_pytest(folder, "-n", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    order = (folder / "order").read_text().split()
+    assert order == ["test_slow", "test_hunt", "test_unknown", "test_quick", "test_own"]
+
+
+def test_alone_they_run_in_the_order_of_the_files(folder: Path, run_pytest: Pytest) -> None:
+    assert run_pytest(folder).returncode == 0
+    assert (folder / "order").read_text().split()[:2] == ["test_quick", "test_slow"]
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[1]", '{"test_cases.py::test_quick": "long"}'])
+def test_a_damaged_record_costs_nothing(folder: Path, run_pytest: Pytest, damage: str) -> None:
+    path = folder / "cache" / "durations.json"
+    path.write_text(damage)
+    done = run_pytest(folder, "-n", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(json.loads(path.read_text())) == 5
+
+
+def test_what_was_not_run_keeps_its_duration(folder: Path, run_pytest: Pytest) -> None:
+    assert run_pytest(folder, "-k", "quick").returncode == 0
+    kept = json.loads((folder / "cache" / "durations.json").read_text())
+    assert kept["test_cases.py::test_slow"] == 99.0
+    assert kept["test_cases.py::test_quick"] < 1.0
+
+
+@pytest.mark.parametrize(("cores", "gib", "workers"), [(2, 16, 4), (8, 16, 16), (8, 2, 2), (1, 0.1, 1)])
+def test_workers_by_cores_and_memory(
+    monkeypatch: pytest.MonkeyPatch, cores: int, gib: float, workers: int
+) -> None:
+    monkeypatch.setattr(schedule, "wants_guests", lambda _: True)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    memory = SimpleNamespace(available=int(gib * (1 << 30)))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    assert schedule.pytest_xdist_auto_num_workers(cast(Any, None)) == workers
+
+
+def test_without_guests_xdist_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "wants_guests", lambda _: False)
+    assert schedule.pytest_xdist_auto_num_workers(cast(Any, None)) is None
