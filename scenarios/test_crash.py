@@ -13,6 +13,7 @@ from harness.actions.snapshot import Snapshot
 from harness.errors import QemuError
 from harness.guest.guest import Guest
 from harness.guest.lab import Lab
+from harness.guest.variant import Variant
 from harness.qemu.spec import Share
 
 
@@ -119,11 +120,13 @@ def test_everything_after_an_unplug_that_had_to_wait(
     everything(guest, lab)
 
 
-def test_everything_after_a_replug(guest: Guest, hotplug: Hotplug, share: Share, lab: Lab) -> None:
+def test_everything_after_a_replug(
+    guest: Guest, hotplug: Hotplug, share: Share, lab: Lab, variant: Variant
+) -> None:
     """The same id and tag, twice; the second device is there all the while, and works at the end."""
     for _ in range(2):
         hotplug.plug(share)
-        guest.mount(share).unmount()
+        guest.mount(share, options=variant.mount_options).unmount()
         hotplug.unplug(share)
     hotplug.plug(share)
     everything(guest, lab)

@@ -15,11 +15,14 @@ from harness.actions.migration import expect_blocked_by, under_way
 from harness.errors import QemuError
 from harness.guest.guest import Guest
 from harness.guest.raw9p import NineError, RawDriver, RawGuest, T, fsync_body, make_files
+from harness.guest.variant import DEVICE_KINDS
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
 
 
 @pytest.mark.pin_machine("q35-pcie")
+@pytest.mark.pin_variant(*DEVICE_KINDS)
+@pytest.mark.usefixtures("variant")
 def test_plug_and_unplug_without_a_guest(leak_hunt: LeakHunt, share: Share) -> None:
     """realize and unrealize alone: on a machine that was never started, device_del is synchronous."""
 

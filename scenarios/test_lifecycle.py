@@ -10,7 +10,6 @@ from harness.actions.hotplug import Hotplug
 from harness.actions.migration import Migration
 from harness.errors import GuestError
 from harness.guest.guest import Guest
-from harness.guest.lab import Lab
 from harness.guest.mount import Mount, host_sha256
 from harness.guest.variant import Variant
 from harness.holds.hold import DATA, FSYNC, Hold
@@ -53,11 +52,10 @@ def test_a_share_is_used_over_the_serial_console(guest: Guest, hotplug: Hotplug,
     hotplug.unplug(share)
 
 
-def test_the_whole_life_of_any_kind_of_share(lab: Lab, variant: Variant) -> None:
+def test_the_whole_life_of_any_kind_of_share(
+    guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, variant: Variant
+) -> None:
     """Every guarantee in one life: blocked while mounted, busy until unmounted, alive where it arrives."""
-    (share,) = lab.declare(variant.apply(lab.shares[0]))
-    guest = lab.boot()
-    hotplug, migration = Hotplug(guest), Migration(guest, lab)
     hotplug.plug(share)
     mount = guest.mount(share, options=variant.mount_options)
     use(mount, variant, "before")

@@ -59,3 +59,5 @@ VARIANTS: Mapping[str, Variant] = {
     "msize-512000": Variant(mount_options="msize=512000"),
     "synth": Variant({"fsdriver": "synth"}, writable=False, files=False),
 }
+#: Those whose export or device differs, and not only how it is mounted.
+DEVICE_KINDS = tuple(name for name, variant in VARIANTS.items() if variant.share or name == PLAIN)

@@ -65,8 +65,14 @@ def lab(
 
 
 @pytest.fixture
-def shares(lab: Lab) -> tuple[Share, ...]:
-    """The pool of exports that the machine declares; none of their devices is plugged in."""
+def shares(request: pytest.FixtureRequest, lab: Lab) -> tuple[Share, ...]:
+    """The pool of exports that the machine declares; none of their devices is plugged in.
+
+    The first is of the kind that the test's ``variant`` says, if it has one.
+    """
+    if "variant" in request.fixturenames:
+        kind: Variant = request.getfixturevalue("variant")
+        lab.declare(kind.apply(lab.shares[0]), *lab.shares[1:])
     return lab.shares
 
 

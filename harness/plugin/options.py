@@ -63,6 +63,7 @@ def selection_of(config: pytest.Config) -> Selection:
 def pytest_configure(config: pytest.Config) -> None:
     """Check what can be checked without touching anything."""
     config.addinivalue_line("markers", "pin_machine(*names): this scenario is about these types alone")
+    config.addinivalue_line("markers", "pin_variant(*names): … about these kinds of shares alone")
     config.addinivalue_line("markers", "cold: the guest of this scenario is booted, never restored")
     config.stash[MATRIX] = Matrix(selection_of(config), report=_report)
     with _usage():
@@ -83,14 +84,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Cross the axes: from names alone, so that every xdist worker collects the same tests."""
     selection = selection_of(metafunc.config)
-    for fixture, axis in _AXES.items():
+    axes = {fixture: getattr(selection, axis) for fixture, axis in _AXES.items()}
+    axes[_VARIANT] = tuple(VARIANTS) if metafunc.config.getoption("full") else (PLAIN,)
+    for fixture, names in axes.items():
         if fixture in metafunc.fixturenames:
             pin = metafunc.definition.get_closest_marker(f"pin_{fixture.removesuffix('_name')}")
-            names = [n for n in getattr(selection, axis) if pin is None or n in pin.args]
-            metafunc.parametrize(fixture, names, scope="session")
-    if _VARIANT in metafunc.fixturenames:
-        full = metafunc.config.getoption("full")
-        metafunc.parametrize(_VARIANT, list(VARIANTS) if full else [PLAIN], scope="session")
+            pinned = [name for name in names if pin is None or name in pin.args]
+            metafunc.parametrize(fixture, pinned, scope="session")
 
 
 def wants_guests(config: pytest.Config) -> bool:
