@@ -8,7 +8,7 @@ import re
 from enum import Enum
 from pathlib import Path
 
-from harness.errors import CommandFailed, GuestError, Violation
+from harness.errors import CommandFailed, CommandTimeout, GuestError, Violation
 from harness.guest.guest import Guest, quote
 from harness.guest.job import Job
 from harness.qemu.spec import Share
@@ -36,9 +36,14 @@ class Mount:
 
         :param options: further mount options, such as ``msize=65536``.
         :raises CommandFailed: when the guest's kernel refuses; its errno is in the message.
+        :raises GuestError: when it hangs: the device takes requests, and does not answer.
         """
         mountpoint = at or f"/mnt/{share.id}"
-        guest.succeed(_mount_command(share.mount_tag, mountpoint, options))
+        try:
+            guest.succeed(_mount_command(share.mount_tag, mountpoint, options))
+        except CommandTimeout as exc:
+            what = f"{guest.actor}: the mount of {share.mount_tag} hangs: its device does not answer"
+            raise GuestError(what, details=exc.message) from exc
         return cls(guest, share, mountpoint, options)
 
     @classmethod

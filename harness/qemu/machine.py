@@ -188,7 +188,7 @@ class Machine:
     def watch_process(self) -> None:
         """:raises QemuDied: when the process ended and nobody asked it to."""
         if self._exited.is_set() and not self._exit_expected:
-            raise QemuDied(self._epitaph(), details="\n".join(tail(self.artifacts.qemu, 10)))
+            raise self._death()
 
     def watch(self) -> None:
         """:raises QemuDied: when the process ended unasked. :raises GuestPanicked: when the guest did."""
@@ -217,6 +217,9 @@ class Machine:
             watch=watch or self.watch,
             artifacts=self.artifacts.folder,
         )
+
+    def _death(self) -> QemuDied:
+        return QemuDied(self._epitaph(), details="\n".join(tail(self.artifacts.qemu, 10)))
 
     def _epitaph(self) -> str:
         code = self.returncode
@@ -266,7 +269,7 @@ class Machine:
         """``quit`` over QMP, and wait for the process to end.
 
         :raises QmpSilent: when QEMU does not take the command.
-        :raises WaitTimeout: when it took it, and still runs.
+        :raises WaitTimeout: when it took it, and still runs. :raises QemuDied: when it crashed instead.
         """
         self.expect_exit("quit")
         with contextlib.suppress(QmpLost):  # QEMU may close the socket before its answer is out.
@@ -277,6 +280,8 @@ class Machine:
             timeout_s=QUIT_TIMEOUT_S,
             artifacts=self.artifacts.folder,
         )
+        if self.returncode:
+            raise self._death()
 
     def kill(self) -> None:
         """SIGKILL, and wait until the process is gone."""

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from harness.errors import CommandFailed, GuestError, Violation
+from harness.errors import CommandFailed, CommandTimeout, GuestError, Violation
 from harness.guest.mount import Mount, TagState, host_sha256, tag_state
 from harness.tests.fakes import BUSY, NO_ENTRY, World
 
@@ -38,6 +38,14 @@ def test_a_mount_that_the_guest_refuses_carries_its_reason(world: World) -> None
     with pytest.raises(CommandFailed, match=r"Operation not permitted$") as caught:
         world.guest.mount(world.share)
     assert caught.value.message.startswith("guest:source: ")
+
+
+def test_a_mount_that_hangs_accuses_the_device(world: World) -> None:
+    world.ssh.on("mount -t 9p", CommandTimeout("ssh", "mount", 60.0, "", ""))
+    with pytest.raises(
+        GuestError, match=r"^guest:source: the mount of tag0 hangs: its device does not answer"
+    ):
+        world.guest.mount(world.share)
 
 
 def test_an_unmount_that_fails_is_not_hidden(world: World, mount: Mount) -> None:

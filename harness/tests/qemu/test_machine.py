@@ -297,6 +297,11 @@ def test_quit_taken_and_not_followed(launch: Launch) -> None:
     assert caught.value.artifacts == source.artifacts.folder
 
 
+def test_quit_that_becomes_a_crash(launch: Launch) -> None:
+    with pytest.raises(QemuDied, match=r"^QEMU 'source' was killed by SIGSEGV \(last QMP command: quit\)"):
+        launch("ends badly").quit()
+
+
 def test_kill(launch: Launch, history: History) -> None:
     source = launch()
     source.kill()
