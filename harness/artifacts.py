@@ -125,7 +125,7 @@ def slug(test_id: str) -> str:
     file, _, test = test_id.partition("::")
     name = file.rpartition("/")[2] + (f"::{test}" if test else "")
     name = re.sub(r"[^A-Za-z0-9_.=,+-]+", "-", name.replace(".py::", ".")).strip("-")
-    if _ORDINARY.fullmatch(test_id) and len(name) <= _SLUG_LENGTH:
+    if _ORDINARY.fullmatch(test_id) and len(name) <= _SLUG_LENGTH and name.strip("."):
         return name
     digest = hashlib.sha256(test_id.encode()).hexdigest()[:8]
     return f"{name[: _SLUG_LENGTH - 9] or 'test'}-{digest}"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import click
 
+from harness.cli.bench import bench
 from harness.cli.check import check
 from harness.cli.doctor import doctor
 from harness.cli.provision import provision
@@ -26,7 +27,7 @@ def cli() -> None:
     """
 
 
-for command in (doctor, provision, shell, check):
+for command in (doctor, provision, shell, check, bench):
     cli.add_command(command)
 
 

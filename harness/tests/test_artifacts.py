@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from harness.artifacts import Artifacts, slug, tail
@@ -27,6 +27,9 @@ def test_ids_that_read_alike_get_different_folders() -> None:
 
 
 @given(st.text(min_size=1, max_size=400))
+@example(".")
+@example("..")
+@example("a/..")
 def test_a_slug_is_one_file_name(test_id: str) -> None:
     name = slug(test_id)
     assert 0 < len(name.encode()) <= 255

@@ -248,7 +248,7 @@ class TestEventsWellFormed:
         assert verdict is INVALID
         assert "ended 2 times" in summary
 
-    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
     @given(st.permutations(["backend", "device", "backend", "device"]))
     def test_of_two_lives_only_the_right_order_is_valid(self, tmp_path: Path, order: list[str]) -> None:
         story = Story(tmp_path).launched()
