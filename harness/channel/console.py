@@ -14,7 +14,7 @@ from pexpect import socket_pexpect
 
 from harness.channel import Completed
 from harness.deadline import Deadline, Watch, wait_until
-from harness.errors import ChannelLost, CommandTimeout, GuestPanicked, WaitTimeout
+from harness.errors import ChannelLost, CommandTimeout, GuestPanicked, HarnessError, WaitTimeout
 
 #: A tty in canonical mode takes at most 4095 bytes a line (kernel: ``drivers/tty/n_tty.c``,
 #: ``N_TTY_BUF_SIZE``); what is longer goes over in pieces.
@@ -85,6 +85,10 @@ class Console:
             raise CommandTimeout(self.name, command, timeout_s, printed, "") from None
         except (pexpect.EOF, OSError) as exc:
             raise ChannelLost(f"the console broke during {command!r}") from exc
+        except HarnessError:
+            # The watch saw something; the command still has the shell.
+            self._interrupt()
+            raise
         return Completed(command, status, out, err)
 
     def _send_file(self, path: str, content: bytes, mark: str, deadline: Deadline) -> None:

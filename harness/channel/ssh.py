@@ -137,6 +137,8 @@ class Ssh:
             channel.exec_command(command)
             return self._converse(channel, command, stdin, deadline)
         except (OSError, EOFError, paramiko.SSHException) as exc:
+            # Too slow to open a channel, perhaps: it may come later, and be in the way.
+            self._doubtful = self._transport.is_active()
             why = str(exc) or type(exc).__name__
             raise ChannelLost(f"the SSH connection to the guest broke during {command!r}: {why}") from exc
 

@@ -134,6 +134,8 @@ def test_the_watch_ends_a_command(serial: FakeSerial, tmp_path: Path) -> None:
     threading.Timer(0.2, panicked.set).start()
     with pytest.raises(GuestPanicked):
         console.run("sleep 30", timeout_s=60)
+    panicked.clear()
+    assert console.run("echo free", timeout_s=10).stdout == "free\n"
     console.close()
 
 

@@ -31,10 +31,12 @@ def process(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 @pytest.fixture
 def qmp(process: subprocess.Popen[bytes], tmp_path: Path) -> Iterator[Qmp]:
     assert process.pid
-    made = Qmp("none", tmp_path / "qmp.sock", History(tmp_path / "history.ndjson"), tmp_path / "qmp.ndjson")
+    history = History(tmp_path / "history.ndjson")
+    made = Qmp("none", tmp_path / "qmp.sock", history, tmp_path / "qmp.ndjson")
     made.connect(timeout_s=40)
     yield made
     made.close()
+    history.close()
 
 
 def test_commands_refusals_and_events(qmp: Qmp) -> None:

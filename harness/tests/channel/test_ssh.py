@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import subprocess
 import threading
@@ -15,7 +17,6 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from harness.channel.ssh import Ssh
-from harness.deadline import wait_until
 from harness.errors import ChannelLost, CommandTimeout, GuestPanicked, SetupError
 
 
@@ -30,11 +31,15 @@ def new_key(path: Path) -> paramiko.Ed25519Key:
 class FakeSshd(paramiko.ServerInterface):
     """An sshd that lets one key in, and runs commands with ``sh -c``."""
 
-    def __init__(self, host_key: paramiko.PKey, client_key: paramiko.PKey) -> None:
+    def __init__(self, host_key: paramiko.PKey, client_key: paramiko.PKey, port: int = 0) -> None:
         self._host_key, self._client_key = host_key, client_key
         self.connections = 0
+        #: Clear it, and no channel is opened until it is set.
+        self.opens_channels = threading.Event()
+        self.opens_channels.set()
+        self._children: list[subprocess.Popen[bytes]] = []
         self.transports: list[paramiko.Transport] = []
-        self.server = socket.create_server(("127.0.0.1", 0))
+        self.server = socket.create_server(("127.0.0.1", port))
         self.port: int = self.server.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -57,6 +62,7 @@ class FakeSshd(paramiko.ServerInterface):
         return paramiko.common.AUTH_SUCCESSFUL if allowed else paramiko.common.AUTH_FAILED
 
     def check_channel_request(self, kind: str, chanid: int) -> int:
+        self.opens_channels.wait(10)
         return paramiko.common.OPEN_SUCCEEDED
 
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
@@ -69,10 +75,18 @@ class FakeSshd(paramiko.ServerInterface):
             return
         with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
             stdin = b"".join(iter(lambda: channel.recv(65536), b""))
-            done = subprocess.run(["sh", "-c", command], input=stdin, capture_output=True, check=False)
-            channel.sendall(done.stdout)
-            channel.sendall_stderr(done.stderr)
-            channel.send_exit_status(done.returncode)
+            child = subprocess.Popen(
+                ["sh", "-c", command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+            self._children.append(child)
+            stdout, stderr = child.communicate(stdin)
+            channel.sendall(stdout)
+            channel.sendall_stderr(stderr)
+            channel.send_exit_status(child.returncode & 0xFF)
             channel.shutdown_write()
             channel.close()
 
@@ -85,6 +99,9 @@ class FakeSshd(paramiko.ServerInterface):
             self.server.shutdown(socket.SHUT_RDWR)  # Wakes the thread in accept().
         self.server.close()
         self.hang_up()
+        for child in self._children:
+            if child.returncode is None:
+                os.killpg(child.pid, signal.SIGKILL)
 
 
 class Keys:
@@ -143,6 +160,15 @@ def test_after_a_timeout_the_next_command_gets_a_connection_of_its_own(ssh: Ssh,
     assert sshd.connections == 2
 
 
+def test_a_channel_that_opens_too_late_is_not_waited_for_again(ssh: Ssh, sshd: FakeSshd) -> None:
+    sshd.opens_channels.clear()
+    with pytest.raises(ChannelLost, match=r"^the SSH connection to the guest broke during 'true'"):
+        ssh.run("true", timeout_s=0.2)
+    sshd.opens_channels.set()
+    assert ssh.run("echo again", timeout_s=10).stdout == "again\n"
+    assert sshd.connections == 2
+
+
 def test_a_connection_that_drops_in_a_command(ssh: Ssh) -> None:
     with pytest.raises(ChannelLost, match=r"^the SSH connection to the guest broke during 'hang up'"):
         ssh.run("hang up", timeout_s=10)
@@ -196,13 +222,7 @@ def test_a_guest_that_comes_up_late_is_waited_for(sshd: FakeSshd, keys: Keys) ->
     late: list[FakeSshd] = []
 
     def come_up() -> None:
-        wait_until(lambda: True, what="nothing", timeout_s=1)
-        made = FakeSshd.__new__(FakeSshd)
-        made._host_key, made._client_key, made.connections, made.transports = keys.host, keys.client, 0, []
-        made.server = socket.create_server(("127.0.0.1", sshd.port))
-        made.port = sshd.port
-        threading.Thread(target=made._accept, daemon=True).start()
-        late.append(made)
+        late.append(FakeSshd(keys.host, keys.client, sshd.port))
 
     timer = threading.Timer(0.5, come_up)
     timer.start()
