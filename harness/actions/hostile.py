@@ -12,7 +12,6 @@ from harness.background import Background
 from harness.deadline import hold_for
 from harness.errors import GuestError, Violation, WaitTimeout
 from harness.guest.guest import Guest, quote
-from harness.guest.job import Job
 from harness.guest.portio import install
 from harness.qemu.acpi import eject_writes
 from harness.qemu.deletion import Deletion
@@ -150,7 +149,7 @@ class HostileGuest:
         guest, machine = self.guest, self.guest.machine
         for pattern in ("sysrq triggered crash", "Call Trace:"):
             guest.tolerate(pattern, why="the scenario let the guest panic")
-        Job(guest, "echo c > /proc/sysrq-trigger", "panicking")
+        guest.last_command("echo c > /proc/sysrq-trigger")
         machine.wait_until(
             machine.kernel_log.panic,
             what="the guest's panic",

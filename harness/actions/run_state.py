@@ -5,7 +5,6 @@ from __future__ import annotations
 from harness.channel.qmp import Listener
 from harness.errors import GuestError, Violation
 from harness.guest.guest import Guest
-from harness.guest.job import Job
 
 #: Seconds, before scaling.
 EVENT_TIMEOUT_S = 10.0
@@ -49,7 +48,7 @@ class RunState:
         before = self.guest.boot_id
         machine = self.guest.machine
         with machine.qmp.listen("RESET") as events:
-            Job(self.guest, f"echo '{_REBOOTS}' > /dev/kmsg; reboot -n -f", "rebooting")
+            self.guest.last_command(f"echo '{_REBOOTS}' > /dev/kmsg; reboot -n -f")
             self._wait(events, "reboot -n -f", "RESET")
         self._wait_booted_again(before)
 

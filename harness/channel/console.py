@@ -145,8 +145,9 @@ class KernelLog:
     Reading is incremental; a file that does not exist yet is empty.
     """
 
-    #: The line that begins a panic's report (kernel: ``kernel/panic.c``), not the one that ends it.
-    _PANIC = re.compile(r"(?<!end )Kernel panic - not syncing.*")
+    #: The line that begins a panic's report (kernel: ``kernel/panic.c``), not the one that ends it; whole,
+    #: since the rest of a line that was forgiven would be found as another panic.
+    _PANIC = re.compile(r"(?<!end )(Kernel panic - not syncing.*)\n")
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -178,7 +179,7 @@ class KernelLog:
         if self._panic is None and len(text) > self._searched:
             # From the start of the line that may have been incomplete last time.
             found = self._PANIC.search(text, text.rfind("\n", 0, self._searched) + 1)
-            self._panic = found[0] if found else None
+            self._panic = found[1] if found else None
             self._searched = len(text)
         return self._panic
 

@@ -6,6 +6,7 @@ or in another state, and only its channels have to be opened anew.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import time
@@ -15,7 +16,16 @@ from harness.channel import Channel, Completed
 from harness.channel.console import Console
 from harness.channel.ssh import Ssh
 from harness.deadline import wait_until
-from harness.errors import CommandFailed, GuestError, GuestPanicked, HarnessError, Violation, WaitTimeout
+from harness.errors import (
+    ChannelLost,
+    CommandFailed,
+    CommandTimeout,
+    GuestError,
+    GuestPanicked,
+    HarnessError,
+    Violation,
+    WaitTimeout,
+)
 from harness.guest.image import GuestImage
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
@@ -26,6 +36,7 @@ if TYPE_CHECKING:
 #: Seconds, before scaling by the accelerator's pace.
 BOOT_TIMEOUT_S = 20.0
 RUN_TIMEOUT_S = 10.0
+LAST_COMMAND_TIMEOUT_S = 3.0
 _FOR_EACH_9P = "cd /sys/bus/virtio/drivers/9pnet_virtio; for device in virtio*; do {} || exit 1; done"
 #: Perl: give the kernel 32 new random bytes, and use them now (``man 4 random``: RNDADDENTROPY,
 #: RNDRESEEDCRNG); until then all guests of a template draw the same numbers.
@@ -173,6 +184,17 @@ class Guest:
         if done.returncode != 0:
             raise CommandFailed(self.actor, command, done.returncode, done.stdout, done.stderr)
         return done.stdout
+
+    def last_command(self, command: str) -> None:
+        """Start a command that the guest may not survive: whether it was started, its effect has to show.
+
+        The answer can be lost in a guest that panics or reboots while it is on its way.
+
+        :raises QemuDied: when QEMU did.
+        """
+        started = f"setsid sh -c {quote(command)} </dev/null >/dev/null 2>&1 &"
+        with contextlib.suppress(ChannelLost, CommandTimeout, GuestPanicked):
+            self.run(started, timeout_s=LAST_COMMAND_TIMEOUT_S)
 
     def fail(self, command: str, *, timeout_s: float = RUN_TIMEOUT_S) -> Completed:
         """Run a command that must exit with something else than 0.

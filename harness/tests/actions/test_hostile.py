@@ -6,7 +6,7 @@ import pytest
 
 from harness.actions import hostile
 from harness.actions.hostile import HostileGuest
-from harness.errors import GuestPanicked, QemuDied, Violation, WaitTimeout
+from harness.errors import ChannelLost, GuestPanicked, QemuDied, Violation, WaitTimeout
 from harness.history import as_mapping
 from harness.tests.fakes import BACKEND, GONE, World, peripheral
 
@@ -40,10 +40,13 @@ def test_an_eject_that_leaves_the_device(world: World, monkeypatch: pytest.Monke
         _ejecting(world, BACKEND).wait_completed()
 
 
-def test_a_guest_that_panics(world: World) -> None:
+@pytest.mark.parametrize("answer", ["", ChannelLost("SSH: closed"), GuestPanicked("the guest of 'source'")])
+def test_a_guest_that_panics(world: World, answer: str | Exception) -> None:
     def panic(_: Any) -> str:
         world.machine.artifacts.kernel.write_text(PANIC)
-        return ""
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     world.ssh.on("sysrq-trigger", panic)
     HostileGuest(world.guest).panic()

@@ -179,6 +179,19 @@ class TestKernelLog:
             file.write("[9] Kernel panic - not syncing: another\n")
         assert log.panic() == "Kernel panic - not syncing: another"
 
+    def test_a_panic_that_is_still_being_printed_is_not_found_twice(self, tmp_path: Path) -> None:
+        path = tmp_path / "log"
+        log = KernelLog(path)
+        path.write_text("[2] Kernel panic - not syncing: sysrq trig")
+        assert log.panic() is None
+        with path.open("a") as file:
+            file.write("gered crash\r\n[2] CP")
+        assert log.panic() == "Kernel panic - not syncing: sysrq triggered crash"
+        log.forgive_panic()
+        with path.open("a") as file:
+            file.write("U: 0 PID: 153\r\n")
+        log.watch()
+
     def test_a_panic_that_arrives_in_two_pieces(self, tmp_path: Path) -> None:
         path = tmp_path / "log"
         log = KernelLog(path)
