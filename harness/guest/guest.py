@@ -6,26 +6,17 @@ or in another state, and only its channels have to be opened anew.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import time
 from typing import TYPE_CHECKING
 
+from harness.background import Background
 from harness.channel import Channel, Completed
 from harness.channel.console import Console
 from harness.channel.ssh import Ssh
 from harness.deadline import wait_until
-from harness.errors import (
-    ChannelLost,
-    CommandFailed,
-    CommandTimeout,
-    GuestError,
-    GuestPanicked,
-    HarnessError,
-    Violation,
-    WaitTimeout,
-)
+from harness.errors import CommandFailed, GuestError, GuestPanicked, HarnessError, Violation, WaitTimeout
 from harness.guest.image import GuestImage
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
@@ -36,7 +27,6 @@ if TYPE_CHECKING:
 #: Seconds, before scaling by the accelerator's pace.
 BOOT_TIMEOUT_S = 20.0
 RUN_TIMEOUT_S = 10.0
-LAST_COMMAND_TIMEOUT_S = 3.0
 _FOR_EACH_9P = "cd /sys/bus/virtio/drivers/9pnet_virtio; for device in virtio*; do {} || exit 1; done"
 #: Perl: give the kernel 32 new random bytes, and use them now (``man 4 random``: RNDADDENTROPY,
 #: RNDRESEEDCRNG); until then all guests of a template draw the same numbers.
@@ -186,15 +176,13 @@ class Guest:
         return done.stdout
 
     def last_command(self, command: str) -> None:
-        """Start a command that the guest may not survive: whether it was started, its effect has to show.
+        """Start a command that the guest does not survive, and do not wait for an answer that may never come.
 
-        The answer can be lost in a guest that panics or reboots while it is on its way.
-
-        :raises QemuDied: when QEMU did.
+        Look for its effect, then :meth:`disconnect`.
         """
-        started = f"setsid sh -c {quote(command)} </dev/null >/dev/null 2>&1 &"
-        with contextlib.suppress(ChannelLost, CommandTimeout, GuestPanicked):
-            self.run(started, timeout_s=LAST_COMMAND_TIMEOUT_S)
+        self.machine.history.note(self.actor, "guest:last-command", {"command": command})
+        channel, timeout_s = self._channel, self.machine.pace.seconds(RUN_TIMEOUT_S)
+        Background(lambda: channel.run(command, timeout_s=timeout_s))
 
     def fail(self, command: str, *, timeout_s: float = RUN_TIMEOUT_S) -> Completed:
         """Run a command that must exit with something else than 0.

@@ -84,7 +84,7 @@ def test_the_wait_is_scaled_by_the_pace(world: World, monkeypatch: pytest.Monkey
 
 
 def test_a_reboot_by_the_guest_itself(world: World) -> None:
-    world.ssh.on("^setsid sh -c .*reboot -n -f", _emits_to_guest(world, "RESET"))
+    world.ssh.on("ip link set eth0 down; reboot -n -f$", _emits_to_guest(world, "RESET"))
     world.ssh.on("boot_id", "one\n", "two\n")
     world.ssh.on("^true$", "")
     world.machine.artifacts.kernel.write_text(f"{NETWORK_IS_UP}\n")
