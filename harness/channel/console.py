@@ -6,6 +6,7 @@ import base64
 import contextlib
 import re
 import socket
+import threading
 import uuid
 from pathlib import Path
 
@@ -142,7 +143,8 @@ class Console:
 class KernelLog:
     """The guest kernel's console, from the file that QEMU writes.
 
-    Reading is incremental; a file that does not exist yet is empty.
+    Reading is incremental; a file that does not exist yet is empty. Any thread may ask: a wait in the
+    background watches for panics just as the scenario does.
     """
 
     #: The line that begins a panic's report (kernel: ``kernel/panic.c``), not the one that ends it; whole,
@@ -155,10 +157,11 @@ class KernelLog:
         self._text = ""
         self._panic: str | None = None
         self._searched = 0
+        self._lock = threading.RLock()
 
     def text(self) -> str:
         """Everything so far."""
-        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
+        with self._lock, contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
             file.seek(self._offset)
             new = file.read()
             self._offset += len(new)
@@ -175,17 +178,19 @@ class KernelLog:
 
     def panic(self) -> str | None:
         """The panic's line, if there was one."""
-        text = self.text()
-        if self._panic is None and len(text) > self._searched:
-            # From the start of the line that may have been incomplete last time.
-            found = self._PANIC.search(text, text.rfind("\n", 0, self._searched) + 1)
-            self._panic = found[1] if found else None
-            self._searched = len(text)
-        return self._panic
+        with self._lock:
+            text = self.text()
+            if self._panic is None and len(text) > self._searched:
+                # From the start of the line that may have been incomplete last time.
+                found = self._PANIC.search(text, text.rfind("\n", 0, self._searched) + 1)
+                self._panic = found[1] if found else None
+                self._searched = len(text)
+            return self._panic
 
     def forgive_panic(self) -> None:
         """Take what was printed so far as meant: :meth:`panic` finds the next one only."""
-        self._panic, self._searched = None, len(self.text())
+        with self._lock:
+            self._panic, self._searched = None, len(self.text())
 
     def watch(self, machine: str = "") -> None:
         """:raises GuestPanicked: when the kernel panicked."""

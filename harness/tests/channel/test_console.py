@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
 import pty
@@ -165,6 +166,22 @@ class TestKernelLog:
         log = KernelLog(tmp_path / "absent")
         assert (log.text(), log.tail(3), log.panic()) == ("", [], None)
         log.watch()
+
+    def test_many_threads_read_every_line_once(self, tmp_path: Path) -> None:
+        log = KernelLog(tmp_path / "log")
+        written = [f"[{number}] a line\n" for number in range(2000)]
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.is_set():
+                log.watch()
+
+        with concurrent.futures.ThreadPoolExecutor(4) as pool, log.path.open("w", buffering=1) as file:
+            for _ in range(4):
+                pool.submit(watch)
+            file.writelines(written)
+            ended.set()
+        assert log.text() == "".join(written)
 
     def test_a_panic_that_was_meant_is_not_found_again(self, tmp_path: Path) -> None:
         path = tmp_path / "log"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from harness.artifacts import Artifacts
-from harness.deadline import Pace
+from harness.deadline import Pace, wait_until
 from harness.errors import QemuDied, SetupError
 from harness.guest import lab as lab_module
 from harness.guest.guest import Guest
@@ -125,6 +125,8 @@ def test_a_process_that_stayed_is_told_of(lab: Lab, run: RunFolder) -> None:
     """Something that a scenario started for this run, and forgot."""
     with subprocess.Popen(["sleep", "60"], env=run.environment()) as stray:
         try:
+            # The kernel shows a process's environment only some way into its exec, after Popen has returned.
+            wait_until(run.processes, what="the stray's mark", timeout_s=10)
             lab.close()
         finally:
             stray.kill()
