@@ -80,8 +80,10 @@ class Unplug:
                 raise GuestError(f"{self.guest.actor}: {tag} can be mounted: this witness needs it mounted")
             return state is TagState.DELISTED
 
+        # A native port's driver waits for five seconds first, and each look costs the guest a mount.
+        interval_s = 0.25 if self.machine.spec.machine_type.native else 0.05
         try:
-            self._wait(delisted, f"the guest's removal of {self.share.id} to begin")
+            self._wait(delisted, f"the guest's removal of {self.share.id} to begin", interval_s=interval_s)
         except WaitTimeout as exc:
             self._enter(UnplugState.LOST, exc.message)
             raise GuestError(
@@ -154,8 +156,8 @@ class Unplug:
         self._enter(UnplugState.LOST, timeout.message)
         return GuestError(f"device_del of {self.share.id} never completed", details=timeout.message)
 
-    def _wait(self, condition: Callable[[], bool], what: str) -> None:
-        self.machine.wait_until(condition, what=what, timeout_s=UNPLUG_TIMEOUT_S, interval_s=0.05)
+    def _wait(self, condition: Callable[[], bool], what: str, *, interval_s: float = 0.05) -> None:
+        self.machine.wait_until(condition, what=what, timeout_s=UNPLUG_TIMEOUT_S, interval_s=interval_s)
 
     def _require(self, *states: UnplugState) -> None:
         if self.refusal is not None:
@@ -176,18 +178,18 @@ class Hotplug:
         :raises WaitTimeout: when the guest does not see it.
         """
         machine = self.guest.machine
-        before = self._count(share)
+        before = self.guest.mount_tags()
         machine.device_add(share)
         machine.wait_until(
-            lambda: self._count(share) > before,
+            lambda: self._count(share, more_than=len(before)) > before.count(share.mount_tag),
             what=f"the guest to list {share.mount_tag}",
             timeout_s=PLUG_TIMEOUT_S,
             interval_s=0.05,
         )
         machine.history.note(machine.name, "device:plugged", {"id": share.id})
 
-    def _count(self, share: Share) -> int:
-        return sum(tag == share.mount_tag for tag in self.guest.mount_tags())
+    def _count(self, share: Share, *, more_than: int) -> int:
+        return self.guest.mount_tags(more_than=more_than).count(share.mount_tag)
 
     def request_unplug(self, share: Share) -> Unplug:
         """``device_del``; returns at its answer, whether that was ``{}`` or a refusal."""

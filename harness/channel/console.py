@@ -161,12 +161,17 @@ class KernelLog:
 
     def text(self) -> str:
         """Everything so far."""
-        with self._lock, contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
+        with self._lock, contextlib.suppress(FileNotFoundError):
+            if self.path.stat().st_size > self._offset:  # Every turn of every wait asks: most find nothing.
+                self._read_on()
+        return self._text
+
+    def _read_on(self) -> None:
+        with self.path.open("rb") as file:
             file.seek(self._offset)
             new = file.read()
-            self._offset += len(new)
-            self._text += new.decode("utf-8", "replace").replace("\r", "")
-        return self._text
+        self._offset += len(new)
+        self._text += new.decode("utf-8", "replace").replace("\r", "")
 
     def contains(self, words: str) -> bool:
         """Whether ``words`` stand anywhere in it."""

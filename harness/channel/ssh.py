@@ -150,8 +150,7 @@ class Ssh:
         unsent = memoryview(stdin)
         if not unsent:
             channel.shutdown_write()
-        # The channel's own descriptor becomes readable with data, EOF or its close.
-        while not (channel.eof_received and channel.exit_status_ready()):
+        while not _ended(channel):
             if deadline.expired:
                 self._doubtful = True
                 channel.close()
@@ -163,10 +162,11 @@ class Ssh:
                 if not unsent:
                     channel.shutdown_write()
             _drain(channel, out, err)
-            if not channel.closed:
-                select.select([channel.fileno()], [], [], 0.01 if unsent else min(0.05, deadline.remaining_s))
-            elif not channel.exit_status_ready():
-                raise EOFError("the channel closed without an exit status")
+            turn_s = 0.01 if unsent else min(0.05, deadline.remaining_s)
+            if channel.eof_received:
+                channel.status_event.wait(turn_s)
+            else:  # The channel's own descriptor becomes readable with data, EOF or its close.
+                select.select([channel.fileno()], [], [], turn_s)
         _drain(channel, out, err)
         status = channel.recv_exit_status()
         channel.close()
@@ -235,6 +235,18 @@ def _window() -> os.terminal_size:
         return os.get_terminal_size(sys.stdin.fileno())
     except OSError:
         return os.terminal_size((80, 24))
+
+
+def _ended(channel: paramiko.Channel) -> bool:
+    """Whether the command has ended, and everything that it said has arrived.
+
+    :raises EOFError: when the connection ended first (``exit_status_ready`` is true of such a channel too).
+    """
+    if channel.eof_received:
+        return bool(channel.exit_status_ready())
+    if channel.closed and channel.exit_status < 0:
+        raise EOFError("the connection ended")
+    return bool(channel.closed)
 
 
 def _drain(channel: paramiko.Channel, out: bytearray, err: bytearray) -> None:

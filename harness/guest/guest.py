@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 #: Seconds, before scaling by the accelerator's pace.
 BOOT_TIMEOUT_S = 20.0
 RUN_TIMEOUT_S = 10.0
+_9P_DEVICES = "/sys/bus/virtio/drivers/9pnet_virtio/virtio*"
+#: A pattern that matches nothing stays itself: hence the test of the first.
+_MORE_9P = (
+    f"turn=0; while set -- {_9P_DEVICES}; [ -e $1 ] || shift; [ $# -le {{}} ] && [ $turn -lt 30 ]; "
+    "do usleep 30000; turn=$((turn + 1)); done; "
+)
 _FOR_EACH_9P = "cd /sys/bus/virtio/drivers/9pnet_virtio; for device in virtio*; do {} || exit 1; done"
 #: Perl: give the kernel 32 new random bytes, and use them now (``man 4 random``: RNDADDENTROPY,
 #: RNDRESEEDCRNG); until then all guests of a template draw the same numbers.
@@ -220,12 +226,16 @@ class Guest:
 
         return Mount.attach(self, share, options=options, at=at)
 
-    def mount_tags(self) -> list[str]:
+    def mount_tags(self, *, more_than: int | None = None) -> list[str]:
         """The 9p tags of the devices that the guest has now.
 
         Source: the ``mount_tag`` attribute of kernel ``net/9p/trans_virtio.c``.
+
+        :param more_than: wait in the guest, for a second at most, until its driver has more devices than
+            this: far cheaper than asking again and again from outside.
         """
-        found = self.succeed("cat /sys/bus/virtio/drivers/9pnet_virtio/virtio*/mount_tag 2>/dev/null; true")
+        wait = "" if more_than is None else _MORE_9P.format(more_than)
+        found = self.succeed(f"{wait}cat {_9P_DEVICES}/mount_tag 2>/dev/null; true")
         return [tag for tag in found.replace("\0", "\n").split("\n") if tag]
 
     def rebind_9p(self) -> None:

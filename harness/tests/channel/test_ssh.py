@@ -16,7 +16,9 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from harness.background import Background
 from harness.channel.ssh import Ssh
+from harness.deadline import wait_until
 from harness.errors import ChannelLost, CommandTimeout, GuestPanicked, SetupError
 
 
@@ -37,7 +39,7 @@ class FakeSshd(paramiko.ServerInterface):
         #: Clear it, and no channel is opened until it is set.
         self.opens_channels = threading.Event()
         self.opens_channels.set()
-        self._children: list[subprocess.Popen[bytes]] = []
+        self.children: list[subprocess.Popen[bytes]] = []
         self.transports: list[paramiko.Transport] = []
         self.server = socket.create_server(("127.0.0.1", port))
         self.port: int = self.server.getsockname()[1]
@@ -82,7 +84,7 @@ class FakeSshd(paramiko.ServerInterface):
                 stderr=subprocess.PIPE,
                 start_new_session=True,
             )
-            self._children.append(child)
+            self.children.append(child)
             stdout, stderr = child.communicate(stdin)
             channel.sendall(stdout)
             channel.sendall_stderr(stderr)
@@ -99,7 +101,7 @@ class FakeSshd(paramiko.ServerInterface):
             self.server.shutdown(socket.SHUT_RDWR)  # Wakes the thread in accept().
         self.server.close()
         self.hang_up()
-        for child in self._children:
+        for child in self.children:
             if child.returncode is None:
                 os.killpg(child.pid, signal.SIGKILL)
 
@@ -172,6 +174,14 @@ def test_a_channel_that_opens_too_late_is_not_waited_for_again(ssh: Ssh, sshd: F
 def test_a_connection_that_drops_in_a_command(ssh: Ssh) -> None:
     with pytest.raises(ChannelLost, match=r"^the SSH connection to the guest broke during 'hang up'"):
         ssh.run("hang up", timeout_s=10)
+
+
+def test_a_connection_that_is_closed_under_a_command(ssh: Ssh, sshd: FakeSshd) -> None:
+    command = Background(lambda: ssh.run("sleep 30", timeout_s=60))
+    wait_until(lambda: sshd.children, what="the command to run", timeout_s=10)
+    ssh.close()
+    with pytest.raises(ChannelLost, match="the connection ended"):
+        command.wait(timeout_s=10)
 
 
 def test_the_watch_ends_a_command(sshd: FakeSshd, keys: Keys) -> None:
