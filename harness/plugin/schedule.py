@@ -23,7 +23,7 @@ _WORKER_KEY = "harness_seconds"
 #: A test that nobody has timed: a leak hunt takes this many seconds, another one this many.
 _LEAK_HUNT_S, _OTHER_S = 60.0, 6.0
 #: Workers a core: scenarios wait much of their time, for a button, or for what must not happen.
-_WORKERS_PER_CORE = 2
+_WORKERS_PER_CORE = 3
 #: Two machines, each with its guest's memory and what QEMU needs itself, and the harness.
 _WORKER_BYTES = 900 << 20
 

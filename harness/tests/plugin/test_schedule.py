@@ -73,7 +73,7 @@ def test_what_was_not_run_keeps_its_duration(folder: Path, run_pytest: Pytest) -
     assert kept["test_cases.py::test_quick"] < 1.0
 
 
-@pytest.mark.parametrize(("cores", "gib", "workers"), [(2, 16, 4), (8, 16, 16), (8, 2, 2), (1, 0.1, 1)])
+@pytest.mark.parametrize(("cores", "gib", "workers"), [(2, 16, 6), (4, 16, 12), (8, 2, 2), (1, 0.1, 1)])
 def test_workers_by_cores_and_memory(
     monkeypatch: pytest.MonkeyPatch, cores: int, gib: float, workers: int
 ) -> None:
