@@ -1,11 +1,13 @@
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
-from harness.bench import CONTESTS, race, rows
+from harness.bench import race, rows
+from harness.bench.contests import CONTESTS
 from harness.errors import GuestError
+from harness.guest.lab import Cell
 from harness.matrix import Matrix, Selection
 from harness.reaper import RunFolder
 
@@ -40,13 +42,32 @@ def test_a_turn_that_fails_gives_no_table() -> None:
         race({"one": fails}, 2, lambda _: None)
 
 
+@pytest.fixture
+def cell() -> Cell:
+    return Matrix(Selection(accel="tcg")).cell("default", "default", "pc")
+
+
+@pytest.fixture
+def run() -> Iterator[RunFolder]:
+    made = RunFolder()
+    yield made
+    made.close()
+
+
 @pytest.mark.qemu
-def test_a_bare_script_boots_a_guest_and_leaves_nothing() -> None:
-    cell = Matrix(Selection(accel="tcg")).cell("default", "default", "pc")
-    run = RunFolder()
-    try:
-        assert CONTESTS["start"](cell, run)["bare script, booted"]() > 0
-        assert run.processes() == []
-        assert not list(Path(run.path).glob("bare*"))
-    finally:
-        run.close()
+@pytest.mark.parametrize(
+    ("contest", "name"),
+    [
+        ("start", "bare script, booted"),
+        ("start", "labgrid, booted"),
+        ("migrate", "restored guest"),
+        ("qmp", "bare socket"),
+        ("qmp", "harness"),
+    ],
+)
+def test_a_turn_takes_time_and_leaves_nothing(contest: str, name: str, cell: Cell, run: RunFolder) -> None:
+    if name.startswith("labgrid"):
+        pytest.importorskip("labgrid", reason="labgrid is not installed: pip install -e '.[bench]'")
+    assert CONTESTS[contest](cell, run)[name]() > 0
+    assert run.processes() == []
+    assert not [path for path in run.path.iterdir() if path.name.startswith(("bare", "labgrid", "qmp"))]

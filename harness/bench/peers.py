@@ -1,0 +1,153 @@
+"""How others start a guest: what the harness is compared to, on the same QEMU, kernel and initramfs."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import shlex
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import paramiko
+
+from harness.deadline import Deadline, wait_until
+from harness.errors import SetupError
+from harness.guest.guest import BOOT_TIMEOUT_S, NETWORK_IS_UP
+from harness.guest.lab import Cell
+from harness.qemu.argv import MachinePaths, render
+from harness.qemu.spec import MachineSpec
+from harness.reaper import MARK, RunFolder
+
+_numbers = itertools.count(1)
+
+
+def bare_boot(cell: Cell, run: RunFolder) -> float:
+    """What a plain script does: start QEMU, try SSH until a command is answered, kill QEMU."""
+    folder = run.path / f"bare{next(_numbers)}"
+    folder.mkdir()
+    paths = MachinePaths(*(folder / name for name in ("qmp", "console", "disk", "kernel.log", "console.log")))
+    spec, port = cell.spec("bare", (), frozenset()), free_port()
+    shutil.copyfile(spec.disk, paths.disk)
+    argv = [word.replace("127.0.0.1:0-", f"127.0.0.1:{port}-") for word in render(spec, paths)]
+    key = paramiko.Ed25519Key.from_private_key_file(str(cell.image.client_key))
+    clock = Deadline.after(0)
+    with (folder / "qemu.log").open("wb") as log:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**run.environment(), **spec.qemu.environment},
+        )
+    try:
+        wait_until(
+            lambda: _answers(port, key),
+            what="the bare script's guest",
+            timeout_s=cell.accel.pace.seconds(BOOT_TIMEOUT_S),
+            interval_s=0.1,
+        )
+        return clock.elapsed_s
+    finally:
+        process.kill()
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _answers(port: int, key: paramiko.PKey) -> bool:
+    with paramiko.SSHClient() as client:
+        client.set_missing_host_key_policy(paramiko.AutoAddPolicy())
+        try:
+            client.connect(
+                "127.0.0.1", port, "root", pkey=key, allow_agent=False, look_for_keys=False, timeout=2
+            )
+            return client.exec_command("true")[1].channel.recv_exit_status() == 0
+        except (OSError, EOFError, paramiko.SSHException):
+            return False
+
+
+def free_port() -> int:
+    """A port that nobody has now: good enough for a script, as scripts do."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def has_labgrid() -> bool:
+    """Whether labgrid is installed (``pip install 'virtio-9p-harness[bench]'``)."""
+    return importlib.util.find_spec("labgrid") is not None
+
+
+def labgrid_boot(cell: Cell, run: RunFolder) -> float:
+    """What labgrid does: QEMUDriver starts QEMU and reads its console, SSHDriver runs a command.
+
+    :raises SetupError: when labgrid raises anything.
+    """
+    from labgrid import Environment
+
+    folder = run.path / f"labgrid{next(_numbers)}"
+    folder.mkdir()
+    config = folder / "environment.yaml"
+    # JSON is YAML too.
+    config.write_text(json.dumps(_labgrid_config(cell, run, folder)))
+    environment = Environment(str(config))
+    target = environment.get_target("main")
+    qemu, ssh = (target.get_driver(name, activate=False) for name in ("QEMUDriver", "SSHDriver"))
+    clock = Deadline.after(0)
+    try:
+        target.activate(qemu)
+        qemu.on()
+        # Somebody has to read the console, or the guest waits for that.
+        qemu.expect(NETWORK_IS_UP, timeout=cell.accel.pace.seconds(BOOT_TIMEOUT_S))
+        target.activate(ssh)
+        ssh.run_check("true")
+        return clock.elapsed_s
+    except Exception as exc:  # Its own, pexpect's, and plain ones.
+        raise SetupError(f"labgrid gave up: {exc}") from exc
+    finally:
+        environment.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _labgrid_config(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
+    spec, port = cell.spec("labgrid", (), frozenset()), free_port()
+    network = f"user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22"
+    arguments = ["-nodefaults", "-no-user-config", "-smp", "1", "-initrd", str(spec.boot.initramfs)]
+    arguments += ["-netdev", network, "-device", "virtio-net-pci,netdev=net0,romfile="]
+    return {
+        "targets": {
+            "main": {
+                "resources": {"NetworkService": {"address": "127.0.0.1", "username": "root", "port": port}},
+                "drivers": {
+                    "QEMUDriver": {
+                        "qemu_bin": "qemu",
+                        "machine": f"{spec.machine_type.qemu},accel={spec.accel}",
+                        "cpu": spec.cpu,
+                        "memory": f"{spec.memory_mib}M",
+                        "kernel": "kernel",
+                        "boot_args": spec.boot.cmdline,
+                        "extra_args": shlex.join(arguments),
+                    },
+                    "SSHDriver": {
+                        "keyfile": str(cell.image.client_key),
+                        "connection_timeout": cell.accel.pace.seconds(BOOT_TIMEOUT_S),
+                    },
+                },
+            }
+        },
+        "tools": {"qemu": str(_wrapper(spec, run, folder))},
+        "images": {"kernel": str(spec.boot.kernel)},
+    }
+
+
+def _wrapper(spec: MachineSpec, run: RunFolder, folder: Path) -> Path:
+    """A provisioned QEMU is more than one word, and labgrid's tools are one."""
+    given = {**spec.qemu.environment, MARK: str(run.path)}
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in given.items())
+    script = folder / "qemu"
+    script.write_text(f'#!/bin/sh\n{exports}exec {shlex.join(spec.qemu.argv())} "$@"\n')
+    script.chmod(0o700)
+    return script
