@@ -16,12 +16,13 @@ from harness.actions.migration import Migration
 from harness.artifacts import Artifacts
 from harness.bench import Turn
 from harness.bench.peers import bare_boot, has_labgrid, labgrid_boot
+from harness.bench.profile import stages
 from harness.channel.qmp import Qmp
 from harness.deadline import Deadline, wait_until
 from harness.errors import SetupError
 from harness.guest.guest import Guest
 from harness.guest.lab import Cell, Lab
-from harness.history import History
+from harness.history import History, read
 from harness.reaper import RunFolder
 
 #: Commands that a turn of the QMP contest sends, each after the answer to the one before.
@@ -63,6 +64,16 @@ def qmp(cell: Cell, run: RunFolder) -> dict[str, Turn]:
         "bare socket": lambda: _bare_round_trips(cell, run),
         "harness": lambda: _round_trips(cell, run),
     }
+
+
+def profile(cell: Cell, run: RunFolder) -> dict[str, float]:
+    """One restored guest's start, stage by stage (see :func:`harness.bench.profile.stages`)."""
+    lab = _lab(cell, run)
+    try:
+        _boot(lab, cold=False)
+    finally:
+        lab.close()
+    return stages(read(lab.artifacts.history))
 
 
 def _lab(cell: Cell, run: RunFolder) -> Lab:

@@ -55,6 +55,8 @@ class Ssh:
         except (OSError, paramiko.SSHException) as exc:
             raise SetupError(f"cannot read the SSH key {client_key}: {exc}") from exc
         self._timeout_s, self._watch = timeout_s, watch
+        #: Seconds that each stage of the last attempt to connect took.
+        self.stages_s: dict[str, float] = {}
         #: A command timed out: the connection may hold its late output, or be about to end.
         self._doubtful = False
         self._transport = self._connect()
@@ -102,6 +104,7 @@ class Ssh:
         self, transport: paramiko.Transport, condition: Callable[[], bool], what: str, timeout_s: float
     ) -> None:
         """Wait without losing sight of the watch; a transport that ended says why."""
+        clock = Deadline.after(timeout_s)
         wait_until(
             lambda: condition() or not transport.is_active(),
             what=what,
@@ -111,6 +114,7 @@ class Ssh:
         )
         if not transport.is_active():
             raise transport.get_exception() or EOFError(f"the connection ended before {what}")
+        self.stages_s[what] = round(clock.elapsed_s, 6)
 
     def _check_host_key(self, presented: paramiko.PKey) -> None:
         if presented.get_base64() != self._host_key:

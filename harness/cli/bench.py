@@ -11,16 +11,20 @@ from rich.console import Console
 from rich.table import Table
 
 from harness import reaper
-from harness.bench import Row, race
-from harness.bench.contests import CONTESTS
+from harness.bench import Row, race, rows
+from harness.bench.contests import CONTESTS, profile
 from harness.bench.peers import has_labgrid
 from harness.cli.report import axes, progress
+from harness.guest.lab import Cell
 from harness.matrix import Matrix, Selection
 from harness.reaper import RunFolder
 
+#: The one that is no contest.
+_PROFILE = "profile"
+
 
 @click.command(epilog="Example: harness bench start --rounds 9 --json")
-@click.argument("contest", type=click.Choice(sorted(CONTESTS)), default="start")
+@click.argument("contest", type=click.Choice([*sorted(CONTESTS), _PROFILE]), default="start")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Turns of each.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 @axes
@@ -30,7 +34,7 @@ def bench(contest: str, rounds: int, as_json: bool, qemu: str, machine: str, ker
     start: from nothing to a guest's first answer, by a bare script, by labgrid (where it is installed), by
     our boot, by our restore from a template. cycle: plug, mount, use, umount and unplug of a share. migrate:
     an unmounted guest moves to a new QEMU and answers there. qmp: a thousand round trips. Compare ratios,
-    not times.
+    not times. profile: where the time of a restored guest's start goes.
     """
     if contest == "start" and not has_labgrid():
         progress("labgrid is not installed (pip install 'virtio-9p-harness[bench]'): it takes no part")
@@ -38,12 +42,7 @@ def bench(contest: str, rounds: int, as_json: bool, qemu: str, machine: str, ker
     (cell,) = Matrix(Selection((qemu,), (machine,), (kernel,), accel), report=progress).prepare()
     run = RunFolder()
     try:
-        # One turn of each that does not count: templates are made, pages are read.
-        turns = CONTESTS[contest](cell, run)
-        progress("warming up …")
-        for turn in turns.values():
-            turn()
-        table = race(turns, rounds, progress)
+        table = _profile(cell, run, rounds) if contest == _PROFILE else _race(contest, cell, run, rounds)
     finally:
         run.close()
     facts = {
@@ -57,14 +56,32 @@ def bench(contest: str, rounds: int, as_json: bool, qemu: str, machine: str, ker
     if as_json:
         print(json.dumps(facts, indent=2))
     else:
-        _print(table, f"{contest}: {cell.capabilities.banner}, {cell.machine_type.name}, {cell.accel.name}")
+        title = f"{contest}: {cell.capabilities.banner}, {cell.machine_type.name}, {cell.accel.name}"
+        _print(table, title, shares=contest == _PROFILE)
 
 
-def _print(rows: list[Row], title: str) -> None:
-    table = Table(title=title)
-    for name in ("", "median", "min", "max", "times faster"):
-        table.add_column(name, justify="left" if not name else "right")
-    for row in rows:
-        times = (f"{seconds:.2f} s" for seconds in (row.median_s, row.min_s, row.max_s))
-        table.add_row(row.name, *times, f"{row.ratio:.1f}")
-    Console().print(table)
+def _race(contest: str, cell: Cell, run: RunFolder, rounds: int) -> list[Row]:
+    # One turn of each that does not count: templates are made, pages are read.
+    turns = CONTESTS[contest](cell, run)
+    progress("warming up …")
+    for turn in turns.values():
+        turn()
+    return race(turns, rounds, progress)
+
+
+def _profile(cell: Cell, run: RunFolder, rounds: int) -> list[Row]:
+    progress("warming up …")
+    profile(cell, run)
+    taken = [profile(cell, run) for _ in range(rounds)]
+    return rows({stage: [one[stage] for one in taken] for stage in taken[0]})
+
+
+def _print(table: list[Row], title: str, *, shares: bool) -> None:
+    """:param shares: the first row is the whole, of which the others are parts."""
+    shown = Table(title=title)
+    for name in ("", "median", "min", "max", "share" if shares else "times faster"):
+        shown.add_column(name, justify="left" if not name else "right")
+    for row in table:
+        times = (f"{seconds:.3f} s" for seconds in (row.median_s, row.min_s, row.max_s))
+        shown.add_row(row.name, *times, f"{100 / row.ratio:.0f} %" if shares else f"{row.ratio:.1f}")
+    Console().print(shown)

@@ -73,6 +73,7 @@ class Guest:
                 timeout_s=self.machine.pace.seconds(BOOT_TIMEOUT_S),
                 watch=self.machine.watch,
             )
+            self.machine.history.note(self.actor, "ssh:connected", self._ssh.stages_s)
         return self._ssh
 
     @property

@@ -52,6 +52,7 @@ class ScriptedChannel:
     name = "ssh"
 
     def __init__(self) -> None:
+        self.stages_s: dict[str, float] = {}
         self.commands: list[str] = []
         self.closed = 0
         self._rules: dict[str, _Script] = {}

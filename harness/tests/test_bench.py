@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from harness.bench import race, rows
 from harness.bench.contests import CONTESTS
-from harness.errors import GuestError
+from harness.bench.profile import TOTAL, stages
+from harness.errors import GuestError, SetupError
 from harness.guest.lab import Cell
+from harness.history import History, Kind, read
 from harness.matrix import Matrix, Selection
 from harness.reaper import RunFolder
 
@@ -71,3 +74,26 @@ def test_a_turn_takes_time_and_leaves_nothing(contest: str, name: str, cell: Cel
     assert CONTESTS[contest](cell, run)[name]() > 0
     assert run.processes() == []
     assert not [path for path in run.path.iterdir() if path.name.startswith(("bare", "labgrid", "qmp"))]
+
+
+def test_the_stages_of_a_start_add_up(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.ndjson")
+    history.note("source", "guest:born", "restored")
+    history.note("source", "machine:launch", {})
+    with history.operation("guest:source", "guest:restore"):
+        with history.operation("source", "qmp:migrate-incoming"):
+            history.append(Kind.EVENT, "source", "event:RESUME", {})
+        history.note("guest:source", "ssh:connected", {"its banner": 0.0, "the key exchange": 0.0})
+    history.close()
+    found = stages(read(tmp_path / "history.ndjson"))
+    total = found.pop(TOTAL)
+    assert "SSH: the key exchange" in found
+    assert sum(found.values()) == pytest.approx(total)
+
+
+def test_a_guest_that_was_booted_has_no_such_stages(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.ndjson")
+    history.note("source", "guest:born", {"cold": "--cold"})
+    history.close()
+    with pytest.raises(SetupError, match="no guest:born: was the guest restored"):
+        stages(read(tmp_path / "history.ndjson"))

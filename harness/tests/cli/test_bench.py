@@ -17,3 +17,11 @@ def test_the_table_as_json(harness: Harness) -> None:
     facts = ended.json
     assert [row["name"] for row in facts["rows"]] == ["booted guest", "restored guest"]
     assert facts["machine"] == "pc"
+
+
+@pytest.mark.qemu
+def test_the_profile_of_a_start(harness: Harness) -> None:
+    ended = harness("bench", "profile", "--rounds", "1", "--accel", "tcg")
+    assert ended.status == 0, ended.err
+    assert "the key exchange" in ended.out
+    assert "100 %" in ended.out

@@ -1,0 +1,41 @@
+"""Where the time goes from asking for a restored guest to its first answer, read from the test's history."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from harness.errors import SetupError
+from harness.history import Entry, Kind, as_mapping
+
+#: The first row: what the others are parts of.
+TOTAL = "from asking to the first answer"
+
+
+def stages(entries: Sequence[Entry]) -> dict[str, float]:
+    """Seconds by stage, :data:`TOTAL` first.
+
+    :raises SetupError: when the history does not tell of a restored guest that answered.
+    """
+
+    def at(what: str, wanted: Callable[[Entry], bool]) -> Entry:
+        found = next((entry for entry in entries if wanted(entry)), None)
+        if found is None:
+            raise SetupError(f"the history of this start has no {what}: was the guest restored?")
+        return found
+
+    asked = at("guest:born", lambda entry: entry.f == "guest:born" and entry.value == "restored").t_s
+    launched = at("machine:launch", lambda entry: entry.f == "machine:launch").t_s
+    greeted = at("QMP command", lambda entry: entry.kind is Kind.INVOKE and entry.f.startswith("qmp:")).t_s
+    resumed = at("RESUME", lambda entry: entry.f == "event:RESUME").t_s
+    connected = at("ssh:connected", lambda entry: entry.f == "ssh:connected")
+    answered = at("answer", lambda entry: entry.kind is Kind.OK and entry.f == "guest:restore").t_s
+    handshake = {f"SSH: {name}": float(took) for name, took in as_mapping(connected.value).items()}
+    return {
+        TOTAL: answered - asked,
+        "folders, disk, argv": launched - asked,
+        "QEMU's start, to its QMP greeting": greeted - launched,
+        "the template's stream": resumed - greeted,
+        "from RESUME to the first SSH packet": connected.t_s - sum(handshake.values()) - resumed,
+        **handshake,
+        "the first command": answered - connected.t_s,
+    }
