@@ -26,7 +26,6 @@ FSYNC = ("fsync", "fdatasync")
 
 #: Seconds, before scaling: a guest's request has to reach QEMU.
 CAUGHT_TIMEOUT_S = 10.0
-_THREADS = 64
 _JOIN_TIMEOUT_S = 5.0
 
 
@@ -54,9 +53,10 @@ class Held:
         self.in_flight()
 
     def wait_in_flight(self, count: int) -> None:
-        """Wait until the virtqueue has ``count`` requests in flight, and as many of them are held as can be.
+        """Wait until the virtqueue has ``count`` requests in flight (128 at most: QEMU's ``hw/9pfs/9p.h``).
 
-        64 are served at a time (QEMU: ``util/thread-pool.c``), 128 taken (``hw/9pfs/9p.h``, ``MAX_REQ``).
+        Fewer of them are held: QEMU serves 64 at a time, and leaves one in the queue when the thread that it
+        took for idle has just been given another (``util/thread-pool.c``, ``idle_threads``).
 
         :raises Unsupported: when this QEMU does not say how many.
         :raises WaitTimeout: when the guest did not send that many.
@@ -64,9 +64,7 @@ class Held:
         if requests_in_use(self._machine, self.share) is None:
             raise Unsupported("this QEMU has no x-query-virtio-queue-status, which came with 7.2")
         self._machine.wait_until(
-            lambda: (
-                self.count >= min(count, _THREADS) and requests_in_use(self._machine, self.share) == count
-            ),
+            lambda: requests_in_use(self._machine, self.share) == count,
             what=f"{count} request(s) of {self.share.id} in flight",
             timeout_s=CAUGHT_TIMEOUT_S,
         )
