@@ -137,10 +137,12 @@ def tag_state(guest: Guest, mount_tag: str) -> TagState:
 def _mount_command(mount_tag: str, mountpoint: str, options: str) -> str:
     given = f",{options}" if options else ""
     where = quote(mountpoint)
-    # The folder is made first, so that a later ENOENT speaks of the tag.
-    return (
-        f"mkdir -p {where} && mount -t 9p -o trans=virtio,version={VERSION}{given} {quote(mount_tag)} {where}"
-    )
+    # The folder is made first, so that a later ENOENT speaks of the tag. The look at the root attaches the
+    # user: when two processes race for that, one of them walks to a file called "/", and QEMU rightly knows
+    # none (kernel 6.1 ``fs/9p/fid.c``, ``v9fs_fid_lookup_with_uid``: between its look at the dentry and its
+    # look at the dentry's parent, which for the root are the same, the other adds the fid).
+    mount = f"mount -t 9p -o trans=virtio,version={VERSION}{given} {quote(mount_tag)} {where}"
+    return f"mkdir -p {where} && {mount} && [ -d {where} ]"
 
 
 def host_sha256(path: Path) -> str:

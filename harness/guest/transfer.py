@@ -60,7 +60,6 @@ class Transfer:
 
 
 #: Opens every file, one after the other, then lets a process for each copy it: what is in flight are reads.
-#: (Opened all at once, one in some thousands is not found, on QEMU 7.2 and kernel 6.1.)
 _READERS = """
 my ($copies, @names) = @ARGV;
 my @files = map { open(my $file, "<", $_) or die "$_: $!\\n"; $file } @names;

@@ -26,7 +26,8 @@ def test_mount_and_unmount(world: World) -> None:
     mount = world.guest.mount(world.share, options="msize=65536")
     mount.unmount()
     assert world.ssh.commands == [
-        "mkdir -p /mnt/share0 && mount -t 9p -o trans=virtio,version=9p2000.L,msize=65536 tag0 /mnt/share0",
+        "mkdir -p /mnt/share0 && mount -t 9p -o trans=virtio,version=9p2000.L,msize=65536 tag0 /mnt/share0"
+        " && [ -d /mnt/share0 ]",
         "umount /mnt/share0",
     ]
 
