@@ -15,6 +15,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from harness.errors import UsageError
+from harness.guarantees import GUARANTEES
 from harness.provision.recipes import read, recipes_folder
 from harness.qemu.spec import MACHINE_TYPES
 
@@ -54,6 +55,13 @@ class Bug(BaseModel):
             SpecifierSet(text)
         except InvalidSpecifier as exc:
             raise ValueError(str(exc)) from None
+        return text
+
+    @field_validator("guarantee")
+    @classmethod
+    def _is_guarantee(cls, text: str) -> str:
+        if text not in GUARANTEES:
+            raise ValueError(f"no such guarantee; there are: {'; '.join(GUARANTEES)}")
         return text
 
     @field_validator("failure")

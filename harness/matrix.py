@@ -113,12 +113,12 @@ class Matrix:
         return self._qemus[name]
 
     def _is_provisioned(self, name: str) -> bool:
-        return name == DEFAULT or name in self._provisioner.qemu_names()
+        return name == DEFAULT or self._provisioner.is_provisioned(name)
 
     def _find_qemu(self, name: str) -> QemuInstall:
         if name == DEFAULT:
             return binary.on_path() or self._provisioner.qemu_release()
-        if name in self._provisioner.qemu_names():
+        if self._provisioner.is_provisioned(name):
             return self._provisioner.qemu_release(name)
         if "/" in name or Path(name).exists():
             return binary.from_path(Path(name))

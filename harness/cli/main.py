@@ -10,6 +10,7 @@ import click
 from harness.cli.bench import bench
 from harness.cli.check import check
 from harness.cli.doctor import doctor
+from harness.cli.faults import faults
 from harness.cli.provision import provision
 from harness.cli.shell import shell
 from harness.errors import HarnessError, SetupError, UsageError
@@ -27,7 +28,7 @@ def cli() -> None:
     """
 
 
-for command in (doctor, provision, shell, check, bench):
+for command in (doctor, provision, shell, check, bench, faults):
     cli.add_command(command)
 
 

@@ -43,6 +43,11 @@ class Package:
     size: int
     digest: str
 
+    @property
+    def is_source(self) -> bool:
+        """Whether it is a file of a source package."""
+        return not self.filename.endswith(".deb")
+
     def is_intact(self, archive: Path) -> bool:
         """Whether ``archive`` is this package's file, whole."""
         algorithm, _, expected = self.digest.partition(":")
@@ -56,16 +61,18 @@ class Package:
 class Apt:
     """apt for one release, in an empty private folder, with fresh package lists.
 
+    :param sources_too: fetch the lists of source packages as well.
     :raises SetupError: without apt, without a Debian archive in the host's configuration, or, with apt's own
         words, when that archive cannot be reached.
     """
 
-    def __init__(self, folder: Path, release: str, report: Report) -> None:
+    def __init__(self, folder: Path, release: str, report: Report, *, sources_too: bool = False) -> None:
         require_tools()
         self._folder, self._release, self._report = folder, release, report
         for name in ("lists/partial", "archives/partial"):
             (folder / name).mkdir(parents=True)
-        (folder / "debian.sources").write_text(sources(release))
+        types = "deb deb-src" if sources_too else "deb"
+        (folder / "debian.sources").write_text(sources(release, types=types))
         self._config = folder / "apt.conf"
         self._config.write_text(_configuration(folder))
         report(f"fetching the package lists of {release} …")
@@ -81,19 +88,36 @@ class Apt:
             found.append(Package(name, version, match[1], int(match[2]), match[3]))
         return sorted(found, key=lambda package: package.name)
 
+    def resolve_source(self, package: str) -> list[Package]:
+        """The files of a source package: its description, the original archive, Debian's changes."""
+        output = self._run("source", "--print-uris", package)
+        found = re.findall(r"^'[^']+' (\S+) (\d+) (\S+:\w+)$", output, re.MULTILINE)
+        description = next((name for name, _, _ in found if name.endswith(".dsc")), None)
+        if description is None:
+            raise SetupError(f"the source package {package} of {self._release} has no description (.dsc)")
+        version = description.removesuffix(".dsc").split("_", 1)[1]
+        return [Package(package, version, name, int(size), digest) for name, size, digest in found]
+
     def download(self, packages: list[Package], into: Path, progress: Report) -> None:
         """Fetch exactly ``packages``; apt verifies their hashes.
 
         :raises Withdrawn: when the archive no longer has one of these versions.
         """
-        wanted = [f"{package.name}={package.version}" for package in packages]
+        wanted = [f"{package.name}={package.version}" for package in packages if not package.is_source]
         total = sum(package.size for package in packages)
 
         def tell() -> None:
             done = sum(path.stat().st_size for path in into.iterdir())
             progress(f"  {done / 1e6:.0f} of {total / 1e6:.0f} MB ({100 * done // max(total, 1)} %)")
 
-        self._run("download", *wanted, cwd=into, tell=tell)
+        if wanted:
+            self._run("download", *wanted, cwd=into, tell=tell)
+        for name in dict.fromkeys(package.name for package in packages if package.is_source):
+            self._run("source", "--download-only", name, cwd=into, tell=tell)
+        for package in packages:
+            # The archive gives its newest: a source cannot be asked for by the version in its file's name.
+            if package.is_source and not package.is_intact(into / package.filename):
+                raise Withdrawn(f"{package.filename} is no longer in the archive of {self._release}")
 
     def _run(
         self, command: str, *arguments: str, cwd: Path | None = None, tell: Callable[[], None] | None = None

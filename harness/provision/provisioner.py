@@ -20,12 +20,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness.errors import SetupError
+from harness.errors import SetupError, UsageError
 from harness.guest.image import GuestImage
-from harness.provision import initramfs, keys, qcow2, recipes, vmlinux
+from harness.provision import build_root, faults, initramfs, keys, qcow2, recipes, vmlinux
 from harness.provision.apt import Apt, Package, Report, Withdrawn, require_tools, unpack
+from harness.provision.builds import Build
 from harness.provision.cache import Cache
-from harness.provision.recipes import GuestRecipe, QemuRecipe, Recipe
+from harness.provision.faults import Catalogue
+from harness.provision.recipes import BuildRecipe, GuestRecipe, QemuRecipe, Recipe
 from harness.provision.recipes import recipes_folder as find_recipes
 from harness.provision.space import told_in_one_line
 from harness.qemu.binary import PROGRAM, QemuInstall
@@ -64,6 +66,10 @@ class Provisioner:
         """The names of the guest images that there are recipes for."""
         return recipes.names(self._folder / "guests")
 
+    def is_provisioned(self, name: str) -> bool:
+        """Whether ``name`` is one of :meth:`qemu_names`, or one of them with a fault (``NAME+FAULT``)."""
+        return name.partition("+")[0] in self.qemu_names()
+
     def qemu_names(self) -> list[str]:
         """The names of the QEMU releases that there are recipes for."""
         return recipes.names(self._folder / "qemu")
@@ -97,23 +103,65 @@ class Provisioner:
         )
 
     def qemu_release(self, name: str | None = None) -> QemuInstall:
-        """The QEMU release called ``name`` (the default recipe's without one); unpacked when it is missing.
+        """The QEMU release called ``name`` (the default recipe's without one); made when it is missing.
+
+        ``FLAVOUR+FAULT``, such as ``7.2-src+tag-kept``, is a QEMU built with that fault of the catalogue.
 
         :raises UsageError: for an unknown name or a bad recipe. :raises SetupError: when it cannot be made.
         """
         folder = self._folder / "qemu"
         name = name or recipes.default_name(folder, QemuRecipe)
+        flavour, with_fault, fault = name.partition("+")
+        if with_fault:
+            return self._faulty(self.build(flavour), fault)
         recipe = recipes.load(folder, name, QemuRecipe)
+        if recipe.configure:
+            return self._built(self.build(name))
 
         def fill(into: Path, packages: dict[str, Path]) -> None:
             root = packages["packages"].rename(into / "root")
-            for ballast in _BALLAST:
-                shutil.rmtree(root / ballast, ignore_errors=True)
+            _remove_ballast(root)
             if not (root / _QEMU).is_file():
                 raise SetupError(f"the packages of QEMU {name} contain no /{_QEMU}")
 
         entry, key = self._provide("qemu", name, recipe, [], fill)
         return _install(name, entry / "root", key)
+
+    def build(self, name: str) -> Build:
+        """The build tree of the QEMU flavour called ``name``, such as ``7.2-src``; its tools are unpacked.
+
+        :raises UsageError: when there is no such recipe, or it is not built. :raises SetupError: see above.
+        """
+        flavour = recipes.load(self._folder / "qemu", name, QemuRecipe)
+        if not flavour.configure:
+            raise UsageError(f"QEMU {name} is not built from source: its recipe has no 'configure'")
+        recipe = recipes.load(self._folder / "builds", flavour.release, BuildRecipe)
+
+        def fill(into: Path, packages: dict[str, Path]) -> None:
+            packages["packages"].rename(into / "root")
+            packages["source"].rename(into / "sources")
+            _remove_ballast(into / "root")
+            build_root.complete(into / "root")
+
+        entry, key = self._provide("tools", flavour.release, recipe, [], fill)
+        content = _hash([key, flavour.configure])
+        return Build(self.cache, name, content, entry, flavour.configure, self._report)
+
+    def _built(self, build: Build) -> QemuInstall:
+        entry = self.cache.entry("qemu", f"{build.name}-{build.key}", build.make, self._report)
+        return _install(build.name, build.root, build.key, binary=entry / PROGRAM)
+
+    def _faulty(self, build: Build, name: str) -> QemuInstall:
+        catalogue = Catalogue(self._folder / "faults")
+        fault = catalogue.load(name)
+
+        def fill(into: Path) -> None:
+            self._report(f"building QEMU {build.name} with the fault {name} …")
+            faults.build(build, name, fault, catalogue.macros(), into)
+
+        key = _hash([build.key, fault.key])
+        entry = self.cache.entry("faults", f"{build.name}+{name}-{key}", fill, self._report)
+        return _install(f"{build.name}+{name}", build.root, key, binary=entry / PROGRAM)
 
     def _keys(self) -> keys.Keys:
         folder = self.cache.root / "keys"
@@ -138,7 +186,8 @@ class Provisioner:
             @cache
             def apt() -> Apt:
                 scratch = stack.enter_context(self.cache.scratch())
-                return Apt(scratch / "apt", recipe.release, self._report)
+                built = isinstance(recipe, BuildRecipe)
+                return Apt(scratch / "apt", recipe.release, self._report, sources_too=built)
 
             def provide(packages: Packages) -> tuple[Path, str]:
                 versions = {what: [(p.name, p.version) for p in found] for what, found in packages.items()}
@@ -171,6 +220,8 @@ class Provisioner:
             if known is not None:
                 return known
             found = {what: apt().resolve(*names) for what, names in wanted.items()}
+            if isinstance(recipe, BuildRecipe):
+                found["source"] = apt().resolve_source(recipe.source)
             if "kernel" in found:
                 found["kernel"] = _kernel_alone(found["kernel"], wanted["kernel"])
             _write(path, json.dumps({what: [vars(p) for p in of] for what, of in found.items()}))
@@ -193,7 +244,7 @@ class Provisioner:
             for package in missing:
                 (arriving / package.filename).replace(debs / package.filename)
         for what, found in packages.items():
-            unpack([debs / package.filename for package in found], scratch / what, self._report)
+            _lay_out([debs / package.filename for package in found], scratch / what, self._report)
         return {what: scratch / what for what in packages}
 
 
@@ -211,6 +262,16 @@ def _make_guest(
     )
     (into / "initramfs.gz").write_bytes(image)
     qcow2.create(into / "disk.qcow2", _DISK_MIB)
+
+
+def _lay_out(files: list[Path], folder: Path, report: Report) -> None:
+    """Unpack packages into a folder; the files of a source package are put into it as they are."""
+    if all(file.suffix == ".deb" for file in files):
+        unpack(files, folder, report)
+        return
+    folder.mkdir()
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
 
 
 def _kernel_alone(found: list[Package], asked: list[str]) -> list[Package]:
@@ -239,11 +300,19 @@ def _write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _install(name: str, root: Path, key: str) -> QemuInstall:
-    """How to start the QEMU that is unpacked in ``root``: with its own loader, libraries and firmware."""
+def _remove_ballast(root: Path) -> None:
+    for ballast in _BALLAST:
+        shutil.rmtree(root / ballast, ignore_errors=True)
+
+
+def _install(name: str, root: Path, key: str, binary: Path | None = None) -> QemuInstall:
+    """How to start the QEMU that is unpacked in ``root``: with its own loader, libraries and firmware.
+
+    :param binary: a QEMU that was built against what is in ``root``.
+    """
     loader = initramfs.loader(root)
     libraries = tuple(root / folder for folder in _LIBRARY_FOLDERS)
-    binary = root / _QEMU
+    binary = binary or root / _QEMU
     firmware = [word for share in ("qemu", "seabios") for word in ("-L", str(root / "usr/share" / share))]
     return QemuInstall(
         name=name,

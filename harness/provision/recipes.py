@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.errors import UsageError
 
@@ -31,7 +31,28 @@ class Recipe(BaseModel):
 
 
 class QemuRecipe(Recipe):
-    """A QEMU release, unpacked from Debian's packages."""
+    """A QEMU release: unpacked from Debian's ``packages``, or built from the release's source package.
+
+    With ``configure`` it is built, with these options, as the release's :class:`BuildRecipe` says.
+    """
+
+    packages: list[str] = []
+    configure: list[str] = []
+
+    @model_validator(mode="after")
+    def _has_one_origin(self) -> QemuRecipe:
+        if bool(self.packages) == bool(self.configure):
+            raise ValueError("a QEMU recipe has either packages or configure")
+        return self
+
+
+class BuildRecipe(Recipe):
+    """What a release's QEMU is built with.
+
+    ``packages`` are compiler, libraries and firmware; ``source`` is the source package.
+    """
+
+    source: str = Field(min_length=1)
 
 
 class GuestRecipe(Recipe):
@@ -87,7 +108,7 @@ def default_name(folder: Path, kind: type[R]) -> str:
     return marked[0]
 
 
-def load(folder: Path, name: str, kind: type[R]) -> R:
+def load(folder: Path, name: str, kind: type[M]) -> M:
     """Read one recipe.
 
     :raises UsageError: with file and line, when it is unknown, unreadable, or says what no recipe says.
@@ -114,7 +135,7 @@ def read(path: Path, kind: type[M]) -> M:
     except ValidationError as exc:
         first = exc.errors()[0]
         # In a list of tables the last name of the path is the key; a table's number is not a line.
-        key = [str(part) for part in first["loc"] if isinstance(part, str)][-1]
+        key = ([str(part) for part in first["loc"] if isinstance(part, str)] or ["packages"])[-1]
         line_number = _line_of(key, text)
         if first["type"] == "extra_forbidden":
             allowed = ", ".join(kind.model_fields)

@@ -21,9 +21,10 @@ _OURS = {"types", "uris", "suites", "components", "architectures", "arch", "lang
 _OURS |= {"targets", "target", "pdiffs", "enabled"}
 
 
-def sources(release: str) -> str:
+def sources(release: str, *, types: str = "deb") -> str:
     """A deb822 sources file for ``release`` (component main), its updates and its security archive.
 
+    :param types: ``deb``, and ``deb-src`` where source packages are wanted.
     :raises SetupError: when apt is configured for no Debian archive.
     """
     stanzas = []
@@ -36,7 +37,7 @@ def sources(release: str) -> str:
             continue
         options = "".join(f"{name}: {value}\n" for name, value in _options(Path(entry), uri).items())
         stanzas.append(
-            f"Types: deb\nURIs: {uri}\nSuites: {ours}\nComponents: main\nArchitectures: amd64\n{options}"
+            f"Types: {types}\nURIs: {uri}\nSuites: {ours}\nComponents: main\nArchitectures: amd64\n{options}"
         )
     if not stanzas:
         raise SetupError(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1]
-KERNEL = ("errors", "deadline", "background", "history", "artifacts", "reaper")
+KERNEL = ("errors", "deadline", "background", "history", "artifacts", "reaper", "guarantees")
 LOWER = ("channel", "qemu", "guest", "provision", "actions", "holds", "checkers", "matrix", "ledger")
 #: What each part may import of the harness; its own part is always allowed.
 ALLOWED: dict[str, tuple[str, ...]] = {
@@ -25,7 +25,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "matrix": (*KERNEL, "channel", "qemu", "guest", "provision", "ledger"),
     "plugin": (*KERNEL, *LOWER),
     "bench": (*KERNEL, *LOWER),
-    "cli": (*KERNEL, *LOWER, "bench"),
+    "detection": (*KERNEL, *LOWER),
+    "cli": (*KERNEL, *LOWER, "bench", "detection"),
 }
 #: Packages that one part alone imports.
 HOMES = {"pytest": "plugin", "_pytest": "plugin", "click": "cli", "paramiko": "channel", "pexpect": "channel"}

@@ -1,0 +1,119 @@
+"""A Debian release's compiler and libraries, unpacked into a folder and worked in as its root, without root.
+
+So a QEMU of any release is compiled by that release's own compiler against its own libraries, whatever the
+host is. Nothing is installed: maintainer scripts do not run, and :func:`complete` makes the few links that
+they would have made.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from harness.deadline import wait_until
+from harness.errors import SetupError, WaitTimeout
+from harness.provision.apt import Report
+
+#: What ``update-alternatives`` would have linked.
+_ALTERNATIVES = {"usr/bin/awk": "gawk", "usr/bin/cc": "gcc"}
+_WORK = "work"
+_POLL_S = 0.2
+_REPORT_EVERY_S = 10.0
+#: Run in the namespaces: the devices and processes of the host, the folder that is worked in, and in.
+_ENTER = """
+set -e
+root=$1 work=$2; shift 2
+mount --rbind /dev "$root/dev"
+mount --rbind /proc "$root/proc"
+mount --bind "$work" "$root/work"
+exec chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 HOME=/tmp "$@"
+"""
+
+
+def complete(root: Path) -> None:
+    """Make a folder of unpacked packages fit to be worked in."""
+    for name, target in _ALTERNATIVES.items():
+        if not (root / name).exists():
+            (root / name).symlink_to(target)
+    for name in (_WORK, "dev", "proc", "tmp"):
+        (root / name).mkdir(exist_ok=True)
+    # pip, with which QEMU's configure makes itself a venv, loads this file even when it fetches nothing.
+    certificates = sorted((root / "usr/share/ca-certificates").rglob("*.crt"))
+    bundle = root / "etc/ssl/certs/ca-certificates.crt"
+    bundle.parent.mkdir(parents=True, exist_ok=True)
+    bundle.write_bytes(b"".join(path.read_bytes() for path in certificates))
+
+
+class BuildRoot:
+    """The unpacked release at ``root``; commands see the folder ``work`` as ``/work``."""
+
+    def __init__(self, root: Path, work: Path, report: Report) -> None:
+        self._root, self._work, self._report = root, work, report
+
+    def run(self, script: str, *, what: str, timeout_s: float = 3600) -> str:
+        """Run a shell script in ``/work`` and return what it printed, which is kept in ``work/WHAT.log``.
+
+        Mounts and the root are those of namespaces of its own (``man 1 unshare``), and end with it.
+
+        :param timeout_s: seconds.
+        :raises SetupError: when it fails, with its last lines, or is not done in time; when the host has no
+            user namespaces.
+        """
+        if shutil.which("unshare") is None:
+            raise SetupError("unshare is not on PATH: a QEMU is built in namespaces; install util-linux")
+        log = self._work / f"{what}.log"
+        argv = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", _ENTER, "sh"]
+        inside = f"cd /{_WORK} && {script}"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [*argv, str(self._root), str(self._work), "sh", "-c", inside],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                self._await(process, log, what, timeout_s)
+            finally:
+                _end(process)
+        output = log.read_text(errors="replace")
+        if process.returncode != 0:
+            raise _failure(what, log, output)
+        return output
+
+    def _await(self, process: subprocess.Popen[bytes], log: Path, what: str, timeout_s: float) -> None:
+        turns = 0
+
+        def ended() -> bool:
+            nonlocal turns
+            turns += 1
+            if turns % int(_REPORT_EVERY_S / _POLL_S) == 0:
+                last = log.read_text(errors="replace").splitlines()[-1:]
+                self._report(f"  {what}: {''.join(last)[:90]}")
+            return process.poll() is not None
+
+        try:
+            wait_until(ended, what=what, timeout_s=timeout_s, interval_s=_POLL_S)
+        except WaitTimeout as exc:
+            raise SetupError(f"{what} was not done after {timeout_s} s; its output is in {log}") from exc
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a command that was given up, and everything that it started."""
+    if process.poll() is None:
+        os.killpg(process.pid, 9)
+        process.wait()
+
+
+def _failure(what: str, log: Path, output: str) -> SetupError:
+    lines = output.strip().splitlines()
+    if lines and lines[0].startswith("unshare:"):
+        return SetupError(
+            f"this host lets nobody have user namespaces, in which a QEMU is built ({lines[0]}); "
+            "see user.max_user_namespaces and kernel.unprivileged_userns_clone in sysctl"
+        )
+    causes = [line for line in lines if "error:" in line.lower() or line.startswith("FAILED")]
+    said = (causes or lines or ["nothing"])[-1 if not causes else 0]
+    return SetupError(f"{what} failed: {said} (all of it: {log})", details="\n".join(lines[-15:]))

@@ -1,0 +1,88 @@
+"""QEMU built from a Debian release's source package: a tree that is configured once, and rebuilt in seconds.
+
+The tree lies in the cache's ``builds/`` and is worked in under a lock. What is built is copied out of it, so
+that a QEMU that runs does not change when the tree is built again.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from harness.provision.apt import Report
+from harness.provision.build_root import BuildRoot
+from harness.provision.cache import Cache
+from harness.provision.space import told_in_one_line
+from harness.qemu.binary import PROGRAM
+
+#: Written when a tree is configured: one without it was given up half-way.
+_READY = "ready"
+_UNPACK = "rm -rf source build && dpkg-source --no-check -x sources/*.dsc source && mkdir build"
+_CONFIGURE = "cd build && ../source/configure --target-list=x86_64-softmmu --disable-werror {}"
+_BUILD = f"cd build && ninja {PROGRAM}"
+
+
+class Build:
+    """The tree of one flavour.
+
+    :param name: the flavour's, such as ``7.2-src``.
+    :param tools: an unpacked release (``root``) and QEMU's source package in it (``sources``).
+    :param configure: QEMU's ``configure`` options.
+    """
+
+    def __init__(
+        self, cache: Cache, name: str, key: str, tools: Path, configure: list[str], report: Report
+    ) -> None:
+        self._cache, self.name, self.key, self._tools = cache, name, key, tools
+        self._configure, self._report = configure, report
+        self._folder = cache.root / "builds" / f"{name}-{key}"
+        self._root = BuildRoot(tools / "root", self._folder, report)
+
+    @property
+    def root(self) -> Path:
+        """The release's libraries and firmware, which what is built here runs with."""
+        return self._tools / "root"
+
+    @property
+    def source(self) -> Path:
+        """QEMU's source, as Debian patched it."""
+        return self._folder / "source"
+
+    def make(self, into: Path) -> None:
+        """Build QEMU as it is, and copy the binary into the folder ``into``.
+
+        :raises SetupError: with the compiler's words.
+        """
+        with self.tree():
+            self.compile(into)
+
+    @contextmanager
+    def tree(self) -> Iterator[Path]:
+        """Have the configured tree for oneself; gives the folder with its source."""
+        with self._cache.lock(f"build-{self.name}-{self.key}", self._report), told_in_one_line(self._folder):
+            if not (self._folder / _READY).exists():
+                self._prepare()
+            yield self.source
+
+    def compile(self, into: Path) -> None:
+        """Inside :meth:`tree`: bring the binary up to date, and copy it."""
+        self._root.run(_BUILD, what="ninja")
+        shutil.copyfile(self._folder / "build" / PROGRAM, into / PROGRAM)
+        (into / PROGRAM).chmod(0o755)
+
+    def run(self, script: str, *, what: str) -> str:
+        """Inside :meth:`tree`: run a shell script in the build root, in the tree's folder."""
+        return self._root.run(script, what=what)
+
+    def _prepare(self) -> None:
+        self._report(f"unpacking and configuring the source of QEMU {self.name} …")
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        shutil.copytree(self._tools / "sources", self._folder / "sources")
+        self._root.run(_UNPACK, what="dpkg-source")
+        self._root.run(_CONFIGURE.format(shlex.join(self._configure)), what="configure")
+        self._report(f"building QEMU {self.name}: three minutes on two cores …")
+        (self._folder / _READY).touch()
