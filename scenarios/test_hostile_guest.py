@@ -16,20 +16,12 @@ from harness.actions.migration import Migration, expect_blocked_by
 from harness.actions.run_state import RunState
 from harness.background import Background
 from harness.deadline import hold_for
-from harness.guest import transfer
+from harness.guest import p9, transfer
 from harness.guest.guest import Guest
 from harness.guest.job import Job
 from harness.guest.mount import Mount, TagState
-from harness.guest.raw9p import (
-    NineError,
-    RawDriver,
-    RawGuest,
-    T,
-    attach_body,
-    flush_body,
-    read_body,
-    walk_body,
-)
+from harness.guest.p9 import T
+from harness.guest.raw9p import NineError, RawDriver, RawGuest
 from harness.holds.hold import Hold
 from harness.qemu.spec import Share
 
@@ -246,9 +238,9 @@ def test_a_flush_waits_for_the_request_it_flushes(raw_guest: RawGuest, share: Sh
     """Rflush says that the old tag is free: it must not come while the old request may still be answered."""
     driver = opened(raw_guest, share)
     with hold.requests(share) as held:
-        read = driver.send(T.READ, read_body(2, 0, 100))
+        read = driver.send(T.READ, p9.read(2, 0, 100))
         held.wait_caught()
-        flush = driver.send(T.FLUSH, flush_body(read.tag))
+        flush = driver.send(T.FLUSH, p9.flush(read.tag))
         answered = driver.answered()
         hold_for(0.5, lambda: driver.expect_answered(answered))
         held.in_flight()
@@ -264,7 +256,7 @@ def test_a_reset_waits_for_a_request_in_flight(
     """The reset drains: while the call is held it is not done, and afterwards the device is as new."""
     driver = opened(raw_guest, share)
     with hold.requests(share) as held:
-        driver.send(T.READ, read_body(2, 0, 100))
+        driver.send(T.READ, p9.read(2, 0, 100))
         held.wait_caught()
         reset = Background(driver.reset if end == "device_reset" else raw_guest.system_reset)
         hold_for(1.0, held.waiting)
@@ -277,17 +269,36 @@ def test_a_reset_waits_for_a_request_in_flight(
     assert not done_while_held, "the reset was done with a request in flight"
 
 
+@pytest.mark.pin_machine("pc")
+def test_a_name_that_leads_out_of_the_export(raw_guest: RawGuest, share: Share) -> None:
+    """A name is one file's; what is beside the export is neither found nor made."""
+    outside = share.path.parent / "outside"
+    outside.mkdir()
+    (outside / "secret").write_text("secret")
+    driver = opened(raw_guest, share)
+    for name in ("../outside/secret", "/", "../outside", ""):
+        with pytest.raises(NineError):
+            driver.walk(1, 9, name)
+    for body in (p9.mkdir(1, "../outside/made"), p9.mkdir(1, "..")):
+        with pytest.raises(NineError):
+            driver.call(T.MKDIR, body)
+    driver.walk(1, 9, "..")  # The export's root has no other parent than itself.
+    with pytest.raises(NineError):
+        driver.walk(9, 10, "outside")
+    assert [path.name for path in outside.iterdir()] == ["secret"]
+
+
 MALFORMED: dict[str, Callable[[RawDriver], object]] = {
     "size_zero": lambda d: d.send(T.CLUNK, b"\0\0\0\0", size=0),
     "size_beyond_the_buffer": lambda d: d.send(T.CLUNK, b"\0\0\0\0", size=1 << 31),
     "no_body": lambda d: d.send(T.READ),
     "unknown_type": lambda d: d.send(250, b"junk"),
-    "unknown_fid": lambda d: d.send(T.READ, read_body(4711, 0, 10)),
-    "huge_read": lambda d: d.send(T.READ, read_body(2, 0, 0xFFFFFFFF)),
-    "walk_of_dots": lambda d: d.send(T.WALK, walk_body(1, 8, "..", "..", "..", "etc")),
-    "name_with_slash": lambda d: d.send(T.WALK, walk_body(1, 8, "../../etc")),
-    "attach_in_use": lambda d: d.send(T.ATTACH, attach_body(1)),
-    "flush_of_nothing": lambda d: d.send(T.FLUSH, flush_body(0x7FFF)),
+    "unknown_fid": lambda d: d.send(T.READ, p9.read(4711, 0, 10)),
+    "huge_read": lambda d: d.send(T.READ, p9.read(2, 0, 0xFFFFFFFF)),
+    "walk_of_dots": lambda d: d.send(T.WALK, p9.walk(1, 8, "..", "..", "..", "etc")),
+    "name_with_slash": lambda d: d.send(T.WALK, p9.walk(1, 8, "../../etc")),
+    "attach_in_use": lambda d: d.send(T.ATTACH, p9.attach(1)),
+    "flush_of_nothing": lambda d: d.send(T.FLUSH, p9.flush(0x7FFF)),
 }
 
 

@@ -13,8 +13,10 @@ from harness.actions.hotplug import Hotplug, unplug_without_guest
 from harness.actions.leak_hunt import LeakHunt
 from harness.actions.migration import expect_blocked_by, under_way
 from harness.errors import QemuError
+from harness.guest import p9
 from harness.guest.guest import Guest
-from harness.guest.raw9p import NineError, RawDriver, RawGuest, T, fsync_body, make_files
+from harness.guest.p9 import T
+from harness.guest.raw9p import NineError, RawDriver, RawGuest, make_files
 from harness.guest.variant import DEVICE_KINDS
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
@@ -113,7 +115,7 @@ def test_mount_and_umount_without_unplug(leak_hunt: LeakHunt, share: Share) -> N
 
 @pytest.mark.pin_machine("pc")
 def test_heavy_use(leak_hunt: LeakHunt, share: Share) -> None:
-    """Many requests of every kind, good and bad, before the device goes."""
+    """Requests of every kind, many of them, good and bad, before the device goes."""
     make_files(share.path, 16)
 
     def cycle(guest: RawGuest) -> None:
@@ -130,12 +132,58 @@ def test_heavy_use(leak_hunt: LeakHunt, share: Share) -> None:
         driver.create(2, "made")
         for number in range(16):
             driver.write(2, 4096 * number, b"x" * 4096)
-        driver.call(T.FSYNC, fsync_body(2))
+        for kind, body in EVERY_KIND:
+            driver.call(kind, body)
+        extended_attributes(driver)
+        with pytest.raises(NineError):
+            driver.attach(1)
         driver.flush(4711)
         driver.clunk_all()
         guest.eject(share)
 
     leak_hunt.repeat_raw(cycle)
+
+
+#: On fid 1, the export's root, and fid 2, a file that is open; each leaves the folder as it was.
+EVERY_KIND = (
+    (T.FSYNC, p9.fsync(2)),
+    (T.STATFS, p9.fid(1)),
+    (T.GETATTR, p9.getattr_(2)),
+    (T.SETATTR, p9.setattr_(2, 0o600)),
+    (T.LOCK, p9.lock(2)),
+    (T.GETLOCK, p9.getlock(2)),
+    (T.LINK, p9.link(1, 2, "linked")),
+    (T.RENAMEAT, p9.renameat(1, "linked", "renamed")),
+    (T.UNLINKAT, p9.unlinkat(1, "renamed")),
+    (T.SYMLINK, p9.symlink(1, "symbolic", "target")),
+    (T.WALK, p9.walk(1, 800, "symbolic")),
+    (T.READLINK, p9.fid(800)),
+    (T.CLUNK, p9.fid(800)),
+    (T.UNLINKAT, p9.unlinkat(1, "symbolic")),
+    (T.MKNOD, p9.mknod(1, "node")),
+    (T.UNLINKAT, p9.unlinkat(1, "node")),
+    (T.MKDIR, p9.mkdir(1, "folder")),
+    (T.WALK, p9.walk(1, 801, "folder")),
+    (T.LOPEN, p9.open_(801)),
+    (T.READDIR, p9.read(801, 0, 4096)),
+    (T.CLUNK, p9.fid(801)),
+    (T.UNLINKAT, p9.unlinkat(1, "folder", p9.REMOVEDIR)),
+)
+
+
+def extended_attributes(driver: RawDriver) -> None:
+    """One is set, read, listed and removed; a file system that has none says so, at the end of each."""
+    for value in (b"value", b""):
+        driver.call(T.WALK, p9.walk(1, 802, "file0"))
+        driver.call(T.XATTRCREATE, p9.xattrcreate(802, "user.harness", len(value)))
+        if value:
+            driver.write(802, 0, value)
+            with contextlib.suppress(NineError):
+                driver.xattrwalk(10, 803, "user.harness")
+            with contextlib.suppress(NineError):
+                driver.xattrwalk(10, 804)
+        with contextlib.suppress(NineError):
+            driver.call(T.CLUNK, p9.fid(802))
 
 
 @pytest.mark.pin_machine("pc")

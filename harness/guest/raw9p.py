@@ -1,4 +1,4 @@
-"""A 9p client without a kernel: a driver for the virtio device and the protocol's messages, over qtest.
+"""A 9p client without a kernel: a driver for the virtio device, over qtest (see also :mod:`.p9`).
 
 It can say what no kernel says, and its machine never runs a guest, so a whole life of a device takes
 milliseconds. Machine type ``pc`` only: there the device has virtio's legacy interface on an I/O port.
@@ -10,22 +10,20 @@ Sources: virtio 1.2, 4.1.4.8 and 2.7 (legacy interfaces); kernel ``include/net/9
 from __future__ import annotations
 
 import errno
-import os
 import struct
 from dataclasses import dataclass, replace
-from enum import IntEnum
 from pathlib import Path
 
 from harness.channel.qtest import Qtest
 from harness.errors import GuestError, UsageError, Violation
+from harness.guest import p9
 from harness.guest.lab import Lab
+from harness.guest.p9 import T
 from harness.qemu.acpi import eject_writes
 from harness.qemu.deletion import Deletion
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
 
-NOFID = 0xFFFFFFFF
-VERSION = "9P2000.L"
 MSIZE = 8192
 _CONFIG_ADDRESS, _CONFIG_DATA = 0xCF8, 0xCFC
 _IO_BASE, _IO_SIZE = 0xC000, 0x40
@@ -36,25 +34,6 @@ _GUEST_FEATURES, _QUEUE_PFN, _QUEUE_SIZE, _QUEUE_SELECT, _QUEUE_NOTIFY, _STATUS 
 _DRIVER_OK = 7
 _DESC_NEXT, _DESC_WRITE = 1, 2
 _REPLY_TIMEOUT_S = 30.0
-
-
-class T(IntEnum):
-    """The types of the requests; each answer's is one more."""
-
-    RLERROR = 7
-    LOPEN = 12
-    LCREATE = 14
-    GETATTR = 24
-    XATTRWALK = 30
-    READDIR = 40
-    FSYNC = 50
-    VERSION = 100
-    ATTACH = 104
-    FLUSH = 108
-    WALK = 110
-    READ = 116
-    WRITE = 118
-    CLUNK = 120
 
 
 class NineError(GuestError):
@@ -234,49 +213,48 @@ class RawDriver:
 
     def version(self) -> None:
         """Tversion: begins a session, and ends the one before."""
-        self.call(T.VERSION, struct.pack("<I", MSIZE) + _string(VERSION))
+        self.call(T.VERSION, p9.version(MSIZE))
         self.fids.clear()
 
     def attach(self, fid: int) -> None:
         """Tattach of the whole export, as root."""
-        self.call(T.ATTACH, attach_body(fid))
+        self.call(T.ATTACH, p9.attach(fid))
         self.fids.add(fid)
 
     def walk(self, fid: int, new: int, *names: str) -> None:
         """Twalk."""
-        self.call(T.WALK, walk_body(fid, new, *names))
+        self.call(T.WALK, p9.walk(fid, new, *names))
         self.fids.add(new)
 
     def create(self, fid: int, name: str) -> None:
         """Tlcreate: ``fid``, a folder, becomes the new open file."""
-        flags_mode_gid = struct.pack("<III", os.O_RDWR, 0o644, 0)
-        self.call(T.LCREATE, struct.pack("<I", fid) + _string(name) + flags_mode_gid)
+        self.call(T.LCREATE, p9.create(fid, name))
 
     def open(self, fid: int) -> None:
         """Tlopen, for reading."""
-        self.call(T.LOPEN, struct.pack("<II", fid, os.O_RDONLY))
+        self.call(T.LOPEN, p9.open_(fid))
 
     def write(self, fid: int, offset: int, data: bytes) -> int:
         """Twrite; returns how many bytes were written."""
-        answer = self.call(T.WRITE, struct.pack("<IQI", fid, offset, len(data)) + data)
+        answer = self.call(T.WRITE, p9.write(fid, offset, data))
         return int(struct.unpack("<I", answer)[0])
 
     def read(self, fid: int, offset: int, count: int) -> bytes:
         """Tread."""
-        return self.call(T.READ, read_body(fid, offset, count))[4:]
+        return self.call(T.READ, p9.read(fid, offset, count))[4:]
 
     def readdir(self, fid: int, *, count: int = 4096) -> bytes:
         """Treaddir from the beginning."""
-        return self.call(T.READDIR, read_body(fid, 0, count))[4:]
+        return self.call(T.READDIR, p9.read(fid, 0, count))[4:]
 
     def xattrwalk(self, fid: int, new: int, name: str = "") -> None:
         """Txattrwalk: ``new`` stands for an extended attribute, or for the list of all."""
-        self.call(T.XATTRWALK, struct.pack("<II", fid, new) + _string(name))
+        self.call(T.XATTRWALK, p9.xattrwalk(fid, new, name))
         self.fids.add(new)
 
     def clunk(self, fid: int) -> None:
         """Tclunk."""
-        self.call(T.CLUNK, struct.pack("<I", fid))
+        self.call(T.CLUNK, p9.fid(fid))
         self.fids.discard(fid)
 
     def clunk_all(self) -> None:
@@ -286,32 +264,7 @@ class RawDriver:
 
     def flush(self, old_tag: int, *, tag: int | None = None) -> None:
         """Tflush of the request with ``old_tag``."""
-        self.wait_answer(self.send(T.FLUSH, flush_body(old_tag), tag=tag))
-
-
-def walk_body(fid: int, new: int, *names: str) -> bytes:
-    """The body of a Twalk."""
-    return struct.pack("<IIH", fid, new, len(names)) + b"".join(map(_string, names))
-
-
-def flush_body(old_tag: int) -> bytes:
-    """The body of a Tflush."""
-    return struct.pack("<H", old_tag)
-
-
-def attach_body(fid: int) -> bytes:
-    """The body of a Tattach."""
-    return struct.pack("<II", fid, NOFID) + _string("root") + _string("") + struct.pack("<I", 0)
-
-
-def read_body(fid: int, offset: int, count: int) -> bytes:
-    """The body of a Tread."""
-    return struct.pack("<IQI", fid, offset, count)
-
-
-def fsync_body(fid: int) -> bytes:
-    """The body of a Tfsync."""
-    return struct.pack("<II", fid, 0)
+        self.wait_answer(self.send(T.FLUSH, p9.flush(old_tag), tag=tag))
 
 
 def make_files(folder: Path, count: int) -> list[str]:
@@ -320,11 +273,6 @@ def make_files(folder: Path, count: int) -> list[str]:
     for name in names:
         (folder / name).write_text(name)
     return names
-
-
-def _string(text: str) -> bytes:
-    encoded = text.encode()
-    return struct.pack("<H", len(encoded)) + encoded
 
 
 def _name(kind: int) -> str:

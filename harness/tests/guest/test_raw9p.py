@@ -10,8 +10,10 @@ import pytest
 
 from harness.channel.qtest import Qtest
 from harness.errors import GuestError, UsageError, Violation, WaitTimeout
+from harness.guest import p9
 from harness.guest.lab import Lab
-from harness.guest.raw9p import NOFID, NineError, RawDriver, RawGuest, T, attach_body, make_files, walk_body
+from harness.guest.p9 import NOFID, T
+from harness.guest.raw9p import NineError, RawDriver, RawGuest, make_files
 from harness.qemu.spec import MACHINE_TYPES
 from harness.tests.channel.fake_qtest import Answer, FakeQtest, echo
 from harness.tests.fakes import World
@@ -132,8 +134,8 @@ def test_another_machine_type_is_refused() -> None:
 
 
 def test_bodies() -> None:
-    assert walk_body(1, 2, "a", "bc") == b"\1\0\0\0\2\0\0\0\2\0\1\0a\2\0bc"
-    assert attach_body(3) == b"\3\0\0\0" + struct.pack("<I", NOFID) + b"\4\0root\0\0" + bytes(4)
+    assert p9.walk(1, 2, "a", "bc") == b"\1\0\0\0\2\0\0\0\2\0\1\0a\2\0bc"
+    assert p9.attach(3) == b"\3\0\0\0" + struct.pack("<I", NOFID) + b"\4\0root\0\0" + bytes(4)
 
 
 def test_files_on_the_host(tmp_path: Path) -> None:

@@ -1,0 +1,155 @@
+"""Building QEMU, without a compiler: ``unshare`` is a script that stays outside and plays the build root."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from harness.errors import SetupError, UsageError
+from harness.provision import Cache, build_root, faults
+from harness.provision.build_root import BuildRoot
+from harness.provision.builds import Build
+from harness.provision.faults import Catalogue, Fault
+from harness.qemu.binary import PROGRAM
+
+#: Takes ROOT WORK sh -c SCRIPT from the end of the command line; the tools are the functions below.
+FAKE = f"""#!/bin/bash
+while [ "$1" != sh ]; do shift; done
+work=$6
+dpkg-source() {{ mkdir -p source/hw source/scripts; echo "int tag = 1;" > source/hw/9p.c;
+    echo "//" > source/scripts/cocci-macro-file.h; echo x >> "$work/unpacked"; }}
+ninja() {{ [ -e "$work/broken" ] && {{ echo "9p.c:1: error: expected ';'"; return 1; }};
+    cat ../source/hw/9p.c > {PROGRAM}; }}
+spatch() {{ grep -q nothing fault.cocci || sed -i s/1/2/ "${{@: -1}}"; }}
+../source/configure() {{ echo "$@" > "$work/configured"; }}
+cd "$work"
+eval "${{9#cd /work && }}"
+"""
+FAULT = {
+    "guarantee": "no leak",
+    "title": "a title",
+    "caught_by": ["test_leak.py::test_heavy_use"],
+    "edit": [{"file": "hw/9p.c", "patch": "@@ @@\n-1\n+2\n"}],
+}
+
+
+@pytest.fixture
+def unshare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    tool = folder / "unshare"
+    tool.write_text(FAKE)
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return tool
+
+
+@pytest.fixture
+def tree(cache: Cache, tmp_path: Path, unshare: Path) -> Build:
+    (tmp_path / "tools/sources").mkdir(parents=True)
+    (tmp_path / "tools/sources/qemu.dsc").touch()
+    return Build(cache, "7.2-src", "key", tmp_path / "tools", ["--enable-virtfs"], lambda _: None)
+
+
+@pytest.fixture
+def into(tmp_path: Path) -> Path:
+    folder = tmp_path / "into"
+    folder.mkdir()
+    return folder
+
+
+def fault(**changed: object) -> Fault:
+    return Fault.model_validate({**FAULT, **changed})
+
+
+def test_a_tree_is_prepared_once(tree: Build, into: Path) -> None:
+    tree.make(into)
+    tree.make(into)
+    assert (into / PROGRAM).read_text() == "int tag = 1;\n"
+    assert os.access(into / PROGRAM, os.X_OK)
+    work = tree.source.parent
+    assert (work / "unpacked").read_text() == "x\n"
+    assert "--enable-virtfs" in (work / "configured").read_text()
+
+
+def test_a_tree_that_was_given_up_half_way_is_prepared_again(tree: Build, into: Path) -> None:
+    tree.source.mkdir(parents=True)
+    (tree.source / "half").touch()
+    tree.make(into)
+    assert not (tree.source / "half").exists()
+
+
+def test_a_compiler_s_error_is_the_message(tree: Build, into: Path) -> None:
+    with tree.tree():
+        (tree.source.parent / "broken").touch()
+    with pytest.raises(
+        SetupError, match=r"ninja failed: 9p.c:1: error: expected .* \(all of it: .*ninja.log"
+    ):
+        tree.make(into)
+    assert list(into.iterdir()) == []
+
+
+def test_a_fault_is_built_and_the_tree_left_as_it_was(tree: Build, into: Path) -> None:
+    faults.build(tree, "one", fault(), "", into)
+    assert (into / PROGRAM).read_text() == "int tag = 2;\n"
+    tree.make(into)
+    assert (into / PROGRAM).read_text() == "int tag = 1;\n"
+
+
+def test_an_edit_that_changes_nothing_is_an_error(tree: Build, into: Path) -> None:
+    twice = [*FAULT["edit"], {"file": "hw/9p.c", "patch": "nothing"}]
+    with pytest.raises(SetupError, match=r"fault one: its edit of hw/9p.c no longer applies to QEMU 7.2-src"):
+        faults.build(tree, "one", fault(edit=twice), "", into)
+    assert (tree.source / "hw/9p.c").read_text() == "int tag = 1;\n"
+
+
+def test_a_file_that_this_qemu_does_not_have(tree: Build, into: Path) -> None:
+    elsewhere = [{"file": "hw/new.c", "patch": "x"}]
+    with pytest.raises(SetupError, match=r"fault one: QEMU 7.2-src has no hw/new.c"):
+        faults.build(tree, "one", fault(edit=elsewhere), "", into)
+
+
+def test_a_host_without_user_namespaces(unshare: Path, tmp_path: Path) -> None:
+    unshare.write_text("#!/bin/sh\necho 'unshare: unshare failed: Operation not permitted'; exit 1\n")
+    with pytest.raises(SetupError, match="lets nobody have user namespaces") as caught:
+        BuildRoot(tmp_path, tmp_path, lambda _: None).run("true", what="ninja")
+    assert "Operation not permitted" in caught.value.message
+
+
+def test_a_host_without_unshare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SetupError, match="install util-linux"):
+        BuildRoot(tmp_path, tmp_path, lambda _: None).run("true", what="ninja")
+
+
+def test_a_build_that_does_not_end_is_ended(unshare: Path, tmp_path: Path) -> None:
+    unshare.write_text("#!/bin/sh\necho $$ > pid; sleep 600\n")
+    with pytest.raises(SetupError, match=r"ninja was not done after 0.5 s; its output is in .*ninja.log"):
+        BuildRoot(tmp_path, tmp_path, lambda _: None).run("true", what="ninja", timeout_s=0.5)
+
+
+def test_a_root_is_completed(tmp_path: Path) -> None:
+    (tmp_path / "usr/bin").mkdir(parents=True)
+    (tmp_path / "usr/bin/cc").touch()
+    (tmp_path / "usr/share/ca-certificates").mkdir(parents=True)
+    (tmp_path / "usr/share/ca-certificates/a.crt").write_text("certificate\n")
+    build_root.complete(tmp_path)
+    assert str((tmp_path / "usr/bin/awk").readlink()) == "gawk"
+    assert not (tmp_path / "usr/bin/cc").is_symlink()
+    assert (tmp_path / "etc/ssl/certs/ca-certificates.crt").read_text() == "certificate\n"
+
+
+def test_what_no_fault_says(tmp_path: Path) -> None:
+    text = 'guarantee = "no leaks"\ntitle = "t"\ncaught_by = ["a"]\n[[edit]]\nfile = "f"\npatch = "p"\n'
+    (tmp_path / "bad.toml").write_text(text)
+    with pytest.raises(UsageError, match=r"bad.toml:1: guarantee: .*no such guarantee; there are: no leak;"):
+        Catalogue(tmp_path).load("bad")
+    with pytest.raises(UsageError, match=r"no recipe .*worse.toml; known: bad"):
+        Catalogue(tmp_path).load("worse")
+
+
+def test_which_versions() -> None:
+    assert fault().applies_to("7.2.22")
+    assert not fault(qemu=">=10").applies_to("7.2.22")

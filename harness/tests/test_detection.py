@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from harness import detection
+from harness.detection import Failure, Finding, expression, read
+from harness.errors import SetupError
+from harness.guarantees import BY_FILE
+from harness.provision.faults import Catalogue, Fault
+
+JUNIT = """<?xml version="1.0"?><testsuites><testsuite>
+<testcase classname="scenarios.test_leak" name="test_a[pc]"/>
+<testcase classname="scenarios.test_leak" name="test_b[pc]">
+<failure message="leak: fds&#10;more">x</failure></testcase>
+<testcase classname="scenarios.test_crash" name="test_c[pc]"><error message="died">x</error></testcase>
+<testcase classname="scenarios.test_crash" name="test_d[pc]"><skipped message="no"/></testcase>
+</testsuite></testsuites>"""
+CATALOGUE = Catalogue()
+
+
+def test_a_report_is_read() -> None:
+    ran, failures = read(JUNIT)
+    assert ran == 3
+    assert failures == (
+        Failure("test_leak.py", "test_b[pc]", "leak: fds"),
+        Failure("test_crash.py", "test_c[pc]", "died"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "guarantee", "files", "verdict"),
+    [
+        ("f", "no leak", ["test_leak.py"], "caught"),
+        ("f", "no leak", ["test_crash.py", "test_leak.py"], "caught"),
+        ("f", "no leak", ["test_crash.py"], "caught by another guarantee"),
+        ("f", "no leak", [], "missed"),
+        ("", "", [], "silent"),
+        ("", "", ["test_leak.py"], "alarm"),
+    ],
+)
+def test_verdicts(fault: str, guarantee: str, files: list[str], verdict: str) -> None:
+    failures = tuple(Failure(file, "test", "why") for file in files)
+    assert Finding(fault, guarantee, 1, failures).verdict == verdict
+
+
+def test_pytest_s_expression() -> None:
+    assert expression(["a.py::test_x", "b.py::test_y[long_tag]"]) == "test_x or (test_y and long_tag)"
+
+
+def test_a_run_without_a_result_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detection, "scenarios_folder", lambda: tmp_path)
+    with pytest.raises(SetupError, match=r"against QEMU 7.2-src\+f gave no result \(pytest exited with 4\)"):
+        detection.look_for("f", CATALOGUE.load("tag-kept"), "7.2-src+f", tmp_path)
+
+
+def test_control_comes_first_and_each_fault_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def run(scenarios: list[str], machines: list[str], qemu: str, *_: object) -> tuple[int, tuple[()]]:
+        asked.append((qemu, len(scenarios)))
+        return 1, ()
+
+    monkeypatch.setattr(detection, "_run", run)
+    chosen = {name: CATALOGUE.load(name) for name in ("tag-kept", "vmsd-dropped")}
+    told: list[str] = []
+    found = list(detection.look_for_all(chosen, "7.2-src", tmp_path, at_once=1, report=told.append))
+    assert [one.fault for one in found] == ["", "tag-kept", "vmsd-dropped"]
+    assert [qemu for qemu, _ in asked] == ["7.2-src", "7.2-src+tag-kept", "7.2-src+vmsd-dropped"]
+    assert told == ["no fault: silent", "tag-kept: missed", "vmsd-dropped: missed"]
+
+
+@pytest.mark.parametrize("name", CATALOGUE.names())
+def test_every_fault_names_scenarios_that_exist(name: str) -> None:
+    for scenario in CATALOGUE.load(name).caught_by:
+        file, _, test = scenario.partition("::")
+        tree = ast.parse((detection.scenarios_folder() / file).read_text())
+        tests = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        assert test.partition("[")[0] in tests, f"{name}: there is no {scenario}"
+
+
+def test_the_catalogue_has_faults_of_every_guarantee() -> None:
+    """The seven guarantees of the series, not what has to hold beside them."""
+    broken = {CATALOGUE.load(name).guarantee for name in CATALOGUE.names()}
+    assert broken == set(list(BY_FILE.values())[:7])
+    assert len(CATALOGUE.names()) >= 30
+
+
+def test_no_two_faults_are_the_same() -> None:
+    loaded: list[Fault] = [CATALOGUE.load(name) for name in CATALOGUE.names()]
+    assert len({fault.key for fault in loaded}) == len(loaded)
