@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from harness.errors import SetupError, UsageError
 from harness.guarantees import BY_FILE
 from harness.provision.faults import Fault
 from harness.provision.recipes import recipes_folder
+from harness.reaper import RunFolder
 
 Report = Callable[[str], None]
 #: The verdicts on a fault; the first is what is wanted.
@@ -77,21 +79,21 @@ def scenarios_folder() -> Path:
     return folder
 
 
-def look_for(name: str, fault: Fault, qemu: str, artifacts: Path) -> Finding:
+def look_for(name: str, fault: Fault, qemu: str, artifacts: Path, run: RunFolder) -> Finding:
     """Run a fault's scenarios against the QEMU called ``qemu``, until one fails.
 
     :raises SetupError: when the run gives no result.
     """
-    ran, failures = _run(fault.caught_by, fault.machines, qemu, artifacts, ("--maxfail=1",))
+    ran, failures = _run(fault.caught_by, fault.machines, qemu, artifacts, run, ("--maxfail=1",))
     return Finding(name, fault.guarantee, ran, failures)
 
 
-def control(faults: Iterable[Fault], qemu: str, artifacts: Path) -> Finding:
+def control(faults: Iterable[Fault], qemu: str, artifacts: Path, run: RunFolder) -> Finding:
     """Run all scenarios of ``faults`` against a QEMU that has none of them."""
     chosen = list(faults)
     scenarios = list(dict.fromkeys(scenario for fault in chosen for scenario in fault.caught_by))
     machines = list(dict.fromkeys(machine for fault in chosen for machine in fault.machines))
-    ran, failures = _run(scenarios, machines, qemu, artifacts, ())
+    ran, failures = _run(scenarios, machines, qemu, artifacts, run, ())
     return Finding("", "", ran, failures)
 
 
@@ -107,10 +109,11 @@ def look_for_all(
 
     :param flavour: a QEMU that is built from source, such as ``7.2-src``.
     """
+    run = RunFolder()
     with ThreadPoolExecutor(at_once) as pool:
-        controlled = pool.submit(control, faults.values(), flavour, artifacts / "control")
+        controlled = pool.submit(control, faults.values(), flavour, artifacts / "control", run)
         jobs = [
-            pool.submit(look_for, name, fault, f"{flavour}+{name}", artifacts / name)
+            pool.submit(look_for, name, fault, f"{flavour}+{name}", artifacts / name, run)
             for name, fault in faults.items()
         ]
         try:
@@ -118,33 +121,43 @@ def look_for_all(
                 found = job.result()
                 report(f"{found.fault or 'no fault'}: {found.verdict}")
                 yield found
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        finally:
+            # Given up half-way: what still runs is ended, and so the pool has nothing to wait for.
+            pool.shutdown(wait=False, cancel_futures=True)
+            run.close()
 
 
 def _run(
-    scenarios: list[str], machines: list[str], qemu: str, artifacts: Path, options: tuple[str, ...]
+    scenarios: list[str],
+    machines: list[str],
+    qemu: str,
+    artifacts: Path,
+    run: RunFolder,
+    options: tuple[str, ...],
 ) -> tuple[int, tuple[Failure, ...]]:
     folder = scenarios_folder()
     files = dict.fromkeys(str(folder / scenario.partition("::")[0]) for scenario in scenarios)
-    with tempfile.TemporaryDirectory(prefix="harness-detection-") as scratch:
-        report = Path(scratch) / "junit.xml"
-        argv = [sys.executable, "-m", "pytest", *files, "-k", expression(scenarios), "--qemu", qemu]
-        argv += [word for machine in machines for word in ("--machine", machine)]
-        argv += ["-n", "0", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-        argv += ["--artifacts", str(artifacts), *options]
-        done = subprocess.run(
-            argv, cwd=folder.parent, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    report = Path(tempfile.mkdtemp(dir=run.path)) / "junit.xml"
+    argv = [sys.executable, "-m", "pytest", *files, "-k", expression(scenarios), "--qemu", qemu]
+    argv += [word for machine in machines for word in ("--machine", machine)]
+    argv += ["-n", "0", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    done = subprocess.run(
+        [*argv, "--artifacts", str(artifacts), *options],
+        cwd=folder.parent,
+        env={**os.environ, **run.environment()},
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    if done.returncode not in _RESULTS or not report.is_file():
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["nothing"]
+        raise SetupError(
+            f"the scenarios against QEMU {qemu} gave no result (pytest exited with {done.returncode}): "
+            f"{said[-1]}",
+            details="\n".join(said[-20:]),
         )
-        if done.returncode not in _RESULTS or not report.is_file():
-            said = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["nothing"]
-            raise SetupError(
-                f"the scenarios against QEMU {qemu} gave no result (pytest exited with {done.returncode}): "
-                f"{said[-1]}",
-                details="\n".join(said[-20:]),
-            )
-        return read(report.read_text())
+    return read(report.read_text())
 
 
 def expression(scenarios: list[str]) -> str:

@@ -59,6 +59,7 @@ def build_faults(flavour: str, names: tuple[str, ...], as_json: bool) -> None:
 @faults.command("run", epilog="Example: harness faults run --qemu 10.0 --page faults.html")
 @_flavour
 @_named
+@click.option("--sample", is_flag=True, help="Only one fault of each guarantee.")
 @click.option("-n", "at_once", type=click.IntRange(1), help="Faults at the same time; one a core by default.")
 @click.option(
     "--artifacts", type=click.Path(path_type=Path), default=Path("artifacts/faults"), show_default=True
@@ -68,6 +69,7 @@ def build_faults(flavour: str, names: tuple[str, ...], as_json: bool) -> None:
 def run_faults(
     flavour: str,
     names: tuple[str, ...],
+    sample: bool,
     at_once: int | None,
     artifacts: Path,
     page: Path | None,
@@ -79,7 +81,7 @@ def run_faults(
     there is an alarm without a fault.
     """
     source = _source(flavour)
-    chosen = _chosen(source, names)
+    chosen = {name: fault for name, fault in _chosen(source, names).items() if fault.sample or not sample}
     _build(source, tuple(chosen))
     found = list(
         detection.look_for_all(

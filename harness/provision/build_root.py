@@ -7,7 +7,6 @@ they would have made.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -19,6 +18,9 @@ from harness.provision.apt import Report
 #: What ``update-alternatives`` would have linked.
 _ALTERNATIVES = {"usr/bin/awk": "gawk", "usr/bin/cc": "gcc"}
 _WORK = "work"
+#: When this process ends in whatever way, so does ``unshare``, and with it (``--kill-child``) all inside.
+_ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+_NAMESPACES = ("unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child")
 _POLL_S = 0.2
 _REPORT_EVERY_S = 10.0
 #: Run in the namespaces: the devices and processes of the host, the folder that is worked in, and in.
@@ -61,10 +63,11 @@ class BuildRoot:
         :raises SetupError: when it fails, with its last lines, or is not done in time; when the host has no
             user namespaces.
         """
-        if shutil.which("unshare") is None:
-            raise SetupError("unshare is not on PATH: a QEMU is built in namespaces; install util-linux")
+        for tool in (_ENDS_WITH_US[0], _NAMESPACES[0]):
+            if shutil.which(tool) is None:
+                raise SetupError(f"{tool} is not on PATH: a QEMU is built in namespaces; install util-linux")
         log = self._work / f"{what}.log"
-        argv = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", _ENTER, "sh"]
+        argv = [*_ENDS_WITH_US, *_NAMESPACES, "sh", "-c", _ENTER, "sh"]
         inside = f"cd /{_WORK} && {script}"
         with log.open("wb") as out:
             process = subprocess.Popen(
@@ -72,7 +75,6 @@ class BuildRoot:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
             )
             try:
                 self._await(process, log, what, timeout_s)
@@ -103,7 +105,7 @@ class BuildRoot:
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a command that was given up, and everything that it started."""
     if process.poll() is None:
-        os.killpg(process.pid, 9)
+        process.kill()
         process.wait()
 
 

@@ -42,6 +42,7 @@ class Fault(BaseModel):
 
     :ivar guarantee: the guarantee that it breaks.
     :ivar title: what is wrong, in one line.
+    :ivar sample: it is the one of its guarantee to try when there is no time for all.
     :ivar stands_for: the commit or CVE of the real world that it is like.
     :ivar qemu: the versions that it can be put into (PEP 440 specifiers); all, when empty.
     :ivar machines: the machine types to look on.
@@ -53,6 +54,7 @@ class Fault(BaseModel):
 
     guarantee: str
     title: str = Field(min_length=1)
+    sample: bool = False
     stands_for: str = ""
     qemu: str = ""
     machines: list[str] = Field(default=["pc"], min_length=1)

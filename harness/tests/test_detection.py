@@ -52,8 +52,12 @@ def test_pytest_s_expression() -> None:
 
 def test_a_run_without_a_result_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detection, "scenarios_folder", lambda: tmp_path)
-    with pytest.raises(SetupError, match=r"against QEMU 7.2-src\+f gave no result \(pytest exited with 4\)"):
-        detection.look_for("f", CATALOGUE.load("tag-kept"), "7.2-src+f", tmp_path)
+    with pytest.raises(SetupError, match=r"against QEMU 7.2-src gave no result \(pytest exited with 4\)"):
+        list(
+            detection.look_for_all(
+                {"f": CATALOGUE.load("tag-kept")}, "7.2-src", tmp_path, at_once=1, report=lambda _: None
+            )
+        )
 
 
 def test_control_comes_first_and_each_fault_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +90,11 @@ def test_the_catalogue_has_faults_of_every_guarantee() -> None:
     broken = {CATALOGUE.load(name).guarantee for name in CATALOGUE.names()}
     assert broken == set(list(BY_FILE.values())[:7])
     assert len(CATALOGUE.names()) >= 30
+
+
+def test_each_guarantee_has_one_sample() -> None:
+    samples = [fault for name in CATALOGUE.names() if (fault := CATALOGUE.load(name)).sample]
+    assert sorted(fault.guarantee for fault in samples) == sorted(list(BY_FILE.values())[:7])
 
 
 def test_no_two_faults_are_the_same() -> None:

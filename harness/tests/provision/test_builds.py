@@ -118,7 +118,7 @@ def test_a_host_without_user_namespaces(unshare: Path, tmp_path: Path) -> None:
     assert "Operation not permitted" in caught.value.message
 
 
-def test_a_host_without_unshare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_without_the_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SetupError, match="install util-linux"):
         BuildRoot(tmp_path, tmp_path, lambda _: None).run("true", what="ninja")
