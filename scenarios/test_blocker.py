@@ -27,6 +27,7 @@ def test_migrate_is_refused_while_mounted(
     mount = guest.mount(share)
     migration.expect_refused(share)
     mount.expect_usable()
+    migration.expect_refused(share)
     mount.unmount()
     migration.expect_not_blocked()
     migration.migrate()
@@ -38,8 +39,8 @@ def test_savevm_is_refused_while_mounted(
     """savevm and the snapshot-save job alike; both work once the share is unmounted."""
     hotplug.plug(share)
     mount = guest.mount(share)
-    snapshot.expect_refused(share)
     mount.expect_usable()
+    snapshot.expect_refused(share)
     mount.unmount()
     snapshot.savevm("unmounted")
     snapshot.snapshot_save("unmounted-job")
@@ -54,6 +55,8 @@ def test_each_mounted_share_blocks_by_itself(
     hotplug.plug(second)
     mount = guest.mount(first)
     other = guest.mount(second)
+    for used in (mount, other):
+        used.expect_usable()
     migration.expect_blocked_by(first, second)
     mount.unmount()
     migration.expect_blocked_by(second)
@@ -88,6 +91,7 @@ def test_blocked_whatever_the_protocol(
     """Both dialects attach, and clunk, alike."""
     hotplug.plug(share)
     mount = guest.mount(share, options=f"version={version}")
+    mount.expect_usable()
     migration.expect_refused(share)
     mount.unmount()
     migration.expect_not_blocked()

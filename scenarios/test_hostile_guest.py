@@ -240,8 +240,8 @@ def test_a_flush_waits_for_the_request_it_flushes(raw_guest: RawGuest, share: Sh
     with hold.requests(share) as held:
         read = driver.send(T.READ, p9.read(2, 0, 100))
         held.wait_caught()
-        flush = driver.send(T.FLUSH, p9.flush(read.tag))
         answered = driver.answered()
+        flush = driver.send(T.FLUSH, p9.flush(read.tag))
         hold_for(0.5, lambda: driver.expect_answered(answered))
         held.in_flight()
     driver.wait_answer(flush)

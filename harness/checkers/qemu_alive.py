@@ -1,4 +1,4 @@
-"""QEMU did not die, and no sanitizer complained."""
+"""QEMU did not die, and neither a sanitizer nor GLib complained."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ _ASSERTION = re.compile(
 _SANITIZER = re.compile(
     r"^.*(?:ERROR: (?:Address|Leak|Thread|Memory)Sanitizer|WARNING: ThreadSanitizer|runtime error:).*$", re.M
 )
+#: ``g_return_if_fail``: a GLib function was given what no caller may give it, such as a table that is gone.
+_GLIB = re.compile(r"^.*\bG(?:Lib|Object|LibObject|io|Module|Thread)\b.*: assertion '.*' failed.*$", re.M)
 _BACKTRACE_LINES = 25
 
 
 def qemu_alive(record: Record) -> Finding:
-    """Each machine ended when it was asked to and not before, without a sanitizer's report."""
+    """Each machine ended when it was asked to and not before, without a report of a sanitizer or of GLib."""
     if not record.machines:
         return unknown("no machine was launched")
     for machine in record.machines:
@@ -41,7 +43,8 @@ def _check(record: Record, machine: MachineRecord) -> Finding:
         return unknown(f"the end of QEMU {machine.name!r} is not on record")
     expected = record.last(machine.name, "machine:expect-exit")
     if expected is not None and expected.seq < exit_.seq and not _crashed(exit_):
-        return VALID
+        misuse = _GLIB.search(log)
+        return VALID if misuse is None else invalid(f"QEMU {machine.name!r}: {misuse[0].strip()}")
     assertion = _ASSERTION.search(log)
     return invalid(_epitaph(record, machine, exit_, assertion), *_evidence(record, machine, log))
 

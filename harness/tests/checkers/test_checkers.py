@@ -98,6 +98,19 @@ class TestQemuAlive:
         story.launched().history.note("source", "machine:expect-exit", {"reason": "kill"})
         assert story.exited(-signal.SIGKILL).closed().judged(qemu_alive).verdict is VALID
 
+    def test_what_glib_calls_a_mistake_is_one(self, story: Story) -> None:
+        line = "qemu-system-x86_64: GLib: g_hash_table_get_values: assertion 'hash_table != NULL' failed"
+        story.qemu(f"noise\n{line}\n")
+        judgement = story.launched().quit().closed().judged(qemu_alive)
+        assert judgement.verdict is INVALID
+        assert line in judgement.summary
+
+    def test_other_words_of_glib_are_none(self, story: Story) -> None:
+        story.qemu(
+            "(process:7): GLib-WARNING **: gmem.c:489: custom memory allocation vtable not supported\n"
+        )
+        assert story.launched().quit().closed().judged(qemu_alive).verdict is VALID
+
     @pytest.mark.parametrize(
         "report",
         [
