@@ -26,6 +26,9 @@ class _Provisioner:
     def qemu_names(self) -> list[str]:
         return ["10.0", "7.2"]
 
+    def is_provisioned(self, name: str) -> bool:
+        return name.partition("+")[0] in self.qemu_names()
+
     def guest_names(self) -> list[str]:
         return ["6.1"]
 
@@ -180,6 +183,12 @@ def test_a_name_is_a_name_even_where_a_file_of_that_name_lies(
     assert made.qemu("7.2")[0].name == "7.2"
     assert _fetched(made) == ["qemu 7.2"]
     assert made.qemu("mine")[0].name == "mine"
+
+
+def test_a_release_with_a_fault_is_a_name_too(tmp_path: Path, probed: list[str]) -> None:
+    made = _matrix(tmp_path)
+    assert made.qemu("7.2+no-blocker")[0].name == "7.2+no-blocker"
+    assert _fetched(made) == ["qemu 7.2+no-blocker"]
 
 
 def test_the_proof_of_an_accelerator_boots_no_shares(

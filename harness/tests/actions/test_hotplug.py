@@ -9,7 +9,7 @@ from harness.actions.hotplug import Hotplug, Unplug, UnplugState
 from harness.errors import GuestError, QemuDied, QemuError, Violation, WaitTimeout
 from harness.tests.fakes import BACKEND, BUSY, GONE, NO_ENTRY, World, peripheral
 
-_PROBE = r"mount .* /mnt/\.probe$"
+_PROBE = r"mount .* /mnt/\.probe( |$)"
 _TAGS = "cat /sys/bus/virtio/drivers/9pnet_virtio"
 
 

@@ -24,7 +24,7 @@ def load(folder: Path, text: str) -> QemuRecipe:
         (GOOD.replace('"bookworm"', "12"), 2, "release: Input should be a valid string"),
         (GOOD.replace('["qemu-system-x86"]', "[1]"), 3, "packages: Input should be a valid string"),
         (GOOD.replace("true", '"yes"'), 1, "default: Input should be a valid boolean"),
-        ('default = true\nrelease = "x"\n', 1, "packages: Field required"),
+        ('default = true\nrelease = "x"\n', 1, "a QEMU recipe has either packages or configure"),
         ('default = true\nrelease = "bookworm\n', 2, "not TOML"),
     ],
 )
