@@ -106,15 +106,15 @@ def _libraries(packages: Path, program: Path) -> dict[str, cpio.Member]:
 
 
 def _modules(kernel: Path, wanted: list[str]) -> dict[str, cpio.Member]:
-    files = {
-        path.name.split(".ko")[0].replace("-", "_"): path
-        for folder in ("lib/modules", "usr/lib/modules")
-        for path in (kernel / folder).rglob("*.ko*")
-    }
+    folders = [kernel / folder for folder in ("lib/modules", "usr/lib/modules")]
+    files = {_module_name(path.name): path for folder in folders for path in folder.rglob("*.ko*")}
+    # What one kernel loads, another has built in (kbuild's list of that is modules.builtin).
+    lists = [path.read_text() for folder in folders for path in folder.glob("*/modules.builtin")]
+    builtin = {_module_name(Path(line).name) for text in lists for line in text.splitlines()}
     contents: dict[str, bytes] = {}
 
     def add(name: str) -> None:
-        if name in contents:
+        if name in contents or name in builtin:
             return
         if name not in files:
             raise SetupError(f"the kernel package has no module {name} (a cloud kernel? it has no 9p)")
@@ -128,6 +128,10 @@ def _modules(kernel: Path, wanted: list[str]) -> dict[str, cpio.Member]:
     order = "".join(f"{name}.ko\n" for name in contents)
     members = {f"lib/modules/{name}.ko": cpio.file(content) for name, content in contents.items()}
     return members | {"lib/modules/order": cpio.file(order.encode())}
+
+
+def _module_name(file: str) -> str:
+    return file.split(".ko")[0].replace("-", "_")
 
 
 def _module(path: Path) -> bytes:

@@ -10,9 +10,11 @@ import lzma
 import struct
 import zlib
 
+import zstandard
+
 from harness.errors import SetupError
 
-_XZ, _GZIP, _ELF = b"\xfd7zXZ\0", b"\x1f\x8b\x08", b"\x7fELF"
+_XZ, _GZIP, _ZSTD, _ELF = b"\xfd7zXZ\0", b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"\x7fELF"
 
 
 def extract(bzimage: bytes) -> bytes:
@@ -21,7 +23,7 @@ def extract(bzimage: bytes) -> bytes:
     Source: ``Documentation/arch/x86/boot.rst``: ``setup_sects`` at 0x1f1, ``payload_offset`` and
     ``payload_length`` at 0x248 and 0x24c, from the end of the setup sectors.
 
-    :raises SetupError: when it is compressed in another way than xz or gzip.
+    :raises SetupError: when it is compressed in another way than xz, gzip or zstd.
     """
     if len(bzimage) < 0x250 or bzimage[0x202:0x206] != b"HdrS":
         raise SetupError("the kernel is no bzImage")
@@ -33,9 +35,11 @@ def extract(bzimage: bytes) -> bytes:
             elf = lzma.LZMADecompressor().decompress(payload)
         elif payload.startswith(_GZIP):
             elf = zlib.decompressobj(31).decompress(payload)
+        elif payload.startswith(_ZSTD):
+            elf = zstandard.ZstdDecompressor().decompressobj().decompress(payload)
         else:
             raise SetupError(f"the kernel is compressed in an unknown way ({payload[:4].hex()})")
-    except (lzma.LZMAError, zlib.error) as exc:
+    except (lzma.LZMAError, zlib.error, zstandard.ZstdError) as exc:
         raise SetupError(f"the kernel cannot be decompressed: {exc}") from exc
     if not elf.startswith(_ELF):
         raise SetupError("the kernel's payload is no ELF file")

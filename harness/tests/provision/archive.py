@@ -32,6 +32,8 @@ CONTENT: dict[str, dict[str, bytes | str]] = {
     "linux-image-amd64": {"usr/share/doc/meta": "nothing"},
     f"linux-image-{KERNEL}": {
         f"boot/vmlinuz-{KERNEL}": bzimage(lzma.compress(ELF)),
+        # What this kernel has built in is loaded by none.
+        f"lib/modules/{KERNEL}/modules.builtin": b"kernel/drivers/virtio/virtio-pci.ko\n",
         f"lib/modules/{KERNEL}/kernel/9p.ko": _MODULE % b"9pnet,net-fs",
         f"lib/modules/{KERNEL}/kernel/9pnet.ko.xz": lzma.compress(_MODULE % b""),
         f"lib/modules/{KERNEL}/kernel/net-fs.ko": _MODULE % b"9pnet",
@@ -53,7 +55,7 @@ default = true
 release = "bookworm"
 kernel = "linux-image-amd64"
 packages = ["busybox-static", "dropbear-bin"]
-modules = ["9p"]
+modules = ["virtio_pci", "9p"]
 root = "root"
 cmdline = "console=ttyS0"
 uncompressed = true

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import paramiko
 import pytest
+import zstandard
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -80,7 +81,11 @@ def test_a_broken_key_is_named(tmp_path: Path) -> None:
         keys.load(tmp_path / "keys")
 
 
-@pytest.mark.parametrize("payload", [lzma.compress(ELF), gzip.compress(ELF, mtime=0)], ids=["xz", "gzip"])
+@pytest.mark.parametrize(
+    "payload",
+    [lzma.compress(ELF), gzip.compress(ELF, mtime=0), zstandard.compress(ELF)],
+    ids=["xz", "gzip", "zstd"],
+)
 @pytest.mark.parametrize("setup_sectors", [2, 39])
 def test_a_kernel_is_found_in_its_bzimage(payload: bytes, setup_sectors: int) -> None:
     assert vmlinux.extract(bzimage(payload, setup_sectors=setup_sectors)) == ELF
@@ -91,7 +96,8 @@ def test_a_kernel_is_found_in_its_bzimage(payload: bytes, setup_sectors: int) ->
     [
         (b"not a kernel", "no bzImage"),
         (bytes(4096), "no bzImage"),
-        (bzimage(b"\x28\xb5\x2f\xfd zstd"), "unknown way"),
+        (bzimage(b"\x28\xb5\x2f\xfd broken"), "cannot be decompressed"),
+        (bzimage(b"\x04\x22\x4d\x18 lz4"), "unknown way"),
         (bzimage(b"\xfd7zXZ\0 broken"), "cannot be decompressed"),
         (bzimage(gzip.compress(b"something else", mtime=0)), "no ELF"),
     ],
