@@ -24,6 +24,7 @@ CONSOLE_LOG = "console.log"
 QEMU_LOG = "qemu.log"
 KERNEL_LOG = "guest-kernel.log"
 BACKTRACE = "backtrace.txt"
+SANITIZER = "sanitizer.txt"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class MachineArtifacts:
     def backtrace(self) -> Path:
         """gdb's backtrace of a crashed QEMU; absent when there was none or no gdb."""
         return self.folder / BACKTRACE
+
+    @property
+    def sanitizer(self) -> Path:
+        """What a sanitizer reported, with names, and without what does not count; absent without a report."""
+        return self.folder / SANITIZER
 
 
 @dataclass(frozen=True)

@@ -55,12 +55,16 @@ WITH_GUEST = Plan(warm_up=5, cycles=10, guest=True)
 class LeakHunt:
     """Repeats a cycle in machines of one lab, which it launches; it has to exist before they are.
 
-    :raises SetupError: where this QEMU's host has no libjemalloc2 to preload.
+    :raises SetupError: where this QEMU's host has no libjemalloc2 to preload, or QEMU has a heap of its own.
     """
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
         install = lab.cell.qemu
+        if install.sanitized:
+            raise SetupError(
+                f"QEMU {install.name} has AddressSanitizer's heap, which jemalloc cannot profile"
+            )
         found = jemalloc.library(install)
         if found is None:
             folders = ", ".join(str(folder) for folder in install.libraries)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from harness.channel.qmp import Listener
-from harness.errors import GuestError, Violation
+from harness.errors import GuestError, QemuError, Unsupported, Violation
 from harness.guest.guest import Guest
+from harness.history import as_mapping
 
 #: Seconds, before scaling.
 EVENT_TIMEOUT_S = 10.0
@@ -40,10 +41,16 @@ class RunState:
         """``screendump``: what the machine's display shows, as PPM.
 
         :raises QemuError: when the machine has no display.
+        :raises Unsupported: for a QEMU that was built without pixman, which has no such command.
         """
         machine = self.guest.machine
         picture = machine.folder / "screen.ppm"
-        machine.qmp.execute("screendump", {"filename": str(picture)}, watch=machine.watch)
+        try:
+            machine.qmp.execute("screendump", {"filename": str(picture)}, watch=machine.watch)
+        except QemuError as exc:
+            if as_mapping(exc.received).get("class") == "CommandNotFound":
+                raise Unsupported("this QEMU was built without screendump (pixman)") from exc
+            raise
         return picture.read_bytes()
 
     def reboot(self) -> None:

@@ -15,9 +15,10 @@ _ASSERTION = re.compile(
 _SANITIZER = re.compile(
     r"^.*(?:ERROR: (?:Address|Leak|Thread|Memory)Sanitizer|WARNING: ThreadSanitizer|runtime error:).*$", re.M
 )
+_KIND = re.compile(r"AddressSanitizer: \S+|LeakSanitizer")
 #: ``g_return_if_fail``: a GLib function was given what no caller may give it, such as a table that is gone.
 _GLIB = re.compile(r"^.*\bG(?:Lib|Object|LibObject|io|Module|Thread)\b.*: assertion '.*' failed.*$", re.M)
-_BACKTRACE_LINES = 25
+_BACKTRACE_LINES, _REPORT_LINES = 25, 60
 
 
 def qemu_alive(record: Record) -> Finding:
@@ -33,11 +34,13 @@ def qemu_alive(record: Record) -> Finding:
 
 def _check(record: Record, machine: MachineRecord) -> Finding:
     log = text_of(machine.artifacts.qemu) or ""
-    report = _SANITIZER.search(log)
+    # Where there is a judged report, it says what counts; without one all of it does.
+    judged = text_of(machine.artifacts.sanitizer)
+    reported = log if judged is None else judged
+    report = _SANITIZER.search(reported)
     if report is not None:
-        return invalid(
-            f"QEMU {machine.name!r}: {report[0].strip()}", *log[report.start() :].splitlines()[:40]
-        )
+        lines = reported[report.start() :].splitlines()
+        return invalid(f"QEMU {machine.name!r}: {_headline(lines)}", *lines[:_REPORT_LINES])
     exit_ = record.last(machine.name, "machine:exit")
     if exit_ is None:
         return unknown(f"the end of QEMU {machine.name!r} is not on record")
@@ -47,6 +50,17 @@ def _check(record: Record, machine: MachineRecord) -> Finding:
         return VALID if misuse is None else invalid(f"QEMU {machine.name!r}: {misuse[0].strip()}")
     assertion = _ASSERTION.search(log)
     return invalid(_epitaph(record, machine, exit_, assertion), *_evidence(record, machine, log))
+
+
+def _headline(report: list[str]) -> str:
+    """What was reported, how much was lost, and the first function of QEMU's in the stack."""
+    text = "\n".join(report)
+    kind = _KIND.search(report[0])
+    leak = re.search(r"^Direct leak of .*?(?= allocated from)", text, re.MULTILINE)
+    where = re.search(r" in (\S+ \(qemu\S*\))", text)
+    words = [kind[0] if kind else report[0].strip()]
+    words += [f": {leak[0]}"] if leak else []
+    return "".join([*words, f" in {where[1]}" if where else ""])
 
 
 def _crashed(exit_: Entry) -> bool:

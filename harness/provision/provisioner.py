@@ -30,7 +30,7 @@ from harness.provision.faults import Catalogue
 from harness.provision.recipes import BuildRecipe, GuestRecipe, QemuRecipe, Recipe
 from harness.provision.recipes import recipes_folder as find_recipes
 from harness.provision.space import told_in_one_line
-from harness.qemu.binary import PROGRAM, QemuInstall
+from harness.qemu.binary import PROGRAM, QemuInstall, with_sanitizer
 
 #: Changed whenever the code makes other files of the same recipe.
 FORMAT = 2
@@ -314,7 +314,7 @@ def _install(name: str, root: Path, key: str, binary: Path | None = None) -> Qem
     libraries = tuple(root / folder for folder in _LIBRARY_FOLDERS)
     binary = binary or root / _QEMU
     firmware = [word for share in ("qemu", "seabios") for word in ("-L", str(root / "usr/share" / share))]
-    return QemuInstall(
+    install = QemuInstall(
         name=name,
         binary=binary,
         command=(str(loader), "--library-path", ":".join(map(str, libraries)), str(binary)),
@@ -324,6 +324,7 @@ def _install(name: str, root: Path, key: str, binary: Path | None = None) -> Qem
         key=key,
         libraries=libraries,
     )
+    return with_sanitizer(install)
 
 
 def _tree(folder: Path) -> list[tuple[str, bool, str]]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.errors import SetupError, UsageError
+from harness.qemu import sanitizers
 
 #: A file of QEMU's firmware without which no PC boots (QEMU: ``pc-bios/``, ``hw/i386/x86.c``).
 FIRMWARE = "bios-256k.bin"
@@ -35,7 +36,8 @@ class QemuInstall:
     ``name`` is what the user called it; ``binary`` the ELF file; ``command`` what to execute (for an
     unpacked release its own dynamic loader, the library path, and the binary); ``arguments`` follow the
     command on every call (firmware folders); ``key`` identifies the content for caches;
-    ``libraries`` are the folders that its shared libraries come from.
+    ``libraries`` are the folders that its shared libraries come from; ``sanitized``: it was built with
+    AddressSanitizer.
     """
 
     name: str
@@ -46,6 +48,7 @@ class QemuInstall:
     origin: str = "path"
     key: str = ""
     libraries: tuple[Path, ...] = HOST_LIBRARIES
+    sanitized: bool = False
 
     def argv(self, *rest: str) -> list[str]:
         """The argument vector that runs this QEMU with ``rest``."""
@@ -98,7 +101,15 @@ def from_path(path: Path) -> QemuInstall:
     path = path.absolute()
     install = QemuInstall(name=name, binary=path, command=(str(path),), key=content_key(path))
     read_banner(install)
-    return replace(install, arguments=_firmware_arguments(install))
+    install = replace(install, arguments=_firmware_arguments(install))
+    return with_sanitizer(install)
+
+
+def with_sanitizer(install: QemuInstall) -> QemuInstall:
+    """The same QEMU; if it was built with a sanitizer, with the options that it is to run with."""
+    if not sanitizers.is_sanitized(install.binary):
+        return install
+    return replace(install, sanitized=True, environment={**install.environment, **sanitizers.environment()})
 
 
 def on_path() -> QemuInstall | None:
@@ -148,7 +159,7 @@ def _ask(install: QemuInstall, *arguments: str) -> str:
     try:
         answer = subprocess.run(
             install.argv(*arguments),
-            env={**os.environ, **install.environment},
+            env={**os.environ, **install.environment, **sanitizers.silent()},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_PROBE_TIMEOUT_S,

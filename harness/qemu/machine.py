@@ -23,7 +23,7 @@ from harness.channel.qmp import Qmp
 from harness.deadline import Pace, T, Watch, wait_until
 from harness.errors import ChannelLost, HarnessError, QemuDied, QmpLost, QmpSilent, SetupError
 from harness.history import History
-from harness.qemu import backtrace
+from harness.qemu import backtrace, sanitizers
 from harness.qemu.argv import MachinePaths, render, script
 from harness.qemu.spec import MachineSpec, Share
 from harness.reaper import RunFolder
@@ -311,6 +311,15 @@ class Machine:
                 backtrace.collect(self.spec.qemu, self.folder, self.artifacts.backtrace)
             if self._process is not None:
                 self._reader.join(_POST_MORTEM_S)
+            if self.spec.qemu.sanitized:
+                install = self.spec.qemu
+                sanitizers.collect(
+                    self.artifacts.qemu,
+                    install.binary,
+                    install.command[0],
+                    self.artifacts.sanitizer,
+                    quit_cleanly=self.returncode == 0,
+                )
 
     def _end(self) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +21,7 @@ class Symbols:
     def name(self, file: str, offset: int) -> str:
         """``function+0x12 (file)`` for a file offset, or ``file+0x1234`` where nothing is known."""
         short = Path(file).name
-        starts, names = self._table(file)
+        starts, names = self._table(file).functions
         index = bisect.bisect(starts, offset) - 1
         if index >= 0:
             size, name = names[index]
@@ -29,10 +30,26 @@ class Symbols:
                 return f"{name}+{inside:#x} ({short})"
         return f"{short}+{offset:#x}"
 
+    def at_address(self, file: str, address: int) -> str:
+        """The same for an address as the file itself counts them (ELF: ``p_vaddr``)."""
+        return self.name(file, address - _shift(self._table(file).segments, address))
 
-def _table(file: str) -> tuple[list[int], list[tuple[int, str]]]:
-    """The functions of a file by where they begin in it: that, then size and name."""
+
+@dataclass(frozen=True)
+class _Table:
+    """The functions of a file by where they begin in it, with size and name; by how much addresses differ."""
+
+    functions: tuple[list[int], list[tuple[int, str]]]
+    segments: dict[tuple[int, int], int]
+
+
+def _shift(segments: dict[tuple[int, int], int], address: int) -> int:
+    return next((by for (start, end), by in segments.items() if start <= address < end), 0)
+
+
+def _table(file: str) -> _Table:
     found: dict[int, tuple[int, str]] = {}
+    shift: dict[tuple[int, int], int] = {}
     try:
         with Path(file).open("rb") as stream:
             elf = ELFFile(stream)
@@ -46,9 +63,8 @@ def _table(file: str) -> tuple[list[int], list[tuple[int, str]]]:
                 for symbol in section.iter_symbols():
                     if symbol["st_info"]["type"] == "STT_FUNC" and symbol["st_value"]:
                         value = symbol["st_value"]
-                        by = next((d for (a, b), d in shift.items() if a <= value < b), 0)
-                        found[value - by] = (symbol["st_size"], symbol.name)
+                        found[value - _shift(shift, value)] = (symbol["st_size"], symbol.name)
     except (OSError, ELFError):
-        return [], []
+        return _Table(([], []), {})
     starts = sorted(found)
-    return starts, [found[start] for start in starts]
+    return _Table((starts, [found[start] for start in starts]), shift)

@@ -7,7 +7,7 @@ import pytest
 
 from harness.actions import run_state
 from harness.actions.run_state import RunState
-from harness.errors import GuestError, HarnessError, QemuDied, Violation, WaitTimeout
+from harness.errors import GuestError, HarnessError, QemuDied, QemuError, Unsupported, Violation, WaitTimeout
 from harness.guest.guest import NETWORK_IS_UP
 from harness.tests.fakes import World
 
@@ -117,6 +117,14 @@ def test_a_screendump(world: World) -> None:
 
     world.qmp.on("screendump", draw)
     assert RunState(world.guest).screendump().startswith(b"P6")
+
+
+@pytest.mark.parametrize(("kind", "raised"), [("CommandNotFound", Unsupported), ("GenericError", QemuError)])
+def test_a_screendump_of_a_qemu_that_has_none(world: World, kind: str, raised: type[Exception]) -> None:
+    error = QemuError("source", {"execute": "screendump"}, {"class": kind, "desc": "no"}, "no")
+    world.qmp.on("screendump", error)
+    with pytest.raises(raised):
+        RunState(world.guest).screendump()
 
 
 @pytest.mark.parametrize("how", ["asked over QMP", "announced by the guest", "neither"])

@@ -125,6 +125,20 @@ class TestQemuAlive:
         assert judgement.verdict is INVALID
         assert judgement.evidence[:2] == (report, "    #0 v9fs_reset")
 
+    def test_of_a_judged_report_only_what_counts(self, story: Story) -> None:
+        story.qemu("==1==ERROR: LeakSanitizer: detected memory leaks\n")
+        story.sanitizer("(not of 9p: 1 leaks in save_snapshot)\n")
+        assert story.launched().quit().closed().judged(qemu_alive).verdict is VALID
+
+    def test_a_leak_that_counts_is_named(self, story: Story) -> None:
+        leak = "Direct leak of 24 byte(s) in 1 object(s) allocated from:\n    #0 in v9fs_walk+0x1 (qemu)"
+        story.sanitizer(f"ERROR: LeakSanitizer\n\n{leak}\n")
+        judgement = story.launched().quit().closed().judged(qemu_alive)
+        assert judgement.verdict is INVALID
+        where = "LeakSanitizer: Direct leak of 24 byte(s) in 1 object(s) in v9fs_walk+0x1 (qemu)"
+        assert judgement.summary == f"QEMU 'source': {where}"
+        assert "    #0 in v9fs_walk+0x1 (qemu)" in judgement.evidence
+
     def test_an_end_that_is_not_on_record_is_unknown(self, story: Story) -> None:
         assert story.launched().closed().judged(qemu_alive).verdict is UNKNOWN
 
