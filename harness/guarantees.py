@@ -19,3 +19,8 @@ BY_FILE = {
     "test_refusal.py": "refusal",
 }
 GUARANTEES = tuple(BY_FILE.values())
+
+
+def of_test(test: str) -> str | None:
+    """The guarantee that a test (pytest's id of it) asserts; nothing for one that is no scenario."""
+    return BY_FILE.get(test.partition("::")[0].rpartition("/")[2])

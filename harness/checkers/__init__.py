@@ -13,7 +13,7 @@ from harness.artifacts import VERDICT
 from harness.checkers.events_well_formed import events_well_formed
 from harness.checkers.guest_kernel_quiet import guest_kernel_quiet
 from harness.checkers.history_well_formed import history_well_formed
-from harness.checkers.no_leak import no_leak
+from harness.checkers.no_leak import leaks, no_leak
 from harness.checkers.nothing_left_behind import nothing_left_behind
 from harness.checkers.qemu_alive import qemu_alive
 from harness.checkers.qemu_exited_cleanly import qemu_exited_cleanly
@@ -40,6 +40,7 @@ __all__ = [
     "Record",
     "Verdict",
     "judge",
+    "leaks",
     "worst",
 ]
 

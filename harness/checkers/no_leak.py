@@ -11,10 +11,12 @@ import itertools
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from harness.checkers.record import Record
 from harness.checkers.verdict import VALID, Finding, Verdict, invalid, unknown
+from harness.errors import UsageError
 from harness.history import as_mapping
 
 #: The detection limits, per cycle. The thread pool may move by a few threads; private memory is noisy, and
@@ -66,6 +68,19 @@ def slope(values: Sequence[float]) -> float:
     """The robust slope of a series with one value a cycle."""
     pairs = itertools.combinations(enumerate(values), 2)
     return statistics.median((y2 - y1) / (x2 - x1) for (x1, y1), (x2, y2) in pairs)
+
+
+def leaks(folder: Path) -> dict[str, float]:
+    """What a leak hunt measured: the slope of each count, a cycle; empty for a test that hunts none."""
+    try:
+        record = Record.load(folder)
+    except UsageError:
+        return {}
+    plan = record.last("host", "leak:plan")
+    samples = _samples(record, "leak:sample", int(as_mapping(plan.value)["warm_up"])) if plan else []
+    if len(samples) < _MIN_SAMPLES:
+        return {}
+    return {name: round(slope([float(sample[name]) for sample in samples]), 3) for name in LIMITS}
 
 
 def _samples(record: Record, f: str, warm_up: int) -> list[Mapping[str, Any]]:

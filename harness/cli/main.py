@@ -9,8 +9,10 @@ import click
 
 from harness.cli.bench import bench
 from harness.cli.check import check
+from harness.cli.compare import compare
 from harness.cli.doctor import doctor
 from harness.cli.faults import faults
+from harness.cli.merge import merge
 from harness.cli.provision import provision
 from harness.cli.shell import shell
 from harness.errors import HarnessError, SetupError, UsageError
@@ -28,7 +30,7 @@ def cli() -> None:
     """
 
 
-for command in (doctor, provision, shell, check, bench, faults):
+for command in (doctor, provision, shell, check, bench, faults, merge, compare):
     cli.add_command(command)
 
 

@@ -6,9 +6,11 @@ The only part of the harness that imports pytest.
 pytest_plugins = [
     "harness.plugin.options",
     "harness.plugin.schedule",
+    "harness.plugin.sharding",
     "harness.plugin.folders",
     "harness.plugin.fixtures",
     "harness.plugin.known_bugs",
     "harness.plugin.judging",
+    "harness.plugin.outcomes",
     "harness.plugin.reporting",
 ]

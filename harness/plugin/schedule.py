@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
+from harness import summary
+from harness.errors import UsageError
 from harness.plugin.options import wants_guests
 from harness.provision import default_cache_root
 
@@ -42,10 +44,17 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return max(1, min(cores * _WORKERS_PER_CORE, psutil.virtual_memory().available // _WORKER_BYTES))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Whose record to go by."""
+    parser.getgroup("harness").addoption(
+        "--durations-from", metavar="DIR", help="a --summary folder; its durations instead of the cache's"
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Read the record; let xdist hand out one test at a time, for only then does their order count."""
     worker = getattr(config, "workerinput", None)
-    config.stash[_SECONDS] = worker[_WORKER_KEY] if worker else _read()
+    config.stash[_SECONDS] = worker[_WORKER_KEY] if worker else _given(config)
     if wants_guests(config) and getattr(config.option, "maxschedchunk", 1) is None:
         config.option.maxschedchunk = 1
 
@@ -60,11 +69,23 @@ def pytest_configure_node(node: Any) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The slow ones first, if there are several workers; one alone keeps the order of the files."""
     if hasattr(config, "workerinput"):
-        seconds = config.stash[_SECONDS]
-        items.sort(key=lambda item: -_expected_s(item, seconds))
+        items.sort(key=lambda item: -expected_s(item, config))
 
 
-def _expected_s(item: pytest.Item, seconds: dict[str, float]) -> float:
+def _given(config: pytest.Config) -> dict[str, float]:
+    folder = config.getoption("durations_from")
+    if folder is None:
+        return _read()
+    try:
+        run = summary.read(Path(config.invocation_params.dir, folder))
+    except UsageError as exc:
+        raise pytest.UsageError(f"--durations-from {folder}: {exc.message}") from None
+    return {result.test: result.seconds for result in run.results}
+
+
+def expected_s(item: pytest.Item, config: pytest.Config) -> float:
+    """How many seconds a test will take."""
+    seconds = config.stash[_SECONDS]
     fixtures = getattr(item, "fixturenames", ())
     if "cell" not in fixtures:
         return 0.0

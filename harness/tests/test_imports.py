@@ -23,10 +23,12 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "holds": (*KERNEL, "channel", "qemu", "guest"),
     "ledger": (*KERNEL, "qemu", "provision"),
     "matrix": (*KERNEL, "channel", "qemu", "guest", "provision", "ledger"),
-    "plugin": (*KERNEL, *LOWER),
+    "summary": KERNEL,
+    "comparison": (*KERNEL, "summary"),
+    "plugin": (*KERNEL, *LOWER, "summary"),
     "bench": (*KERNEL, *LOWER),
     "detection": (*KERNEL, *LOWER),
-    "cli": (*KERNEL, *LOWER, "bench", "detection"),
+    "cli": (*KERNEL, *LOWER, "bench", "detection", "summary", "comparison"),
 }
 #: Packages that one part alone imports.
 HOMES = {"pytest": "plugin", "_pytest": "plugin", "click": "cli", "paramiko": "channel", "pexpect": "channel"}

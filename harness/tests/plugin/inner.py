@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -25,7 +26,10 @@ pytest_plugins = ["harness.plugin"]
 
 def pytest_configure() -> None:
     """Nothing is provisioned and nothing is probed."""
+    qemu = (SimpleNamespace(name="7.2", key="k"), SimpleNamespace(version_text="7.2.22"))
     Matrix.prepare = lambda self: []  # type: ignore[method-assign]
+    Matrix.qemu = lambda self, name: cast(Any, qemu)  # type: ignore[method-assign]
+    Matrix.image = lambda self, name: cast(Any, SimpleNamespace(kernel_version="6.1.0", key="k"))  # type: ignore[method-assign]
 
 
 class RecordedLab:

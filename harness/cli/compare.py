@@ -1,0 +1,59 @@
+"""``harness compare``: two QEMUs, or two recorded runs, side by side."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from harness import comparison, summary
+from harness.cli.report import progress
+from harness.detection import scenarios_folder
+from harness.errors import SetupError
+from harness.summary import Run
+
+#: pytest's exit statuses for "all passed" and "some failed"; anything else is no result.
+_RESULTS = (0, 1)
+
+
+@click.command(epilog="Example: harness compare 7.2 10.0 -k blocker")
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("-k", "expression", metavar="EXPRESSION", help="Only these scenarios (pytest's -k).")
+@click.option("-n", "workers", default="auto", show_default=True, help="Workers (pytest-xdist's -n).")
+def compare(a: str, b: str, expression: str | None, workers: str) -> None:
+    """Show which verdicts changed from A to B, what got slower, and which leak slopes differ.
+
+    A and B are folders that pytest --summary wrote, or QEMUs (names or paths), which are then run now.
+    Exits with 1 when a scenario fails on B that does not on A.
+    """
+    options = ["-n", workers, *(["-k", expression] if expression else [])]
+    runs = [_recorded(name) or _run(name, options) for name in (a, b)]
+    found = comparison.pairs(*runs)
+    console = Console()
+    tables = comparison.tables(found, a, b)
+    for table in tables:
+        console.print(table)
+    if not tables:
+        console.print(f"{len(found)} scenarios, and no difference")
+    sys.exit(1 if any(pair.worse for pair in found) else 0)
+
+
+def _recorded(name: str) -> Run | None:
+    path = Path(name)
+    return summary.read(path) if path.is_dir() or path.suffix == ".json" else None
+
+
+def _run(qemu: str, options: list[str]) -> Run:
+    folder = scenarios_folder()
+    with tempfile.TemporaryDirectory(prefix="harness-compare-") as into:
+        progress(f"running the scenarios against QEMU {qemu} …")
+        argv = [sys.executable, "-m", "pytest", str(folder), "--qemu", qemu, "--summary", into, *options]
+        done = subprocess.run(argv, cwd=folder.parent, stdout=sys.stderr, check=False)
+        if done.returncode not in _RESULTS:
+            raise SetupError(f"the scenarios against QEMU {qemu} gave no result (pytest: {done.returncode})")
+        return summary.read(Path(into))

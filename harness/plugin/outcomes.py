@@ -1,0 +1,161 @@
+"""One result a test, and the summary at the end: what each guarantee does on each QEMU.
+
+Each process tells with its reports what a test ran on (``user_properties``, which JUnit XML has as well); the
+one that the user started collects them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from harness import summary
+from harness.checkers import leaks
+from harness.guarantees import of_test
+from harness.plugin.fixtures import FOLDER
+from harness.plugin.known_bugs import BUG
+from harness.plugin.options import MATRIX, wants_guests
+from harness.plugin.sharding import SHARD
+from harness.summary import Outcome, Result, Run
+
+_AXES = {"qemu_name", "kernel_name", "machine_name"}
+_XPASS = "[XPASS(strict)]"
+_COLLECTOR = pytest.StashKey["Collector"]()
+#: The worse one of two phases counts.
+_BADNESS = (Outcome.PASSED, Outcome.SKIPPED, Outcome.KNOWN, Outcome.FIXED, Outcome.FAILED)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where the summary goes."""
+    parser.getgroup("harness").addoption(
+        "--summary", metavar="DIR", help=f"write the summary there: {summary.NAME} and {summary.PAGE}"
+    )
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Say with the report what the test ran on."""
+    if call.when == "setup":
+        item.user_properties += _properties(item).items()
+    artifacts = item.stash.get(FOLDER, None)
+    if call.when == "call" and artifacts is not None and "leak_hunt" in getattr(item, "fixturenames", ()):
+        item.user_properties.append(("leaks", json.dumps(leaks(artifacts.folder))))
+    return (yield)
+
+
+def _properties(item: pytest.Item) -> dict[str, str]:
+    guarantee = of_test(item.nodeid)
+    params = getattr(item, "callspec", None) and item.callspec.params  # type: ignore[attr-defined]
+    if guarantee is None or not params or not params.keys() >= _AXES:
+        return {}
+    matrix = item.config.stash[MATRIX]
+    install, capabilities = matrix.qemu(params["qemu_name"])
+    bug = item.stash.get(BUG, None)
+    return {
+        "guarantee": guarantee,
+        "scenario": _scenario(item.nodeid, params["qemu_name"], params["kernel_name"]),
+        "qemu": install.name,
+        "version": capabilities.version_text,
+        "kernel": matrix.image(params["kernel_name"]).kernel_version,
+        "machine": params["machine_name"],
+        **({"bug": bug.id} if bug else {}),
+    }
+
+
+def _scenario(test: str, *names: str) -> str:
+    """A test's id without what says which QEMU and kernel it ran on."""
+    before, _, parameters = test.partition("[")
+    for name in names:
+        parameters = re.sub(rf"(^|-){re.escape(name)}(?=[-\]])", "", parameters, count=1)
+    return f"{before}[{parameters.lstrip('-')}"
+
+
+class Collector:
+    """Folds the reports of all phases of all tests into results; registered in one process only."""
+
+    def __init__(self) -> None:
+        self.results: dict[str, Result] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take a phase into account."""
+        # A worker that died with a test leaves a report that says nothing but the test's name.
+        guarantee = of_test(report.nodeid)
+        if guarantee is None:
+            return
+        said: dict[str, Any] = dict(report.user_properties)
+        if "leaks" in said:
+            said["leaks"] = json.loads(said["leaks"])
+        outcome, why = _outcome(report)
+        before = self.results.get(report.nodeid)
+        seconds = report.duration + (before.seconds if before else 0.0)
+        known = (
+            before.model_dump(exclude={"seconds"})
+            if before
+            else {"qemu": "?", "outcome": outcome, "why": why}
+        )
+        worse = before is None or _BADNESS.index(outcome) > _BADNESS.index(before.outcome)
+        found = {"outcome": outcome, "why": why} if worse else {}
+        own = {"test": report.nodeid, "guarantee": guarantee, "seconds": round(seconds, 3)}
+        self.results[report.nodeid] = Result(**{**known, **said, **found, **own})
+
+
+def _outcome(report: pytest.TestReport) -> tuple[Outcome, str]:
+    if report.failed:
+        text = report.longreprtext
+        fixed = next((line for line in text.splitlines() if line.startswith(_XPASS)), None)
+        if fixed is not None:
+            return Outcome.FIXED, fixed.removeprefix(_XPASS).strip()
+        crash = getattr(report.longrepr, "reprcrash", None)
+        lines = (crash.message if crash else text).strip().splitlines() or ["no reason given"]
+        return Outcome.FAILED, lines[0]
+    if hasattr(report, "wasxfail"):
+        return Outcome.KNOWN, report.wasxfail.removeprefix("reason: ")
+    if report.skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
+        return Outcome.SKIPPED, reason.removeprefix("Skipped: ")
+    return Outcome.PASSED, ""
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Collect results in the process that the user started."""
+    config = session.config
+    if hasattr(config, "workerinput") or config.option.collectonly or not wants_guests(config):
+        return
+    given = config.getoption("summary")
+    if given and Path(config.invocation_params.dir, given).is_file():
+        raise pytest.UsageError(f"--summary {given}: is a file; give a folder")
+    config.stash[_COLLECTOR] = Collector()
+    config.pluginmanager.register(config.stash[_COLLECTOR])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The tables, and the files."""
+    collector = config.stash.get(_COLLECTOR, None)
+    if collector is None or not collector.results:
+        return
+    run = Run(results=tuple(collector.results.values()), shard=config.stash.get(SHARD, None))
+    out = io.StringIO()
+    console = Console(
+        file=out, force_terminal=terminalreporter.hasmarkup, width=max(80, terminalreporter._tw.fullwidth)
+    )
+    for table in summary.tables(run):
+        console.print(table)
+    terminalreporter.write_sep("=", "guarantees")
+    terminalreporter.write_line(out.getvalue().rstrip())
+    given = config.getoption("summary")
+    if given:
+        folder = Path(config.invocation_params.dir, given)
+        try:
+            summary.write(run, folder)
+        except OSError as exc:
+            raise pytest.UsageError(f"--summary {given}: {exc.strerror}") from None
+        terminalreporter.write_line(f"summary: {folder / summary.NAME}, {folder / summary.PAGE}")

@@ -1,0 +1,92 @@
+"""``--shard I/N``: a part of a run, so that N jobs of a CI system take the same time each.
+
+Every shard has to split the same tests by the same durations; a hash of both goes into its summary, and
+``harness merge`` refuses shards that differ in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any
+
+import pytest
+
+from harness.guarantees import of_test
+from harness.plugin.schedule import expected_s
+from harness.summary import Shard
+
+SHARD = pytest.StashKey[Shard]()
+_WORKER_KEY = "harness_shard"
+#: No test takes no time at all: those that need no guest are spread as well.
+_LEAST_S = 0.01
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Which part of how many."""
+    parser.getgroup("harness").addoption(
+        "--shard", metavar="I/N", help="run part I of N, split by recorded durations (see harness merge)"
+    )
+
+
+def _wanted(config: pytest.Config) -> tuple[int, int] | None:
+    given = config.getoption("shard")
+    if given is None:
+        return None
+    match = re.fullmatch(r"(\d+)/(\d+)", given)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise pytest.UsageError(f"--shard {given}: write I/N with 1 <= I <= N, such as 1/3")
+    return int(match[1]), int(match[2])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Check what was given."""
+    _wanted(config)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep this shard's part: each test, the slowest first, goes to the shard with the least to do."""
+    wanted = _wanted(config)
+    if wanted is None:
+        return
+    index, count = wanted
+    costs = {item.nodeid: expected_s(item, config) for item in items}
+    mine = parts(costs, count)[index - 1]
+    config.stash[SHARD] = Shard(
+        index=index, count=count, collected=_hash(costs), tests=sum(map(bool, map(of_test, mine)))
+    )
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in mine])
+    items[:] = [item for item in items if item.nodeid in mine]
+
+
+def parts(costs: dict[str, float], count: int) -> list[set[str]]:
+    """Tests by the seconds that they take, in ``count`` parts of about the same sum."""
+    made: list[set[str]] = [set() for _ in range(count)]
+    sums = [0.0] * count
+    for test in sorted(costs, key=lambda test: (-costs[test], test)):
+        least = sums.index(min(sums))
+        made[least].add(test)
+        sums[least] += max(costs[test], _LEAST_S)
+    return made
+
+
+def _hash(costs: dict[str, float]) -> str:
+    return hashlib.sha256(json.dumps(sorted(costs.items())).encode()).hexdigest()[:16]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """An xdist worker has collected; the process that the user started has not."""
+    config = session.config
+    shard = config.stash.get(SHARD, None)
+    if shard is not None and hasattr(config, "workeroutput"):
+        config.workeroutput[_WORKER_KEY] = shard.model_dump()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a worker's collection was."""
+    told = getattr(node, "workeroutput", {}).get(_WORKER_KEY)
+    if told is not None:
+        node.config.stash[SHARD] = Shard(**told)

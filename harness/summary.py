@@ -1,0 +1,214 @@
+"""What a run found, as data: one result a test, and the table of guarantees against QEMUs.
+
+The plugin collects results; this module reads, writes, joins and compares them. A run that was split into
+shards is as many files; :func:`merge` accepts them only when they are exactly the shards of one run.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from harness.errors import UsageError
+from harness.guarantees import GUARANTEES
+
+#: The name of the file in a ``--summary`` folder.
+NAME = "matrix.json"
+PAGE = "matrix.html"
+
+
+class Outcome(StrEnum):
+    """What became of a test."""
+
+    PASSED = "passed"
+    KNOWN = "known bug"
+    FAILED = "new failure"
+    FIXED = "fixed"
+    SKIPPED = "skipped"
+
+
+_STYLES = {
+    Outcome.PASSED: "green",
+    Outcome.KNOWN: "yellow",
+    Outcome.FAILED: "bold red",
+    Outcome.FIXED: "bold magenta",
+    Outcome.SKIPPED: "dim",
+}
+
+
+class Result(BaseModel):
+    """One test.
+
+    :ivar test: pytest's id of it. :ivar scenario: the same without the names of QEMU and kernel.
+    :ivar qemu: as the user named it. :ivar version: what the binary says, such as ``7.2.22``.
+    :ivar why: the first line of the failure, or the reason of a skip. :ivar bug: the ledger's id.
+    :ivar seconds: set-up, call and teardown together.
+    :ivar leaks: for a leak hunt, what grew by how much a cycle.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    test: str
+    scenario: str = ""
+    guarantee: str
+    qemu: str
+    version: str = ""
+    kernel: str = ""
+    machine: str = ""
+    outcome: Outcome
+    why: str = ""
+    bug: str = ""
+    seconds: float = 0.0
+    leaks: dict[str, float] = {}
+
+    @property
+    def column(self) -> str:
+        """What the test ran on, but for the machine type."""
+        qemu = f"{self.qemu} ({self.version})" if self.version else self.qemu
+        return f"{qemu}, Linux {self.kernel}" if self.kernel else qemu
+
+
+class Shard(BaseModel):
+    """Which part of a run this is: ``index`` of ``count``, counted from 1.
+
+    :ivar collected: a hash of every test of the whole run and of the durations that it was split by.
+    :ivar tests: how many of them are this part's.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    index: int = Field(ge=1)
+    count: int = Field(ge=1)
+    collected: str
+    tests: int
+
+
+class Run(BaseModel):
+    """A run, or a shard of one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    results: tuple[Result, ...]
+    shard: Shard | None = None
+
+    @property
+    def counts(self) -> Counter[Outcome]:
+        """How many tests had each outcome."""
+        return Counter(result.outcome for result in self.results)
+
+
+def read(path: Path) -> Run:
+    """Read a file, or the one in a ``--summary`` folder.
+
+    :raises UsageError: when there is none, or it is no such file.
+    """
+    path = path / NAME if path.is_dir() else path
+    try:
+        return Run.model_validate_json(path.read_text())
+    except OSError as exc:
+        raise UsageError(f"{path}: cannot be read: {exc.strerror}; pytest writes it with --summary") from exc
+    except (ValidationError, UnicodeDecodeError) as exc:
+        raise UsageError(f"{path}: not the {NAME} of a run: {str(exc).splitlines()[0]}") from exc
+
+
+def write(run: Run, folder: Path) -> None:
+    """Write a run's data and its page into ``folder``.
+
+    :raises OSError: when it cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / NAME).write_text(run.model_dump_json(indent=1) + "\n")
+    page = Console(record=True, file=io.StringIO(), width=160)
+    for table in tables(run):
+        page.print(table)
+    page.save_html(str(folder / PAGE))
+
+
+def merge(runs: Sequence[tuple[str, Run]]) -> Run:
+    """Join the shards of one run, each given with its name for a person.
+
+    :raises UsageError: unless they are all of its shards, each once.
+    """
+    shards: dict[int, str] = {}
+    first = next((run.shard for _, run in runs if run.shard is not None), None)
+    for name, run in runs:
+        shard = run.shard
+        if shard is None or first is None:
+            raise UsageError(f"{name}: not a shard (pytest makes them with --shard I/N)")
+        if (shard.count, shard.collected) != (first.count, first.collected):
+            raise UsageError(
+                f"{name}: shard {shard.index}/{shard.count} is of another run than {runs[0][0]}: "
+                "other options or tests, or other recorded durations (give all shards one --durations-from)"
+            )
+        if len(run.results) != shard.tests:
+            raise UsageError(f"{name}: only {len(run.results)} of its {shard.tests} tests ran")
+        if shard.index in shards:
+            raise UsageError(
+                f"{name}: shard {shard.index}/{shard.count} is there already: {shards[shard.index]}"
+            )
+        shards[shard.index] = name
+    missing = sorted(set(range(1, first.count + 1)) - set(shards)) if first else []
+    if missing:
+        raise UsageError(
+            f"shards missing: {', '.join(f'{index}/{first.count}' for index in missing if first)}"
+        )
+    results = sorted((result for _, run in runs for result in run.results), key=lambda result: result.test)
+    return Run(results=tuple(results))
+
+
+def tables(run: Run) -> list[Table]:
+    """Guarantee by QEMU and kernel (by machine type where those are one), and what is to be looked at."""
+    columns = list(dict.fromkeys(result.column for result in run.results))
+    by_machine = len(columns) == 1
+
+    def place(result: Result) -> str:
+        return (result.machine or "any") if by_machine else result.column
+
+    cells: dict[tuple[str, str], list[Result]] = defaultdict(list)
+    for result in run.results:
+        cells[result.guarantee, place(result)].append(result)
+    names = sorted({place(result) for result in run.results}) if by_machine else columns
+    table = Table("guarantee", *map(escape, names), title=escape(columns[0]) if by_machine else None)
+    for guarantee in GUARANTEES:
+        if any((guarantee, name) in cells for name in names):
+            table.add_row(guarantee, *(_cell(cells[guarantee, name]) for name in names))
+    return [table, *_notable(run.results)]
+
+
+def _cell(results: Iterable[Result]) -> str:
+    found: dict[Outcome, list[Result]] = defaultdict(list)
+    for result in results:
+        found[result.outcome].append(result)
+    lines = []
+    for outcome in Outcome:
+        if outcome in found:
+            bugs = " ".join(sorted({result.bug for result in found[outcome] if result.bug}))
+            text = f"{len(found[outcome])} {outcome}{f' ({bugs})' if bugs else ''}"
+            lines.append(f"[{_STYLES[outcome]}]{escape(text)}[/]")
+    return "\n".join(lines) or "-"
+
+
+def _notable(results: Iterable[Result]) -> Iterable[Table]:
+    """What a person has to look at, and what was left out and why."""
+    listed = list(results)
+    bad = [result for result in listed if result.outcome in (Outcome.FAILED, Outcome.FIXED)]
+    if bad:
+        table = Table("", "test", "why", title="to be looked at")
+        for result in bad:
+            style = _STYLES[result.outcome]
+            table.add_row(f"[{style}]{result.outcome}[/]", escape(result.test), escape(result.why))
+        yield table
+    skipped = Counter((r.column, r.why) for r in listed if r.outcome is Outcome.SKIPPED)
+    if skipped:
+        table = Table("on", "tests", "why", title="skipped")
+        for (column, why), number in skipped.items():
+            table.add_row(escape(column), str(number), escape(why))
+        yield table

@@ -1,0 +1,164 @@
+"""What a run's summary says of its tests; and its parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import summary
+from harness.plugin import outcomes, sharding
+from harness.plugin.outcomes import Collector
+from harness.summary import Outcome
+from harness.tests.plugin import inner
+from harness.tests.plugin.conftest import Pytest
+
+_CASES = """
+import pytest
+from harness.errors import Violation
+
+@pytest.fixture(autouse=True)
+def axes(qemu_name, kernel_name, machine_name): pass
+
+def test_passes(lab): pass
+def test_fails(lab): raise Violation("migrate was accepted\\nmore")
+def test_dies(lab): lab.dies()
+def test_skips(lab): pytest.skip("no file: URIs")
+@pytest.mark.xfail(reason="R1: a bug", strict=True)
+def test_known(lab): assert 0
+@pytest.mark.xfail(reason="R2: a bug", strict=True)
+def test_fixed(lab): pass
+@pytest.fixture
+def broken(): raise Violation("never booted")
+def test_error(broken): pass
+"""
+
+
+def _cases(folder: Path) -> None:
+    (folder / "test_leak.py").write_text(_CASES)
+    (folder / "test_other.py").write_text("def test_of_no_guarantee(): pass\n")
+    (folder / "conftest.py").write_text(Path(inner.__file__).read_text())
+
+
+def _name(test: str) -> str:
+    return test.partition("::")[2].partition("[")[0]
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_every_outcome(run_pytest: Pytest, tmp_path: Path, workers: str) -> None:
+    _cases(tmp_path)
+    done = run_pytest(tmp_path, "--machine", "pc", "--summary", "out", "-n", workers)
+    assert done.returncode == 1, done.stdout + done.stderr
+    run = summary.read(tmp_path / "out")
+    found = {_name(r.test): (r.outcome, r.why) for r in run.results}
+    assert found == {
+        "test_passes": (Outcome.PASSED, ""),
+        "test_fails": (Outcome.FAILED, "harness.errors.Violation: migrate was accepted"),
+        "test_dies": (Outcome.FAILED, found["test_dies"][1]),
+        "test_skips": (Outcome.SKIPPED, "no file: URIs"),
+        "test_known": (Outcome.KNOWN, "R1: a bug"),
+        "test_fixed": (Outcome.FIXED, "R2: a bug"),
+        "test_error": (Outcome.FAILED, "harness.errors.Violation: never booted"),
+    }
+    assert "SIGSEGV" in found["test_dies"][1]
+    assert {r.guarantee for r in run.results} == {"no leak"}
+    (passed,) = (r for r in run.results if r.outcome is Outcome.PASSED)
+    assert (passed.qemu, passed.version, passed.kernel, passed.machine) == ("7.2", "7.2.22", "6.1.0", "pc")
+    assert passed.scenario.endswith("::test_passes[pc]")
+    assert "guarantees" in done.stdout
+    assert "3 new failure" in done.stdout
+
+
+def test_a_summary_that_is_a_file_is_a_usage_error(run_pytest: Pytest, tmp_path: Path) -> None:
+    _cases(tmp_path)
+    (tmp_path / "out").write_text("")
+    done = run_pytest(tmp_path, "--summary", "out")
+    assert done.returncode == 4
+    assert "--summary out: is a file" in done.stderr
+
+
+def test_what_a_test_ran_on_comes_with_its_reports() -> None:
+    collector = Collector()
+    said = [("qemu", "7.2"), ("version", "7.2.22"), ("machine", "pc"), ("leaks", json.dumps({"fds": 1.0}))]
+    for when, longrepr in (("setup", ""), ("call", "boom"), ("teardown", "")):
+        collector.pytest_runtest_logreport(_report(when, longrepr, said if when != "setup" else said[:3]))
+    (found,) = collector.results.values()
+    assert (found.qemu, found.version, found.machine, found.leaks) == ("7.2", "7.2.22", "pc", {"fds": 1.0})
+    assert (found.outcome, found.seconds) == (Outcome.FAILED, 3.0)
+
+
+def test_a_worker_that_died_says_no_more_than_the_tests_name() -> None:
+    collector = Collector()
+    collector.pytest_runtest_logreport(_report("???", "worker 'gw0' crashed", []))
+    (found,) = collector.results.values()
+    assert (found.guarantee, found.qemu, found.outcome) == ("no leak", "?", Outcome.FAILED)
+
+
+def _report(when: str, longrepr: str, said: Sequence[tuple[str, str]]) -> pytest.TestReport:
+    outcome: Any = "failed" if longrepr else "passed"
+    where = ("scenarios/test_leak.py", 1, "t")
+    report = pytest.TestReport(
+        "scenarios/test_leak.py::t", where, {}, outcome, longrepr or None, cast(Any, when), (), 1.0
+    )
+    report.user_properties = list(said)
+    return report
+
+
+@pytest.mark.parametrize(
+    ("test", "scenario"),
+    [
+        ("a.py::t[7.2-6.1-pc]", "a.py::t[pc]"),
+        ("a.py::t[7.2-src+no-blocker-default-pc-plain]", "a.py::t[pc-plain]"),
+        ("a.py::t[one_fsdev-7.2-src+no-blocker-default-pc]", "a.py::t[one_fsdev-pc]"),
+    ],
+)
+def test_a_scenario_is_the_same_on_any_qemu(test: str, scenario: str) -> None:
+    qemu, kernel = ("7.2", "6.1") if "6.1" in test else ("7.2-src+no-blocker", "default")
+    assert outcomes._scenario(test, qemu, kernel) == scenario
+
+
+@given(
+    st.dictionaries(st.text(min_size=1), st.floats(0, 100), max_size=40),
+    st.integers(min_value=1, max_value=5),
+)
+def test_each_test_is_in_exactly_one_part(costs: dict[str, float], count: int) -> None:
+    parts = sharding.parts(costs, count)
+    assert len(parts) == count
+    assert sorted(test for part in parts for test in part) == sorted(costs)
+    sums = [sum(max(costs[test], 0.01) for test in part) for part in parts]
+    assert max(sums) - min(sums) <= max(costs.values(), default=0) + 0.01 + 1e-6
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_the_shards_of_a_run_are_the_run(run_pytest: Pytest, tmp_path: Path, workers: str) -> None:
+    _cases(tmp_path)
+    run_pytest(tmp_path, "--summary", "whole", "-n", workers)
+    # The durations of one run are in the cache for the next: all parts have to go by the same.
+    for index in (1, 2):
+        shard = ("--shard", f"{index}/2", "--durations-from", "whole")
+        run_pytest(tmp_path, *shard, "--summary", f"part{index}", "-n", workers)
+    parts = [(str(index), summary.read(tmp_path / f"part{index}")) for index in (1, 2)]
+    assert all(run.results for _, run in parts)
+    joined = [(r.test, r.outcome) for r in summary.merge(parts).results]
+    whole = [(r.test, r.outcome) for r in summary.read(tmp_path / "whole").results]
+    assert sorted(joined) == sorted(whole)
+
+
+def test_durations_from_nowhere(run_pytest: Pytest, tmp_path: Path) -> None:
+    _cases(tmp_path)
+    done = run_pytest(tmp_path, "--durations-from", "none")
+    assert done.returncode == 4
+    assert "--durations-from none: " in done.stderr
+
+
+@pytest.mark.parametrize("given_", ["0/2", "3/2", "1", "a/b", "1/0"])
+def test_a_shard_that_is_none(run_pytest: Pytest, tmp_path: Path, given_: str) -> None:
+    _cases(tmp_path)
+    done = run_pytest(tmp_path, "--shard", given_)
+    assert done.returncode == 4
+    assert f"--shard {given_}: write I/N" in done.stderr

@@ -1,0 +1,102 @@
+"""The summary of a run: its table, its files, and the joining of shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from harness import summary
+from harness.errors import UsageError
+from harness.summary import Outcome, Result, Run, Shard
+
+
+def result(test: str = "t", **said: Any) -> Result:
+    given = {"guarantee": "no leak", "qemu": "7.2", "version": "7.2.22", "kernel": "6.1.0", "machine": "pc"}
+    return Result(test=test, **{**given, "outcome": Outcome.PASSED, **said})
+
+
+def _shown(run: Run) -> str:
+    console = Console(width=200, record=True)
+    for table in summary.tables(run):
+        console.print(table)
+    return console.export_text()
+
+
+def test_one_qemu_is_shown_by_machine_type() -> None:
+    run = Run(results=(result("a"), result("b", machine="q35"), result("c", machine="q35")))
+    shown = _shown(run)
+    assert "7.2 (7.2.22), Linux 6.1.0" in shown
+    (row,) = (line for line in shown.splitlines() if "no leak" in line)
+    assert row.split("│")[2:4] == [" 1 passed ", " 2 passed "]
+
+
+def test_several_are_shown_side_by_side() -> None:
+    run = Run(results=(result("a"), result("b", qemu="10.0", version="10.0.13")))
+    shown = _shown(run)
+    assert "7.2 (7.2.22)" in shown
+    assert "10.0 (10.0.13)" in shown
+
+
+def test_a_cell_says_everything_that_happened_in_it() -> None:
+    results = (
+        result("a"),
+        result("b", outcome=Outcome.KNOWN, bug="R1"),
+        result("c", outcome=Outcome.KNOWN, bug="R2"),
+        result("d", outcome=Outcome.FAILED, why="killed by SIGSEGV [red]"),
+        result("e", outcome=Outcome.FIXED, why="R3 is gone"),
+        result("f", outcome=Outcome.SKIPPED, why="no file: URIs"),
+    )
+    shown = _shown(Run(results=results))
+    for words in ("1 passed", "2 known bug (R1 R2)", "1 new failure", "1 fixed", "1 skipped"):
+        assert words in shown
+    assert "killed by SIGSEGV [red]" in shown
+    assert "R3 is gone" in shown
+    assert "no file: URIs" in shown
+
+
+def test_what_is_written_can_be_read(tmp_path: Path) -> None:
+    run = Run(results=(result(leaks={"fds": 1.0}),), shard=Shard(index=1, count=2, collected="x", tests=1))
+    summary.write(run, tmp_path / "new")
+    assert summary.read(tmp_path / "new") == run
+    assert summary.read(tmp_path / "new" / summary.NAME) == run
+    assert "7.2.22" in (tmp_path / "new" / summary.PAGE).read_text()
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"results": [{}]}'])
+def test_what_is_no_summary_is_one_line(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / summary.NAME).write_text(content)
+    with pytest.raises(UsageError, match=str(tmp_path / summary.NAME)) as caught:
+        summary.read(tmp_path)
+    assert "\n" not in caught.value.message
+
+
+def _shard(index: int, *tests: str, count: int = 2, collected: str = "x", of: int | None = None) -> Run:
+    shard = Shard(index=index, count=count, collected=collected, tests=len(tests) if of is None else of)
+    return Run(results=tuple(result(test) for test in tests), shard=shard)
+
+
+def test_shards_become_one_run() -> None:
+    joined = summary.merge([("two", _shard(2, "b")), ("one", _shard(1, "a", "c"))])
+    assert [result.test for result in joined.results] == ["a", "b", "c"]
+    assert joined.shard is None
+
+
+@pytest.mark.parametrize(
+    ("runs", "words"),
+    [
+        ([_shard(1, "a")], "shards missing: 2/2"),
+        ([_shard(1, "a"), _shard(1, "b")], "shard 1/2 is there already: run0"),
+        ([_shard(1, "a"), _shard(2, "b", collected="y")], "run1: shard 2/2 is of another run than run0"),
+        ([_shard(1, "a"), _shard(2, "b", count=3)], "is of another run"),
+        ([_shard(1, "a"), _shard(2, "b", of=3)], "run1: only 1 of its 3 tests ran"),
+        ([_shard(1, "a"), Run(results=())], "run1: not a shard"),
+        ([Run(results=())], "run0: not a shard"),
+    ],
+)
+def test_anything_else_is_refused(runs: list[Run], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        summary.merge([(f"run{number}", run) for number, run in enumerate(runs)])
