@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import contextlib
 import re
 import socket
@@ -123,7 +124,11 @@ class Console:
         self._expect(re.escape(marker), deadline)
         before = self._shell.before
         assert isinstance(before, bytes)
-        return base64.b64decode(b"".join(before.split())).decode("utf-8", "replace")
+        try:
+            return base64.b64decode(b"".join(before.split()), validate=True).decode("utf-8", "replace")
+        except binascii.Error:
+            said = before.decode("utf-8", "replace").strip()
+            raise ChannelLost(f"the guest's console sent no base64 but {said[:120]!r}") from None
 
     def _matched(self) -> bytes:
         after = self._shell.after

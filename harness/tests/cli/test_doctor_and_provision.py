@@ -73,6 +73,6 @@ def test_an_unknown_name_to_provision(harness: Harness, cache_root: Path, word: 
     ended = harness("provision", word)
     assert ended.status == 2
     assert ended.line.startswith(
-        f"harness: {word}: nothing to provision by that name; known: guest:6.1 guest:"
+        f"harness: {word}: nothing to provision by that name; known: guest:"
     )
     assert not cache_root.exists()
