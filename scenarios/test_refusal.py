@@ -68,7 +68,9 @@ def test_names_that_are_taken_or_unknown(guest: Guest, hotplug: Hotplug, lab: La
     mount = guest.mount(share)
     with pytest.raises(QemuError) as refused:
         hotplug.plug(replace(other, id=share.id, fsdev_of=other.id))
-    assert refused.value.desc == f"Duplicate device ID '{share.id}'"
+    # The first since 6.2 (QEMU: system/qdev-monitor.c), the second before (util/qemu-option.c).
+    taken = (f"Duplicate device ID '{share.id}'", f"Duplicate ID '{share.id}' for device")
+    assert refused.value.desc in taken
     assert refusal(hotplug, "device_del", id="nobody") == "Device 'nobody' not found"
     mount.expect_usable()
     mount.unmount()

@@ -6,7 +6,7 @@ import itertools
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -120,6 +120,15 @@ class Lab:
         """Make ``shares`` the pool of every machine that is launched from now on."""
         self.shares = shares
         return shares
+
+    def agree_with(self, *others: Capabilities) -> None:
+        """Make every machine from now on one that QEMUs with ``others`` understand as well.
+
+        :raises Unsupported: when there is no such machine type.
+        """
+        known = [capabilities.machines for capabilities in (self.cell.capabilities, *others)]
+        self.cell = replace(self.cell, machine_type=self.cell.machine_type.known_to_all(*known))
+        self.history.note("host", "lab:machine-type", {"qemu": self.cell.machine_type.qemu})
 
     def attach(self, tool: LaunchTool) -> None:
         """Start every machine under ``tool`` from now on."""

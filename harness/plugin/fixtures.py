@@ -23,6 +23,7 @@ from harness.guest.variant import VARIANTS, Variant
 from harness.holds.hold import Hold
 from harness.plugin.folders import ROOT
 from harness.plugin.options import MATRIX
+from harness.qemu.binary import QemuInstall
 from harness.qemu.spec import Share
 from harness.reaper import RunFolder
 
@@ -77,6 +78,26 @@ def shares(request: pytest.FixtureRequest, lab: Lab) -> tuple[Share, ...]:
 
 
 @pytest.fixture
+def peer(request: pytest.FixtureRequest, lab: Lab, peer_name: str) -> QemuInstall:
+    """Another QEMU of this run; the machines are of the newest type that both know."""
+    return _agreed(request, lab, peer_name)[0]
+
+
+@pytest.fixture
+def peers(request: pytest.FixtureRequest, lab: Lab, peer_names: tuple[str, ...]) -> list[QemuInstall]:
+    """Every other QEMU of this run, the oldest first; the machines are of the newest type that all know."""
+    return _agreed(request, lab, *peer_names)
+
+
+def _agreed(request: pytest.FixtureRequest, lab: Lab, *names: str) -> list[QemuInstall]:
+    matrix = request.config.stash[MATRIX]
+    kernel, machine = (request.getfixturevalue(axis) for axis in ("kernel_name", "machine_name"))
+    cells = [matrix.cell(name, kernel, machine) for name in names]
+    lab.agree_with(*(cell.capabilities for cell in cells))
+    return [cell.qemu for cell in sorted(cells, key=lambda cell: cell.capabilities.version)]
+
+
+@pytest.fixture
 def share(shares: tuple[Share, ...]) -> Share:
     """One export; its device is not plugged in."""
     return shares[0]
@@ -97,7 +118,7 @@ def hold(lab: Lab) -> Hold:
 @pytest.fixture
 def guest(request: pytest.FixtureRequest, lab: Lab) -> Guest:
     """A guest that answers commands, and that no other test has touched; no 9p device yet."""
-    _first(request, "shares", "hold")
+    _first(request, "shares", "hold", "peer", "peers")
     return lab.boot(cold=request.node.get_closest_marker("cold") is not None)
 
 

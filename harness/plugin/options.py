@@ -86,11 +86,36 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     selection = selection_of(metafunc.config)
     axes = {fixture: getattr(selection, axis) for fixture, axis in _AXES.items()}
     axes[_VARIANT] = tuple(VARIANTS) if metafunc.config.getoption("full") else (PLAIN,)
+    _pair(metafunc, axes)
     for fixture, names in axes.items():
         if fixture in metafunc.fixturenames:
             pin = metafunc.definition.get_closest_marker(f"pin_{fixture.removesuffix('_name')}")
             pinned = [name for name in names if pin is None or name in pin.args]
             metafunc.parametrize(fixture, pinned, scope="session")
+
+
+def _pair(metafunc: pytest.Metafunc, axes: dict[str, tuple[str, ...]]) -> None:
+    """Two QEMUs at once: every ordered pair of them (``peer``), or each with all the others (``peers``)."""
+    qemus = axes["qemu_name"]
+    others = {name: tuple(other for other in qemus if other != name) for name in qemus}
+    if "peer_name" in metafunc.fixturenames:
+        second, pairs = "peer_name", [(name, other) for name in qemus for other in others[name]]
+        alone: object = "alone"
+    elif "peer_names" in metafunc.fixturenames:
+        oldest = [name for name in qemus if len(others[name]) > 1][:1]
+        second, pairs = "peer_names", [(name, others[name]) for name in oldest]  # type: ignore[misc]
+        alone = ()
+    else:
+        return
+    del axes["qemu_name"]
+    few = pytest.mark.skip(reason="it takes more than one --qemu")
+    values = [pytest.param(*pair, id=_pair_id(*pair)) for pair in pairs]
+    values = values or [pytest.param(qemus[0], alone, id=qemus[0], marks=few)]
+    metafunc.parametrize(("qemu_name", second), values, scope="session")
+
+
+def _pair_id(name: str, others: str | tuple[str, ...]) -> str:
+    return f"{name}-to-{others}" if isinstance(others, str) else f"{name}-and-{len(others)}-more"
 
 
 def wants_guests(config: pytest.Config) -> bool:

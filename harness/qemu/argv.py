@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.qemu.binary import ACPI_ROOT_PORTS
 from harness.qemu.spec import SLOTS, MachineSpec, Share
 
 #: Fixed, so that a successor's network card is its source's.
@@ -57,7 +58,7 @@ def _machine(spec: MachineSpec) -> Iterator[str]:
     yield from _memory(spec)
     yield from ("-nodefaults", "-no-user-config", "-display", "none")
     if spec.machine_type.native:
-        yield from ("-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off")
+        yield from ("-global", f"ICH9-LPC.{ACPI_ROOT_PORTS}=off")
 
 
 def _memory(spec: MachineSpec) -> Iterator[str]:

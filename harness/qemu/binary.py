@@ -22,6 +22,8 @@ from harness.qemu import sanitizers
 #: A file of QEMU's firmware without which no PC boots (QEMU: ``pc-bios/``, ``hw/i386/x86.c``).
 FIRMWARE = "bios-256k.bin"
 PROGRAM = "qemu-system-x86_64"
+#: The property of ``ICH9-LPC`` for it, since 6.1 (QEMU: ``hw/acpi/ich9.c``).
+ACPI_ROOT_PORTS = "acpi-pci-hotplug-with-bridge-support"
 _PROBE_TIMEOUT_S = 60
 #: Where a Linux host keeps the libraries of its own programs (Debian and multiarch; Fedora; the rest).
 HOST_LIBRARIES = tuple(
@@ -57,12 +59,16 @@ class QemuInstall:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a binary said of itself; ``version`` is ``(major, minor, micro)``, ``banner`` its first line."""
+    """What a binary said of itself; ``version`` is ``(major, minor, micro)``, ``banner`` its first line.
+
+    ``acpi_root_ports``: Q35 has ACPI hotplug behind root ports as well, and a property to switch it off.
+    """
 
     banner: str
     version: tuple[int, int, int]
     machines: frozenset[str]
     devices: frozenset[str]
+    acpi_root_ports: bool = True
 
     @property
     def version_text(self) -> str:
@@ -137,7 +143,8 @@ def probe(install: QemuInstall) -> Capabilities:
         line.split()[0] for line in _ask(install, "-machine", "help").splitlines()[1:] if line.split()
     )
     devices = frozenset(re.findall(r'^name "([^"]+)"', _ask(install, "-device", "help"), re.MULTILINE))
-    return Capabilities(banner, version, machines, devices)
+    acpi_root_ports = "q35" in machines and ACPI_ROOT_PORTS in _ask(install, "-device", "ICH9-LPC,help")
+    return Capabilities(banner, version, machines, devices, acpi_root_ports)
 
 
 def read_banner(install: QemuInstall) -> tuple[str, tuple[int, int, int]]:

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from harness.qemu.blockers import blocked_reasons
 from harness.qemu.machine import Machine
 
 #: QOM containers in which a plugged device, or a part of it, has its place.
@@ -37,7 +38,7 @@ def footprint(machine: Machine) -> dict[str, Any]:
         "private_kib": _private_kib(proc),
         "qom_children": sum(children.values()),
         "memory_regions": len(machine.qmp.hmp("info mtree", watch=machine.watch).splitlines()),
-        "blockers": len(machine.qmp.execute("query-migrate", watch=machine.watch).get("blocked-reasons", ())),
+        "blockers": len(blocked_reasons(machine)),
     }
 
 

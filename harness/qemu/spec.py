@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from harness.errors import UsageError
+from harness.errors import Unsupported, UsageError
 from harness.qemu.binary import QemuInstall
 
 #: Hotpluggable places a machine offers; each holds one device.
@@ -30,7 +31,25 @@ class MachineType:
     @property
     def has_root_ports(self) -> bool:
         """Whether devices sit behind ``pcie-root-port`` devices."""
-        return self.qemu == "q35"
+        return "q35" in self.qemu
+
+    def known_to_all(self, *known: Iterable[str]) -> MachineType:
+        """This type in the newest of its versions that is in each of ``known``, such as ``pc-q35-7.2``.
+
+        Machines of another QEMU understand each other when they are of one version (QEMU:
+        ``docs/devel/migration/compatibility.rst``).
+
+        :raises Unsupported: when there is none.
+        """
+        pattern = re.compile(rf"pc-{'q35' if self.has_root_ports else 'i440fx'}-(\d+)\.(\d+)")
+        common = set.intersection(*({name for name in names if pattern.fullmatch(name)} for names in known))
+        if not common:
+            raise Unsupported(f"{self.name}: these QEMUs have no machine type of one version in common")
+
+        def version(name: str) -> tuple[int, ...]:
+            return tuple(map(int, name.rpartition("-")[2].split(".")))
+
+        return replace(self, qemu=max(common, key=version))
 
     def place(self, slot: int) -> Mapping[str, str]:
         """The ``bus`` and ``addr`` properties of the hotpluggable place ``slot``.

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from harness import matrix
-from harness.errors import UsageError
+from harness.errors import Unsupported, UsageError
 from harness.guest.image import GuestImage
 from harness.matrix import DEFAULT, Matrix, Selection
 from harness.qemu import accel, binary
@@ -141,6 +141,19 @@ def test_a_bad_path_after_a_release_is_told_of_before_the_release_is_fetched(
     with pytest.raises(UsageError, match=r"^--qemu /no-9p"):
         made.prepare()
     assert _fetched(made) == []
+
+
+def test_hotplug_that_a_qemu_does_not_have_is_no_cell(
+    tmp_path: Path, probed: list[str], chosen: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = Capabilities("", (5, 2, 0), frozenset({"pc", "q35"}), frozenset({"virtio-9p-pci"}), False)
+    monkeypatch.setattr(binary, "probe", lambda install: old)
+    made = _matrix(tmp_path, qemus=("/q",))
+    assert [cell.machine_type.name for cell in made.prepare()] == ["pc"]
+    with pytest.raises(Unsupported, match=r"^q35: QEMU 5\.2\.0: no ACPI hotplug behind root ports"):
+        made.cell("/q", DEFAULT, "q35")
+    with pytest.raises(Unsupported, match=r"^q35-pcie: QEMU 5\.2\.0: a plugged device is ejected at once"):
+        made.cell("/q", DEFAULT, "q35-pcie")
 
 
 def test_each_thing_is_made_probed_and_judged_once(

@@ -10,6 +10,7 @@ from harness.actions.migration import Migration, blocked_reason
 from harness.actions.stream import STREAMS, knows_file_uris
 from harness.errors import QemuDied, QemuError, Unsupported, Violation, WaitTimeout
 from harness.guest.lab import Lab
+from harness.qemu import blockers
 from harness.qemu.machine import Machine
 from harness.tests import fakes
 from harness.tests.fakes import FakeMachine, World
@@ -47,6 +48,13 @@ def migration(world: World, successor: FakeMachine) -> Migration:
     world.qmp.on("query-migrate", {}, {"status": "active"}, {"status": "completed"})
     world.ssh.on("^true$", "")
     return Migration(world.guest, cast(Lab, _Lab(world, successor)))
+
+
+@pytest.fixture(autouse=True)
+def schema(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A QEMU whose ``query-migrate`` tells what blocks."""
+    monkeypatch.setattr(blockers, "_SCHEMAS", {})
+    world.qmp.on("query-qmp-schema", [{"members": [{"name": "blocked-reasons"}]}])
 
 
 def _blocked(world: World, *reasons: str) -> None:
@@ -305,3 +313,14 @@ def test_not_blocked(world: World, migration: Migration) -> None:
     _blocked(world, blocked_reason(world.share))
     with pytest.raises(Violation, match="source: blocked with nothing mounted: "):
         migration.expect_not_blocked()
+
+
+def test_an_old_qemu_names_one_of_several(world: World, migration: Migration) -> None:
+    other = replace(world.share, id="other", mount_tag="other")
+    world.qmp.on("query-qmp-schema", [])
+    world.qmp.refuse("migrate", blocked_reason(other))
+    migration.expect_blocked_by(world.share, other)
+    with pytest.raises(Violation, match="does not name tag0 alone"):
+        migration.expect_blocked_by(world.share)
+    with pytest.raises(Violation, match="blocked with nothing mounted"):
+        migration.expect_blocked_by()

@@ -6,7 +6,7 @@ import pytest
 
 from harness.actions.migration import blocked_reason
 from harness.actions.snapshot import Snapshot
-from harness.errors import QemuError, Violation, WaitTimeout
+from harness.errors import QemuError, Unsupported, Violation, WaitTimeout
 from harness.tests.fakes import World
 
 _NO_DEVICE = "No block device can store vmstate for snapshot"
@@ -108,3 +108,12 @@ def test_another_reason_is_not_taken_for_the_blocker(world: World, other: str, t
     _job(world, "concluded", error=other if through == "job" else reason)
     with pytest.raises(Violation, match=f"refused for another reason than the mounted 'tag0': {other}"):
         Snapshot(world.guest).expect_refused(world.share)
+
+
+def test_a_qemu_without_the_jobs(world: World) -> None:
+    error = QemuError("source", {}, {"class": "CommandNotFound", "desc": "none"}, "none")
+    world.qmp.on("snapshot-save", error)
+    world.qmp.on("human-monitor-command", f"Error: {blocked_reason(world.share)}")
+    with pytest.raises(Unsupported, match="no snapshot-save job"):
+        Snapshot(world.guest).snapshot_save("tag")
+    Snapshot(world.guest).expect_refused(world.share)

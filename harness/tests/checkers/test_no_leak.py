@@ -170,3 +170,10 @@ def test_noise_is_silent_and_a_leak_in_it_is_found(seed: int) -> None:
 
 def test_the_limit_for_objects_lets_one_a_cycle_be_seen() -> None:
     assert OBJECTS_LIMIT < 1
+
+
+def test_what_9p_allocated_is_said_whatever_grew_first(story: Story) -> None:
+    grows: Sample = lambda n: {"fds": 16 + n}  # noqa: E731
+    _, summary, _ = hunted(story, grows, [site(7, 17, 27)])
+    assert summary.startswith("leak: fds: +1.00 a cycle")
+    assert summary.endswith("; also leaks of v9fs_x")

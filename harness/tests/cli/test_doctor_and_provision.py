@@ -72,7 +72,5 @@ def test_a_cache_that_cannot_be_written(
 def test_an_unknown_name_to_provision(harness: Harness, cache_root: Path, word: str) -> None:
     ended = harness("provision", word)
     assert ended.status == 2
-    assert ended.line.startswith(
-        f"harness: {word}: nothing to provision by that name; known: guest:"
-    )
+    assert ended.line.startswith(f"harness: {word}: nothing to provision by that name; known: guest:")
     assert not cache_root.exists()

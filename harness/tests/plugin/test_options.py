@@ -144,3 +144,29 @@ def test_the_options_are_explained(folder: Path, run_pytest: Pytest) -> None:
     shown = run_pytest(folder, "--help").stdout
     for option in ("--qemu", "--machine", "--kernel", "--accel", "--artifacts", "--keep-artifacts", "--cold"):
         assert f"  {option}" in shown
+
+
+_PAIRS = """
+def test_pair(peer, kernel_name, machine_name): pass
+def test_chain(peers, kernel_name, machine_name): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("qemus", "found"),
+    [
+        (["a"], ["test_pair[a-default-pc]", "test_chain[a-default-pc]"]),
+        (
+            ["a", "b"],
+            ["test_pair[a-to-b-default-pc]", "test_pair[b-to-a-default-pc]", "test_chain[a-default-pc]"],
+        ),
+        (["a", "b", "c"], ["test_chain[a-and-2-more-default-pc]"]),
+    ],
+)
+def test_two_qemus_at_once(folder: Path, run_pytest: Pytest, qemus: list[str], found: list[str]) -> None:
+    (folder / "test_it.py").write_text(_PAIRS)
+    axes = [word for name in qemus for word in ("--qemu", name)]
+    collected = _collected(run_pytest(folder, "--collect-only", "-q", "--machine", "pc", *axes))
+    names = [line.partition("::")[2] for line in collected]
+    assert set(found) <= set(names)
+    assert len(names) == max(1, len(qemus) * (len(qemus) - 1)) + 1

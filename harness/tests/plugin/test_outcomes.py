@@ -29,6 +29,8 @@ def test_passes(lab): pass
 def test_fails(lab): raise Violation("migrate was accepted\\nmore")
 def test_dies(lab): lab.dies()
 def test_skips(lab): pytest.skip("no file: URIs")
+@pytest.mark.pin_machine("q35-pcie")
+def test_pinned(lab): pass
 @pytest.mark.xfail(reason="R1: a bug", strict=True)
 def test_known(lab): assert 0
 @pytest.mark.xfail(reason="R2: a bug", strict=True)
@@ -61,6 +63,7 @@ def test_every_outcome(run_pytest: Pytest, tmp_path: Path, workers: str) -> None
         "test_fails": (Outcome.FAILED, "harness.errors.Violation: migrate was accepted"),
         "test_dies": (Outcome.FAILED, found["test_dies"][1]),
         "test_skips": (Outcome.SKIPPED, "no file: URIs"),
+        "test_pinned": (Outcome.SKIPPED, found["test_pinned"][1]),
         "test_known": (Outcome.KNOWN, "R1: a bug"),
         "test_fixed": (Outcome.FIXED, "R2: a bug"),
         "test_error": (Outcome.FAILED, "harness.errors.Violation: never booted"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import UsageError
+from harness.errors import Unsupported, UsageError
 from harness.qemu.spec import MACHINE_TYPES, SLOTS, MachineSpec
 from harness.tests.qemu.specs import share, spec
 
@@ -66,3 +66,19 @@ def test_an_unknown_share_names_the_known_ones() -> None:
         spec().share("x")
     with pytest.raises(UsageError, match=r"\(it has: none\)$"):
         spec(shares=()).share("x")
+
+
+@pytest.mark.parametrize(
+    ("machine", "newest"), [("pc", "pc-i440fx-7.2"), ("q35", "pc-q35-7.2"), ("q35-pcie", "pc-q35-7.2")]
+)
+def test_the_newest_version_that_all_know(machine: str, newest: str) -> None:
+    old = {"pc", "q35", "pc-i440fx-2.12", "pc-i440fx-7.2", "pc-q35-2.12", "pc-q35-7.2", "isapc"}
+    new = {*old, "pc-i440fx-10.0", "pc-q35-10.0"}
+    kind = MACHINE_TYPES[machine].known_to_all(new, old)
+    assert (kind.qemu, kind.name, kind.native) == (newest, machine, MACHINE_TYPES[machine].native)
+    assert kind.place(1) == MACHINE_TYPES[machine].place(1)
+
+
+def test_no_version_that_all_know() -> None:
+    with pytest.raises(Unsupported, match=r"^pc: these QEMUs have no machine type of one version in common"):
+        MACHINE_TYPES["pc"].known_to_all({"pc", "pc-i440fx-11.0"}, {"pc", "pc-i440fx-5.2"})
