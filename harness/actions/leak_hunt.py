@@ -1,8 +1,8 @@
-"""Looks for what grows: one cycle, repeated in three machines, each longer than the one before.
+"""Looks for what grows: one cycle, repeated in one machine, which is sampled after every repetition.
 
-The longest one is sampled after every cycle. All three write a heap profile when they quit: an allocation
-site whose live objects grow from the first to the second *and* from the second to the third, by as much as
-they had more cycles, leaks; caches fill up once, and retained memory belongs to nobody's site.
+A heap profile is taken three times: after a warm-up, half-way, and at the end. An allocation site whose live
+objects grow from the first to the second *and* from the second to the third, by as much as there were more
+cycles, leaks; caches fill up once, and retained memory belongs to nobody's site.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Plan:
 
     @property
     def lengths(self) -> tuple[int, int, int]:
-        """The number of cycles in each of the three machines."""
+        """The number of cycles before each of the three heap profiles."""
         return self.warm_up, self.warm_up + self.cycles, self.warm_up + 2 * self.cycles
 
 
@@ -53,7 +53,7 @@ WITH_GUEST = Plan(warm_up=5, cycles=10, guest=True)
 
 
 class LeakHunt:
-    """Repeats a cycle in machines of one lab, which it launches; it has to exist before they are.
+    """Repeats a cycle in a machine of one lab, which it launches; it has to exist before that is.
 
     :raises SetupError: where this QEMU's host has no libjemalloc2 to preload, or QEMU has a heap of its own.
     """
@@ -89,20 +89,17 @@ class LeakHunt:
         return self.lab.artifacts.folder / f"heap-{name}"
 
     def repeat(self, cycle: Callable[[Guest], object], plan: Plan = WITH_GUEST) -> None:
-        """Repeat ``cycle`` in booted guests; what grew is then in the record, for ``no_leak`` to judge.
-
-        (A restored guest would not do: each page that it writes for the first time is new private memory.)
-        """
+        """Repeat ``cycle`` in a guest; what grew is then in the record, for ``no_leak`` to judge."""
 
         def boot(name: str) -> Guest:
-            return self.lab.boot(self.lab.spec(name=name), cold=True)
+            return self.lab.boot(self.lab.spec(name=name))
 
         self._hunt(boot, lambda guest: guest.machine, cycle, plan)
 
     def repeat_without_guest(
         self, cycle: Callable[[Machine], object], plan: Plan = WITHOUT_GUEST, *extra: str
     ) -> None:
-        """The same in machines that were never started (``-S``): no guest takes part, and no boot is needed.
+        """The same in a machine that was never started (``-S``): no guest takes part, and no boot is needed.
 
         :param extra: further arguments for QEMU.
         """
@@ -149,17 +146,17 @@ class LeakHunt:
         plan: Plan,
         prefix: str = "",
     ) -> list[dict[Site, Live]]:
+        subject = start(f"{prefix}cycles")
+        machine = machine_of(subject)
         profiles = []
-        for name, length in zip(("warm", "half", "full"), plan.lengths, strict=True):
-            subject = start(prefix + name)
-            machine = machine_of(subject)
-            for number in range(length):
-                cycle(subject)
-                if name == "full":
-                    value = {"cycle": number, **footprint(machine)}
-                    self.lab.history.note(machine.name, f"leak:{prefix}sample", value)
-            machine.quit()
-            profiles.append(jemalloc.read_profile(jemalloc.find_profile(self._prefix(machine.name))))
+        for number in range(plan.lengths[-1]):
+            cycle(subject)
+            value = {"cycle": number, **footprint(machine)}
+            self.lab.history.note(machine.name, f"leak:{prefix}sample", value)
+            if number + 1 in plan.lengths:
+                written = jemalloc.profile(machine, self._prefix(machine.name))
+                profiles.append(jemalloc.read_profile(written))
+        machine.quit()
         return profiles
 
     def _write_sites(self, profiles: list[dict[Site, Live]], plan: Plan) -> None:

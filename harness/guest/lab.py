@@ -173,7 +173,7 @@ class Lab:
     def boot(self, spec: MachineSpec | None = None, *, cold: bool = False) -> Guest:
         """Start a machine and wait until its guest answers a command.
 
-        The guest is restored from a template where there can be one: nothing plugged, no further arguments.
+        The guest is restored from a template where there can be one: nothing plugged.
 
         :param cold: boot it in any case.
         """
@@ -191,8 +191,8 @@ class Lab:
             return "the scenario asks for it"
         if self.cell.templates is None:
             return "templates are switched off"
-        if spec.plugged or spec.extra:
-            return "the machine has devices or arguments of its own"
+        if spec.plugged:
+            return "the machine has devices of its own"
         return self.cell.templates.find(spec, self.cell.image, self.cell.accel.pace)
 
     def _restore(self, spec: MachineSpec, template: Template) -> Guest:

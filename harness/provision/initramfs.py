@@ -23,7 +23,7 @@ _DROPBEAR = "usr/sbin/dropbear"
 def build(
     packages: Path, kernel: Path, programs: list[str], modules: list[str], overlay: Path, keys: Keys
 ) -> bytes:
-    """The compressed archive.
+    """The archive.
 
     :param packages: a root with busybox, dropbear, the programs and their libraries unpacked.
     :param kernel: a root with a kernel package unpacked.

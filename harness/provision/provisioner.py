@@ -94,7 +94,7 @@ class Provisioner:
             name=name,
             kernel_version=(entry / "kernel-version").read_text(),
             kernel=entry / "kernel",
-            initramfs=entry / "initramfs.gz",
+            initramfs=entry / "initramfs.cpio",
             cmdline=recipe.cmdline,
             disk=entry / "disk.qcow2",
             client_key=pair.client,
@@ -260,7 +260,7 @@ def _make_guest(
     image = initramfs.build(
         packages["packages"], packages["kernel"], recipe.programs, recipe.modules, overlay, pair
     )
-    (into / "initramfs.gz").write_bytes(image)
+    (into / "initramfs.cpio").write_bytes(image)
     qcow2.create(into / "disk.qcow2", _DISK_MIB)
 
 

@@ -9,7 +9,11 @@ from typing import Any
 
 from harness.qemu.blockers import blocked_reasons
 from harness.qemu.machine import Machine
+from harness.qemu.spec import MachineSpec
 
+#: Each mapping's first line, and what it has of private dirty memory.
+_MAPPING = re.compile(r"^([0-9a-f]+-[0-9a-f]+ .*)\n(?:[A-Z].*\n)*?Private_Dirty: +(\d+) kB", re.MULTILINE)
+_HEADER = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ \d+ *(.*)")
 #: QOM containers in which a plugged device, or a part of it, has its place.
 _CONTAINERS = (
     "/machine/peripheral",
@@ -23,8 +27,8 @@ _CONTAINERS = (
 def footprint(machine: Machine) -> dict[str, Any]:
     """Threads, fds by what they point at, private memory, QOM children, memory regions, migration blockers.
 
-    ``private_kib`` is dirty memory that no other process shares (``man 5 proc``, ``smaps_rollup``): the
-    guest's and the code translated for it, included. Clean private pages are not counted: a page of a file
+    ``private_kib`` is dirty memory that no other process shares (``man 5 proc``, ``smaps``), without the
+    guest's own memory and the code translated for it. Clean private pages are not counted: a page of a file
     turns from private to shared, and back, when another QEMU maps it. ``memory_regions`` are the lines of
     ``info mtree``.
     """
@@ -35,7 +39,7 @@ def footprint(machine: Machine) -> dict[str, Any]:
         "threads": len(list((proc / "task").iterdir())),
         "fds": sum(fds.values()),
         "fd_targets": dict(sorted(fds.items())),
-        "private_kib": _private_kib(proc),
+        "private_kib": private_kib((proc / "smaps").read_text(), machine.spec),
         "qom_children": sum(children.values()),
         "memory_regions": len(machine.qmp.hmp("info mtree", watch=machine.watch).splitlines()),
         "blockers": len(blocked_reasons(machine)),
@@ -54,9 +58,23 @@ def _fds(proc: Path) -> Counter[str]:
     return found
 
 
-def _private_kib(proc: Path) -> int:
-    text = (proc / "smaps_rollup").read_text()
-    return sum(int(kib) for kib in re.findall(r"^Private_Dirty:\s+(\d+) kB", text, re.MULTILINE))
+def private_kib(smaps: str, spec: MachineSpec) -> int:
+    """Private dirty memory in ``smaps``, but for the guest's: its memory, the code translated for it."""
+    return sum(
+        int(kib) for header, kib in _MAPPING.findall(smaps) if not _is_guests(_HEADER.match(header), spec)
+    )
+
+
+def _is_guests(header: re.Match[str] | None, spec: MachineSpec) -> bool:
+    if header is None:
+        return False
+    start, end, access, path = header.groups()
+    if spec.memory_file is not None and path == str(spec.memory_file.path):
+        return True
+    if not path and int(end, 16) - int(start, 16) == spec.memory_mib << 20:
+        return True
+    # Nothing but TCG's buffer can be executed and comes from no file (QEMU: tcg/region.c).
+    return "x" in access and not path
 
 
 def _children(machine: Machine, path: str) -> int:

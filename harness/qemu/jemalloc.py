@@ -1,21 +1,27 @@
 """Heap profiles of a stripped QEMU: Debian's libjemalloc2 preloaded, every allocation sampled.
 
-The profile is written when QEMU quits. It lists, by the stack that allocated it, every object that is still
-alive (jemalloc: ``man 3 jemalloc``, ``opt.prof_final``; the format is ``heap_v2`` of gperftools' pprof).
+A profile lists, by the stack that allocated it, every object that is alive (the format is ``heap_v2`` of
+gperftools' pprof). jemalloc writes one whenever a number of bytes has been allocated (``man 3 jemalloc``,
+``opt.lg_prof_interval``), so that making QEMU allocate as much at once is asking for one.
 """
 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import SetupError
+from harness.errors import QemuError, SetupError
 from harness.qemu.binary import QemuInstall
+from harness.qemu.machine import Machine
 
 LIBRARY = "libjemalloc.so.2"
+#: The binary logarithm of how many bytes are allocated between two profiles.
+_LG_INTERVAL = 27
+_TRIGGER = "harness-heap-profile"
 
 #: An allocation site: its stack, innermost first, as (ELF file, offset in it).
 Site = tuple[tuple[str, int], ...]
@@ -35,29 +41,42 @@ def library(install: QemuInstall) -> Path | None:
 
 
 def environment(preload: Path, prefix: Path) -> dict[str, str]:
-    """Profile every allocation; one file ``PREFIX.PID.….heap`` is written at exit.
+    """Profile every allocation, into files ``PREFIX.PID.SEQ.iSEQ.heap``.
 
     Free pages go back to the kernel at once, so that private memory means memory in use. ``G_SLICE`` makes
     GLib before 2.76 allocate each slice by itself.
     """
     options = (
-        f"prof:true,lg_prof_sample:0,prof_final:true,prof_prefix:{prefix},"
+        f"prof:true,lg_prof_sample:0,lg_prof_interval:{_LG_INTERVAL},prof_prefix:{prefix},"
         "narenas:1,dirty_decay_ms:0,muzzy_decay_ms:0"
     )
     return {"LD_PRELOAD": str(preload), "MALLOC_CONF": options, "G_SLICE": "always-malloc"}
 
 
-def find_profile(prefix: Path) -> Path:
-    """The profile that a QEMU wrote.
+def profile(machine: Machine, prefix: Path) -> Path:
+    """Make a QEMU that was started with :func:`environment` write a profile, and return it.
 
-    :raises SetupError: when it wrote none: it did not quit, or its libjemalloc cannot profile.
+    What is to be freed after an RCU grace period is freed first: QEMU waits for that when it refuses a
+    ``device_add`` (QEMU: ``system/qdev-monitor.c``, ``qmp_device_add``, ``drain_call_rcu``). What then asks
+    for the profile is one large allocation, the memory of a ``ringbuf`` character device, which nobody
+    touches (``chardev/char-ringbuf.c``, ``qemu_chr_open_ringbuf``).
+
+    :raises SetupError: when there is none: this libjemalloc cannot profile.
     """
-    found = sorted(prefix.parent.glob(f"{prefix.name}.*.heap"))
-    if not found:
-        raise SetupError(
-            f"no heap profile {prefix}.*.heap: QEMU did not quit, or {LIBRARY} was built without profiling"
-        )
-    return found[-1]
+    with contextlib.suppress(QemuError):
+        machine.qmp.execute("device_add", {"driver": _TRIGGER}, watch=machine.watch)
+    before = set(_profiles(prefix))
+    backend = {"type": "ringbuf", "data": {"size": 1 << _LG_INTERVAL}}
+    machine.qmp.execute("chardev-add", {"id": _TRIGGER, "backend": backend}, watch=machine.watch)
+    machine.qmp.execute("chardev-remove", {"id": _TRIGGER}, watch=machine.watch)
+    written = set(_profiles(prefix)) - before
+    if not written:
+        raise SetupError(f"no heap profile {prefix}.*.heap: {LIBRARY} was built without profiling")
+    return max(written, key=lambda path: int(path.name.split(".")[-3]))
+
+
+def _profiles(prefix: Path) -> list[Path]:
+    return list(prefix.parent.glob(f"{prefix.name}.*.heap"))
 
 
 def read_profile(path: Path) -> dict[Site, Live]:

@@ -215,8 +215,7 @@ def test_a_guest_is_restored_where_there_is_a_template(
     ("why", "found", "cold", "changes"),
     [
         ("the scenario asks for it", None, True, {}),
-        ("arguments of its own", None, False, {"extra": ("-S",)}),
-        ("arguments of its own", None, False, {"plugged": frozenset(["share0"])}),
+        ("devices of its own", None, False, {"plugged": frozenset(["share0"])}),
         ("no such capability", "no such capability", False, {}),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from typing import NamedTuple
 
 
@@ -15,9 +14,8 @@ class Read(NamedTuple):
     content: bytes
 
 
-def read(compressed: bytes) -> dict[str, Read]:
+def read(data: bytes) -> dict[str, Read]:
     """The members by name, in their order; raises when the archive is malformed."""
-    data = gzip.decompress(compressed)
     members: dict[str, Read] = {}
     at = 0
     while True:

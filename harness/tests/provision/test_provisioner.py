@@ -103,7 +103,7 @@ def _flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [_truncate, _flip, Path.unlink])
-@pytest.mark.parametrize("name", ["initramfs.gz", "manifest.json"])
+@pytest.mark.parametrize("name", ["initramfs.cpio", "manifest.json"])
 def test_a_damaged_entry_is_repaired_without_the_archive(
     archive: Archive, make: Make, reports: Reports, damage: Callable[[Path], None], name: str
 ) -> None:

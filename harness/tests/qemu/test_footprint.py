@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.qemu.footprint import private_kib
+from harness.qemu.spec import MachineSpec, MemoryFile
+from harness.tests.qemu.specs import spec
+
+_MIB = 1 << 20
+HEAP = ("7f0000000000-7f0000100000 rw-p 00000000 00:00 0 ", 700)
+DATA = (
+    "55d000000000-55d000010000 rw-p 00001000 fe:00 42                         /usr/bin/qemu-system-x86_64",
+    40,
+)
+CODE = (
+    "55d000020000-55d000030000 r-xp 00001000 fe:00 42                         /usr/bin/qemu-system-x86_64",
+    2,
+)
+
+
+def smaps(*mappings: tuple[str, int]) -> str:
+    """As the kernel writes it (``man 5 proc``): a header, then one line a figure."""
+    body = "Size: 1024 kB\nRss: 1024 kB\nPrivate_Clean: 5 kB\nPrivate_Dirty: {} kB\nVmFlags: rd wr mr\n"
+    return "".join(f"{header}\n{body.format(kib)}" for header, kib in mappings)
+
+
+def guest_memory(size: int, path: str = "") -> tuple[str, int]:
+    return (f"7f1000000000-{0x7F1000000000 + size:x} rw-p 00000000 00:00 0 {path}", 90_000)
+
+
+def test_what_qemu_itself_holds_is_summed() -> None:
+    assert private_kib(smaps(HEAP, DATA, CODE), spec()) == 742
+
+
+BOOTED, RESTORED = spec(), replace(spec(), memory_file=MemoryFile(Path("/t/memory"), share=False))
+GUESTS: dict[str, tuple[MachineSpec, tuple[str, int]]] = {
+    "its memory": (BOOTED, guest_memory(BOOTED.memory_mib * _MIB)),
+    "its memory in a file": (RESTORED, guest_memory(BOOTED.memory_mib * _MIB, "/t/memory")),
+    "its translated code": (BOOTED, ("7f2000000000-7f2008000000 rwxp 00000000 00:00 0 ", 5000)),
+}
+
+
+@pytest.mark.parametrize("what", GUESTS)
+def test_the_guests_part_is_left_out(what: str) -> None:
+    machine, mapping = GUESTS[what]
+    assert private_kib(smaps(HEAP, mapping, DATA), machine) == 740
+
+
+@pytest.mark.parametrize("size", [_MIB, BOOTED.memory_mib * _MIB - 4096])
+def test_memory_of_another_size_counts(size: int) -> None:
+    assert private_kib(smaps(HEAP, guest_memory(size)), BOOTED) == 90_700
+
+
+def test_another_file_counts() -> None:
+    mapping = guest_memory(BOOTED.memory_mib * _MIB, "/t/other")
+    assert private_kib(smaps(HEAP, mapping), RESTORED) == 90_700
