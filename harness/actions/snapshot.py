@@ -47,6 +47,7 @@ class Snapshot:
         :raises QemuError: when it cannot load the snapshot.
         """
         source = self.guest.machine
+        self.guest.disconnect()  # The guest of the past knows nothing of what its sessions have said since.
         source.quit()
         # Stopped until it has loaded: the guest must not begin to boot on the way.
         successor = lab.launch_successor(

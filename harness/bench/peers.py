@@ -29,7 +29,9 @@ def bare_boot(cell: Cell, run: RunFolder) -> float:
     """What a plain script does: start QEMU, try SSH until a command is answered, kill QEMU."""
     folder = run.path / f"bare{next(_numbers)}"
     folder.mkdir()
-    paths = MachinePaths(*(folder / name for name in ("qmp", "console", "disk", "kernel.log", "console.log")))
+    paths = MachinePaths(
+        *(folder / name for name in ("qmp", "console", "line", "disk", "kernel.log", "console.log"))
+    )
     spec, port = cell.spec("bare", (), frozenset()), free_port()
     shutil.copyfile(spec.disk, paths.disk)
     argv = [word.replace("127.0.0.1:0-", f"127.0.0.1:{port}-") for word in render(spec, paths)]

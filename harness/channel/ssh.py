@@ -1,4 +1,7 @@
-"""SSH into the guest with paramiko: public key only, the host key pinned, one connection reused."""
+"""SSH into the guest with paramiko: public key only, the host key pinned, one connection reused.
+
+A session can also go over a :class:`~harness.channel.line.Line`, and then be frozen, resumed and moved.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,14 @@ import threading
 import tty
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
 import paramiko
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from paramiko.kex_curve25519 import KexCurve25519
 
 from harness.channel import Completed
+from harness.channel.line import Frozen, Line
 from harness.deadline import Deadline, Watch, wait_until
 from harness.errors import ChannelLost, CommandTimeout, SetupError, WaitTimeout
 
@@ -39,6 +46,8 @@ class Ssh:
     :param host_key: the only host key to accept, ``ssh-ed25519 AAAA…``.
     :param timeout_s: seconds in which the guest has to let us in; attempts are repeated.
     :param watch: raises the real cause when waiting on is pointless.
+    :param line: begin, or resume, the session over it; where that fails, :attr:`resumed` says why, and the
+        port is used.
     :raises ChannelLost: when it did not, or presented another host key.
     :raises SetupError: when the private key cannot be read.
     """
@@ -46,7 +55,14 @@ class Ssh:
     name = "ssh"
 
     def __init__(
-        self, port: int, *, client_key: Path, host_key: str, timeout_s: float, watch: Watch | None = None
+        self,
+        port: int,
+        *,
+        client_key: Path,
+        host_key: str,
+        timeout_s: float,
+        watch: Watch | None = None,
+        line: Line | None = None,
     ) -> None:
         self._port = port
         self._host_key = host_key.split()[1]
@@ -59,7 +75,27 @@ class Ssh:
         self.stages_s: dict[str, float] = {}
         #: A command timed out: the connection may hold its late output, or be about to end.
         self._doubtful = False
-        self._transport = self._connect()
+        self._running = 0
+        self._line = line
+        #: Whether the session goes over the line, or why it does not.
+        self.resumed: bool | str = False
+        self._deadline = Deadline.after(timeout_s)
+        self._transport = (line and self._resume(line)) or self._connect()
+
+    def _resume(self, line: Line) -> paramiko.Transport | None:
+        transport = _LineTransport(line)
+        try:
+            self._log_in(transport, interval_s=0.001)
+            line.go_on()
+        except (OSError, EOFError, paramiko.SSHException, WaitTimeout, ChannelLost) as exc:
+            self.resumed, self._line = str(exc) or type(exc).__name__, None
+            _close(transport)
+            return None
+        except BaseException:
+            _close(transport)
+            raise
+        self.resumed = True
+        return transport
 
     def _connect(self) -> paramiko.Transport:
         self._last_error = "no attempt was made"
@@ -78,16 +114,7 @@ class Ssh:
         transport = None
         try:
             transport = paramiko.Transport(_dial(self._port))
-            transport.banner_timeout = transport.handshake_timeout = self._deadline.timeout_s
-            shaken, let_in = threading.Event(), threading.Event()
-            transport.start_client(event=shaken)
-            self._await(transport, lambda: bool(transport.remote_version), "its banner", _BANNER_S)
-            self._await(transport, shaken.is_set, "the key exchange", self._deadline.remaining_s)
-            self._check_host_key(transport.get_remote_server_key())
-            transport.auth_publickey(USER, self._key, event=let_in)
-            self._await(transport, let_in.is_set, "the log-in", self._deadline.remaining_s)
-            if not transport.is_authenticated():
-                raise transport.get_exception() or paramiko.AuthenticationException("it is not known there")
+            self._log_in(transport)
         except paramiko.AuthenticationException as exc:
             _close(transport)
             raise ChannelLost(f"the guest's sshd refused our key: {exc}") from None
@@ -100,8 +127,29 @@ class Ssh:
             raise
         return transport
 
+    def _log_in(self, transport: paramiko.Transport, interval_s: float = 0.005) -> None:
+        transport.banner_timeout = transport.handshake_timeout = self._deadline.timeout_s
+        shaken, let_in = threading.Event(), threading.Event()
+        transport.start_client(event=shaken)
+
+        def wait(condition: Callable[[], bool], what: str, timeout_s: float) -> None:
+            self._await(transport, condition, what, timeout_s, interval_s)
+
+        wait(lambda: bool(transport.remote_version), "its banner", _BANNER_S)
+        wait(shaken.is_set, "the key exchange", self._deadline.remaining_s)
+        self._check_host_key(transport.get_remote_server_key())
+        transport.auth_publickey(USER, self._key, event=let_in)
+        wait(let_in.is_set, "the log-in", self._deadline.remaining_s)
+        if not transport.is_authenticated():
+            raise transport.get_exception() or paramiko.AuthenticationException("it is not known there")
+
     def _await(
-        self, transport: paramiko.Transport, condition: Callable[[], bool], what: str, timeout_s: float
+        self,
+        transport: paramiko.Transport,
+        condition: Callable[[], bool],
+        what: str,
+        timeout_s: float,
+        interval_s: float,
     ) -> None:
         """Wait without losing sight of the watch; a transport that ended says why."""
         clock = Deadline.after(timeout_s)
@@ -110,7 +158,7 @@ class Ssh:
             what=what,
             timeout_s=timeout_s,
             watch=self._watch,
-            interval_s=0.005,
+            interval_s=interval_s,
         )
         if not transport.is_active():
             raise transport.get_exception() or EOFError(f"the connection ended before {what}")
@@ -133,8 +181,9 @@ class Ssh:
         """
         if self._doubtful:
             _close(self._transport)
-            self._transport, self._doubtful = self._connect(), False
+            self._transport, self._doubtful, self._line = self._connect(), False, None
         deadline = Deadline.after(timeout_s)
+        self._running += 1
         try:
             channel = self._transport.open_session(timeout=timeout_s)
             channel.settimeout(timeout_s)
@@ -145,6 +194,8 @@ class Ssh:
             self._doubtful = self._transport.is_active()
             why = str(exc) or type(exc).__name__
             raise ChannelLost(f"the SSH connection to the guest broke during {command!r}: {why}") from exc
+        finally:
+            self._running -= 1
 
     def _converse(
         self, channel: paramiko.Channel, command: str, stdin: bytes, deadline: Deadline
@@ -192,9 +243,72 @@ class Ssh:
         except (OSError, EOFError, paramiko.SSHException) as exc:
             raise ChannelLost(f"the SSH connection to the guest broke: {exc}") from None
 
+    def freeze(self) -> Frozen:
+        """The session as the guest remembers it now, for a :class:`Line` to it later."""
+        assert self._line is not None, "the session does not go over a line"
+        return self._line.freeze()
+
+    def move(self, path: Path, *, port: int, watch: Watch) -> bool:
+        """The guest goes on in another QEMU: keep the session, if it can be kept.
+
+        :param path: the other QEMU's socket for the line. :param port: see above. :param watch: see above.
+        :returns: whether it was kept: it goes over a line, and no command is running.
+        """
+        if self._line is None or self._running or self._doubtful or not self._transport.is_active():
+            return False
+        try:
+            self._line.move(path)
+        except ChannelLost:
+            return False
+        self._port, self._watch = port, watch
+        return True
+
     def close(self) -> None:
         """See :meth:`harness.channel.Channel.close`."""
         _close(self._transport)
+
+
+#: RFC 8731's name has no suffix; this one is in every paramiko and dropbear that knows the exchange.
+_KEX = "curve25519-sha256@libssh.org"
+_KEXINIT, _KEX_ECDH_INIT, _KEX_ECDH_REPLY = 20, 30, 31  # RFC 4253, RFC 5656
+_COOKIE = slice(1, 17)
+
+
+class _Curve25519(KexCurve25519):
+    """The key exchange with the line's secret, instead of one made for the occasion."""
+
+    def start_kex(self) -> None:
+        transport: Any = self.transport
+        self.key = X25519PrivateKey.from_private_bytes(transport.sock.secrets.key)
+        message = paramiko.Message()
+        message.add_byte(bytes([_KEX_ECDH_INIT]))
+        message.add_string(self.key.public_key().public_bytes_raw())
+        transport._send_message(message)
+        transport._expect_packet(_KEX_ECDH_REPLY)
+
+
+class _LineTransport(paramiko.Transport):
+    """Says the same in every handshake over a line's session: what is random comes from the line.
+
+    It reaches into paramiko's own names; where they change, no session is resumed, and :attr:`Ssh.resumed`
+    says why.
+    """
+
+    _kex_info: ClassVar[dict[str, Any]] = {_KEX: _Curve25519}
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        super().__init__(line)  # type: ignore[arg-type]  # all of a socket that it uses
+        self.get_security_options().kex = (_KEX,)
+
+    def _send_message(self, data: Any) -> None:
+        content = data.asbytes()
+        if content[0] == _KEXINIT:
+            said = bytearray(content)
+            said[_COOKIE] = self._line.secrets.cookie
+            self.local_kex_init = self._latest_kex_init = bytes(said)
+            data = paramiko.Message(bytes(said))
+        super()._send_message(data)  # type: ignore[misc]
 
 
 def _dial(port: int) -> socket.socket:

@@ -6,18 +6,28 @@ or in another state, and only its channels have to be opened anew.
 
 from __future__ import annotations
 
-import os
 import shlex
-import time
 from typing import TYPE_CHECKING
 
 from harness.background import Background
 from harness.channel import Channel, Completed
 from harness.channel.console import Console
+from harness.channel.line import Frozen, Line
 from harness.channel.ssh import Ssh
 from harness.deadline import wait_until
-from harness.errors import CommandFailed, GuestError, GuestPanicked, HarnessError, Violation, WaitTimeout
+from harness.errors import (
+    ChannelLost,
+    CommandFailed,
+    GuestError,
+    GuestPanicked,
+    HarnessError,
+    Violation,
+    WaitTimeout,
+)
+from harness.guest import newborn
 from harness.guest.image import GuestImage
+from harness.guest.newborn import PROGRAM
+from harness.qemu.argv import LINE_ADDRESS, LINE_PORT
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
 
@@ -34,10 +44,10 @@ _MORE_9P = (
     "do usleep 30000; turn=$((turn + 1)); done; "
 )
 _FOR_EACH_9P = "cd /sys/bus/virtio/drivers/9pnet_virtio; for device in virtio*; do {} || exit 1; done"
-#: Perl: give the kernel 32 new random bytes, and use them now (``man 4 random``: RNDADDENTROPY,
-#: RNDRESEEDCRNG); until then all guests of a template draw the same numbers.
-_RESEED = (
-    'open(R, ">", "/dev/random"); ioctl(R, 0x40085203, pack("iiH64", 256, 32, $ARGV[0])); ioctl(R, 0x5207, 0)'
+#: An sshd for one session, over a connection that the guest makes itself.
+_SERVE = (
+    f"setsid nc {LINE_ADDRESS} {LINE_PORT} -e /sbin/dropbear -i -s -r /etc/dropbear/host_key "
+    "</dev/null >/dev/null 2>&1 &"
 )
 #: What the guest prints on its kernel's console (``images/guests/root/etc/rcS``).
 NETWORK_IS_UP = "guest: network is up"
@@ -66,15 +76,36 @@ class Guest:
     def ssh(self) -> Ssh:
         """The SSH channel, opened on first use."""
         if self._ssh is None:
-            self._ssh = Ssh(
-                self.machine.ssh_port,
-                client_key=self.image.client_key,
-                host_key=self.image.host_key,
-                timeout_s=self.machine.pace.seconds(BOOT_TIMEOUT_S),
-                watch=self.machine.watch,
-            )
-            self.machine.history.note(self.actor, "ssh:connected", self._ssh.stages_s)
+            self._ssh = self._log_in()
         return self._ssh
+
+    def _log_in(self, line: Line | None = None) -> Ssh:
+        ssh = Ssh(
+            self.machine.ssh_port,
+            client_key=self.image.client_key,
+            host_key=self.image.host_key,
+            timeout_s=self.machine.pace.seconds(BOOT_TIMEOUT_S),
+            watch=self.machine.watch,
+            line=line,
+        )
+        if line is not None:
+            self.machine.history.note(self.actor, "ssh:resumed", ssh.resumed)
+        self.machine.history.note(self.actor, "ssh:connected", ssh.stages_s)
+        return ssh
+
+    def freeze(self) -> Frozen:
+        """Prepare for being saved as a template: an SSH session that can be resumed, and :mod:`.newborn`.
+
+        The guest is spoken to over its console. :raises ChannelLost: when there is no such session.
+        """
+        self.use("console")
+        self.succeed(f"cat > {PROGRAM} && chmod +x {PROGRAM}", stdin=newborn.program())
+        line = Line(self.machine.paths.line)
+        self.succeed(_SERVE)
+        self._ssh = self._log_in(line)
+        if self._ssh.resumed is not True:
+            raise ChannelLost(f"{self.actor}: no SSH session over {LINE_ADDRESS}: {self._ssh.resumed}")
+        return self._ssh.freeze()
 
     @property
     def console(self) -> Console:
@@ -110,16 +141,16 @@ class Guest:
                 cause = self.machine.blame(exc)
                 raise self._never_booted(cause) if cause is exc else cause from exc
 
-    def wait_restored(self) -> None:
+    def wait_restored(self, frozen: Frozen) -> None:
         """The guest runs on from a template: make it one of its own, with the time and randomness of now.
 
+        :param frozen: the SSH session that the template had, to be resumed.
         :raises HarnessError: the cause, when it does not answer.
         """
         with self.machine.history.operation(self.actor, "guest:restore"):
             self._boots = self.machine.kernel_log.text().count(NETWORK_IS_UP)
-            self.succeed(
-                f"date -s @{int(time.time())} >/dev/null; perl -e {quote(_RESEED)} {os.urandom(32).hex()} &"
-            )
+            self._ssh = self._log_in(Line(self.machine.paths.line, frozen))
+            self.succeed(PROGRAM, stdin=newborn.message())
 
     def _wait_announced(self) -> None:
         """Wait until the guest says, once more than before, that its network is up.
@@ -258,10 +289,18 @@ class Guest:
         self.machine.history.note(self.machine.name, "guest:tolerate", {"pattern": pattern, "why": why})
 
     def moved_to(self, machine: Machine) -> None:
-        """The guest goes on in ``machine``; its channels are opened anew on next use."""
+        """The guest goes on in ``machine``: with the SSH session that it has, if that can be kept.
+
+        Else its channels are opened anew on next use.
+        """
+        kept = self._ssh is not None and self._ssh.move(
+            machine.paths.line, port=machine.ssh_port, watch=machine.watch
+        )
+        ssh = self._ssh if kept else None
+        if kept:
+            self._ssh = None
         self.disconnect()
-        self.machine = machine
-        self._boots = 0
+        self.machine, self._ssh, self._boots = machine, ssh, 0
 
     def disconnect(self) -> None:
         """Close the channels; the next command opens them again."""

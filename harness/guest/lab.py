@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.artifacts import CELL, Artifacts
+from harness.channel.line import Frozen
 from harness.deadline import Pace
 from harness.errors import SetupError
 from harness.guest.guest import Guest
@@ -200,7 +201,7 @@ class Lab:
         restore(machine, template)
         guest = Guest(machine, self.cell.image)
         self._guests.append(guest)
-        guest.wait_restored()
+        guest.wait_restored(Frozen.read(template.session))
         return guest
 
     def begin_boot(self, spec: MachineSpec | None = None) -> Guest:

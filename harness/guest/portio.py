@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import struct
 
+from harness.guest import elf
 from harness.guest.guest import Guest
 
-_BASE = 0x400000
 _SYS_IOPL, _SYS_EXIT = 172, 60
 
 
@@ -36,23 +36,4 @@ def program(writes: list[tuple[int, int]]) -> bytes:
     body += b"\x31\xff"  # xor edi, edi
     code += b"\x0f\x85" + struct.pack("<i", len(body)) + body  # jnz past the body
     code += b"\xb8" + struct.pack("<I", _SYS_EXIT) + b"\x0f\x05"  # mov eax, exit; syscall
-    header = struct.pack(
-        "<16sHHIQQQIHHHHHH",
-        b"\x7fELF\x02\x01\x01" + bytes(9),
-        2,  # ET_EXEC
-        62,  # EM_X86_64
-        1,
-        _BASE + 120,  # e_entry: right behind the two headers
-        64,  # e_phoff
-        0,
-        0,
-        64,
-        56,
-        1,
-        0,
-        0,
-        0,
-    )
-    size = 120 + len(code)
-    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, _BASE, _BASE, size, size, 0x1000)  # PT_LOAD, read and execute
-    return header + segment + code
+    return elf.executable(code)

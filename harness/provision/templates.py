@@ -88,15 +88,16 @@ def _make(into: Path, spec: MachineSpec, image: GuestImage, pace: Pace) -> None:
     try:
         bare = template.bare(spec)
         with _guest(replace(bare, memory_file=template.memory_of(into)), run, image, pace) as guest:
-            # Not by SSH: no connection may be open when the guest is saved.
+            # By its console: of all connections, only the one of the frozen session may be open then.
             guest.use("console")
             guest.wait_booted()
-            guest.disconnect()
+            frozen = guest.freeze()
             template.save(guest.machine, into)
         made = Template(into)
+        frozen.write(made.session)
         with _guest(replace(bare, name="trial").restored(made.memory), run, image, pace) as guest:
             template.restore(guest.machine, made)
-            guest.wait_restored()
+            guest.wait_restored(frozen)
     finally:
         run.close()
 

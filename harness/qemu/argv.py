@@ -14,6 +14,8 @@ from harness.qemu.spec import SLOTS, MachineSpec, Share
 #: Fixed, so that a successor's network card is its source's.
 MAC = "52:54:00:9b:00:01"
 DISK_NODE = "disk0"
+#: Where the guest can reach the line (:mod:`harness.channel.line`) from inside.
+LINE_ADDRESS, LINE_PORT = "10.0.2.100", 22
 #: The name that the machine types give their memory by themselves (QEMU: ``hw/i386/pc.c``,
 #: ``default_ram_id``): by it a machine with a file for its memory can migrate to one without.
 _RAM = "pc.ram"
@@ -25,6 +27,7 @@ class MachinePaths:
 
     qmp: Path
     console: Path
+    line: Path
     disk: Path
     kernel_log: Path
     console_log: Path
@@ -39,7 +42,7 @@ def render(spec: MachineSpec, paths: MachinePaths) -> list[str]:
         *_machine(spec),
         *_monitor(paths),
         *_serial(paths),
-        *_network(),
+        *_network(paths),
         *_disk(paths),
         *_boot(spec),
         *_hotplug_places(spec),
@@ -84,9 +87,11 @@ def _serial(paths: MachinePaths) -> Iterator[str]:
     yield from ("-serial", "chardev:ttyS1")
 
 
-def _network() -> Iterator[str]:
+def _network(paths: MachinePaths) -> Iterator[str]:
+    yield from ("-chardev", f"socket,id=line,path={_comma(paths.line)},server=on,wait=off")
     # Port 0: the kernel picks a free one, so two runs never race for a number (slirp: hostfwd).
-    yield from ("-netdev", "user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:0-:22")
+    forwards = f"hostfwd=tcp:127.0.0.1:0-:22,guestfwd=tcp:{LINE_ADDRESS}:{LINE_PORT}-chardev:line"
+    yield from ("-netdev", f"user,id=net0,restrict=on,{forwards}")
     yield from ("-device", f"virtio-net-pci,id=nic0,netdev=net0,mac={MAC},romfile=,addr=0x8")
 
 
@@ -155,6 +160,7 @@ def script(spec: MachineSpec, run_folder: Path) -> str:
     scratch = MachinePaths(
         qmp=run_folder / "qmp.sock",
         console=run_folder / "console.sock",
+        line=run_folder / "line.sock",
         disk=run_folder / "disk.qcow2",
         kernel_log=run_folder / "guest-kernel.log",
         console_log=run_folder / "console.log",

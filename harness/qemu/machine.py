@@ -71,6 +71,7 @@ class Machine:
         self.paths = MachinePaths(
             qmp=folder / "qmp.sock",
             console=folder / "console.sock",
+            line=folder / "line.sock",
             disk=disk,
             kernel_log=artifacts.kernel,
             console_log=artifacts.console,

@@ -18,7 +18,7 @@ from harness.qemu.machine import Machine
 from harness.qemu.spec import MachineSpec, MemoryFile
 
 #: Part of every key: a change of what a template is makes all older ones worthless.
-_FORMAT = "1"
+_FORMAT = "2"
 #: Seconds, before scaling.
 _SAVE_TIMEOUT_S = 20.0
 _RESTORE_TIMEOUT_S = 10.0
@@ -43,6 +43,11 @@ class Template:
         return self.folder / "stream"
 
     @property
+    def session(self) -> Path:
+        """The SSH session that the guest had when it was saved (:class:`harness.channel.line.Frozen`)."""
+        return self.folder / "session.json"
+
+    @property
     def kernel_log(self) -> Path:
         """The kernel's console, from the boot to the moment at which the guest was saved."""
         return self.folder / "guest-kernel.log"
@@ -56,7 +61,7 @@ def bare(spec: MachineSpec) -> MachineSpec:
 def key(spec: MachineSpec, image: str) -> str:
     """What a template's content depends on: QEMU, its arguments, and the guest's ``image`` (its key)."""
     nowhere = Path("/")
-    argv = render(bare(spec), MachinePaths(nowhere, nowhere, nowhere, nowhere, nowhere))
+    argv = render(bare(spec), MachinePaths(*[nowhere] * 6))
     identity = "\0".join([_FORMAT, spec.qemu.key, image, *argv])
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 

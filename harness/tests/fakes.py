@@ -19,6 +19,7 @@ from harness.errors import HarnessError, QemuError
 from harness.guest.guest import Guest
 from harness.guest.image import GuestImage
 from harness.history import Entry, History, read
+from harness.qemu.argv import MachinePaths
 from harness.qemu.machine import Machine
 from harness.qemu.spec import MachineSpec, Share
 from harness.tests.qemu.specs import spec
@@ -53,6 +54,7 @@ class ScriptedChannel:
 
     def __init__(self) -> None:
         self.stages_s: dict[str, float] = {}
+        self.stdins: list[bytes] = []
         self.commands: list[str] = []
         self.closed = 0
         self._rules: dict[str, _Script] = {}
@@ -63,12 +65,19 @@ class ScriptedChannel:
 
     def run(self, command: str, *, timeout_s: float, stdin: bytes = b"") -> Completed:
         self.commands.append(command)
+        self.stdins.append(stdin)
         for pattern, script in self._rules.items():
             if re.search(pattern, command):
                 answer = script.next(command)
                 returncode, stdout, stderr = answer if isinstance(answer, tuple) else (0, answer, "")
                 return Completed(command, returncode, stdout, stderr)
         raise AssertionError(f"nobody expected the guest command {command!r}")
+
+    resumed = True
+
+    def move(self, path: Path, *, port: int, watch: Watch) -> bool:
+        """It cannot be kept."""
+        return False
 
     def close(self) -> None:
         self.closed += 1
@@ -150,6 +159,10 @@ class FakeMachine:
         return self.spec.name
 
     @property
+    def paths(self) -> MachinePaths:
+        return MachinePaths(*(self.folder / name for name in ("qmp", "console", "line", "disk", "k", "c")))
+
+    @property
     def running(self) -> bool:
         return not self.quitted and self.death is None
 
@@ -215,6 +228,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, kind: str = "pc") 
         return ssh
 
     monkeypatch.setattr("harness.guest.guest.Ssh", connect)
+    monkeypatch.setattr("harness.guest.guest.Line", lambda path, frozen: frozen)
     image = GuestImage("6.1", "6.1.0", path, path, "", path, path, "ssh-ed25519 A", "k")
     return World(Guest(cast(Machine, fake), image), fake, ssh, share)
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import struct
 import time
 from typing import Any, cast
 
 import pytest
 
+from harness.channel.line import Frozen
 from harness.errors import (
     ChannelLost,
     CommandFailed,
@@ -14,13 +16,15 @@ from harness.errors import (
     QemuDied,
     WaitTimeout,
 )
-from harness.guest import guest
+from harness.guest import guest, newborn
 from harness.guest.guest import NETWORK_IS_UP
 from harness.history import Kind, read
 from harness.tests import fakes
 from harness.tests.fakes import World
 
 _TIMEOUT = CommandTimeout("ssh", "x", 1.0, "", "")
+
+FROZEN = Frozen(bytes(16), bytes(32))
 
 
 def _ends(world: World) -> list[tuple[str, Kind]]:
@@ -156,13 +160,14 @@ def test_tolerate_is_on_record_for_the_machine(world: World) -> None:
 
 def test_a_restored_guest_gets_the_time_and_randomness_of_now(world: World) -> None:
     world.machine.artifacts.kernel.write_text(f"{NETWORK_IS_UP}\n")
-    world.ssh.on("^date -s", "")
+    world.ssh.on(f"^{newborn.PROGRAM}$", "")
     for _ in range(2):
-        world.guest.wait_restored()
-    first, second = world.ssh.commands
-    assert abs(int(first.split()[2].removeprefix("@")) - time.time()) < 60
-    assert first.split()[-2] != second.split()[-2]  # What randomness is stirred with.
-    assert len(bytes.fromhex(first.split()[-2])) == 32
+        world.guest.wait_restored(FROZEN)
+    first, second = (struct.unpack("<qqii32s", message) for message in world.ssh.stdins)
+    assert abs(first[0] - time.time()) < 60
+    assert 0 <= first[1] < 10**9
+    assert first[2:4] == (256, 32)
+    assert first[4] != second[4]
     # The boot that its log tells of is over: only another one counts from now on.
     world.machine.artifacts.kernel.write_text(f"{NETWORK_IS_UP}\n" * 2)
     world.ssh.on("^true$", "")
@@ -170,8 +175,8 @@ def test_a_restored_guest_gets_the_time_and_randomness_of_now(world: World) -> N
 
 
 def test_a_restored_guest_that_does_not_answer(world: World) -> None:
-    world.ssh.on("^date -s", ChannelLost("nobody there"))
+    world.ssh.on(f"^{newborn.PROGRAM}$", ChannelLost("nobody there"))
     with pytest.raises(ChannelLost):
-        world.guest.wait_restored()
+        world.guest.wait_restored(FROZEN)
     (entry,) = [e for e in read(world.machine.history.path) if e.f == "guest:restore" and e.kind is Kind.INFO]
     assert "nobody there" in str(entry.value)

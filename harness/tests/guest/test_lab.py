@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from harness.artifacts import Artifacts
+from harness.channel.line import Frozen
 from harness.deadline import Pace, wait_until
 from harness.errors import QemuDied, SetupError
 from harness.guest import lab as lab_module
@@ -191,7 +192,7 @@ def boots(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the guests of this test went through, instead of doing it."""
     done: list[str] = []
     monkeypatch.setattr(Guest, "wait_booted", lambda _: done.append("booted"))
-    monkeypatch.setattr(Guest, "wait_restored", lambda _: done.append("answered"))
+    monkeypatch.setattr(Guest, "wait_restored", lambda *_: done.append("answered"))
     monkeypatch.setattr(lab_module, "restore", lambda machine, _: done.append("restored"))
     return done
 
@@ -201,6 +202,7 @@ def test_a_guest_is_restored_where_there_is_a_template(
 ) -> None:
     template = Template(tmp_path)
     template.kernel_log.write_text("what was printed while it booted\n")
+    Frozen(bytes(16), bytes(32)).write(template.session)
     lab = Lab(replace(cell, templates=Source(template)), run, Artifacts.create(tmp_path, "restored"))
     guest = lab.boot()
     assert boots == ["restored", "answered"]

@@ -49,7 +49,8 @@ def _expected(qemu_machine: str, after_display: list[str], before_fsdev: list[st
         "-chardev",
         "socket,id=ttyS1,path=/r/m/console.sock,server=on,wait=off,logfile=/a/console.log,logappend=on",
         *("-serial", "chardev:ttyS1"),
-        *("-netdev", "user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:0-:22"),
+        *("-chardev", "socket,id=line,path=/r/m/line.sock,server=on,wait=off", "-netdev"),
+        "user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:0-:22,guestfwd=tcp:10.0.2.100:22-chardev:line",
         *("-device", "virtio-net-pci,id=nic0,netdev=net0,mac=52:54:00:9b:00:01,romfile=,addr=0x8"),
         *("-drive", "if=none,id=drive0,node-name=disk0,file=/r/m/disk.qcow2,format=qcow2,cache=unsafe"),
         *("-kernel", "/c/vmlinuz", "-initrd", "/c/initrd", "-append", "console=ttyS0 panic=0"),
@@ -120,7 +121,7 @@ def test_commas_inside_a_value_are_doubled_everywhere() -> None:
     odd = replace(PATHS, **{name: Path(f"/a,b/{name}") for name in vars(PATHS)})
     words = render(spec(shares=(share(path=Path("/s,1")),), plugged=frozenset({"share0"})), odd)
     options = [word for word in words if "/a," in word]
-    assert len(options) == 4
+    assert len(options) == 5
     assert all("/a,,b/" in word and "/a,b/" not in word.replace(",,", "") for word in options)
     assert "local,id=fs-share0,path=/s,,1,security_model=none" in words
 

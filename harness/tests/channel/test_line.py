@@ -1,0 +1,170 @@
+"""Sessions over a line, against the real server of ``test_ssh``, behind a stand-in for QEMU's network."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.background import Background
+from harness.channel import Completed
+from harness.channel.line import Frozen, Line
+from harness.channel.ssh import Ssh
+from harness.deadline import wait_until
+from harness.errors import ChannelLost
+from harness.tests.channel.test_ssh import FakeSshd, Keys
+
+
+class Network:
+    """Two QEMUs in which one guest may be: whoever connects last talks to its one session with its sshd."""
+
+    def __init__(self, folder: Path, keys: Keys) -> None:
+        self.keys, self.sshd = keys, FakeSshd(keys.host, keys.client)
+        self.here, self.there = folder / "here.sock", folder / "there.sock"
+        self._client: socket.socket | None = None
+        self._upstream: socket.socket | None = None
+        self._listeners = [self._listen(path) for path in (self.here, self.there)]
+
+    def _listen(self, path: Path) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(path))
+        listener.listen(1)
+        self._start(self._accept, listener)
+        return listener
+
+    def _start(self, target: Callable[..., None], *args: object) -> None:
+        def run() -> None:
+            with contextlib.suppress(OSError):
+                target(*args)
+
+        threading.Thread(target=run, daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            client, _ = listener.accept()
+            self._client = client
+            if self._upstream is None:
+                self._upstream = socket.create_connection(("127.0.0.1", self.sshd.port))
+                self._start(self._outward, self._upstream)
+            self._start(self._inward, client, self._upstream)
+
+    def _inward(self, client: socket.socket, upstream: socket.socket) -> None:
+        while data := client.recv(65536):
+            upstream.sendall(data)
+
+    def _outward(self, upstream: socket.socket) -> None:
+        while data := upstream.recv(65536):
+            assert self._client is not None
+            self._client.sendall(data)
+
+    def ssh(self, frozen: Frozen | None = None, *, timeout_s: float = 10) -> Ssh:
+        keys, line = self.keys, Line(self.here, frozen)
+        return Ssh(
+            self.sshd.port,
+            client_key=keys.client_path,
+            host_key=keys.host_line,
+            timeout_s=timeout_s,
+            line=line,
+        )
+
+    def close(self) -> None:
+        for one in (*self._listeners, self._client, self._upstream):
+            if one is not None:
+                one.close()
+        self.sshd.close()
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Iterator[Network]:
+    made = Network(tmp_path, Keys(tmp_path))
+    yield made
+    made.close()
+
+
+def answers(ssh: Ssh) -> bool:
+    return ssh.run("echo hello", timeout_s=10).stdout == "hello\n"
+
+
+def test_a_session_over_a_line(network: Network) -> None:
+    ssh = network.ssh()
+    assert ssh.resumed is True
+    assert answers(ssh)
+    assert answers(ssh)
+    assert network.sshd.connections == 1
+    ssh.close()
+
+
+def test_a_frozen_session_is_gone_on_with(network: Network, tmp_path: Path) -> None:
+    """By a client that was not there when it began."""
+    network.ssh().freeze().write(tmp_path / "session")
+    ssh = network.ssh(Frozen.read(tmp_path / "session"))
+    assert ssh.resumed is True
+    assert answers(ssh)
+    assert answers(ssh)
+    assert network.sshd.connections == 1
+    ssh.close()
+
+
+@pytest.mark.parametrize("what", ["cookie", "key", "received"])
+def test_a_session_that_is_not_the_servers_is_given_up(network: Network, what: str) -> None:
+    """The port is used, as if there were no line; it says why."""
+    frozen = network.ssh().freeze()
+    changes = {"cookie": bytes(16), "key": b"\1" * 32, "received": frozen.received[:2]}
+    wrong = replace(frozen, **{what: changes[what]})  # type: ignore[arg-type]
+    ssh = network.ssh(wrong, timeout_s=3)
+    assert isinstance(ssh.resumed, str)
+    assert ssh.resumed
+    assert answers(ssh)
+    assert network.sshd.connections == 2
+    ssh.close()
+
+
+def test_a_session_moves_with_its_guest(network: Network) -> None:
+    ssh = network.ssh()
+    assert answers(ssh)
+    assert ssh.move(network.there, port=network.sshd.port, watch=lambda: None)
+    assert answers(ssh)
+    assert network.sshd.connections == 1
+    ssh.close()
+
+
+def test_a_session_does_not_move_under_a_command(network: Network) -> None:
+    ssh = network.ssh()
+    command = Background(lambda: ssh.run("sleep 1; echo done", timeout_s=10))
+    wait_until(lambda: network.sshd.children, what="the command to run", timeout_s=10)
+    assert not ssh.move(network.there, port=1, watch=lambda: None)
+    done = command.wait(timeout_s=10)
+    assert isinstance(done, Completed)
+    assert done.stdout == "done\n"
+    ssh.close()
+
+
+def test_a_session_does_not_move_to_where_no_line_is(network: Network, tmp_path: Path) -> None:
+    ssh = network.ssh()
+    assert not ssh.move(tmp_path / "nothing", port=1, watch=lambda: None)
+    assert answers(ssh)
+    ssh.close()
+
+
+def test_a_connection_of_its_own_does_not_move(network: Network) -> None:
+    keys = network.keys
+    ssh = Ssh(network.sshd.port, client_key=keys.client_path, host_key=keys.host_line, timeout_s=10)
+    assert not ssh.move(network.there, port=1, watch=lambda: None)
+    ssh.close()
+
+
+def test_there_is_no_line(tmp_path: Path) -> None:
+    with pytest.raises(ChannelLost, match=f"cannot open the line {tmp_path}/nothing: No such file"):
+        Line(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"cookie": "x", "key": "", "received": []}'])
+def test_what_is_no_session(tmp_path: Path, content: str) -> None:
+    (tmp_path / "session").write_text(content)
+    with pytest.raises((ValueError, KeyError)):
+        Frozen.read(tmp_path / "session")

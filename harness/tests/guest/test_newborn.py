@@ -1,0 +1,56 @@
+"""Restored guests are guests of their own; their SSH session goes on, and goes with them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.actions.migration import Migration
+from harness.artifacts import Artifacts
+from harness.guest import newborn
+from harness.guest.lab import Lab
+from harness.history import read
+from harness.matrix import DEFAULT, Matrix, Selection
+from harness.reaper import RunFolder
+
+pytestmark = pytest.mark.qemu
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    run = RunFolder()
+    matrix = Matrix(Selection(machines=("pc",), accel="tcg"))
+    lab = Lab(matrix.cell(DEFAULT, DEFAULT, "pc"), run, Artifacts.create(tmp_path, "newborn"))
+    yield lab
+    lab.close()
+    run.close()
+
+
+def test_two_guests_of_one_template(lab: Lab) -> None:
+    """The time of now, and random numbers of their own; a message that is cut short is refused."""
+    first, second = lab.boot(), lab.boot(lab.spec(name="second"))
+    random = {guest.succeed("cat /proc/sys/kernel/random/uuid") for guest in (first, second)}
+    assert len(random) == 2
+    for guest in (first, second):
+        assert abs(int(guest.succeed("date +%s")) - time.time()) < 30
+    assert first.run(newborn.PROGRAM, stdin=newborn.message()[:-1]).returncode == 1
+    assert first.run(newborn.PROGRAM, stdin=b"").returncode == 1
+
+
+def test_the_session_goes_on_and_moves_along(lab: Lab) -> None:
+    guest = lab.boot()
+    ssh = guest.ssh
+    assert ssh.resumed is True
+    for _ in range(3):
+        Migration(guest, lab).migrate()
+        assert guest.ssh is ssh, "a new connection was made"
+    resumed = [entry.value for entry in read(lab.artifacts.history) if entry.f == "ssh:resumed"]
+    assert resumed == [True]
+    guest.disconnect()
+    guest.succeed("true")
+    assert guest.ssh is not ssh
+    Migration(guest, lab).migrate()
+    guest.succeed("true")
