@@ -18,6 +18,7 @@ from harness.holds.hold import STAT, Hold
 from harness.qemu.spec import Share
 
 
+@pytest.mark.any_plug
 def test_migrate_is_refused_while_mounted(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share
 ) -> None:
@@ -33,6 +34,7 @@ def test_migrate_is_refused_while_mounted(
     migration.migrate()
 
 
+@pytest.mark.any_plug
 def test_savevm_is_refused_while_mounted(
     guest: Guest, hotplug: Hotplug, snapshot: Snapshot, share: Share
 ) -> None:
@@ -46,6 +48,7 @@ def test_savevm_is_refused_while_mounted(
     snapshot.snapshot_save("unmounted-job")
 
 
+@pytest.mark.any_plug
 def test_each_mounted_share_blocks_by_itself(
     guest: Guest, hotplug: Hotplug, migration: Migration, shares: tuple[Share, ...]
 ) -> None:
@@ -64,6 +67,7 @@ def test_each_mounted_share_blocks_by_itself(
     migration.expect_not_blocked()
 
 
+@pytest.mark.any_plug
 def test_migrate_while_a_mount_is_being_made(
     guest: Guest, migration: Migration, hotplug: Hotplug, share: Share, hold: Hold
 ) -> None:
@@ -84,6 +88,7 @@ def test_migrate_while_a_mount_is_being_made(
     assert not completed, "migrate completed with a Tattach in flight"
 
 
+@pytest.mark.any_plug
 @pytest.mark.parametrize("version", ["9p2000.L", "9p2000.u"])
 def test_blocked_whatever_the_protocol(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, version: str
@@ -116,6 +121,7 @@ def test_the_blocker_is_of_the_device_that_is_mounted(
     migration.expect_not_blocked()
 
 
+@pytest.mark.any_plug
 def test_a_detached_share_blocks_until_its_last_user_is_gone(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share
 ) -> None:
@@ -131,6 +137,7 @@ def test_a_detached_share_blocks_until_its_last_user_is_gone(
     migration.migrate()
 
 
+@pytest.mark.any_plug
 @pytest.mark.parametrize("how", ["system_reset", "reboot"])
 def test_a_reset_ends_the_blocker(
     guest: Guest, hotplug: Hotplug, migration: Migration, run_state: RunState, share: Share, how: str
@@ -149,6 +156,7 @@ def test_a_reset_ends_the_blocker(
     migration.migrate()
 
 
+@pytest.mark.any_plug
 def test_loadvm_ends_the_blocker(
     guest: Guest, hotplug: Hotplug, migration: Migration, snapshot: Snapshot, share: Share
 ) -> None:
@@ -166,6 +174,7 @@ def test_loadvm_ends_the_blocker(
     migration.migrate()
 
 
+@pytest.mark.any_plug
 def test_the_driver_unbound_and_bound(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share
 ) -> None:
@@ -180,6 +189,7 @@ def test_the_driver_unbound_and_bound(
     migration.expect_not_blocked()
 
 
+@pytest.mark.any_plug
 def test_a_mount_that_fails_blocks_nothing(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, hold: Hold
 ) -> None:

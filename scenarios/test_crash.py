@@ -55,6 +55,7 @@ def test_system_reset_after_unplug(after_unplug: Guest, run_state: RunState) -> 
     after_unplug.succeed("true")
 
 
+@pytest.mark.any_plug
 def test_screendump_after_unplug(lab: Lab, share: Share) -> None:
     """A machine with a display is looked at while nothing of the device is left."""
     guest = lab.boot(replace(lab.spec(), extra=("-device", "VGA,addr=0x1d")))

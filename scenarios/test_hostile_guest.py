@@ -54,6 +54,7 @@ def test_a_forced_eject_while_mounted(
     migration.expect_not_blocked()
 
 
+@pytest.mark.any_plug
 def test_a_driver_unbound_with_a_request_in_flight(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, hold: Hold
 ) -> None:
@@ -84,6 +85,7 @@ def wait_delisted(mount: Mount) -> None:
     )
 
 
+@pytest.mark.any_plug
 @pytest.mark.parametrize("how", ["system_reset", "reboot"])
 def test_a_reset_with_a_request_in_flight(
     guest: Guest,
@@ -113,6 +115,7 @@ def test_a_reset_with_a_request_in_flight(
     hotplug.unplug(share)
 
 
+@pytest.mark.any_plug
 def test_a_panic_with_a_request_in_flight(
     guest: Guest,
     hotplug: Hotplug,
@@ -141,6 +144,7 @@ def test_a_panic_with_a_request_in_flight(
     hotplug.unplug(share)
 
 
+@pytest.mark.any_plug
 def test_the_module_unloaded_and_loaded(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share
 ) -> None:

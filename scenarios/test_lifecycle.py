@@ -42,6 +42,7 @@ def test_a_share_can_be_plugged_again(guest: Guest, hotplug: Hotplug, share: Sha
     hotplug.unplug(share)
 
 
+@pytest.mark.any_plug
 def test_a_share_is_used_over_the_serial_console(guest: Guest, hotplug: Hotplug, share: Share) -> None:
     """The same life without a network: every command goes through the console."""
     guest.use("console")
@@ -86,6 +87,7 @@ def use(mount: Mount, variant: Variant, name: str) -> None:
         mount.guest.fail(f"touch {mount.mountpoint}/refused")
 
 
+@pytest.mark.any_plug
 def test_an_export_that_transfers_less_than_asked(
     guest: Guest, hotplug: Hotplug, share: Share, hold: Hold
 ) -> None:
@@ -110,6 +112,7 @@ FAILURES = {
 }
 
 
+@pytest.mark.any_plug
 @pytest.mark.parametrize("failure", FAILURES)
 def test_an_export_whose_file_system_fails(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, hold: Hold, failure: str

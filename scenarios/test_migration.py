@@ -38,6 +38,7 @@ def test_an_unmounted_device_arrives_alive(lab: Lab, share: Share, plugged: str)
     hotplug.unplug(share)
 
 
+@pytest.mark.any_plug
 def test_a_device_is_alive_after_loadvm(
     guest: Guest, hotplug: Hotplug, snapshot: Snapshot, share: Share
 ) -> None:
@@ -58,6 +59,7 @@ def test_a_device_is_alive_after_loadvm(
     hotplug.unplug(share)
 
 
+@pytest.mark.any_plug
 def test_a_device_is_alive_after_the_snapshot_jobs(
     guest: Guest, hotplug: Hotplug, snapshot: Snapshot, share: Share
 ) -> None:
@@ -78,6 +80,7 @@ COLD = "background-snapshot"
 WAYS = [pytest.param(way, marks=pytest.mark.cold) if way == COLD else way for way in STREAMS]
 
 
+@pytest.mark.any_plug
 @pytest.mark.parametrize("way", WAYS)
 def test_an_unmounted_device_arrives_in_any_way(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, way: str
@@ -94,6 +97,7 @@ def test_an_unmounted_device_arrives_in_any_way(
     hotplug.unplug(share)
 
 
+@pytest.mark.any_plug
 def test_there_and_back_twenty_times(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share
 ) -> None:
@@ -107,6 +111,7 @@ def test_there_and_back_twenty_times(
     hotplug.unplug(share)
 
 
+@pytest.mark.any_plug
 def test_files_that_changed_in_between(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share
 ) -> None:
@@ -149,6 +154,7 @@ def test_a_destination_that_does_not_match(
     hotplug.unplug(share)
 
 
+@pytest.mark.any_plug
 def test_a_destination_with_another_tag(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share
 ) -> None:

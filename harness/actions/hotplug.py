@@ -81,7 +81,7 @@ class Unplug:
             return state is TagState.DELISTED
 
         # A native port's driver waits for five seconds first, and each look costs the guest a mount.
-        interval_s = 0.25 if self.machine.spec.machine_type.native else 0.05
+        interval_s = 0.5 if self.machine.spec.machine_type.native else 0.05
         try:
             self._wait(delisted, f"the guest's removal of {self.share.id} to begin", interval_s=interval_s)
         except WaitTimeout as exc:

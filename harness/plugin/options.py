@@ -16,6 +16,7 @@ from harness.errors import HarnessError
 from harness.guest.lab import Cell
 from harness.guest.variant import PLAIN, VARIANTS
 from harness.matrix import ACCELS, Matrix, Selection
+from harness.qemu.spec import MACHINE_TYPES
 
 MATRIX = pytest.StashKey[Matrix]()
 CELLS = pytest.StashKey[list[Cell]]()
@@ -45,7 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     add("--artifacts", metavar="DIR", help="where each test leaves its folder (default: artifacts/RUN/)")
     add("--keep-artifacts", action="store_true", help="keep the folders of passed tests too")
-    add("--full", action="store_true", help="every kind of share too (security models, protocols, caches, …)")
+    add("--full", action="store_true", help="every kind of share, and every machine type for every scenario")
     add("--cold", action="store_true", help="boot every guest instead of restoring it")
 
 
@@ -64,6 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Check what can be checked without touching anything."""
     config.addinivalue_line("markers", "pin_machine(*names): this scenario is about these types alone")
     config.addinivalue_line("markers", "pin_variant(*names): … about these kinds of shares alone")
+    config.addinivalue_line("markers", "any_plug: it cannot matter to this scenario how devices are plugged")
     config.addinivalue_line("markers", "cold: the guest of this scenario is booted, never restored")
     config.stash[MATRIX] = Matrix(selection_of(config), report=_report)
     with _usage():
@@ -91,7 +93,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if fixture in metafunc.fixturenames:
             pin = metafunc.definition.get_closest_marker(f"pin_{fixture.removesuffix('_name')}")
             pinned = [name for name in names if pin is None or name in pin.args]
+            if fixture == "machine_name" and _is_run_once(metafunc):
+                pinned = _distinct(pinned)
             metafunc.parametrize(fixture, pinned, scope="session")
+
+
+def _is_run_once(metafunc: pytest.Metafunc) -> bool:
+    any_plug = metafunc.definition.get_closest_marker("any_plug") is not None
+    return any_plug and not metafunc.config.getoption("full")
+
+
+def _distinct(machines: list[str]) -> list[str]:
+    """The first of those that differ in the way of their hotplug alone: they are one machine of QEMU's."""
+    kinds = {MACHINE_TYPES[name].qemu: name for name in reversed(machines)}
+    return [name for name in machines if name in kinds.values()]
 
 
 def _pair(metafunc: pytest.Metafunc, axes: dict[str, tuple[str, ...]]) -> None:

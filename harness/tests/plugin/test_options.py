@@ -170,3 +170,28 @@ def test_two_qemus_at_once(folder: Path, run_pytest: Pytest, qemus: list[str], f
     names = [line.partition("::")[2] for line in collected]
     assert set(found) <= set(names)
     assert len(names) == max(1, len(qemus) * (len(qemus) - 1)) + 1
+
+
+_ANY_PLUG = """
+import pytest
+@pytest.mark.any_plug
+def test_it(machine_name): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "machines"),
+    [
+        ([], ["pc", "q35"]),
+        (["--full"], ["pc", "q35", "q35-pcie"]),
+        (["--machine", "q35-pcie"], ["q35-pcie"]),
+        (["--machine", "q35-pcie", "--machine", "q35"], ["q35-pcie"]),
+    ],
+)
+def test_cells_that_cannot_differ_are_not_run_twice(
+    folder: Path, run_pytest: Pytest, options: list[str], machines: list[str]
+) -> None:
+    """q35 and q35-pcie differ in the way a device is plugged, which is nothing to such a scenario."""
+    (folder / "test_it.py").write_text(_ANY_PLUG)
+    collected = _collected(run_pytest(folder, "--collect-only", "-q", *options))
+    assert collected == [f"test_it.py::test_it[{machine}]" for machine in machines]
