@@ -32,6 +32,7 @@ class Selection:
     kernels: tuple[str, ...] = (DEFAULT,)
     accel: str = "auto"
     cold: bool = False
+    qemu_data: Path | None = None
 
     def check(self) -> None:
         """:raises UsageError: for a machine type or accelerator that does not exist."""
@@ -142,7 +143,7 @@ class Matrix:
         if self._provisioner.is_provisioned(name):
             return self._provisioner.qemu_release(name)
         if "/" in name or Path(name).exists():
-            return binary.from_path(Path(name))
+            return binary.from_path(Path(name), self.selection.qemu_data)
         known = ", ".join(self._provisioner.qemu_names())
         raise UsageError(f"--qemu {name}: neither a path to a binary nor a provisioned name (known: {known})")
 

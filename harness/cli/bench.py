@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 from rich.console import Console
@@ -28,7 +29,16 @@ _PROFILE = "profile"
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Turns of each.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 @axes
-def bench(contest: str, rounds: int, as_json: bool, qemu: str, machine: str, kernel: str, accel: str) -> None:
+def bench(
+    contest: str,
+    rounds: int,
+    as_json: bool,
+    qemu: str,
+    qemu_data: Path | None,
+    machine: str,
+    kernel: str,
+    accel: str,
+) -> None:
     """Measure, side by side in one run.
 
     start: from nothing to a guest's first answer, by a bare script, by labgrid (where it is installed), by
@@ -39,7 +49,9 @@ def bench(contest: str, rounds: int, as_json: bool, qemu: str, machine: str, ker
     if contest == "start" and not has_labgrid():
         progress("labgrid is not installed (pip install 'virtio-9p-harness[bench]'): it takes no part")
     reaper.sweep()
-    (cell,) = Matrix(Selection((qemu,), (machine,), (kernel,), accel), report=progress).prepare()
+    (cell,) = Matrix(
+        Selection((qemu,), (machine,), (kernel,), accel, qemu_data=qemu_data), report=progress
+    ).prepare()
     run = RunFolder()
     try:
         table = _profile(cell, run, rounds) if contest == _PROFILE else _race(contest, cell, run, rounds)

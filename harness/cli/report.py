@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -25,6 +26,7 @@ def axes(command: F) -> F:
         click.option("--accel", default="auto", metavar="|".join(ACCELS), help="Accelerator."),
         click.option("--kernel", default=DEFAULT, metavar="NAME", help="A provisioned guest kernel."),
         click.option("--machine", default="pc", metavar="|".join(MACHINE_TYPES), help="Machine type."),
+        click.option("--qemu-data", type=Path, metavar="DIR", help="Its firmware, if not beside it."),
         click.option("--qemu", default=DEFAULT, metavar="NAME|PATH", help="A provisioned QEMU or a binary."),
     ):
         command = option(command)

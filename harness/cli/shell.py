@@ -33,7 +33,9 @@ _SCRIPT_TIMEOUT_S = 3600.0
 @click.command(epilog="Example: harness shell --machine q35 --share ~/src")
 @axes
 @click.option("--share", "folder", type=click.Path(path_type=Path), help="The folder to export.")
-def shell(qemu: str, machine: str, kernel: str, accel: str, folder: Path | None) -> None:
+def shell(
+    qemu: str, qemu_data: Path | None, machine: str, kernel: str, accel: str, folder: Path | None
+) -> None:
     """Boot a guest, plug and mount a share, and open an SSH session in it.
 
     Prints how to reach the serial console, QMP and gdb as well. When stdin is no terminal, its lines are run
@@ -42,7 +44,7 @@ def shell(qemu: str, machine: str, kernel: str, accel: str, folder: Path | None)
     if folder is not None and not folder.is_dir():
         raise UsageError(f"--share {folder}: {'not a folder' if folder.exists() else 'no such folder'}")
     reaper.sweep()
-    matrix = Matrix(Selection((qemu,), (machine,), (kernel,), accel), report=progress)
+    matrix = Matrix(Selection((qemu,), (machine,), (kernel,), accel, qemu_data=qemu_data), report=progress)
     (cell,) = matrix.prepare()
     run = RunFolder()
     artifacts = Artifacts.create(run.path, "shell")

@@ -35,6 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME|PATH",
         help="a provisioned QEMU (7.2, …) or a binary; repeatable",
     )
+    add("--qemu-data", metavar="DIR", type=Path, help="the firmware of a --qemu PATH, if it is not beside it")
     machines = "|".join(defaults.machines)
     add("--machine", action="append", metavar=machines, help="machine type; repeatable (default: all)")
     add("--kernel", action="append", metavar="NAME", help="a provisioned guest kernel (6.1, …); repeatable")
@@ -58,7 +59,8 @@ def selection_of(config: pytest.Config) -> Selection:
         "kernels": tuple(config.getoption("kernel") or ()),
     }
     accel, cold = config.getoption("accel"), config.getoption("cold")
-    return Selection(accel=accel, cold=cold, **{k: v for k, v in given.items() if v})
+    data = config.getoption("qemu_data")
+    return Selection(accel=accel, cold=cold, qemu_data=data, **{k: v for k, v in given.items() if v})
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -92,9 +92,10 @@ class Capabilities:
             )
 
 
-def from_path(path: Path) -> QemuInstall:
+def from_path(path: Path, data: Path | None = None) -> QemuInstall:
     """The QEMU at ``path``: installed, or in a build tree, whose firmware is then found beside it.
 
+    :param data: the folder with its firmware (QEMU's ``-L``), where it is elsewhere.
     :raises UsageError: when it is missing, not executable, not QEMU, or has no firmware.
     """
     name = str(path)
@@ -107,7 +108,7 @@ def from_path(path: Path) -> QemuInstall:
     path = path.absolute()
     install = QemuInstall(name=name, binary=path, command=(str(path),), key=content_key(path))
     read_banner(install)
-    install = replace(install, arguments=_firmware_arguments(install))
+    install = replace(install, arguments=_given(data) if data else _firmware_arguments(install))
     return with_sanitizer(install)
 
 
@@ -188,6 +189,12 @@ def _ask(install: QemuInstall, *arguments: str) -> str:
     return output
 
 
+def _given(data: Path) -> tuple[str, ...]:
+    if not (data / FIRMWARE).exists():
+        raise UsageError(f"--qemu-data {data}: no firmware ({FIRMWARE}) there; give QEMU's pc-bios folder")
+    return "-L", str(data.absolute())
+
+
 def _firmware_arguments(install: QemuInstall) -> tuple[str, ...]:
     """``-L`` with the firmware's folder, when the binary does not find it by itself."""
     own = [Path(line.strip()) for line in _ask(install, "-L", "help").splitlines() if line.strip()]
@@ -200,4 +207,6 @@ def _firmware_arguments(install: QemuInstall) -> tuple[str, ...]:
         if (folder / FIRMWARE).exists():
             return ("-L", str(folder))
     looked = ", ".join(str(folder) for folder in [*own, *candidates])
-    raise SetupError(f"--qemu {install.name}: no firmware ({FIRMWARE}); looked in {looked}")
+    raise SetupError(
+        f"--qemu {install.name}: no firmware ({FIRMWARE}); looked in {looked}; --qemu-data DIR names another"
+    )

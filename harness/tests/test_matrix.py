@@ -60,7 +60,7 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(matrix, "Provisioner", _Provisioner)
     monkeypatch.setattr(binary, "probe", probe)
     monkeypatch.setattr(binary, "on_path", lambda: None)
-    monkeypatch.setattr(binary, "from_path", lambda path: _install(str(path)))
+    monkeypatch.setattr(binary, "from_path", lambda path, data: _install(str(path)))
     return names
 
 

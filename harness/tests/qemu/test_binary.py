@@ -178,6 +178,15 @@ def test_no_firmware(tmp_path: Path) -> None:
     assert "\n" not in line
 
 
+def test_firmware_that_is_elsewhere(tmp_path: Path) -> None:
+    path = _program(tmp_path / "a" / "b", firmware=None)
+    (tmp_path / "data").mkdir()
+    with pytest.raises(UsageError, match=rf"^--qemu-data {tmp_path}/data: no firmware \({FIRMWARE}\) there"):
+        from_path(path, tmp_path / "data")
+    (tmp_path / "data" / FIRMWARE).write_text("")
+    assert from_path(path, tmp_path / "data").arguments == ("-L", str(tmp_path / "data"))
+
+
 def test_the_environment_of_an_install_reaches_it(tmp_path: Path) -> None:
     path = _program(tmp_path, '#!/bin/sh\necho "QEMU emulator version $QEMU_MODULE_DIR"\n')
     install = QemuInstall("x", path, (str(path),), environment={"QEMU_MODULE_DIR": "10.0.3"})
