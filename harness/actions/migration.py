@@ -14,6 +14,7 @@ from harness.history import Operation
 from harness.qemu.blockers import blocked_reasons, tells_all
 from harness.qemu.machine import Machine
 from harness.qemu.spec import MachineSpec, Share
+from harness.qemu.wire import drained
 
 #: Seconds, before scaling.
 MIGRATE_TIMEOUT_S = 20.0
@@ -208,17 +209,18 @@ def under_way(machine: Machine) -> Iterator[None]:
     """
     before = machine.qmp.execute("query-migrate-parameters")["max-bandwidth"]
     machine.qmp.execute("migrate-set-parameters", {"max-bandwidth": _SLOW_BANDWIDTH})
-    machine.qmp.execute("migrate", {"uri": "exec:cat > /dev/null"}, watch=machine.watch)
-    try:
-        _wait_status(machine, "active")
-        yield
-        status = machine.qmp.execute("query-migrate").get("status")
-        if status != "active":
-            raise Violation(f"the migration of {machine.name} is {status}, not active")
-    finally:
-        machine.qmp.execute("migrate_cancel", watch=machine.watch)
-        _wait_status(machine, "cancelled")
-        machine.qmp.execute("migrate-set-parameters", {"max-bandwidth": before})
+    with drained(machine) as uri:
+        machine.qmp.execute("migrate", {"uri": uri}, watch=machine.watch)
+        try:
+            _wait_status(machine, "active")
+            yield
+            status = machine.qmp.execute("query-migrate").get("status")
+            if status != "active":
+                raise Violation(f"the migration of {machine.name} is {status}, not active")
+        finally:
+            machine.qmp.execute("migrate_cancel", watch=machine.watch)
+            _wait_status(machine, "cancelled")
+            machine.qmp.execute("migrate-set-parameters", {"max-bandwidth": before})
 
 
 def _wait_status(machine: Machine, *wanted: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from harness.qemu.argv import MachinePaths, render
 from harness.qemu.machine import Machine
 from harness.qemu.spec import MachineSpec, MemoryFile
+from harness.qemu.wire import fed
 
 #: Part of every key: a change of what a template is makes all older ones worthless.
 _FORMAT = "2"
@@ -94,8 +95,7 @@ def restore(machine: Machine, template: Template) -> None:
     :raises QemuError: when QEMU refuses the stream. :raises QemuDied: when it gave up over it.
     """
     _ignore_shared(machine, state=True)
-    with machine.qmp.listen("RESUME") as events:
-        uri = f"exec:cat {shlex.quote(str(template.stream))}"
+    with machine.qmp.listen("RESUME") as events, fed(machine, template.stream) as uri:
         machine.qmp.execute("migrate-incoming", {"uri": uri}, watch=machine.watch)
         events.wait(
             what=f"the restored guest of {machine.name} to run",

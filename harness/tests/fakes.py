@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -93,6 +94,8 @@ class ScriptedQmp:
         self.sent: list[tuple[str, dict[str, Any]]] = []
         self._listeners: list[Listener] = []
         self._rules: dict[str, _Script] = {}
+        #: File descriptors by name.
+        self.given: dict[str, int] = {}
 
     def on(self, command: str, *answers: Answer) -> None:
         self._rules[command] = _Script(answers)
@@ -122,6 +125,10 @@ class ScriptedQmp:
         answer = self.execute("human-monitor-command", {"command-line": command_line}, watch=watch)
         assert isinstance(answer, str)
         return answer
+
+    def getfd(self, name: str, descriptor: int) -> None:
+        """QEMU's own copy, kept for as long as it lives."""
+        self.given[name] = os.dup(descriptor)
 
     def listen(self, *names: str) -> Listener:
         return Listener(cast(Any, self), lambda event: not names or event.name in names)

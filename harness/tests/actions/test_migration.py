@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -220,6 +221,8 @@ def test_a_migration_under_way_is_cancelled_at_the_end(world: World, migration: 
     )
     with migration.under_way():
         assert "migrate_cancel" not in world.qmp.commands
+        theirs = socket.socket(fileno=world.qmp.given["wire"])
+        theirs.sendall(b"page" * 1_000_000)  # More than fits in between: it is being read.
     assert world.qmp.sent[-1] == ("migrate-set-parameters", {"max-bandwidth": 77})
 
 

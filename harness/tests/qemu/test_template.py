@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 
-from harness.errors import QemuError, WaitTimeout
+from harness.errors import QemuError, SetupError, WaitTimeout
 from harness.qemu import template
 from harness.qemu.argv import render, script
 from harness.qemu.machine import Machine
@@ -101,9 +101,17 @@ def test_a_template_that_is_never_saved(w: World, tmp_path: Path, monkeypatch: p
 
 def test_restoring_leaves_a_machine_like_any_other(w: World, tmp_path: Path) -> None:
     w.qmp.on("migrate-set-capabilities", {})
-    w.qmp.on("migrate-incoming", lambda _: w.qmp.emit("RESUME"))
-    template.restore(cast(Machine, w.machine), Template(tmp_path / "a b"))
-    assert ("migrate-incoming", {"uri": f"exec:cat '{tmp_path}/a b/stream'"}) in w.qmp.sent
+    received: list[bytes] = []
+
+    def load(arguments: dict[str, str]) -> None:
+        with open(w.qmp.given[arguments["uri"].removeprefix("fd:")], "rb") as stream:  # noqa: PTH123
+            received.append(stream.read())
+        w.qmp.emit("RESUME")
+
+    w.qmp.on("migrate-incoming", load)
+    Template(tmp_path).stream.write_bytes(b"section" * 100_000)
+    template.restore(cast(Machine, w.machine), Template(tmp_path))
+    assert received == [b"section" * 100_000]
     assert w.qmp.sent[-1] == (
         "migrate-set-capabilities",
         {"capabilities": [{"capability": "x-ignore-shared", "state": False}]},
@@ -116,8 +124,15 @@ def test_a_qemu_that_cannot(w: World, tmp_path: Path) -> None:
         template.restore(cast(Machine, w.machine), Template(tmp_path))
 
 
+def test_a_template_without_its_stream(w: World, tmp_path: Path) -> None:
+    w.qmp.on("migrate-set-capabilities", {})
+    with pytest.raises(SetupError, match=f"cannot read the stream {tmp_path}/stream: No such file"):
+        template.restore(cast(Machine, w.machine), Template(tmp_path))
+
+
 def test_a_guest_that_does_not_go_on(w: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template, "_RESTORE_TIMEOUT_S", 5.0)
+    Template(tmp_path).stream.write_bytes(b"section" * 100_000)
     w.qmp.on("migrate-set-capabilities", {})
     w.qmp.on("migrate-incoming", {})
     with pytest.raises(WaitTimeout, match="the restored guest of source to run"):
