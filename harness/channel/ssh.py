@@ -33,6 +33,8 @@ USER = "root"
 #: Seconds in which the guest's sshd must show its banner: QEMU's user network accepts a connection long
 #: before the guest can, and repeats a lost SYN only after seconds, so a new attempt is the quicker way.
 _BANNER_S = 2.0
+#: Seconds in which a line's session must open a channel; else a new connection is the quicker way.
+_LINE_OPEN_S = 15.0
 _CHUNK = 65536
 
 logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)
@@ -48,6 +50,7 @@ class Ssh:
     :param watch: raises the real cause when waiting on is pointless.
     :param line: begin, or resume, the session over it; where that fails, :attr:`resumed` says why, and the
         port is used.
+    :param line_lost: told why, when the session over the line answers no more, and the port is used instead.
     :raises ChannelLost: when it did not, or presented another host key.
     :raises SetupError: when the private key cannot be read.
     """
@@ -63,6 +66,7 @@ class Ssh:
         timeout_s: float,
         watch: Watch | None = None,
         line: Line | None = None,
+        line_lost: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._port = port
         self._host_key = host_key.split()[1]
@@ -76,7 +80,7 @@ class Ssh:
         #: A command timed out: the connection may hold its late output, or be about to end.
         self._doubtful = False
         self._running = 0
-        self._line = line
+        self._line, self._line_lost = line, line_lost
         #: Whether the session goes over the line, or why it does not.
         self.resumed: bool | str = False
         self._deadline = Deadline.after(timeout_s)
@@ -185,7 +189,7 @@ class Ssh:
         deadline = Deadline.after(timeout_s)
         self._running += 1
         try:
-            channel = self._transport.open_session(timeout=timeout_s)
+            channel = self._open(timeout_s)
             channel.settimeout(timeout_s)
             channel.exec_command(command)
             return self._converse(channel, command, stdin, deadline)
@@ -196,6 +200,20 @@ class Ssh:
             raise ChannelLost(f"the SSH connection to the guest broke during {command!r}: {why}") from exc
         finally:
             self._running -= 1
+
+    def _open(self, timeout_s: float) -> paramiko.Channel:
+        """A channel for a command, which has not begun when there is none: so it may be tried elsewhere."""
+        if self._line is None:
+            return self._transport.open_session(timeout=timeout_s)
+        try:
+            return self._transport.open_session(timeout=min(timeout_s, _LINE_OPEN_S))
+        except (OSError, EOFError, paramiko.SSHException) as exc:
+            if self._running > 1:
+                raise
+            self._line_lost(str(exc) or type(exc).__name__)
+        _close(self._transport)
+        self._line, self._transport = None, self._connect()
+        return self._transport.open_session(timeout=timeout_s)
 
     def _converse(
         self, channel: paramiko.Channel, command: str, stdin: bytes, deadline: Deadline

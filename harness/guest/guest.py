@@ -7,6 +7,7 @@ or in another state, and only its channels have to be opened anew.
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from harness.background import Background
@@ -87,11 +88,18 @@ class Guest:
             timeout_s=self.machine.pace.seconds(BOOT_TIMEOUT_S),
             watch=self.machine.watch,
             line=line,
+            line_lost=self._line_lost,
         )
         if line is not None:
             self.machine.history.note(self.actor, "ssh:resumed", ssh.resumed)
         self.machine.history.note(self.actor, "ssh:connected", ssh.stages_s)
         return ssh
+
+    def _line_lost(self, why: str) -> None:
+        """For whoever wants to know which side of the line was silent: what QEMU's user network has of it."""
+        with suppress(HarnessError):
+            network = self.machine.qmp.hmp("info usernet", watch=self.machine.watch)
+            self.machine.history.note(self.actor, "ssh:line-lost", {"why": why, "usernet": network})
 
     def freeze(self) -> Frozen:
         """Prepare for being saved as a template: an SSH session that can be resumed, and :mod:`.newborn`.

@@ -26,6 +26,9 @@ class Network:
     def __init__(self, folder: Path, keys: Keys) -> None:
         self.keys, self.sshd = keys, FakeSshd(keys.host, keys.client)
         self.here, self.there = folder / "here.sock", folder / "there.sock"
+        self.lost: list[str] = []
+        #: Nothing reaches the server any more.
+        self.deaf = False
         self._client: socket.socket | None = None
         self._upstream: socket.socket | None = None
         self._listeners = [self._listen(path) for path in (self.here, self.there)]
@@ -55,7 +58,8 @@ class Network:
 
     def _inward(self, client: socket.socket, upstream: socket.socket) -> None:
         while data := client.recv(65536):
-            upstream.sendall(data)
+            if not self.deaf:
+                upstream.sendall(data)
 
     def _outward(self, upstream: socket.socket) -> None:
         while data := upstream.recv(65536):
@@ -70,6 +74,7 @@ class Network:
             host_key=keys.host_line,
             timeout_s=timeout_s,
             line=line,
+            line_lost=self.lost.append,
         )
 
     def close(self) -> None:
@@ -148,6 +153,20 @@ def test_a_session_does_not_move_to_where_no_line_is(network: Network, tmp_path:
     ssh = network.ssh()
     assert not ssh.move(tmp_path / "nothing", port=1, watch=lambda: None)
     assert answers(ssh)
+    ssh.close()
+
+
+def test_a_line_that_falls_silent(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No command has begun then: a connection of its own takes it, and all further ones."""
+    monkeypatch.setattr("harness.channel.ssh._LINE_OPEN_S", 0.3)
+    ssh = network.ssh()
+    assert answers(ssh)
+    network.deaf = True
+    assert answers(ssh)
+    assert answers(ssh)
+    assert network.sshd.connections == 2
+    assert network.lost == ["Timeout opening channel."]
+    assert not ssh.move(network.there, port=network.sshd.port, watch=lambda: None)
     ssh.close()
 
 
