@@ -7,15 +7,13 @@ Source: QEMU ``qapi/migration.json`` (``migrate``, ``migrate-incoming``, ``Migra
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import socket
-import sys
-import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from harness.background import Background
+from harness.channel.line import unread
 from harness.errors import QemuError, Unsupported
 from harness.qemu.machine import Machine
 
@@ -192,16 +190,11 @@ def _wait_stalled(machine: Machine, connection: socket.socket) -> None:
     sizes: list[int] = []
 
     def full() -> bool:
-        sizes.append(_unread(connection))
+        sizes.append(unread(connection))
         return len(sizes) >= _STALLED_LOOKS and sizes[-1] > 0 and len(set(sizes[-_STALLED_LOOKS:])) == 1
 
     _wait(machine, full, "the stream to stall")
     machine.history.note(machine.name, "stream:stalled", {"unread_bytes": sizes[-1]})
-
-
-def _unread(connection: socket.socket) -> int:
-    """``FIONREAD``: how many bytes wait to be read (``man 7 unix``)."""
-    return int.from_bytes(fcntl.ioctl(connection, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def _drain(connection: socket.socket) -> None:

@@ -164,9 +164,7 @@ class Line:
     def _wait_quiet(self) -> None:
         """Until everything that has come was read."""
         with contextlib.suppress(WaitTimeout, OSError):
-            wait_until(
-                lambda: _unread(self._connection) == 0, what="the line to be quiet", timeout_s=_QUIET_S
-            )
+            wait_until(lambda: unread(self._connection) == 0, what="the line to be quiet", timeout_s=_QUIET_S)
 
     def close(self) -> None:
         """As a socket's."""
@@ -188,6 +186,6 @@ def _connect(path: Path) -> socket.socket:
     return connection
 
 
-def _unread(connection: socket.socket) -> int:
+def unread(connection: socket.socket) -> int:
     """``FIONREAD``: how many bytes wait to be read (``man 7 unix``)."""
     return int.from_bytes(fcntl.ioctl(connection, termios.FIONREAD, bytes(4)), sys.byteorder)
