@@ -129,7 +129,8 @@ class Line:
                     raise
                 continue
             if data or connection is self._connection:
-                self._received.append((self._sent, data))
+                if not self.secrets.received:  # A resumed session is not frozen again.
+                    self._received.append((self._sent, data))
                 return data
 
     def go_on(self) -> None:
