@@ -25,6 +25,7 @@ from paramiko.kex_curve25519 import KexCurve25519
 
 from harness.channel import Completed
 from harness.channel.line import Frozen, Line
+from harness.channel.remote_shell import RemoteShell, Told
 from harness.deadline import Deadline, Watch, wait_until
 from harness.errors import ChannelLost, CommandTimeout, SetupError, WaitTimeout
 
@@ -80,6 +81,8 @@ class Ssh:
         #: A command timed out: the connection may hold its late output, or be about to end.
         self._doubtful = False
         self._running = 0
+        self._shell: RemoteShell | None = None
+        self._shell_lock = threading.Lock()
         self._line, self._line_lost = line, line_lost
         #: Whether the session goes over the line, or why it does not.
         self.resumed: bool | str = False
@@ -90,9 +93,10 @@ class Ssh:
         transport = _LineTransport(line)
         try:
             self._log_in(transport, interval_s=0.001)
+            self._shell = RemoteShell(transport.open_session(timeout=self._deadline.timeout_s))
             line.go_on()
         except (OSError, EOFError, paramiko.SSHException, WaitTimeout, ChannelLost) as exc:
-            self.resumed, self._line = str(exc) or type(exc).__name__, None
+            self.resumed, self._line, self._shell = str(exc) or type(exc).__name__, None, None
             _close(transport)
             return None
         except BaseException:
@@ -184,15 +188,14 @@ class Ssh:
         while output is pending.
         """
         if self._doubtful:
-            _close(self._transport)
-            self._transport, self._doubtful, self._line = self._connect(), False, None
+            self._reconnect()
         deadline = Deadline.after(timeout_s)
         self._running += 1
         try:
-            channel = self._open(timeout_s)
-            channel.settimeout(timeout_s)
-            channel.exec_command(command)
-            return self._converse(channel, command, stdin, deadline)
+            with self._shell_if_free(deadline, stdin) as shell:
+                if shell is None:
+                    return self._converse(self._open(deadline), command, stdin, deadline)
+                return self._tell(shell, command, deadline)
         except (OSError, EOFError, paramiko.SSHException) as exc:
             # Too slow to open a channel, perhaps: it may come later, and be in the way.
             self._doubtful = self._transport.is_active()
@@ -201,49 +204,126 @@ class Ssh:
         finally:
             self._running -= 1
 
-    def _open(self, timeout_s: float) -> paramiko.Channel:
-        """A channel for a command, which has not begun when there is none: so it may be tried elsewhere."""
-        if self._line is None:
-            return self._transport.open_session(timeout=timeout_s)
+    def _reconnect(self) -> None:
+        _close(self._transport)
+        self._shell = self._line = None
+        self._transport, self._doubtful = self._connect(), False
+
+    @contextlib.contextmanager
+    def _shell_if_free(self, deadline: Deadline, stdin: bytes) -> Iterator[RemoteShell | None]:
+        """The shell that waits for commands, unless one is running there, or this one is to be fed."""
+        if stdin or not self._shell_lock.acquire(blocking=False):
+            yield None
+            return
         try:
-            return self._transport.open_session(timeout=min(timeout_s, _LINE_OPEN_S))
+            if self._shell is None or not self._shell.waits:
+                self._shell = RemoteShell(self._open(deadline))
+            yield self._shell
+        finally:
+            self._shell_lock.release()
+
+    def _open(self, deadline: Deadline) -> paramiko.Channel:
+        """A channel for a command, which has not begun when there is none: so it may be tried elsewhere."""
+        try:
+            channel = self._transport.open_session(timeout=self._patience_s(deadline))
         except (OSError, EOFError, paramiko.SSHException) as exc:
-            if self._running > 1:
+            if self._line is None or self._running > 1:
                 raise
             self._line_lost(str(exc) or type(exc).__name__)
-        _close(self._transport)
-        self._line, self._transport = None, self._connect()
-        return self._transport.open_session(timeout=timeout_s)
+            self._reconnect()
+            channel = self._transport.open_session(timeout=deadline.timeout_s)
+        channel.settimeout(deadline.timeout_s)
+        return channel
+
+    def _patience_s(self, deadline: Deadline) -> float:
+        return min(deadline.timeout_s, _LINE_OPEN_S) if self._line else deadline.timeout_s
+
+    def _tell(self, shell: RemoteShell, command: str, deadline: Deadline) -> Completed:
+        told = shell.tell(command)
+        if self._line is not None and self._running == 1:
+            first = Deadline.after(self._patience_s(deadline))
+            self._listen(
+                shell.channel,
+                told.out,
+                told.err,
+                lambda: told.begun or first.expired or _answered(shell, told),
+                deadline,
+            )
+            if not told.begun and not deadline.expired:
+                return self._tell(self._elsewhere(shell, told, deadline), command, deadline)
+        self._listen(shell.channel, told.out, told.err, lambda: _answered(shell, told), deadline)
+        out, err = _text(told.between(told.out)), _text(told.between(told.err))
+        if told.returncode is None:
+            self._doubtful = True
+            raise CommandTimeout(self.name, command, deadline.timeout_s, out, err)
+        return Completed(command, told.returncode, out, err)
+
+    def _elsewhere(self, shell: RemoteShell, told: Told, deadline: Deadline) -> RemoteShell:
+        """The line is silent: a shell over a connection, which may be told the same, as it has not begun."""
+        self._line_lost(f"no answer for {_LINE_OPEN_S:g} s")
+        self._reconnect()
+        last = self._converse(self._open(deadline), shell.give_up_command, b"", deadline).stdout
+        if last.strip() == str(told.number):
+            raise EOFError("its session fell silent, and the command may have run")
+        self._shell = RemoteShell(self._open(deadline))
+        return self._shell
 
     def _converse(
         self, channel: paramiko.Channel, command: str, stdin: bytes, deadline: Deadline
     ) -> Completed:
-        """Feed stdin and drain both outputs at once, so that neither side ever waits for the other."""
-        out, err = bytearray(), bytearray()
-        unsent = memoryview(stdin)
-        if not unsent:
+        """Run a command on a channel of its own."""
+        channel.exec_command(command)
+        if not stdin:
             channel.shutdown_write()
-        while not _ended(channel):
+        out, err = bytearray(), bytearray()
+        ended = self._listen(channel, out, err, lambda: _ended(channel), deadline, stdin)
+        status = channel.recv_exit_status() if ended else None
+        channel.close()
+        if status is None:
+            self._doubtful = True
+            raise CommandTimeout(self.name, command, deadline.timeout_s, _text(out), _text(err))
+        return Completed(command, status, _text(out), _text(err))
+
+    def _listen(
+        self,
+        channel: paramiko.Channel,
+        out: bytearray,
+        err: bytearray,
+        ended: Callable[[], bool],
+        deadline: Deadline,
+        stdin: bytes = b"",
+    ) -> bool:
+        """Feed stdin and drain both outputs at once, so that neither side ever waits for the other.
+
+        Returns whether it has ``ended``; else the deadline expired.
+        """
+        unsent = memoryview(stdin)
+        while not self._said_all(channel, out, err, ended):
             if deadline.expired:
-                self._doubtful = True
-                channel.close()
-                raise CommandTimeout(self.name, command, deadline.timeout_s, _text(out), _text(err))
+                return False
             if self._watch is not None:
                 self._watch()
             if unsent and channel.send_ready():
                 unsent = unsent[channel.send(bytes(unsent[:_CHUNK])) :]
                 if not unsent:
                     channel.shutdown_write()
-            _drain(channel, out, err)
             turn_s = 0.01 if unsent else min(0.05, deadline.remaining_s)
             if channel.eof_received:
                 channel.status_event.wait(turn_s)
             else:  # The channel's own descriptor becomes readable with data, EOF or its close.
                 select.select([channel.fileno()], [], [], turn_s)
+        return True
+
+    @staticmethod
+    def _said_all(
+        channel: paramiko.Channel, out: bytearray, err: bytearray, ended: Callable[[], bool]
+    ) -> bool:
+        over = ended()
         _drain(channel, out, err)
-        status = channel.recv_exit_status()
-        channel.close()
-        return Completed(command, status, _text(out), _text(err))
+        if over or not ended():
+            return over
+        _drain(channel, out, err)  # It ended just now: with this, too.
+        return True
 
     def interact(self, command: str) -> int:
         """Run ``command`` on a terminal of its own in the guest, tied to ours; returns its exit status.
@@ -383,6 +463,18 @@ def _ended(channel: paramiko.Channel) -> bool:
     if channel.closed and channel.exit_status < 0:
         raise EOFError("the connection ended")
     return bool(channel.closed)
+
+
+def _answered(shell: RemoteShell, told: Told) -> bool:
+    """Whether the command has ended, and everything that it said has arrived.
+
+    :raises EOFError: when the shell has ended instead.
+    """
+    if told.returncode is not None:
+        return True
+    if not (shell.waits or shell.channel.recv_ready() or shell.channel.recv_stderr_ready()):
+        raise EOFError("the connection ended")
+    return False
 
 
 def _drain(channel: paramiko.Channel, out: bytearray, err: bytearray) -> None:

@@ -158,7 +158,7 @@ class Guest:
         with self.machine.history.operation(self.actor, "guest:restore"):
             self._boots = self.machine.kernel_log.text().count(NETWORK_IS_UP)
             self._ssh = self._log_in(Line(self.machine.paths.line, frozen))
-            self.succeed(PROGRAM, stdin=newborn.message())
+            self.succeed(newborn.command())
 
     def _wait_announced(self) -> None:
         """Wait until the guest says, once more than before, that its network is up.

@@ -43,6 +43,11 @@ def program() -> bytes:
     return elf.executable(code + end + elf.call(_EXIT, elf.constant(1)))
 
 
+def command() -> str:
+    """The shell's command that lets the program do it; in octal: no argument may have a NUL."""
+    return "printf %b '" + "".join(f"\\0{byte:03o}" for byte in message()) + f"' | {PROGRAM}"
+
+
 def message() -> bytes:
     """Now, as ``struct timespec``; 32 new random bytes, as ``struct rand_pool_info``."""
     seconds, nanoseconds = divmod(time.time_ns(), 10**9)

@@ -19,7 +19,7 @@ from harness.qemu.spec import MachineSpec, MemoryFile
 from harness.qemu.wire import fed
 
 #: Part of every key: a change of what a template is makes all older ones worthless.
-_FORMAT = "2"
+_FORMAT = "3"
 #: Seconds, before scaling.
 _SAVE_TIMEOUT_S = 20.0
 _RESTORE_TIMEOUT_S = 10.0

@@ -55,7 +55,6 @@ class ScriptedChannel:
 
     def __init__(self) -> None:
         self.stages_s: dict[str, float] = {}
-        self.stdins: list[bytes] = []
         self.commands: list[str] = []
         self.closed = 0
         self._rules: dict[str, _Script] = {}
@@ -66,7 +65,6 @@ class ScriptedChannel:
 
     def run(self, command: str, *, timeout_s: float, stdin: bytes = b"") -> Completed:
         self.commands.append(command)
-        self.stdins.append(stdin)
         for pattern, script in self._rules.items():
             if re.search(pattern, command):
                 answer = script.next(command)

@@ -24,11 +24,16 @@ class Network:
     """Two QEMUs in which one guest may be: whoever connects last talks to its one session with its sshd."""
 
     def __init__(self, folder: Path, keys: Keys) -> None:
-        self.keys, self.sshd = keys, FakeSshd(keys.host, keys.client)
+        self.keys, self.sshd = keys, FakeSshd(keys.host, keys.client, folder)
         self.here, self.there = folder / "here.sock", folder / "there.sock"
         self.lost: list[str] = []
         #: Nothing reaches the server any more.
         self.deaf = False
+        #: Nothing of what the server says arrives.
+        self.mute = False
+        #: What reaches the server only with :meth:`deliver`.
+        self.held_back = False
+        self._late: list[bytes] = []
         self._client: socket.socket | None = None
         self._upstream: socket.socket | None = None
         self._listeners = [self._listen(path) for path in (self.here, self.there)]
@@ -58,13 +63,20 @@ class Network:
 
     def _inward(self, client: socket.socket, upstream: socket.socket) -> None:
         while data := client.recv(65536):
-            if not self.deaf:
+            if self.held_back:
+                self._late.append(data)
+            elif not self.deaf:
                 upstream.sendall(data)
 
     def _outward(self, upstream: socket.socket) -> None:
         while data := upstream.recv(65536):
             assert self._client is not None
-            self._client.sendall(data)
+            if not self.mute:
+                self._client.sendall(data)
+
+    def deliver(self) -> None:
+        assert self._upstream is not None
+        self._upstream.sendall(b"".join(self._late))
 
     def ssh(self, frozen: Frozen | None = None, *, timeout_s: float = 10) -> Ssh:
         keys, line = self.keys, Line(self.here, frozen)
@@ -165,8 +177,54 @@ def test_a_line_that_falls_silent(network: Network, monkeypatch: pytest.MonkeyPa
     assert answers(ssh)
     assert answers(ssh)
     assert network.sshd.connections == 2
-    assert network.lost == ["Timeout opening channel."]
+    assert network.lost == ["no answer for 0.3 s"]
     assert not ssh.move(network.there, port=network.sshd.port, watch=lambda: None)
+    ssh.close()
+
+
+def test_a_line_that_falls_silent_while_another_command_runs(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new command has no shell to itself, and needs a channel of its own; it is not the line's end."""
+    monkeypatch.setattr("harness.channel.ssh._LINE_OPEN_S", 0.3)
+    ssh = network.ssh()
+    first = Background(lambda: ssh.run("sleep 30", timeout_s=30))
+    wait_until(lambda: ssh._running == 1, what="the first command to run", timeout_s=10)
+    network.deaf = True
+    with pytest.raises(ChannelLost, match=r"broke during 'true': Timeout opening channel"):
+        ssh.run("true", timeout_s=10)
+    assert not network.lost
+    ssh.close()
+    with pytest.raises(ChannelLost):
+        first.wait()
+
+
+def test_a_command_that_may_have_run_is_not_repeated(
+    network: Network, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("harness.channel.ssh._LINE_OPEN_S", 0.3)
+    ssh = network.ssh()
+    network.mute = True
+    with pytest.raises(ChannelLost, match="its session fell silent, and the command may have run"):
+        ssh.run(f"echo once >> {tmp_path}/ran", timeout_s=10)
+    assert (tmp_path / "ran").read_text() == "once\n"
+    assert answers(ssh)
+    ssh.close()
+
+
+def test_a_command_that_arrives_late_does_not_run(
+    network: Network, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It has run elsewhere: what a silent line still delivers afterwards must not run it again."""
+    monkeypatch.setattr("harness.channel.ssh._LINE_OPEN_S", 0.3)
+    ssh = network.ssh()
+    network.held_back = True
+    assert ssh.run(f"echo once >> {tmp_path}/ran", timeout_s=10).returncode == 0
+    before = len(list(tmp_path.glob(".shell-*")))
+    network.deliver()
+    wait_until(lambda: len(list(tmp_path.glob(".shell-*"))) > before, what="it to arrive", timeout_s=10)
+    assert answers(ssh)
+    assert (tmp_path / "ran").read_text() == "once\n"
     ssh.close()
 
 

@@ -8,7 +8,8 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import paramiko
@@ -17,9 +18,25 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from harness.background import Background
+from harness.channel import Completed
 from harness.channel.ssh import Ssh
 from harness.deadline import wait_until
 from harness.errors import ChannelLost, CommandTimeout, GuestPanicked, SetupError
+
+
+def _pump(
+    read: Callable[[], bytes], write: Callable[[bytes], object], close: Callable[[], None] = lambda: None
+) -> threading.Thread:
+    def pump() -> None:
+        with contextlib.suppress(OSError, EOFError, ValueError, paramiko.SSHException):
+            while data := read():
+                write(data)
+        with contextlib.suppress(OSError):
+            close()
+
+    thread = threading.Thread(target=pump, daemon=True)
+    thread.start()
+    return thread
 
 
 def new_key(path: Path) -> paramiko.Ed25519Key:
@@ -31,10 +48,10 @@ def new_key(path: Path) -> paramiko.Ed25519Key:
 
 
 class FakeSshd(paramiko.ServerInterface):
-    """An sshd that lets one key in, and runs commands with ``sh -c``."""
+    """An sshd that lets one key in, and runs commands with ``sh -c`` in ``home``."""
 
-    def __init__(self, host_key: paramiko.PKey, client_key: paramiko.PKey, port: int = 0) -> None:
-        self._host_key, self._client_key = host_key, client_key
+    def __init__(self, host_key: paramiko.PKey, client_key: paramiko.PKey, home: Path, port: int = 0) -> None:
+        self._host_key, self._client_key, self.home = host_key, client_key, home
         self.connections = 0
         #: Clear it, and no channel is opened until it is set.
         self.opens_channels = threading.Event()
@@ -72,22 +89,28 @@ class FakeSshd(paramiko.ServerInterface):
         return True
 
     def _run(self, channel: paramiko.Channel, command: str) -> None:
-        if command == "hang up":
-            self.hang_up()
-            return
+        child = subprocess.Popen(
+            ["sh", "-c", command],
+            cwd=self.home,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,
+        )
+        self.children.append(child)
+        assert child.stdin
+        assert child.stdout
+        assert child.stderr
+        _pump(lambda: channel.recv(65536), child.stdin.write, child.stdin.close)
+        said = [
+            _pump(partial(child.stdout.read, 65536), channel.sendall),
+            _pump(partial(child.stderr.read, 65536), channel.sendall_stderr),
+        ]
+        child.wait()
+        for pump in said:
+            pump.join()
         with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-            stdin = b"".join(iter(lambda: channel.recv(65536), b""))
-            child = subprocess.Popen(
-                ["sh", "-c", command],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
-            self.children.append(child)
-            stdout, stderr = child.communicate(stdin)
-            channel.sendall(stdout)
-            channel.sendall_stderr(stderr)
             channel.send_exit_status(child.returncode & 0xFF)
             channel.shutdown_write()
             channel.close()
@@ -103,7 +126,8 @@ class FakeSshd(paramiko.ServerInterface):
         self.hang_up()
         for child in self.children:
             if child.returncode is None:
-                os.killpg(child.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
 
 
 class Keys:
@@ -120,8 +144,8 @@ def keys(tmp_path: Path) -> Keys:
 
 
 @pytest.fixture
-def sshd(keys: Keys) -> Iterator[FakeSshd]:
-    made = FakeSshd(keys.host, keys.client)
+def sshd(keys: Keys, tmp_path: Path) -> Iterator[FakeSshd]:
+    made = FakeSshd(keys.host, keys.client, tmp_path)
     yield made
     made.close()
 
@@ -155,6 +179,39 @@ def test_one_connection_serves_many_commands(ssh: Ssh, sshd: FakeSshd) -> None:
     assert sshd.connections == 1
 
 
+def test_commands_share_a_shell_and_nothing_in_it(ssh: Ssh, sshd: FakeSshd, tmp_path: Path) -> None:
+    ssh.run("cd /; umask 077; left=behind; exec 2>&-; exit 3", timeout_s=10)
+    assert ssh.run("pwd; echo $left; echo seen >&2", timeout_s=10).stdout == f"{tmp_path}\n\n"
+    assert ssh.run("if", timeout_s=10).returncode == 2
+    assert ssh.run('cat; echo "it\'s\nover"', timeout_s=10).stdout == "it's\nover\n"
+    assert len(sshd.children) == 1
+
+
+def test_two_commands_at_once(ssh: Ssh, tmp_path: Path) -> None:
+    first = Background(lambda: ssh.run(f"while ! test -e {tmp_path}/go; do :; done; echo 1", timeout_s=10))
+    wait_until(lambda: ssh._running == 1, what="the first command to run", timeout_s=10)
+    assert ssh.run(f"echo 2; touch {tmp_path}/go", timeout_s=10).stdout == "2\n"
+    done = first.wait(timeout_s=10)
+    assert isinstance(done, Completed)
+    assert done.stdout == "1\n"
+
+
+def test_late_output_is_no_other_commands(ssh: Ssh, tmp_path: Path) -> None:
+    """Of something that a command has left running."""
+    script = f"(while ! test -e {tmp_path}/go; do :; done; echo late; echo late >&2; touch {tmp_path}/said) &"
+    assert ssh.run(script, timeout_s=10).stdout == ""
+    (tmp_path / "go").touch()
+    wait_until((tmp_path / "said").exists, what="the late output", timeout_s=10)
+    done = ssh.run("echo out; echo err >&2", timeout_s=10)
+    assert (done.stdout, done.stderr) == ("out\n", "err\n")
+
+
+def test_a_shell_that_is_killed(ssh: Ssh, sshd: FakeSshd) -> None:
+    with pytest.raises(ChannelLost, match=r"broke during 'kill -9 ..': the connection ended"):
+        ssh.run("kill -9 $$", timeout_s=10)
+    assert ssh.run("echo again", timeout_s=10).stdout == "again\n"
+
+
 def test_after_a_timeout_the_next_command_gets_a_connection_of_its_own(ssh: Ssh, sshd: FakeSshd) -> None:
     with pytest.raises(CommandTimeout, match=r"^ssh: 'sleep 30' did not end within 0\.2 s"):
         ssh.run("sleep 30", timeout_s=0.2)
@@ -171,9 +228,12 @@ def test_a_channel_that_opens_too_late_is_not_waited_for_again(ssh: Ssh, sshd: F
     assert sshd.connections == 2
 
 
-def test_a_connection_that_drops_in_a_command(ssh: Ssh) -> None:
-    with pytest.raises(ChannelLost, match=r"^the SSH connection to the guest broke during 'hang up'"):
-        ssh.run("hang up", timeout_s=10)
+def test_a_connection_that_drops_in_a_command(ssh: Ssh, sshd: FakeSshd, tmp_path: Path) -> None:
+    command = Background(lambda: ssh.run(f"touch {tmp_path}/begun; sleep 30", timeout_s=60))
+    wait_until((tmp_path / "begun").exists, what="the command to run", timeout_s=10)
+    sshd.hang_up()
+    with pytest.raises(ChannelLost, match=r"^the SSH connection to the guest broke during 'touch"):
+        command.wait(timeout_s=10)
 
 
 def test_a_connection_that_is_closed_under_a_command(ssh: Ssh, sshd: FakeSshd) -> None:
@@ -232,7 +292,7 @@ def test_a_guest_that_comes_up_late_is_waited_for(sshd: FakeSshd, keys: Keys) ->
     late: list[FakeSshd] = []
 
     def come_up() -> None:
-        late.append(FakeSshd(keys.host, keys.client, sshd.port))
+        late.append(FakeSshd(keys.host, keys.client, sshd.home, sshd.port))
 
     timer = threading.Timer(0.5, come_up)
     timer.start()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+import subprocess
 import time
 from typing import Any, cast
 
@@ -160,10 +161,11 @@ def test_tolerate_is_on_record_for_the_machine(world: World) -> None:
 
 def test_a_restored_guest_gets_the_time_and_randomness_of_now(world: World) -> None:
     world.machine.artifacts.kernel.write_text(f"{NETWORK_IS_UP}\n")
-    world.ssh.on(f"^{newborn.PROGRAM}$", "")
+    world.ssh.on(rf"\| {newborn.PROGRAM}$", "")
     for _ in range(2):
         world.guest.wait_restored(FROZEN)
-    first, second = (struct.unpack("<qqii32s", message) for message in world.ssh.stdins)
+    printed = [subprocess.check_output(["sh", "-c", told.partition("|")[0]]) for told in world.ssh.commands]
+    first, second = (struct.unpack("<qqii32s", message) for message in printed)
     assert abs(first[0] - time.time()) < 60
     assert 0 <= first[1] < 10**9
     assert first[2:4] == (256, 32)
@@ -175,7 +177,7 @@ def test_a_restored_guest_gets_the_time_and_randomness_of_now(world: World) -> N
 
 
 def test_a_restored_guest_that_does_not_answer(world: World) -> None:
-    world.ssh.on(f"^{newborn.PROGRAM}$", ChannelLost("nobody there"))
+    world.ssh.on(rf"\| {newborn.PROGRAM}$", ChannelLost("nobody there"))
     with pytest.raises(ChannelLost):
         world.guest.wait_restored(FROZEN)
     (entry,) = [e for e in read(world.machine.history.path) if e.f == "guest:restore" and e.kind is Kind.INFO]
