@@ -9,6 +9,8 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from harness.actions.hotplug import Hotplug
@@ -23,6 +25,8 @@ from harness.errors import SetupError
 from harness.guest.guest import Guest
 from harness.guest.lab import Cell, Lab
 from harness.history import History, read
+from harness.provision import Cache, default_cache_root
+from harness.provision.templates import TemplateStore
 from harness.reaper import RunFolder
 
 #: Commands that a turn of the QMP contest sends, each after the answer to the one before.
@@ -32,12 +36,14 @@ _numbers = itertools.count(1)
 
 
 def start(cell: Cell, run: RunFolder) -> dict[str, Turn]:
-    """From nothing to a guest's first answer over SSH: a bare script, labgrid, our boot, our restore."""
+    """From nothing to a guest's first answer over SSH: a bare script, labgrid, our boot, our restores."""
+    plain = replace(cell, templates=TemplateStore(Cache(default_cache_root()), plain=lambda _: True))
     labgrid: dict[str, Turn] = {"labgrid, booted": lambda: labgrid_boot(cell, run)} if has_labgrid() else {}
     return {
         "bare script, booted": lambda: bare_boot(cell, run),
         **labgrid,
         "harness, booted": lambda: _lab_start(cell, run, cold=True),
+        "harness, restored from a plain stream": lambda: _lab_start(plain, run, cold=False),
         "harness, restored": lambda: _lab_start(cell, run, cold=False),
     }
 
@@ -92,7 +98,7 @@ def _lab_start(cell: Cell, run: RunFolder, *, cold: bool) -> float:
 
 def _boot(lab: Lab, *, cold: bool) -> Guest:
     guest = lab.boot(cold=cold)
-    if not cold and guest.machine.spec.memory_file is None:
+    if not cold and not guest.machine.spec.from_template:
         raise SetupError("there is no template to restore from: 'guest:born' in the history says why")
     return guest
 
@@ -137,12 +143,19 @@ def _bare_qemu(cell: Cell, run: RunFolder) -> Iterator[Path]:
         stdin=subprocess.DEVNULL,
     )
     try:
-        wait_until((folder / "qmp.sock").exists, what="the QMP socket", timeout_s=_GREETING_TIMEOUT_S)
+        # That there is a socket is not enough: QEMU binds it first, and listens then.
+        listens = partial(_listens, folder / "qmp.sock")
+        wait_until(listens, what="the QMP socket", timeout_s=_GREETING_TIMEOUT_S)
         yield folder
     finally:
         process.kill()
         process.wait()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as connection:
+        return connection.connect_ex(str(path)) == 0
 
 
 def _bare_round_trips(cell: Cell, run: RunFolder) -> float:

@@ -17,6 +17,7 @@ from harness.guest.image import GuestImage
 from harness.history import History
 from harness.provision.cache import Cache
 from harness.qemu import template
+from harness.qemu.binary import QemuInstall, has_memory_backend
 from harness.qemu.machine import Machine
 from harness.qemu.spec import MachineSpec
 from harness.qemu.template import Template
@@ -31,6 +32,7 @@ class TemplateStore:
     """See :class:`harness.guest.lab.TemplateSource`.
 
     :param report: told when a guest is about to be booted, which takes seconds.
+    :param plain: whether the guest's memory is in the stream: by default only where QEMU knows no other way.
     """
 
     def __init__(
@@ -38,30 +40,35 @@ class TemplateStore:
         cache: Cache,
         report: Callable[[str], None] = lambda _: None,
         limit_bytes: int = LIMIT_BYTES,
+        plain: Callable[[QemuInstall], bool] = lambda qemu: not has_memory_backend(qemu),
     ) -> None:
         self._cache, self._report, self._limit = cache, report, limit_bytes
+        self._is_plain, self._plain = plain, dict[str, bool]()
         self._cannot: dict[str, str] = {}
 
     def find(self, spec: MachineSpec, image: GuestImage, pace: Pace) -> Template | str:
         """The template that a machine of ``spec`` can be restored from, made now if need be; or why not."""
-        key = template.key(spec, image.key)
         if spec.accel != "tcg":
             return f"{spec.accel} boots a guest in a second"
+        if spec.qemu.key not in self._plain:
+            self._plain[spec.qemu.key] = self._is_plain(spec.qemu)
+        plain = self._plain[spec.qemu.key]
+        key = template.key(spec, image.key, plain=plain)
         if key not in self._cannot:
             try:
-                return self._entry(key, spec, image, pace)
+                return self._entry(key, spec, image, pace, plain=plain)
             except HarnessError as exc:
                 # The boot that follows in its place has artefacts, and says what is wrong with the guest.
                 self._cannot[key] = exc.message
                 self._report(f"no template of {spec.machine_type.name}, so guests are booted: {exc.message}")
         return self._cannot[key]
 
-    def _entry(self, key: str, spec: MachineSpec, image: GuestImage, pace: Pace) -> Template:
+    def _entry(self, key: str, spec: MachineSpec, image: GuestImage, pace: Pace, *, plain: bool) -> Template:
         made: list[None] = []
 
         def fill(into: Path) -> None:
             self._report(f"booting the template of {spec.machine_type.name} ({spec.qemu.name}) …")
-            _make(into, spec, image, pace)
+            _make(into, spec, image, pace, plain=plain)
             made.append(None)
 
         found = Template(self._cache.entry(_KIND, key, fill, self._report))
@@ -82,12 +89,13 @@ class TemplateStore:
                     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _make(into: Path, spec: MachineSpec, image: GuestImage, pace: Pace) -> None:
+def _make(into: Path, spec: MachineSpec, image: GuestImage, pace: Pace, *, plain: bool) -> None:
     """Boot a guest, save it, and see that it can be restored."""
     run = RunFolder()
     try:
         bare = template.bare(spec)
-        with _guest(replace(bare, memory_file=template.memory_of(into)), run, image, pace) as guest:
+        memory_file = None if plain else template.memory_of(into)
+        with _guest(replace(bare, memory_file=memory_file), run, image, pace) as guest:
             # By its console: of all connections, only the one of the frozen session may be open then.
             guest.use("console")
             guest.wait_booted()

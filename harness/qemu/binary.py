@@ -148,6 +148,14 @@ def probe(install: QemuInstall) -> Capabilities:
     return Capabilities(banner, version, machines, devices, acpi_root_ports)
 
 
+def has_memory_backend(install: QemuInstall) -> bool:
+    """Whether the guest's memory can be an object of ours (``-machine memory-backend=``, since 5.0)."""
+    try:
+        return "memory-backend" in _ask(install, "-machine", "none,help")
+    except UsageError:
+        return False
+
+
 def read_banner(install: QemuInstall) -> tuple[str, tuple[int, int, int]]:
     """The first line of ``--version`` and the version in it.
 

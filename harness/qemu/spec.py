@@ -190,6 +190,7 @@ class MachineSpec:
     :param plugged: ids of the shares whose device is on the command line.
     :param disk: an empty qcow2; each source gets a copy, which its successors go on with.
     :param incoming: start with ``-incoming defer`` and wait for a migration stream.
+    :param from_template: what it waits for is a template's stream.
     :param memory_file: where the guest's memory is, if not QEMU's own.
     :param extra: further arguments, verbatim, at the end.
     """
@@ -205,6 +206,7 @@ class MachineSpec:
     shares: tuple[Share, ...] = ()
     plugged: frozenset[str] = frozenset()
     incoming: bool = False
+    from_template: bool = False
     memory_file: MemoryFile | None = None
     extra: tuple[str, ...] = ()
 
@@ -213,15 +215,21 @@ class MachineSpec:
 
         :param plugged: the shares whose devices the source has at that time.
         """
-        return replace(self, name=name, plugged=plugged, incoming=True, memory_file=None)
+        return replace(self, name=name, plugged=plugged, incoming=True, from_template=False, memory_file=None)
 
-    def restored(self, memory: Path) -> MachineSpec:
-        """The same machine, waiting for the stream of a template, whose memory is the file ``memory``."""
-        return replace(self, incoming=True, memory_file=MemoryFile(memory, share=False))
+    def restored(self, memory: Path | None) -> MachineSpec:
+        """The same machine, waiting for the stream of a template.
+
+        :param memory: the file with the guest's memory, if that is not in the stream.
+        """
+        private = MemoryFile(memory, share=False) if memory else None
+        return replace(self, incoming=True, from_template=True, memory_file=private)
 
     def booted(self) -> MachineSpec:
         """The same machine, booting its guest itself if it was to be restored."""
-        return self if self.memory_file is None else replace(self, incoming=False, memory_file=None)
+        if not self.from_template:
+            return self
+        return replace(self, incoming=False, from_template=False, memory_file=None)
 
     def share(self, share_id: str) -> Share:
         """:raises UsageError: when no share of the pool has that id."""

@@ -2,8 +2,8 @@
 
 The guest's memory lies in a file that QEMU maps: shared while the template is made, so that the stream need
 not carry it (``x-ignore-shared``), and privately in each machine that is restored, so that none of them sees
-what another writes. Sources: QEMU ``docs/devel/migration``, ``migration/ram.c`` (``ramblock_is_ignored``),
-``backends/hostmem-file.c``.
+what another writes. Where QEMU cannot do that, the memory is in the stream: a *plain* template. Sources: QEMU
+``docs/devel/migration``, ``migration/ram.c`` (``ramblock_is_ignored``), ``backends/hostmem-file.c``.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ class Template:
     folder: Path
 
     @property
-    def memory(self) -> Path:
-        """The guest's memory, as large as that; sparse."""
-        return self.folder / "memory"
+    def memory(self) -> Path | None:
+        """The guest's memory, as large as that, sparse; ``None`` when it is in the stream."""
+        path = _memory(self.folder)
+        return path if path.exists() else None
 
     @property
     def stream(self) -> Path:
@@ -59,26 +60,34 @@ def bare(spec: MachineSpec) -> MachineSpec:
     return replace(spec, name="template", shares=(), plugged=frozenset())
 
 
-def key(spec: MachineSpec, image: str) -> str:
+def key(spec: MachineSpec, image: str, *, plain: bool = False) -> str:
     """What a template's content depends on: QEMU, its arguments, and the guest's ``image`` (its key)."""
+    kind = ["plain"] if plain else []
     nowhere = Path("/")
     argv = render(bare(spec), MachinePaths(*[nowhere] * 6))
-    identity = "\0".join([_FORMAT, spec.qemu.key, image, *argv])
+    identity = "\0".join([_FORMAT, *kind, spec.qemu.key, image, *argv])
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 def memory_of(folder: Path) -> MemoryFile:
-    """The memory with which the machine that becomes the template in ``folder`` has to be launched."""
-    return MemoryFile(Template(folder).memory, share=True)
+    """The memory with which a machine is launched, to become the template in ``folder``, unless plain."""
+    return MemoryFile(_memory(folder), share=True)
+
+
+def _memory(folder: Path) -> Path:
+    return folder / "memory"
 
 
 def save(machine: Machine, folder: Path) -> None:
-    """Save the guest of ``machine``, which was launched with :func:`memory_of`; it does not run on.
+    """Save the guest of ``machine``; it does not run on.
+
+    It becomes a plain template, unless it was launched with :func:`memory_of`.
 
     :raises QemuError: when this QEMU cannot. :raises WaitTimeout: when it does not get done.
     """
     template = Template(folder)
-    _ignore_shared(machine, state=True)
+    if machine.spec.memory_file is not None:
+        _ignore_shared(machine, state=True)
     machine.qmp.execute("migrate-set-parameters", {"max-bandwidth": _MAX_BANDWIDTH})
     machine.qmp.execute("migrate", {"uri": f"exec:cat > {shlex.quote(str(template.stream))}"})
     machine.wait_until(
@@ -94,7 +103,8 @@ def restore(machine: Machine, template: Template) -> None:
 
     :raises QemuError: when QEMU refuses the stream. :raises QemuDied: when it gave up over it.
     """
-    _ignore_shared(machine, state=True)
+    if template.memory is not None:
+        _ignore_shared(machine, state=True)
     with machine.qmp.listen("RESUME") as events, fed(machine, template.stream) as uri:
         machine.qmp.execute("migrate-incoming", {"uri": uri}, watch=machine.watch)
         events.wait(
@@ -102,8 +112,9 @@ def restore(machine: Machine, template: Template) -> None:
             timeout_s=machine.pace.seconds(_RESTORE_TIMEOUT_S),
             watch=machine.watch,
         )
-    # From here on it is a machine like any other: its own migrations carry its memory.
-    _ignore_shared(machine, state=False)
+    if template.memory is not None:
+        # From here on it is a machine like any other: its own migrations carry its memory.
+        _ignore_shared(machine, state=False)
 
 
 def _ignore_shared(machine: Machine, *, state: bool) -> None:

@@ -6,10 +6,13 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from harness.actions.hotplug import Hotplug
+from harness.actions.migration import Migration
 from harness.actions.run_state import RunState
 from harness.artifacts import Artifacts
 from harness.deadline import Pace
@@ -17,8 +20,9 @@ from harness.errors import GuestError
 from harness.guest.image import GuestImage
 from harness.guest.lab import Cell, Lab
 from harness.matrix import Matrix, Selection
-from harness.provision import Cache, templates
+from harness.provision import Cache, default_cache_root, templates
 from harness.provision.templates import TemplateStore
+from harness.qemu.binary import QemuInstall
 from harness.qemu.spec import MachineSpec
 from harness.qemu.template import Template
 from harness.reaper import RunFolder
@@ -32,9 +36,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The machine types of which a template was made, by a hand that boots nothing."""
     names: list[str] = []
 
-    def make(into: Path, spec: MachineSpec, image: GuestImage, pace: Pace) -> None:
+    def make(into: Path, spec: MachineSpec, image: GuestImage, pace: Pace, *, plain: bool) -> None:
         names.append(spec.machine_type.name)
-        for name in ("memory", "stream", "guest-kernel.log"):
+        for name in ("stream", "guest-kernel.log", *(() if plain else ("memory",))):
             (into / name).write_bytes(b"x" * 65536)
 
     monkeypatch.setattr(templates, "_make", make)
@@ -46,28 +50,36 @@ def image(tmp_path: Path) -> GuestImage:
     return GuestImage("6.1", "6.1.0", tmp_path, tmp_path, "", tmp_path, tmp_path, "ssh-ed25519 A", "key")
 
 
+def store_in(
+    cache: Cache, report: Callable[[str], None] = lambda _: None, limit_bytes: int = templates.LIMIT_BYTES
+) -> TemplateStore:
+    """A store for a QEMU that can do everything."""
+    return TemplateStore(cache, report, limit_bytes, plain=lambda _: False)
+
+
 def test_it_is_made_once_for_all(cache: Cache, image: GuestImage, made: list[str]) -> None:
-    found = [TemplateStore(cache).find(spec(), image, PACE) for _ in range(3)]
+    found = [store_in(cache).find(spec(), image, PACE) for _ in range(3)]
     assert len(set(map(str, found))) == 1
     assert isinstance(found[0], Template)
-    assert found[0].memory.is_file()
+    assert found[0].memory
     assert made == ["pc"]
-    TemplateStore(cache).find(spec("q35"), image, PACE)
+    store_in(cache).find(spec("q35"), image, PACE)
     assert made == ["pc", "q35"]
 
 
 def test_one_that_was_damaged_is_made_again(cache: Cache, image: GuestImage, made: list[str]) -> None:
-    found = TemplateStore(cache).find(spec(), image, PACE)
+    found = store_in(cache).find(spec(), image, PACE)
     assert isinstance(found, Template)
+    assert found.memory
     os.truncate(found.memory, 100)
     found.stream.write_bytes(b"y" * 65536)
-    assert TemplateStore(cache).find(spec(), image, PACE) == found
+    assert store_in(cache).find(spec(), image, PACE) == found
     assert made == ["pc", "pc"]
     assert found.stream.read_bytes()[:1] == b"x"
 
 
 def test_the_least_recently_used_goes_first(cache: Cache, image: GuestImage, made: list[str]) -> None:
-    store = TemplateStore(cache, limit_bytes=500_000)  # Two and a half of them.
+    store = store_in(cache, limit_bytes=500_000)  # Two and a half of them.
     first, second = (store.find(spec(kind), image, PACE) for kind in ("pc", "q35"))
     assert isinstance(first, Template)
     assert isinstance(second, Template)
@@ -78,9 +90,9 @@ def test_the_least_recently_used_goes_first(cache: Cache, image: GuestImage, mad
 
 
 def test_the_newest_stays_however_large(cache: Cache, image: GuestImage, made: list[str]) -> None:
-    found = TemplateStore(cache, limit_bytes=1).find(spec(), image, PACE)
+    found = store_in(cache, limit_bytes=1).find(spec(), image, PACE)
     assert isinstance(found, Template)
-    assert found.memory.exists()
+    assert found.memory
 
 
 def test_a_qemu_that_cannot_is_asked_once(
@@ -88,13 +100,13 @@ def test_a_qemu_that_cannot_is_asked_once(
 ) -> None:
     asked: list[None] = []
 
-    def cannot(*_: object) -> None:
+    def cannot(*_: object, **__: object) -> None:
         asked.append(None)
         raise GuestError("it never booted")
 
     monkeypatch.setattr(templates, "_make", cannot)
     told: list[str] = []
-    store = TemplateStore(cache, told.append)
+    store = store_in(cache, told.append)
     assert [store.find(spec(), image, PACE) for _ in range(2)] == ["it never booted"] * 2
     assert len(asked) == 1
     assert told[-1] == "no template of pc, so guests are booted: it never booted"
@@ -102,8 +114,23 @@ def test_a_qemu_that_cannot_is_asked_once(
 
 
 def test_kvm_needs_none(cache: Cache, image: GuestImage, made: list[str]) -> None:
-    assert "kvm" in str(TemplateStore(cache).find(spec(accel="kvm"), image, PACE))
+    assert "kvm" in str(store_in(cache).find(spec(accel="kvm"), image, PACE))
     assert made == []
+
+
+def test_what_a_qemu_can_is_asked_once(cache: Cache, image: GuestImage, made: list[str]) -> None:
+    """Where it cannot have its memory in a file of ours, that is in the stream."""
+    asked: list[str] = []
+
+    def plain(qemu: QemuInstall) -> bool:
+        asked.append(qemu.key)
+        return True
+
+    store = TemplateStore(cache, plain=plain)
+    found = [store.find(kind, image, PACE) for kind in (spec(), spec(), spec("q35"))]
+    assert all(isinstance(one, Template) and one.memory is None for one in found)
+    assert asked == [spec().qemu.key]
+    assert store_in(cache).find(spec(), image, PACE) != found[0]
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +175,25 @@ def test_restored_guests_are_strangers_to_each_other(labs: Callable[[], Lab]) ->
 
 
 @pytest.mark.qemu
+def test_guests_restored_from_a_plain_stream(cell: Cell, run: RunFolder, tmp_path: Path) -> None:
+    """As every guest of a QEMU before 5.0; this one has memory of its own from the start."""
+    store = TemplateStore(Cache(default_cache_root()), plain=lambda _: True)
+    lab = Lab(replace(cell, templates=store), run, Artifacts.create(tmp_path, "plain"))
+    try:
+        first, second = lab.boot(), lab.boot(lab.spec(name="second"))
+        assert first.machine.spec.from_template
+        assert first.machine.spec.memory_file is None
+        assert first.ssh.resumed is True
+        first.succeed("echo mine > /tmp/file")
+        second.fail("test -e /tmp/file")
+        Hotplug(first).plug(lab.shares[0])
+        Migration(first, lab).migrate()
+        first.mount(lab.shares[0]).expect_usable()
+    finally:
+        lab.close()
+
+
+@pytest.mark.qemu
 def test_a_restored_guest_has_the_right_time(labs: Callable[[], Lab]) -> None:
     guest = labs().boot()
     before = int(time.time())
@@ -164,7 +210,7 @@ def test_a_restored_guest_reboots(labs: Callable[[], Lab]) -> None:
 
 @pytest.mark.qemu
 def test_who_asks_for_a_boot_gets_one(labs: Callable[[], Lab]) -> None:
-    assert labs().boot(cold=True).machine.spec.memory_file is None
+    assert not labs().boot(cold=True).machine.spec.from_template
 
 
 def _sha256(path: Path) -> str:

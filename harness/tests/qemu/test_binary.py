@@ -8,7 +8,15 @@ import pytest
 from harness.deadline import Deadline
 from harness.errors import HarnessError, SetupError, UsageError
 from harness.qemu import binary
-from harness.qemu.binary import FIRMWARE, PROGRAM, QemuInstall, from_path, on_path, probe
+from harness.qemu.binary import (
+    FIRMWARE,
+    PROGRAM,
+    QemuInstall,
+    from_path,
+    has_memory_backend,
+    on_path,
+    probe,
+)
 
 _FAKE = """#!/bin/sh
 case "$*" in
@@ -191,6 +199,15 @@ def test_the_environment_of_an_install_reaches_it(tmp_path: Path) -> None:
     path = _program(tmp_path, '#!/bin/sh\necho "QEMU emulator version $QEMU_MODULE_DIR"\n')
     install = QemuInstall("x", path, (str(path),), environment={"QEMU_MODULE_DIR": "10.0.3"})
     assert binary.read_banner(install)[1] == (10, 0, 3)
+
+
+def test_whether_it_takes_memory_of_ours(tmp_path: Path) -> None:
+    """One that lists no properties has not got this one."""
+    tells = 'case "$*" in *none,help) echo "  memory-backend=<string>" ;; *) exit 9 ;; esac'
+    scripts = {"5.0": tells, "4.2": "echo '  memory-encryption=<string>'", "2.4": "exit 1"}
+    paths = {name: _program(tmp_path / name, f"#!/bin/sh\n{text}\n") for name, text in scripts.items()}
+    found = [n for n, path in paths.items() if has_memory_backend(QemuInstall(n, path, (str(path),)))]
+    assert found == ["5.0"]
 
 
 def test_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
