@@ -11,6 +11,7 @@ from harness.cli.bench import bench
 from harness.cli.check import check
 from harness.cli.compare import compare
 from harness.cli.doctor import doctor
+from harness.cli.endurance import endurance
 from harness.cli.faults import faults
 from harness.cli.merge import merge
 from harness.cli.provision import provision
@@ -30,7 +31,7 @@ def cli() -> None:
     """
 
 
-for command in (doctor, provision, shell, check, bench, faults, merge, compare):
+for command in (doctor, provision, shell, check, bench, endurance, faults, merge, compare):
     cli.add_command(command)
 
 

@@ -1,0 +1,74 @@
+"""What stays of many guests is found, whatever it is; and of real ones nothing does."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.bench.endurance import LEAST, LIMITS, endure
+from harness.errors import SetupError
+
+
+@pytest.fixture
+def kept() -> Iterator[list[object]]:
+    """What guests leave behind, until the test is over."""
+    things: list[object] = []
+    yield things
+    for thing in things:
+        if isinstance(thing, socket.socket):
+            thing.close()
+        if isinstance(thing, threading.Event):
+            thing.set()
+
+
+def a_thread(kept: list[object]) -> None:
+    end = threading.Event()
+    kept.append(end)
+    threading.Thread(target=end.wait, daemon=True).start()
+
+
+def a_file(kept: list[object], folder: Path) -> None:
+    (folder / str(len(kept))).touch()
+    kept.append(None)
+
+
+def a_block(folder: Path) -> None:
+    with (folder / "log").open("ab") as log:
+        log.write(b"x" * 4096)
+
+
+PLANTED: dict[str, Callable[[list[object], Path], None]] = {
+    "fds": lambda kept, _: kept.append(socket.socket()),
+    "threads": lambda kept, _: a_thread(kept),
+    "files": a_file,
+    "disk_kib": lambda _, folder: a_block(folder),
+    "private_kib": lambda kept, _: kept.append(bytearray(b"x" * 65536)),
+}
+
+
+def test_every_limit_has_a_planted_leak() -> None:
+    assert set(PLANTED) == set(LIMITS)
+
+
+@pytest.mark.parametrize("what", PLANTED)
+def test_what_stays_is_found(what: str, kept: list[object], tmp_path: Path) -> None:
+    found = endure(lambda: PLANTED[what](kept, tmp_path), tmp_path, 2 * LEAST)
+    assert what in [growth.count for growth in found if growth.too_much]
+
+
+def test_guests_that_leave_nothing(tmp_path: Path) -> None:
+    def turn() -> None:
+        with socket.socket():
+            (tmp_path / "guest").write_bytes(b"x" * 4096)
+        (tmp_path / "guest").unlink()
+
+    assert not [growth for growth in endure(turn, tmp_path, 2 * LEAST) if growth.too_much]
+
+
+def test_too_few_to_tell(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match=r"^3 guests in one process say nothing about growth"):
+        endure(lambda: None, tmp_path, 3)
