@@ -138,14 +138,25 @@ class Matrix:
         return name == DEFAULT or self._provisioner.is_provisioned(name)
 
     def _find_qemu(self, name: str) -> QemuInstall:
-        if name == DEFAULT:
-            return binary.on_path() or self._provisioner.qemu_release()
-        if self._provisioner.is_provisioned(name):
-            return self._provisioner.qemu_release(name)
+        data = self.selection.qemu_data
+        found = binary.on_path(data) if name == DEFAULT else None
+        if found is not None:
+            return found
+        if self._is_provisioned(name):
+            self._refuse_data_for_nobody()
+            return self._provisioner.qemu_release(*(() if name == DEFAULT else (name,)))
         if "/" in name or Path(name).exists():
-            return binary.from_path(Path(name), self.selection.qemu_data)
+            return binary.from_path(Path(name), data)
         known = ", ".join(self._provisioner.qemu_names())
         raise UsageError(f"--qemu {name}: neither a path to a binary nor a provisioned name (known: {known})")
+
+    def _refuse_data_for_nobody(self) -> None:
+        """:raises UsageError: when ``--qemu-data`` was given, and every QEMU has its own firmware."""
+        data, names = self.selection.qemu_data, self.selection.qemus
+        if data is not None and all(map(self._is_provisioned, names)):
+            raise UsageError(
+                f"--qemu-data {data}: is for a QEMU that is given as a path; provisioned ones have their own"
+            )
 
     def image(self, name: str) -> GuestImage:
         """The guest image called ``name``."""

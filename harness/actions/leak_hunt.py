@@ -186,10 +186,10 @@ class LeakHunt:
 
 
 def _less(profile: dict[Site, Live], base: dict[Site, Live]) -> dict[Site, Live]:
-    """What ``profile`` has more than ``base``, site by site."""
+    """What ``profile`` has more than ``base``, site by site; less than nothing, where that has more."""
     nothing = Live(0, 0)
 
     def difference(live: Live, other: Live) -> Live:
-        return Live(max(0, live.objects - other.objects), max(0, live.bytes - other.bytes))
+        return Live(live.objects - other.objects, live.bytes - other.bytes)
 
     return {site: difference(live, base.get(site, nothing)) for site, live in profile.items()}

@@ -12,7 +12,7 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Completed:
-    """A command that ended: its shell text, exit status (negative for a signal) and output."""
+    """A command that ended: its shell text, output, exit status (of a signal 128 or more, or negative)."""
 
     argv: str
     returncode: int
@@ -27,6 +27,8 @@ class Channel(Protocol):
 
     def run(self, command: str, *, timeout_s: float, stdin: bytes = b"") -> Completed:
         """Run a shell command as root; a non-zero exit status is no error here.
+
+        What it leaves running must not write to its outputs: that may be taken for a later command's.
 
         :raises CommandTimeout: when it did not end within ``timeout_s`` seconds.
         :raises ChannelLost: when the channel broke.

@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 import shlex
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import paramiko
 
+COMMAND = "exec sh"
 #: Which command the shell was told last: of one that goes unanswered it says whether it may have begun.
 #: Whoever makes the file with ``.lost`` keeps the shell from beginning any other. Shells begin in the user's
 #: home, so it is there.
@@ -21,21 +22,23 @@ _SCRIPT = (
     "echo {number} >{asked}; [ -e {asked}.lost ] || {{ printf {mark}; printf {mark} >&2; "
     "( eval {command} ) </dev/null; printf {mark}%d. $?; printf {mark} >&2; }}\n"
 )
-_GIVE_UP = "touch {asked}.lost; cat {asked}"
+_GIVE_UP = "touch {asked}.lost && {{ cat {asked} 2>/dev/null || echo 0; }}"
+_STATUS = re.compile(rb"(\d+)\.")
 
 
 @dataclass
 class Told:
     """A command that the shell was told, and what has come back.
 
-    :ivar mark: stands before and after what the command says, on either stream; whatever comes before it
-        is late output of what an earlier command left running.
+    :ivar number: counts the shell's commands from 1.
+    :ivar mark: stands before and after what the command says, on either stream. Late output of what an
+        earlier command left running is told apart where it comes before the mark, not between the two.
     """
 
     number: int
     mark: bytes
-    out: bytearray
-    err: bytearray
+    out: bytearray = field(default_factory=bytearray)
+    err: bytearray = field(default_factory=bytearray)
 
     @property
     def begun(self) -> bool:
@@ -46,8 +49,8 @@ class Told:
     def returncode(self) -> int | None:
         """What the command exited with, as soon as all of both outputs is here; else ``None``."""
         first, last = self.out.find(self.mark), self.out.rfind(self.mark)
-        ended = re.match(rb"(\d+)\.", self.out[last + len(self.mark) :])
-        return int(ended[1]) if first < last and ended and self.err.count(self.mark) == 2 else None
+        ended = first < last and _STATUS.match(self.out, last + len(self.mark))
+        return int(ended[1]) if ended and self.err.count(self.mark) == 2 else None
 
     def between(self, stream: bytearray) -> bytearray:
         """What the command itself has said on ``stream`` so far."""
@@ -58,11 +61,10 @@ class Told:
 class RemoteShell:
     """One such shell.
 
-    :param channel: a new one. :raises paramiko.SSHException: when the guest does not start a shell.
+    :param channel: one on which :data:`COMMAND` was begun.
     """
 
     def __init__(self, channel: paramiko.Channel) -> None:
-        channel.exec_command("exec sh")
         self.channel = channel
         self._name = uuid.uuid4().hex
         self._count = 0
@@ -79,11 +81,25 @@ class RemoteShell:
         quoted = shlex.quote(command)
         script = _SCRIPT.format(number=self._count, asked=self._asked, mark=mark, command=quoted)
         self.channel.sendall(script.encode())
-        return Told(self._count, mark.encode(), bytearray(), bytearray())
+        return Told(self._count, mark.encode())
+
+    def answered(self, told: Told) -> bool:
+        """Whether the command has ended, and everything that it said has arrived.
+
+        :raises EOFError: when the shell has ended instead.
+        """
+        if told.returncode is not None:
+            return True
+        if not (self.waits or self.channel.recv_ready() or self.channel.recv_stderr_ready()):
+            raise EOFError("the connection ended")
+        return False
 
     @property
     def give_up_command(self) -> str:
-        """To be run elsewhere in the guest: the shell begins nothing more; prints which it was told last."""
+        """To be run elsewhere in the guest: the shell begins nothing more; prints which it was told last.
+
+        After a reboot, which ends the shell as well, nobody knows: then that is 0, as it is at first.
+        """
         return _GIVE_UP.format(asked=self._asked)
 
     @property

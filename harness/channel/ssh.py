@@ -9,25 +9,25 @@ import base64
 import contextlib
 import logging
 import os
-import select
 import socket
 import sys
-import termios
 import threading
-import tty
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TypeVar
 
 import paramiko
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from paramiko.kex_curve25519 import KexCurve25519
 
-from harness.channel import Completed
+from harness.background import Background
+from harness.channel import Completed, terminal
+from harness.channel.conversation import has_ended, listen, text
 from harness.channel.line import Frozen, Line
-from harness.channel.remote_shell import RemoteShell, Told
+from harness.channel.remote_shell import COMMAND, RemoteShell, Told
+from harness.channel.replay import LineTransport
 from harness.deadline import Deadline, Watch, wait_until
-from harness.errors import ChannelLost, CommandTimeout, SetupError, WaitTimeout
+from harness.errors import ChannelLost, CommandTimeout, HarnessError, SetupError, WaitTimeout
+
+T = TypeVar("T")
 
 HOST = "127.0.0.1"
 USER = "root"
@@ -36,7 +36,6 @@ USER = "root"
 _BANNER_S = 2.0
 #: Seconds in which a line's session must open a channel; else a new connection is the quicker way.
 _LINE_OPEN_S = 15.0
-_CHUNK = 65536
 
 logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)
 
@@ -78,9 +77,13 @@ class Ssh:
         self._timeout_s, self._watch = timeout_s, watch
         #: Seconds that each stage of the last attempt to connect took.
         self.stages_s: dict[str, float] = {}
-        #: A command timed out: the connection may hold its late output, or be about to end.
-        self._doubtful = False
-        self._running = 0
+        #: A transport on which a command timed out: it may hold late output, or be about to end.
+        self._doubtful: paramiko.Transport | None = None
+        #: The threads in whose name a command is running.
+        self._running: set[int] = set()
+        self._closed = False
+        #: Held while the connection is replaced: of two threads that find it doubtful, one does it.
+        self._replacing = threading.RLock()
         self._shell: RemoteShell | None = None
         self._shell_lock = threading.Lock()
         self._line, self._line_lost = line, line_lost
@@ -90,18 +93,22 @@ class Ssh:
         self._transport = (line and self._resume(line)) or self._connect()
 
     def _resume(self, line: Line) -> paramiko.Transport | None:
-        transport = _LineTransport(line)
+        """The line's session; whatever is wrong with it (also paramiko's own parts), the port is left."""
+        transport = None
         try:
+            transport = LineTransport(line)
             self._log_in(transport, interval_s=0.001)
-            self._shell = RemoteShell(transport.open_session(timeout=self._deadline.timeout_s))
+            channel = transport.open_session(timeout=self._deadline.timeout_s)
+            self._exec(channel, COMMAND, self._deadline)
+            self._shell = RemoteShell(channel)
             line.go_on()
-        except (OSError, EOFError, paramiko.SSHException, WaitTimeout, ChannelLost) as exc:
+        except BaseException as exc:
+            _close(transport)
+            line.close()
+            if not _is_the_lines(exc):
+                raise
             self.resumed, self._line, self._shell = str(exc) or type(exc).__name__, None, None
-            _close(transport)
             return None
-        except BaseException:
-            _close(transport)
-            raise
         self.resumed = True
         return transport
 
@@ -121,8 +128,10 @@ class Ssh:
     def _attempt(self) -> paramiko.Transport | None:
         transport = None
         try:
+            self._check_open()
             transport = paramiko.Transport(_dial(self._port))
             self._log_in(transport)
+            self._check_open()  # Closed meanwhile, by another thread: nobody else would close this one.
         except paramiko.AuthenticationException as exc:
             _close(transport)
             raise ChannelLost(f"the guest's sshd refused our key: {exc}") from None
@@ -187,27 +196,41 @@ class Ssh:
         connection (``common-channel.c``, assertion ``!channel->sent_close``) when a channel is closed
         while output is pending.
         """
-        if self._doubtful:
-            self._reconnect()
+        with self._replacing:
+            if self._doubtful is self._transport:
+                self._reconnect()
+            began_on = self._transport
+            self._running.add(threading.get_ident())
         deadline = Deadline.after(timeout_s)
-        self._running += 1
         try:
+            self._check_open()
             with self._shell_if_free(deadline, stdin) as shell:
                 if shell is None:
                     return self._converse(self._open(deadline), command, stdin, deadline)
                 return self._tell(shell, command, deadline)
         except (OSError, EOFError, paramiko.SSHException) as exc:
             # Too slow to open a channel, perhaps: it may come later, and be in the way.
-            self._doubtful = self._transport.is_active()
+            used = self._transport if self._is_alone else began_on
+            self._doubtful = used if used.is_active() else self._doubtful
             why = str(exc) or type(exc).__name__
             raise ChannelLost(f"the SSH connection to the guest broke during {command!r}: {why}") from exc
         finally:
-            self._running -= 1
+            self._running.discard(threading.get_ident())
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether the command that asks is the only one: no other ends when the connection is given up."""
+        return len(self._running) == 1
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ChannelLost("the SSH connection to the guest was closed")
 
     def _reconnect(self) -> None:
-        _close(self._transport)
-        self._shell = self._line = None
-        self._transport, self._doubtful = self._connect(), False
+        with self._replacing:
+            _close(self._transport)
+            self._shell = self._line = None
+            self._transport = self._connect()
 
     @contextlib.contextmanager
     def _shell_if_free(self, deadline: Deadline, stdin: bytes) -> Iterator[RemoteShell | None]:
@@ -217,113 +240,128 @@ class Ssh:
             return
         try:
             if self._shell is None or not self._shell.waits:
-                self._shell = RemoteShell(self._open(deadline))
+                self._shell = self._new_shell(deadline)
             yield self._shell
         finally:
             self._shell_lock.release()
 
+    def _new_shell(self, deadline: Deadline) -> RemoteShell:
+        channel = self._open(deadline)
+        self._exec(channel, COMMAND, deadline)
+        return RemoteShell(channel)
+
     def _open(self, deadline: Deadline) -> paramiko.Channel:
         """A channel for a command, which has not begun when there is none: so it may be tried elsewhere."""
         try:
-            channel = self._transport.open_session(timeout=self._patience_s(deadline))
+            channel = self._open_within(self._patience_s(deadline))
         except (OSError, EOFError, paramiko.SSHException) as exc:
-            if self._line is None or self._running > 1:
+            if self._line is None or not self._is_alone:
                 raise
             self._line_lost(str(exc) or type(exc).__name__)
             self._reconnect()
-            channel = self._transport.open_session(timeout=deadline.timeout_s)
+            channel = self._open_within(deadline.remaining_s)
         channel.settimeout(deadline.timeout_s)
         return channel
 
+    def _open_within(self, timeout_s: float) -> paramiko.Channel:
+        transport = self._transport
+        return self._watched(lambda: transport.open_session(timeout=timeout_s), timeout_s + 1)
+
+    def _exec(self, channel: paramiko.Channel, command: str, deadline: Deadline) -> None:
+        """Begin a command. paramiko itself would wait for the guest's consent for ever."""
+        try:
+            self._watched(lambda: channel.exec_command(command), deadline.remaining_s)
+        except BaseException:
+            channel.close()  # Ends the thread that waits.
+            raise
+
+    def _watched(self, call: Callable[[], T], timeout_s: float) -> T:
+        """What ``call`` returns, in a thread of its own, so that the watch is not lost sight of.
+
+        :raises paramiko.SSHException: when it does not end.
+        """
+        working, deadline = Background(call), Deadline.after(timeout_s)
+        while True:
+            try:
+                return working.wait(timeout_s=min(0.05, deadline.remaining_s))  # type: ignore[return-value]
+            except WaitTimeout:
+                if self._watch is not None:
+                    self._watch()
+                if deadline.expired:
+                    raise paramiko.SSHException(f"the guest did not answer in {timeout_s:.0f} s") from None
+
     def _patience_s(self, deadline: Deadline) -> float:
-        return min(deadline.timeout_s, _LINE_OPEN_S) if self._line else deadline.timeout_s
+        given_up = self._line is not None and self._is_alone
+        return min(deadline.remaining_s, _LINE_OPEN_S) if given_up else deadline.remaining_s
 
     def _tell(self, shell: RemoteShell, command: str, deadline: Deadline) -> Completed:
+        """Run a command in the shell that waits."""
         told = shell.tell(command)
-        if self._line is not None and self._running == 1:
-            first = Deadline.after(self._patience_s(deadline))
-            self._listen(
-                shell.channel,
-                told.out,
-                told.err,
-                lambda: told.begun or first.expired or _answered(shell, told),
-                deadline,
-            )
-            if not told.begun and not deadline.expired:
-                return self._tell(self._elsewhere(shell, told, deadline), command, deadline)
-        self._listen(shell.channel, told.out, told.err, lambda: _answered(shell, told), deadline)
-        out, err = _text(told.between(told.out)), _text(told.between(told.err))
+        try:
+            if not self._seems_lost(shell, told, deadline):
+                self._listen(shell.channel, told, lambda: shell.answered(told), deadline)
+        finally:
+            if told.returncode is None and self._shell is shell:
+                self._shell = None  # It may be at it still.
+        if told.returncode is None and not told.begun and not deadline.expired:
+            return self._tell(self._elsewhere(shell, told, command, deadline), command, deadline)
+        out, err = text(told.between(told.out)), text(told.between(told.err))
         if told.returncode is None:
-            self._doubtful = True
+            self._doubtful = shell.channel.get_transport()
             raise CommandTimeout(self.name, command, deadline.timeout_s, out, err)
         return Completed(command, told.returncode, out, err)
 
-    def _elsewhere(self, shell: RemoteShell, told: Told, deadline: Deadline) -> RemoteShell:
-        """The line is silent: a shell over a connection, which may be told the same, as it has not begun."""
+    def _seems_lost(self, shell: RemoteShell, told: Told, deadline: Deadline) -> bool:
+        """Whether the line is silent: the guest has not even said that the command begins.
+
+        Only for who is alone there: a command that is running would end with the connection.
+        """
+        if self._line is None:
+            return False
+        first = Deadline.after(self._patience_s(deadline))
+        self._listen(
+            shell.channel, told, lambda: told.begun or first.expired or shell.answered(told), deadline
+        )
+        return not told.begun and self._is_alone
+
+    def _elsewhere(self, shell: RemoteShell, told: Told, command: str, deadline: Deadline) -> RemoteShell:
+        """A shell over a connection, which may be told the same, because the silent one has not begun it."""
         self._line_lost(f"no answer for {_LINE_OPEN_S:g} s")
         self._reconnect()
-        last = self._converse(self._open(deadline), shell.give_up_command, b"", deadline).stdout
-        if last.strip() == str(told.number):
+        giving_up = Deadline.after(self._timeout_s)
+        try:
+            last = self._converse(self._open(giving_up), shell.give_up_command, b"", giving_up)
+        except CommandTimeout:
+            raise EOFError("its session fell silent, and nobody knows whether the command ran") from None
+        if last.returncode != 0 or last.stdout.strip() != str(told.number - 1):
             raise EOFError("its session fell silent, and the command may have run")
-        self._shell = RemoteShell(self._open(deadline))
+        if deadline.expired:
+            raise CommandTimeout(self.name, command, deadline.timeout_s, "", "")
+        self._shell = self._new_shell(deadline)
         return self._shell
+
+    def _listen(
+        self, channel: paramiko.Channel, told: Told, ended: Callable[[], bool], deadline: Deadline
+    ) -> None:
+        listen(channel, told.out, told.err, ended, deadline=deadline, watch=self._watch)
 
     def _converse(
         self, channel: paramiko.Channel, command: str, stdin: bytes, deadline: Deadline
     ) -> Completed:
         """Run a command on a channel of its own."""
-        channel.exec_command(command)
+        self._exec(channel, command, deadline)
         if not stdin:
             channel.shutdown_write()
         out, err = bytearray(), bytearray()
-        ended = self._listen(channel, out, err, lambda: _ended(channel), deadline, stdin)
+        ended = listen(
+            channel, out, err, lambda: has_ended(channel), deadline=deadline, watch=self._watch, stdin=stdin
+        )
         status = channel.recv_exit_status() if ended else None
         channel.close()
         if status is None:
-            self._doubtful = True
-            raise CommandTimeout(self.name, command, deadline.timeout_s, _text(out), _text(err))
-        return Completed(command, status, _text(out), _text(err))
-
-    def _listen(
-        self,
-        channel: paramiko.Channel,
-        out: bytearray,
-        err: bytearray,
-        ended: Callable[[], bool],
-        deadline: Deadline,
-        stdin: bytes = b"",
-    ) -> bool:
-        """Feed stdin and drain both outputs at once, so that neither side ever waits for the other.
-
-        Returns whether it has ``ended``; else the deadline expired.
-        """
-        unsent = memoryview(stdin)
-        while not self._said_all(channel, out, err, ended):
-            if deadline.expired:
-                return False
-            if self._watch is not None:
-                self._watch()
-            if unsent and channel.send_ready():
-                unsent = unsent[channel.send(bytes(unsent[:_CHUNK])) :]
-                if not unsent:
-                    channel.shutdown_write()
-            turn_s = 0.01 if unsent else min(0.05, deadline.remaining_s)
-            if channel.eof_received:
-                channel.status_event.wait(turn_s)
-            else:  # The channel's own descriptor becomes readable with data, EOF or its close.
-                select.select([channel.fileno()], [], [], turn_s)
-        return True
-
-    @staticmethod
-    def _said_all(
-        channel: paramiko.Channel, out: bytearray, err: bytearray, ended: Callable[[], bool]
-    ) -> bool:
-        over = ended()
-        _drain(channel, out, err)
-        if over or not ended():
-            return over
-        _drain(channel, out, err)  # It ended just now: with this, too.
-        return True
+            self._doubtful = channel.get_transport()
+            raise CommandTimeout(self.name, command, deadline.timeout_s, text(out), text(err))
+        return Completed(command, status, text(out), text(err))
 
     def interact(self, command: str) -> int:
         """Run ``command`` on a terminal of its own in the guest, tied to ours; returns its exit status.
@@ -332,11 +370,11 @@ class Ssh:
         """
         try:
             channel = self._transport.open_session()
-            columns, lines = _window()
+            columns, lines = terminal.window()
             channel.get_pty(os.environ.get("TERM", "vt100"), columns, lines)
             channel.exec_command(command)
-            with _raw_terminal(sys.stdin.fileno()):
-                _relay(channel)
+            with terminal.raw(sys.stdin.fileno()):
+                terminal.relay(channel)
             return channel.recv_exit_status()
         except (OSError, EOFError, paramiko.SSHException) as exc:
             raise ChannelLost(f"the SSH connection to the guest broke: {exc}") from None
@@ -352,7 +390,8 @@ class Ssh:
         :param path: the other QEMU's socket for the line. :param port: see above. :param watch: see above.
         :returns: whether it was kept: it goes over a line, and no command is running.
         """
-        if self._line is None or self._running or self._doubtful or not self._transport.is_active():
+        sound = self._transport.is_active() and self._doubtful is not self._transport
+        if self._line is None or self._running or not sound:
             return False
         try:
             self._line.move(path)
@@ -362,51 +401,9 @@ class Ssh:
         return True
 
     def close(self) -> None:
-        """See :meth:`harness.channel.Channel.close`."""
+        """See :meth:`harness.channel.Channel.close`; a command that is running elsewhere is lost."""
+        self._closed = True
         _close(self._transport)
-
-
-#: RFC 8731's name has no suffix; this one is in every paramiko and dropbear that knows the exchange.
-_KEX = "curve25519-sha256@libssh.org"
-_KEXINIT, _KEX_ECDH_INIT, _KEX_ECDH_REPLY = 20, 30, 31  # RFC 4253, RFC 5656
-_COOKIE = slice(1, 17)
-
-
-class _Curve25519(KexCurve25519):
-    """The key exchange with the line's secret, instead of one made for the occasion."""
-
-    def start_kex(self) -> None:
-        transport: Any = self.transport
-        self.key = X25519PrivateKey.from_private_bytes(transport.sock.secrets.key)
-        message = paramiko.Message()
-        message.add_byte(bytes([_KEX_ECDH_INIT]))
-        message.add_string(self.key.public_key().public_bytes_raw())
-        transport._send_message(message)
-        transport._expect_packet(_KEX_ECDH_REPLY)
-
-
-class _LineTransport(paramiko.Transport):
-    """Says the same in every handshake over a line's session: what is random comes from the line.
-
-    It reaches into paramiko's own names; where they change, no session is resumed, and :attr:`Ssh.resumed`
-    says why.
-    """
-
-    _kex_info: ClassVar[dict[str, Any]] = {_KEX: _Curve25519}
-
-    def __init__(self, line: Line) -> None:
-        self._line = line
-        super().__init__(line)  # type: ignore[arg-type]  # all of a socket that it uses
-        self.get_security_options().kex = (_KEX,)
-
-    def _send_message(self, data: Any) -> None:
-        content = data.asbytes()
-        if content[0] == _KEXINIT:
-            said = bytearray(content)
-            said[_COOKIE] = self._line.secrets.cookie
-            self.local_kex_init = self._latest_kex_init = bytes(said)
-            data = paramiko.Message(bytes(said))
-        super()._send_message(data)  # type: ignore[misc]
 
 
 def _dial(port: int) -> socket.socket:
@@ -416,76 +413,11 @@ def _dial(port: int) -> socket.socket:
     return connection
 
 
-@contextlib.contextmanager
-def _raw_terminal(descriptor: int) -> Iterator[None]:
-    """The terminal passes every key on, Ctrl-C included; afterwards it is what it was."""
-    before = termios.tcgetattr(descriptor)
-    try:
-        tty.setraw(descriptor)
-        yield
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
-
-
-def _relay(channel: paramiko.Channel) -> None:
-    """Pass bytes between our terminal and the guest's, and our window's size, until the guest's side ends."""
-    keyboard, screen = sys.stdin.fileno(), sys.stdout.fileno()
-    size = _window()
-    while not channel.closed:
-        readable, _, _ = select.select([channel, keyboard], [], [], 0.25)
-        if channel in readable:
-            data = channel.recv(_CHUNK)
-            if not data:
-                return
-            os.write(screen, data)
-        if keyboard in readable:
-            channel.sendall(os.read(keyboard, _CHUNK))
-        if _window() != size:
-            size = _window()
-            channel.resize_pty(size.columns, size.lines)
-
-
-def _window() -> os.terminal_size:
-    """The terminal's own size: ``shutil.get_terminal_size`` would believe COLUMNS and LINES instead."""
-    try:
-        return os.get_terminal_size(sys.stdin.fileno())
-    except OSError:
-        return os.terminal_size((80, 24))
-
-
-def _ended(channel: paramiko.Channel) -> bool:
-    """Whether the command has ended, and everything that it said has arrived.
-
-    :raises EOFError: when the connection ended first (``exit_status_ready`` is true of such a channel too).
-    """
-    if channel.eof_received:
-        return bool(channel.exit_status_ready())
-    if channel.closed and channel.exit_status < 0:
-        raise EOFError("the connection ended")
-    return bool(channel.closed)
-
-
-def _answered(shell: RemoteShell, told: Told) -> bool:
-    """Whether the command has ended, and everything that it said has arrived.
-
-    :raises EOFError: when the shell has ended instead.
-    """
-    if told.returncode is not None:
-        return True
-    if not (shell.waits or shell.channel.recv_ready() or shell.channel.recv_stderr_ready()):
-        raise EOFError("the connection ended")
-    return False
-
-
-def _drain(channel: paramiko.Channel, out: bytearray, err: bytearray) -> None:
-    while channel.recv_ready():
-        out += channel.recv(_CHUNK)
-    while channel.recv_stderr_ready():
-        err += channel.recv_stderr(_CHUNK)
-
-
-def _text(data: bytearray) -> str:
-    return data.decode("utf-8", "replace")
+def _is_the_lines(exc: BaseException) -> bool:
+    """Whether it tells of the line alone; the watch raises what is worse."""
+    if isinstance(exc, HarnessError):
+        return isinstance(exc, (ChannelLost, WaitTimeout))
+    return isinstance(exc, Exception)
 
 
 def _close(transport: paramiko.Transport | None) -> None:

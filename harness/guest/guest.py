@@ -6,6 +6,7 @@ or in another state, and only its channels have to be opened anew.
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from harness.background import Background
 from harness.channel import Channel, Completed
 from harness.channel.console import Console
 from harness.channel.line import Frozen, Line
+from harness.channel.replay import CLIENT
 from harness.channel.ssh import Ssh
 from harness.deadline import wait_until
 from harness.errors import (
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 #: Seconds, before scaling by the accelerator's pace.
 BOOT_TIMEOUT_S = 20.0
 RUN_TIMEOUT_S = 10.0
+_USERNET_S = 5.0
 _9P_DEVICES = "/sys/bus/virtio/drivers/9pnet_virtio/virtio*"
 #: A pattern that matches nothing stays itself: hence the test of the first.
 _MORE_9P = (
@@ -96,10 +99,14 @@ class Guest:
         return ssh
 
     def _line_lost(self, why: str) -> None:
-        """For whoever wants to know which side of the line was silent: what QEMU's user network has of it."""
+        """For whoever wants to know which side of the line was silent: what QEMU's user network has of it.
+
+        Its answer is in the history whenever it comes; a QEMU that is busy otherwise is not to blame.
+        """
+        self.machine.history.note(self.actor, "ssh:line-lost", why)
         with suppress(HarnessError):
-            network = self.machine.qmp.hmp("info usernet", watch=self.machine.watch)
-            self.machine.history.note(self.actor, "ssh:line-lost", {"why": why, "usernet": network})
+            asked = self.machine.qmp.request("human-monitor-command", {"command-line": "info usernet"})
+            self.machine.wait_until(lambda: asked.done, what="info usernet", timeout_s=_USERNET_S)
 
     def freeze(self) -> Frozen:
         """Prepare for being saved as a template: an SSH session that can be resumed, and :mod:`.newborn`.
@@ -157,7 +164,10 @@ class Guest:
         """
         with self.machine.history.operation(self.actor, "guest:restore"):
             self._boots = self.machine.kernel_log.text().count(NETWORK_IS_UP)
-            self._ssh = self._log_in(Line(self.machine.paths.line, frozen))
+            try:
+                self._ssh = self._log_in(Line(self.machine.paths.line, frozen))
+            except HarnessError as exc:
+                raise self.machine.blame(exc) from exc
             self.succeed(newborn.command())
 
     def _wait_announced(self) -> None:
@@ -316,6 +326,12 @@ class Guest:
             if channel is not None:
                 channel.close()
         self._ssh = self._console = None
+
+
+def freeze_key() -> str:
+    """What a guest that was frozen depends on here: what is put into it, and whose session it remembers."""
+    put = f"{CLIENT}\0{_SERVE}".encode() + newborn.program()
+    return hashlib.sha256(put).hexdigest()[:16]
 
 
 def quote(text: str) -> str:

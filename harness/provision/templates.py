@@ -12,7 +12,7 @@ from pathlib import Path
 from harness.artifacts import MachineArtifacts
 from harness.deadline import Pace
 from harness.errors import HarnessError
-from harness.guest.guest import Guest
+from harness.guest.guest import Guest, freeze_key
 from harness.guest.image import GuestImage
 from harness.history import History
 from harness.provision.cache import Cache
@@ -53,7 +53,7 @@ class TemplateStore:
         if spec.qemu.key not in self._plain:
             self._plain[spec.qemu.key] = self._is_plain(spec.qemu)
         plain = self._plain[spec.qemu.key]
-        key = template.key(spec, image.key, plain=plain)
+        key = template.key(spec, f"{image.key} {freeze_key()}", plain=plain)
         if key not in self._cannot:
             try:
                 return self._entry(key, spec, image, pace, plain=plain)
@@ -71,7 +71,7 @@ class TemplateStore:
             _make(into, spec, image, pace, plain=plain)
             made.append(None)
 
-        found = Template(self._cache.entry(_KIND, key, fill, self._report))
+        found = Template(self._cache.entry(_KIND, key, fill, self._report), plain=plain)
         with contextlib.suppress(OSError):  # A cache that cannot be written to can still be used.
             os.utime(found.folder)
         if made:
@@ -101,7 +101,7 @@ def _make(into: Path, spec: MachineSpec, image: GuestImage, pace: Pace, *, plain
             guest.wait_booted()
             frozen = guest.freeze()
             template.save(guest.machine, into)
-        made = Template(into)
+        made = Template(into, plain=plain)
         frozen.write(made.session)
         with _guest(replace(bare, name="trial").restored(made.memory), run, image, pace) as guest:
             template.restore(guest.machine, made)

@@ -119,13 +119,13 @@ def with_sanitizer(install: QemuInstall) -> QemuInstall:
     return replace(install, sanitized=True, environment={**install.environment, **sanitizers.environment()})
 
 
-def on_path() -> QemuInstall | None:
+def on_path(data: Path | None = None) -> QemuInstall | None:
     """The ``qemu-system-x86_64`` on PATH, if there is one.
 
-    :raises UsageError: when there is one that is no QEMU.
+    :param data: see :func:`from_path`. :raises UsageError: when there is one that is no QEMU.
     """
     found = shutil.which(PROGRAM)
-    return from_path(Path(found)) if found else None
+    return from_path(Path(found), data) if found else None
 
 
 def content_key(path: Path) -> str:

@@ -69,7 +69,9 @@ def _is_guests(header: re.Match[str] | None, spec: MachineSpec) -> bool:
     if header is None:
         return False
     start, end, access, path = header.groups()
-    if spec.memory_file is not None and path == str(spec.memory_file.path):
+    # The kernel tells where the file really is, and whether it is there still.
+    real = path.removesuffix(" (deleted)")
+    if spec.memory_file is not None and real == str(spec.memory_file.path.resolve()):
         return True
     if not path and int(end, 16) - int(start, 16) == spec.memory_mib << 20:
         return True

@@ -9,14 +9,14 @@ what another writes. Where QEMU cannot do that, the memory is in the stream: a *
 from __future__ import annotations
 
 import hashlib
-import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from harness.errors import SetupError
 from harness.qemu.argv import MachinePaths, render
 from harness.qemu.machine import Machine
 from harness.qemu.spec import MachineSpec, MemoryFile
-from harness.qemu.wire import fed
+from harness.qemu.wire import fed, kept
 
 #: Part of every key: a change of what a template is makes all older ones worthless.
 _FORMAT = "3"
@@ -29,15 +29,18 @@ _MAX_BANDWIDTH = 1 << 34
 
 @dataclass(frozen=True)
 class Template:
-    """A saved guest: the folder with its memory, its stream, and what its kernel had printed."""
+    """A saved guest: the folder with its memory, its stream, and what its kernel had printed.
+
+    :ivar plain: its memory is in the stream.
+    """
 
     folder: Path
+    plain: bool = False
 
     @property
     def memory(self) -> Path | None:
         """The guest's memory, as large as that, sparse; ``None`` when it is in the stream."""
-        path = _memory(self.folder)
-        return path if path.exists() else None
+        return None if self.plain else _memory(self.folder)
 
     @property
     def stream(self) -> Path:
@@ -61,7 +64,10 @@ def bare(spec: MachineSpec) -> MachineSpec:
 
 
 def key(spec: MachineSpec, image: str, *, plain: bool = False) -> str:
-    """What a template's content depends on: QEMU, its arguments, and the guest's ``image`` (its key)."""
+    """What a template's content depends on: QEMU, its arguments, and the guest's ``image`` (its key).
+
+    :param image: of the guest, and of whatever was done to it before it was saved.
+    """
     kind = ["plain"] if plain else []
     nowhere = Path("/")
     argv = render(bare(spec), MachinePaths(*[nowhere] * 6))
@@ -84,18 +90,28 @@ def save(machine: Machine, folder: Path) -> None:
     It becomes a plain template, unless it was launched with :func:`memory_of`.
 
     :raises QemuError: when this QEMU cannot. :raises WaitTimeout: when it does not get done.
+    :raises SetupError: when the stream cannot be written.
     """
     template = Template(folder)
     if machine.spec.memory_file is not None:
         _ignore_shared(machine, state=True)
     machine.qmp.execute("migrate-set-parameters", {"max-bandwidth": _MAX_BANDWIDTH})
-    machine.qmp.execute("migrate", {"uri": f"exec:cat > {shlex.quote(str(template.stream))}"})
-    machine.wait_until(
-        lambda: machine.qmp.execute("query-migrate", watch=machine.watch).get("status") == "completed",
-        what=f"the template of {machine.name} to be saved",
-        timeout_s=_SAVE_TIMEOUT_S,
-    )
+    with kept(machine, template.stream) as uri:
+        machine.qmp.execute("migrate", {"uri": uri})
+        machine.wait_until(
+            lambda: _is_saved(machine),
+            what=f"the template of {machine.name} to be saved",
+            timeout_s=_SAVE_TIMEOUT_S,
+        )
     template.kernel_log.write_text(machine.kernel_log.text())
+
+
+def _is_saved(machine: Machine) -> bool:
+    told = machine.qmp.execute("query-migrate", watch=machine.watch)
+    if told.get("status") == "failed":
+        why = told.get("error-desc", "QEMU gives no reason")
+        raise SetupError(f"the template of {machine.name} was not saved: {why}")
+    return bool(told.get("status") == "completed")
 
 
 def restore(machine: Machine, template: Template) -> None:
@@ -103,7 +119,8 @@ def restore(machine: Machine, template: Template) -> None:
 
     :raises QemuError: when QEMU refuses the stream. :raises QemuDied: when it gave up over it.
     """
-    if template.memory is not None:
+    shared = machine.spec.memory_file is not None
+    if shared:
         _ignore_shared(machine, state=True)
     with machine.qmp.listen("RESUME") as events, fed(machine, template.stream) as uri:
         machine.qmp.execute("migrate-incoming", {"uri": uri}, watch=machine.watch)
@@ -112,7 +129,7 @@ def restore(machine: Machine, template: Template) -> None:
             timeout_s=machine.pace.seconds(_RESTORE_TIMEOUT_S),
             watch=machine.watch,
         )
-    if template.memory is not None:
+    if shared:
         # From here on it is a machine like any other: its own migrations carry its memory.
         _ignore_shared(machine, state=False)
 

@@ -18,6 +18,7 @@ from harness.qemu.machine import Machine
 
 _NAME = "wire"
 _CHUNK = 1 << 20
+_CLOSES_WITHIN_S = 10.0
 
 
 @contextmanager
@@ -44,17 +45,50 @@ def fed(machine: Machine, path: Path) -> Iterator[str]:
 def drained(machine: Machine) -> Iterator[str]:
     """A URI for ``migrate``, at which everything is read and forgotten."""
 
-    def drain(ours: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while ours.recv(_CHUNK):
-                pass
-
-    with _wire(machine, drain) as uri:
+    with _wire(machine, lambda ours: _pour(ours, lambda _: None)) as uri:
         yield uri
 
 
 @contextmanager
-def _wire(machine: Machine, work: Callable[[socket.socket], None]) -> Iterator[str]:
+def kept(machine: Machine, path: Path) -> Iterator[str]:
+    """A URI for ``migrate``; what is sent there is the content of the file ``path`` at the block's end.
+
+    :raises SetupError: when it cannot be written.
+    """
+    failed: list[OSError] = []
+
+    def keep(ours: socket.socket) -> None:
+        try:
+            with path.open("wb") as file:
+                _pour(ours, file.write)
+        except OSError as exc:
+            failed.append(exc)
+            ours.shutdown(socket.SHUT_RDWR)  # QEMU need not go on.
+
+    try:
+        with _wire(machine, keep, to_the_end=True) as uri:
+            yield uri
+    finally:
+        if failed:  # Whatever QEMU made of it.
+            raise SetupError(f"cannot write the stream {path}: {failed[0].strerror}")
+
+
+def _pour(ours: socket.socket, into: Callable[[bytes], object]) -> None:
+    while True:
+        try:
+            data = ours.recv(_CHUNK)
+        except OSError:
+            return
+        if not data:
+            return
+        into(data)
+
+
+@contextmanager
+def _wire(
+    machine: Machine, work: Callable[[socket.socket], None], *, to_the_end: bool = False
+) -> Iterator[str]:
+    """:param to_the_end: when the block has ended well, wait until QEMU has closed its end."""
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
@@ -62,7 +96,9 @@ def _wire(machine: Machine, work: Callable[[socket.socket], None]) -> Iterator[s
         working = Background(lambda: work(ours))
         try:
             yield f"fd:{_NAME}"
+            if to_the_end:
+                working.wait(timeout_s=_CLOSES_WITHIN_S)
         finally:
             with contextlib.suppress(OSError):
                 ours.shutdown(socket.SHUT_RDWR)
-            working.wait(timeout_s=10)
+            working.wait(timeout_s=_CLOSES_WITHIN_S)

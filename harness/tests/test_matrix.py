@@ -59,7 +59,7 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(matrix, "Provisioner", _Provisioner)
     monkeypatch.setattr(binary, "probe", probe)
-    monkeypatch.setattr(binary, "on_path", lambda: None)
+    monkeypatch.setattr(binary, "on_path", lambda data: None)
     monkeypatch.setattr(binary, "from_path", lambda path, data: _install(str(path)))
     return names
 
@@ -174,7 +174,7 @@ def test_each_thing_is_made_probed_and_judged_once(
 def test_the_default_qemu_is_the_one_on_path(
     tmp_path: Path, probed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(binary, "on_path", lambda: _install("/usr/bin/qemu"))
+    monkeypatch.setattr(binary, "on_path", lambda data: _install("/usr/bin/qemu"))
     made = _matrix(tmp_path)
     assert made.qemu(DEFAULT)[0].name == "/usr/bin/qemu"
     assert _fetched(made) == []
@@ -184,6 +184,23 @@ def test_without_one_on_path_it_is_the_default_release(tmp_path: Path, probed: l
     made = _matrix(tmp_path)
     assert made.qemu(DEFAULT)[0].name == "7.2"
     assert _fetched(made) == ["qemu 7.2"]
+
+
+def test_firmware_goes_to_what_is_on_path_too(
+    tmp_path: Path, probed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(binary, "on_path", lambda data: _install(f"with {data}"))
+    assert _matrix(tmp_path, qemu_data=Path("/bios")).qemu(DEFAULT)[0].name == "with /bios"
+
+
+@pytest.mark.parametrize("names", [("7.2",), ("7.2", "10.0"), (DEFAULT,)])
+def test_firmware_for_nobody(tmp_path: Path, probed: list[str], names: tuple[str, ...]) -> None:
+    made = _matrix(tmp_path, qemus=names, qemu_data=Path("/bios"))
+    with pytest.raises(UsageError, match=r"^--qemu-data /bios: is for a QEMU that is given as a path"):
+        made.qemu(names[0])
+    assert _fetched(made) == []
+    made = _matrix(tmp_path, qemus=(*names, "./build/qemu"), qemu_data=Path("/bios"))
+    assert made.qemu(names[0])
 
 
 def test_a_name_is_a_name_even_where_a_file_of_that_name_lies(

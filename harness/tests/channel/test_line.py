@@ -14,9 +14,10 @@ import pytest
 from harness.background import Background
 from harness.channel import Completed
 from harness.channel.line import Frozen, Line
+from harness.channel.replay import LineTransport
 from harness.channel.ssh import Ssh
 from harness.deadline import wait_until
-from harness.errors import ChannelLost
+from harness.errors import ChannelLost, CommandTimeout, WaitTimeout
 from harness.tests.channel.test_ssh import FakeSshd, Keys
 
 
@@ -33,7 +34,7 @@ class Network:
         self.mute = False
         #: What reaches the server only with :meth:`deliver`.
         self.held_back = False
-        self._late: list[bytes] = []
+        self.late: list[bytes] = []
         self._client: socket.socket | None = None
         self._upstream: socket.socket | None = None
         self._listeners = [self._listen(path) for path in (self.here, self.there)]
@@ -64,7 +65,7 @@ class Network:
     def _inward(self, client: socket.socket, upstream: socket.socket) -> None:
         while data := client.recv(65536):
             if self.held_back:
-                self._late.append(data)
+                self.late.append(data)
             elif not self.deaf:
                 upstream.sendall(data)
 
@@ -76,7 +77,8 @@ class Network:
 
     def deliver(self) -> None:
         assert self._upstream is not None
-        self._upstream.sendall(b"".join(self._late))
+        self.held_back = False
+        self._upstream.sendall(b"".join(self.late))
 
     def ssh(self, frozen: Frozen | None = None, *, timeout_s: float = 10) -> Ssh:
         keys, line = self.keys, Line(self.here, frozen)
@@ -189,10 +191,10 @@ def test_a_line_that_falls_silent_while_another_command_runs(
     monkeypatch.setattr("harness.channel.ssh._LINE_OPEN_S", 0.3)
     ssh = network.ssh()
     first = Background(lambda: ssh.run("sleep 30", timeout_s=30))
-    wait_until(lambda: ssh._running == 1, what="the first command to run", timeout_s=10)
+    wait_until(lambda: bool(ssh._running), what="the first command to run", timeout_s=10)
     network.deaf = True
     with pytest.raises(ChannelLost, match=r"broke during 'true': Timeout opening channel"):
-        ssh.run("true", timeout_s=10)
+        ssh.run("true", timeout_s=0.5)
     assert not network.lost
     ssh.close()
     with pytest.raises(ChannelLost):
@@ -208,6 +210,79 @@ def test_a_command_that_may_have_run_is_not_repeated(
     with pytest.raises(ChannelLost, match="its session fell silent, and the command may have run"):
         ssh.run(f"echo once >> {tmp_path}/ran", timeout_s=10)
     assert (tmp_path / "ran").read_text() == "once\n"
+    assert answers(ssh)
+    ssh.close()
+
+
+def test_what_the_guest_forgot_is_not_repeated(
+    network: Network, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """After a reboot nothing tells whether the command ran."""
+    monkeypatch.setattr("harness.channel.ssh._LINE_OPEN_S", 0.3)
+    ssh = network.ssh()
+    assert answers(ssh)
+    network.mute = True
+    command = f"echo once >> {tmp_path}/ran; rm {tmp_path}/.shell-*"
+    with pytest.raises(ChannelLost, match="its session fell silent, and the command may have run"):
+        ssh.run(command, timeout_s=10)
+    assert (tmp_path / "ran").read_text() == "once\n"
+    ssh.close()
+
+
+def test_a_line_is_not_given_up_under_another_command(
+    network: Network, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A guest that is slow to begin one command, while another is running."""
+    monkeypatch.setattr("harness.channel.ssh._LINE_OPEN_S", 0.3)
+    ssh = network.ssh()
+    network.held_back = True
+    slow = Background(lambda: ssh.run("echo slow", timeout_s=10))
+    wait_until(lambda: bool(network.late), what="the first command to be told", timeout_s=10)
+    other = Background(lambda: ssh.run("echo other", timeout_s=10))
+    wait_until(lambda: len(ssh._running) == 2, what="both commands", timeout_s=10)
+    with pytest.raises(WaitTimeout):
+        slow.wait(timeout_s=0.6)
+    network.deliver()
+    for command, said in ((slow, "slow\n"), (other, "other\n")):
+        done = command.wait(timeout_s=10)
+        assert isinstance(done, Completed)
+        assert done.stdout == said
+    assert not network.lost
+    ssh.close()
+
+
+def test_a_deadline_that_passes_while_the_line_is_replaced(
+    network: Network, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The command that is blamed is the one that was asked for; and it does not run any more."""
+    monkeypatch.setattr("harness.channel.ssh._LINE_OPEN_S", 0.3)
+    ssh = network.ssh()
+    network.deaf = True
+    network.sshd.lets_in.clear()
+    command = Background(lambda: ssh.run(f"touch {tmp_path}/ran", timeout_s=0.6))
+    wait_until(lambda: network.sshd.connections == 2, what="the connection", timeout_s=10)
+    with pytest.raises(WaitTimeout):
+        command.wait(timeout_s=0.6)
+    network.sshd.lets_in.set()
+    with pytest.raises(CommandTimeout, match=r"^ssh: 'touch .*/ran' did not end within 0\.6 s"):
+        command.wait(timeout_s=10)
+    assert not (tmp_path / "ran").exists()
+    ssh.close()
+
+
+@pytest.mark.parametrize("name", ["_expect_packet", "_send_message", "get_security_options"])
+def test_a_paramiko_that_has_changed_inside(
+    network: Network, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """There is no session over a line then, and it says why; a connection works as ever."""
+
+    def gone(*_: object) -> None:
+        raise AttributeError(f"no {name}")
+
+    frozen = network.ssh().freeze()
+    monkeypatch.setattr(LineTransport, name, gone)
+    ssh = network.ssh(frozen)
+    assert ssh.resumed == f"no {name}"
     assert answers(ssh)
     ssh.close()
 

@@ -53,6 +53,12 @@ class FakeSshd(paramiko.ServerInterface):
     def __init__(self, host_key: paramiko.PKey, client_key: paramiko.PKey, home: Path, port: int = 0) -> None:
         self._host_key, self._client_key, self.home = host_key, client_key, home
         self.connections = 0
+        #: Clear it, and nobody is let in until it is set.
+        self.lets_in = threading.Event()
+        self.lets_in.set()
+        #: Clear it, and no command begins until it is set.
+        self.begins_commands = threading.Event()
+        self.begins_commands.set()
         #: Clear it, and no channel is opened until it is set.
         self.opens_channels = threading.Event()
         self.opens_channels.set()
@@ -77,6 +83,7 @@ class FakeSshd(paramiko.ServerInterface):
         return "publickey"
 
     def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
+        self.lets_in.wait(10)
         allowed = username == "root" and key == self._client_key
         return paramiko.common.AUTH_SUCCESSFUL if allowed else paramiko.common.AUTH_FAILED
 
@@ -85,6 +92,7 @@ class FakeSshd(paramiko.ServerInterface):
         return paramiko.common.OPEN_SUCCEEDED
 
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
+        self.begins_commands.wait(10)
         threading.Thread(target=self._run, args=(channel, command.decode()), daemon=True).start()
         return True
 
@@ -189,7 +197,7 @@ def test_commands_share_a_shell_and_nothing_in_it(ssh: Ssh, sshd: FakeSshd, tmp_
 
 def test_two_commands_at_once(ssh: Ssh, tmp_path: Path) -> None:
     first = Background(lambda: ssh.run(f"while ! test -e {tmp_path}/go; do :; done; echo 1", timeout_s=10))
-    wait_until(lambda: ssh._running == 1, what="the first command to run", timeout_s=10)
+    wait_until(lambda: bool(ssh._running), what="the first command to run", timeout_s=10)
     assert ssh.run(f"echo 2; touch {tmp_path}/go", timeout_s=10).stdout == "2\n"
     done = first.wait(timeout_s=10)
     assert isinstance(done, Completed)
@@ -226,6 +234,60 @@ def test_a_channel_that_opens_too_late_is_not_waited_for_again(ssh: Ssh, sshd: F
     sshd.opens_channels.set()
     assert ssh.run("echo again", timeout_s=10).stdout == "again\n"
     assert sshd.connections == 2
+
+
+def test_a_command_that_the_guest_does_not_begin(ssh: Ssh, sshd: FakeSshd) -> None:
+    """paramiko alone would wait for the answer to "exec" for ever."""
+    sshd.begins_commands.clear()
+    with pytest.raises(ChannelLost, match=r"broke during 'true': the guest did not answer in 0 s"):
+        ssh.run("true", timeout_s=0.2)
+    sshd.begins_commands.set()
+    assert ssh.run("echo again", timeout_s=10).stdout == "again\n"
+
+
+def test_the_watch_ends_a_command_that_does_not_begin(sshd: FakeSshd, keys: Keys) -> None:
+    def watch() -> None:
+        if not sshd.begins_commands.is_set():
+            raise GuestPanicked("Kernel panic - not syncing")
+
+    ssh = Ssh(sshd.port, client_key=keys.client_path, host_key=keys.host_line, timeout_s=10, watch=watch)
+    sshd.begins_commands.clear()
+    with pytest.raises(GuestPanicked):
+        ssh.run("true", timeout_s=60)
+    sshd.begins_commands.set()
+    ssh.close()
+
+
+def test_after_the_watch_ended_a_command_the_next_waits_for_none(sshd: FakeSshd, keys: Keys) -> None:
+    alarm = threading.Event()
+
+    def watch() -> None:
+        if alarm.is_set():
+            raise GuestPanicked("Kernel panic - not syncing")
+
+    ssh = Ssh(sshd.port, client_key=keys.client_path, host_key=keys.host_line, timeout_s=10, watch=watch)
+    assert ssh.run("true", timeout_s=10).returncode == 0
+    alarm.set()
+    with pytest.raises(GuestPanicked):
+        ssh.run("sleep 30", timeout_s=60)
+    alarm.clear()
+    assert ssh.run("echo again", timeout_s=10).stdout == "again\n"
+    ssh.close()
+
+
+def test_a_command_that_is_reconnecting_ends_with_the_channel(ssh: Ssh, sshd: FakeSshd) -> None:
+    """It does not run, and its new connection does not stay."""
+    with pytest.raises(CommandTimeout):
+        ssh.run("sleep 30", timeout_s=0.2)
+    sshd.lets_in.clear()
+    command = Background(lambda: ssh.run("true", timeout_s=10))
+    wait_until(lambda: sshd.connections == 2, what="it to reconnect", timeout_s=10)
+    ssh.close()
+    sshd.lets_in.set()
+    with pytest.raises(ChannelLost, match="the SSH connection to the guest was closed"):
+        command.wait(timeout_s=10)
+    wait_until(lambda: not any(t.is_active() for t in sshd.transports), what="no connection", timeout_s=10)
+    assert len(sshd.children) == 1
 
 
 def test_a_connection_that_drops_in_a_command(ssh: Ssh, sshd: FakeSshd, tmp_path: Path) -> None:

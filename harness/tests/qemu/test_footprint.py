@@ -49,6 +49,16 @@ def test_the_guests_part_is_left_out(what: str) -> None:
     assert private_kib(smaps(HEAP, mapping, DATA), machine) == 740
 
 
+@pytest.mark.parametrize("suffix", ["", " (deleted)"])
+def test_a_memory_file_is_known_by_where_it_really_is(tmp_path: Path, suffix: str) -> None:
+    """Behind a link, as a cache may be; evicted meanwhile, as a template may be."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    machine = replace(spec(), memory_file=MemoryFile(tmp_path / "link" / "memory", share=False))
+    mapping = guest_memory(machine.memory_mib * _MIB, f"{tmp_path}/real/memory{suffix}")
+    assert private_kib(smaps(HEAP, mapping, DATA), machine) == 740
+
+
 @pytest.mark.parametrize("size", [_MIB, BOOTED.memory_mib * _MIB - 4096])
 def test_memory_of_another_size_counts(size: int) -> None:
     assert private_kib(smaps(HEAP, guest_memory(size)), BOOTED) == 90_700

@@ -12,6 +12,7 @@ from harness.qemu.argv import render, script
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Boot, MachineSpec
 from harness.qemu.template import Template
+from harness.qemu.wire import kept
 from harness.tests.fakes import World, world
 from harness.tests.qemu.specs import PATHS, share, spec
 
@@ -79,18 +80,25 @@ def test_the_script_boots_the_guest() -> None:
     assert waiting.booted() == waiting
 
 
+def send(w: World, uri: str) -> None:
+    """As QEMU does: the stream, and then its end is closed."""
+    with open(w.qmp.given[uri.removeprefix("fd:")], "wb") as stream:  # noqa: PTH123
+        stream.write(b"section" * 100_000)
+
+
 @pytest.mark.parametrize("plain", [False, True])
 def test_saving(w: World, tmp_path: Path, plain: bool) -> None:
     memory_file = None if plain else template.memory_of(tmp_path)
     w.machine.spec = replace(w.machine.spec, memory_file=memory_file)
     w.machine.artifacts.kernel.write_text("booted\n")
-    for command in ("migrate-set-capabilities", "migrate-set-parameters", "migrate"):
+    for command in ("migrate-set-capabilities", "migrate-set-parameters"):
         w.qmp.on(command, {})
+    w.qmp.on("migrate", lambda arguments: send(w, arguments["uri"]))
     w.qmp.on("query-migrate", {"status": "active"}, {"status": "completed"})
     template.save(cast(Machine, w.machine), tmp_path)
     capability = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
     assert (("migrate-set-capabilities", capability) in w.qmp.sent) is not plain
-    assert ("migrate", {"uri": f"exec:cat > {tmp_path}/stream"}) in w.qmp.sent
+    assert Template(tmp_path).stream.read_bytes() == b"section" * 100_000
     assert Template(tmp_path).kernel_log.read_text() == "booted\n"
 
 
@@ -98,9 +106,27 @@ def test_a_template_that_is_never_saved(w: World, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(template, "_SAVE_TIMEOUT_S", 5.0)
     for command in ("migrate-set-capabilities", "migrate-set-parameters", "migrate"):
         w.qmp.on(command, {})
-    w.qmp.on("query-migrate", {"status": "failed"})
+    w.qmp.on("query-migrate", {"status": "active"})
     with pytest.raises(WaitTimeout, match="the template of source to be saved"):
         template.save(cast(Machine, w.machine), tmp_path)
+    w.qmp.on("query-migrate", {"status": "failed", "error-desc": "no space"})
+    with pytest.raises(SetupError, match=r"^the template of source was not saved: no space"):
+        template.save(cast(Machine, w.machine), tmp_path)
+
+
+def test_a_disk_that_is_full(w: World) -> None:
+    for command in ("migrate-set-capabilities", "migrate-set-parameters"):
+        w.qmp.on(command, {})
+
+    def migrate(arguments: dict[str, str]) -> None:
+        with pytest.raises(BrokenPipeError):
+            send(w, arguments["uri"])
+
+    w.qmp.on("migrate", migrate)
+    w.qmp.on("query-migrate", {"status": "failed"})
+    full = kept(cast(Machine, w.machine), Path("/dev/full"))
+    with pytest.raises(SetupError, match=r"^cannot write the stream /dev/full: No space left"), full as uri:
+        w.qmp.execute("migrate", {"uri": uri})
 
 
 def test_restoring_leaves_a_machine_like_any_other(w: World, tmp_path: Path) -> None:
@@ -113,7 +139,8 @@ def test_restoring_leaves_a_machine_like_any_other(w: World, tmp_path: Path) -> 
         w.qmp.emit("RESUME")
 
     w.qmp.on("migrate-incoming", load)
-    (tmp_path / "memory").touch()
+    restored = spec().restored(Template(tmp_path).memory)
+    w.machine.spec = replace(w.machine.spec, memory_file=restored.memory_file)
     Template(tmp_path).stream.write_bytes(b"section" * 100_000)
     template.restore(cast(Machine, w.machine), Template(tmp_path))
     assert received == [b"section" * 100_000]
@@ -128,12 +155,12 @@ def test_a_plain_template_needs_no_capability(w: World, tmp_path: Path) -> None:
     Template(tmp_path).stream.write_bytes(b"section")
     template.restore(cast(Machine, w.machine), Template(tmp_path))
     assert [command for command, _ in w.qmp.sent] == ["migrate-incoming"]
-    assert spec().restored(Template(tmp_path).memory).booted() == spec()
+    assert spec().restored(Template(tmp_path, plain=True).memory).booted() == spec()
     assert template.key(spec(), "image", plain=True) != template.key(spec(), "image")
 
 
 def test_a_qemu_that_cannot(w: World, tmp_path: Path) -> None:
-    (tmp_path / "memory").touch()
+    w.machine.spec = replace(w.machine.spec, memory_file=template.memory_of(tmp_path))
     w.qmp.refuse("migrate-set-capabilities", "Parameter 'capability' does not accept value 'x-ignore-shared'")
     with pytest.raises(QemuError, match="x-ignore-shared"):
         template.restore(cast(Machine, w.machine), Template(tmp_path))

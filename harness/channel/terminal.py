@@ -1,0 +1,52 @@
+"""Our terminal, tied to one in the guest."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+import termios
+import tty
+from collections.abc import Iterator
+
+import paramiko
+
+_CHUNK = 65536
+
+
+@contextlib.contextmanager
+def raw(descriptor: int) -> Iterator[None]:
+    """The terminal passes every key on, Ctrl-C included; afterwards it is what it was."""
+    before = termios.tcgetattr(descriptor)
+    try:
+        tty.setraw(descriptor)
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def relay(channel: paramiko.Channel) -> None:
+    """Pass bytes between our terminal and the guest's, and our window's size, until the guest's side ends."""
+    keyboard, screen = sys.stdin.fileno(), sys.stdout.fileno()
+    size = window()
+    while not channel.closed:
+        readable, _, _ = select.select([channel, keyboard], [], [], 0.25)
+        if channel in readable:
+            data = channel.recv(_CHUNK)
+            if not data:
+                return
+            os.write(screen, data)
+        if keyboard in readable:
+            channel.sendall(os.read(keyboard, _CHUNK))
+        if window() != size:
+            size = window()
+            channel.resize_pty(size.columns, size.lines)
+
+
+def window() -> os.terminal_size:
+    """The terminal's own size: ``shutil.get_terminal_size`` would believe COLUMNS and LINES instead."""
+    try:
+        return os.get_terminal_size(sys.stdin.fileno())
+    except OSError:
+        return os.terminal_size((80, 24))
