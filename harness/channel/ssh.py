@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -84,8 +84,8 @@ class Ssh:
         self._closed = False
         #: Held while the connection is replaced: of two threads that find it doubtful, one does it.
         self._replacing = threading.RLock()
-        self._shell: RemoteShell | None = None
-        self._shell_lock = threading.Lock()
+        #: Shells that wait for a command.
+        self._idle: list[RemoteShell] = []
         self._line, self._line_lost = line, line_lost
         #: Whether the session goes over the line, or why it does not.
         self.resumed: bool | str = False
@@ -100,14 +100,15 @@ class Ssh:
             self._log_in(transport, interval_s=0.001)
             channel = transport.open_session(timeout=self._deadline.timeout_s)
             self._exec(channel, COMMAND, self._deadline)
-            self._shell = RemoteShell(channel)
+            self._idle.append(RemoteShell(channel))
             line.go_on()
         except BaseException as exc:
             _close(transport)
             line.close()
             if not _is_the_lines(exc):
                 raise
-            self.resumed, self._line, self._shell = str(exc) or type(exc).__name__, None, None
+            self.resumed, self._line = str(exc) or type(exc).__name__, None
+            self._idle.clear()
             return None
         self.resumed = True
         return transport
@@ -204,10 +205,9 @@ class Ssh:
         deadline = Deadline.after(timeout_s)
         try:
             self._check_open()
-            with self._shell_if_free(deadline, stdin) as shell:
-                if shell is None:
-                    return self._converse(self._open(deadline), command, stdin, deadline)
-                return self._tell(shell, command, deadline)
+            if stdin:
+                return self._converse(self._open(deadline), command, stdin, deadline)
+            return self._tell(self._waiting_shell(deadline), command, deadline)
         except (OSError, EOFError, paramiko.SSHException) as exc:
             # Too slow to open a channel, perhaps: it may come later, and be in the way.
             used = self._transport if self._is_alone else began_on
@@ -229,21 +229,16 @@ class Ssh:
     def _reconnect(self) -> None:
         with self._replacing:
             _close(self._transport)
-            self._shell = self._line = None
+            self._idle, self._line = [], None
             self._transport = self._connect()
 
-    @contextlib.contextmanager
-    def _shell_if_free(self, deadline: Deadline, stdin: bytes) -> Iterator[RemoteShell | None]:
-        """The shell that waits for commands, unless one is running there, or this one is to be fed."""
-        if stdin or not self._shell_lock.acquire(blocking=False):
-            yield None
-            return
-        try:
-            if self._shell is None or not self._shell.waits:
-                self._shell = self._new_shell(deadline)
-            yield self._shell
-        finally:
-            self._shell_lock.release()
+    def _waiting_shell(self, deadline: Deadline) -> RemoteShell:
+        """One that is told nothing else meanwhile: there are as many as there were commands at once."""
+        while self._idle:
+            with contextlib.suppress(IndexError):  # Another thread was quicker.
+                if (shell := self._idle.pop()).waits:
+                    return shell
+        return self._new_shell(deadline)
 
     def _new_shell(self, deadline: Deadline) -> RemoteShell:
         channel = self._open(deadline)
@@ -264,23 +259,23 @@ class Ssh:
         return channel
 
     def _open_within(self, timeout_s: float) -> paramiko.Channel:
-        transport = self._transport
-        return self._watched(lambda: transport.open_session(timeout=timeout_s), timeout_s + 1)
+        transport, patience = self._transport, Deadline.after(timeout_s + 1)
+        return self._watched(lambda: transport.open_session(timeout=timeout_s), patience)
 
     def _exec(self, channel: paramiko.Channel, command: str, deadline: Deadline) -> None:
         """Begin a command. paramiko itself would wait for the guest's consent for ever."""
         try:
-            self._watched(lambda: channel.exec_command(command), deadline.remaining_s)
+            self._watched(lambda: channel.exec_command(command), deadline)
         except BaseException:
             channel.close()  # Ends the thread that waits.
             raise
 
-    def _watched(self, call: Callable[[], T], timeout_s: float) -> T:
+    def _watched(self, call: Callable[[], T], deadline: Deadline) -> T:
         """What ``call`` returns, in a thread of its own, so that the watch is not lost sight of.
 
         :raises paramiko.SSHException: when it does not end.
         """
-        working, deadline = Background(call), Deadline.after(timeout_s)
+        working = Background(call)
         while True:
             try:
                 return working.wait(timeout_s=min(0.05, deadline.remaining_s))  # type: ignore[return-value]
@@ -288,7 +283,8 @@ class Ssh:
                 if self._watch is not None:
                     self._watch()
                 if deadline.expired:
-                    raise paramiko.SSHException(f"the guest did not answer in {timeout_s:.0f} s") from None
+                    why = f"its sshd did not answer within {deadline.timeout_s:g} s"
+                    raise paramiko.SSHException(why) from None
 
     def _patience_s(self, deadline: Deadline) -> float:
         given_up = self._line is not None and self._is_alone
@@ -297,18 +293,16 @@ class Ssh:
     def _tell(self, shell: RemoteShell, command: str, deadline: Deadline) -> Completed:
         """Run a command in the shell that waits."""
         told = shell.tell(command)
-        try:
-            if not self._seems_lost(shell, told, deadline):
-                self._listen(shell.channel, told, lambda: shell.answered(told), deadline)
-        finally:
-            if told.returncode is None and self._shell is shell:
-                self._shell = None  # It may be at it still.
-        if told.returncode is None and not told.begun and not deadline.expired:
+        if not self._seems_lost(shell, told, deadline):
+            self._listen(shell.channel, told, lambda: shell.answered(told), deadline)
+        elif not deadline.expired:
             return self._tell(self._elsewhere(shell, told, command, deadline), command, deadline)
         out, err = text(told.between(told.out)), text(told.between(told.err))
         if told.returncode is None:
             self._doubtful = shell.channel.get_transport()
             raise CommandTimeout(self.name, command, deadline.timeout_s, out, err)
+        if shell.channel.get_transport() is self._transport:
+            self._idle.append(shell)
         return Completed(command, told.returncode, out, err)
 
     def _seems_lost(self, shell: RemoteShell, told: Told, deadline: Deadline) -> bool:
@@ -337,8 +331,7 @@ class Ssh:
             raise EOFError("its session fell silent, and the command may have run")
         if deadline.expired:
             raise CommandTimeout(self.name, command, deadline.timeout_s, "", "")
-        self._shell = self._new_shell(deadline)
-        return self._shell
+        return self._new_shell(deadline)
 
     def _listen(
         self, channel: paramiko.Channel, told: Told, ended: Callable[[], bool], deadline: Deadline

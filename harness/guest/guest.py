@@ -15,6 +15,7 @@ from harness.background import Background
 from harness.channel import Channel, Completed
 from harness.channel.console import Console
 from harness.channel.line import Frozen, Line
+from harness.channel.remote_shell import COMMAND
 from harness.channel.replay import CLIENT
 from harness.channel.ssh import Ssh
 from harness.deadline import wait_until
@@ -330,7 +331,7 @@ class Guest:
 
 def freeze_key() -> str:
     """What a guest that was frozen depends on here: what is put into it, and whose session it remembers."""
-    put = f"{CLIENT}\0{_SERVE}".encode() + newborn.program()
+    put = f"{CLIENT}\0{COMMAND}\0{_SERVE}".encode() + newborn.program()
     return hashlib.sha256(put).hexdigest()[:16]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -41,12 +42,19 @@ def a_block(folder: Path) -> None:
         log.write(b"x" * 4096)
 
 
+def a_page_of_its_own(kept: list[object]) -> None:
+    """Python's own memory would do only in a process that has none to spare."""
+    memory = mmap.mmap(-1, 65536)
+    memory.write(b"x" * 65536)
+    kept.append(memory)
+
+
 PLANTED: dict[str, Callable[[list[object], Path], None]] = {
     "fds": lambda kept, _: kept.append(socket.socket()),
     "threads": lambda kept, _: a_thread(kept),
     "files": a_file,
     "disk_kib": lambda _, folder: a_block(folder),
-    "private_kib": lambda kept, _: kept.append(bytearray(b"x" * 65536)),
+    "private_kib": lambda kept, _: a_page_of_its_own(kept),
 }
 
 
