@@ -55,8 +55,9 @@ class Held:
     def wait_in_flight(self, count: int) -> None:
         """Wait until the virtqueue has ``count`` requests in flight (128 at most: QEMU's ``hw/9pfs/9p.h``).
 
-        Fewer of them are held: QEMU serves 64 at a time, and leaves one in the queue when the thread that it
-        took for idle has just been given another (``util/thread-pool.c``, ``idle_threads``).
+        QEMU counts a request when it takes it, a moment before a thread makes its call. Fewer are held: QEMU
+        serves 64 at a time, and leaves one in the queue when the thread that it took for idle has just been
+        given another (``util/thread-pool.c``, ``idle_threads``).
 
         :raises Unsupported: when this QEMU does not say how many.
         :raises WaitTimeout: when the guest did not send that many.
@@ -64,8 +65,8 @@ class Held:
         if requests_in_use(self._machine, self.share) is None:
             raise Unsupported("this QEMU has no x-query-virtio-queue-status, which came with 7.2")
         self._machine.wait_until(
-            lambda: requests_in_use(self._machine, self.share) == count,
-            what=f"{count} request(s) of {self.share.id} in flight",
+            lambda: requests_in_use(self._machine, self.share) == count and self.count > 0,
+            what=f"{count} request(s) of {self.share.id} in flight, and held",
             timeout_s=CAUGHT_TIMEOUT_S,
         )
         self.in_flight()
