@@ -38,6 +38,6 @@ class Background:
         try:
             return self._future.result(timeout_s)
         except concurrent.futures.TimeoutError:
-            if self._future.done():
-                raise
+            if self._future.done():  # It ended just now; or it raised such an error itself.
+                return self._future.result()
             raise WaitTimeout("a background call", last=None, elapsed_s=timeout_s) from None

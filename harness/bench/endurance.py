@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -90,12 +91,12 @@ def _growth(samples: Sequence[Mapping[str, float]], worker: int) -> list[Growth]
     ]
 
 
-def one_guest(cell: Cell, run: RunFolder) -> None:
+def one_guest(cell: Cell, run: RunFolder, artifacts: Path) -> None:
     """A restored guest answers, and ends; its artefacts go, like those of a test that passed."""
-    lab = Lab(cell, run, Artifacts.create(run.path, "guest"))
+    lab = Lab(cell, run, Artifacts.create(artifacts, "guest"))
     try:
         if not lab.boot().machine.spec.from_template:
-            raise SetupError("there is no template to restore from: 'guest:born' in the history says why")
+            raise SetupError("guests are not restored here; 'guest:born' in the history says why")
     finally:
         lab.close()
     shutil.rmtree(lab.artifacts.folder)
@@ -106,7 +107,8 @@ def endure_in_workers(
 ) -> list[Growth]:
     """Share ``guests`` among so many processes at once, as pytest-xdist does with tests.
 
-    :param selection: of one cell. :param report: told of each process that is done.
+    :param selection: of one cell. :param guests: in all; what is left over by the division, less.
+    :param report: told of each process that is done.
     :raises SetupError: see :func:`endure`. :raises HarnessError: when a guest fails, in any process.
     """
     each = guests // workers
@@ -122,11 +124,14 @@ def endure_in_workers(
 
 def _work(selection: Selection, guests: int, worker: int) -> list[Growth]:
     (cell,) = Matrix(selection).prepare()
-    run = RunFolder()
+    run, artifacts = RunFolder(), Path(tempfile.mkdtemp(prefix="endurance-"))
     try:
-        return endure(lambda: one_guest(cell, run), run.path, guests, worker)
+        found = endure(lambda: one_guest(cell, run, artifacts), run.path, guests, worker)
     except HarnessError as exc:
         # The others have members of their own, which do not pass from process to process.
-        raise type(exc)(exc.message) if isinstance(exc, SetupError) else SetupError(exc.message) from None
+        kind = SetupError if isinstance(exc, SetupError) else HarnessError
+        raise kind(f"{exc} (artefacts: {artifacts})") from None
     finally:
         run.close()
+    shutil.rmtree(artifacts)
+    return found

@@ -50,10 +50,11 @@ def has_ended(channel: paramiko.Channel) -> bool:
 
     :raises EOFError: when the connection ended first (``exit_status_ready`` is true of such a channel too).
     """
+    ended_early = channel.closed and channel.exit_status < 0
+    if ended_early and not (channel.eof_received and channel.get_transport().is_active()):
+        raise EOFError("the connection ended")
     if channel.eof_received:
         return bool(channel.exit_status_ready())
-    if channel.closed and channel.exit_status < 0:
-        raise EOFError("the connection ended")
     return bool(channel.closed)
 
 

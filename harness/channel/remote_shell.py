@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 
 import paramiko
 
-#: Through cat, because dropbear must not be the one who polls what a command writes to. While a file of 9p
-#: is spliced into a pipe (busybox's cat does that), kernels before 6.5 show its pages as readable before they
-#: know that the file is at its end (``lib/iov_iter.c``, ``pipe_get_pages``); the read that follows gets
+#: The file tells that there was no reboot since: the guest's root is in its memory. Through cat, because
+#: dropbear must not be the one who polls what a command prints to (nothing splices into stderr). While a file
+#: of 9p is spliced into a pipe (busybox's cat does that), kernels before 6.5 show its pages readable before
+#: they know that the file is at its end (``lib/iov_iter.c``, ``pipe_get_pages``); the read that follows gets
 #: EAGAIN, and dropbear closes the pipe for good (``common-channel.c``, ``send_msg_channel_data``).
-COMMAND = "sh | cat"
+COMMAND = "echo >.shells; sh | cat"
 #: Which command the shell was told last: of one that goes unanswered it says whether it may have begun.
 #: Whoever makes the file with ``.lost`` keeps the shell from beginning any other. Shells begin in the user's
 #: home, so it is there.
@@ -26,7 +27,7 @@ _SCRIPT = (
     "echo {number} >{asked}; [ -e {asked}.lost ] || {{ printf {mark}; printf {mark} >&2; "
     "( eval {command} ) </dev/null; printf {mark}%d. $?; printf {mark} >&2; }}\n"
 )
-_GIVE_UP = "touch {asked}.lost && {{ cat {asked} 2>/dev/null || echo 0; }}"
+_GIVE_UP = "[ -e .shells ] && touch {asked}.lost && {{ cat {asked} 2>/dev/null || echo 0; }}"
 _STATUS = re.compile(rb"(\d+)\.")
 
 
@@ -102,7 +103,7 @@ class RemoteShell:
     def give_up_command(self) -> str:
         """To be run elsewhere in the guest: the shell begins nothing more; prints which it was told last.
 
-        After a reboot, which ends the shell as well, nobody knows: then that is 0, as it is at first.
+        It fails after a reboot: nobody knows then. At first the number is 0.
         """
         return _GIVE_UP.format(asked=self._asked)
 

@@ -97,8 +97,10 @@ class Ssh:
         transport = None
         try:
             transport = LineTransport(line)
-            self._log_in(transport, interval_s=0.001)
-            channel = transport.open_session(timeout=self._deadline.timeout_s)
+            # There is no second attempt: a guest that is frozen may take its time to start an sshd.
+            self._log_in(transport, self._deadline.remaining_s, interval_s=0.001)
+            left_s = self._deadline.remaining_s
+            channel = self._watched(lambda: transport.open_session(timeout=left_s), self._deadline)
             self._exec(channel, COMMAND, self._deadline)
             self._idle.append(RemoteShell(channel))
             line.go_on()
@@ -131,7 +133,7 @@ class Ssh:
         try:
             self._check_open()
             transport = paramiko.Transport(_dial(self._port))
-            self._log_in(transport)
+            self._log_in(transport, _BANNER_S)
             self._check_open()  # Closed meanwhile, by another thread: nobody else would close this one.
         except paramiko.AuthenticationException as exc:
             _close(transport)
@@ -145,7 +147,7 @@ class Ssh:
             raise
         return transport
 
-    def _log_in(self, transport: paramiko.Transport, interval_s: float = 0.005) -> None:
+    def _log_in(self, transport: paramiko.Transport, banner_s: float, interval_s: float = 0.005) -> None:
         transport.banner_timeout = transport.handshake_timeout = self._deadline.timeout_s
         shaken, let_in = threading.Event(), threading.Event()
         transport.start_client(event=shaken)
@@ -153,7 +155,7 @@ class Ssh:
         def wait(condition: Callable[[], bool], what: str, timeout_s: float) -> None:
             self._await(transport, condition, what, timeout_s, interval_s)
 
-        wait(lambda: bool(transport.remote_version), "its banner", _BANNER_S)
+        wait(lambda: bool(transport.remote_version), "its banner", banner_s)
         wait(shaken.is_set, "the key exchange", self._deadline.remaining_s)
         self._check_host_key(transport.get_remote_server_key())
         transport.auth_publickey(USER, self._key, event=let_in)
@@ -193,12 +195,12 @@ class Ssh:
     def run(self, command: str, *, timeout_s: float, stdin: bytes = b"") -> Completed:
         """See :meth:`harness.channel.Channel.run`.
 
-        After a timeout the next command gets a connection of its own: dropbear 2022.83 ends the whole
-        connection (``common-channel.c``, assertion ``!channel->sent_close``) when a channel is closed
-        while output is pending.
+        After a timeout the next command gets a new connection, and those that are running end: dropbear
+        2022.83 ends the whole connection (``common-channel.c``, assertion ``!channel->sent_close``) when a
+        channel is closed while output is pending. A connection that has ended is replaced as well.
         """
         with self._replacing:
-            if self._doubtful is self._transport:
+            if self._doubtful is self._transport or not self._transport.is_active():
                 self._reconnect()
             began_on = self._transport
             self._running.add(threading.get_ident())
@@ -250,10 +252,8 @@ class Ssh:
         try:
             channel = self._open_within(self._patience_s(deadline))
         except (OSError, EOFError, paramiko.SSHException) as exc:
-            if self._line is None or not self._is_alone:
+            if not self._give_up_line(str(exc) or type(exc).__name__):
                 raise
-            self._line_lost(str(exc) or type(exc).__name__)
-            self._reconnect()
             channel = self._open_within(deadline.remaining_s)
         channel.settimeout(deadline.timeout_s)
         return channel
@@ -292,11 +292,12 @@ class Ssh:
 
     def _tell(self, shell: RemoteShell, command: str, deadline: Deadline) -> Completed:
         """Run a command in the shell that waits."""
+        shell.channel.settimeout(deadline.timeout_s)
         told = shell.tell(command)
-        if not self._seems_lost(shell, told, deadline):
-            self._listen(shell.channel, told, lambda: shell.answered(told), deadline)
-        elif not deadline.expired:
+        silent = self._line is not None and not self._begins(shell, told, deadline)
+        if silent and not deadline.expired and self._give_up_line(f"no answer for {_LINE_OPEN_S:g} s"):
             return self._tell(self._elsewhere(shell, told, command, deadline), command, deadline)
+        self._listen(shell.channel, told, lambda: shell.answered(told), deadline)
         out, err = text(told.between(told.out)), text(told.between(told.err))
         if told.returncode is None:
             self._doubtful = shell.channel.get_transport()
@@ -305,23 +306,25 @@ class Ssh:
             self._idle.append(shell)
         return Completed(command, told.returncode, out, err)
 
-    def _seems_lost(self, shell: RemoteShell, told: Told, deadline: Deadline) -> bool:
-        """Whether the line is silent: the guest has not even said that the command begins.
-
-        Only for who is alone there: a command that is running would end with the connection.
-        """
-        if self._line is None:
-            return False
+    def _begins(self, shell: RemoteShell, told: Told, deadline: Deadline) -> bool:
+        """Whether the guest says, in the time that a line has for it, that the command begins."""
         first = Deadline.after(self._patience_s(deadline))
         self._listen(
             shell.channel, told, lambda: told.begun or first.expired or shell.answered(told), deadline
         )
-        return not told.begun and self._is_alone
+        return told.begun
+
+    def _give_up_line(self, why: str) -> bool:
+        """Go on over a connection, if there is a line, and only one command: others would end with it."""
+        with self._replacing:  # Nobody else begins one meanwhile.
+            if self._line is None or not self._is_alone:
+                return False
+            self._line_lost(why)
+            self._reconnect()
+            return True
 
     def _elsewhere(self, shell: RemoteShell, told: Told, command: str, deadline: Deadline) -> RemoteShell:
-        """A shell over a connection, which may be told the same, because the silent one has not begun it."""
-        self._line_lost(f"no answer for {_LINE_OPEN_S:g} s")
-        self._reconnect()
+        """A shell over the new connection, which may be told the same if the silent one has not begun it."""
         giving_up = Deadline.after(self._timeout_s)
         try:
             last = self._converse(self._open(giving_up), shell.give_up_command, b"", giving_up)

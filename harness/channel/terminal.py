@@ -30,7 +30,7 @@ def relay(channel: paramiko.Channel) -> None:
     """Pass bytes between our terminal and the guest's, and our window's size, until the guest's side ends."""
     keyboard, screen = sys.stdin.fileno(), sys.stdout.fileno()
     size = window()
-    while not channel.closed:
+    while True:
         readable, _, _ = select.select([channel, keyboard], [], [], 0.25)
         if channel in readable:
             data = channel.recv(_CHUNK)

@@ -41,6 +41,7 @@ def endurance(
     reaper.sweep()
     selection = Selection((qemu,), (machine,), (kernel,), accel, qemu_data=qemu_data)
     Matrix(selection, report=progress).prepare()
+    guests -= guests % workers
     table = endure_in_workers(selection, guests, workers, progress)
     if as_json:
         rows = [{**asdict(row), "limit": LIMITS[row.count], "too_much": row.too_much} for row in table]

@@ -1,4 +1,4 @@
-"""What stays of many guests is found, whatever it is; and of real ones nothing does."""
+"""What stays of many guests is found, whatever it is (real ones: ``cli/test_endurance.py``)."""
 
 from __future__ import annotations
 

@@ -296,6 +296,8 @@ def test_a_connection_that_drops_in_a_command(ssh: Ssh, sshd: FakeSshd, tmp_path
     sshd.hang_up()
     with pytest.raises(ChannelLost, match=r"^the SSH connection to the guest broke during 'touch"):
         command.wait(timeout_s=10)
+    assert ssh.run("echo again", timeout_s=10).stdout == "again\n"
+    assert sshd.connections == 2
 
 
 def test_a_connection_that_is_closed_under_a_command(ssh: Ssh, sshd: FakeSshd) -> None:
