@@ -88,6 +88,11 @@ class QemuError(HarnessError):
         name = sent.get("execute", sent.get("command-line", "?"))
         super().__init__(f"QEMU {machine!r} refused {name}: {desc}", details=f"sent: {self.sent}")
 
+    @property
+    def command_not_found(self) -> bool:
+        """This QEMU has no such command (QEMU: ``qapi/error.json``, ``CommandNotFound``)."""
+        return isinstance(self.received, Mapping) and self.received.get("class") == "CommandNotFound"
+
 
 class Violation(HarnessError):
     """Accuses the product: QEMU broke one of the guarantees."""

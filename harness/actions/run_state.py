@@ -5,7 +5,6 @@ from __future__ import annotations
 from harness.channel.qmp import Listener
 from harness.errors import GuestError, QemuError, Unsupported, Violation
 from harness.guest.guest import Guest
-from harness.history import as_mapping
 
 #: Seconds, before scaling.
 EVENT_TIMEOUT_S = 10.0
@@ -48,7 +47,7 @@ class RunState:
         try:
             machine.qmp.execute("screendump", {"filename": str(picture)}, watch=machine.watch)
         except QemuError as exc:
-            if as_mapping(exc.received).get("class") == "CommandNotFound":
+            if exc.command_not_found:
                 raise Unsupported("this QEMU was built without screendump (pixman)") from exc
             raise
         return picture.read_bytes()

@@ -11,7 +11,6 @@ from harness.actions.migration import expect_reason
 from harness.errors import QemuError, Unsupported, Violation
 from harness.guest.guest import Guest
 from harness.guest.lab import Lab
-from harness.history import as_mapping
 from harness.qemu.argv import DISK_NODE
 from harness.qemu.spec import MachineSpec, Share
 
@@ -106,7 +105,7 @@ class Snapshot:
         try:
             machine.qmp.execute(command, arguments, watch=machine.watch)
         except QemuError as exc:
-            if as_mapping(exc.received).get("class") == "CommandNotFound":
+            if exc.command_not_found:
                 raise Unsupported(f"this QEMU has no {command} job (they came with 6.0)") from exc
             raise
 

@@ -44,7 +44,7 @@ def hunted(lab: Lab, command: str, **arguments: Any) -> Judgement:
         filled = {k: v.format(n=n) if isinstance(v, str) else v for k, v in arguments.items()}
         machine.qmp.execute(command, filled)
 
-    hunt.repeat_without_guest(cycle, PLAN)
+    hunt.repeat_without_guest(cycle, PLAN, "-device", "virtio-scsi-pci,id=scsi")
     lab.close()
     (judgement,) = judge(lab.artifacts.folder, [no_leak])
     return judgement
@@ -65,8 +65,13 @@ def test_cycles_that_leave_nothing(lab: Lab) -> None:
             {"qom-type": "memory-backend-ram", "id": "leak{n}", "size": 1 << 20, "prealloc": True},
             ["private_kib", "qom_children"],
         ),
+        (
+            "device_add",
+            {"driver": "scsi-cd", "id": "leak{n}", "bus": "scsi.0"},
+            ["heap", "qom_children", "vmstate_sections"],
+        ),
     ],
-    ids=["small-object", "thread-and-fds", "memory"],
+    ids=["small-object", "thread-and-fds", "memory", "device"],
 )
 def test_a_planted_leak_is_found(lab: Lab, command: str, arguments: dict[str, Any], kinds: list[str]) -> None:
     judgement = hunted(lab, command, **arguments)

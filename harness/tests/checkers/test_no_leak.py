@@ -22,6 +22,7 @@ HEALTHY: dict[str, Any] = {
     "qom_children": 73,
     "memory_regions": 191,
     "blockers": 0,
+    "vmstate_sections": 41,
 }
 Sample = Callable[[int], dict[str, Any]]
 
@@ -70,6 +71,22 @@ def test_a_count_that_grows(story: Story, name: str) -> None:
     verdict, summary, _ = hunted(story, lambda n: {name: HEALTHY[name] + n * step}, [])
     assert verdict is Verdict.INVALID
     assert summary.startswith(f"leak: {name}: +{step}.00 a cycle")
+
+
+def test_what_was_not_measured_is_not_in_the_stated_limits(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(HEALTHY, "vmstate_sections")
+    verdict, summary, _ = hunted(story, sites=[])
+    assert verdict is Verdict.VALID
+    assert "blockers 0.1" in summary
+    assert "vmstate_sections" not in summary
+
+
+def test_a_count_that_is_there_now_and_then_is_unknown(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(HEALTHY, "vmstate_sections")
+    verdict, _, _ = hunted(story, lambda n: {"vmstate_sections": 41} if n < 20 else {}, sites=[])
+    assert verdict is Verdict.UNKNOWN
 
 
 @pytest.mark.parametrize(("grows", "expected"), [(900, Verdict.VALID), (1200, Verdict.INVALID)])
