@@ -37,14 +37,17 @@ def footprint(machine: Machine) -> dict[str, Any]:
     fds = _fds(proc)
     children = {path: _children(machine, path) for path in _CONTAINERS}
     sections = vmstate_sections(machine)
+    # Answering these takes QEMU longer than its heap keeps free pages: memory is read after them.
+    regions = len(machine.qmp.hmp("info mtree", watch=machine.watch).splitlines())
+    blockers = len(blocked_reasons(machine))
     return {
         "threads": len(list((proc / "task").iterdir())),
         "fds": sum(fds.values()),
         "fd_targets": dict(sorted(fds.items())),
         "private_kib": private_kib((proc / "smaps").read_text(), machine.spec),
         "qom_children": sum(children.values()),
-        "memory_regions": len(machine.qmp.hmp("info mtree", watch=machine.watch).splitlines()),
-        "blockers": len(blocked_reasons(machine)),
+        "memory_regions": regions,
+        "blockers": blockers,
         **({} if sections is None else {"vmstate_sections": sections}),
     }
 

@@ -13,7 +13,7 @@ from elftools.elf.sections import SymbolTableSection
 
 
 class Symbols:
-    """Looks names up, one table a file, read on first use."""
+    """Looks names up, one table a file, read once a process, and when it changed."""
 
     def __init__(self) -> None:
         self._table = cache(_table)
@@ -48,6 +48,15 @@ def _shift(segments: dict[tuple[int, int], int], address: int) -> int:
 
 
 def _table(file: str) -> _Table:
+    try:
+        found = Path(file).stat()
+    except OSError:
+        return _Table(([], []), {})
+    return _read(file, found.st_mtime_ns, found.st_size)
+
+
+@cache
+def _read(file: str, _mtime_ns: int, _size: int) -> _Table:
     found: dict[int, tuple[int, str]] = {}
     shift: dict[tuple[int, int], int] = {}
     try:
