@@ -176,6 +176,7 @@ def opened(raw_guest: RawGuest, share: Share) -> RawDriver:
     return driver
 
 
+@pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_attach_twice_and_clunk_the_first(raw_guest: RawGuest, share: Share) -> None:
     """While any attach is in use, the share is mounted: the last one's clunk ends the blocker."""
@@ -190,6 +191,7 @@ def test_attach_twice_and_clunk_the_first(raw_guest: RawGuest, share: Share) -> 
     expect_blocked_by(raw_guest.machine)
 
 
+@pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_a_version_in_the_middle_ends_the_session(raw_guest: RawGuest, share: Share) -> None:
     """Tversion clunks every fid: none of them works any more, and nothing is blocked."""
@@ -202,6 +204,7 @@ def test_a_version_in_the_middle_ends_the_session(raw_guest: RawGuest, share: Sh
     expect_blocked_by(raw_guest.machine, share)
 
 
+@pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_a_device_reset_ends_the_session(raw_guest: RawGuest, share: Share) -> None:
     """virtio's own reset, by a guest that never clunks."""
@@ -209,6 +212,7 @@ def test_a_device_reset_ends_the_session(raw_guest: RawGuest, share: Share) -> N
     expect_blocked_by(raw_guest.machine)
 
 
+@pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_a_system_reset_ends_the_session(raw_guest: RawGuest, share: Share) -> None:
     """A reset of the whole machine, and the device is brought up anew."""
@@ -221,6 +225,7 @@ def test_a_system_reset_ends_the_session(raw_guest: RawGuest, share: Share) -> N
     expect_blocked_by(raw_guest.machine, share)
 
 
+@pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_an_eject_ends_the_blocker(raw_guest: RawGuest, share: Share) -> None:
     """The device is gone, and takes a session that nobody ended with it."""
@@ -229,6 +234,7 @@ def test_an_eject_ends_the_blocker(raw_guest: RawGuest, share: Share) -> None:
     expect_blocked_by(raw_guest.machine)
 
 
+@pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_a_flush_of_itself_is_answered(raw_guest: RawGuest, share: Share) -> None:
     """Tflush whose oldtag is its own: nothing waits for ever."""
@@ -237,6 +243,7 @@ def test_a_flush_of_itself_is_answered(raw_guest: RawGuest, share: Share) -> Non
     assert driver.read(2, 0, 100) == b"content"
 
 
+@pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_a_flush_waits_for_the_request_it_flushes(raw_guest: RawGuest, share: Share, hold: Hold) -> None:
     """Rflush says that the old tag is free: it must not come while the old request may still be answered."""
@@ -252,6 +259,7 @@ def test_a_flush_waits_for_the_request_it_flushes(raw_guest: RawGuest, share: Sh
     assert driver.read(2, 0, 100) == b"content"
 
 
+@pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 @pytest.mark.parametrize("end", ["device_reset", "system_reset"])
 def test_a_reset_waits_for_a_request_in_flight(
@@ -273,6 +281,7 @@ def test_a_reset_waits_for_a_request_in_flight(
     assert not done_while_held, "the reset was done with a request in flight"
 
 
+@pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_a_name_that_leads_out_of_the_export(raw_guest: RawGuest, share: Share) -> None:
     """A name is one file's; what is beside the export is neither found nor made."""
@@ -306,6 +315,7 @@ MALFORMED: dict[str, Callable[[RawDriver], object]] = {
 }
 
 
+@pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 @pytest.mark.parametrize("what", MALFORMED)
 def test_a_message_that_no_kernel_sends(raw_guest: RawGuest, share: Share, what: str) -> None:

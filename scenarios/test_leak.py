@@ -22,6 +22,7 @@ from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
 
 
+@pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("q35-pcie")
 @pytest.mark.pin_variant(*DEVICE_KINDS)
 @pytest.mark.usefixtures("variant")
@@ -59,6 +60,7 @@ ENDINGS: dict[str, Callable[[RawGuest, RawDriver], None]] = {
 }
 
 
+@pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_session_with_open_files_that_ends_in_any_way(
@@ -100,6 +102,7 @@ def session(driver: RawDriver) -> None:
     driver.clunk_all()
 
 
+@pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_mount_and_umount_without_unplug(leak_hunt: LeakHunt, share: Share) -> None:
     """One device, mounted again and again."""
@@ -113,6 +116,7 @@ def test_mount_and_umount_without_unplug(leak_hunt: LeakHunt, share: Share) -> N
     leak_hunt.repeat_raw(cycle)
 
 
+@pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_heavy_use(leak_hunt: LeakHunt, share: Share) -> None:
     """Requests of every kind, many of them, good and bad, before the device goes."""
@@ -186,6 +190,7 @@ def extended_attributes(driver: RawDriver) -> None:
             driver.call(T.CLUNK, p9.fid(802))
 
 
+@pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_loadvm_over_a_mounted_share(leak_hunt: LeakHunt, share: Share) -> None:
     """The session that loadvm ends leaves no fid, fd or blocker."""
@@ -212,6 +217,7 @@ def test_loadvm_over_a_mounted_share(leak_hunt: LeakHunt, share: Share) -> None:
     leak_hunt.repeat_raw(cycle, control=control)
 
 
+@pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_an_unmounted_device_is_saved(leak_hunt: LeakHunt, share: Share) -> None:
     """Written out in a snapshot: nothing of it, nor of its description, is kept when it goes."""
@@ -229,6 +235,7 @@ def test_an_unmounted_device_is_saved(leak_hunt: LeakHunt, share: Share) -> None
     leak_hunt.repeat_raw(cycle, control=control)
 
 
+@pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_an_unmounted_device_begins_to_migrate(leak_hunt: LeakHunt, share: Share) -> None:
     """A migration that is cancelled leaves nothing of the device behind."""
@@ -243,6 +250,7 @@ def test_an_unmounted_device_begins_to_migrate(leak_hunt: LeakHunt, share: Share
     leak_hunt.repeat_raw(cycle)
 
 
+@pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("q35-pcie")
 @pytest.mark.parametrize("wrong", ["fsdev", "no_tag", "long_tag", "path", "busy_id"])
 def test_a_plug_that_fails(leak_hunt: LeakHunt, shares: tuple[Share, ...], wrong: str) -> None:

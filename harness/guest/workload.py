@@ -18,60 +18,15 @@ from harness.guest.guest import quote
 from harness.guest.job import Job
 from harness.guest.mount import Mount
 
-#: Lines of a file: enough for more than one page.
+#: What a worker runs, with which it makes system calls that no shell command makes.
+WORKER = Path(__file__).with_name("worker.pl")
+#: The lines of a file that it writes, but for one; the bytes of one that it fills.
 _LINES = 900
-#: The program with which the worker makes system calls.
-CALLS = Path(__file__).with_name("calls.pl")
-#: The bytes that ``calls.pl`` writes to a file.
 _SIZE = 65536
 ATTRIBUTE = "user.workload"
 #: Seconds, before scaling.
 _PROGRESS_TIMEOUT_S = 20.0
 _numbers = itertools.count(1)
-
-# $1: the worker's folder, $2: its journal, $3: ends it when it exists; the others: what calls.pl, which lies
-# in $CALLS, can do on this mount.
-# ``ack`` runs an operation, and journals it when it succeeded; else the worker ends, with that status.
-_WORKER = r"""
-folder=$1 journal=$2 stop=$3 n=0
-shift 3
-lines() { seq $1 $(($1 + LINES)); }
-ack() { words=$1; shift; "$@" || { echo "error $words" >> $journal; exit 1; }; echo "$words" >> $journal; }
-write() { lines $2 | dd of=$1 bs=65536 conv=fsync 2>/dev/null; }
-append() { lines $2 >> $1; }
-same() { lines $2 | cmp -s - $1; }
-unlink_open() {
-    exec 3< $1 && rm $1 && test "$(md5sum <&3)" = "$(lines $2 | md5sum)"
-    status=$?
-    exec 3<&-
-    return $status
-}
-deep() { mkdir -p $1/a/b/c && lines $2 > $1/a/b/c/leaf; }
-listed() { test $(ls | grep -c "^$1\$") = 1; }
-can() { case " $able " in *" $1 "*) ;; *) false ;; esac; }
-able="$*"
-mkdir -p $folder && cd $folder || exit 1
-while ! test -e $stop; do
-    n=$((n + 1))
-    ack "write f$n $n" write f$n $n
-    ack "read f$n" same f$n $n
-    ack "write o$n $n" write o$n $n
-    ack "unlink o$n" unlink_open o$n $n
-    ack "rename f$n g$n" mv f$n g$n
-    ack "append g$n 7" append g$n 7
-    ack "link g$n h$n" ln g$n h$n
-    ack "symlink g$n s$n" ln -s g$n s$n
-    ack "read g$n" listed g$n
-    ack "deep d$n $n" deep d$n $n
-    byte=$((n % 26 + 65))
-    if can direct; then ack "fill D$n $byte" perl $CALLS direct D$n $byte; fi
-    if can map; then ack "fill M$n $byte" perl $CALLS map M$n $byte; fi
-    if can direct; then ack "read D$n" perl $CALLS mapread D$n $byte; fi
-    if can xattr; then ack "write x$n $n" write x$n $n; ack "xattr x$n v$n" perl $CALLS xattr x$n v$n; fi
-    if can lock; then ack "lock g$n" perl $CALLS lock g$n; fi
-    test $n -le 3 || ack "unlink h$((n - 3))" rm h$((n - 3))
-done
-"""
 
 
 class Workload:
@@ -86,12 +41,11 @@ class Workload:
     def start(cls, mount: Mount, *, workers: int = 2) -> Workload:
         """Start ``workers`` of them, and wait until each has done something."""
         made = cls(mount, f"/tmp/workload{next(_numbers)}", workers)
-        guest, calls = mount.guest, f"{made._folder}/calls.pl"
-        guest.succeed(f"mkdir {made._folder}; cat > {calls}", stdin=CALLS.read_bytes())
-        guest.succeed(f"cat > {made._folder}/worker", stdin=script(calls).encode())
+        guest, program = mount.guest, f"{made._folder}/worker.pl"
+        guest.succeed(f"mkdir {made._folder}; cat > {program}", stdin=WORKER.read_bytes())
         for worker in range(workers):
             inside = quote(f"{mount.mountpoint}/w{worker}")
-            words = ["sh", f"{made._folder}/worker", inside, made._journal(worker), f"{made._folder}/stop"]
+            words = ["perl", program, "rounds", inside, made._journal(worker), f"{made._folder}/stop"]
             command = " ".join([*words, *made._able])
             made._jobs.append(Job(guest, command, f"worker {worker} on {mount.share.id}"))
         made._wait_counts([1] * workers)
@@ -156,7 +110,7 @@ class Workload:
 
 
 def able(mount: Mount) -> list[str]:
-    """The operations of ``calls.pl`` that work on a mount.
+    """What a worker can do on a mount beside the ordinary.
 
     A writable shared mapping needs a cache (kernel: ``fs/9p/vfs_file.c``, ``v9fs_file_mmap``), an extended
     attribute a file system of the host that has them.
@@ -172,11 +126,6 @@ def able(mount: Mount) -> list[str]:
     else:
         found.append("xattr")
     return found
-
-
-def script(calls: str) -> str:
-    """The worker, for the shell; ``calls`` is where it finds ``calls.pl``."""
-    return _WORKER.replace("LINES", str(_LINES)).replace("$CALLS", calls)
 
 
 def lines(first: int) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -68,6 +69,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "pin_machine(*names): this scenario is about these types alone")
     config.addinivalue_line("markers", "pin_variant(*names): … about these kinds of shares alone")
     config.addinivalue_line("markers", "any_plug: it cannot matter to this scenario how devices are plugged")
+    config.addinivalue_line("markers", "no_guest_kernel: no guest boots in this scenario")
     config.addinivalue_line("markers", "cold: the guest of this scenario is booted, never restored")
     config.stash[MATRIX] = Matrix(selection_of(config), report=_report)
     with _usage():
@@ -96,7 +98,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             pin = metafunc.definition.get_closest_marker(f"pin_{fixture.removesuffix('_name')}")
             pinned = [name for name in names if pin is None or name in pin.args]
             if fixture == "machine_name" and _is_run_once(metafunc):
-                pinned = _distinct(pinned)
+                pinned = _in_turn(metafunc.function.__name__, _distinct(pinned))
+            if fixture == "kernel_name" and metafunc.definition.get_closest_marker("no_guest_kernel"):
+                pinned = pinned[:1]
             metafunc.parametrize(fixture, pinned, scope="session")
 
 
@@ -109,6 +113,11 @@ def _distinct(machines: list[str]) -> list[str]:
     """The first of those that differ in the way of their hotplug alone: they are one machine of QEMU's."""
     kinds = {MACHINE_TYPES[name].qemu: name for name in reversed(machines)}
     return [name for name in machines if name in kinds.values()]
+
+
+def _in_turn(scenario: str, machines: list[str]) -> list[str]:
+    """One of them, the same one in every run: such scenarios are spread over the machine types."""
+    return machines and [machines[crc32(scenario.encode()) % len(machines)]]
 
 
 def _pair(metafunc: pytest.Metafunc, axes: dict[str, tuple[str, ...]]) -> None:

@@ -63,11 +63,11 @@ def test_a_line_that_is_none() -> None:
 
 
 def test_the_worker_does_what_it_says(tmp_path: Path) -> None:
-    """The very script, run here by the host's shell and Perl."""
+    """The very program, run here by the host's Perl."""
     able = _able_here(tmp_path)
     journal, stop, share = tmp_path / "journal", tmp_path / "stop", tmp_path / "w0"
     arguments = [str(share), str(journal), str(stop), *able]
-    process = subprocess.Popen(["sh", "-c", workload.script(str(workload.CALLS)), "worker", *arguments])
+    process = subprocess.Popen(["perl", workload.WORKER, "rounds", *arguments])
     wait_until(
         lambda: journal.exists() and len(journal.read_text().splitlines()) > 60, what="work", timeout_s=60
     )
@@ -127,15 +127,17 @@ def test_a_call_that_fails_says_so(tmp_path: Path, what: str) -> None:
     missing = tmp_path / "none" / "file"
     path = file if what == "mapread" else missing
     done = subprocess.run(
-        ["perl", workload.CALLS, what, path, "65"], capture_output=True, text=True, check=False
+        ["perl", workload.WORKER, what, path, "65"], capture_output=True, text=True, check=False
     )
     assert done.returncode != 0
     assert done.stderr
 
 
 def test_a_worker_that_fails_says_at_what(tmp_path: Path) -> None:
-    script = workload.script("none").replace("ln g$n h$n", "false")
-    arguments = [str(tmp_path / "w0"), str(tmp_path / "j"), "/none"]
-    done = subprocess.run(["sh", "-c", script, "worker", *arguments], check=False)
-    assert done.returncode == 1
-    assert (tmp_path / "j").read_text().splitlines()[-1] == "error link g1 h1"
+    (tmp_path / "w0").mkdir()
+    (tmp_path / "w0" / "h1").touch()
+    command = ["perl", workload.WORKER, "rounds", tmp_path / "w0", tmp_path / "journal", "/none"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stderr == "link: link: File exists\n"
+    assert (tmp_path / "journal").read_text().splitlines()[-1] == "error link g1 h1"

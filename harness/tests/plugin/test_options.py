@@ -176,6 +176,8 @@ _ANY_PLUG = """
 import pytest
 @pytest.mark.any_plug
 def test_it(machine_name): pass
+@pytest.mark.any_plug
+def test_another(machine_name): pass
 """
 
 
@@ -183,15 +185,30 @@ def test_it(machine_name): pass
     ("options", "machines"),
     [
         ([], ["pc", "q35"]),
-        (["--full"], ["pc", "q35", "q35-pcie"]),
-        (["--machine", "q35-pcie"], ["q35-pcie"]),
-        (["--machine", "q35-pcie", "--machine", "q35"], ["q35-pcie"]),
+        (["--machine", "q35-pcie"], ["q35-pcie", "q35-pcie"]),
+        (["--machine", "q35-pcie", "--machine", "q35"], ["q35-pcie", "q35-pcie"]),
+        (["--full"], ["pc", "q35", "q35-pcie", "pc", "q35", "q35-pcie"]),
     ],
 )
 def test_cells_that_cannot_differ_are_not_run_twice(
     folder: Path, run_pytest: Pytest, options: list[str], machines: list[str]
 ) -> None:
-    """q35 and q35-pcie differ in the way a device is plugged, which is nothing to such a scenario."""
+    """How a device is plugged is nothing to such a scenario: it is run once, and they are spread."""
     (folder / "test_it.py").write_text(_ANY_PLUG)
     collected = _collected(run_pytest(folder, "--collect-only", "-q", *options))
-    assert collected == [f"test_it.py::test_it[{machine}]" for machine in machines]
+    assert sorted(one.split("[")[1] for one in collected) == sorted(f"{machine}]" for machine in machines)
+
+
+_NO_GUEST_KERNEL = """
+import pytest
+@pytest.mark.no_guest_kernel
+def test_it(kernel_name, machine_name): pass
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--full",)])
+def test_no_kernel_is_run_once(folder: Path, run_pytest: Pytest, options: tuple[str, ...]) -> None:
+    (folder / "test_it.py").write_text(_NO_GUEST_KERNEL)
+    kernels = ("--kernel", "6.1", "--kernel", "6.12", "--machine", "pc")
+    collected = _collected(run_pytest(folder, "--collect-only", "-q", *kernels, *options))
+    assert collected == ["test_it.py::test_it[6.1-pc]"]
