@@ -137,7 +137,7 @@ def test_a_worker_that_fails_says_at_what(tmp_path: Path) -> None:
     (tmp_path / "w0").mkdir()
     (tmp_path / "w0" / "h1").touch()
     command = ["perl", workload.WORKER, "rounds", tmp_path / "w0", tmp_path / "journal", "/none"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert done.stderr == "link: link: File exists\n"
     assert (tmp_path / "journal").read_text().splitlines()[-1] == "error link g1 h1"
