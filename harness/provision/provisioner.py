@@ -251,17 +251,24 @@ class Provisioner:
 def _make_guest(
     into: Path, recipe: GuestRecipe, packages: dict[str, Path], overlay: Path, pair: keys.Keys
 ) -> None:
-    found = list((packages["kernel"] / "boot").glob("vmlinuz-*"))
+    found = _kernels(packages["kernel"])
     if len(found) != 1:
         raise SetupError(f"{recipe.kernel} of {recipe.release} contains {len(found)} kernels, not one")
-    kernel = found[0].read_bytes()
+    ((version, path),) = found.items()
+    kernel = path.read_bytes()
     (into / "kernel").write_bytes(vmlinux.extract(kernel) if recipe.uncompressed else kernel)
-    (into / "kernel-version").write_text(found[0].name.removeprefix("vmlinuz-"))
+    (into / "kernel-version").write_text(version)
     image = initramfs.build(
         packages["packages"], packages["kernel"], recipe.programs, recipe.modules, overlay, pair
     )
     (into / "initramfs.cpio").write_bytes(image)
     qcow2.create(into / "disk.qcow2", _DISK_MIB)
+
+
+def _kernels(root: Path) -> dict[str, Path]:
+    """The kernels that are unpacked in ``root``, by version: in ``/boot``, or (7.2) beside their modules."""
+    named = {path.name.removeprefix("vmlinuz-"): path for path in root.glob("boot/vmlinuz-*")}
+    return named | {path.parent.name: path for path in root.glob("usr/lib/modules/*/vmlinuz")}
 
 
 def _lay_out(files: list[Path], folder: Path, report: Report) -> None:
@@ -275,14 +282,19 @@ def _lay_out(files: list[Path], folder: Path, report: Report) -> None:
 
 
 def _kernel_alone(found: list[Package], asked: list[str]) -> list[Package]:
-    """Of all that a kernel's metapackage depends on, only the kernel itself is unpacked."""
+    """Of all that a kernel's metapackage depends on, only the kernel itself is unpacked.
+
+    Newer ones (7.2) come in parts, which ``linux-image-VERSION`` depends on.
+    """
     kernels = [package for package in found if re.match(r"linux-image-\d", package.name)]
     if len(kernels) != 1:
         names = ", ".join(package.name for package in kernels) or "none"
         raise SetupError(
             f"{asked[0]} should stand for one kernel package (linux-image-VERSION), found {names}"
         )
-    return kernels
+    version = kernels[0].name.removeprefix("linux-image-")
+    parts = {f"linux-{part}-{version}" for part in ("base", "binary", "modules")}
+    return kernels + [package for package in found if package.name in parts]
 
 
 def _remembered(path: Path) -> Packages | None:

@@ -89,12 +89,13 @@ def recipes_folder() -> Path:
 
 
 def names(folder: Path) -> list[str]:
-    """The names of the recipes in ``folder``, in the order of their versions."""
+    """The names of the recipes in ``folder``: in the order of their versions; one without (sid) is last."""
     return sorted((path.stem for path in folder.glob("*.toml")), key=_version)
 
 
-def _version(name: str) -> list[tuple[int, str]]:
-    return [(int(part) if part.isdigit() else -1, part) for part in name.split(".")]
+def _version(name: str) -> tuple[bool, list[tuple[int, str]]]:
+    parts = [(int(part) if part.isdigit() else -1, part) for part in name.split(".")]
+    return not name[0].isdigit(), parts
 
 
 def default_name(folder: Path, kind: type[R]) -> str:

@@ -14,6 +14,8 @@ HOOK_MARK = "hook-ran"
 _ECHO = '#!/bin/sh\necho "$0" "$@"\n'
 _MODULE = b"\x7fELF\0depends=%s\0license=GPL\0"
 KERNEL = "6.1.0-9-amd64"
+#: One that comes in parts.
+SPLIT_KERNEL = "7.2.13-amd64"
 
 
 def bzimage(payload: bytes, *, setup_sectors: int = 2) -> bytes:
@@ -38,6 +40,17 @@ CONTENT: dict[str, dict[str, bytes | str]] = {
         f"lib/modules/{KERNEL}/kernel/9pnet.ko.xz": lzma.compress(_MODULE % b""),
         f"lib/modules/{KERNEL}/kernel/net-fs.ko": _MODULE % b"9pnet",
     },
+    "linux-image-newest": {"usr/share/doc/meta-newest": "nothing"},
+    f"linux-image-{SPLIT_KERNEL}": {"usr/share/doc/image": "nothing"},
+    f"linux-binary-{SPLIT_KERNEL}": {
+        f"usr/lib/modules/{SPLIT_KERNEL}/vmlinuz": bzimage(lzma.compress(ELF + b" of 7.2")),
+    },
+    f"linux-base-{SPLIT_KERNEL}": {
+        f"usr/lib/modules/{SPLIT_KERNEL}/modules.builtin": b"kernel/drivers/virtio/virtio_pci.ko\n",
+    },
+    f"linux-modules-{SPLIT_KERNEL}": {
+        f"usr/lib/modules/{SPLIT_KERNEL}/kernel/fs/9p/9p.ko.xz": lzma.compress(_MODULE % b""),
+    },
     "libc6": {"lib/x86_64-linux-gnu/ld-linux-x86-64.so.2": _ECHO},
     "qemu-system-x86": {
         "usr/bin/qemu-system-x86_64": "\x7fELF",
@@ -47,6 +60,10 @@ CONTENT: dict[str, dict[str, bytes | str]] = {
 DEPENDS = {
     "linux-image-amd64": f"linux-image-{KERNEL}",
     f"linux-image-{KERNEL}": "busybox-static",
+    "linux-image-newest": f"linux-image-{SPLIT_KERNEL}",
+    f"linux-image-{SPLIT_KERNEL}": ", ".join(
+        f"linux-{part}-{SPLIT_KERNEL}" for part in ("base", "binary", "modules")
+    ),
     "qemu-system-x86": "libc6",
 }
 RECIPES = {
@@ -54,6 +71,15 @@ RECIPES = {
 default = true
 release = "bookworm"
 kernel = "linux-image-amd64"
+packages = ["busybox-static", "dropbear-bin"]
+modules = ["virtio_pci", "9p"]
+root = "root"
+cmdline = "console=ttyS0"
+uncompressed = true
+""",
+    "guests/sid.toml": """
+release = "bookworm"
+kernel = "linux-image-newest"
 packages = ["busybox-static", "dropbear-bin"]
 modules = ["virtio_pci", "9p"]
 root = "root"

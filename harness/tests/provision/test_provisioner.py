@@ -21,7 +21,7 @@ from harness.qemu.binary import probe
 from harness.qemu.spec import MACHINE_TYPES
 from harness.reaper import RunFolder
 from harness.tests.provision import cpio_reader
-from harness.tests.provision.archive import ELF, HOOK_MARK, KERNEL, Archive
+from harness.tests.provision.archive import ELF, HOOK_MARK, KERNEL, SPLIT_KERNEL, Archive
 
 Make = Callable[..., Provisioner]
 
@@ -61,6 +61,15 @@ def test_a_guest_image_has_what_a_boot_needs(archive: Archive, make: Make) -> No
     assert members["bin/busybox"].mode == stat.S_IFREG | 0o755
     assert members["root/.ssh/authorized_keys"].content.startswith(b"ssh-ed25519 ")
     assert stat.S_IMODE(image.client_key.stat().st_mode) == 0o600
+
+
+def test_a_kernel_in_parts(archive: Archive, make: Make) -> None:
+    """As in Debian since Linux 7: the image, the modules, and what is built in, each from its own package."""
+    image = make().guest_image("sid")
+    assert image.kernel_version == SPLIT_KERNEL
+    assert image.kernel.read_bytes() == ELF + b" of 7.2"
+    members = cpio_reader.read(image.initramfs.read_bytes())
+    assert members["lib/modules/order"].content == b"9p.ko\n"
 
 
 def test_the_cache_is_private_and_left_tidy(archive: Archive, make: Make, cache: Cache) -> None:
@@ -253,9 +262,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
 
 
 def test_an_unknown_name_lists_the_known_ones(make: Make) -> None:
-    with pytest.raises(UsageError, match=r"known: 1\.0"):
+    with pytest.raises(UsageError, match=r"known: 1\.0, sid"):
         make().guest_image("9.9")
-    assert make().guest_names() == ["1.0"]
+    assert make().guest_names() == ["1.0", "sid"]
     assert make().qemu_names() == ["7.2"]
 
 
