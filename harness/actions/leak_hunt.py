@@ -22,6 +22,7 @@ from harness.qemu.footprint import footprint
 from harness.qemu.jemalloc import Live, Site
 from harness.qemu.machine import Machine, Wrapping
 from harness.qemu.spec import MachineSpec
+from harness.qemu.vmstate import vmstate_sections
 
 #: Written into the artefact folder for the checker ``no_leak``.
 HEAP_SITES = "heap-sites.json"
@@ -132,9 +133,10 @@ class LeakHunt:
     ) -> None:
         value = {"warm_up": plan.warm_up, "lengths": plan.lengths, "guest": plan.guest}
         self.lab.history.note("host", "leak:plan", value)
-        profiles = self._measure(start, machine_of, cycle, plan)
+        # What needs a control saves by itself, and a saving of ours between would be one of another site.
+        profiles = self._measure(start, machine_of, cycle, plan, sections=control is None)
         if control is not None:
-            baseline = self._measure(start, machine_of, control, plan, "control-")
+            baseline = self._measure(start, machine_of, control, plan, "control-", sections=False)
             profiles = [_less(profile, base) for profile, base in zip(profiles, baseline, strict=True)]
         self._write_sites(profiles, plan)
 
@@ -145,13 +147,15 @@ class LeakHunt:
         cycle: Callable[[S], object],
         plan: Plan,
         prefix: str = "",
+        *,
+        sections: bool,
     ) -> list[dict[Site, Live]]:
         subject = start(f"{prefix}cycles")
         machine = machine_of(subject)
         profiles = []
         for number in range(plan.lengths[-1]):
             cycle(subject)
-            value = {"cycle": number, **footprint(machine)}
+            value = {"cycle": number, **(_sections(machine) if sections else {}), **footprint(machine)}
             self.lab.history.note(machine.name, f"leak:{prefix}sample", value)
             if number + 1 in plan.lengths:
                 written = jemalloc.profile(machine, self._prefix(machine.name))
@@ -183,6 +187,12 @@ class LeakHunt:
         }
         (self.lab.artifacts.folder / HEAP_SITES).write_text(json.dumps(content, indent=1) + "\n")
         self.lab.history.note("host", "leak:heap-sites", {"file": HEAP_SITES, "growing": len(sites)})
+
+
+def _sections(machine: Machine) -> dict[str, int]:
+    """A count that not every machine tells."""
+    count = vmstate_sections(machine)
+    return {} if count is None else {"vmstate_sections": count}
 
 
 def _less(profile: dict[Site, Live], base: dict[Site, Live]) -> dict[Site, Live]:

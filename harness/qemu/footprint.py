@@ -10,7 +10,6 @@ from typing import Any
 from harness.qemu.blockers import blocked_reasons
 from harness.qemu.machine import Machine
 from harness.qemu.spec import MachineSpec
-from harness.qemu.vmstate import vmstate_sections
 
 #: Each mapping's first line, and what it has of private dirty memory.
 _MAPPING = re.compile(r"^([0-9a-f]+-[0-9a-f]+ .*)\n(?:[A-Z].*\n)*?Private_Dirty: +(\d+) kB", re.MULTILINE)
@@ -26,17 +25,16 @@ _CONTAINERS = (
 
 
 def footprint(machine: Machine) -> dict[str, Any]:
-    """Threads, fds by what they point at, private memory, QOM children, memory regions, blockers, vmstate.
+    """Threads, fds by what they point at, private memory, QOM children, memory regions, migration blockers.
 
     ``private_kib`` is dirty memory that no other process shares (``man 5 proc``, ``smaps``), without the
     guest's own memory and the code translated for it. Clean private pages are not counted: a page of a file
     turns from private to shared, and back, when another QEMU maps it. ``memory_regions`` are the lines of
-    ``info mtree``. ``vmstate_sections`` is there for a machine that is stopped.
+    ``info mtree``.
     """
     proc = Path(f"/proc/{machine.pid}")
     fds = _fds(proc)
     children = {path: _children(machine, path) for path in _CONTAINERS}
-    sections = vmstate_sections(machine)
     # Answering these takes QEMU longer than its heap keeps free pages: memory is read after them.
     regions = len(machine.qmp.hmp("info mtree", watch=machine.watch).splitlines())
     blockers = len(blocked_reasons(machine))
@@ -48,7 +46,6 @@ def footprint(machine: Machine) -> dict[str, Any]:
         "qom_children": sum(children.values()),
         "memory_regions": regions,
         "blockers": blockers,
-        **({} if sections is None else {"vmstate_sections": sections}),
     }
 
 
