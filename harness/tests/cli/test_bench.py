@@ -25,3 +25,19 @@ def test_the_profile_of_a_start(harness: Harness) -> None:
     assert ended.status == 0, ended.err
     assert "the key exchange" in ended.out
     assert "100 %" in ended.out
+
+
+@pytest.mark.qemu
+def test_the_suite_with_so_many_workers(harness: Harness) -> None:
+    chosen = ("-k", "test_only_migratable", "--machine", "pc", "--accel", "tcg")
+    ended = harness("bench", "suite", *chosen, "--json")
+    assert ended.status == 0, ended.err
+    rows = ended.json["rows"]
+    assert [row["workers"] for row in rows] == [1, 2, 4]
+    assert all(0 < row["python_s"] < row["cpu_s"] for row in rows), rows
+
+
+def test_a_suite_that_fails_has_no_time(harness: Harness) -> None:
+    ended = harness("bench", "suite", "-k", "no_such_scenario")
+    assert ended.status != 0
+    assert "with -n 1, pytest exited with 5" in ended.err
