@@ -38,7 +38,6 @@ def test_an_unmounted_device_arrives_alive(lab: Lab, share: Share, plugged: str)
     hotplug.unplug(share)
 
 
-@pytest.mark.any_plug
 def test_a_device_is_alive_after_loadvm(
     guest: Guest, hotplug: Hotplug, snapshot: Snapshot, share: Share
 ) -> None:
@@ -59,7 +58,6 @@ def test_a_device_is_alive_after_loadvm(
     hotplug.unplug(share)
 
 
-@pytest.mark.any_plug
 def test_a_device_is_alive_after_the_snapshot_jobs(
     guest: Guest, hotplug: Hotplug, snapshot: Snapshot, share: Share
 ) -> None:

@@ -7,7 +7,7 @@
 # worked, else says what did not. Needs the interpreter alone, no module.
 # Numbers: kernel arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/{fcntl,mman}.h.
 
-my $lines = 900;      # Of a file: enough for more than one page.
+my $lines = 1500;     # Of a file, but for one: more than a page.
 my $size  = 65536;    # What a pipe takes in one write.
 my $pause = 0.1;      # Seconds between rounds: others need the processor as well.
 my ($O_RDWR, $O_CREAT, $O_DIRECT) = (2, 0100, 040000);
@@ -23,19 +23,21 @@ sub call {
 sub content { my ($first) = @_; return join "", map { "$_\n" } $first .. $first + $lines; }
 
 sub written {
-    my ($mode, $path, $first) = @_;
+    my ($mode, $path, $first, $then) = @_;
     open(my $file, $mode, $path) or die "open: $!\n";
     my $bytes = content($first);
     syswrite($file, $bytes) == length($bytes) or die "write: $!\n";
-    call("fsync", 74, fileno($file));
+    $then->($file) if $then;
     close($file) or die "close: $!\n";
 }
+
+sub fsync { call("fsync", 74, fileno($_[0])); }
 
 sub expect_content {
     my ($file, $first) = @_;
     local $/ = undef;
     my $seen = <$file>;
-    defined $seen or die "read: $!\n";
+    close($file) && defined $seen or die "read: $!\n";    # What went wrong in between is told here.
     $seen eq content($first) or die "other bytes were read\n";
 }
 
@@ -63,8 +65,8 @@ sub expect_filled {
 }
 
 my %operations = (
-    write  => sub { written(">",  @_) },
-    append => sub { written(">>", @_) },
+    write  => sub { written(">",  @_, \&fsync) },
+    append => sub { written(">>", @_) },    # To be written back by the time that the share is unmounted.
     read   => sub {
         my ($path, $first) = @_;
         open(my $file, "<", $path) or die "open: $!\n";
@@ -76,14 +78,16 @@ my %operations = (
         unlink($path) or die "unlink: $!\n";
         expect_content($file, $first);
     },
-    rename  => sub { rename($_[0], $_[1])  or die "rename: $!\n" },
-    link    => sub { link($_[0], $_[1])    or die "link: $!\n" },
-    symlink => sub { symlink($_[0], $_[1]) or die "symlink: $!\n" },
-    unlink  => sub { unlink($_[0])         or die "unlink: $!\n" },
+    rename  => sub { rename($_[0], $_[1])  or die "$!\n" },
+    link    => sub { link($_[0], $_[1])    or die "$!\n" },
+    symlink => sub { symlink($_[0], $_[1]) or die "$!\n" },
+    unlink  => sub { unlink($_[0])         or die "$!\n" },
     listed  => sub {
         my ($path) = @_;
         opendir(my $folder, ".") or die "opendir: $!\n";
-        1 == grep { $_ eq $path } readdir($folder) or die "not listed, or twice\n";
+        my @names = readdir($folder);
+        1 == grep { $_ eq $path } @names or die "not listed, or twice\n";
+        lstat($_) or die "lstat $_: $!\n" for @names;
     },
     deep => sub {
         my ($path, $first) = @_;
@@ -151,6 +155,9 @@ sub operate {
     my $operation = $operations{$what} or die "worker.pl: no operation $what\n";
     eval { $operation->(@values); 1 } or die "$what: $@";
 }
+
+# A page of a mapping that cannot be read.
+$SIG{BUS} = sub { die "bus error\n" };
 
 my $journal;
 

@@ -18,10 +18,10 @@ from harness.guest.guest import quote
 from harness.guest.job import Job
 from harness.guest.mount import Mount
 
-#: What a worker runs, with which it makes system calls that no shell command makes.
+#: What a worker is: a program for the guest's Perl.
 WORKER = Path(__file__).with_name("worker.pl")
 #: The lines of a file that it writes, but for one; the bytes of one that it fills.
-_LINES = 900
+_LINES = 1500
 _SIZE = 65536
 ATTRIBUTE = "user.workload"
 #: Seconds, before scaling.
@@ -84,6 +84,8 @@ class Workload:
         if failed:
             said = [job.wait().stderr.strip() for job in self._jobs if not job.running]
             raise GuestError(f"a worker on {self.mount.share.id} ended with {failed!r}: {'; '.join(said)}")
+        for job in self._jobs:
+            job.expect_running()
 
     def stop(self) -> None:
         """Let every worker end its round, and wait for it.

@@ -98,8 +98,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             pin = metafunc.definition.get_closest_marker(f"pin_{fixture.removesuffix('_name')}")
             pinned = [name for name in names if pin is None or name in pin.args]
             if fixture == "machine_name" and _is_run_once(metafunc):
-                pinned = _in_turn(metafunc.function.__name__, _distinct(pinned))
-            if fixture == "kernel_name" and metafunc.definition.get_closest_marker("no_guest_kernel"):
+                pinned = _distinct(pinned)
+                if not metafunc.config.getoption("machine"):
+                    pinned = _in_turn(metafunc.function.__name__, pinned)
+            if fixture == "kernel_name" and _boots_no_guest(metafunc):
                 pinned = pinned[:1]
             metafunc.parametrize(fixture, pinned, scope="session")
 
@@ -107,6 +109,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _is_run_once(metafunc: pytest.Metafunc) -> bool:
     any_plug = metafunc.definition.get_closest_marker("any_plug") is not None
     return any_plug and not metafunc.config.getoption("full")
+
+
+def _boots_no_guest(metafunc: pytest.Metafunc) -> bool:
+    marked = metafunc.definition.get_closest_marker("no_guest_kernel") is not None
+    if marked and "guest" in metafunc.fixturenames:
+        raise pytest.UsageError(
+            f"{metafunc.definition.nodeid} is marked no_guest_kernel, and asks for a guest"
+        )
+    return marked
 
 
 def _distinct(machines: list[str]) -> list[str]:

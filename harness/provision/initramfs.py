@@ -26,7 +26,7 @@ def build(
     """The archive.
 
     :param packages: a root with busybox, dropbear, the programs and their libraries unpacked.
-    :param kernel: a root with a kernel package unpacked.
+    :param kernel: a root with the packages of a kernel unpacked.
     :param programs: further programs, as paths in the packages.
     :param modules: what to load at boot; their dependencies are added.
     :param overlay: files to copy over everything else.

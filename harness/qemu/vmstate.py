@@ -18,10 +18,10 @@ _INSTANCE_AND_VERSION_BYTES = 8
 
 
 def vmstate_sections(machine: Machine) -> int | None:
-    """How many vmstate sections are registered; ``None`` where that cannot be told without a change.
+    """How many vmstate sections would be sent, but for memory; ``None`` where asking would change something.
 
     Asked of a machine that is stopped: saving stops one that runs, and its devices are told so. The guest's
-    memory is not written, blockers do not matter, and nothing of the machine changes (QEMU:
+    memory is not written, blockers do not matter, and the machine goes on as it was (QEMU:
     ``migration/savevm.c``, ``qmp_xen_save_devices_state``; built without Xen too). A section whose device
     has gone is counted when QEMU survives to write it.
     """
@@ -50,9 +50,11 @@ def section_names(stream: bytes) -> list[str]:
         raise ValueError(f"no device state: it begins with {stream[: len(_MAGIC)]!r}")
     at = len(_MAGIC)
     names = []
-    while stream[at : at + 1] == bytes([_FULL]):
+    while stream[at:] != bytes([_EOF]):
         number = stream[at + 1 : at + 1 + _ID_BYTES]
         length_at = at + 1 + _ID_BYTES
+        if stream[at : at + 1] != bytes([_FULL]) or length_at >= len(stream):
+            raise ValueError(f"no section begins at {at} of {len(stream)} bytes")
         end_of_name = length_at + 1 + stream[length_at]
         names.append(stream[length_at + 1 : end_of_name].decode())
         at = _after_footer(stream, number, end_of_name + _INSTANCE_AND_VERSION_BYTES)
@@ -68,6 +70,6 @@ def _after_footer(stream: bytes, number: bytes, start: int) -> int:
                 f"no end of section {int.from_bytes(number, 'big')}, which begins before {start}"
             )
         end = at + len(footer)
-        if stream[end : end + 1] in (bytes([_FULL]), bytes([_EOF])):
+        if stream[end : end + 1] == bytes([_FULL]) or stream[end:] == bytes([_EOF]):
             return end
         start = at + 1

@@ -85,8 +85,9 @@ def test_what_was_not_measured_is_not_in_the_stated_limits(
 
 def test_a_count_that_is_there_now_and_then_is_unknown(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(HEALTHY, "vmstate_sections")
-    verdict, _, _ = hunted(story, lambda n: {"vmstate_sections": 41} if n < 20 else {}, sites=[])
-    assert verdict is Verdict.UNKNOWN
+    for cycles in (range(20), range(20, FULL)):
+        verdict, _, _ = hunted(story, lambda n: {"vmstate_sections": 41} if n in cycles else {}, sites=[])  # noqa: B023
+        assert verdict is Verdict.UNKNOWN
 
 
 @pytest.mark.parametrize(("grows", "expected"), [(900, Verdict.VALID), (1200, Verdict.INVALID)])

@@ -118,26 +118,53 @@ def test_an_attribute_that_is_lost_or_changed(folder: Path) -> None:
     expect_replayed(journal, folder)
 
 
-@pytest.mark.parametrize("what", ["mapread", "xattr", "direct", "lock", "nonsense"])
-def test_a_call_that_fails_says_so(tmp_path: Path, what: str) -> None:
-    """On a file that is not there, or holds other bytes."""
-    file = tmp_path / "file"
-    if what == "mapread":
-        file.write_bytes(b"A" * 65535 + b"B")
-    missing = tmp_path / "none" / "file"
-    path = file if what == "mapread" else missing
-    done = subprocess.run(
-        ["perl", workload.WORKER, what, path, "65"], capture_output=True, text=True, check=False
-    )
+def _operate(*words: str | Path, cwd: Path | None = None) -> str:
+    """What one operation says when it fails."""
+    argv = ["perl", str(workload.WORKER), *map(str, words)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, cwd=cwd)
     assert done.returncode != 0
-    assert done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["write", "append", "read", "unlink_open", "unlink", "deep", "direct", "map", "mapread", "xattr", "lock"],
+)
+def test_an_operation_on_what_is_not_there_says_so(tmp_path: Path, what: str) -> None:
+    assert _operate(what, tmp_path / "none" / "file", "65").endswith(": No such file or directory\n")
+
+
+@pytest.mark.parametrize(
+    ("what", "content", "says"),
+    [
+        ("read", lines(64) + b"1", "other bytes were read"),
+        ("unlink_open", lines(65)[:-1], "other bytes were read"),
+        ("mapread", b"A" * 65535 + b"B", "other bytes were read"),
+        ("mapread", b"A" * 4096, "bus error"),
+    ],
+)
+def test_other_bytes_are_seen(tmp_path: Path, what: str, content: bytes, says: str) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(content)
+    assert _operate(what, file, "65") == f"{what}: {says}\n"
+
+
+def test_a_folder_is_read_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    assert _operate("listed", "file", cwd=tmp_path) == "listed: not listed, or twice\n"
+
+
+def test_a_read_that_fails_half_way_is_no_end(tmp_path: Path) -> None:
+    """Reading one's own memory: its first page is never mapped (``man 5 proc``)."""
+    assert _operate("read", "/proc/self/mem", "1") == "read: read: Input/output error\n"
+
+
+def test_no_such_operation() -> None:
+    assert "no operation nonsense" in _operate("nonsense", "file")
 
 
 def test_a_worker_that_fails_says_at_what(tmp_path: Path) -> None:
     (tmp_path / "w0").mkdir()
     (tmp_path / "w0" / "h1").touch()
-    command = ["perl", workload.WORKER, "rounds", tmp_path / "w0", tmp_path / "journal", "/none"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert done.stderr == "link: link: File exists\n"
+    assert _operate("rounds", tmp_path / "w0", tmp_path / "journal", "/none") == "link: File exists\n"
     assert (tmp_path / "journal").read_text().splitlines()[-1] == "error link g1 h1"

@@ -187,6 +187,7 @@ def test_another(machine_name): pass
         ([], ["pc", "q35"]),
         (["--machine", "q35-pcie"], ["q35-pcie", "q35-pcie"]),
         (["--machine", "q35-pcie", "--machine", "q35"], ["q35-pcie", "q35-pcie"]),
+        (["--machine", "pc", "--machine", "q35"], ["pc", "q35", "pc", "q35"]),
         (["--full"], ["pc", "q35", "q35-pcie", "pc", "q35", "q35-pcie"]),
     ],
 )
@@ -197,6 +198,16 @@ def test_cells_that_cannot_differ_are_not_run_twice(
     (folder / "test_it.py").write_text(_ANY_PLUG)
     collected = _collected(run_pytest(folder, "--collect-only", "-q", *options))
     assert sorted(one.split("[")[1] for one in collected) == sorted(f"{machine}]" for machine in machines)
+
+
+def test_a_guest_has_a_kernel(folder: Path, run_pytest: Pytest) -> None:
+    content = _NO_GUEST_KERNEL.replace("kernel_name, machine_name", "guest")
+    (folder / "test_it.py").write_text(content)
+    ended = run_pytest(folder, "--collect-only", "-q")
+    assert ended.returncode != 0
+    assert (
+        "test_it.py::test_it is marked no_guest_kernel, and asks for a guest" in ended.stdout + ended.stderr
+    )
 
 
 _NO_GUEST_KERNEL = """

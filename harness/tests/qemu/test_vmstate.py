@@ -25,9 +25,11 @@ def test_the_names_in_order() -> None:
     assert section_names(stream) == ["timer", "0000:00:02.0/virtio-9p"]
 
 
-def test_a_content_that_looks_like_the_sections_own_footer() -> None:
-    inner = b"\x7e" + (3).to_bytes(4, "big") + b"\xff"
-    assert section_names(_START + section(3, "timer", inner) + b"\0") == ["timer"]
+@pytest.mark.parametrize("after", [b"\xff", b"\0"])
+def test_a_content_that_looks_like_the_sections_own_footer(after: bytes) -> None:
+    inner = b"\x7e" + (3).to_bytes(4, "big") + after
+    stream = _START + section(3, "timer", inner) + section(4, "rtc", b"") + b"\0"
+    assert section_names(stream) == ["timer", "rtc"]
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,10 @@ def test_a_content_that_looks_like_the_sections_own_footer() -> None:
         (b"", "no device state: it begins with b''"),
         (b"QEVM\0\0\0\2", "no device state"),
         ((_START + section(3, "timer", b"1"))[:-2], "no end of section 3"),
+        (_START, "no section begins at 8 of 8 bytes"),
+        (_START + b"\x04", "no section begins at 8 of 9 bytes"),
+        (_START + b"\x04\0\0\0\3\5ti", "no end of section 3"),
+        (_START + section(3, "timer", b"1") + b"\x04", "no section begins at 33"),
     ],
 )
 def test_what_is_no_device_state(stream: bytes, says: str) -> None:
