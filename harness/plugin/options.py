@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from zlib import crc32
 
 import pytest
 
@@ -98,9 +97,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             pin = metafunc.definition.get_closest_marker(f"pin_{fixture.removesuffix('_name')}")
             pinned = [name for name in names if pin is None or name in pin.args]
             if fixture == "machine_name" and _is_run_once(metafunc):
-                pinned = _distinct(pinned)
-                if not metafunc.config.getoption("machine"):
-                    pinned = _in_turn(metafunc.function.__name__, pinned)
+                pinned = _distinct(pinned) if metafunc.config.getoption("machine") else pinned[:1]
             if fixture == "kernel_name" and _boots_no_guest(metafunc):
                 pinned = pinned[:1]
             metafunc.parametrize(fixture, pinned, scope="session")
@@ -124,11 +121,6 @@ def _distinct(machines: list[str]) -> list[str]:
     """The first of those that differ in the way of their hotplug alone: they are one machine of QEMU's."""
     kinds = {MACHINE_TYPES[name].qemu: name for name in reversed(machines)}
     return [name for name in machines if name in kinds.values()]
-
-
-def _in_turn(scenario: str, machines: list[str]) -> list[str]:
-    """One of them, the same one in every run: such scenarios are spread over the machine types."""
-    return machines and [machines[crc32(scenario.encode()) % len(machines)]]
 
 
 def _pair(metafunc: pytest.Metafunc, axes: dict[str, tuple[str, ...]]) -> None:
