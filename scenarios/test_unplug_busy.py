@@ -165,7 +165,9 @@ def test_a_second_device_del(guest: Guest, hotplug: Hotplug, share: Share) -> No
         assert any(refusal in again.refusal.desc for refusal in REFUSALS), again.refusal
 
 
-def test_device_del_then_reset(guest: Guest, hotplug: Hotplug, run_state: RunState, share: Share) -> None:
+def test_device_del_then_reset(
+    guest: Guest, hotplug: Hotplug, run_state: RunState, migration: Migration, share: Share
+) -> None:
     """The reset ends the guest's use: the device goes, or stays and works, and can be unplugged."""
     hotplug.plug(share)
     guest.mount(share)
@@ -178,6 +180,7 @@ def test_device_del_then_reset(guest: Guest, hotplug: Hotplug, run_state: RunSta
         mount.unmount()
         hotplug.unplug(share)
     unplug.wait_completed()
+    migration.expect_not_blocked()
 
 
 def test_device_del_then_migrate(guest: Guest, hotplug: Hotplug, migration: Migration, share: Share) -> None:
