@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+from typing import Any
 
 from harness.checkers.record import MachineRecord, Record, text_of
 from harness.checkers.verdict import VALID, Finding, invalid, unknown
@@ -48,8 +49,7 @@ def _check(record: Record, machine: MachineRecord) -> Finding:
     if expected is not None and expected.seq < exit_.seq and not _crashed(exit_):
         misuse = _GLIB.search(log)
         return VALID if misuse is None else invalid(f"QEMU {machine.name!r}: {misuse[0].strip()}")
-    assertion = _ASSERTION.search(log)
-    return invalid(_epitaph(record, machine, exit_, assertion), *_evidence(record, machine, log))
+    return invalid(_epitaph(record, machine, exit_, log), *_evidence(record, machine, log))
 
 
 def _headline(report: list[str]) -> str:
@@ -69,13 +69,22 @@ def _crashed(exit_: Entry) -> bool:
     return code in [-s for s in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)]
 
 
-def _epitaph(record: Record, machine: MachineRecord, exit_: Entry, assertion: re.Match[str] | None) -> str:
+def _epitaph(record: Record, machine: MachineRecord, exit_: Entry, log: str) -> str:
     code = as_mapping(exit_.value).get("returncode")
     how = f"exited with {code}"
     if isinstance(code, int) and code < 0:
         how = f"was killed by {signal.Signals(-code).name}"
-    said = f": {assertion[0].strip()}" if assertion else ""
-    return f"QEMU {machine.name!r} {how} {_when(record, machine, exit_)}{said}"
+    said = _last_words(code, log)
+    return f"QEMU {machine.name!r} {how} {_when(record, machine, exit_)}{f': {said}' if said else ''}"
+
+
+def _last_words(code: Any, log: str) -> str:
+    """The assertion that failed; of a QEMU that ended by itself, the last thing that it complained of."""
+    assertion = _ASSERTION.search(log)
+    if assertion is not None:
+        return assertion[0].strip()
+    complaints = [line.strip() for line in log.splitlines() if line.strip() and "warning:" not in line]
+    return complaints[-1] if complaints and isinstance(code, int) and code > 0 else ""
 
 
 def _when(record: Record, machine: MachineRecord, exit_: Entry) -> str:

@@ -90,6 +90,13 @@ class TestQemuAlive:
         judgement = story.launched().exited(-signal.SIGABRT).closed().judged(qemu_alive)
         assert judgement.summary.endswith(line)
 
+    @pytest.mark.parametrize(("returncode", "quoted"), [(1, True), (-signal.SIGKILL, False)])
+    def test_what_it_ended_itself_for_is_quoted(self, story: Story, returncode: int, quoted: bool) -> None:
+        line = "qemu: load of migration failed: Invalid argument: device '0000:00:08.0/virtio-net'"
+        story.qemu(f"{line}\nqemu: warning: something else\n")
+        judgement = story.launched().exited(returncode).closed().judged(qemu_alive)
+        assert judgement.summary.endswith(line) is quoted
+
     def test_a_crash_while_quitting_is_a_crash(self, story: Story) -> None:
         judgement = story.launched().quit(-signal.SIGSEGV).closed().judged(qemu_alive)
         assert judgement.verdict is INVALID
