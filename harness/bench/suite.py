@@ -14,7 +14,6 @@ from pathlib import Path
 
 import psutil
 
-from harness.detection import scenarios_folder
 from harness.errors import SetupError
 
 #: What a process has used is looked at so often; of its last moments nothing is seen.
@@ -36,13 +35,12 @@ class SuiteRun:
         return self.python_s / self.cpu_s if self.cpu_s else 0.0
 
 
-def run_suite(workers: int, options: Sequence[str], log: Path) -> SuiteRun:
-    """Run the scenarios with pytest and ``options``, as a user would.
+def run_suite(folder: Path, workers: int, options: Sequence[str], log: Path) -> SuiteRun:
+    """Run the scenarios in ``folder`` with pytest and ``options``, as a user would.
 
     :param log: where its output goes.
     :raises SetupError: when a scenario failed, or none ran: the time of such a run says nothing.
     """
-    folder = scenarios_folder()
     argv = [sys.executable, "-m", "pytest", str(folder), "-n", str(workers), "-p", "no:cacheprovider"]
     before, began = _reaped_s(), time.monotonic()
     with log.open("wb") as output:
@@ -74,12 +72,13 @@ def _reaped_s() -> float:
 def _watch(process: psutil.Popen) -> float:
     """Wait for the end of ``process``; what Python used, in it and in its descendants."""
     used: dict[int, float] = {}
-    while process.poll() is None:
+    while True:
         with contextlib.suppress(psutil.NoSuchProcess):
             for one in (process, *process.children(recursive=True)):
                 _look(one, used)
-        time.sleep(_LOOK_EVERY_S)
-    return sum(used.values())
+        with contextlib.suppress(psutil.TimeoutExpired):
+            process.wait(timeout=_LOOK_EVERY_S)
+            return sum(used.values())
 
 
 def _look(process: psutil.Process, used: dict[int, float]) -> None:

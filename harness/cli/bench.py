@@ -20,6 +20,7 @@ from harness.bench.contests import CONTESTS, profile
 from harness.bench.peers import has_labgrid
 from harness.bench.suite import run_suite
 from harness.cli.report import axes, progress
+from harness.detection import scenarios_folder
 from harness.guest.lab import Cell
 from harness.matrix import Matrix, Selection
 from harness.reaper import RunFolder
@@ -97,11 +98,11 @@ def _given(context: click.Context, expression: str | None) -> list[str]:
 
 def _suite(options: list[str], as_json: bool) -> None:
     """One run each, and none for warming up: one takes minutes."""
-    runs = []
+    runs, scenarios = [], scenarios_folder()
     folder = Path(tempfile.mkdtemp(prefix="bench-suite-"))
     for workers in _WORKERS:
         progress(f"the scenarios, with {workers} workers ({folder}/{workers}.log) …")
-        runs.append(run_suite(workers, options, folder / f"{workers}.log"))
+        runs.append(run_suite(scenarios, workers, options, folder / f"{workers}.log"))
     shutil.rmtree(folder)
     if as_json:
         cores = len(os.sched_getaffinity(0))
