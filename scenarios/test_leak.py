@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.actions.hotplug import Hotplug, unplug_without_guest
-from harness.actions.leak_hunt import LeakHunt
+from harness.actions.leak_hunt import SAVING, LeakHunt
 from harness.actions.migration import expect_blocked_by, under_way
 from harness.errors import QemuError
 from harness.guest import p9
@@ -214,7 +214,7 @@ def test_loadvm_over_a_mounted_share(leak_hunt: LeakHunt, share: Share) -> None:
         assert not guest.machine.qmp.hmp("loadvm unmounted")
 
     # loadvm by itself leaks its channel (QEMU: migration/savevm.c, qemu_fopen_bdrv).
-    leak_hunt.repeat_raw(cycle, control=control, saves=True)
+    leak_hunt.repeat_raw(cycle, SAVING, control=control)
 
 
 @pytest.mark.no_guest_kernel
@@ -232,7 +232,7 @@ def test_an_unmounted_device_is_saved(leak_hunt: LeakHunt, share: Share) -> None
         guest.eject(share)
 
     # savevm by itself leaks its channel and, in 10.0, the writer of its description.
-    leak_hunt.repeat_raw(cycle, control=control, saves=True)
+    leak_hunt.repeat_raw(cycle, SAVING, control=control)
 
 
 @pytest.mark.no_guest_kernel
@@ -247,7 +247,7 @@ def test_an_unmounted_device_begins_to_migrate(leak_hunt: LeakHunt, share: Share
             pass
         guest.eject(share)
 
-    leak_hunt.repeat_raw(cycle, saves=True)
+    leak_hunt.repeat_raw(cycle, SAVING)
 
 
 @pytest.mark.no_guest_kernel

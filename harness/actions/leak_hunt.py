@@ -36,11 +36,14 @@ class Plan:
     """How often to repeat: ``warm_up`` cycles, then twice ``cycles``.
 
     :param guest: a guest runs, and makes QEMU's memory grow by using its own.
+    :param saves: the cycle writes streams by itself: none is written in between to count its sections (11.1
+        keeps the description of a stream until the next one is written).
     """
 
     warm_up: int
     cycles: int
     guest: bool = False
+    saves: bool = False
 
     @property
     def lengths(self) -> tuple[int, int, int]:
@@ -50,6 +53,7 @@ class Plan:
 
 #: A cycle without a guest takes some 40 to 75 ms.
 WITHOUT_GUEST = Plan(warm_up=10, cycles=10)
+SAVING = replace(WITHOUT_GUEST, saves=True)
 WITH_GUEST = Plan(warm_up=5, cycles=10, guest=True)
 
 
@@ -116,19 +120,12 @@ class LeakHunt:
         plan: Plan = WITHOUT_GUEST,
         *,
         control: Callable[[RawGuest], object] | None = None,
-        saves: bool = False,
     ) -> None:
         """The same with a client of our own in the place of the guest: the device is really used.
 
         :param control: the cycle without the device; what grows in it as well is none of the device's.
-        :param saves: the cycle writes streams by itself: none is written in between to count its sections
-            (11.1 keeps the description of a stream until the next one is written).
         """
-
-        def start(name: str) -> RawGuest:
-            return RawGuest(self.lab, name=name)
-
-        self._hunt(start, lambda raw: raw.machine, cycle, plan, control, saves=saves)
+        self._hunt(lambda name: RawGuest(self.lab, name=name), lambda raw: raw.machine, cycle, plan, control)
 
     def _hunt(
         self,
@@ -137,14 +134,12 @@ class LeakHunt:
         cycle: Callable[[S], object],
         plan: Plan,
         control: Callable[[S], object] | None = None,
-        *,
-        saves: bool = False,
     ) -> None:
         value = {"warm_up": plan.warm_up, "lengths": plan.lengths, "guest": plan.guest}
         self.lab.history.note("host", "leak:plan", value)
-        profiles = self._measure(start, machine_of, cycle, plan, sections=not saves)
+        profiles = self._measure(start, machine_of, cycle, plan)
         if control is not None:
-            baseline = self._measure(start, machine_of, control, plan, "control-", sections=not saves)
+            baseline = self._measure(start, machine_of, control, plan, "control-")
             profiles = [_less(profile, base) for profile, base in zip(profiles, baseline, strict=True)]
         self._write_sites(profiles, plan)
 
@@ -155,15 +150,13 @@ class LeakHunt:
         cycle: Callable[[S], object],
         plan: Plan,
         prefix: str = "",
-        *,
-        sections: bool,
     ) -> list[dict[Site, Live]]:
         subject = start(f"{prefix}cycles")
         machine = machine_of(subject)
         profiles = []
         for number in range(plan.lengths[-1]):
             cycle(subject)
-            value = {"cycle": number, **(_sections(machine) if sections else {}), **footprint(machine)}
+            value = {"cycle": number, **({} if plan.saves else _sections(machine)), **footprint(machine)}
             self.lab.history.note(machine.name, f"leak:{prefix}sample", value)
             if number + 1 in plan.lengths:
                 written = jemalloc.profile(machine, self._prefix(machine.name))
@@ -179,7 +172,6 @@ class LeakHunt:
             if live[2].objects > live[1].objects > live[0].objects:
                 sites.append((live, site))
         sites.sort(key=lambda found: found[0][0].objects - found[0][2].objects)
-        named = symbols.Symbols()
         content = {
             "lengths": plan.lengths,
             "total_objects": [sum(live.objects for live in profile.values()) for profile in profiles],
@@ -188,7 +180,7 @@ class LeakHunt:
                 {
                     "objects": [one.objects for one in live],
                     "bytes": [one.bytes for one in live],
-                    "stack": [named.name(file, offset) for file, offset in site],
+                    "stack": [symbols.name(file, offset) for file, offset in site],
                 }
                 for live, site in sites[:_MAX_SITES]
             ],

@@ -90,10 +90,10 @@ def read_profile(path: Path) -> dict[Site, Live]:
     heap, found, mapped = text.partition("MAPPED_LIBRARIES:")
     if not text.startswith("heap_v2/") or not found:
         raise SetupError(f"{path} is no heap profile of jemalloc")
-    place = _Mapping(mapped)
+    place = cache(_Mapping(mapped).of)
     live: dict[Site, Live] = defaultdict(lambda: Live(0, 0))
     for match in re.finditer(r"^@ (.*)\n\s+t\*: (\d+): (\d+)", heap, re.MULTILINE):
-        site = tuple(place.of(int(address, 16)) for address in match[1].split())
+        site = tuple(place(int(address, 16)) for address in match[1].split())
         before = live[site]
         live[site] = Live(before.objects + int(match[2]), before.bytes + int(match[3]))
     return dict(live)
@@ -109,9 +109,8 @@ class _Mapping:
             for start, end, offset, path in re.findall(pattern, maps, re.MULTILINE)
         )
         self._starts = [segment[0] for segment in self._segments]
-        self.of = cache(self._of)
 
-    def _of(self, address: int) -> tuple[str, int]:
+    def of(self, address: int) -> tuple[str, int]:
         index = bisect.bisect(self._starts, address) - 1
         if index >= 0:
             start, end, offset, path = self._segments[index]

@@ -12,7 +12,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from harness.qemu.symbols import Symbols
+from harness.qemu import symbols
 
 #: Every program that is built with AddressSanitizer calls it first (compiler-rt: ``asan_init_version.h``).
 _RUNTIME = b"__asan_init"
@@ -81,7 +81,6 @@ def collect(log: Path, binary: Path, program: str, to: Path, *, quit_cleanly: bo
 
 
 def _named(report: str, binary: Path, program: str) -> str:
-    symbols = Symbols()
     program = os.path.realpath(program)  # As the kernel tells the sanitizers (``/proc/self/exe``).
 
     def name(match: re.Match[str]) -> str:

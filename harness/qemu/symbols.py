@@ -12,27 +12,22 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
 
-class Symbols:
-    """Looks names up, one table a file, read once a process, and when it changed."""
+def name(file: str, offset: int) -> str:
+    """``function+0x12 (file)`` for a file offset, or ``file+0x1234`` where nothing is known."""
+    short = Path(file).name
+    starts, names = _table(file).functions
+    index = bisect.bisect(starts, offset) - 1
+    if index >= 0:
+        size, function = names[index]
+        inside = offset - starts[index]
+        if inside < max(size, 1):
+            return f"{function}+{inside:#x} ({short})"
+    return f"{short}+{offset:#x}"
 
-    def __init__(self) -> None:
-        self._table = cache(_table)
 
-    def name(self, file: str, offset: int) -> str:
-        """``function+0x12 (file)`` for a file offset, or ``file+0x1234`` where nothing is known."""
-        short = Path(file).name
-        starts, names = self._table(file).functions
-        index = bisect.bisect(starts, offset) - 1
-        if index >= 0:
-            size, name = names[index]
-            inside = offset - starts[index]
-            if inside < max(size, 1):
-                return f"{name}+{inside:#x} ({short})"
-        return f"{short}+{offset:#x}"
-
-    def at_address(self, file: str, address: int) -> str:
-        """The same for an address as the file itself counts them (ELF: ``p_vaddr``)."""
-        return self.name(file, address - _shift(self._table(file).segments, address))
+def at_address(file: str, address: int) -> str:
+    """The same for an address as the file itself counts them (ELF: ``p_vaddr``)."""
+    return name(file, address - _shift(_table(file).segments, address))
 
 
 @dataclass(frozen=True)
@@ -48,6 +43,7 @@ def _shift(segments: dict[tuple[int, int], int], address: int) -> int:
 
 
 def _table(file: str) -> _Table:
+    """Read once a process, and again when the file changed."""
     try:
         found = Path(file).stat()
     except OSError:

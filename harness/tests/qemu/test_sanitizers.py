@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.qemu import sanitizers
-from harness.qemu.symbols import Symbols
+from harness.qemu import sanitizers, symbols
 
 _LOADER = "/cache/root/lib64/ld-linux-x86-64.so.2"
 _FREED = f"""==7==ERROR: AddressSanitizer: heap-use-after-free on address 0x61b
@@ -37,7 +36,7 @@ _OURS = f"""Direct leak of 24 byte(s) in 1 object(s) allocated from:
 def collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a report goes; QEMU's code at 0x10 is v9fs_walk, at 0x20 a function whose leaks do not count."""
     names = {0x10: "v9fs_walk+0x1 (qemu)", 0x20: "qio_channel_block_new+0x17 (qemu)"}
-    monkeypatch.setattr(Symbols, "at_address", lambda _, file, address: names[address])
+    monkeypatch.setattr(symbols, "at_address", lambda file, address: names[address])
     return tmp_path / "sanitizer.txt"
 
 
