@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from harness.channel import Completed
 from harness.errors import GuestError, Violation
 from harness.guest.guest import quote
 from harness.guest.job import Job
@@ -60,12 +61,10 @@ class Workload:
         return [int(line) for line in self.mount.guest.succeed(counts).split()]
 
     def wait_progress(self) -> None:
-        """The witness: each worker runs, and has an operation acknowledged that began after this call did.
+        """The witness: each worker has an operation acknowledged that began after this call did.
 
         :raises GuestError: when one has ended. :raises WaitTimeout: when one does not get on.
         """
-        for job in self._jobs:
-            job.expect_running()
         self._wait_counts([count + 2 for count in self._counts()])
 
     def _wait_counts(self, wanted: list[int]) -> None:
@@ -79,13 +78,9 @@ class Workload:
 
     def _watch(self) -> None:
         self.mount.guest.machine.watch()
-        journals = " ".join(map(self._journal, range(self._workers)))
-        failed = self.mount.guest.run(f"grep -h '^error' {journals}").stdout.strip()
-        if failed:
-            said = [job.wait().stderr.strip() for job in self._jobs if not job.running]
-            raise GuestError(f"a worker on {self.mount.share.id} ended with {failed!r}: {'; '.join(said)}")
-        for job in self._jobs:
-            job.expect_running()
+        for worker, job in enumerate(self._jobs):
+            if not job.running:
+                raise self._ended(worker, job.wait())
 
     def stop(self) -> None:
         """Let every worker end its round, and wait for it.
@@ -96,10 +91,13 @@ class Workload:
         for worker, job in enumerate(self._jobs):
             done = job.wait(timeout_s=_PROGRESS_TIMEOUT_S)
             if done.returncode != 0:
-                last = self.mount.guest.run(f"tail -n 1 {self._journal(worker)}").stdout.strip()
-                raise GuestError(
-                    f"{job.what} ended with {done.returncode}: {last}", details=done.stderr.strip()
-                )
+                raise self._ended(worker, done)
+
+    def _ended(self, worker: int, done: Completed) -> GuestError:
+        """What a worker ended with, and at which operation."""
+        last = self.mount.guest.run(f"tail -n 1 {self._journal(worker)}").stdout.strip()
+        what = self._jobs[worker].what
+        return GuestError(f"{what} ended with {done.returncode}: {last}", details=done.stderr.strip())
 
     def expect_acknowledged(self) -> None:
         """Every operation that was acknowledged is on the host, and nothing else.
