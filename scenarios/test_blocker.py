@@ -103,6 +103,7 @@ def test_blocked_whatever_the_protocol(
     migration.migrate()
 
 
+@pytest.mark.any_plug
 def test_the_blocker_is_of_the_device_that_is_mounted(
     guest: Guest, hotplug: Hotplug, migration: Migration, shares: tuple[Share, ...]
 ) -> None:

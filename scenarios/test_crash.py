@@ -28,6 +28,7 @@ def after_unplug(guest: Guest, hotplug: Hotplug, share: Share) -> Guest:
     return guest
 
 
+@pytest.mark.any_plug
 def test_stop_and_cont_after_unplug(after_unplug: Guest, run_state: RunState) -> None:
     """A stale vm change state handler is called here (the bug of 2015)."""
     run_state.stop()
@@ -35,6 +36,7 @@ def test_stop_and_cont_after_unplug(after_unplug: Guest, run_state: RunState) ->
     after_unplug.succeed("true")
 
 
+@pytest.mark.any_plug
 def test_migrate_after_unplug(after_unplug: Guest, migration: Migration) -> None:
     """No section of the dead device is sent: the destination has no such device."""
     migration.expect_not_blocked()
@@ -42,6 +44,7 @@ def test_migrate_after_unplug(after_unplug: Guest, migration: Migration) -> None
     after_unplug.succeed("true")
 
 
+@pytest.mark.any_plug
 def test_savevm_and_loadvm_after_unplug(after_unplug: Guest, snapshot: Snapshot) -> None:
     """Neither saving nor loading meets a stale vmstate handler."""
     snapshot.savevm("unplugged")
@@ -49,6 +52,7 @@ def test_savevm_and_loadvm_after_unplug(after_unplug: Guest, snapshot: Snapshot)
     after_unplug.succeed("true")
 
 
+@pytest.mark.any_plug
 def test_system_reset_after_unplug(after_unplug: Guest, run_state: RunState) -> None:
     """No reset handler of the dead device is left; the guest boots again."""
     run_state.system_reset()
@@ -67,6 +71,7 @@ def test_screendump_after_unplug(lab: Lab, share: Share) -> None:
     assert picture.startswith(b"P6"), picture[:20]
 
 
+@pytest.mark.any_plug
 def test_quit_after_unplug(after_unplug: Guest) -> None:
     """QEMU ends cleanly."""
     after_unplug.machine.quit()
@@ -87,6 +92,7 @@ def everything(guest: Guest, lab: Lab) -> None:
     guest.machine.quit()
 
 
+@pytest.mark.any_plug
 def test_everything_after_a_plug_that_failed(
     guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...], lab: Lab
 ) -> None:

@@ -53,6 +53,7 @@ def test_a_share_is_used_over_the_serial_console(guest: Guest, hotplug: Hotplug,
     hotplug.unplug(share)
 
 
+@pytest.mark.any_plug
 def test_the_whole_life_of_any_kind_of_share(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, variant: Variant
 ) -> None:

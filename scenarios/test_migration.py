@@ -58,6 +58,7 @@ def test_a_device_is_alive_after_loadvm(
     hotplug.unplug(share)
 
 
+@pytest.mark.any_plug
 def test_a_device_is_alive_after_the_snapshot_jobs(
     guest: Guest, hotplug: Hotplug, snapshot: Snapshot, share: Share
 ) -> None:
@@ -133,6 +134,7 @@ def test_files_that_changed_in_between(
 COMPLAINTS = ("/virtio-9p'", "Failed to load pcie-root-port")
 
 
+@pytest.mark.any_plug
 @pytest.mark.parametrize("difference", ["without_the_device", "at_another_address"])
 def test_a_destination_that_does_not_match(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, difference: str

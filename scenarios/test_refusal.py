@@ -61,6 +61,7 @@ def test_a_bus_that_forbids_hotplug(
     cold_plugged.mount(share).unmount()
 
 
+@pytest.mark.any_plug
 def test_names_that_are_taken_or_unknown(guest: Guest, hotplug: Hotplug, lab: Lab) -> None:
     """A busy id and an unknown one."""
     share, other = lab.shares[2:]
@@ -77,6 +78,7 @@ def test_names_that_are_taken_or_unknown(guest: Guest, hotplug: Hotplug, lab: La
     hotplug.unplug(share)
 
 
+@pytest.mark.any_plug
 def test_hotplug_during_a_migration(guest: Guest, hotplug: Hotplug, migration: Migration, lab: Lab) -> None:
     """Refused while it lasts; when it was cancelled, everything works."""
     share, other = lab.shares[2:]
@@ -93,6 +95,7 @@ def test_hotplug_during_a_migration(guest: Guest, hotplug: Hotplug, migration: M
     hotplug.plug(other)
 
 
+@pytest.mark.any_plug
 def test_a_refused_plug_while_the_stream_stalls(guest: Guest, lab: Lab) -> None:
     """A destination that does not read delays the migration, and nothing else: the refusal comes at once."""
     machine, share = guest.machine, lab.shares[2]
@@ -107,6 +110,7 @@ def test_a_refused_plug_while_the_stream_stalls(guest: Guest, lab: Lab) -> None:
     assert answered_while_stalled, "QMP hung in device_add for as long as the migration stream stalled"
 
 
+@pytest.mark.any_plug
 def test_a_mount_during_a_migration(guest: Guest, hotplug: Hotplug, migration: Migration, lab: Lab) -> None:
     """The mount cannot block a migration that has begun: it is refused, and works once that is over."""
     share = lab.shares[2]
@@ -120,6 +124,7 @@ def test_a_mount_during_a_migration(guest: Guest, hotplug: Hotplug, migration: M
     migration.expect_not_blocked()
 
 
+@pytest.mark.any_plug
 def test_only_migratable(lab: Lab, shares: tuple[Share, ...]) -> None:
     """With -only-migratable nothing may block: the mount is refused (EACCES), the device is not."""
     guest = lab.boot(replace(lab.spec(), extra=("-only-migratable",)))

@@ -27,6 +27,7 @@ def shares(request: pytest.FixtureRequest, lab: Lab) -> tuple[Share, ...]:
     return lab.declare(first, second.beside(first))
 
 
+@pytest.mark.any_plug
 @pytest.mark.parametrize("goes", ["first", "second"])
 def test_unplugging_one_leaves_the_other_working(
     guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...], goes: str

@@ -58,6 +58,7 @@ REQUESTS = {
 }
 
 
+@pytest.mark.any_plug
 @pytest.mark.parametrize("kind", REQUESTS)
 def test_device_del_waits_for_a_request(
     guest: Guest, hotplug: Hotplug, share: Share, hold: Hold, kind: str
@@ -80,6 +81,7 @@ def test_device_del_waits_for_a_request(
     unplug.wait_completed()
 
 
+@pytest.mark.any_plug
 @pytest.mark.parametrize("count", [24, 128])
 def test_device_del_waits_for_many_requests(
     guest: Guest, hotplug: Hotplug, share: Share, hold: Hold, count: int
@@ -98,6 +100,7 @@ def test_device_del_waits_for_many_requests(
     unplug.wait_completed()
 
 
+@pytest.mark.any_plug
 @pytest.mark.parametrize("cache", ["none", "mmap"])
 def test_device_del_waits_for_a_workload(guest: Guest, hotplug: Hotplug, share: Share, cache: str) -> None:
     """Files, mappings, locks, renames, deep trees: the workers get on, and each acknowledged byte stays."""
@@ -113,6 +116,7 @@ def test_device_del_waits_for_a_workload(guest: Guest, hotplug: Hotplug, share: 
     workload.expect_acknowledged()
 
 
+@pytest.mark.any_plug
 @pytest.mark.parametrize("kind", KINDS)
 def test_device_del_waits_for_the_last_user(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, kind: str
@@ -131,6 +135,7 @@ def test_device_del_waits_for_the_last_user(
     migration.expect_not_blocked()
 
 
+@pytest.mark.any_plug
 def test_device_del_waits_for_a_mount_inside(
     guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]
 ) -> None:

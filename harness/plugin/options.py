@@ -67,7 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Check what can be checked without touching anything."""
     config.addinivalue_line("markers", "pin_machine(*names): this scenario is about these types alone")
     config.addinivalue_line("markers", "pin_variant(*names): … about these kinds of shares alone")
-    config.addinivalue_line("markers", "any_plug: it cannot matter to this scenario how devices are plugged")
+    config.addinivalue_line("markers", "any_plug: how devices are plugged matters no more than elsewhere")
     config.addinivalue_line("markers", "no_guest_kernel: no guest boots in this scenario")
     config.addinivalue_line("markers", "cold: the guest of this scenario is booted, never restored")
     config.stash[MATRIX] = Matrix(selection_of(config), report=_report)
