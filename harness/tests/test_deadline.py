@@ -20,8 +20,13 @@ def test_a_timeout_says_what_was_awaited_and_seen(tmp_path: Path) -> None:
         wait_until(lambda: next(seen) < 0, what="the impossible", timeout_s=0.05, artifacts=tmp_path)
     assert caught.value.last is False
     assert caught.value.elapsed_s >= 0.05
-    waited = f"waited {caught.value.elapsed_s:.1f} s"
-    assert str(caught.value).startswith(f"{waited} for the impossible; last seen: False; artefacts: ")
+    expected = WaitTimeout("the impossible", last=False, elapsed_s=caught.value.elapsed_s, artifacts=tmp_path)
+    assert str(caught.value) == str(expected)
+
+
+def test_the_message_of_a_timeout(tmp_path: Path) -> None:
+    error = WaitTimeout("the impossible", last=False, elapsed_s=0.052, artifacts=tmp_path)
+    assert str(error).startswith("waited 0.1 s for the impossible; last seen: False; artefacts: ")
 
 
 def test_a_deadline_of_zero_still_looks_once() -> None:
