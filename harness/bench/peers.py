@@ -34,7 +34,7 @@ def bare_boot(cell: Cell, run: RunFolder) -> float:
     )
     spec, port = cell.spec("bare", (), frozenset()), free_port()
     shutil.copyfile(spec.disk, paths.disk)
-    argv = [word.replace("127.0.0.1:0-", f"127.0.0.1:{port}-") for word in render(spec, paths)]
+    argv = render(spec, paths, ssh_port=port)
     key = paramiko.Ed25519Key.from_private_key_file(str(cell.image.client_key))
     clock = Deadline.after(0)
     with (folder / "qemu.log").open("wb") as log:

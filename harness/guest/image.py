@@ -14,6 +14,7 @@ class GuestImage:
 
     :param name: the recipe's name, such as ``6.1``.
     :param kernel_version: the kernel's full release, such as ``6.1.0-41-amd64``.
+    :param bzimage: the kernel as it was packed; ``kernel`` may be unpacked.
     :param disk: an empty qcow2, to be copied.
     :param client_key: the OpenSSH private key (ed25519, mode 0600) that the guest's root accepts.
     :param host_key: the guest's public host key, ``ssh-ed25519 AAAA…``.
@@ -23,6 +24,7 @@ class GuestImage:
     name: str
     kernel_version: str
     kernel: Path
+    bzimage: Path
     initramfs: Path
     cmdline: str
     disk: Path
@@ -33,4 +35,4 @@ class GuestImage:
     @property
     def boot(self) -> Boot:
         """The part of it that QEMU needs."""
-        return Boot(self.kernel, self.initramfs, self.cmdline)
+        return Boot(self.kernel, self.initramfs, self.cmdline, self.bzimage)

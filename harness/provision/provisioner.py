@@ -30,11 +30,12 @@ from harness.provision.faults import Catalogue
 from harness.provision.recipes import BuildRecipe, GuestRecipe, QemuRecipe, Recipe
 from harness.provision.recipes import recipes_folder as find_recipes
 from harness.provision.space import told_in_one_line
-from harness.qemu.binary import PROGRAM, QemuInstall, with_sanitizer
+from harness.qemu.binary import PROGRAM, QemuInstall, examined
 
 #: Changed whenever the code makes other files of the same recipe.
 FORMAT = 2
 _DISK_MIB = 1024
+_KERNEL, _BZIMAGE = "kernel", "bzImage"
 _QEMU = f"usr/bin/{PROGRAM}"
 _LIBRARY_FOLDERS = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/pulseaudio")
 #: What no program reads; a third of an unpacked QEMU.
@@ -88,12 +89,13 @@ class Provisioner:
         def fill(into: Path, packages: dict[str, Path]) -> None:
             _make_guest(into, recipe, packages, overlay, pair)
 
-        content = [pair.client_public, pair.host_public, _tree(overlay)]
+        content = [pair.client_public, pair.host_public, _tree(overlay), [_KERNEL, _BZIMAGE]]
         entry, key = self._provide("guests", name, recipe, content, fill)
         return GuestImage(
             name=name,
             kernel_version=(entry / "kernel-version").read_text(),
-            kernel=entry / "kernel",
+            kernel=entry / _KERNEL,
+            bzimage=entry / _BZIMAGE,
             initramfs=entry / "initramfs.cpio",
             cmdline=recipe.cmdline,
             disk=entry / "disk.qcow2",
@@ -255,8 +257,9 @@ def _make_guest(
     if len(found) != 1:
         raise SetupError(f"{recipe.kernel} of {recipe.release} contains {len(found)} kernels, not one")
     ((version, path),) = found.items()
-    kernel = path.read_bytes()
-    (into / "kernel").write_bytes(vmlinux.extract(kernel) if recipe.uncompressed else kernel)
+    packed = path.read_bytes()
+    (into / _BZIMAGE).write_bytes(packed)
+    (into / _KERNEL).write_bytes(vmlinux.extract(packed) if recipe.uncompressed else packed)
     (into / "kernel-version").write_text(version)
     image = initramfs.build(
         packages["packages"], packages["kernel"], recipe.programs, recipe.modules, overlay, pair
@@ -336,7 +339,7 @@ def _install(name: str, root: Path, key: str, binary: Path | None = None) -> Qem
         key=key,
         libraries=libraries,
     )
-    return with_sanitizer(install)
+    return examined(install)
 
 
 def _tree(folder: Path) -> list[tuple[str, bool, str]]:

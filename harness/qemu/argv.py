@@ -33,16 +33,19 @@ class MachinePaths:
     console_log: Path
 
 
-def render(spec: MachineSpec, paths: MachinePaths) -> list[str]:
+def render(spec: MachineSpec, paths: MachinePaths, ssh_port: int = 0) -> list[str]:
     """The complete argument vector for ``spec``.
 
-    Only options that QEMU has had since 2.4 are used, in their long form (``server=on``).
+    Only options that QEMU has had since 2.4 are used, in their long form (``server=on``), and those that
+    ``spec.qemu`` says it has.
+
+    :param ssh_port: the port on the host that leads to the guest's SSH; 0 for any that is free.
     """
     return spec.qemu.argv(
         *_machine(spec),
         *_monitor(paths),
-        *_serial(paths),
-        *_network(paths),
+        *_serial(spec, paths),
+        *_network(paths, ssh_port),
         *_disk(paths),
         *_boot(spec),
         *_hotplug_places(spec),
@@ -77,20 +80,22 @@ def _monitor(paths: MachinePaths) -> Iterator[str]:
     yield from ("-mon", "chardev=qmp,mode=control")
 
 
-def _serial(paths: MachinePaths) -> Iterator[str]:
+def _serial(spec: MachineSpec, paths: MachinePaths) -> Iterator[str]:
     # ttyS0 is the kernel's alone and goes to a file, so no reader is needed for it to be complete;
     # ttyS1 is the guest's shell, logged by QEMU as it passes.
-    yield from ("-chardev", f"file,id=ttyS0,path={_comma(paths.kernel_log)},append=on")
+    append, log = "", ""
+    if spec.qemu.chardev_logs:
+        append, log = ",append=on", f",logfile={_comma(paths.console_log)},logappend=on"
+    yield from ("-chardev", f"file,id=ttyS0,path={_comma(paths.kernel_log)}{append}")
     yield from ("-serial", "chardev:ttyS0")
-    log = f"logfile={_comma(paths.console_log)},logappend=on"
-    yield from ("-chardev", f"socket,id=ttyS1,path={_comma(paths.console)},server=on,wait=off,{log}")
+    yield from ("-chardev", f"socket,id=ttyS1,path={_comma(paths.console)},server=on,wait=off{log}")
     yield from ("-serial", "chardev:ttyS1")
 
 
-def _network(paths: MachinePaths) -> Iterator[str]:
+def _network(paths: MachinePaths, ssh_port: int) -> Iterator[str]:
     yield from ("-chardev", f"socket,id=line,path={_comma(paths.line)},server=on,wait=off")
     # Port 0: the kernel picks a free one, so two runs never race for a number (slirp: hostfwd).
-    forwards = f"hostfwd=tcp:127.0.0.1:0-:22,guestfwd=tcp:{LINE_ADDRESS}:{LINE_PORT}-chardev:line"
+    forwards = f"hostfwd=tcp:127.0.0.1:{ssh_port}-:22,guestfwd=tcp:{LINE_ADDRESS}:{LINE_PORT}-chardev:line"
     yield from ("-netdev", f"user,id=net0,restrict=on,{forwards}")
     yield from ("-device", f"virtio-net-pci,id=nic0,netdev=net0,mac={MAC},romfile=,addr=0x8")
 
@@ -102,7 +107,8 @@ def _disk(paths: MachinePaths) -> Iterator[str]:
 
 
 def _boot(spec: MachineSpec) -> Iterator[str]:
-    yield from ("-kernel", str(spec.boot.kernel), "-initrd", str(spec.boot.initramfs))
+    kernel = spec.boot.kernel if spec.qemu.boots_elf else spec.boot.bzimage
+    yield from ("-kernel", str(kernel), "-initrd", str(spec.boot.initramfs))
     yield from ("-append", spec.boot.cmdline)
 
 
@@ -144,7 +150,7 @@ def _comma(value: str | Path) -> str:
     return str(value).replace(",", ",,")
 
 
-def script(spec: MachineSpec, run_folder: Path) -> str:
+def script(spec: MachineSpec, run_folder: Path, ssh_port: int = 0) -> str:
     """A shell script that starts the same machine again by itself, in a folder of its own.
 
     Every path inside ``run_folder`` (sockets, disk, shares) is moved to a fresh temporary folder, made
@@ -165,7 +171,7 @@ def script(spec: MachineSpec, run_folder: Path) -> str:
         kernel_log=run_folder / "guest-kernel.log",
         console_log=run_folder / "console.log",
     )
-    words = [here(word) for word in render(spec, scratch)]
+    words = [here(word) for word in render(spec, scratch, ssh_port)]
     lines = [
         "#!/bin/sh",
         f"# Starts the QEMU {spec.name!r} of this test again ({spec.qemu.name}, {spec.machine_type.name}).",

@@ -21,10 +21,19 @@ from harness.qemu import sanitizers
 
 #: A file of QEMU's firmware without which no PC boots (QEMU: ``pc-bios/``, ``hw/i386/x86.c``).
 FIRMWARE = "bios-256k.bin"
+#: What QEMU puts in front of a kernel that is not packed (QEMU: ``pc-bios/optionrom/pvh.S``).
+_PVH = "pvh.bin"
 PROGRAM = "qemu-system-x86_64"
 #: The property of ``ICH9-LPC`` for it, since 6.1 (QEMU: ``hw/acpi/ich9.c``).
 ACPI_ROOT_PORTS = "acpi-pci-hotplug-with-bridge-support"
 _PROBE_TIMEOUT_S = 60
+#: A machine without anything, and an option that ends it once the others have been acted upon.
+_NOTHING = ("-machine", "none", "-nodefaults", "-display", "none")
+_END = ("-device", "harness-ends-here")
+_IN_QUESTION = (
+    *("-chardev", f"null,id=log,logfile={os.devnull}"),
+    *("-netdev", "user,id=net,hostfwd=tcp:127.0.0.1:0-:22"),
+)
 #: Where a Linux host keeps the libraries of its own programs (Debian and multiarch; Fedora; the rest).
 HOST_LIBRARIES = tuple(
     Path(folder) for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/local/lib", "/usr/lib")
@@ -39,7 +48,9 @@ class QemuInstall:
     unpacked release its own dynamic loader, the library path, and the binary); ``arguments`` follow the
     command on every call (firmware folders); ``key`` identifies the content for caches;
     ``libraries`` are the folders that its shared libraries come from; ``sanitized``: it was built with
-    AddressSanitizer.
+    AddressSanitizer; ``chardev_logs``: ``-chardev`` has ``logfile`` and ``append`` (since 2.6);
+    ``any_port``: ``hostfwd`` takes port 0, for any that is free; ``boots_elf``: ``-kernel`` takes one that is
+    not packed (since 4.0).
     """
 
     name: str
@@ -51,6 +62,9 @@ class QemuInstall:
     key: str = ""
     libraries: tuple[Path, ...] = HOST_LIBRARIES
     sanitized: bool = False
+    chardev_logs: bool = True
+    any_port: bool = True
+    boots_elf: bool = True
 
     def argv(self, *rest: str) -> list[str]:
         """The argument vector that runs this QEMU with ``rest``."""
@@ -109,14 +123,28 @@ def from_path(path: Path, data: Path | None = None) -> QemuInstall:
     install = QemuInstall(name=name, binary=path, command=(str(path),), key=content_key(path))
     read_banner(install)
     install = replace(install, arguments=_given(data) if data else _firmware_arguments(install))
-    return with_sanitizer(install)
+    return examined(install)
 
 
-def with_sanitizer(install: QemuInstall) -> QemuInstall:
-    """The same QEMU; if it was built with a sanitizer, with the options that it is to run with."""
-    if not sanitizers.is_sanitized(install.binary):
-        return install
-    return replace(install, sanitized=True, environment={**install.environment, **sanitizers.environment()})
+def examined(install: QemuInstall) -> QemuInstall:
+    """The same QEMU, with what its binary shows: whether it has a sanitizer, and which options it lacks."""
+    if sanitizers.is_sanitized(install.binary):
+        options = {**install.environment, **sanitizers.environment()}
+        install = replace(install, sanitized=True, environment=options)
+    return _with_options(install)
+
+
+def _with_options(install: QemuInstall) -> QemuInstall:
+    """Start it with the options in question; its complaint tells.
+
+    Options are read before anything is made of them, so a QEMU that does not know ``logfile`` complains of
+    that alone; it is older than port 0, too. With both it ends at a device that does not exist.
+    """
+    _, _, said = _call(install, *_NOTHING, *_IN_QUESTION, *_END)
+    logs = "logfile" not in said
+    any_port = logs and "forwarding rule" not in said
+    boots_elf = any((folder / _PVH).exists() for folder in _data(install))
+    return replace(install, chardev_logs=logs, any_port=any_port, boots_elf=boots_elf)
 
 
 def on_path(data: Path | None = None) -> QemuInstall | None:
@@ -172,6 +200,18 @@ def read_banner(install: QemuInstall) -> tuple[str, tuple[int, int, int]]:
 
 
 def _ask(install: QemuInstall, *arguments: str) -> str:
+    """What it prints; a QEMU up to some release after 2.11 prints its help on stderr."""
+    code, output, complaint = _call(install, *arguments)
+    if code == 0:
+        return output or complaint
+    complaint = complaint.strip() or output.strip()
+    last = complaint.splitlines()[-1] if complaint else "it printed nothing"
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+    raise UsageError(f"--qemu {install.name}: '{' '.join(arguments)}' {how}: {last}")
+
+
+def _call(install: QemuInstall, *arguments: str) -> tuple[int, str, str]:
+    """How it ends, and what it prints on stdout and stderr."""
     try:
         answer = subprocess.run(
             install.argv(*arguments),
@@ -187,14 +227,8 @@ def _ask(install: QemuInstall, *arguments: str) -> str:
         ) from exc
     except OSError as exc:
         raise UsageError(f"--qemu {install.name}: cannot be executed: {exc.strerror}") from exc
-    output = answer.stdout.decode("utf-8", "replace")
-    if answer.returncode != 0:
-        complaint = answer.stderr.decode("utf-8", "replace").strip() or output.strip()
-        last = complaint.splitlines()[-1] if complaint else "it printed nothing"
-        code = answer.returncode
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-        raise UsageError(f"--qemu {install.name}: '{' '.join(arguments)}' {how}: {last}")
-    return output
+    output, complaint = (stream.decode("utf-8", "replace") for stream in (answer.stdout, answer.stderr))
+    return answer.returncode, output, complaint
 
 
 def _given(data: Path) -> tuple[str, ...]:
@@ -205,12 +239,14 @@ def _given(data: Path) -> tuple[str, ...]:
 
 def _firmware_arguments(install: QemuInstall) -> tuple[str, ...]:
     """``-L`` with the firmware's folder, when the binary does not find it by itself."""
-    own = [Path(line.strip()) for line in _ask(install, "-L", "help").splitlines() if line.strip()]
+    own = _data(install)
     if any((folder / FIRMWARE).exists() for folder in own):
         return ()
     # A build tree: build/qemu-system-x86_64 or, of old, build/x86_64-softmmu/qemu-system-x86_64.
     here = install.binary.resolve().parent
     candidates = [parent / "pc-bios" for parent in (here, here.parent, here.parent.parent)]
+    # Installed (Debian: seabios has a folder of its own), and too old to tell.
+    candidates += [here.parent / "share" / name for name in ("qemu", "seabios")]
     for folder in candidates:
         if (folder / FIRMWARE).exists():
             return ("-L", str(folder))
@@ -218,3 +254,9 @@ def _firmware_arguments(install: QemuInstall) -> tuple[str, ...]:
     raise SetupError(
         f"--qemu {install.name}: no firmware ({FIRMWARE}); looked in {looked}; --qemu-data DIR names another"
     )
+
+
+def _data(install: QemuInstall) -> list[Path]:
+    """Where it looks for firmware; a QEMU before 2.6 or so takes ``help`` for a folder, and ends."""
+    code, output, _ = _call(install, *_NOTHING, "-L", "help", *_END)
+    return [Path(line.strip()) for line in output.splitlines() if line.strip()] if code == 0 else []

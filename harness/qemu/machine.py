@@ -10,6 +10,7 @@ import contextlib
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,7 @@ from harness.errors import ChannelLost, HarnessError, QemuDied, QmpLost, QmpSile
 from harness.history import History
 from harness.qemu import backtrace, sanitizers
 from harness.qemu.argv import MachinePaths, render, script
+from harness.qemu.binary import QemuInstall
 from harness.qemu.spec import MachineSpec, Share
 from harness.reaper import RunFolder
 
@@ -115,8 +117,9 @@ class Machine:
         machine = cls(spec, folder, disk, artifacts, history, pace)
         try:
             machine._make_folder(copy_disk=source is None)
-            machine._start(run, wrapping)
-            machine.qmp.connect(timeout_s=START_TIMEOUT_S, watch=machine.watch_process)
+            with _port_for(spec.qemu) as ssh_port:
+                machine._start(run, wrapping, ssh_port)
+                machine.qmp.connect(timeout_s=START_TIMEOUT_S, watch=machine.watch_process)
         except BaseException:
             machine.close()
             raise
@@ -130,9 +133,9 @@ class Machine:
         except OSError as exc:
             raise SetupError(f"cannot make {self.folder} for QEMU {self.name!r}: {exc.strerror}") from exc
 
-    def _start(self, run: RunFolder, wrapping: Wrapping) -> None:
-        argv = [*wrapping.prefix, *render(self.spec, self.paths)]
-        self.artifacts.argv.write_text(script(self.spec.booted(), self.folder.parent))
+    def _start(self, run: RunFolder, wrapping: Wrapping, ssh_port: int) -> None:
+        argv = [*wrapping.prefix, *render(self.spec, self.paths, ssh_port)]
+        self.artifacts.argv.write_text(script(self.spec.booted(), self.folder.parent, ssh_port))
         self.artifacts.argv.chmod(0o755)
         try:
             with self.artifacts.qemu.open("ab") as log, _core_dumps():
@@ -345,6 +348,22 @@ class Machine:
             if words and words[0] == "TCP[HOST_FORWARD]":
                 return int(words[3])
         raise SetupError(f"QEMU {self.name!r} forwards no port to its guest (info usernet)")
+
+
+@contextmanager
+def _port_for(qemu: QemuInstall) -> Iterator[int]:
+    """The port to forward to the guest: 0, or where QEMU does not know that, one that is free.
+
+    It stays ours meanwhile: bound, so that nobody else is given it, and not listened on, so that QEMU, which
+    asks for ``SO_REUSEADDR`` as well, can bind it, too (QEMU: ``slirp/socket.c``, ``tcp_listen``).
+    """
+    if qemu.any_port:
+        yield 0
+        return
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        yield reserved.getsockname()[1]
 
 
 @contextmanager

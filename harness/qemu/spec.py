@@ -163,11 +163,15 @@ class Share:
 
 @dataclass(frozen=True)
 class Boot:
-    """What the guest boots: kernel, initramfs, kernel command line."""
+    """What the guest boots: kernel, initramfs, kernel command line.
+
+    :param bzimage: the kernel as it was packed, for a QEMU that cannot boot it unpacked.
+    """
 
     kernel: Path
     initramfs: Path
     cmdline: str
+    bzimage: Path
 
 
 @dataclass(frozen=True)

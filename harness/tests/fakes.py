@@ -234,7 +234,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, kind: str = "pc") 
 
     monkeypatch.setattr("harness.guest.guest.Ssh", connect)
     monkeypatch.setattr("harness.guest.guest.Line", lambda path, frozen: frozen)
-    image = GuestImage("6.1", "6.1.0", path, path, "", path, path, "ssh-ed25519 A", "k")
+    image = GuestImage("6.1", "6.1.0", path, path, path, "", path, path, "ssh-ed25519 A", "k")
     return World(Guest(cast(Machine, fake), image), fake, ssh, share)
 
 

@@ -39,7 +39,9 @@ class _Provisioner:
     def guest_image(self, name: str = "6.1") -> GuestImage:
         self.fetched.append(f"guest {name}")
         here = Path("/c")
-        return GuestImage(name, "6.1.0", here, here, "console=ttyS0", here, here, "ssh-ed25519 A", f"g{name}")
+        return GuestImage(
+            name, "6.1.0", here, here, here, "console=ttyS0", here, here, "ssh-ed25519 A", f"g{name}"
+        )
 
 
 def _install(name: str) -> QemuInstall:

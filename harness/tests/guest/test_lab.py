@@ -46,7 +46,7 @@ def cell(tmp_path: Path) -> Cell:
     disk.write_text("a disk")
     install = QemuInstall("fake", _PROGRAM, (sys.executable, "-S", "-E", str(_PROGRAM)), key="q")
     capabilities = Capabilities("QEMU emulator version 7.2.22", (7, 2, 22), frozenset(), frozenset())
-    image = GuestImage("6.1", "6.1.0-41", disk, disk, "console=ttyS0", disk, disk, "ssh-ed25519 A", "g")
+    image = GuestImage("6.1", "6.1.0-41", disk, disk, disk, "console=ttyS0", disk, disk, "ssh-ed25519 A", "g")
     return Cell(install, capabilities, image, MACHINE_TYPES["q35"], Accel("kvm", "for the tests"))
 
 

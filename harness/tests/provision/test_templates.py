@@ -47,7 +47,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def image(tmp_path: Path) -> GuestImage:
-    return GuestImage("6.1", "6.1.0", tmp_path, tmp_path, "", tmp_path, tmp_path, "ssh-ed25519 A", "key")
+    here = tmp_path
+    return GuestImage("6.1", "6.1.0", here, here, here, "", here, here, "ssh-ed25519 A", "key")
 
 
 def store_in(

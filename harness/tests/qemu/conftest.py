@@ -44,9 +44,15 @@ def launch(tmp_path: Path, run: RunFolder, history: History) -> Iterator[Launch]
     disk = tmp_path / "disk.qcow2"
     disk.write_text("a disk")
 
-    def start(mode: str = "", *, name: str = "source", source: Machine | None = None) -> Machine:
+    def start(
+        mode: str = "", *, name: str = "source", source: Machine | None = None, any_port: bool = True
+    ) -> Machine:
         install = QemuInstall(
-            "fake", _PROGRAM, (sys.executable, "-S", "-E", str(_PROGRAM)), environment={"FAKE": mode}
+            "fake",
+            _PROGRAM,
+            (sys.executable, "-S", "-E", str(_PROGRAM)),
+            environment={"FAKE": mode},
+            any_port=any_port,
         )
         made = replace(spec(qemu=install, disk=disk), name=name, shares=())
         machine = Machine.launch(

@@ -31,6 +31,7 @@ def main() -> None:
         sys.exit(1)
     if MODE == "makes no socket":
         signal.pause()
+    forwarded = listen_on_the_given_port()
     option = next(word for word in sys.argv if word.startswith("socket,id=qmp,"))
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(option.split("path=")[1].split(",server=")[0])
@@ -39,6 +40,21 @@ def main() -> None:
     if MODE == "does not greet":
         signal.pause()
     serve(connection)
+    del forwarded
+
+
+def listen_on_the_given_port() -> socket.socket | None:
+    """As slirp does (``slirp/socket.c``, ``tcp_listen``); port 0 is left out, so that 40123 stays said."""
+    global USERNET
+    port = int(" ".join(sys.argv).split("hostfwd=tcp:127.0.0.1:")[1].split("-")[0])
+    if port == 0:
+        return None
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind(("127.0.0.1", port))
+    listening.listen()
+    USERNET = USERNET.replace("40123", str(port))
+    return listening
 
 
 def serve(connection: socket.socket) -> None:

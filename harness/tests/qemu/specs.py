@@ -31,7 +31,7 @@ def spec(machine: str = "pc", **changes: Any) -> MachineSpec:
         qemu=INSTALL,
         machine_type=MACHINE_TYPES[machine],
         accel="tcg",
-        boot=Boot(Path("/c/vmlinuz"), Path("/c/initrd"), "console=ttyS0 panic=0"),
+        boot=Boot(Path("/c/vmlinuz"), Path("/c/initrd"), "console=ttyS0 panic=0", Path("/c/bzImage")),
         disk=Path("/c/empty.qcow2"),
         shares=(share(),),
     )

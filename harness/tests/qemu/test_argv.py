@@ -71,6 +71,25 @@ def test_each_machine_type(machine: str, expected: list[str]) -> None:
     assert render(spec(machine), PATHS) == expected
 
 
+def test_a_qemu_that_lacks_options() -> None:
+    """No logs of chardevs, a port that somebody else chose, the packed kernel; the rest is the same."""
+    old = replace(spec().qemu, chardev_logs=False, any_port=False, boots_elf=False)
+    changed = {
+        "file,id=ttyS0,path=/a/guest-kernel.log,append=on": "file,id=ttyS0,path=/a/guest-kernel.log",
+        "socket,id=ttyS1,path=/r/m/console.sock,server=on,wait=off,logfile=/a/console.log,logappend=on": (
+            "socket,id=ttyS1,path=/r/m/console.sock,server=on,wait=off"
+        ),
+        "user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:0-:22,guestfwd=tcp:10.0.2.100:22-chardev:line": (
+            "user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:4022-:22,guestfwd=tcp:10.0.2.100:22-chardev:line"
+        ),
+        "/c/vmlinuz": "/c/bzImage",
+    }
+    words = render(spec(), PATHS)
+    assert set(changed) < set(words)
+    expected = [changed.get(word, word) for word in words]
+    assert render(spec(qemu=old), PATHS, ssh_port=4022) == expected
+
+
 @pytest.mark.parametrize(
     ("changes", "added"),
     [
@@ -165,7 +184,7 @@ def _recorded(odd: Path, run: Path, fake: str = _FAKE) -> tuple[Path, MachineSpe
     disk.write_text("a disk")
     made = spec(
         qemu=QemuInstall("7.2", program, (str(program),), ("-L", str(odd)), {"QEMU_MODULE_DIR": f"{odd}/m"}),
-        boot=Boot(odd / "vmlinuz", odd / "initrd", "console=ttyS0 -- a'b $c"),
+        boot=Boot(odd / "vmlinuz", odd / "initrd", "console=ttyS0 -- a'b $c", odd / "bzImage"),
         disk=disk,
         shares=(Share("share0", run / "share0", "tag $0"), share(1, path=odd / "elsewhere")),
     )

@@ -21,7 +21,8 @@ from harness.qemu.binary import (
 _FAKE = """#!/bin/sh
 case "$*" in
 *--version) echo "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)"; echo "Copyright (c) 2003-2022" ;;
-*"-L help") echo "$(dirname "$0")/firmware" ;;
+*"-L help"*) echo "$(dirname "$0")/firmware" ;;
+*logfile*) echo "harness-ends-here: not a device model" >&2; exit 1 ;;
 *"-machine help") echo "Supported machines are:"; echo "pc      Standard PC (alias of pc-i440fx-7.2)"
     echo "none                 empty machine" ;;
 *"-device help") echo "Storage devices:"; echo 'name "virtio-9p-pci", bus PCI, alias "virtio-9p"' ;;
@@ -208,6 +209,42 @@ def test_whether_it_takes_memory_of_ours(tmp_path: Path) -> None:
     paths = {name: _program(tmp_path / name, f"#!/bin/sh\n{text}\n") for name, text in scripts.items()}
     found = [n for n, path in paths.items() if has_memory_backend(QemuInstall(n, path, (str(path),)))]
     assert found == ["5.0"]
+
+
+#: What 2.5.0 does: it takes "help" for a folder, and complains of the first option that it does not know.
+_OLD = (
+    _FAKE.replace('*"-L help"*) echo "$(dirname "$0")/firmware" ;;', '*"-L help"*) exit 1 ;;')
+    .replace("harness-ends-here: not a device model", "-chardev null: Invalid parameter 'logfile'")
+    .replace('bus PCI, alias "virtio-9p"\'', "bus PCI' >&2")
+    .replace('echo "Storage devices:"', 'echo "Storage devices:" >&2')
+)
+_BAD_RULE = "-netdev user: invalid host forwarding rule 'tcp:127.0.0.1:0-:22'"
+
+
+def test_an_old_one(tmp_path: Path) -> None:
+    """It does not tell where its firmware is, prints help on stderr, and lacks options."""
+    install = from_path(_program(tmp_path / "bin", _OLD, firmware="../share/seabios"))
+    assert install.arguments == ("-L", str(tmp_path / "share/seabios"))
+    assert (install.chardev_logs, install.any_port, install.boots_elf) == (False, False, False)
+    assert probe(install).devices == {"virtio-9p-pci"}
+
+
+@pytest.mark.parametrize(
+    ("said", "files", "has"),
+    [
+        ("harness-ends-here: not a device model", ["pvh.bin"], (True, True, True)),
+        ("harness-ends-here: not a device model", [], (True, True, False)),
+        (_BAD_RULE, [], (True, False, False)),
+    ],
+)
+def test_which_options_it_lacks(
+    tmp_path: Path, said: str, files: list[str], has: tuple[bool, bool, bool]
+) -> None:
+    path = _program(tmp_path, _FAKE.replace("harness-ends-here: not a device model", said))
+    for name in files:
+        (tmp_path / "firmware" / name).write_text("")
+    install = from_path(path)
+    assert (install.chardev_logs, install.any_port, install.boots_elf) == has
 
 
 def test_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

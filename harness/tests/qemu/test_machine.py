@@ -46,6 +46,13 @@ def _noted(history: History, f: str) -> list[Entry]:
     return [entry for entry in read(history.path) if entry.f == f]
 
 
+def test_a_qemu_that_has_to_be_given_a_port(launch: Launch) -> None:
+    """Each gets one that is free, and can listen on it while it is being kept for it."""
+    first, second = (launch(name=name, any_port=False) for name in ("first", "second"))
+    assert len({first.ssh_port, second.ssh_port, 0, 40123}) == 4
+    assert f"127.0.0.1:{first.ssh_port}-:22" in first.artifacts.argv.read_text()
+
+
 def _die(victim: Machine, number: int = signal.SIGSEGV, says: str = "") -> HarnessError:
     with pytest.raises(QmpLost) as caught:
         victim.qmp.execute("x-die", {"signal": number, "says": says}, timeout_s=5)

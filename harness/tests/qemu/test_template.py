@@ -35,7 +35,9 @@ OTHER = {
     "arguments": spec(extra=("-device", "VGA")),
     "QEMU": spec(qemu=replace(spec().qemu, key="rebuilt")),
     "firmware": spec(qemu=replace(spec().qemu, arguments=("-L", "/other"))),
-    "kernel command line": spec(boot=Boot(Path("/c/vmlinuz"), Path("/c/initrd"), "quiet")),
+    "kernel command line": spec(
+        boot=Boot(Path("/c/vmlinuz"), Path("/c/initrd"), "quiet", Path("/c/bzImage"))
+    ),
 }
 
 
