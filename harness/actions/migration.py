@@ -11,6 +11,7 @@ from harness.errors import HarnessError, QemuError, QmpLost, Violation
 from harness.guest.guest import Guest
 from harness.guest.lab import Lab
 from harness.history import Operation
+from harness.qemu.bandwidth import bandwidth, limit_bandwidth
 from harness.qemu.blockers import blocked_reasons, tells_all
 from harness.qemu.machine import Machine
 from harness.qemu.spec import MachineSpec, Share
@@ -130,7 +131,7 @@ class Migration:
     def _send(self, successor: Machine, stream: Stream = UNIX) -> Outgoing:
         source = self.guest.machine
         stream.prepare(source, successor)
-        source.qmp.execute("migrate-set-parameters", {"max-bandwidth": _MAX_BANDWIDTH})
+        limit_bandwidth(source, _MAX_BANDWIDTH)
         uri = stream.open(source, successor)
         op = source.history.invoke(source.name, "migrate", {"to": successor.name, "stream": stream.name})
         try:
@@ -207,8 +208,8 @@ def under_way(machine: Machine) -> Iterator[None]:
     :raises QemuError: when ``migrate`` is refused.
     :raises Violation: when it ended by itself.
     """
-    before = machine.qmp.execute("query-migrate-parameters")["max-bandwidth"]
-    machine.qmp.execute("migrate-set-parameters", {"max-bandwidth": _SLOW_BANDWIDTH})
+    before = bandwidth(machine)
+    limit_bandwidth(machine, _SLOW_BANDWIDTH)
     with drained(machine) as uri:
         machine.qmp.execute("migrate", {"uri": uri}, watch=machine.watch)
         try:
@@ -220,7 +221,7 @@ def under_way(machine: Machine) -> Iterator[None]:
         finally:
             machine.qmp.execute("migrate_cancel", watch=machine.watch)
             _wait_status(machine, "cancelled")
-            machine.qmp.execute("migrate-set-parameters", {"max-bandwidth": before})
+            limit_bandwidth(machine, before)
 
 
 def _wait_status(machine: Machine, *wanted: str) -> None:

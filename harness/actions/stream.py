@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from harness.background import Background
 from harness.channel.line import unread
 from harness.errors import QemuError, Unsupported
+from harness.qemu.bandwidth import limit_bandwidth
 from harness.qemu.machine import Machine
+from harness.qemu.schema import qmp_schema
 
 #: Bytes a second, so that post-copy begins while there is something left to copy.
 _PRECOPY_BANDWIDTH = 1 << 20
@@ -109,13 +111,13 @@ def _read_file(source: Machine, successor: Machine) -> None:
 
 def knows_file_uris(machine: Machine) -> bool:
     """Whether ``MigrationAddressType`` has ``file`` (``query-qmp-schema``)."""
-    schema = machine.qmp.execute("query-qmp-schema")
-    transports = ({str(v) for v in kind.get("values", ())} for kind in schema if kind["meta-type"] == "enum")
+    enums = [kind for kind in qmp_schema(machine) if kind["meta-type"] == "enum"]
+    transports = ({str(v) for v in kind.get("values", ())} for kind in enums)
     return any({"socket", "exec", "rdma", "file"} <= values for values in transports)
 
 
 def _slowly(source: Machine, successor: Machine) -> str:
-    source.qmp.execute("migrate-set-parameters", {"max-bandwidth": _PRECOPY_BANDWIDTH})
+    limit_bandwidth(source, _PRECOPY_BANDWIDTH)
     return _unix(source, successor)
 
 

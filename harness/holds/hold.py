@@ -18,9 +18,9 @@ from harness.qemu.spec import MachineSpec, Share
 #: The data of Tread and Twrite (QEMU: ``hw/9pfs/9p-local.c``, ``local_preadv`` and ``local_pwritev``).
 DATA = ("preadv", "preadv2", "pwritev", "pwritev2")
 #: Tattach's and Tgetattr's look at the file (``local_lstat``).
-STAT = ("newfstatat",)
+STAT = ("newfstatat", "lstat")
 #: Treaddir (``local_readdir``, through libc).
-READDIR = ("getdents64",)
+READDIR = ("getdents64", "getdents")
 #: Tfsync (``local_fsync``).
 FSYNC = ("fsync", "fdatasync")
 

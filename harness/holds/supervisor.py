@@ -32,9 +32,10 @@ _NOTIFICATION = struct.Struct("<QIIiIQ6Q")
 _RESPONSE = struct.Struct("<QqiI")
 _AT_FDCWD = 0xFFFFFF9C
 _HANDOVER_TIMEOUT_S = 30
-#: Calls whose second argument is a path relative to the directory in their first; the others take a
-#: descriptor in their first.
+#: Calls whose second argument is a path relative to the directory in their first, and those whose first is
+#: a path; the others take a descriptor in their first.
 _BY_PATH = ("newfstatat", "openat", "unlinkat", "renameat", "mkdirat")
+_BY_WHOLE_PATH = ("lstat",)
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,8 @@ def _is_main_thread(tid: int) -> bool:
 def _path(tid: int, name: str, arguments: list[int]) -> str:
     """The file that a call is about, as an absolute path; empty when it cannot be told."""
     try:
+        if name in _BY_WHOLE_PATH:
+            return os.path.normpath(Path(_link(tid, _AT_FDCWD)) / _string(tid, arguments[0]))
         folder = _link(tid, arguments[0] & 0xFFFFFFFF)
         if name not in _BY_PATH:
             return folder

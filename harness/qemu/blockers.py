@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from harness.errors import QemuError
+from harness.qemu.schema import qmp_schema
 
 if TYPE_CHECKING:
     from harness.qemu.machine import Machine
@@ -46,6 +47,5 @@ def tells_all(machine: Machine) -> bool:
     """Whether this QEMU lists every reason (its schema has the member; each binary is asked once)."""
     key = machine.spec.qemu.key
     if key not in _SCHEMAS:
-        schema = machine.qmp.execute("query-qmp-schema", watch=machine.watch)
-        _SCHEMAS[key] = _KNOWN in json.dumps(schema)
+        _SCHEMAS[key] = _KNOWN in json.dumps(qmp_schema(machine))
     return _SCHEMAS[key]

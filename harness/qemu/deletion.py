@@ -59,6 +59,7 @@ class Deletion:
         if self.present():
             raise Violation(f"{self._id} was deleted, and {PERIPHERAL} still has it")
         self._machine.plugged.discard(self._id)
+        self._machine.deleted.add(self._id)
 
     def wait(self, *, timeout_s: float) -> None:
         """Wait for both events, and :meth:`confirm`.

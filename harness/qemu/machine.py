@@ -22,7 +22,16 @@ from harness.artifacts import MachineArtifacts, tail
 from harness.channel.console import KernelLog
 from harness.channel.qmp import Qmp
 from harness.deadline import Pace, T, Watch, wait_until
-from harness.errors import ChannelLost, HarnessError, QemuDied, QmpLost, QmpSilent, SetupError
+from harness.errors import (
+    ChannelLost,
+    HarnessError,
+    QemuDied,
+    QemuError,
+    QmpLost,
+    QmpSilent,
+    SetupError,
+    WaitTimeout,
+)
 from harness.history import History
 from harness.qemu import backtrace, sanitizers
 from harness.qemu.argv import MachinePaths, render, script
@@ -37,6 +46,9 @@ QUIT_TIMEOUT_S = 40.0
 #: Seconds after a broken connection in which the process's own end may still become visible; the
 #: kernel writes a core dump first.
 _POST_MORTEM_S = 5.0
+#: What ``device_add`` says of an id in use (QEMU: ``util/qemu-option.c``), and how many seconds, before
+#: scaling, one that is in use no more may take to be free.
+_ID_TAKEN, _ID_TIMEOUT_S = "Duplicate ID", 5.0
 
 
 @dataclass(frozen=True)
@@ -84,8 +96,10 @@ class Machine:
         self._exited = threading.Event()
         self._exit_expected = False
         self._closed = False
-        #: The ids of the 9p devices that are plugged in now; kept true by ``harness.actions.hotplug``.
+        #: The ids of the 9p devices that are plugged in now, and of those whose end was seen; kept true by
+        #: :mod:`harness.qemu.deletion`.
         self.plugged: set[str] = set(spec.plugged)
+        self.deleted: set[str] = set()
 
     @classmethod
     def launch(
@@ -264,9 +278,27 @@ class Machine:
     def device_add(self, share: Share) -> None:
         """``device_add`` of ``share``; returns at its answer, whatever the guest makes of it.
 
+        An old QEMU frees a deleted device's id a moment after it reported the deletion, when RCU lets it go:
+        that is waited for.
+
         :raises QemuError: when QEMU refuses the device.
         """
-        self.qmp.execute("device_add", share.device(self.spec.machine_type), watch=self.watch)
+        refusals: list[QemuError] = []
+
+        def added() -> bool:
+            try:
+                self.qmp.execute("device_add", share.device(self.spec.machine_type), watch=self.watch)
+            except QemuError as exc:
+                if share.id not in self.deleted or _ID_TAKEN not in exc.desc:
+                    raise
+                refusals.append(exc)
+                return False
+            return True
+
+        try:
+            self.wait_until(added, what=f"the id {share.id} to be free", timeout_s=_ID_TIMEOUT_S)
+        except WaitTimeout:
+            raise refusals[-1] from None
         self.plugged.add(share.id)
 
     def quit(self) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from harness.errors import SetupError
 from harness.qemu.argv import MachinePaths, render
+from harness.qemu.bandwidth import limit_bandwidth
 from harness.qemu.machine import Machine
 from harness.qemu.spec import MachineSpec, MemoryFile
 from harness.qemu.wire import fed, kept
@@ -95,7 +96,7 @@ def save(machine: Machine, folder: Path) -> None:
     template = Template(folder)
     if machine.spec.memory_file is not None:
         _ignore_shared(machine, state=True)
-    machine.qmp.execute("migrate-set-parameters", {"max-bandwidth": _MAX_BANDWIDTH})
+    limit_bandwidth(machine, _MAX_BANDWIDTH)
     with kept(machine, template.stream) as uri:
         machine.qmp.execute("migrate", {"uri": uri})
         machine.wait_until(

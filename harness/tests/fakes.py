@@ -155,6 +155,7 @@ class FakeMachine:
     qmp: ScriptedQmp
     pace: Pace = field(default_factory=lambda: Pace(0.02))
     plugged: set[str] = field(default_factory=set)
+    deleted: set[str] = field(default_factory=set)
     ssh_port: int = 1
     death: HarnessError | None = None
     quitted: bool = False

@@ -47,6 +47,14 @@ def test_an_older_one_that_is_not_blocked_knows_no_such_place(old: World) -> Non
     assert _asked(old) == []
 
 
+def test_one_without_a_schema_does_not_tell(old: World) -> None:
+    """QEMU 2.4 has no such command."""
+    error = {"class": "CommandNotFound", "desc": "The command query-qmp-schema has not been found"}
+    old.qmp.on("query-qmp-schema", QemuError("source", {"execute": "query-qmp-schema"}, error, error["desc"]))
+    old.qmp.refuse("migrate", _VIRTFS)
+    assert _asked(old) == [_VIRTFS]
+
+
 def test_any_other_refusal_is_no_answer(old: World) -> None:
     old.qmp.refuse("migrate", "There's a migration process in progress")
     with pytest.raises(QemuError, match="in progress"):

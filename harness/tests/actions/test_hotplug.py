@@ -79,6 +79,35 @@ def test_plug_that_the_guest_never_sees(world: World) -> None:
     assert world.machine.plugged == {"share0"}, "QEMU has it all the same: a successor needs it"
 
 
+def _taken() -> QemuError:
+    desc = "Duplicate ID 'share0' for device"
+    return QemuError("source", {"execute": "device_add"}, {"class": "GenericError", "desc": desc}, desc)
+
+
+def test_the_id_of_a_deleted_device_may_be_taken_a_moment_longer(world: World) -> None:
+    world.qmp.on("device_add", _taken(), _taken(), {})
+    world.machine.deleted.add("share0")
+    world.guest.machine.device_add(world.share)
+    assert world.qmp.commands == ["device_add"] * 3
+    assert world.machine.plugged == {"share0"}
+
+
+def test_an_id_that_is_never_free(world: World) -> None:
+    world.qmp.on("device_add", _taken())
+    world.machine.deleted.add("share0")
+    with pytest.raises(QemuError, match="Duplicate ID"):
+        world.guest.machine.device_add(world.share)
+    assert len(world.qmp.commands) > 1
+    assert world.machine.plugged == set()
+
+
+def test_an_id_that_is_in_use_is_refused_at_once(world: World) -> None:
+    world.qmp.on("device_add", _taken())
+    with pytest.raises(QemuError, match="Duplicate ID"):
+        world.guest.machine.device_add(world.share)
+    assert world.qmp.commands == ["device_add"]
+
+
 def test_plug_that_qemu_refuses(world: World) -> None:
     world.qmp.refuse("device_add", "Duplicate device ID 'share0'")
     world.ssh.on(_TAGS, "")

@@ -19,16 +19,19 @@ from harness.holds.supervisor import Rule, Rules, Supervisor
 
 #: Python's os.preadv is preadv2 where the C library has that.
 READ = frozenset(["preadv", "preadv2"])
-FILTERED = "preadv,preadv2,pwritev,pwritev2,newfstatat,fsync"
+FILTERED = "preadv,preadv2,pwritev,pwritev2,newfstatat,lstat,fsync"
 #: Reads commands "THREAD CALL PATH" and answers with the call's result or errno; THREAD is main or worker.
 CHILD = """
-import os, sys, threading
+import ctypes, os, sys, threading
 def answer(words):
     os.write(1, (words + "\\n").encode())  # One write: print() of two threads can mingle.
 def call(name, path):
     try:
         if name == "stat":
             os.stat(path)
+            answer("ok")
+        elif name == "lstat":  # libc has newfstatat for that today
+            ctypes.CDLL(None).syscall(6, path.encode(), ctypes.create_string_buffer(256))
             answer("ok")
         else:
             fd = os.open(path, os.O_RDWR)
@@ -61,7 +64,7 @@ class Child:
             sys.executable,
             seccomp.__file__,
             str(socket),
-            "preadv,preadv2,pwritev,pwritev2,newfstatat,fsync",
+            FILTERED,
             "--",
         ]
         self.process = subprocess.Popen(
@@ -133,14 +136,15 @@ def test_other_folders_are_not_concerned(child: Child, rules: Rules, file: Path,
     assert rule.hits == 0
 
 
+@pytest.mark.parametrize(("word", "call"), [("stat", "newfstatat"), ("lstat", "lstat")])
 def test_a_call_by_path_is_told_from_another_file_of_the_folder(
-    child: Child, rules: Rules, file: Path
+    child: Child, rules: Rules, file: Path, word: str, call: str
 ) -> None:
     (file.parent / "other").write_text("")
-    rules.add(rule := Rule(frozenset(["newfstatat"]), file))
-    child.ask(f"worker stat {file.parent / 'other'}")
+    rules.add(rule := Rule(frozenset([call]), file))
+    child.ask(f"worker {word} {file.parent / 'other'}")
     assert child.answer() == "ok"
-    child.ask(f"worker stat {file}")
+    child.ask(f"worker {word} {file}")
     held(rule)
 
 
