@@ -13,6 +13,7 @@ from harness.deadline import hold_for
 from harness.errors import CommandFailed, QemuError
 from harness.guest.guest import Guest
 from harness.guest.lab import Lab
+from harness.qemu.binary import require_options
 from harness.qemu.spec import FIXED_PLACES, FixedPlace, Share
 
 
@@ -33,6 +34,7 @@ def shares(lab: Lab, fixed: FixedPlace) -> tuple[Share, ...]:
 @pytest.fixture
 def cold_plugged(lab: Lab, fixed: FixedPlace, shares: tuple[Share, ...]) -> Guest:
     """A guest that has the first share since its start, in the place that forbids hotplug."""
+    fixed.require(lab.cell.qemu)
     spec = lab.spec(plugged=frozenset([shares[0].id]))
     return lab.boot(replace(spec, extra=fixed.arguments))
 
@@ -127,6 +129,7 @@ def test_a_mount_during_a_migration(guest: Guest, hotplug: Hotplug, migration: M
 @pytest.mark.any_plug
 def test_only_migratable(lab: Lab, shares: tuple[Share, ...]) -> None:
     """With -only-migratable nothing may block: the mount is refused (EACCES), the device is not."""
+    require_options(lab.cell.qemu, "-only-migratable")
     guest = lab.boot(replace(lab.spec(), extra=("-only-migratable",)))
     hotplug, share = Hotplug(guest), shares[2]
     hotplug.plug(share)

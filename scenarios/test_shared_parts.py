@@ -9,7 +9,7 @@ from harness.actions.run_state import RunState
 from harness.guest.guest import Guest
 from harness.guest.lab import Lab
 from harness.guest.workload import Workload
-from harness.holds.throttle import throttled
+from harness.holds.throttle import require_throttling, throttled
 from harness.qemu.spec import Share
 
 #: Fast enough that nothing waits for long: what counts is that the throttle is there.
@@ -24,6 +24,7 @@ def shares(request: pytest.FixtureRequest, lab: Lab) -> tuple[Share, ...]:
         return lab.declare(first, second)
     if request.param == "one_throttled_fsdev":
         first = throttled(first, bytes_per_s=_BYTES_PER_S)
+        require_throttling(lab.cell.qemu)
     return lab.declare(first, second.beside(first))
 
 

@@ -8,10 +8,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from harness.qemu.binary import QemuInstall, require_options
 from harness.qemu.spec import Share
+
+_OPTION = "throttling.bps-total"
 
 
 def throttled(share: Share, *, bytes_per_s: int) -> Share:
-    """The same share with ``throttling.bps-total``, in bytes a second."""
-    options = {**share.fsdev_options, "throttling.bps-total": str(bytes_per_s)}
+    """The same share with ``throttling.bps-total``, in bytes a second; see :func:`require_throttling`."""
+    options = {**share.fsdev_options, _OPTION: str(bytes_per_s)}
     return replace(share, fsdev_options=options)
+
+
+def require_throttling(qemu: QemuInstall) -> None:
+    """:raises Unsupported: when this QEMU's fsdev cannot be throttled (it came with 2.10)."""
+    require_options(qemu, "-fsdev", f"local,id=slow,path=/,security_model=none,{_OPTION}=1")

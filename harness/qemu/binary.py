@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from harness.errors import SetupError, UsageError
+from harness.errors import SetupError, Unsupported, UsageError
 from harness.qemu import sanitizers
 
 #: A file of QEMU's firmware without which no PC boots (QEMU: ``pc-bios/``, ``hw/i386/x86.c``).
@@ -174,6 +174,20 @@ def probe(install: QemuInstall) -> Capabilities:
     devices = frozenset(re.findall(r'^name "([^"]+)"', _ask(install, "-device", "help"), re.MULTILINE))
     acpi_root_ports = "q35" in machines and ACPI_ROOT_PORTS in _ask(install, "-device", "ICH9-LPC,help")
     return Capabilities(banner, version, machines, devices, acpi_root_ports)
+
+
+def require_options(install: QemuInstall, *arguments: str) -> None:
+    """:raises Unsupported: with QEMU's own words, when it does not know one of these options."""
+    _, _, said = _call(install, *_NOTHING, *arguments, *_END)
+    unknown = re.search(r"^.*(invalid option|Invalid parameter '[^']*')$", said, re.MULTILINE)
+    if unknown is not None:
+        raise Unsupported(f"this QEMU: {unknown[0]}")
+
+
+def require_property(install: QemuInstall, device: str, name: str) -> None:
+    """:raises Unsupported: when its ``device`` has no property of that ``name``."""
+    if name not in _ask(install, "-device", f"{device},help"):
+        raise Unsupported(f"this QEMU's {device} has no property {name}")
 
 
 def has_memory_backend(install: QemuInstall) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.errors import Unsupported, UsageError
-from harness.qemu.binary import QemuInstall
+from harness.qemu.binary import QemuInstall, require_property
 
 #: Hotpluggable places a machine offers; each holds one device.
 SLOTS = 4
@@ -71,11 +71,18 @@ class FixedPlace:
 
     :param bus: the bus that QEMU names in its refusal. :param addr: its address there.
     :param arguments: what the machine needs on its command line to have it.
+    :param switch: the device and its property that these arguments set, where not every QEMU has that.
     """
 
     bus: str
     addr: str
     arguments: tuple[str, ...] = ()
+    switch: tuple[str, str] | None = None
+
+    def require(self, qemu: QemuInstall) -> None:
+        """:raises Unsupported: when this QEMU cannot have it."""
+        if self.switch is not None:
+            require_property(qemu, *self.switch)
 
     @property
     def refusals(self) -> tuple[str, ...]:
@@ -91,7 +98,13 @@ class FixedPlace:
 
 #: One for each machine type: each forbids it in another way.
 FIXED_PLACES: Mapping[str, FixedPlace] = {
-    "pc": FixedPlace("pci.0", "0x18", ("-global", "PIIX4_PM.acpi-root-pci-hotplug=off")),
+    # The property came with 5.2 (QEMU: hw/acpi/piix4.c).
+    "pc": FixedPlace(
+        "pci.0",
+        "0x18",
+        ("-global", "PIIX4_PM.acpi-root-pci-hotplug=off"),
+        ("PIIX4_PM", "acpi-root-pci-hotplug"),
+    ),
     "q35": FixedPlace("pcie.0", "0x18"),
     "q35-pcie": FixedPlace(
         "fixed",

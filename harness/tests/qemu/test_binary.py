@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness.deadline import Deadline
-from harness.errors import HarnessError, SetupError, UsageError
+from harness.errors import HarnessError, SetupError, Unsupported, UsageError
 from harness.qemu import binary
 from harness.qemu.binary import (
     FIRMWARE,
@@ -16,6 +16,8 @@ from harness.qemu.binary import (
     has_memory_backend,
     on_path,
     probe,
+    require_options,
+    require_property,
 )
 
 _FAKE = """#!/bin/sh
@@ -245,6 +247,27 @@ def test_which_options_it_lacks(
         (tmp_path / "firmware" / name).write_text("")
     install = from_path(path)
     assert (install.chardev_logs, install.any_port, install.boots_elf) == has
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["-only-migratable: invalid option", "-fsdev local,throttling=1: Invalid parameter 'throttling'"],
+)
+def test_an_option_that_it_does_not_know(tmp_path: Path, said: str) -> None:
+    """Words of 2.5.0; any other complaint is about what comes after it."""
+    install = from_path(_program(tmp_path))
+    require_options(install, "-only-migratable")
+    unknowing = from_path(_program(tmp_path / "old", _FAKE.replace("unexpected: $*", said)))
+    with pytest.raises(Unsupported, match=f"^this QEMU: {said}$"):
+        require_options(unknowing, "-only-migratable")
+
+
+def test_a_property_that_a_device_has_not(tmp_path: Path) -> None:
+    tells = "*PIIX4_PM,help) echo 'PIIX4_PM.memory-hotplug-support=bool' >&2 ;;\n*logfile*)"
+    install = from_path(_program(tmp_path, _FAKE.replace("*logfile*)", tells)))
+    require_property(install, "PIIX4_PM", "memory-hotplug-support")
+    with pytest.raises(Unsupported, match=r"^this QEMU's PIIX4_PM has no property acpi-root-pci-hotplug$"):
+        require_property(install, "PIIX4_PM", "acpi-root-pci-hotplug")
 
 
 def test_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
