@@ -16,6 +16,7 @@ from harness.background import Background
 from harness.channel.line import unread
 from harness.errors import QemuError, Unsupported
 from harness.qemu.bandwidth import limit_bandwidth
+from harness.qemu.binary import require_named_fds
 from harness.qemu.machine import Machine
 from harness.qemu.schema import qmp_schema
 
@@ -72,11 +73,15 @@ def _unix(_source: Machine, successor: Machine) -> str:
 
 def _tcp(_source: Machine, successor: Machine) -> str:
     _incoming(successor, "tcp:127.0.0.1:0")
-    (address,) = successor.qmp.execute("query-migrate")["socket-address"]
+    told = successor.qmp.execute("query-migrate").get("socket-address")
+    if not told:
+        raise Unsupported("tcp: this QEMU does not tell the port that it chose (socket-address)")
+    (address,) = told
     return f"tcp:127.0.0.1:{address['port']}"
 
 
 def _fd(source: Machine, successor: Machine) -> str:
+    require_named_fds(successor.spec.qemu)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         source.qmp.getfd("stream", ours.fileno())

@@ -190,6 +190,14 @@ def require_property(install: QemuInstall, device: str, name: str) -> None:
         raise Unsupported(f"this QEMU's {device} has no property {name}")
 
 
+def require_named_fds(install: QemuInstall) -> None:
+    """:raises Unsupported: when ``fd:`` of an incoming migration takes numbers alone (before 4.1)."""
+    name = "harness-has-none"
+    _, _, said = _call(install, *_NOTHING, "-incoming", f"fd:{name}")
+    if f"'{name}'" not in said:
+        raise Unsupported("this QEMU's incoming fd: takes no name of a descriptor")
+
+
 def has_memory_backend(install: QemuInstall) -> bool:
     """Whether the guest's memory can be an object of ours (``-machine memory-backend=``, since 5.0)."""
     try:

@@ -123,8 +123,7 @@ def restore(machine: Machine, template: Template) -> None:
     shared = machine.spec.memory_file is not None
     if shared:
         _ignore_shared(machine, state=True)
-    with machine.qmp.listen("RESUME") as events, fed(machine, template.stream) as uri:
-        machine.qmp.execute("migrate-incoming", {"uri": uri}, watch=machine.watch)
+    with machine.qmp.listen("RESUME") as events, fed(machine, template.stream):
         events.wait(
             what=f"the restored guest of {machine.name} to run",
             timeout_s=machine.pace.seconds(_RESTORE_TIMEOUT_S),

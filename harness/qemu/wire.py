@@ -1,7 +1,8 @@
-"""Migration streams through our own hands, as ``fd:`` (QEMU: ``migration/fd.c``).
+"""Migration streams through our own hands: out of QEMU as ``fd:``, into it as ``unix:``.
 
-``exec:`` would start a shell of the host's in QEMU's environment, which may be of another release: with a
-library preloaded that needs another libc, there is no shell.
+(QEMU: ``migration/fd.c``, which for an incoming stream knows names of descriptors since 4.1 only.) ``exec:``
+would start a shell of the host's in QEMU's environment, which may be of another release: with a library
+preloaded that needs another libc, there is no shell.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.background import Background
-from harness.errors import SetupError
+from harness.errors import ChannelLost, SetupError
 from harness.qemu.machine import Machine
 
 _NAME = "wire"
@@ -22,23 +23,36 @@ _CLOSES_WITHIN_S = 10.0
 
 
 @contextmanager
-def fed(machine: Machine, path: Path) -> Iterator[str]:
-    """A URI for ``migrate-incoming``, from which the content of a file is read.
+def fed(machine: Machine, path: Path) -> Iterator[None]:
+    """``migrate-incoming``, and the content of a file on its way to a machine that waits for it.
 
-    :raises SetupError: when the file cannot be.
+    :raises SetupError: when the file cannot be read. :raises QemuError: when QEMU refuses.
+    :raises ChannelLost: when it does not listen; or why.
     """
     try:
         file = path.open("rb")
     except OSError as exc:
         raise SetupError(f"cannot read the stream {path}: {exc.strerror}") from exc
+    door = machine.folder / f"{_NAME}.sock"
 
-    def feed(ours: socket.socket) -> None:
+    def feed() -> None:
         with contextlib.suppress(OSError):  # QEMU may give up before the end.
             ours.sendfile(file)
             ours.shutdown(socket.SHUT_WR)
 
-    with file, _wire(machine, feed) as uri:
-        yield uri
+    with file, socket.socket(socket.AF_UNIX) as ours:
+        machine.qmp.execute("migrate-incoming", {"uri": f"unix:{door}"}, watch=machine.watch)
+        try:
+            ours.connect(str(door))
+        except OSError as exc:
+            lost = ChannelLost(f"QEMU {machine.name!r} does not listen for its stream: {exc.strerror}")
+            raise machine.blame(lost) from exc
+        feeding = Background(feed)
+        try:
+            yield
+        finally:
+            _hang_up(ours, feeding)
+    door.unlink(missing_ok=True)  # Not every QEMU does.
 
 
 @contextmanager
@@ -99,6 +113,10 @@ def _wire(
             if to_the_end:
                 working.wait(timeout_s=_CLOSES_WITHIN_S)
         finally:
-            with contextlib.suppress(OSError):
-                ours.shutdown(socket.SHUT_RDWR)
-            working.wait(timeout_s=_CLOSES_WITHIN_S)
+            _hang_up(ours, working)
+
+
+def _hang_up(ours: socket.socket, working: Background) -> None:
+    with contextlib.suppress(OSError):
+        ours.shutdown(socket.SHUT_RDWR)
+    working.wait(timeout_s=_CLOSES_WITHIN_S)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import pytest
 
-from harness.errors import QemuError, SetupError, WaitTimeout
+from harness.background import Background
+from harness.errors import ChannelLost, QemuError, SetupError, WaitTimeout
 from harness.qemu import template
 from harness.qemu.argv import render, script
 from harness.qemu.machine import Machine
@@ -131,16 +133,29 @@ def test_a_disk_that_is_full(w: World) -> None:
         w.qmp.execute("migrate", {"uri": uri})
 
 
-def test_restoring_leaves_a_machine_like_any_other(w: World, tmp_path: Path) -> None:
-    w.qmp.on("migrate-set-capabilities", {})
+def _incoming(w: World, *, resumes: bool = True) -> list[bytes]:
+    """Let the fake listen for a stream, and its guest run on after it; returns where the stream will be."""
     received: list[bytes] = []
 
     def load(arguments: dict[str, str]) -> None:
-        with open(w.qmp.given[arguments["uri"].removeprefix("fd:")], "rb") as stream:  # noqa: PTH123
-            received.append(stream.read())
-        w.qmp.emit("RESUME")
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(arguments["uri"].removeprefix("unix:"))
+        listening.listen()
+        Background(lambda: receive(listening))
+
+    def receive(listening: socket.socket) -> None:
+        with listening, listening.accept()[0] as stream, stream.makefile("rb") as file:
+            received.append(file.read())
+        if resumes:
+            w.qmp.emit("RESUME")
 
     w.qmp.on("migrate-incoming", load)
+    return received
+
+
+def test_restoring_leaves_a_machine_like_any_other(w: World, tmp_path: Path) -> None:
+    w.qmp.on("migrate-set-capabilities", {})
+    received = _incoming(w)
     restored = spec().restored(Template(tmp_path).memory)
     w.machine.spec = replace(w.machine.spec, memory_file=restored.memory_file)
     Template(tmp_path).stream.write_bytes(b"section" * 100_000)
@@ -153,7 +168,7 @@ def test_restoring_leaves_a_machine_like_any_other(w: World, tmp_path: Path) -> 
 
 
 def test_a_plain_template_needs_no_capability(w: World, tmp_path: Path) -> None:
-    w.qmp.on("migrate-incoming", lambda _: w.qmp.emit("RESUME"))
+    _incoming(w)
     Template(tmp_path).stream.write_bytes(b"section")
     template.restore(cast(Machine, w.machine), Template(tmp_path))
     assert [command for command, _ in w.qmp.sent] == ["migrate-incoming"]
@@ -178,6 +193,13 @@ def test_a_guest_that_does_not_go_on(w: World, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(template, "_RESTORE_TIMEOUT_S", 5.0)
     Template(tmp_path).stream.write_bytes(b"section" * 100_000)
     w.qmp.on("migrate-set-capabilities", {})
-    w.qmp.on("migrate-incoming", {})
+    _incoming(w, resumes=False)
     with pytest.raises(WaitTimeout, match="the restored guest of source to run"):
+        template.restore(cast(Machine, w.machine), Template(tmp_path))
+
+
+def test_a_qemu_that_is_gone_before_its_stream_comes(w: World, tmp_path: Path) -> None:
+    Template(tmp_path).stream.write_bytes(b"section")
+    w.qmp.on("migrate-incoming", {})
+    with pytest.raises(ChannelLost, match="does not listen for its stream"):
         template.restore(cast(Machine, w.machine), Template(tmp_path))
