@@ -166,6 +166,12 @@ def test_capabilities_are_switched_on_in_both(
     assert all(dict(q.sent)["migrate-set-capabilities"] == wanted for q in (world.qmp, successor.qmp))
 
 
+def test_a_port_that_qemu_does_not_tell(migration: Migration, successor: FakeMachine) -> None:
+    successor.qmp.on("query-migrate", {"status": "setup"})
+    with pytest.raises(Unsupported, match="tcp: this QEMU does not tell the port"):
+        migration.migrate(STREAMS["tcp"])
+
+
 def test_a_file_is_read_when_it_is_complete(
     world: World, migration: Migration, successor: FakeMachine
 ) -> None:

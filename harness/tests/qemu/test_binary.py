@@ -16,6 +16,7 @@ from harness.qemu.binary import (
     has_memory_backend,
     on_path,
     probe,
+    require_named_fds,
     require_options,
     require_property,
 )
@@ -260,6 +261,14 @@ def test_an_option_that_it_does_not_know(tmp_path: Path, said: str) -> None:
     unknowing = from_path(_program(tmp_path / "old", _FAKE.replace("unexpected: $*", said)))
     with pytest.raises(Unsupported, match=f"^this QEMU: {said}$"):
         require_options(unknowing, "-only-migratable")
+
+
+def test_whether_an_incoming_fd_can_be_named(tmp_path: Path) -> None:
+    knows = "-incoming: Invalid file descriptor number 'harness-has-none'"
+    require_named_fds(from_path(_program(tmp_path, _FAKE.replace("unexpected: $*", knows))))
+    old = from_path(_program(tmp_path / "old", _FAKE.replace("unexpected: $*", "Not a migration stream")))
+    with pytest.raises(Unsupported, match="takes no name of a descriptor"):
+        require_named_fds(old)
 
 
 def test_a_property_that_a_device_has_not(tmp_path: Path) -> None:
