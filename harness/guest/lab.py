@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from harness.artifacts import CELL, Artifacts
 from harness.channel.line import Frozen
@@ -97,6 +97,9 @@ class Lab:
     :ivar shares: a pool of exports, one for each hotpluggable place; each has an empty folder.
     """
 
+    #: The folders of the labs that are not closed yet.
+    _open: ClassVar[set[Path]] = set()
+
     def __init__(self, cell: Cell, run: RunFolder, artifacts: Artifacts) -> None:
         self.cell, self.run, self.artifacts = cell, run, artifacts
         self.machines: list[Machine] = []
@@ -107,6 +110,7 @@ class Lab:
         artifacts.write_json(CELL, cell.describe())
         self.history = History(artifacts.history)
         self.folder = run.path / f"t{next(_numbers)}"
+        Lab._open.add(self.folder)
         self.shares = tuple(self._make_share(slot) for slot in range(SLOTS))
 
     def _make_share(self, slot: int) -> Share:
@@ -234,14 +238,23 @@ class Lab:
                 machine.close()
             for tool in self._tools:
                 tool.close()
-            processes = [_command_of(pid) for pid in self.run.processes()]
+            processes = [_command_of(pid) for pid in self.run.processes() if not self._is_anothers(pid)]
             mounts = _mounts_below(self.folder)
             if not mounts:
                 shutil.rmtree(self.folder, ignore_errors=True)
             self.history.note("host", "host:leftovers", self._leftovers(processes, mounts))
             self.history.note("host", "closed")
         finally:
+            Lab._open.discard(self.folder)
             self.history.close()
+
+    def _is_anothers(self, pid: int) -> bool:
+        """Whether it works for another lab of this process: the next test's, say."""
+        try:
+            place = Path(f"/proc/{pid}/cwd").readlink()
+        except OSError:
+            return False
+        return any(place.is_relative_to(folder) for folder in Lab._open - {self.folder})
 
     def _leftovers(self, processes: list[str], mounts: list[str]) -> dict[str, list[str]]:
         left = list(self.folder.rglob("*")) if self.folder.exists() else []

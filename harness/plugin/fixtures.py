@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,12 +16,13 @@ from harness.actions.migration import Migration
 from harness.actions.run_state import RunState
 from harness.actions.snapshot import Snapshot
 from harness.artifacts import Artifacts
-from harness.errors import SetupError
+from harness.errors import HarnessError, SetupError
 from harness.guest.guest import Guest
 from harness.guest.lab import Cell, Lab
 from harness.guest.raw9p import RawGuest
 from harness.guest.variant import VARIANTS, Variant
 from harness.holds.hold import Hold
+from harness.plugin.ahead import NURSERY, Ahead, next_test
 from harness.plugin.folders import ROOT
 from harness.plugin.options import MATRIX
 from harness.qemu.binary import QemuInstall
@@ -29,6 +31,7 @@ from harness.reaper import RunFolder
 
 LAB = pytest.StashKey[Lab]()
 FOLDER = pytest.StashKey[Artifacts]()
+AHEAD = pytest.StashKey[Ahead]()
 
 
 @pytest.fixture(scope="session")
@@ -55,14 +58,40 @@ def cell(request: pytest.FixtureRequest, qemu_name: str, kernel_name: str, machi
 def lab(
     request: pytest.FixtureRequest, cell: Cell, run_folder: RunFolder, artifacts_root: Path
 ) -> Iterator[Lab]:
-    """The machines of this test: none yet."""
-    artifacts = Artifacts.create(artifacts_root, request.node.nodeid)
-    request.node.stash[FOLDER] = artifacts
-    made = Lab(cell, run_folder, artifacts)
+    """The machines of this test: none yet, or the one that was begun ahead of it."""
+    test: str = request.node.nodeid
+    ahead = request.config.stash[NURSERY].take(test)
+    if ahead is None:
+        made = _make_lab(test, cell, run_folder, artifacts_root)
+    else:
+        request.node.stash[AHEAD] = ahead
+        ahead.settle()
+        made = ahead.lab
+    request.node.stash[FOLDER] = made.artifacts
     request.node.stash[LAB] = made
-    made.history.note("host", "test", {"id": request.node.nodeid, "at": datetime.now(UTC).isoformat()})
+    made.history.note("host", "test", {"id": test, "at": datetime.now(UTC).isoformat()})
     yield made
     made.close()
+
+
+def _make_lab(test: str, cell: Cell, run_folder: RunFolder, root: Path) -> Lab:
+    return Lab(cell, run_folder, Artifacts.create(root, test))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Begin the next test's guest, now that this one has what it asked for."""
+    lab, following = item.stash.get(LAB, None), next_test(item)
+    if lab is None or following is None:
+        return
+    config, given = item.config, following.callspec.params
+    names = [str(given[axis]) for axis in ("qemu_name", "kernel_name", "machine_name")]
+    with contextlib.suppress(HarnessError):  # It has its say when the test asks by itself.
+        cell, cold = config.stash[MATRIX].cell(*names), _is_cold(following)
+        config.stash[NURSERY].begin(
+            following.nodeid,
+            lambda: Ahead(_make_lab(following.nodeid, cell, lab.run, config.stash[ROOT]), cold=cold),
+        )
 
 
 @pytest.fixture
@@ -119,7 +148,12 @@ def hold(lab: Lab) -> Hold:
 def guest(request: pytest.FixtureRequest, lab: Lab) -> Guest:
     """A guest that answers commands, and that no other test has touched; no 9p device yet."""
     _first(request, "shares", "hold", "peer", "peers")
-    return lab.boot(cold=request.node.get_closest_marker("cold") is not None)
+    ahead: Ahead | None = request.node.stash.get(AHEAD, None)
+    return lab.boot(cold=_is_cold(request.node)) if ahead is None else ahead.guest()
+
+
+def _is_cold(item: pytest.Item) -> bool:
+    return item.get_closest_marker("cold") is not None
 
 
 def _first(request: pytest.FixtureRequest, *names: str) -> None:

@@ -46,6 +46,8 @@ QUIT_TIMEOUT_S = 40.0
 #: Seconds after a broken connection in which the process's own end may still become visible; the
 #: kernel writes a core dump first.
 _POST_MORTEM_S = 5.0
+#: Two threads may start a machine each, and the limit is the process's.
+_CORE_LIMIT = threading.Lock()
 #: What ``device_add`` says of an id in use (QEMU: ``util/qemu-option.c``), and how many seconds, before
 #: scaling, one that is in use no more may take to be free.
 _ID_TAKEN, _ID_TIMEOUT_S = "Duplicate ID", 5.0
@@ -401,9 +403,10 @@ def _port_for(qemu: QemuInstall) -> Iterator[int]:
 @contextmanager
 def _core_dumps() -> Iterator[None]:
     """Let the child dump core into its folder, where gdb can read it; our own limit is put back."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
+    with _CORE_LIMIT:
+        soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+        resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))

@@ -20,7 +20,7 @@ def test_other(qemu_name, kernel_name, machine_name):
 _FAKE = """#!/bin/sh
 case "$*" in
 *--version) echo "QEMU emulator version 7.2.22" ;;
-*"-L help") echo "${0%/*}" ;;
+*"-L help"*) echo "${0%/*}" ;;
 *"-machine help") echo "Supported machines are:"; echo "pc   Standard PC" ;;
 *"-device help") echo 'name "virtio-net-pci", bus PCI' ;;
 esac

@@ -1,0 +1,165 @@
+"""Which tests' guests are begun ahead, and what becomes of those that nobody takes."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from harness.errors import GuestError, HarnessError
+from harness.guest.lab import Lab
+from harness.plugin import ahead
+from harness.plugin.ahead import Ahead, Nursery, has_a_core_to_spare
+from harness.tests.plugin.conftest import Pytest
+
+
+@dataclass
+class _Lab:
+    """A lab whose guest is born when it may be."""
+
+    may_go_on: threading.Event = field(default_factory=threading.Event)
+    fails: bool = False
+    machine: str = "pc"
+    log: list[str] = field(default_factory=list)
+
+    def spec(self) -> str:
+        return self.machine
+
+    def boot(self, spec: str, *, cold: bool) -> str:
+        assert self.may_go_on.wait(10)
+        self.log.append(f"born of {spec}, cold: {cold}")
+        if self.fails:
+            raise GuestError("it never booted")
+        return "a guest"
+
+    def close(self) -> None:
+        self.log.append("closed")
+
+    @property
+    def artifacts(self) -> _Lab:
+        return self
+
+    def discard(self) -> None:
+        self.log.append("artefacts discarded")
+
+
+def _begin(lab: _Lab, *, cold: bool = False) -> Ahead:
+    return Ahead(cast(Lab, lab), cold=cold)
+
+
+def test_the_test_gets_the_guest_that_was_begun() -> None:
+    lab, nursery = _Lab(), Nursery()
+    nursery.begin("a", lambda: _begin(lab, cold=True))
+    taken = nursery.take("a")
+    assert taken is not None
+    lab.may_go_on.set()
+    assert cast(Any, taken.guest()) == "a guest"
+    assert nursery.take("a") is None
+    nursery.discard()
+    assert lab.log == ["born of pc, cold: True"]
+
+
+def test_what_went_wrong_is_told_when_the_guest_is_asked_for() -> None:
+    lab = _Lab(fails=True)
+    lab.may_go_on.set()
+    begun = _begin(lab)
+    begun.settle()
+    with pytest.raises(GuestError, match="never booted"):
+        begun.guest()
+
+
+def test_a_lab_that_has_become_another() -> None:
+    lab = _Lab()
+    lab.may_go_on.set()
+    begun = _begin(lab)
+    lab.machine = "q35"
+    with pytest.raises(HarnessError, match="was changed after its guest had been begun"):
+        begun.guest()
+
+
+@pytest.mark.parametrize(
+    "otherwise",
+    [
+        lambda nursery: nursery.take("b"),
+        lambda nursery: nursery.begin("b", lambda: _begin(_Lab())),
+        lambda nursery: nursery.discard(),
+    ],
+)
+def test_nobody_takes_it(otherwise: Callable[[Nursery], object]) -> None:
+    """It is ended only when it is born: a machine that starts meanwhile would be nobody's."""
+    lab, nursery = _Lab(), Nursery()
+    nursery.begin("a", lambda: _begin(lab))
+    threading.Timer(0.2, lab.may_go_on.set).start()
+    otherwise(nursery)
+    assert lab.log == ["born of pc, cold: False", "closed", "artefacts discarded"]
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "spare"), [(2, None, True), (1, None, False), (4, "4", False), (8, "4", True)]
+)
+def test_only_where_a_core_is_idle(
+    monkeypatch: pytest.MonkeyPatch, cores: int, workers: str | None, *, spare: bool
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
+    if workers is not None:
+        monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", workers)
+    assert has_a_core_to_spare() is spare
+
+
+_SCENARIOS = """
+import pytest
+
+def test_ordinary(guest): ...
+def test_with_hotplug(hotplug, share, migration): ...
+def test_without_a_guest(lab): ...
+def test_held(guest, hold): ...
+def test_of_a_kind(guest, variant): ...
+@pytest.mark.skip
+def test_skipped(guest): ...
+@pytest.mark.cold
+def test_cold(guest): ...
+
+class TestOwnShares:
+    @pytest.fixture
+    def shares(self, lab):
+        return lab.declare()
+
+    def test_declares(self, guest, shares): ...
+"""
+_CONFTEST = """
+import json
+from pathlib import Path
+from harness.plugin.ahead import wants_an_ordinary_guest
+pytest_plugins = ["harness.plugin"]
+
+def pytest_collection_finish(session):
+    found = {item.originalname: wants_an_ordinary_guest(item) for item in session.items}
+    Path("wanted.json").write_text(json.dumps(found))
+"""
+
+
+def test_whose_guest_is_an_ordinary_one(tmp_path: Path, run_pytest: Pytest) -> None:
+    (tmp_path / "conftest.py").write_text(_CONFTEST)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "test_it.py").write_text(_SCENARIOS)
+    run_pytest(tmp_path, "--collect-only", "--machine", "pc")
+    wanted = json.loads((tmp_path / "wanted.json").read_text())
+    assert {name for name, ordinary in wanted.items() if ordinary} == {
+        "test_ordinary",
+        "test_with_hotplug",
+        "test_cold",
+    }
+    assert len(wanted) == 8
+
+
+def test_what_makes_a_difference_are_fixtures() -> None:
+    """Each is a fixture of the plugin: a name that is none would let such a test through."""
+    from harness.plugin import fixtures
+
+    assert all(hasattr(fixtures, name) for name in ahead._MAKES_A_DIFFERENCE)
