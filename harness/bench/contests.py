@@ -45,6 +45,7 @@ def start(cell: Cell, run: RunFolder) -> dict[str, Turn]:
         "harness, booted": lambda: _lab_start(cell, run, cold=True),
         "harness, restored from a plain stream": lambda: _lab_start(plain, run, cold=False),
         "harness, restored": lambda: _lab_start(cell, run, cold=False),
+        "harness, restored ahead": lambda: _lab_answer(cell, run),
     }
 
 
@@ -91,6 +92,17 @@ def _lab_start(cell: Cell, run: RunFolder, *, cold: bool) -> float:
     clock = Deadline.after(0)
     try:
         _boot(lab, cold=cold)
+        return clock.elapsed_s
+    finally:
+        lab.close()
+
+
+def _lab_answer(cell: Cell, run: RunFolder) -> float:
+    """What a test waits for when its guest was begun during the one before (``harness.plugin.ahead``)."""
+    lab = _lab(cell, run)
+    try:
+        guest, clock = _boot(lab, cold=False), Deadline.after(0)
+        guest.succeed("true")
         return clock.elapsed_s
     finally:
         lab.close()

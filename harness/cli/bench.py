@@ -53,10 +53,11 @@ def bench(
     """Measure, side by side in one run.
 
     start: from nothing to a guest's first answer, by a bare script, by labgrid (where it is installed), by
-    our boot, by our restore from a template. cycle: plug, mount, use, umount and unplug of a share. migrate:
-    an unmounted guest moves to a new QEMU and answers there. qmp: a thousand round trips. Compare ratios,
-    not times. profile: where the time of a restored guest's start goes. suite: one run of the scenarios each
-    with 1, 2 and 4 workers, and Python's share of the processor time; all machine types, unless one is given.
+    our boot, by our restore from a template, and with a guest that was restored beforehand. cycle: plug,
+    mount, use, umount and unplug of a share. migrate: an unmounted guest moves to a new QEMU and answers
+    there. qmp: a thousand round trips. Compare ratios, not times. profile: where the time of a restored
+    guest's start goes. suite: one run of the scenarios each with 1, 2 and 4 workers, and Python's share of
+    the processor time; all machine types, unless one is given.
     """
     if contest == _SUITE:
         _suite(_given(context, expression), as_json)
