@@ -39,7 +39,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """Only the failure that the entry describes is the known one; any other stays a failure."""
     try:
         yield
-    except Exception as exc:
+    except (Exception, pytest.fail.Exception) as exc:  # What pytest.raises missed is the latter.
         bug = item.stash.get(BUG, None)
         if bug is None or not bug.explains(str(exc)):
             raise
