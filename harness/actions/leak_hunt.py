@@ -60,7 +60,8 @@ WITH_GUEST = Plan(warm_up=5, cycles=10, guest=True)
 class LeakHunt:
     """Repeats a cycle in a machine of one lab, which it launches; it has to exist before that is.
 
-    :raises SetupError: where this QEMU's host has no libjemalloc2 to preload, or QEMU has a heap of its own.
+    :raises SetupError: where this QEMU's host has no libjemalloc2 to preload, QEMU has a heap of its own, or
+        a script starts it.
     """
 
     def __init__(self, lab: Lab) -> None:
@@ -70,6 +71,8 @@ class LeakHunt:
             raise SetupError(
                 f"QEMU {install.name} has AddressSanitizer's heap, which jemalloc cannot profile"
             )
+        if not install.libraries:
+            raise SetupError(f"QEMU {install.name} is started by a script: what it can preload is not known")
         found = jemalloc.library(install)
         if found is None:
             folders = ", ".join(str(folder) for folder in install.libraries)

@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol
 from harness.artifacts import CELL, Artifacts
 from harness.channel.line import Frozen
 from harness.deadline import Pace
-from harness.errors import SetupError
+from harness.errors import HarnessError, SetupError
 from harness.guest.guest import Guest
 from harness.guest.image import GuestImage
 from harness.history import History
@@ -136,7 +136,12 @@ class Lab:
         self.history.note("host", "lab:machine-type", {"qemu": self.cell.machine_type.qemu})
 
     def attach(self, tool: LaunchTool) -> None:
-        """Start every machine under ``tool`` from now on."""
+        """Start every machine under ``tool``.
+
+        :raises HarnessError: when there is one already: it would be without.
+        """
+        if self.machines:
+            raise HarnessError(f"{type(tool).__name__} comes too late: {self.machines[0].name} was started")
         self._tools.append(tool)
 
     def _wrapping(self, spec: MachineSpec) -> Wrapping:

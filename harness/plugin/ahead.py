@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Generator
 from typing import cast
 
+import psutil
 import pytest
 
 from harness.background import Background
@@ -23,6 +24,8 @@ _MAKES_A_DIFFERENCE = frozenset({"hold", "peer", "peers", "variant", "leak_hunt"
 #: The plugin's own, by which an ordinary guest is made.
 _ORDINARY = ("cell", "lab", "shares", "guest")
 _BIRTH_TIMEOUT_S = 600.0
+#: A guest's memory, and what QEMU needs itself.
+_MACHINE_BYTES = 450 << 20
 _NEXT = pytest.StashKey[pytest.Item | None]()
 
 
@@ -51,9 +54,11 @@ class Ahead:
 
     def discard(self) -> None:
         """The test will not come."""
-        self.settle()
-        self.lab.close()
-        self.lab.artifacts.discard()
+        try:
+            self.settle()
+        finally:
+            self.lab.close()
+            self.lab.artifacts.discard()
 
 
 class Nursery:
@@ -100,8 +105,15 @@ def pytest_runtest_protocol(
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Before the last test's end is the session's: what was prepared for one that did not come goes."""
+    if nextitem is None:
+        item.config.stash[NURSERY].discard()
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """What was prepared for a test that did not come goes, while there is still a run folder."""
+    """The same when the session was broken off: its fixtures still stand."""
     session.config.stash[NURSERY].discard()
 
 
@@ -118,8 +130,13 @@ def next_test(item: pytest.Item) -> pytest.Function | None:
 
 
 def has_a_core_to_spare() -> bool:
-    """Whether there are more cores than workers of pytest-xdist, or than the one process without them."""
-    return int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) < len(os.sched_getaffinity(0))
+    """Whether there are more cores than workers of pytest-xdist, or than the one process without them.
+
+    And memory for a machine more for each: it may be what keeps the workers few.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    room = psutil.virtual_memory().available // workers > _MACHINE_BYTES
+    return room and workers < len(os.sched_getaffinity(0))
 
 
 def wants_an_ordinary_guest(item: pytest.Function) -> bool:

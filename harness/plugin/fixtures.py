@@ -61,17 +61,17 @@ def lab(
     """The machines of this test: none yet, or the one that was begun ahead of it."""
     test: str = request.node.nodeid
     ahead = request.config.stash[NURSERY].take(test)
-    if ahead is None:
-        made = _make_lab(test, cell, run_folder, artifacts_root)
-    else:
-        request.node.stash[AHEAD] = ahead
-        ahead.settle()
-        made = ahead.lab
+    made = _make_lab(test, cell, run_folder, artifacts_root) if ahead is None else ahead.lab
     request.node.stash[FOLDER] = made.artifacts
     request.node.stash[LAB] = made
-    made.history.note("host", "test", {"id": test, "at": datetime.now(UTC).isoformat()})
-    yield made
-    made.close()
+    try:
+        if ahead is not None:
+            request.node.stash[AHEAD] = ahead
+            ahead.settle()
+        made.history.note("host", "test", {"id": test, "at": datetime.now(UTC).isoformat()})
+        yield made
+    finally:
+        made.close()
 
 
 def _make_lab(test: str, cell: Cell, run_folder: RunFolder, root: Path) -> Lab:
@@ -86,7 +86,7 @@ def pytest_runtest_call(item: pytest.Item) -> None:
         return
     config, given = item.config, following.callspec.params
     names = [str(given[axis]) for axis in ("qemu_name", "kernel_name", "machine_name")]
-    with contextlib.suppress(HarnessError):  # It has its say when the test asks by itself.
+    with contextlib.suppress(HarnessError, OSError):  # It has its say when the test asks by itself.
         cell, cold = config.stash[MATRIX].cell(*names), _is_cold(following)
         config.stash[NURSERY].begin(
             following.nodeid,
@@ -148,8 +148,11 @@ def hold(lab: Lab) -> Hold:
 def guest(request: pytest.FixtureRequest, lab: Lab) -> Guest:
     """A guest that answers commands, and that no other test has touched; no 9p device yet."""
     _first(request, "shares", "hold", "peer", "peers")
-    ahead: Ahead | None = request.node.stash.get(AHEAD, None)
-    return lab.boot(cold=_is_cold(request.node)) if ahead is None else ahead.guest()
+    if AHEAD in request.node.stash:
+        ahead: Ahead = request.node.stash[AHEAD]
+        del request.node.stash[AHEAD]  # A test that is run again begins anew.
+        return ahead.guest()
+    return lab.boot(cold=_is_cold(request.node))
 
 
 def _is_cold(item: pytest.Item) -> bool:

@@ -28,6 +28,6 @@ def limit_bandwidth(machine: Machine, limit: int) -> None:
     try:
         machine.qmp.execute("migrate-set-parameters", {_PARAMETER: limit})
     except QemuError as exc:
-        if _PARAMETER not in exc.desc:
+        if exc.desc != f"Invalid parameter '{_PARAMETER}'":
             raise
         machine.qmp.execute("migrate_set_speed", {"value": limit})

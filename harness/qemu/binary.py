@@ -121,6 +121,9 @@ def from_path(path: Path, data: Path | None = None) -> QemuInstall:
         raise UsageError(f"--qemu {name}: not executable (chmod +x, or give another path)")
     path = path.absolute()
     install = QemuInstall(name=name, binary=path, command=(str(path),), key=content_key(path))
+    if not _is_elf(path):
+        # What it starts may need another libc than this host's: nothing of ours can be preloaded there.
+        install = replace(install, key=_key_of_script(path), libraries=())
     read_banner(install)
     install = replace(install, arguments=_given(data) if data else _firmware_arguments(install))
     return examined(install)
@@ -160,6 +163,18 @@ def content_key(path: Path) -> str:
     """A short content hash of a binary, to key what is remembered about it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _is_elf(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"\x7fELF"
+
+
+def _key_of_script(path: Path) -> str:
+    """Of a script that starts QEMU: its own content, and that of every file that it names."""
+    named = [Path(word) for word in re.findall(r"/[^\s\"':;]+", path.read_text(errors="replace"))]
+    keys = [content_key(file) for file in (path, *named) if file.is_file()]
+    return hashlib.sha256(" ".join(keys).encode()).hexdigest()[:16]
 
 
 def probe(install: QemuInstall) -> Capabilities:

@@ -302,6 +302,7 @@ class Machine:
         except WaitTimeout:
             raise refusals[-1] from None
         self.plugged.add(share.id)
+        self.deleted.discard(share.id)
 
     def quit(self) -> None:
         """``quit`` over QMP, and wait for the process to end.

@@ -8,6 +8,7 @@ import pytest
 from harness import ledger
 from harness.errors import UsageError
 from harness.ledger import Bug, Ledger
+from harness.qemu.spec import MACHINE_TYPES
 
 ENTRY = """
 [[bug]]
@@ -90,3 +91,14 @@ def test_every_scenario_of_the_projects_own_ledger_exists() -> None:
             tree = ast.parse((scenarios / file).read_text())
             names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
             assert test.partition("[")[0] in names, f"{entry.id}: no {scenario}"
+
+
+def test_no_two_bugs_claim_the_same_test() -> None:
+    """On any machine type of any version that one of them was seen on."""
+    bugs = ledger.load().bug
+    versions = {version for bug in bugs for version in (*bug.seen_broken, *bug.seen_fixed)}
+    scenarios = {scenario.partition("[") for bug in bugs for scenario in bug.scenarios}
+    for scenario, _, parameter in scenarios:
+        for machine in MACHINE_TYPES:
+            for version in versions:
+                ledger.load().expected(scenario, [parameter.rstrip("]")], version, machine)

@@ -33,7 +33,8 @@ def test_an_old_qemu_has_a_command_for_it(world: World, machine: Machine) -> Non
     assert world.qmp.sent[-1] == ("migrate_set_speed", {"value": 5})
 
 
-def test_any_other_refusal_is_told(world: World, machine: Machine) -> None:
-    world.qmp.refuse("migrate-set-parameters", "not now")
-    with pytest.raises(QemuError, match="not now"):
+@pytest.mark.parametrize("desc", ["not now", "Parameter 'max-bandwidth' expects another value"])
+def test_any_other_refusal_is_told(world: World, machine: Machine, desc: str) -> None:
+    world.qmp.refuse("migrate-set-parameters", desc)
+    with pytest.raises(QemuError, match=desc):
         limit_bandwidth(machine, 5)

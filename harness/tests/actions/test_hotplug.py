@@ -102,10 +102,13 @@ def test_an_id_that_is_never_free(world: World) -> None:
 
 
 def test_an_id_that_is_in_use_is_refused_at_once(world: World) -> None:
-    world.qmp.on("device_add", _taken())
+    """Although one of that name went before."""
+    world.qmp.on("device_add", {}, _taken())
+    world.machine.deleted.add("share0")
+    world.guest.machine.device_add(world.share)
     with pytest.raises(QemuError, match="Duplicate ID"):
         world.guest.machine.device_add(world.share)
-    assert world.qmp.commands == ["device_add"]
+    assert world.qmp.commands == ["device_add"] * 2
 
 
 def test_plug_that_qemu_refuses(world: World) -> None:

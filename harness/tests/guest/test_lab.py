@@ -17,12 +17,13 @@ import pytest
 from harness.artifacts import Artifacts
 from harness.channel.line import Frozen
 from harness.deadline import Pace, wait_until
-from harness.errors import QemuDied, SetupError
+from harness.errors import HarnessError, QemuDied, SetupError
 from harness.guest import lab as lab_module
 from harness.guest.guest import Guest
 from harness.guest.image import GuestImage
 from harness.guest.lab import Cell, Lab
 from harness.history import read
+from harness.holds.hold import Hold
 from harness.qemu.accel import Accel
 from harness.qemu.binary import Capabilities, QemuInstall
 from harness.qemu.spec import MACHINE_TYPES, MachineSpec
@@ -246,3 +247,33 @@ def test_without_templates_every_guest_is_booted(lab: Lab, boots: list[str]) -> 
     lab.close()
     assert boots == ["booted"]
     assert _born(lab) == {"cold": "templates are switched off"}
+
+
+def _stray(run: RunFolder, folder: Path) -> subprocess.Popen[bytes]:
+    """A process of the run that works in ``folder``."""
+    return subprocess.Popen(["sleep", "60"], env=run.environment(), cwd=folder)
+
+
+def test_a_process_of_another_lab_is_not_left_behind_by_this_one(
+    lab: Lab, cell: Cell, run: RunFolder, tmp_path: Path
+) -> None:
+    """Unless that lab has been closed already: then it is nobody's, and told."""
+    others = [Lab(cell, run, Artifacts.create(tmp_path, name)) for name in ("open", "closed")]
+    strays = [_stray(run, other.folder) for other in others]
+    own = _stray(run, lab.folder)
+    try:
+        others[1].close()
+        lab.close()
+        left = sorted(line.split()[0] for line in _leftovers(lab)["processes"])
+        assert left == sorted(str(process.pid) for process in (own, strays[1]))
+        others[0].close()
+    finally:
+        for process in (own, *strays):
+            process.kill()
+            process.wait()
+
+
+def test_a_tool_for_machines_that_run_already(lab: Lab) -> None:
+    lab.launch(lab.spec())
+    with pytest.raises(HarnessError, match="comes too late: source was started"):
+        Hold(lab)

@@ -163,3 +163,85 @@ def test_what_makes_a_difference_are_fixtures() -> None:
     from harness.plugin import fixtures
 
     assert all(hasattr(fixtures, name) for name in ahead._MAKES_A_DIFFERENCE)
+
+
+_RUN = """
+import json, os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from harness.matrix import Matrix
+from harness.plugin import fixtures, judging
+
+pytest_plugins = ["harness.plugin"]
+Matrix.prepare = lambda self: []
+Matrix.cell = lambda self, *names: names
+Matrix.qemu = lambda self, name: (None, SimpleNamespace(version_text="7.2.22"))
+Matrix.image = lambda self, name: SimpleNamespace(kernel_version="6.1.0", key="k")
+os.sched_getaffinity = lambda pid: {0, 1}
+judging.judge = lambda folder: []
+made = []
+
+class Lab:
+    shares, closed = (), False
+    history = SimpleNamespace(note=lambda *args: None)
+
+    def __init__(self, cell, run, artifacts):
+        self.run, self.artifacts = run, artifacts
+        made.append(self)
+
+    def spec(self):
+        return "as ever"
+
+    def boot(self, spec=None, *, cold=False):
+        return SimpleNamespace(lab=self)
+
+    def close(self):
+        self.closed = True
+
+fixtures.Lab = Lab
+
+@pytest.fixture
+def labs():
+    return made
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish():
+    told = [[lab.artifacts.folder.name, lab.closed, lab.artifacts.folder.exists()] for lab in made]
+    Path("labs.json").write_text(json.dumps(told))
+"""
+_THREE = """
+def test_a(guest, labs):
+    assert [guest.lab] == labs[:1] and len(labs) == 2
+
+def test_b(guest, labs):
+    assert [guest.lab] == labs[1:2] and len(labs) == 3
+
+def test_c(guest, labs):
+    assert [guest.lab] == labs[2:]
+"""
+
+
+def _run(folder: Path, run_pytest: Pytest, scenarios: str, *options: str) -> tuple[str, list[list[Any]]]:
+    (folder / "conftest.py").write_text(_RUN)
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    (folder / "test_it.py").write_text(scenarios)
+    done = run_pytest(folder, "--machine", "pc", "--artifacts", "out", "--keep-artifacts", *options)
+    return done.stdout + done.stderr, json.loads((folder / "labs.json").read_text())
+
+
+def test_each_test_gets_the_lab_that_was_begun_during_the_one_before(
+    tmp_path: Path, run_pytest: Pytest
+) -> None:
+    said, labs = _run(tmp_path, run_pytest, _THREE)
+    assert "3 passed" in said
+    assert [[name[:15], *rest] for name, *rest in labs] == [
+        [f"test_it.test_{test}-", True, True] for test in "abc"
+    ]
+
+
+def test_a_test_that_does_not_come_leaves_nothing(tmp_path: Path, run_pytest: Pytest) -> None:
+    said, labs = _run(tmp_path, run_pytest, _THREE.replace("len(labs) == 2", "False"), "-x")
+    assert "1 failed" in said
+    assert [rest for _, *rest in labs] == [[True, True], [True, False]]

@@ -75,6 +75,17 @@ def test_the_key_follows_the_content(tmp_path: Path) -> None:
     assert from_path(first).key == from_path(second).key != from_path(changed).key
 
 
+def test_a_script_that_starts_a_qemu(tmp_path: Path) -> None:
+    """What it starts is part of its key, and its libraries are not the host's."""
+    binary_behind = tmp_path / "qemu-behind"
+    binary_behind.write_text("one build")
+    path = _program(tmp_path, f'{_FAKE}# exec {binary_behind} "$@"\n')
+    before = from_path(path)
+    assert before.libraries == ()
+    binary_behind.write_text("another")
+    assert from_path(path).key != before.key
+
+
 def test_a_relative_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """QEMU is started in another folder than the user's."""
     _program(tmp_path)
