@@ -75,37 +75,31 @@ def qmp(cell: Cell, run: RunFolder) -> dict[str, Turn]:
 
 def profile(cell: Cell, run: RunFolder) -> dict[str, float]:
     """One restored guest's start, stage by stage (see :func:`harness.bench.profile.stages`)."""
-    lab = _lab(cell, run)
-    try:
+    with _lab(cell, run) as lab:
         _boot(lab, cold=False)
-    finally:
-        lab.close()
     return stages(read(lab.artifacts.history))
 
 
-def _lab(cell: Cell, run: RunFolder) -> Lab:
-    return Lab(cell, run, Artifacts.create(run.path, f"bench{next(_numbers)}"))
+@contextlib.contextmanager
+def _lab(cell: Cell, run: RunFolder) -> Iterator[Lab]:
+    artifacts = Artifacts.create(run.path, f"bench{next(_numbers)}")
+    with contextlib.closing(Lab(cell, run, artifacts)) as lab:
+        yield lab
 
 
 def _lab_start(cell: Cell, run: RunFolder, *, cold: bool) -> float:
-    lab = _lab(cell, run)
-    clock = Deadline.after(0)
-    try:
+    with _lab(cell, run) as lab:
+        clock = Deadline.after(0)
         _boot(lab, cold=cold)
         return clock.elapsed_s
-    finally:
-        lab.close()
 
 
 def _lab_answer(cell: Cell, run: RunFolder) -> float:
     """What a test waits for when its guest was begun during the one before (``harness.plugin.ahead``)."""
-    lab = _lab(cell, run)
-    try:
+    with _lab(cell, run) as lab:
         guest, clock = _boot(lab, cold=False), Deadline.after(0)
         guest.succeed("true")
         return clock.elapsed_s
-    finally:
-        lab.close()
 
 
 def _boot(lab: Lab, *, cold: bool) -> Guest:
@@ -116,8 +110,7 @@ def _boot(lab: Lab, *, cold: bool) -> Guest:
 
 
 def _lab_cycle(cell: Cell, run: RunFolder, *, cold: bool) -> float:
-    lab = _lab(cell, run)
-    try:
+    with _lab(cell, run) as lab:
         guest, share = _boot(lab, cold=cold), lab.shares[0]
         hotplug, clock = Hotplug(guest), Deadline.after(0)
         hotplug.plug(share)
@@ -126,20 +119,15 @@ def _lab_cycle(cell: Cell, run: RunFolder, *, cold: bool) -> float:
         mount.unmount()
         hotplug.unplug(share)
         return clock.elapsed_s
-    finally:
-        lab.close()
 
 
 def _lab_migrate(cell: Cell, run: RunFolder, *, cold: bool) -> float:
-    lab = _lab(cell, run)
-    try:
+    with _lab(cell, run) as lab:
         guest = _boot(lab, cold=cold)
         Hotplug(guest).plug(lab.shares[0])
         clock = Deadline.after(0)
         Migration(guest, lab).migrate()
         return clock.elapsed_s
-    finally:
-        lab.close()
 
 
 @contextlib.contextmanager

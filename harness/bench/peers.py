@@ -7,7 +7,6 @@ import itertools
 import json
 import shlex
 import shutil
-import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from harness.errors import SetupError
 from harness.guest.guest import BOOT_TIMEOUT_S, NETWORK_IS_UP
 from harness.guest.lab import Cell
 from harness.qemu.argv import MachinePaths, render
+from harness.qemu.machine import reserved_port
 from harness.qemu.spec import MachineSpec
 from harness.reaper import MARK, RunFolder
 
@@ -73,9 +73,8 @@ def _answers(port: int, key: paramiko.PKey) -> bool:
 
 def free_port() -> int:
     """A port that nobody has now: good enough for a script, as scripts do."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    with reserved_port() as port:
+        return port
 
 
 def has_labgrid() -> bool:

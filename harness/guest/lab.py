@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from harness.artifacts import CELL, Artifacts
 from harness.channel.line import Frozen
@@ -97,9 +97,6 @@ class Lab:
     :ivar shares: a pool of exports, one for each hotpluggable place; each has an empty folder.
     """
 
-    #: The folders of the labs that are not closed yet.
-    _open: ClassVar[set[Path]] = set()
-
     def __init__(self, cell: Cell, run: RunFolder, artifacts: Artifacts) -> None:
         self.cell, self.run, self.artifacts = cell, run, artifacts
         self.machines: list[Machine] = []
@@ -110,7 +107,6 @@ class Lab:
         artifacts.write_json(CELL, cell.describe())
         self.history = History(artifacts.history)
         self.folder = run.path / f"t{next(_numbers)}"
-        Lab._open.add(self.folder)
         self.shares = tuple(self._make_share(slot) for slot in range(SLOTS))
 
     def _make_share(self, slot: int) -> Share:
@@ -250,16 +246,16 @@ class Lab:
             self.history.note("host", "host:leftovers", self._leftovers(processes, mounts))
             self.history.note("host", "closed")
         finally:
-            Lab._open.discard(self.folder)
             self.history.close()
 
     def _is_anothers(self, pid: int) -> bool:
-        """Whether it works for another lab of this process: the next test's, say."""
+        """Whether it works in the folder of another lab: the next test's, say; a closed one has none."""
         try:
             place = Path(f"/proc/{pid}/cwd").readlink()
         except OSError:
             return False
-        return any(place.is_relative_to(folder) for folder in Lab._open - {self.folder})
+        others = (folder for folder in self.run.path.iterdir() if folder != self.folder)
+        return any(place.is_relative_to(folder) for folder in others)
 
     def _leftovers(self, processes: list[str], mounts: list[str]) -> dict[str, list[str]]:
         left = list(self.folder.rglob("*")) if self.folder.exists() else []

@@ -31,7 +31,7 @@ CALLS = {
     "unlinkat": 263,
     "renameat": 264,
     "mkdirat": 258,
-    # Before 2.9 the local fsdev looked at files by their whole path, and libc before 2.30 read folders so.
+    # An older local fsdev looked at files by their whole path, and an older libc read folders so.
     "lstat": 6,
     "getdents": 78,
 }

@@ -65,26 +65,26 @@ class Nursery:
     """The one lab that is prepared, and for which test."""
 
     def __init__(self) -> None:
-        self._test: str | None = None
-        self._ahead: Ahead | None = None
+        self._prepared: tuple[str, Ahead] | None = None
 
     def begin(self, test: str, make: Callable[[], Ahead]) -> None:
         """Prepare a lab for ``test``, and for no other."""
         self.discard()
-        self._test, self._ahead = test, make()
+        self._prepared = test, make()
 
     def take(self, test: str) -> Ahead | None:
-        """What was prepared for ``test``, if anything was."""
-        if self._test != test:
+        """What was prepared for ``test``; if that is for another test, it is forgotten."""
+        if self._prepared is None or self._prepared[0] != test:
             self.discard()
-        ahead, self._ahead, self._test = self._ahead, None, None
+            return None
+        (_, ahead), self._prepared = self._prepared, None
         return ahead
 
     def discard(self) -> None:
         """Forget what is prepared; idempotent."""
-        ahead, self._ahead, self._test = self._ahead, None, None
-        if ahead is not None:
-            ahead.discard()
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None:
+            prepared[1].discard()
 
 
 NURSERY = pytest.StashKey[Nursery]()

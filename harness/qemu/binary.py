@@ -44,13 +44,13 @@ HOST_LIBRARIES = tuple(
 class QemuInstall:
     """How to start one QEMU.
 
-    ``name`` is what the user called it; ``binary`` the ELF file; ``command`` what to execute (for an
-    unpacked release its own dynamic loader, the library path, and the binary); ``arguments`` follow the
-    command on every call (firmware folders); ``key`` identifies the content for caches;
-    ``libraries`` are the folders that its shared libraries come from; ``sanitized``: it was built with
-    AddressSanitizer; ``chardev_logs``: ``-chardev`` has ``logfile`` and ``append`` (since 2.6);
-    ``any_port``: ``hostfwd`` takes port 0, for any that is free; ``boots_elf``: ``-kernel`` takes one that is
-    not packed (since 4.0).
+    ``name`` is what the user called it; ``binary`` the ELF file, or a script that starts it; ``command`` what
+    to execute (for an unpacked release its own dynamic loader, the library path, and the binary);
+    ``arguments`` follow the command on every call (firmware folders); ``key`` identifies the content for
+    caches; ``libraries`` are the folders that its shared libraries come from (of a script, none are known);
+    ``sanitized``: it was built with AddressSanitizer; ``chardev_logs``: ``-chardev`` has ``logfile`` and
+    ``append`` (since 2.6); ``any_port``: ``hostfwd`` takes port 0, for any that is free; ``boots_elf``:
+    ``-kernel`` takes one that is not packed (since 4.0).
     """
 
     name: str
@@ -120,10 +120,12 @@ def from_path(path: Path, data: Path | None = None) -> QemuInstall:
     if not os.access(path, os.X_OK):
         raise UsageError(f"--qemu {name}: not executable (chmod +x, or give another path)")
     path = path.absolute()
-    install = QemuInstall(name=name, binary=path, command=(str(path),), key=content_key(path))
-    if not _is_elf(path):
-        # What it starts may need another libc than this host's: nothing of ours can be preloaded there.
-        install = replace(install, key=_key_of_script(path), libraries=())
+    if _is_elf(path):
+        install = QemuInstall(name=name, binary=path, command=(str(path),), key=content_key(path))
+    else:
+        # What a script starts may need another libc than this host's: nothing of ours can be preloaded there.
+        key = _key_of_script(path)
+        install = QemuInstall(name=name, binary=path, command=(str(path),), key=key, libraries=())
     read_banner(install)
     install = replace(install, arguments=_given(data) if data else _firmware_arguments(install))
     return examined(install)
@@ -143,7 +145,7 @@ def _with_options(install: QemuInstall) -> QemuInstall:
     Options are read before anything is made of them, so a QEMU that does not know ``logfile`` complains of
     that alone; it is older than port 0, too. With both it ends at a device that does not exist.
     """
-    _, _, said = _call(install, *_NOTHING, *_IN_QUESTION, *_END)
+    _, _, said = _begin(install, *_IN_QUESTION)
     logs = "logfile" not in said
     any_port = logs and "forwarding rule" not in said
     boots_elf = any((folder / _PVH).exists() for folder in _data(install))
@@ -193,7 +195,7 @@ def probe(install: QemuInstall) -> Capabilities:
 
 def require_options(install: QemuInstall, *arguments: str) -> None:
     """:raises Unsupported: with QEMU's own words, when it does not know one of these options."""
-    _, _, said = _call(install, *_NOTHING, *arguments, *_END)
+    _, _, said = _begin(install, *arguments)
     unknown = re.search(r"^.*(invalid option|Invalid parameter '[^']*')$", said, re.MULTILINE)
     if unknown is not None:
         raise Unsupported(f"this QEMU: {unknown[0]}")
@@ -247,6 +249,11 @@ def _ask(install: QemuInstall, *arguments: str) -> str:
     raise UsageError(f"--qemu {install.name}: '{' '.join(arguments)}' {how}: {last}")
 
 
+def _begin(install: QemuInstall, *arguments: str) -> tuple[int, str, str]:
+    """:func:`_call` of a machine without anything that has these options, and ends at once."""
+    return _call(install, *_NOTHING, *arguments, *_END)
+
+
 def _call(install: QemuInstall, *arguments: str) -> tuple[int, str, str]:
     """How it ends, and what it prints on stdout and stderr."""
     try:
@@ -295,5 +302,5 @@ def _firmware_arguments(install: QemuInstall) -> tuple[str, ...]:
 
 def _data(install: QemuInstall) -> list[Path]:
     """Where it looks for firmware; a QEMU before 2.6 or so takes ``help`` for a folder, and ends."""
-    code, output, _ = _call(install, *_NOTHING, "-L", "help", *_END)
+    code, output, _ = _begin(install, "-L", "help")
     return [Path(line.strip()) for line in output.splitlines() if line.strip()] if code == 0 else []

@@ -387,14 +387,21 @@ class Machine:
 
 @contextmanager
 def _port_for(qemu: QemuInstall) -> Iterator[int]:
-    """The port to forward to the guest: 0, or where QEMU does not know that, one that is free.
-
-    It stays ours meanwhile: bound, so that nobody else is given it, and not listened on, so that QEMU, which
-    asks for ``SO_REUSEADDR`` as well, can bind it, too (QEMU: ``slirp/socket.c``, ``tcp_listen``).
-    """
+    """The port to forward to the guest: 0, or where QEMU does not know that, one that is free."""
     if qemu.any_port:
         yield 0
-        return
+    else:
+        with reserved_port() as port:
+            yield port
+
+
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port on the loopback that nobody has, for a QEMU that is started meanwhile.
+
+    It stays ours until then: bound, so that nobody else is given it, and not listened on, so that QEMU, which
+    asks for ``SO_REUSEADDR`` as well, can bind it, too (QEMU: ``slirp/socket.c``, ``tcp_listen``).
+    """
     with socket.socket() as reserved:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(("127.0.0.1", 0))
