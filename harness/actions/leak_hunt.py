@@ -1,4 +1,4 @@
-"""Looks for what grows: one cycle, repeated in one machine, which is sampled after every repetition.
+"""Looks for what grows: one cycle, repeated in one machine, which is sampled after each but the first few.
 
 A heap profile is taken three times: after a warm-up, half-way, and at the end. An allocation site whose live
 objects grow from the first to the second *and* from the second to the third, by as much as there were more
@@ -26,6 +26,8 @@ from harness.qemu.vmstate import vmstate_sections
 
 #: Written into the artefact folder for the checker ``no_leak``.
 HEAP_SITES = "heap-sites.json"
+#: The last cycles of the warm-up are sampled too: what QEMU keeps of being asked, it then has already.
+_SAMPLED_BEFORE = 3
 #: Sites are worth naming when they grow at all; the checker decides what is a leak.
 _MAX_SITES = 200
 S = TypeVar("S", Guest, Machine, RawGuest)
@@ -159,8 +161,9 @@ class LeakHunt:
         profiles = []
         for number in range(plan.lengths[-1]):
             cycle(subject)
-            value = {"cycle": number, **({} if plan.saves else _sections(machine)), **footprint(machine)}
-            self.lab.history.note(machine.name, f"leak:{prefix}sample", value)
+            if number >= plan.warm_up - _SAMPLED_BEFORE:
+                value = {"cycle": number, **({} if plan.saves else _sections(machine)), **footprint(machine)}
+                self.lab.history.note(machine.name, f"leak:{prefix}sample", value)
             if number + 1 in plan.lengths:
                 written = jemalloc.profile(machine, self._prefix(machine.name))
                 profiles.append(jemalloc.read_profile(written))
