@@ -140,7 +140,7 @@ def _run(
     report = Path(tempfile.mkdtemp(dir=run.path)) / "junit.xml"
     argv = [sys.executable, "-m", "pytest", *files, "-k", expression(scenarios), "--qemu", qemu]
     argv += [word for machine in machines for word in ("--machine", machine)]
-    argv += ["-n", "0", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    argv += ["--thorough", "-n", "0", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
     done = subprocess.run(
         [*argv, "--artifacts", str(artifacts), *options],
         cwd=folder.parent,

@@ -15,6 +15,7 @@ from harness.guest.guest import Guest
 from harness.guest.mount import Mount
 from harness.guest.occupant import occupied
 from harness.holds.hold import STAT, Hold
+from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
 
 
@@ -67,6 +68,7 @@ def test_each_mounted_share_blocks_by_itself(
     migration.expect_not_blocked()
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_migrate_while_a_mount_is_being_made(
     guest: Guest, migration: Migration, hotplug: Hotplug, share: Share, hold: Hold
@@ -139,7 +141,7 @@ def test_a_detached_share_blocks_until_its_last_user_is_gone(
 
 
 @pytest.mark.any_plug
-@pytest.mark.parametrize("how", ["system_reset", "reboot"])
+@pytest.mark.parametrize("how", by_default("system_reset", of=["system_reset", "reboot"]))
 def test_a_reset_ends_the_blocker(
     guest: Guest, hotplug: Hotplug, migration: Migration, run_state: RunState, share: Share, how: str
 ) -> None:

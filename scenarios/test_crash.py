@@ -59,6 +59,7 @@ def test_system_reset_after_unplug(after_unplug: Guest, run_state: RunState) -> 
     after_unplug.succeed("true")
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_screendump_after_unplug(lab: Lab, share: Share) -> None:
     """A machine with a display is looked at while nothing of the device is left."""
@@ -112,6 +113,7 @@ def test_everything_after_a_plug_that_failed(
     everything(guest, lab)
 
 
+@pytest.mark.thorough
 def test_everything_after_an_unplug_that_had_to_wait(
     guest: Guest, hotplug: Hotplug, share: Share, lab: Lab
 ) -> None:
@@ -127,6 +129,7 @@ def test_everything_after_an_unplug_that_had_to_wait(
     everything(guest, lab)
 
 
+@pytest.mark.thorough
 def test_everything_after_a_replug(
     guest: Guest, hotplug: Hotplug, share: Share, lab: Lab, variant: Variant
 ) -> None:

@@ -85,6 +85,7 @@ def wait_delisted(mount: Mount) -> None:
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 @pytest.mark.parametrize("how", ["system_reset", "reboot"])
 def test_a_reset_with_a_request_in_flight(
@@ -115,6 +116,7 @@ def test_a_reset_with_a_request_in_flight(
     hotplug.unplug(share)
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_a_panic_with_a_request_in_flight(
     guest: Guest,

@@ -18,6 +18,7 @@ from harness.guest.guest import Guest
 from harness.guest.p9 import T
 from harness.guest.raw9p import NineError, RawDriver, RawGuest, make_files
 from harness.guest.variant import DEVICE_KINDS
+from harness.plugin.thorough import by_default
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
 
@@ -62,7 +63,7 @@ ENDINGS: dict[str, Callable[[RawGuest, RawDriver], None]] = {
 
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("ending", by_default(of=ENDINGS))
 def test_a_session_with_open_files_that_ends_in_any_way(
     leak_hunt: LeakHunt, share: Share, ending: str
 ) -> None:
@@ -116,6 +117,7 @@ def test_mount_and_umount_without_unplug(leak_hunt: LeakHunt, share: Share) -> N
     leak_hunt.repeat_raw(cycle)
 
 
+@pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_heavy_use(leak_hunt: LeakHunt, share: Share) -> None:
@@ -190,6 +192,7 @@ def extended_attributes(driver: RawDriver) -> None:
             driver.call(T.CLUNK, p9.fid(802))
 
 
+@pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_loadvm_over_a_mounted_share(leak_hunt: LeakHunt, share: Share) -> None:
@@ -217,6 +220,7 @@ def test_loadvm_over_a_mounted_share(leak_hunt: LeakHunt, share: Share) -> None:
     leak_hunt.repeat_raw(cycle, SAVING, control=control)
 
 
+@pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_an_unmounted_device_is_saved(leak_hunt: LeakHunt, share: Share) -> None:
@@ -235,6 +239,7 @@ def test_an_unmounted_device_is_saved(leak_hunt: LeakHunt, share: Share) -> None
     leak_hunt.repeat_raw(cycle, SAVING, control=control)
 
 
+@pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_an_unmounted_device_begins_to_migrate(leak_hunt: LeakHunt, share: Share) -> None:
@@ -252,7 +257,7 @@ def test_an_unmounted_device_begins_to_migrate(leak_hunt: LeakHunt, share: Share
 
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("q35-pcie")
-@pytest.mark.parametrize("wrong", ["fsdev", "no_tag", "long_tag", "path", "busy_id"])
+@pytest.mark.parametrize("wrong", by_default("path", of=["fsdev", "no_tag", "long_tag", "path", "busy_id"]))
 def test_a_plug_that_fails(leak_hunt: LeakHunt, shares: tuple[Share, ...], wrong: str) -> None:
     """Every error of realize; the device that was there before stays."""
     share, other = shares[:2]

@@ -13,9 +13,11 @@ from harness.guest.guest import Guest
 from harness.guest.mount import Mount, host_sha256
 from harness.guest.variant import Variant
 from harness.holds.hold import DATA, FSYNC, Hold
+from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
 
 
+@pytest.mark.thorough("q35-pcie")
 def test_plug_mount_use_unmount_unplug(guest: Guest, hotplug: Hotplug, share: Share) -> None:
     """Bytes written on either side are read on the other, and the device goes when it is free."""
     (share.path / "from-host").write_bytes(bytes(range(256)) * 1024)
@@ -27,6 +29,7 @@ def test_plug_mount_use_unmount_unplug(guest: Guest, hotplug: Hotplug, share: Sh
     hotplug.unplug(share)
 
 
+@pytest.mark.thorough("q35-pcie")
 def test_a_share_can_be_plugged_again(guest: Guest, hotplug: Hotplug, share: Share) -> None:
     """The same id, tag and place serve a second time, and the files are still there."""
     hotplug.plug(share)
@@ -53,6 +56,7 @@ def test_a_share_is_used_over_the_serial_console(guest: Guest, hotplug: Hotplug,
     hotplug.unplug(share)
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_the_whole_life_of_any_kind_of_share(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, variant: Variant
@@ -114,7 +118,7 @@ FAILURES = {
 
 
 @pytest.mark.any_plug
-@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("failure", by_default("read_eio", "fsync_eio", of=FAILURES))
 def test_an_export_whose_file_system_fails(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, hold: Hold, failure: str
 ) -> None:

@@ -14,10 +14,11 @@ from harness.actions.stream import STREAMS
 from harness.guest.guest import Guest
 from harness.guest.lab import Lab
 from harness.guest.mount import host_sha256
+from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
 
 
-@pytest.mark.parametrize("plugged", ["hot", "cold"])
+@pytest.mark.parametrize("plugged", by_default("hot", of=["hot", "cold"]))
 def test_an_unmounted_device_arrives_alive(lab: Lab, share: Share, plugged: str) -> None:
     """Plugged while the source ran, or on its command line: the guest mounts it, uses it, and lets it go."""
     guest = lab.boot(lab.spec(plugged=frozenset([share.id] if plugged == "cold" else [])))
@@ -38,6 +39,7 @@ def test_an_unmounted_device_arrives_alive(lab: Lab, share: Share, plugged: str)
     hotplug.unplug(share)
 
 
+@pytest.mark.thorough("q35", "q35-pcie")
 def test_a_device_is_alive_after_loadvm(
     guest: Guest, hotplug: Hotplug, snapshot: Snapshot, share: Share
 ) -> None:
@@ -76,7 +78,10 @@ def test_a_device_is_alive_after_the_snapshot_jobs(
 
 #: A background snapshot write-protects the guest's memory (``userfaultfd``): it must be QEMU's own.
 COLD = "background-snapshot"
-WAYS = [pytest.param(way, marks=pytest.mark.cold) if way == COLD else way for way in STREAMS]
+WAYS = [
+    *by_default("tcp", "file", "multifd", "postcopy", of=[way for way in STREAMS if way != COLD]),
+    pytest.param(COLD, marks=[pytest.mark.cold, pytest.mark.thorough]),
+]
 
 
 @pytest.mark.any_plug
@@ -96,6 +101,7 @@ def test_an_unmounted_device_arrives_in_any_way(
     hotplug.unplug(share)
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_there_and_back_twenty_times(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share

@@ -46,6 +46,7 @@ def refusal(hotplug: Hotplug, command: str, **arguments: str) -> str:
     return refused.value.desc
 
 
+@pytest.mark.thorough("q35", "q35-pcie")
 def test_a_bus_that_forbids_hotplug(
     cold_plugged: Guest, fixed: FixedPlace, shares: tuple[Share, ...]
 ) -> None:
@@ -97,6 +98,7 @@ def test_hotplug_during_a_migration(guest: Guest, hotplug: Hotplug, migration: M
     hotplug.plug(other)
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_a_refused_plug_while_the_stream_stalls(guest: Guest, lab: Lab) -> None:
     """A destination that does not read delays the migration, and nothing else: the refusal comes at once."""
@@ -126,6 +128,7 @@ def test_a_mount_during_a_migration(guest: Guest, hotplug: Hotplug, migration: M
     migration.expect_not_blocked()
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_only_migratable(lab: Lab, shares: tuple[Share, ...]) -> None:
     """With -only-migratable nothing may block: the mount is refused (EACCES), the device is not."""

@@ -10,6 +10,7 @@ from harness.guest.guest import Guest
 from harness.guest.lab import Lab
 from harness.guest.workload import Workload
 from harness.holds.throttle import require_throttling, throttled
+from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
 
 #: Fast enough that nothing waits for long: what counts is that the throttle is there.
@@ -29,7 +30,7 @@ def shares(request: pytest.FixtureRequest, lab: Lab) -> tuple[Share, ...]:
 
 
 @pytest.mark.any_plug
-@pytest.mark.parametrize("goes", ["first", "second"])
+@pytest.mark.parametrize("goes", by_default("first", of=["first", "second"]))
 def test_unplugging_one_leaves_the_other_working(
     guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...], goes: str
 ) -> None:
@@ -47,6 +48,7 @@ def test_unplugging_one_leaves_the_other_working(
     hotplug.unplug(staying)
 
 
+@pytest.mark.thorough("q35", "q35-pcie")
 def test_others_come_and_go_beside_a_workload(
     guest: Guest, hotplug: Hotplug, run_state: RunState, lab: Lab
 ) -> None:

@@ -19,6 +19,7 @@ from harness.guest.occupant import KINDS, occupied
 from harness.guest.transfer import Transfer
 from harness.guest.workload import Workload
 from harness.holds.hold import DATA, FSYNC, READDIR, STAT, Hold
+from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
 
 #: What a second device_del of native PCIe hotplug is refused with (QEMU: ``system/qdev-monitor.c``, and
@@ -59,7 +60,7 @@ REQUESTS = {
 
 
 @pytest.mark.any_plug
-@pytest.mark.parametrize("kind", REQUESTS)
+@pytest.mark.parametrize("kind", by_default("write", of=REQUESTS))
 def test_device_del_waits_for_a_request(
     guest: Guest, hotplug: Hotplug, share: Share, hold: Hold, kind: str
 ) -> None:
@@ -81,6 +82,7 @@ def test_device_del_waits_for_a_request(
     unplug.wait_completed()
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 @pytest.mark.parametrize("count", [24, 128])
 def test_device_del_waits_for_many_requests(
@@ -100,6 +102,7 @@ def test_device_del_waits_for_many_requests(
     unplug.wait_completed()
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 @pytest.mark.parametrize("cache", ["none", "mmap"])
 def test_device_del_waits_for_a_workload(guest: Guest, hotplug: Hotplug, share: Share, cache: str) -> None:
@@ -117,7 +120,7 @@ def test_device_del_waits_for_a_workload(guest: Guest, hotplug: Hotplug, share: 
 
 
 @pytest.mark.any_plug
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_default("open_file", of=KINDS))
 def test_device_del_waits_for_the_last_user(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, kind: str
 ) -> None:
@@ -135,6 +138,7 @@ def test_device_del_waits_for_the_last_user(
     migration.expect_not_blocked()
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_device_del_waits_for_a_mount_inside(
     guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]
@@ -156,6 +160,7 @@ def test_device_del_waits_for_a_mount_inside(
     hotplug.unplug(inner)
 
 
+@pytest.mark.thorough
 def test_a_second_device_del(guest: Guest, hotplug: Hotplug, share: Share) -> None:
     """Accepted or refused, it does not push the device out."""
     hotplug.plug(share)
@@ -170,6 +175,7 @@ def test_a_second_device_del(guest: Guest, hotplug: Hotplug, share: Share) -> No
         assert any(refusal in again.refusal.desc for refusal in REFUSALS), again.refusal
 
 
+@pytest.mark.thorough
 def test_device_del_then_reset(
     guest: Guest, hotplug: Hotplug, run_state: RunState, migration: Migration, share: Share
 ) -> None:
@@ -188,6 +194,7 @@ def test_device_del_then_reset(
     migration.expect_not_blocked()
 
 
+@pytest.mark.thorough("q35", "q35-pcie")
 def test_device_del_then_migrate(guest: Guest, hotplug: Hotplug, migration: Migration, share: Share) -> None:
     """The mounted share still blocks; once it has gone, the guest migrates without it."""
     hotplug.plug(share)
@@ -202,6 +209,7 @@ def test_device_del_then_migrate(guest: Guest, hotplug: Hotplug, migration: Migr
     assert share.mount_tag not in guest.mount_tags()
 
 
+@pytest.mark.thorough("q35", "q35-pcie")
 def test_device_del_while_stopped(guest: Guest, hotplug: Hotplug, run_state: RunState, share: Share) -> None:
     """A stopped guest grants nothing; it does as soon as it runs again."""
     hotplug.plug(share)
@@ -215,6 +223,7 @@ def test_device_del_while_stopped(guest: Guest, hotplug: Hotplug, run_state: Run
     unplug.wait_completed()
 
 
+@pytest.mark.thorough("q35", "q35-pcie")
 def test_device_del_before_the_guest_is_up(lab: Lab, share: Share) -> None:
     """It may be lost, or wait for the guest; asked once more when the guest is up, the device goes."""
     guest = lab.begin_boot(lab.spec(plugged=frozenset([share.id])))
@@ -229,6 +238,7 @@ def test_device_del_before_the_guest_is_up(lab: Lab, share: Share) -> None:
     assert share.mount_tag not in guest.mount_tags()
 
 
+@pytest.mark.thorough
 def test_the_other_hotplug_waits_behind_a_busy_share(
     guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]
 ) -> None:

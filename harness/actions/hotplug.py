@@ -92,7 +92,7 @@ class Unplug:
             ) from exc
         self._enter(UnplugState.SEEN_BY_GUEST, f"a mount of {tag} fails with ENOENT")
 
-    def expect_withheld(self, *, while_: Callable[[], object], window_s: float = 3.0) -> None:
+    def expect_withheld(self, *, while_: Callable[[], object], window_s: float = 2.0) -> None:
         """Assert that the device stays, over a window that began after the guest had begun the removal.
 
         :param while_: the witness that the share is still in use; called at both ends of the window, it

@@ -31,7 +31,7 @@ def compare(a: str, b: str, expression: str | None, workers: str) -> None:
     A and B are folders that pytest --summary wrote, or QEMUs (names or paths), which are then run now.
     Exits with 1 when a scenario fails on B that does not on A.
     """
-    options = ["-n", workers, *(["-k", expression] if expression else [])]
+    options = ["--thorough", "-n", workers, *(["-k", expression] if expression else [])]
     runs = [_recorded(name) or _run(name, options) for name in (a, b)]
     found = comparison.pairs(*runs)
     console = Console()

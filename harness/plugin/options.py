@@ -47,7 +47,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     add("--artifacts", metavar="DIR", help="where each test leaves its folder (default: artifacts/RUN/)")
     add("--keep-artifacts", action="store_true", help="keep the folders of passed tests too")
-    add("--full", action="store_true", help="every kind of share, and every machine type for every scenario")
+    add("--full", action="store_true", help="--thorough, on every machine type, with every kind of share")
     add("--cold", action="store_true", help="boot every guest instead of restoring it")
 
 

@@ -1,0 +1,91 @@
+"""What a default run leaves out: the scenarios that are marked ``thorough``.
+
+A default run is for before each commit: every guarantee, on every way of hotplug, in a minute or two. What is
+left out goes the same ways with other requests, users, streams or endings; ``--thorough`` runs it as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_LEFT_OUT = pytest.StashKey[int]()
+_WORKER_KEY = "harness_left_out"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Whether anything is left out."""
+    parser.getgroup("harness").addoption(
+        "--thorough", action="store_true", help="the scenarios that a default run leaves out, too"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the mark."""
+    text = "thorough(*machines): left out of a default run; given machine types, on those alone"
+    config.addinivalue_line("markers", text)
+
+
+def by_default(*names: str, of: Iterable[str]) -> list[Any]:
+    """Values for ``parametrize``: all ``of`` these, of which a default run takes ``names``.
+
+    :raises ValueError: for a name that is none of them.
+    """
+    known = list(of)
+    if unknown := set(names) - set(known):
+        raise ValueError(f"no such parameter: {', '.join(sorted(unknown))} (known: {', '.join(known)})")
+    return [name if name in names else pytest.param(name, marks=pytest.mark.thorough) for name in known]
+
+
+# Last, so that what -k and -m do not select is not told as left out; but before the rest is put in order.
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave them out, but for those that were asked for by name (``FILE::TEST``)."""
+    if config.getoption("thorough") or config.getoption("full"):
+        return
+    left_out = [item for item in items if _is_thorough(item) and not _is_named(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        config.stash[_LEFT_OUT] = len(left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+
+
+def _is_thorough(item: pytest.Item) -> bool:
+    """Wholly, or on its machine type; that is nothing to one who gave the types."""
+    callspec, given = getattr(item, "callspec", None), item.config.getoption("machine")
+    machine = callspec.params.get("machine_name") if callspec and not given else None
+    return any(not mark.args or machine in mark.args for mark in item.iter_markers("thorough"))
+
+
+def _is_named(item: pytest.Item) -> bool:
+    began_in = item.config.invocation_params.dir
+    named = [arg.partition("::") for arg in item.config.args if "::" in arg]
+    return any(
+        f"{item.name}[".startswith(f"{name}[") and Path(began_in, path).resolve() == item.path
+        for path, _, name in named
+    )
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """An xdist worker has collected; the process that the user started has not."""
+    config = session.config
+    if hasattr(config, "workeroutput"):
+        config.workeroutput[_WORKER_KEY] = config.stash.get(_LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a worker has left out: all of them leave out the same."""
+    told = getattr(node, "workeroutput", {}).get(_WORKER_KEY)
+    if told is not None:
+        node.config.stash[_LEFT_OUT] = told
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say it."""
+    left_out = config.stash.get(_LEFT_OUT, 0)
+    if left_out:
+        terminalreporter.write_line(f"tests left out of a default run: {left_out} (--thorough runs them)")

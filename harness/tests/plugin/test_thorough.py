@@ -1,0 +1,93 @@
+"""A default run leaves out what is marked thorough, and says so; whoever asks for it gets it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.plugin.thorough import by_default
+from harness.tests.plugin.conftest import Pytest
+
+_SCENARIOS = """
+import pytest
+from harness.plugin.thorough import by_default
+
+def test_usual(): pass
+@pytest.mark.thorough
+def test_rare(): pass
+@pytest.mark.thorough("q35", "q35-pcie")
+def test_plug(machine_name): pass
+@pytest.mark.parametrize("way", by_default("b", of=["a", "b"]))
+def test_way(way): pass
+"""
+_USUAL = ["test_plug[pc]", "test_usual", "test_way[b]"]
+_EVERY = sorted([*_USUAL, "test_plug[q35]", "test_plug[q35-pcie]", "test_rare", "test_way[a]"])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["harness.plugin"]\n')
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "test_it.py").write_text(_SCENARIOS)
+    (tmp_path / "test_other.py").write_text("import pytest\n@pytest.mark.thorough\ndef test_rare(): pass\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("options", "tests"),
+    [
+        (["test_it.py"], _USUAL),
+        (["test_it.py", "--thorough"], _EVERY),
+        (["test_it.py", "--full"], _EVERY),
+        # What is asked for by name is run, and nothing else of its file, nor its like in another.
+        (["test_it.py::test_rare", "test_other.py"], ["test_rare"]),
+        (["test_it.py::test_way"], ["test_way[a]", "test_way[b]"]),
+        (["test_it.py::test_way[a]"], ["test_way[a]"]),
+        (["test_it.py::test_plug[q35]"], ["test_plug[q35]"]),
+        # Given machine types are run, but no scenario for their sake.
+        (["test_it.py", "--machine", "q35"], ["test_plug[q35]", "test_usual", "test_way[b]"]),
+    ],
+)
+def test_what_a_run_is_of(folder: Path, run_pytest: Pytest, options: list[str], tests: list[str]) -> None:
+    done = run_pytest(folder, "--collect-only", "-q", *options)
+    collected = [line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line]
+    assert sorted(collected) == tests, done.stdout + done.stderr
+
+
+@pytest.fixture
+def light(folder: Path) -> Path:
+    """The same without what would have to be provisioned."""
+    (folder / "conftest.py").write_text('pytest_plugins = ["harness.plugin.thorough"]\n' + _OPTIONS)
+    (folder / "test_it.py").write_text(_SCENARIOS.replace("def test_plug(machine_name)", "def test_plug()"))
+    return folder
+
+
+_OPTIONS = """
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true")
+    parser.addoption("--machine", action="append")
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")])
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ((), "tests left out of a default run: 3 (--thorough runs them)"),
+        (("-k", "way or usual"), "tests left out of a default run: 1 (--thorough runs them)"),
+        (("--thorough",), None),
+    ],
+)
+def test_what_is_left_out_is_said(
+    light: Path, run_pytest: Pytest, options: tuple[str, ...], told: str | None, workers: tuple[str, ...]
+) -> None:
+    done = run_pytest(light, *options, *workers)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line for line in done.stdout.splitlines() if "left out" in line]
+    assert lines == ([told] if told else [])
+
+
+def test_a_parameter_that_is_none() -> None:
+    with pytest.raises(ValueError, match=r"no such parameter: c \(known: a, b\)"):
+        by_default("b", "c", of=["a", "b"])
