@@ -29,7 +29,7 @@ def test_the_profile_of_a_start(harness: Harness) -> None:
 
 @pytest.mark.qemu
 def test_the_suite_with_so_many_workers(harness: Harness) -> None:
-    chosen = ("-k", "test_only_migratable", "--machine", "pc", "--accel", "tcg")
+    chosen = ("-k", "test_names_that_are_taken_or_unknown", "--machine", "pc", "--accel", "tcg")
     ended = harness("bench", "suite", *chosen, "--json")
     assert ended.status == 0, ended.err
     rows = ended.json["rows"]

@@ -73,4 +73,4 @@ def test_two_qemus_are_run(harness: Harness, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(compare, "_run", run)
     ended = harness("compare", "7.2", "10.0", "-k", "blocker", "-n", "2")
     assert ended.status == 0
-    assert asked == [(name, "-n", "2", "-k", "blocker") for name in ("7.2", "10.0")]
+    assert asked == [(name, "--thorough", "-n", "2", "-k", "blocker") for name in ("7.2", "10.0")]
