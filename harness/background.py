@@ -5,21 +5,24 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 from harness.errors import WaitTimeout
 
+T = TypeVar("T")
 
-class Background:
+
+class Background(Generic[T]):
     """A call that runs in a thread of its own while the caller watches something else.
 
     The thread is a daemon: a call that never returns does not keep the process alive.
     """
 
-    def __init__(self, call: Callable[[], object]) -> None:
-        self._future: concurrent.futures.Future[object] = concurrent.futures.Future()
+    def __init__(self, call: Callable[[], T]) -> None:
+        self._future: concurrent.futures.Future[T] = concurrent.futures.Future()
         threading.Thread(target=self._run, args=(call,), name="background", daemon=True).start()
 
-    def _run(self, call: Callable[[], object]) -> None:
+    def _run(self, call: Callable[[], T]) -> None:
         try:
             self._future.set_result(call())
         except BaseException as exc:
@@ -30,7 +33,7 @@ class Background:
         """Whether the call has ended."""
         return self._future.done()
 
-    def wait(self, *, timeout_s: float = 60.0) -> object:
+    def wait(self, *, timeout_s: float = 60.0) -> T:
         """What the call returned; what it raised is raised.
 
         :raises WaitTimeout: when it does not end.

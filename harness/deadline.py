@@ -6,6 +6,7 @@ that raises the real cause (QEMU died, the guest panicked) long before the deadl
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ def wait_until(
     timeout_s: float,
     watch: Watch | None = None,
     interval_s: float = 0.02,
+    wake: threading.Event | None = None,
     artifacts: Path | None = None,
 ) -> T:
     """Call ``probe`` until it returns something true, and return that.
@@ -77,11 +79,15 @@ def wait_until(
     :param timeout_s: seconds from now; the probe is called at least once, and once more at the end.
     :param watch: raises the real cause when waiting on is pointless.
     :param interval_s: seconds between two probes.
+    :param wake: set by whoever changes what is probed: the next probe is at once then. It is cleared here.
     :raises WaitTimeout: with ``what``, the last value seen, the elapsed time and ``artifacts``.
     """
     deadline = Deadline.after(timeout_s)
+    pause = time.sleep if wake is None else wake.wait
     while True:
         last_turn = deadline.expired
+        if wake is not None:
+            wake.clear()  # First: what is set while the probe looks is not missed.
         value = probe()
         if value:
             return value
@@ -89,7 +95,7 @@ def wait_until(
             watch()
         if last_turn:
             raise WaitTimeout(what, last=value, elapsed_s=deadline.elapsed_s, artifacts=artifacts)
-        time.sleep(min(interval_s, max(deadline.remaining_s, 0.001)))
+        pause(min(interval_s, max(deadline.remaining_s, 0.001)))
 
 
 def hold_for(

@@ -45,6 +45,7 @@ def start(cell: Cell, run: RunFolder) -> dict[str, Turn]:
         "harness, booted": lambda: _lab_start(cell, run, cold=True),
         "harness, restored from a plain stream": lambda: _lab_start(plain, run, cold=False),
         "harness, restored": lambda: _lab_start(cell, run, cold=False),
+        "… and a process was run": lambda: _lab_start(cell, run, cold=False, warm=True),
         "harness, restored ahead": lambda: _lab_answer(cell, run),
     }
 
@@ -87,17 +88,21 @@ def _lab(cell: Cell, run: RunFolder) -> Iterator[Lab]:
         yield lab
 
 
-def _lab_start(cell: Cell, run: RunFolder, *, cold: bool) -> float:
+def _lab_start(cell: Cell, run: RunFolder, *, cold: bool, warm: bool = False) -> float:
     with _lab(cell, run) as lab:
         clock = Deadline.after(0)
-        _boot(lab, cold=cold)
+        guest = _boot(lab, cold=cold)
+        if warm:  # A restored guest's first answer is its shell's own.
+            guest.warm_up()
         return clock.elapsed_s
 
 
 def _lab_answer(cell: Cell, run: RunFolder) -> float:
     """What a test waits for when its guest was begun during the one before (``harness.plugin.ahead``)."""
     with _lab(cell, run) as lab:
-        guest, clock = _boot(lab, cold=False), Deadline.after(0)
+        guest = _boot(lab, cold=False)
+        guest.warm_up()
+        clock = Deadline.after(0)
         guest.succeed("true")
         return clock.elapsed_s
 

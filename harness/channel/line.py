@@ -60,28 +60,37 @@ class Frozen:
 class Line:
     """What paramiko takes for a socket.
 
-    :param path: the unix socket of QEMU's character device.
+    :param path: the unix socket of QEMU's character device; ``None`` when it is still to come (:meth:`move`),
+        which only a session that is gone on with can wait for.
     :param frozen: the session to go on with; without one, a new one can begin, and be frozen.
     :raises ChannelLost: when there is no such socket.
     """
 
-    def __init__(self, path: Path, frozen: Frozen | None = None) -> None:
-        self._connection = _connect(path)
+    def __init__(self, path: Path | None, frozen: Frozen | None = None) -> None:
+        assert path is not None or frozen is not None
+        self._connection = None if path is None else _connect(path)
         self._retired: socket.socket | None = None
         self.secrets = frozen or Frozen(os.urandom(16), os.urandom(32))
         self._script = deque(self.secrets.received)
-        #: The server's answers come from the script, and what we send goes nowhere.
-        self._replaying = frozen is not None
+        #: We have said, and been answered, all that the script has.
+        self._went_on = frozen is None
         self._received: list[tuple[int, bytes]] = []
         self._sent = 0
         self._timeout_s: float | None = None
         self._changed = threading.Condition()
         self._closed = False
 
+    @property
+    def _replaying(self) -> bool:
+        """Whether the server's answers come from the script, and what we send goes nowhere."""
+        return self._connection is None or not self._went_on
+
     def settimeout(self, timeout_s: float | None) -> None:
         """As a socket's."""
-        self._timeout_s = timeout_s
-        self._connection.settimeout(timeout_s)
+        with self._changed:
+            self._timeout_s = timeout_s
+            if self._connection is not None:
+                self._connection.settimeout(timeout_s)
 
     def send(self, data: bytes) -> int:
         """As a socket's."""
@@ -89,9 +98,10 @@ class Line:
             # Counted first: an answer may be here before the call returns.
             self._sent += len(data)
             self._changed.notify_all()
-            if self._replaying:
+            if self._connection is None or not self._went_on:
                 return len(data)
-        count = self._connection.send(data)
+            connection = self._connection
+        count = connection.send(data)
         self._sent -= len(data) - count
         return count
 
@@ -120,6 +130,7 @@ class Line:
     def _receive(self, size: int) -> bytes:
         while True:
             connection = self._connection
+            assert connection is not None
             try:
                 data = connection.recv(size)
             except TimeoutError:
@@ -134,14 +145,14 @@ class Line:
                 return data
 
     def go_on(self) -> None:
-        """The script is through: from now on the guest itself answers.
+        """The script is through: from now on the guest itself answers, once it can be reached.
 
         :raises ChannelLost: when it is not, or we have not said what we said then.
         """
         with self._changed:
             if self._script:
                 raise ChannelLost(f"{len(self._script)} of the server's answers were not asked for")
-            self._replaying = False
+            self._went_on = True
             self._changed.notify_all()
 
     def freeze(self) -> Frozen:
@@ -153,8 +164,12 @@ class Line:
         """Go on over another QEMU's socket. :raises ChannelLost: when there is none."""
         self._wait_quiet()
         connection = _connect(path)
-        connection.settimeout(self._timeout_s)
-        before, self._connection = self._connection, connection
+        with self._changed:
+            connection.settimeout(self._timeout_s)
+            before, self._connection = self._connection, connection
+            self._changed.notify_all()
+        if before is None:
+            return
         # Not closed yet: the reading thread may still be about to wait for it.
         if self._retired is not None:
             self._retired.close()
@@ -164,8 +179,10 @@ class Line:
 
     def _wait_quiet(self) -> None:
         """Until everything that has come was read."""
-        with contextlib.suppress(WaitTimeout, OSError):
-            wait_until(lambda: unread(self._connection) == 0, what="the line to be quiet", timeout_s=_QUIET_S)
+        connection = self._connection
+        if connection is not None:
+            with contextlib.suppress(WaitTimeout, OSError):
+                wait_until(lambda: unread(connection) == 0, what="the line to be quiet", timeout_s=_QUIET_S)
 
     def close(self) -> None:
         """As a socket's."""

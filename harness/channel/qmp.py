@@ -40,6 +40,8 @@ T = TypeVar("T")
 #: big lock (facts: QMP then stalls as long as the backend does), so this is generous.
 EXECUTE_TIMEOUT_S = 60.0
 _CLOSE_TIMEOUT_S = 5.0
+#: Each QEMU of a run is waited for so: what is left of an interval is time that a test loses.
+_SOCKET_INTERVAL_S = 0.002
 
 
 class QmpThread:
@@ -82,6 +84,7 @@ class Listener:
     def __init__(self, qmp: Qmp, accept: Callable[[QmpEvent], bool]) -> None:
         self._qmp, self._accept = qmp, accept
         self._seen: list[QmpEvent] = []
+        self._came = threading.Event()
         qmp._listeners.append(self)
 
     @property
@@ -107,6 +110,7 @@ class Listener:
                 what=what,
                 timeout_s=timeout_s,
                 watch=watch,
+                wake=self._came,
             )
         except WaitTimeout as exc:
             raise WaitTimeout(what, last=self.events[-3:], elapsed_s=exc.elapsed_s) from None
@@ -126,6 +130,7 @@ class Listener:
     def _offer(self, event: QmpEvent) -> None:
         if self._accept(event):
             self._seen.append(event)
+            self._came.set()
 
 
 class _LoggingClient(QMPClient):
@@ -221,6 +226,8 @@ class Qmp:
         deadline = Deadline.after(timeout_s)
 
         def attempt() -> bool:
+            if not self._socket_path.exists():  # Far cheaper to find out so.
+                return False
             client = _LoggingClient(self.machine, self._write)
             client.register_listener(EventListener(event_filter=self._on_event))
             left_s = max(0.5, deadline.remaining_s)
@@ -241,7 +248,13 @@ class Qmp:
             return True
 
         try:
-            wait_until(attempt, what="the QMP socket", timeout_s=timeout_s, watch=watch)
+            wait_until(
+                attempt,
+                what="the QMP socket",
+                timeout_s=timeout_s,
+                watch=watch,
+                interval_s=_SOCKET_INTERVAL_S,
+            )
         except WaitTimeout as exc:
             raise QmpSilent(
                 f"QEMU {self.machine!r} opened no QMP socket within {exc.elapsed_s:.0f} s"

@@ -24,9 +24,11 @@ COMMAND = "echo >.shells; sh | cat"
 #: home, so it is there.
 _ASKED = ".shell-{name}"
 _SCRIPT = (
-    "echo {number} >{asked}; [ -e {asked}.lost ] || {{ printf {mark}; printf {mark} >&2; "
-    "( eval {command} ) </dev/null; printf {mark}%d. $?; printf {mark} >&2; }}\n"
+    "echo {number} >{asked}; [ -e {asked}.lost ] || {{ echo -n {mark}; echo -n {mark} >&2; "
+    "( eval {command} ) </dev/null; echo -n {mark}$?.; echo -n {mark} >&2; }}\n"
 )
+#: In one line, past cat, and nothing noted: of what a restored guest does first, each step is translated.
+_INSIDE = "{{ {command}; }}; echo -n {mark}{mark}$?. >&2\n"
 _GIVE_UP = "[ -e .shells ] && touch {asked}.lost && {{ cat {asked} 2>/dev/null || echo 0; }}"
 _STATUS = re.compile(rb"(\d+)\.")
 
@@ -35,7 +37,7 @@ _STATUS = re.compile(rb"(\d+)\.")
 class Told:
     """A command that the shell was told, and what has come back.
 
-    :ivar number: counts the shell's commands from 1.
+    :ivar number: counts the shell's commands from 1. :ivar inside: see :meth:`RemoteShell.tell`.
     :ivar mark: stands before and after what the command says, on either stream. Late output of what an
         earlier command left running is told apart where it comes before the mark, not between the two.
     """
@@ -44,6 +46,7 @@ class Told:
     mark: bytes
     out: bytearray = field(default_factory=bytearray)
     err: bytearray = field(default_factory=bytearray)
+    inside: bool = False
 
     @property
     def begun(self) -> bool:
@@ -53,8 +56,9 @@ class Told:
     @property
     def returncode(self) -> int | None:
         """What the command exited with, as soon as all of both outputs is here; else ``None``."""
-        first, last = self.out.find(self.mark), self.out.rfind(self.mark)
-        ended = first < last and _STATUS.match(self.out, last + len(self.mark))
+        said = self.err if self.inside else self.out
+        first, last = said.find(self.mark), said.rfind(self.mark)
+        ended = first < last and _STATUS.match(said, last + len(self.mark))
         return int(ended[1]) if ended and self.err.count(self.mark) == 2 else None
 
     def between(self, stream: bytearray) -> bytearray:
@@ -79,14 +83,23 @@ class RemoteShell:
         """Whether it has not ended."""
         return not (self.channel.closed or self.channel.eof_received)
 
-    def tell(self, command: str) -> Told:
-        """Let it begin ``command``, in a subshell and without stdin; the channel has what comes back."""
-        self._count += 1
-        mark = f"={self._name}.{self._count}="
-        quoted = shlex.quote(command)
-        script = _SCRIPT.format(number=self._count, asked=self._asked, mark=mark, command=quoted)
+    def tell(self, command: str, *, inside: bool = False) -> Told:
+        """Let it begin ``command``, in a subshell and without stdin; the channel has what comes back.
+
+        :param inside: in the shell itself, which is cheaper by a fork; only its exit status comes back. There
+            is no trace of its having begun: it has to be one that may run twice, and neither changes the
+            shell nor reads its stdin.
+        """
+        number = self._count + 1
+        mark = f"={self._name}.{number}{'i' if inside else ''}="
+        if inside:  # Not counted: who asks what was told last hears of the one before.
+            script = _INSIDE.format(mark=mark, command=command)
+        else:
+            self._count = number
+            quoted = shlex.quote(command)
+            script = _SCRIPT.format(number=number, asked=self._asked, mark=mark, command=quoted)
         self.channel.sendall(script.encode())
-        return Told(self._count, mark.encode())
+        return Told(number, mark.encode(), inside=inside)
 
     def answered(self, told: Told) -> bool:
         """Whether the command has ended, and everything that it said has arrived.

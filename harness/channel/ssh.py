@@ -43,15 +43,17 @@ logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)
 class Ssh:
     """A channel over SSH.
 
-    :param port: the port on the loopback address that is forwarded to the guest.
+    :param port: the port on the loopback address that is forwarded to the guest; ``None`` when its QEMU is
+        still to come (:meth:`move`), and the line has to do.
     :param client_key: the OpenSSH private key to log in with.
     :param host_key: the only host key to accept, ``ssh-ed25519 AAAA…``.
     :param timeout_s: seconds in which the guest has to let us in; attempts are repeated.
     :param watch: raises the real cause when waiting on is pointless.
     :param line: begin, or resume, the session over it; where that fails, :attr:`resumed` says why, and the
         port is used.
-    :param line_lost: told why, when the session over the line answers no more, and the port is used instead.
-    :raises ChannelLost: when it did not, or presented another host key.
+    :ivar line_lost: told why, when the session over the line answers no more, and the port is used instead.
+    :raises ChannelLost: when it did not, or presented another host key; without a port, why there is no
+        session over the line.
     :raises SetupError: when the private key cannot be read.
     """
 
@@ -59,7 +61,7 @@ class Ssh:
 
     def __init__(
         self,
-        port: int,
+        port: int | None,
         *,
         client_key: Path,
         host_key: str,
@@ -86,7 +88,7 @@ class Ssh:
         self._replacing = threading.RLock()
         #: Shells that wait for a command.
         self._idle: list[RemoteShell] = []
-        self._line, self._line_lost = line, line_lost
+        self._line, self.line_lost = line, line_lost
         #: Whether the session goes over the line, or why it does not.
         self.resumed: bool | str = False
         self._deadline = Deadline.after(timeout_s)
@@ -116,6 +118,8 @@ class Ssh:
         return transport
 
     def _connect(self) -> paramiko.Transport:
+        if self._port is None:
+            raise ChannelLost(str(self.resumed))
         self._last_error = "no attempt was made"
         self._deadline = Deadline.after(self._timeout_s)
         try:
@@ -132,6 +136,7 @@ class Ssh:
         transport = None
         try:
             self._check_open()
+            assert self._port is not None
             transport = paramiko.Transport(_dial(self._port))
             self._log_in(transport, _BANNER_S)
             self._check_open()  # Closed meanwhile, by another thread: nobody else would close this one.
@@ -192,8 +197,10 @@ class Ssh:
                 f"expected {expected.fingerprint}"
             )
 
-    def run(self, command: str, *, timeout_s: float, stdin: bytes = b"") -> Completed:
+    def run(self, command: str, *, timeout_s: float, stdin: bytes = b"", inside: bool = False) -> Completed:
         """See :meth:`harness.channel.Channel.run`.
+
+        :param inside: see :meth:`~harness.channel.remote_shell.RemoteShell.tell`; without stdin.
 
         After a timeout the next command gets a new connection, and those that are running end: dropbear
         2022.83 ends the whole connection (``common-channel.c``, assertion ``!channel->sent_close``) when a
@@ -209,7 +216,7 @@ class Ssh:
             self._check_open()
             if stdin:
                 return self._converse(self._open(deadline), command, stdin, deadline)
-            return self._tell(self._waiting_shell(deadline), command, deadline)
+            return self._tell(self._waiting_shell(deadline), command, deadline, inside=inside)
         except (OSError, EOFError, paramiko.SSHException) as exc:
             # Too slow to open a channel, perhaps: it may come later, and be in the way.
             used = self._transport if self._is_alone else began_on
@@ -278,7 +285,7 @@ class Ssh:
         working = Background(call)
         while True:
             try:
-                return working.wait(timeout_s=min(0.05, deadline.remaining_s))  # type: ignore[return-value]
+                return working.wait(timeout_s=min(0.05, deadline.remaining_s))
             except WaitTimeout:
                 if self._watch is not None:
                     self._watch()
@@ -290,13 +297,16 @@ class Ssh:
         given_up = self._line is not None and self._is_alone
         return min(deadline.remaining_s, _LINE_OPEN_S) if given_up else deadline.remaining_s
 
-    def _tell(self, shell: RemoteShell, command: str, deadline: Deadline) -> Completed:
+    def _tell(
+        self, shell: RemoteShell, command: str, deadline: Deadline, *, inside: bool = False
+    ) -> Completed:
         """Run a command in the shell that waits."""
         shell.channel.settimeout(deadline.timeout_s)
-        told = shell.tell(command)
+        told = shell.tell(command, inside=inside)
         silent = self._line is not None and not self._begins(shell, told, deadline)
         if silent and not deadline.expired and self._give_up_line(f"no answer for {_LINE_OPEN_S:g} s"):
-            return self._tell(self._elsewhere(shell, told, command, deadline), command, deadline)
+            shell = self._elsewhere(shell, told, command, deadline)
+            return self._tell(shell, command, deadline, inside=inside)
         self._listen(shell.channel, told, lambda: shell.answered(told), deadline)
         out, err = text(told.between(told.out)), text(told.between(told.err))
         if told.returncode is None:
@@ -309,17 +319,19 @@ class Ssh:
     def _begins(self, shell: RemoteShell, told: Told, deadline: Deadline) -> bool:
         """Whether the guest says, in the time that a line has for it, that the command begins."""
         first = Deadline.after(self._patience_s(deadline))
-        self._listen(
-            shell.channel, told, lambda: told.begun or first.expired or shell.answered(told), deadline
-        )
-        return told.begun
+
+        def begun() -> bool:
+            return told.begun or shell.answered(told)
+
+        self._listen(shell.channel, told, lambda: begun() or first.expired, deadline)
+        return begun()
 
     def _give_up_line(self, why: str) -> bool:
         """Go on over a connection, if there is a line, and only one command: others would end with it."""
         with self._replacing:  # Nobody else begins one meanwhile.
             if self._line is None or not self._is_alone:
                 return False
-            self._line_lost(why)
+            self.line_lost(why)
             self._reconnect()
             return True
 
@@ -381,9 +393,9 @@ class Ssh:
         return self._line.freeze()
 
     def move(self, path: Path, *, port: int, watch: Watch) -> bool:
-        """The guest goes on in another QEMU: keep the session, if it can be kept.
+        """The guest goes on in another QEMU, or in its first: keep the session, if it can be kept.
 
-        :param path: the other QEMU's socket for the line. :param port: see above. :param watch: see above.
+        :param path: that QEMU's socket for the line. :param port: see above. :param watch: see above.
         :returns: whether it was kept: it goes over a line, and no command is running.
         """
         sound = self._transport.is_active() and self._doubtful is not self._transport

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ from harness.errors import (
 )
 from harness.guest import newborn
 from harness.guest.image import GuestImage
-from harness.guest.newborn import PROGRAM
+from harness.guest.resuming import Resuming
 from harness.qemu.argv import LINE_ADDRESS, LINE_PORT
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
@@ -53,6 +54,12 @@ _FOR_EACH_9P = "cd /sys/bus/virtio/drivers/9pnet_virtio; for device in virtio*; 
 _SERVE = (
     f"setsid nc {LINE_ADDRESS} {LINE_PORT} -e /sbin/dropbear -i -s -r /etc/dropbear/host_key "
     "</dev/null >/dev/null 2>&1 &"
+)
+#: Until the session's shell, and whatever was started for it, has slept for a while: what a guest is saved in
+#: the middle of, each that is restored has to do, and in code that is translated for the first time.
+_QUIET = (
+    "looks=0; while [ $looks -lt 10 ]; do usleep 50000; looks=$((looks + 1)); pidof cat >/dev/null "
+    r"&& ! grep -qsE '^[0-9]+ \((dropbear|sh|cat)\) [^S]' /proc/[0-9]*/stat || looks=0; done"
 )
 #: What the guest prints on its kernel's console (``images/guests/root/etc/rcS``).
 NETWORK_IS_UP = "guest: network is up"
@@ -92,10 +99,11 @@ class Guest:
             timeout_s=self.machine.pace.seconds(BOOT_TIMEOUT_S),
             watch=self.machine.watch,
             line=line,
-            line_lost=self._line_lost,
         )
-        if line is not None:
-            self.machine.history.note(self.actor, "ssh:resumed", ssh.resumed)
+        return self._connected(ssh)
+
+    def _connected(self, ssh: Ssh) -> Ssh:
+        ssh.line_lost = self._line_lost
         self.machine.history.note(self.actor, "ssh:connected", ssh.stages_s)
         return ssh
 
@@ -115,12 +123,14 @@ class Guest:
         The guest is spoken to over its console. :raises ChannelLost: when there is no such session.
         """
         self.use("console")
-        self.succeed(f"cat > {PROGRAM} && chmod +x {PROGRAM}", stdin=newborn.program())
+        self.succeed(newborn.start_command(), stdin=newborn.program())
+        self.succeed(newborn.command())
         line = Line(self.machine.paths.line)
         self.succeed(_SERVE)
         self._ssh = self._log_in(line)
         if self._ssh.resumed is not True:
             raise ChannelLost(f"{self.actor}: no SSH session over {LINE_ADDRESS}: {self._ssh.resumed}")
+        self.succeed(_QUIET)
         return self._ssh.freeze()
 
     @property
@@ -157,19 +167,36 @@ class Guest:
                 cause = self.machine.blame(exc)
                 raise self._never_booted(cause) if cause is exc else cause from exc
 
-    def wait_restored(self, frozen: Frozen) -> None:
+    def wait_restored(self, session: Resuming) -> None:
         """The guest runs on from a template: make it one of its own, with the time and randomness of now.
 
-        :param frozen: the SSH session that the template had, to be resumed.
+        :param session: the SSH session that the template had; where it cannot go on, a new one is begun.
         :raises HarnessError: the cause, when it does not answer.
         """
         with self.machine.history.operation(self.actor, "guest:restore"):
             self._boots = self.machine.kernel_log.text().count(NETWORK_IS_UP)
             try:
-                self._ssh = self._log_in(Line(self.machine.paths.line, frozen))
+                self._ssh = self._resume(session)
             except HarnessError as exc:
                 raise self.machine.blame(exc) from exc
-            self.succeed(newborn.command())
+            self._tell_newborn()
+
+    def _resume(self, session: Resuming) -> Ssh:
+        found = session.take(self.machine)
+        self.machine.history.note(self.actor, "ssh:resumed", found if isinstance(found, str) else True)
+        return self._log_in() if isinstance(found, str) else self._connected(found)
+
+    def _tell_newborn(self) -> None:
+        command, ssh = newborn.command(), self.ssh
+        done = self._recorded(
+            command, RUN_TIMEOUT_S, lambda scaled_s: ssh.run(command, timeout_s=scaled_s, inside=True)
+        )
+        self._check(command, done)
+
+    def warm_up(self) -> None:
+        """Let it run what each command needs (a process), since somebody has the time: under TCG, whatever a
+        guest does first takes far longer than ever after."""
+        self.succeed("true")
 
     def _wait_announced(self) -> None:
         """Wait until the guest says, once more than before, that its network is up.
@@ -209,10 +236,15 @@ class Guest:
         :param timeout_s: seconds, before scaling.
         :raises HarnessError: the cause, when no answer came: QEMU died, the kernel panicked, a timeout.
         """
+        channel = self._channel
+        return self._recorded(
+            command, timeout_s, lambda scaled_s: channel.run(command, timeout_s=scaled_s, stdin=stdin)
+        )
+
+    def _recorded(self, command: str, timeout_s: float, run: Callable[[float], Completed]) -> Completed:
         op = self.machine.history.invoke(self.actor, f"{self._through}:run", {"command": command})
         try:
-            scaled_s = self.machine.pace.seconds(timeout_s)
-            completed = self._channel.run(command, timeout_s=scaled_s, stdin=stdin)
+            completed = run(self.machine.pace.seconds(timeout_s))
         except HarnessError as exc:
             cause = self.machine.blame(exc)
             op.info(cause.message)
@@ -227,10 +259,12 @@ class Guest:
 
         :raises CommandFailed: when it exits with anything else.
         """
-        done = self.run(command, timeout_s=timeout_s, stdin=stdin)
+        return self._check(command, self.run(command, timeout_s=timeout_s, stdin=stdin)).stdout
+
+    def _check(self, command: str, done: Completed) -> Completed:
         if done.returncode != 0:
             raise CommandFailed(self.actor, command, done.returncode, done.stdout, done.stderr)
-        return done.stdout
+        return done
 
     def last_command(self, command: str) -> None:
         """Start a command that the guest does not survive, and do not wait for an answer that may never come.
@@ -331,7 +365,7 @@ class Guest:
 
 def freeze_key() -> str:
     """What a guest that was frozen depends on here: what is put into it, and whose session it remembers."""
-    put = f"{CLIENT}\0{COMMAND}\0{_SERVE}".encode() + newborn.program()
+    put = f"{CLIENT}\0{COMMAND}\0{_SERVE}\0{_QUIET}".encode() + newborn.program()
     return hashlib.sha256(put).hexdigest()[:16]
 
 

@@ -6,6 +6,7 @@ import itertools
 import shutil
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,7 @@ from harness.deadline import Pace
 from harness.errors import HarnessError, SetupError
 from harness.guest.guest import Guest
 from harness.guest.image import GuestImage
+from harness.guest.resuming import Resuming
 from harness.history import History
 from harness.qemu.accel import Accel
 from harness.qemu.binary import Capabilities, QemuInstall
@@ -154,7 +156,12 @@ class Lab:
         return self.cell.spec(name, self.shares, plugged)
 
     def launch(
-        self, spec: MachineSpec, *, source: Machine | None = None, template: Template | None = None
+        self,
+        spec: MachineSpec,
+        *,
+        source: Machine | None = None,
+        template: Template | None = None,
+        started: Callable[[], None] = lambda: None,
     ) -> Machine:
         """Start a machine (see :meth:`Machine.launch`); this lab ends it at the latest.
 
@@ -172,6 +179,7 @@ class Lab:
             pace=self.cell.accel.pace,
             source=source,
             wrapping=self._wrapping(spec),
+            started=started,
         )
         self.machines.append(machine)
         return machine
@@ -202,11 +210,13 @@ class Lab:
         return self.cell.templates.find(spec, self.cell.image, self.cell.accel.pace)
 
     def _restore(self, spec: MachineSpec, template: Template) -> Guest:
-        machine = self.launch(spec.restored(template.memory), template=template)
-        restore(machine, template)
-        guest = Guest(machine, self.cell.image)
-        self._guests.append(guest)
-        guest.wait_restored(Frozen.read(template.session))
+        image, frozen = self.cell.image, Frozen.read(template.session)
+        with closing(Resuming(frozen, image, self.cell.accel.pace)) as session:
+            machine = self.launch(spec.restored(template.memory), template=template, started=session.begin)
+            restore(machine, template)
+            guest = Guest(machine, image)
+            self._guests.append(guest)
+            guest.wait_restored(session)
         return guest
 
     def begin_boot(self, spec: MachineSpec | None = None) -> Guest:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Generator
-from typing import cast
 
 import psutil
 import pytest
@@ -35,7 +34,12 @@ class Ahead:
     def __init__(self, lab: Lab, *, cold: bool) -> None:
         self.lab = lab
         self._spec = lab.spec()
-        self._birth = Background(lambda: lab.boot(self._spec, cold=cold))
+        self._birth = Background(lambda: self._bear(cold=cold))
+
+    def _bear(self, *, cold: bool) -> Guest:
+        guest = self.lab.boot(self._spec, cold=cold)
+        guest.warm_up()
+        return guest
 
     def settle(self) -> None:
         """Wait until it is born, or not going to be."""
@@ -47,7 +51,7 @@ class Ahead:
 
         :raises HarnessError: when the lab has become another since.
         """
-        guest = cast(Guest, self._birth.wait(timeout_s=_BIRTH_TIMEOUT_S))
+        guest = self._birth.wait(timeout_s=_BIRTH_TIMEOUT_S)
         if self.lab.spec() != self._spec:
             raise HarnessError("the lab was changed after its guest had been begun; do that in 'shares'")
         return guest

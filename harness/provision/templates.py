@@ -14,6 +14,7 @@ from harness.deadline import Pace
 from harness.errors import HarnessError
 from harness.guest.guest import Guest, freeze_key
 from harness.guest.image import GuestImage
+from harness.guest.resuming import Resuming
 from harness.history import History
 from harness.provision.cache import Cache
 from harness.qemu import template
@@ -103,9 +104,13 @@ def _make(into: Path, spec: MachineSpec, image: GuestImage, pace: Pace, *, plain
             template.save(guest.machine, into)
         made = Template(into, plain=plain)
         frozen.write(made.session)
-        with _guest(replace(bare, name="trial").restored(made.memory), run, image, pace) as guest:
+        trial = replace(bare, name="trial").restored(made.memory)
+        with (
+            contextlib.closing(Resuming(frozen, image, pace)) as session,
+            _guest(trial, run, image, pace) as guest,
+        ):
             template.restore(guest.machine, made)
-            guest.wait_restored(frozen)
+            guest.wait_restored(session)
     finally:
         run.close()
 

@@ -97,7 +97,9 @@ def _network(paths: MachinePaths, ssh_port: int) -> Iterator[str]:
     # Port 0: the kernel picks a free one, so two runs never race for a number (slirp: hostfwd).
     forwards = f"hostfwd=tcp:127.0.0.1:{ssh_port}-:22,guestfwd=tcp:{LINE_ADDRESS}:{LINE_PORT}-chardev:line"
     yield from ("-netdev", f"user,id=net0,restrict=on,{forwards}")
-    yield from ("-device", f"virtio-net-pci,id=nic0,netdev=net0,mac={MAC},romfile=,addr=0x8")
+    # No announcement: a restored guest would send one first of all, and nobody needs it.
+    nic = f"virtio-net-pci,id=nic0,netdev=net0,mac={MAC},romfile=,addr=0x8,guest_announce=off"
+    yield from ("-device", nic)
 
 
 def _disk(paths: MachinePaths) -> Iterator[str]:

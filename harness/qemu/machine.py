@@ -115,6 +115,7 @@ class Machine:
         pace: Pace,
         source: Machine | None = None,
         wrapping: Wrapping = Wrapping(),
+        started: Callable[[], None] = lambda: None,
     ) -> Machine:
         """Start QEMU and connect to its QMP socket.
 
@@ -122,6 +123,7 @@ class Machine:
         :param folder: for its sockets and its disk; it must not exist yet, and lies below ``run``.
         :param source: for a successor, the machine whose disk it goes on with.
         :param wrapping: what tools add to the start.
+        :param started: called when there is a process, which takes its time to be ready.
         :raises UsageError: for a share whose folder is not there.
         :raises SetupError: when the process cannot be started.
         :raises QemuDied: when it ended at once; the first line is QEMU's own complaint.
@@ -135,6 +137,7 @@ class Machine:
             machine._make_folder(copy_disk=source is None)
             with _port_for(spec.qemu) as ssh_port:
                 machine._start(run, wrapping, ssh_port)
+                started()
                 machine.qmp.connect(timeout_s=START_TIMEOUT_S, watch=machine.watch_process)
         except BaseException:
             machine.close()

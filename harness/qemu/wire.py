@@ -116,7 +116,7 @@ def _wire(
             _hang_up(ours, working)
 
 
-def _hang_up(ours: socket.socket, working: Background) -> None:
+def _hang_up(ours: socket.socket, working: Background[None]) -> None:
     with contextlib.suppress(OSError):
         ours.shutdown(socket.SHUT_RDWR)
     working.wait(timeout_s=_CLOSES_WITHIN_S)

@@ -87,7 +87,7 @@ def test_the_stages_of_a_start_add_up(tmp_path: Path) -> None:
     history.close()
     found = stages(read(tmp_path / "history.ndjson"))
     total = found.pop(TOTAL)
-    assert "SSH: the key exchange" in found
+    assert "the first command" in found
     assert sum(found.values()) == pytest.approx(total)
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,24 @@ def test_the_watch_is_asked_on_each_turn_and_after_the_probe() -> None:
     with pytest.raises(QemuDied):
         wait_until(probe, what="it", timeout_s=60, watch=watch, interval_s=0)
     assert calls == ["probe", "watch"] * 3
+
+
+def test_a_wait_is_woken() -> None:
+    """Long before the interval is over; also by what happens while it looks."""
+    wake, looks = threading.Event(), itertools.count()
+
+    def probe() -> bool:
+        wake.set()
+        return next(looks) == 3
+
+    began_s = time.monotonic()
+    assert wait_until(probe, what="it", timeout_s=100, interval_s=50, wake=wake)
+    assert time.monotonic() - began_s < 40
+
+
+def test_a_wait_looks_again_without_being_woken() -> None:
+    looks, wake = itertools.count(), threading.Event()
+    assert wait_until(lambda: next(looks) == 3, what="it", timeout_s=5, interval_s=0.01, wake=wake)
 
 
 def test_a_window_is_watched_at_both_ends() -> None:

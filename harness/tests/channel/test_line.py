@@ -80,16 +80,18 @@ class Network:
         self.held_back = False
         self._upstream.sendall(b"".join(self.late))
 
-    def ssh(self, frozen: Frozen | None = None, *, timeout_s: float = 10) -> Ssh:
-        keys, line = self.keys, Line(self.here, frozen)
-        return Ssh(
-            self.sshd.port,
+    def ssh(self, frozen: Frozen | None = None, *, timeout_s: float = 10, ahead: bool = False) -> Ssh:
+        """A session; ``ahead`` of the machine that has the line."""
+        keys, line = self.keys, Line(None if ahead else self.here, frozen)
+        ssh = Ssh(
+            None if ahead else self.sshd.port,
             client_key=keys.client_path,
             host_key=keys.host_line,
             timeout_s=timeout_s,
             line=line,
-            line_lost=self.lost.append,
         )
+        ssh.line_lost = self.lost.append
+        return ssh
 
     def close(self) -> None:
         for one in (*self._listeners, self._client, self._upstream):
@@ -199,6 +201,40 @@ def test_a_line_that_falls_silent_while_another_command_runs(
     ssh.close()
     with pytest.raises(ChannelLost):
         first.wait()
+
+
+def test_a_command_inside_the_shell_is_repeated(
+    network: Network, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It may run twice, which is why nothing tells whether it has."""
+    monkeypatch.setattr("harness.channel.ssh._LINE_OPEN_S", 0.3)
+    ssh = network.ssh()
+    assert answers(ssh)
+    network.mute = True
+    assert ssh.run(f"echo again >> {tmp_path}/ran", timeout_s=10, inside=True).returncode == 0
+    assert (tmp_path / "ran").read_text() == "again\nagain\n"
+    assert network.lost == ["no answer for 0.3 s"]
+    assert answers(ssh)
+    ssh.close()
+
+
+def test_a_session_is_resumed_before_its_guest_can_be_reached(network: Network) -> None:
+    frozen = network.ssh().freeze()
+    ssh = network.ssh(frozen, ahead=True)
+    assert ssh.resumed is True
+    assert ssh.move(network.here, port=network.sshd.port, watch=lambda: None)
+    assert answers(ssh)
+    assert answers(ssh)
+    assert network.sshd.connections == 1
+    ssh.close()
+
+
+def test_a_session_that_cannot_be_resumed_and_no_guest_to_ask(network: Network) -> None:
+    wrong = replace(network.ssh().freeze(), cookie=bytes(16))
+    with pytest.raises(ChannelLost) as caught:
+        network.ssh(wrong, timeout_s=3, ahead=True)
+    assert str(caught.value)
+    assert network.sshd.connections == 1
 
 
 def test_a_command_that_may_have_run_is_not_repeated(

@@ -170,6 +170,20 @@ def test_a_command_its_outputs_and_its_status(ssh: Ssh) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err\n")
 
 
+def test_a_command_inside_the_waiting_shell(ssh: Ssh) -> None:
+    """Without a process of its own; only how it ended is told, also when others have left output behind."""
+    assert ssh.run("echo late; ( sleep 0.2; echo later >&2 ) &", timeout_s=10).returncode == 0
+    for status in (0, 3, 0):
+        done = ssh.run(
+            f"kept=${{kept}}{status}; echo said; echo failed >&2; [ {status} = 0 ] || (exit {status})",
+            timeout_s=10,
+            inside=True,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
+    done = ssh.run("echo $kept", timeout_s=10)
+    assert (done.returncode, done.stdout) == (0, "030\n")
+
+
 def test_stdin_is_passed_whole(ssh: Ssh) -> None:
     content = bytes(range(256)) * 4096
     done = ssh.run("wc -c; true", timeout_s=20, stdin=content)

@@ -23,7 +23,7 @@ def test_the_table_as_json(harness: Harness) -> None:
 def test_the_profile_of_a_start(harness: Harness) -> None:
     ended = harness("bench", "profile", "--rounds", "1", "--accel", "tcg")
     assert ended.status == 0, ended.err
-    assert "the key exchange" in ended.out
+    assert "the first command" in ended.out
     assert "100 %" in ended.out
 
 

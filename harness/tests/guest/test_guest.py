@@ -1,13 +1,12 @@
 from __future__ import annotations
 
+import re
 import struct
-import subprocess
 import time
 from typing import Any, cast
 
 import pytest
 
-from harness.channel.line import Frozen
 from harness.errors import (
     ChannelLost,
     CommandFailed,
@@ -19,13 +18,29 @@ from harness.errors import (
 )
 from harness.guest import guest, newborn
 from harness.guest.guest import NETWORK_IS_UP
+from harness.guest.resuming import Resuming
 from harness.history import Kind, read
 from harness.tests import fakes
 from harness.tests.fakes import World
 
 _TIMEOUT = CommandTimeout("ssh", "x", 1.0, "", "")
+_NEWBORN = rf"^echo [a-p]+ >{newborn.PROGRAM}"
+#: The sixteen letters that a message is told in.
+_HEX = str.maketrans("abcdefghijklmnop", "0123456789abcdef")
 
-FROZEN = Frozen(bytes(16), bytes(32))
+
+class Session:
+    """A template's session that goes on, or does not: stands in for :class:`Resuming`."""
+
+    def __init__(self, found: object) -> None:
+        self._found = found
+
+    def take(self, _: object) -> Any:
+        return self._found
+
+
+def _restored(world: World, found: object = None) -> None:
+    world.guest.wait_restored(cast(Resuming, Session(found or world.ssh)))
 
 
 def _ends(world: World) -> list[tuple[str, Kind]]:
@@ -161,10 +176,11 @@ def test_tolerate_is_on_record_for_the_machine(world: World) -> None:
 
 def test_a_restored_guest_gets_the_time_and_randomness_of_now(world: World) -> None:
     world.machine.artifacts.kernel.write_text(f"{NETWORK_IS_UP}\n")
-    world.ssh.on(rf"\| {newborn.PROGRAM}$", "")
+    world.ssh.on(_NEWBORN, "")
     for _ in range(2):
-        world.guest.wait_restored(FROZEN)
-    printed = [subprocess.check_output(["sh", "-c", told.partition("|")[0]]) for told in world.ssh.commands]
+        _restored(world)
+    told = [re.findall(r"^echo ([a-p]+) ", command)[0] for command in world.ssh.commands]
+    printed = [bytes.fromhex(text.translate(_HEX)) for text in told]
     first, second = (struct.unpack("<qqii32s", message) for message in printed)
     assert abs(first[0] - time.time()) < 60
     assert 0 <= first[1] < 10**9
@@ -177,8 +193,23 @@ def test_a_restored_guest_gets_the_time_and_randomness_of_now(world: World) -> N
 
 
 def test_a_restored_guest_that_does_not_answer(world: World) -> None:
-    world.ssh.on(rf"\| {newborn.PROGRAM}$", ChannelLost("nobody there"))
+    world.ssh.on(_NEWBORN, ChannelLost("nobody there"))
     with pytest.raises(ChannelLost):
-        world.guest.wait_restored(FROZEN)
+        _restored(world)
     (entry,) = [e for e in read(world.machine.history.path) if e.f == "guest:restore" and e.kind is Kind.INFO]
     assert "nobody there" in str(entry.value)
+
+
+def test_a_restored_guest_whose_session_cannot_go_on(world: World) -> None:
+    """It gets another one, and the history says why."""
+    world.ssh.on(_NEWBORN, "")
+    _restored(world, "the server said something else")
+    (note,) = world.notes("ssh:resumed")
+    assert note.value == "the server said something else"
+    assert len(world.ssh.commands) == 1
+
+
+def test_a_restored_guest_that_could_not_take_the_time_of_now(world: World) -> None:
+    world.ssh.on(_NEWBORN, (3, "", ""))
+    with pytest.raises(CommandFailed, match="exited with 3"):
+        _restored(world)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ from harness.matrix import DEFAULT, Matrix, Selection
 from harness.reaper import RunFolder
 
 pytestmark = pytest.mark.qemu
+_SAYS = newborn.text(newborn.message()).encode() + b"\n"
+#: More nanoseconds than a second has.
+_NO_TIME = newborn.text(struct.pack("<qq", 1, 10**9) + bytes(newborn.MESSAGE_SIZE - 16)).encode() + b"\n"
 
 
 @pytest.fixture
@@ -36,8 +40,15 @@ def test_two_guests_of_one_template(lab: Lab) -> None:
     assert len(random) == 2
     for guest in (first, second):
         assert abs(int(guest.succeed("date +%s")) - time.time()) < 30
-    assert first.run(newborn.PROGRAM, stdin=newborn.message()[:-1]).returncode == 1
-    assert first.run(newborn.PROGRAM, stdin=b"").returncode == 1
+    for stdin, answer in (
+        (_SAYS, "0\n"),
+        (_SAYS[:-1], ""),
+        (b"", ""),
+        (_NO_TIME, "1\n"),
+        (_SAYS + _NO_TIME, "0\n1\n"),
+    ):
+        done = first.run(newborn.PROGRAM, stdin=stdin)
+        assert (done.returncode, done.stdout) == (1, answer)  # What is no message ends it, and be it none.
 
 
 def test_the_session_goes_on_and_moves_along(lab: Lab) -> None:

@@ -19,6 +19,14 @@ from harness.tests.plugin.conftest import Pytest
 
 
 @dataclass
+class _Guest:
+    log: list[str]
+
+    def warm_up(self) -> None:
+        self.log.append("warm")
+
+
+@dataclass
 class _Lab:
     """A lab whose guest is born when it may be."""
 
@@ -30,12 +38,12 @@ class _Lab:
     def spec(self) -> str:
         return self.machine
 
-    def boot(self, spec: str, *, cold: bool) -> str:
+    def boot(self, spec: str, *, cold: bool) -> _Guest:
         assert self.may_go_on.wait(10)
         self.log.append(f"born of {spec}, cold: {cold}")
         if self.fails:
             raise GuestError("it never booted")
-        return "a guest"
+        return _Guest(self.log)
 
     def close(self) -> None:
         self.log.append("closed")
@@ -58,10 +66,10 @@ def test_the_test_gets_the_guest_that_was_begun() -> None:
     taken = nursery.take("a")
     assert taken is not None
     lab.may_go_on.set()
-    assert cast(Any, taken.guest()) == "a guest"
+    assert cast(Any, taken.guest()) == _Guest(lab.log)
     assert nursery.take("a") is None
     nursery.discard()
-    assert lab.log == ["born of pc, cold: True"]
+    assert lab.log == ["born of pc, cold: True", "warm"]
 
 
 def test_what_went_wrong_is_told_when_the_guest_is_asked_for() -> None:
@@ -96,7 +104,7 @@ def test_nobody_takes_it(otherwise: Callable[[Nursery], object]) -> None:
     nursery.begin("a", lambda: _begin(lab))
     threading.Timer(0.2, lab.may_go_on.set).start()
     otherwise(nursery)
-    assert lab.log == ["born of pc, cold: False", "closed", "artefacts discarded"]
+    assert lab.log == ["born of pc, cold: False", "warm", "closed", "artefacts discarded"]
 
 
 @pytest.mark.parametrize(
@@ -195,7 +203,7 @@ class Lab:
         return "as ever"
 
     def boot(self, spec=None, *, cold=False):
-        return SimpleNamespace(lab=self)
+        return SimpleNamespace(lab=self, warm_up=lambda: None)
 
     def close(self):
         self.closed = True
