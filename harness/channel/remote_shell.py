@@ -28,9 +28,15 @@ _SCRIPT = (
     "( eval {command} ) </dev/null; echo -n {mark}$?.; echo -n {mark} >&2; }}\n"
 )
 #: In one line, past cat, and nothing noted: of what a restored guest does first, each step is translated.
-_INSIDE = "{{ {command}; }}; echo -n {mark}{mark}$?. >&2\n"
+_INSIDE = "{command}; echo -n {mark}{mark}$answer. >&2\n"
 _GIVE_UP = "[ -e .shells ] && touch {asked}.lost && {{ cat {asked} 2>/dev/null || echo 0; }}"
 _STATUS = re.compile(rb"(\d+)\.")
+
+
+def inside_script(name: str, number: int, command: str) -> tuple[str, str]:
+    """The mark and the script of the shell's ``number``-th command inside."""
+    mark = f"={name}.i{number}="
+    return mark, _INSIDE.format(mark=mark, command=command)
 
 
 @dataclass
@@ -70,13 +76,14 @@ class Told:
 class RemoteShell:
     """One such shell.
 
-    :param channel: one on which :data:`COMMAND` was begun.
+    :param channel: one on which :data:`COMMAND` was begun. :param name: no other shell's; random, unless what
+        is said has to be the same another time.
     """
 
-    def __init__(self, channel: paramiko.Channel) -> None:
+    def __init__(self, channel: paramiko.Channel, name: str | None = None) -> None:
         self.channel = channel
-        self._name = uuid.uuid4().hex
-        self._count = 0
+        self._name = name or uuid.uuid4().hex
+        self._count = self._inside = 0
 
     @property
     def waits(self) -> bool:
@@ -86,17 +93,17 @@ class RemoteShell:
     def tell(self, command: str, *, inside: bool = False) -> Told:
         """Let it begin ``command``, in a subshell and without stdin; the channel has what comes back.
 
-        :param inside: in the shell itself, which is cheaper by a fork; only its exit status comes back. There
-            is no trace of its having begun: it has to be one that may run twice, and neither changes the
-            shell nor reads its stdin.
+        :param inside: in the shell itself, which is cheaper by a fork. Of its end only ``$answer``, which it
+            has to set to a number, comes back as its status. There is no trace of its having begun: it has to
+            be one that may run twice, and neither changes the shell otherwise nor reads its stdin.
         """
         number = self._count + 1
-        mark = f"={self._name}.{number}{'i' if inside else ''}="
         if inside:  # Not counted: who asks what was told last hears of the one before.
-            script = _INSIDE.format(mark=mark, command=command)
+            self._inside += 1
+            mark, script = inside_script(self._name, self._inside, command)
         else:
             self._count = number
-            quoted = shlex.quote(command)
+            mark, quoted = f"={self._name}.{number}=", shlex.quote(command)
             script = _SCRIPT.format(number=number, asked=self._asked, mark=mark, command=quoted)
         self.channel.sendall(script.encode())
         return Told(number, mark.encode(), inside=inside)

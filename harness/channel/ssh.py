@@ -28,6 +28,7 @@ from harness.deadline import Deadline, Watch, wait_until
 from harness.errors import ChannelLost, CommandTimeout, HarnessError, SetupError, WaitTimeout
 
 T = TypeVar("T")
+Port = int | Callable[[], int]
 
 HOST = "127.0.0.1"
 USER = "root"
@@ -43,14 +44,17 @@ logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)
 class Ssh:
     """A channel over SSH.
 
-    :param port: the port on the loopback address that is forwarded to the guest; ``None`` when its QEMU is
-        still to come (:meth:`move`), and the line has to do.
+    :param port: the port on the loopback address that is forwarded to the guest, or how to find it out when
+        it is needed; ``None`` when its QEMU is still to come (:meth:`move`), and the line has to do.
     :param client_key: the OpenSSH private key to log in with.
     :param host_key: the only host key to accept, ``ssh-ed25519 AAAA…``.
     :param timeout_s: seconds in which the guest has to let us in; attempts are repeated.
     :param watch: raises the real cause when waiting on is pointless.
     :param line: begin, or resume, the session over it; where that fails, :attr:`resumed` says why, and the
         port is used.
+    :param rehearsal: a command for inside the line's first shell (see
+        :meth:`~harness.channel.remote_shell.RemoteShell.tell`), which is as long whenever the same session is
+        resumed. What it has made ready in the guest is frozen with the session.
     :ivar line_lost: told why, when the session over the line answers no more, and the port is used instead.
     :raises ChannelLost: when it did not, or presented another host key; without a port, why there is no
         session over the line.
@@ -61,16 +65,17 @@ class Ssh:
 
     def __init__(
         self,
-        port: int | None,
+        port: Port | None,
         *,
         client_key: Path,
         host_key: str,
         timeout_s: float,
         watch: Watch | None = None,
         line: Line | None = None,
+        rehearsal: str = "answer=0",
         line_lost: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._port = port
+        self._port, self._dialled = port, 0
         self._host_key = host_key.split()[1]
         try:
             self._key = paramiko.Ed25519Key.from_private_key_file(str(client_key))
@@ -92,9 +97,9 @@ class Ssh:
         #: Whether the session goes over the line, or why it does not.
         self.resumed: bool | str = False
         self._deadline = Deadline.after(timeout_s)
-        self._transport = (line and self._resume(line)) or self._connect()
+        self._transport = (line and self._resume(line, rehearsal)) or self._connect()
 
-    def _resume(self, line: Line) -> paramiko.Transport | None:
+    def _resume(self, line: Line, rehearsal: str) -> paramiko.Transport | None:
         """The line's session; whatever is wrong with it (also paramiko's own parts), the port is left."""
         transport = None
         try:
@@ -104,7 +109,9 @@ class Ssh:
             left_s = self._deadline.remaining_s
             channel = self._watched(lambda: transport.open_session(timeout=left_s), self._deadline)
             self._exec(channel, COMMAND, self._deadline)
-            self._idle.append(RemoteShell(channel))
+            shell = RemoteShell(channel, line.secrets.cookie.hex())
+            self._rehearse(shell, rehearsal)
+            self._idle.append(shell)
             line.go_on()
         except BaseException as exc:
             _close(transport)
@@ -117,27 +124,38 @@ class Ssh:
         self.resumed = True
         return transport
 
+    def _rehearse(self, shell: RemoteShell, command: str) -> None:
+        told = shell.tell(command, inside=True)
+        self._listen(shell.channel, told, lambda: shell.answered(told), self._deadline)
+        if told.returncode != 0:
+            how = "did not end" if told.returncode is None else f"ended with {told.returncode}"
+            raise ChannelLost(f"the first command over the line {how}")
+
     def _connect(self) -> paramiko.Transport:
         if self._port is None:
             raise ChannelLost(str(self.resumed))
+        self._dialled = port = self._port if isinstance(self._port, int) else self._port()
         self._last_error = "no attempt was made"
         self._deadline = Deadline.after(self._timeout_s)
         try:
             return wait_until(
-                self._attempt, what="SSH", timeout_s=self._timeout_s, watch=self._watch, interval_s=0.1
+                lambda: self._attempt(port),
+                what="SSH",
+                timeout_s=self._timeout_s,
+                watch=self._watch,
+                interval_s=0.1,
             )
         except WaitTimeout as exc:
             raise ChannelLost(
-                f"the guest did not answer on SSH ({HOST}:{self._port}) within {exc.elapsed_s:.0f} s: "
+                f"the guest did not answer on SSH ({HOST}:{port}) within {exc.elapsed_s:.0f} s: "
                 f"{self._last_error}"
             ) from None
 
-    def _attempt(self) -> paramiko.Transport | None:
+    def _attempt(self, port: int) -> paramiko.Transport | None:
         transport = None
         try:
             self._check_open()
-            assert self._port is not None
-            transport = paramiko.Transport(_dial(self._port))
+            transport = paramiko.Transport(_dial(port))
             self._log_in(transport, _BANNER_S)
             self._check_open()  # Closed meanwhile, by another thread: nobody else would close this one.
         except paramiko.AuthenticationException as exc:
@@ -193,7 +211,7 @@ class Ssh:
         if presented.get_base64() != self._host_key:
             expected = paramiko.Ed25519Key(data=base64.b64decode(self._host_key))
             raise ChannelLost(
-                f"{HOST}:{self._port} is not our guest: its host key is {presented.fingerprint}, "
+                f"{HOST}:{self._dialled} is not our guest: its host key is {presented.fingerprint}, "
                 f"expected {expected.fingerprint}"
             )
 
@@ -392,7 +410,7 @@ class Ssh:
         assert self._line is not None, "the session does not go over a line"
         return self._line.freeze()
 
-    def move(self, path: Path, *, port: int, watch: Watch) -> bool:
+    def move(self, path: Path, *, port: Port, watch: Watch) -> bool:
         """The guest goes on in another QEMU, or in its first: keep the session, if it can be kept.
 
         :param path: that QEMU's socket for the line. :param port: see above. :param watch: see above.

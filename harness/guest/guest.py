@@ -16,7 +16,7 @@ from harness.background import Background
 from harness.channel import Channel, Completed
 from harness.channel.console import Console
 from harness.channel.line import Frozen, Line
-from harness.channel.remote_shell import COMMAND
+from harness.channel.remote_shell import COMMAND, inside_script
 from harness.channel.replay import CLIENT
 from harness.channel.ssh import Ssh
 from harness.deadline import wait_until
@@ -54,6 +54,11 @@ _FOR_EACH_9P = "cd /sys/bus/virtio/drivers/9pnet_virtio; for device in virtio*; 
 _SERVE = (
     f"setsid nc {LINE_ADDRESS} {LINE_PORT} -e /sbin/dropbear -i -s -r /etc/dropbear/host_key "
     "</dev/null >/dev/null 2>&1 &"
+)
+#: Whom QEMU's user network speaks for, and what it calls them (libslirp: ``src/slirp.c``,
+#: ``special_ethaddr``). A restored guest is asked for its own address first, and then knows who asks.
+_NEIGHBOURS = "arp -s 10.0.2.2 52:55:0a:00:02:02; " + (
+    f"arp -s {LINE_ADDRESS} 52:55:" + ":".join(f"{int(part):02x}" for part in LINE_ADDRESS.split("."))
 )
 #: Until the session's shell, and whatever was started for it, has slept for a while: what a guest is saved in
 #: the middle of, each that is restored has to do, and in code that is translated for the first time.
@@ -99,6 +104,7 @@ class Guest:
             timeout_s=self.machine.pace.seconds(BOOT_TIMEOUT_S),
             watch=self.machine.watch,
             line=line,
+            rehearsal=newborn.command(),
         )
         return self._connected(ssh)
 
@@ -124,7 +130,7 @@ class Guest:
         """
         self.use("console")
         self.succeed(newborn.start_command(), stdin=newborn.program())
-        self.succeed(newborn.command())
+        self.succeed(_NEIGHBOURS)
         line = Line(self.machine.paths.line)
         self.succeed(_SERVE)
         self._ssh = self._log_in(line)
@@ -347,7 +353,7 @@ class Guest:
         Else its channels are opened anew on next use.
         """
         kept = self._ssh is not None and self._ssh.move(
-            machine.paths.line, port=machine.ssh_port, watch=machine.watch
+            machine.paths.line, port=lambda: machine.ssh_port, watch=machine.watch
         )
         ssh = self._ssh if kept else None
         if kept:
@@ -365,7 +371,9 @@ class Guest:
 
 def freeze_key() -> str:
     """What a guest that was frozen depends on here: what is put into it, and whose session it remembers."""
-    put = f"{CLIENT}\0{COMMAND}\0{_SERVE}\0{_QUIET}".encode() + newborn.program()
+    said = inside_script("", 1, newborn.TELL)
+    words = (CLIENT, COMMAND, *said, _NEIGHBOURS, _SERVE, _QUIET)
+    put = "\0".join(words).encode() + newborn.program()
     return hashlib.sha256(put).hexdigest()[:16]
 
 

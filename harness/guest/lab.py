@@ -213,10 +213,11 @@ class Lab:
         image, frozen = self.cell.image, Frozen.read(template.session)
         with closing(Resuming(frozen, image, self.cell.accel.pace)) as session:
             machine = self.launch(spec.restored(template.memory), template=template, started=session.begin)
-            restore(machine, template)
+            finish = restore(machine, template)
             guest = Guest(machine, image)
             self._guests.append(guest)
             guest.wait_restored(session)
+            finish()
         return guest
 
     def begin_boot(self, spec: MachineSpec | None = None) -> Guest:

@@ -16,6 +16,7 @@ from harness.guest import elf
 PROGRAM = "/run/newborn"
 #: Pipes with a name: what the program is told, and its answer.
 _TOLD, _ANSWER = f"{PROGRAM}.told", f"{PROGRAM}.answer"
+TELL = f"echo {{}} >{_TOLD}; read -r answer <{_ANSWER}"
 _READ, _WRITE, _OPEN, _IOCTL, _EXIT, _CLOCK_SETTIME = 0, 1, 2, 16, 60, 227
 _O_WRONLY = 1
 #: ``man 4 random``: give the kernel bytes that count as random, and make it use them now.
@@ -76,10 +77,8 @@ def start_command() -> str:
 
 
 def command() -> str:
-    """The shell's command that tells the program, and exits with the answer."""
-    return (
-        f'echo {text(message())} >{_TOLD}; read -r failed <{_ANSWER}; [ "$failed" = 0 ] || (exit "$failed")'
-    )
+    """What tells the program, for inside a shell (:meth:`~harness.channel.remote_shell.RemoteShell.tell`)."""
+    return TELL.format(text(message()))
 
 
 def text(said: bytes) -> str:

@@ -14,11 +14,13 @@ from harness.channel.line import Frozen, Line
 from harness.channel.ssh import Ssh
 from harness.deadline import Pace
 from harness.errors import ChannelLost, HarnessError
+from harness.guest import newborn
 from harness.guest.image import GuestImage
 from harness.qemu.machine import Machine
 
-#: Seconds, before scaling by the accelerator's pace.
-TIMEOUT_S = 20.0
+#: Seconds, before scaling by the accelerator's pace. No guest has a part in it; what is not there by then,
+#: does not come: the server said something else that time.
+TIMEOUT_S = 4.0
 
 
 class Resuming:
@@ -35,6 +37,7 @@ class Resuming:
             host_key=image.host_key,
             timeout_s=pace.seconds(TIMEOUT_S),
             line=Line(None, frozen),
+            rehearsal=newborn.command(),
         )
         self._working: Background[Ssh] | None = None
 
@@ -58,7 +61,7 @@ class Resuming:
             ssh = working.wait()
         except ChannelLost as exc:
             return exc.message
-        if not ssh.move(machine.paths.line, port=machine.ssh_port, watch=machine.watch):
+        if not ssh.move(machine.paths.line, port=lambda: machine.ssh_port, watch=machine.watch):
             return f"nobody listens on {machine.paths.line}"
         self._working = None
         return ssh

@@ -109,8 +109,9 @@ def _make(into: Path, spec: MachineSpec, image: GuestImage, pace: Pace, *, plain
             contextlib.closing(Resuming(frozen, image, pace)) as session,
             _guest(trial, run, image, pace) as guest,
         ):
-            template.restore(guest.machine, made)
+            finish = template.restore(guest.machine, made)
             guest.wait_restored(session)
+            finish()
     finally:
         run.close()
 

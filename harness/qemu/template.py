@@ -9,6 +9,7 @@ what another writes. Where QEMU cannot do that, the memory is in the stream: a *
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -95,7 +96,7 @@ def save(machine: Machine, folder: Path) -> None:
     """
     template = Template(folder)
     if machine.spec.memory_file is not None:
-        _ignore_shared(machine, state=True)
+        _ignore_shared(machine, state=True)()
     limit_bandwidth(machine, _MAX_BANDWIDTH)
     with kept(machine, template.stream) as uri:
         machine.qmp.execute("migrate", {"uri": uri})
@@ -115,25 +116,28 @@ def _is_saved(machine: Machine) -> bool:
     return bool(told.get("status") == "completed")
 
 
-def restore(machine: Machine, template: Template) -> None:
+def restore(machine: Machine, template: Template) -> Callable[[], None]:
     """Let the guest of ``template`` go on in ``machine``, launched with ``MachineSpec.restored``.
 
+    :returns: what to call before anything else is done to the machine; its guest may run meanwhile.
     :raises QemuError: when QEMU refuses the stream. :raises QemuDied: when it gave up over it.
     """
     shared = machine.spec.memory_file is not None
     if shared:
-        _ignore_shared(machine, state=True)
+        _ignore_shared(machine, state=True)()
     with machine.qmp.listen("RESUME") as events, fed(machine, template.stream):
         events.wait(
             what=f"the restored guest of {machine.name} to run",
             timeout_s=machine.pace.seconds(_RESTORE_TIMEOUT_S),
             watch=machine.watch,
         )
-    if shared:
-        # From here on it is a machine like any other: its own migrations carry its memory.
-        _ignore_shared(machine, state=False)
+    if not shared:
+        return lambda: None
+    # From here on it is a machine like any other: its own migrations carry its memory.
+    return _ignore_shared(machine, state=False)
 
 
-def _ignore_shared(machine: Machine, *, state: bool) -> None:
+def _ignore_shared(machine: Machine, *, state: bool) -> Callable[[], None]:
     capabilities = [{"capability": _CAPABILITY, "state": state}]
-    machine.qmp.execute("migrate-set-capabilities", {"capabilities": capabilities}, watch=machine.watch)
+    pending = machine.qmp.request("migrate-set-capabilities", {"capabilities": capabilities})
+    return lambda: pending.wait(watch=machine.watch)

@@ -82,6 +82,18 @@ class ScriptedChannel:
         self.closed += 1
 
 
+@dataclass
+class ScriptedPending:
+    """A command that was sent, and how it ended."""
+
+    end: Any
+
+    def wait(self, *, watch: Watch | None = None) -> Any:
+        if isinstance(self.end, HarnessError):
+            raise self.end
+        return self.end
+
+
 class ScriptedQmp:
     """Answers commands by name, and emits events; a command that nobody expected fails the test."""
 
@@ -118,6 +130,12 @@ class ScriptedQmp:
         if command not in self._rules:
             raise AssertionError(f"nobody expected {command}")
         return self._rules[command].next(dict(arguments or {}))
+
+    def request(self, command: str, arguments: Mapping[str, Any] | None = None) -> ScriptedPending:
+        try:
+            return ScriptedPending(self.execute(command, arguments))
+        except HarnessError as exc:
+            return ScriptedPending(exc)
 
     def hmp(self, command_line: str, *, timeout_s: float = 0, watch: Watch | None = None) -> str:
         answer = self.execute("human-monitor-command", {"command-line": command_line}, watch=watch)

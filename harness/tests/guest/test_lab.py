@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -194,7 +194,12 @@ def boots(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     done: list[str] = []
     monkeypatch.setattr(Guest, "wait_booted", lambda _: done.append("booted"))
     monkeypatch.setattr(Guest, "wait_restored", lambda *_: done.append("answered"))
-    monkeypatch.setattr(lab_module, "restore", lambda machine, _: done.append("restored"))
+
+    def restore(*_: object) -> Callable[[], None]:
+        done.append("restored")
+        return lambda: done.append("finished")
+
+    monkeypatch.setattr(lab_module, "restore", restore)
     return done
 
 
@@ -206,7 +211,7 @@ def test_a_guest_is_restored_where_there_is_a_template(
     Frozen(bytes(16), bytes(32)).write(template.session)
     lab = Lab(replace(cell, templates=Source(template)), run, Artifacts.create(tmp_path, "restored"))
     guest = lab.boot()
-    assert boots == ["restored", "answered"]
+    assert boots == ["restored", "answered", "finished"]
     assert guest.machine.spec == lab.spec().restored(template.memory)
     assert guest.machine.kernel_log.text() == "what was printed while it booted\n"
     lab.close()

@@ -39,12 +39,13 @@ class World:
             ),
         )
 
-    def resuming(self, **wrong: bytes) -> Resuming:
+    def resuming(self, **wrong: object) -> Resuming:
         return Resuming(replace(self.frozen, **wrong), self.image, Pace(0.2))  # type: ignore[arg-type]
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setattr("harness.guest.newborn.command", lambda: "answer=0")
     made = World(tmp_path)
     yield made
     made.network.close()
@@ -70,6 +71,15 @@ def test_there_is_none_to_be_taken(world: World) -> None:
     why = session.take(world.machine(world.network.here))
     assert isinstance(why, str)
     assert why
+    session.close()
+
+
+def test_something_else_was_said_that_time(world: World) -> None:
+    """It is found out soon, since there is nobody to wait for."""
+    session = world.resuming(received=world.frozen.received[:-1])
+    why = session.take(world.machine(world.network.here))
+    assert isinstance(why, str)
+    assert "the first command over the line" in why
     session.close()
 
 

@@ -159,7 +159,7 @@ def test_restoring_leaves_a_machine_like_any_other(w: World, tmp_path: Path) -> 
     restored = spec().restored(Template(tmp_path).memory)
     w.machine.spec = replace(w.machine.spec, memory_file=restored.memory_file)
     Template(tmp_path).stream.write_bytes(b"section" * 100_000)
-    template.restore(cast(Machine, w.machine), Template(tmp_path))
+    template.restore(cast(Machine, w.machine), Template(tmp_path))()
     assert received == [b"section" * 100_000]
     assert w.qmp.sent[-1] == (
         "migrate-set-capabilities",
@@ -170,7 +170,7 @@ def test_restoring_leaves_a_machine_like_any_other(w: World, tmp_path: Path) -> 
 def test_a_plain_template_needs_no_capability(w: World, tmp_path: Path) -> None:
     _incoming(w)
     Template(tmp_path).stream.write_bytes(b"section")
-    template.restore(cast(Machine, w.machine), Template(tmp_path))
+    template.restore(cast(Machine, w.machine), Template(tmp_path))()
     assert [command for command, _ in w.qmp.sent] == ["migrate-incoming"]
     assert spec().restored(Template(tmp_path, plain=True).memory).booted() == spec()
     assert template.key(spec(), "image", plain=True) != template.key(spec(), "image")
