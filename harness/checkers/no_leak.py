@@ -2,7 +2,9 @@
 
 Read from a record in which :mod:`harness.actions.leak_hunt` has left its samples and heap profiles. Slopes
 are per cycle, over the cycles after the warm-up, and robust (Theil and Sen: the median of all pairwise
-slopes), so that a thread pool that moves once, or memory that is retained once, is none.
+slopes), so that a thread pool that moves once, or memory that is retained once, is none. Where a heap profile
+is written, memory may be retained, and one step in the middle of the hunt is in more than half of all pairs:
+so memory is compared only between cycles that have no profile between them.
 """
 
 from __future__ import annotations
@@ -44,6 +46,8 @@ POOLS: Mapping[str, str] = {
     "qht_insert": "the hash table of translated code (QEMU: util/qht.c)",
     "tcg_tb_insert": "translated code of the guest (QEMU: tcg/region.c)",
 }
+#: Of it some is retained whenever a heap profile is written.
+_RETAINED = "private_kib"
 _MIN_SAMPLES = 10
 
 
@@ -63,17 +67,21 @@ def no_leak(record: Record) -> Finding:
         return unknown("a leak hunt has no heap profile: a machine did not quit")
     limits = {name: limits[name] for name in _measured(samples)}
     heap = json.loads((record.folder / as_mapping(sites.value)["file"]).read_text())
-    found = [*_growing_counts(samples, control, limits), *_growing_sites(heap)]
+    found = [*_growing_counts(samples, control, limits, heap["lengths"]), *_growing_sites(heap)]
     if found:
         lines = [line for finding in found for line in finding]
         return invalid(f"leak: {found[0][0]}{_and_of_9p(found[1:])}", *lines)
     return Verdict.VALID, _stated(heap, limits), ()
 
 
-def slope(values: Sequence[float]) -> float:
-    """The robust slope of a series with one value a cycle."""
+def slope(values: Sequence[float], steps: Sequence[int] = ()) -> float:
+    """The robust slope of a series with one value a cycle.
+
+    :param steps: the positions at which it may go up or down by itself.
+    """
     pairs = itertools.combinations(enumerate(values), 2)
-    return statistics.median((y2 - y1) / (x2 - x1) for (x1, y1), (x2, y2) in pairs)
+    whole = [pair for pair in pairs if not any(pair[0][0] < step <= pair[1][0] for step in steps)]
+    return statistics.median((y2 - y1) / (x2 - x1) for (x1, y1), (x2, y2) in whole)
 
 
 def leaks(folder: Path) -> dict[str, float]:
@@ -84,9 +92,16 @@ def leaks(folder: Path) -> dict[str, float]:
         return {}
     plan = record.last("host", "leak:plan")
     samples = _samples(record, "leak:sample", int(as_mapping(plan.value)["warm_up"])) if plan else []
-    if len(samples) < _MIN_SAMPLES:
+    if plan is None or len(samples) < _MIN_SAMPLES:
         return {}
-    return {name: round(slope([float(sample[name]) for sample in samples]), 3) for name in _measured(samples)}
+    lengths = as_mapping(plan.value)["lengths"]
+    return {name: round(_grows(name, samples, lengths), 3) for name in _measured(samples)}
+
+
+def _grows(name: str, samples: list[Mapping[str, Any]], lengths: Sequence[int]) -> float:
+    """The slope of one count. :param lengths: after so many cycles there was a heap profile."""
+    profiles = [length - int(samples[0]["cycle"]) for length in lengths] if name == _RETAINED else []
+    return slope([float(sample[name]) for sample in samples], profiles)
 
 
 def _samples(record: Record, f: str, warm_up: int) -> list[Mapping[str, Any]]:
@@ -100,14 +115,17 @@ def _measured(samples: list[Mapping[str, Any]]) -> list[str]:
 
 
 def _growing_counts(
-    samples: list[Mapping[str, Any]], control: list[Mapping[str, Any]], limits: Mapping[str, float]
+    samples: list[Mapping[str, Any]],
+    control: list[Mapping[str, Any]],
+    limits: Mapping[str, float],
+    lengths: Sequence[int],
 ) -> list[tuple[str, ...]]:
     """What grows, beyond what the control (the same cycles without the device) grows by as well."""
     found = []
     for name, limit in limits.items():
-        grows = slope([float(sample[name]) for sample in samples])
+        grows = _grows(name, samples, lengths)
         if control:
-            grows -= max(0.0, slope([float(sample[name]) for sample in control]))
+            grows -= max(0.0, _grows(name, control, lengths))
         if grows > limit:
             line = f"{name}: +{grows:.2f} a cycle ({samples[0][name]} to {samples[-1][name]})"
             found.append((line, *(_new_targets(samples) if name == "fds" else ())))

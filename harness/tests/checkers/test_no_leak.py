@@ -98,6 +98,15 @@ def test_a_guest_may_use_more_of_its_own_memory(story: Story, grows: int, expect
     assert verdict is expected
 
 
+@pytest.mark.parametrize("step", [-52_000, 52_000])
+def test_memory_that_grows_beside_a_step(story: Story, step: int) -> None:
+    """The one that is retained, or given back, when a heap profile is written."""
+    grows: Sample = lambda n: {"private_kib": 250_000 + n * 150 + step * (n >= WARM_UP + 10)}  # noqa: E731
+    verdict, summary, _ = hunted(story, grows, [])
+    assert verdict is Verdict.INVALID
+    assert summary.startswith("leak: private_kib: +150.00 a cycle")
+
+
 @pytest.mark.parametrize(("own", "expected"), [(0, Verdict.VALID), (1, Verdict.INVALID)])
 def test_what_the_control_grows_by_as_well_is_not_the_devices(
     story: Story, own: int, expected: Verdict
@@ -128,6 +137,7 @@ def test_fds_that_grow_are_named(story: Story) -> None:
         ("threads", lambda n: 30 - n),
         ("fds", lambda n: 16 + 3 * (n == 9)),
         ("private_kib", lambda n: 250_000 + 8000 * (n > 8)),  # Retained once.
+        ("private_kib", lambda n: 250_000 + 52_000 * (n >= WARM_UP + 10)),  # By the profile half-way.
         ("private_kib", lambda n: 250_000 + n * 100),
         ("threads", lambda n: 6 + (n if n < WARM_UP else WARM_UP)),  # Before the warm-up is over.
     ],
