@@ -73,7 +73,6 @@ class Ssh:
         watch: Watch | None = None,
         line: Line | None = None,
         rehearsal: str = "answer=0",
-        line_lost: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._port, self._dialled = port, 0
         self._host_key = host_key.split()[1]
@@ -93,7 +92,8 @@ class Ssh:
         self._replacing = threading.RLock()
         #: Shells that wait for a command.
         self._idle: list[RemoteShell] = []
-        self._line, self.line_lost = line, line_lost
+        self._line = line
+        self.line_lost: Callable[[str], None] = lambda _: None
         #: Whether the session goes over the line, or why it does not.
         self.resumed: bool | str = False
         self._deadline = Deadline.after(timeout_s)
