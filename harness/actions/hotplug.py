@@ -83,7 +83,12 @@ class Unplug:
         # A native port's driver waits for five seconds first, and each look costs the guest a mount.
         interval_s = 0.5 if self.machine.spec.machine_type.native else 0.05
         try:
-            self._wait(delisted, f"the guest's removal of {self.share.id} to begin", interval_s=interval_s)
+            self.machine.wait_until(
+                delisted,
+                what=f"the guest's removal of {self.share.id} to begin",
+                timeout_s=UNPLUG_TIMEOUT_S,
+                interval_s=interval_s,
+            )
         except WaitTimeout as exc:
             self._enter(UnplugState.LOST, exc.message)
             raise GuestError(
@@ -135,10 +140,7 @@ class Unplug:
         if self.refusal is not None:
             raise self.refusal
         try:
-            self._wait(
-                lambda: self._deletion.reported,
-                f"DEVICE_DELETED of {self.share.id} and of its virtio-backend",
-            )
+            self._deletion.wait_reported(timeout_s=UNPLUG_TIMEOUT_S)
         except WaitTimeout as exc:
             raise self._incomplete(exc) from exc
         finally:
@@ -155,9 +157,6 @@ class Unplug:
             return Violation(message, details=timeout.message)
         self._enter(UnplugState.LOST, timeout.message)
         return GuestError(f"device_del of {self.share.id} never completed", details=timeout.message)
-
-    def _wait(self, condition: Callable[[], bool], what: str, *, interval_s: float = 0.05) -> None:
-        self.machine.wait_until(condition, what=what, timeout_s=UNPLUG_TIMEOUT_S, interval_s=interval_s)
 
     def _require(self, *states: UnplugState) -> None:
         if self.refusal is not None:

@@ -83,6 +83,14 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return lines
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Keep Hypothesis from importing itself (a second) for a summary of failures, where there are none."""
+    plugins = session.config.pluginmanager
+    found = plugins.get_plugin("hypothesispytest")
+    if found is not None and not session.testsfailed and "hypothesis" not in sys.modules:
+        plugins.unregister(found)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Where the evidence of what failed is."""
     root = config.stash[ROOT]

@@ -61,15 +61,27 @@ class Deletion:
         self._machine.plugged.discard(self._id)
         self._machine.deleted.add(self._id)
 
+    def wait_reported(self, *, timeout_s: float) -> None:
+        """Wait for both events.
+
+        :param timeout_s: seconds, before scaling.
+        :raises WaitTimeout: when one of them does not come.
+        """
+        self._events.wait(
+            lambda _: self.reported,
+            what=f"DEVICE_DELETED of {self._id} and of its virtio-backend",
+            timeout_s=self._machine.pace.seconds(timeout_s),
+            watch=self._machine.watch,
+        )
+
     def wait(self, *, timeout_s: float) -> None:
         """Wait for both events, and :meth:`confirm`.
 
         :param timeout_s: seconds, before scaling.
         :raises Violation: when one of them, or the object's end, does not come.
         """
-        what = f"DEVICE_DELETED of {self._id} and of its virtio-backend"
         try:
-            self._machine.wait_until(lambda: self.reported, what=what, timeout_s=timeout_s, interval_s=0.002)
+            self.wait_reported(timeout_s=timeout_s)
         except WaitTimeout as exc:
             raise Violation(
                 f"{self._id} had to go, and only {self.seen} were reported deleted", details=exc.message

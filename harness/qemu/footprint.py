@@ -63,20 +63,18 @@ def _fds(proc: Path) -> Counter[str]:
 
 def private_kib(smaps: str, spec: MachineSpec) -> int:
     """Private dirty memory in ``smaps``, but for the guest's: its memory, the code translated for it."""
-    return sum(
-        int(kib) for header, kib in _MAPPING.findall(smaps) if not _is_guests(_HEADER.match(header), spec)
-    )
+    # The kernel tells where the file really is.
+    memory = None if spec.memory_file is None else str(spec.memory_file.path.resolve())
+    size = spec.memory_mib << 20
+    mappings = ((_HEADER.match(header), int(kib)) for header, kib in _MAPPING.findall(smaps))
+    return sum(kib for header, kib in mappings if header is None or not _is_guests(header, memory, size))
 
 
-def _is_guests(header: re.Match[str] | None, spec: MachineSpec) -> bool:
-    if header is None:
-        return False
+def _is_guests(header: re.Match[str], memory: str | None, size: int) -> bool:
     start, end, access, path = header.groups()
-    # The kernel tells where the file really is, and whether it is there still.
-    real = path.removesuffix(" (deleted)")
-    if spec.memory_file is not None and real == str(spec.memory_file.path.resolve()):
+    if memory is not None and path.removesuffix(" (deleted)") == memory:
         return True
-    if not path and int(end, 16) - int(start, 16) == spec.memory_mib << 20:
+    if not path and int(end, 16) - int(start, 16) == size:
         return True
     # Nothing but TCG's buffer can be executed and comes from no file (QEMU: tcg/region.c).
     return "x" in access and not path

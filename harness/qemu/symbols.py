@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bisect
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,6 +12,11 @@ from pathlib import Path
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
+
+#: ``Elf64_Sym`` (``man 5 elf``): st_name, st_info, st_other, st_shndx, st_value, st_size.
+_SYMBOL = struct.Struct("<IBBHQQ")
+#: ``STT_FUNC``, in the low half of ``st_info``.
+_FUNCTION = 2
 
 
 def name(file: str, offset: int) -> str:
@@ -62,14 +69,22 @@ def _read(file: str, _mtime_ns: int, _size: int) -> _Table:
                 (s["p_vaddr"], s["p_vaddr"] + s["p_memsz"]): s["p_vaddr"] - s["p_offset"]
                 for s in elf.iter_segments("PT_LOAD")
             }
-            for section in elf.iter_sections():
-                if not isinstance(section, SymbolTableSection):
-                    continue
-                for symbol in section.iter_symbols():
-                    if symbol["st_info"]["type"] == "STT_FUNC" and symbol["st_value"]:
-                        value = symbol["st_value"]
-                        found[value - _shift(shift, value)] = (symbol["st_size"], symbol.name)
+            for value, size, function in _functions(elf):
+                found[value - _shift(shift, value)] = (size, function)
     except (OSError, ELFError):
         return _Table(([], []), {})
     starts = sorted(found)
     return _Table((starts, [found[start] for start in starts]), shift)
+
+
+def _functions(elf: ELFFile) -> Iterator[tuple[int, int, str]]:
+    """Address, size and name of each function: unpacked here, as pyelftools takes 0.1 ms for each symbol."""
+    if elf.elfclass != 64 or not elf.little_endian:
+        return  # No QEMU of an x86-64 host.
+    for section in elf.iter_sections():
+        if not isinstance(section, SymbolTableSection):
+            continue
+        names = section.stringtable.data()
+        for name_at, info, _, _, value, size in _SYMBOL.iter_unpack(section.data()):
+            if info & 0xF == _FUNCTION and value:
+                yield value, size, names[name_at : names.index(b"\0", name_at)].decode(errors="replace")

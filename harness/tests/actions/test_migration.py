@@ -52,10 +52,10 @@ def migration(world: World, successor: FakeMachine) -> Migration:
 
 
 @pytest.fixture(autouse=True)
-def schema(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def version(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A QEMU whose ``query-migrate`` tells what blocks."""
-    monkeypatch.setattr(blockers, "_SCHEMAS", {})
-    world.qmp.on("query-qmp-schema", [{"members": [{"name": "blocked-reasons"}]}])
+    monkeypatch.setattr(blockers, "_VERSIONS", {})
+    world.qmp.on("query-version", {"qemu": {"major": 7, "minor": 2, "micro": 0}})
 
 
 def _blocked(world: World, *reasons: str) -> None:
@@ -194,6 +194,14 @@ def test_file_uris_are_asked_of_the_schema(world: World, values: list[str], know
     assert knows_file_uris(cast(Machine, world.machine)) is known
 
 
+def test_a_qemu_without_a_schema_knows_no_file_uris(world: World) -> None:
+    """QEMU 2.4 has no such command."""
+    command = "query-qmp-schema"
+    error = {"class": "CommandNotFound", "desc": f"The command {command} has not been found"}
+    world.qmp.on(command, QemuError("source", {"execute": command}, error, error["desc"]))
+    assert knows_file_uris(cast(Machine, world.machine)) is False
+
+
 def test_a_destination_that_gives_up(world: World, migration: Migration, successor: FakeMachine) -> None:
     def gives_up(_: Any) -> dict[str, Any]:
         successor.artifacts.qemu.write_text("Unknown savevm section\n")
@@ -326,7 +334,7 @@ def test_not_blocked(world: World, migration: Migration) -> None:
 
 def test_an_old_qemu_names_one_of_several(world: World, migration: Migration) -> None:
     other = replace(world.share, id="other", mount_tag="other")
-    world.qmp.on("query-qmp-schema", [])
+    world.qmp.on("query-version", {"qemu": {"major": 5, "minor": 2, "micro": 0}})
     world.qmp.refuse("migrate", blocked_reason(other))
     migration.expect_blocked_by(world.share, other)
     with pytest.raises(Violation, match="does not name tag0 alone"):
