@@ -51,7 +51,9 @@ def test_pytest_s_expression() -> None:
 
 
 def test_a_run_without_a_result_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detection, "scenarios_folder", lambda: tmp_path)
+    # One level down: pytest is started beside it, and reads conftest.py in each folder ``test*`` there, of
+    # which the tests that ran before have left some (pytest: ``_pytest/config``, ``_set_initial_conftests``).
+    monkeypatch.setattr(detection, "scenarios_folder", lambda: tmp_path / "scenarios")
     with pytest.raises(SetupError, match=r"against QEMU 7.2-src gave no result \(pytest exited with 4\)"):
         list(
             detection.look_for_all(
