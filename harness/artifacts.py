@@ -60,7 +60,7 @@ class MachineArtifacts:
 
     @property
     def backtrace(self) -> Path:
-        """gdb's backtrace of a crashed QEMU; absent when there was none or no gdb."""
+        """gdb's backtrace of a QEMU that crashed or had to be killed, or why there is none; else absent."""
         return self.folder / BACKTRACE
 
     @property

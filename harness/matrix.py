@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -131,7 +131,9 @@ class Matrix:
         """The QEMU called ``name``: a provisioned release, a path, or the default."""
         if name not in self._qemus:
             install = self._find_qemu(name)
-            self._qemus[name] = (install, binary.probe(install))
+            capabilities = binary.probe(install)
+            unstripped = self._provisioner.built_qemus(capabilities.version)
+            self._qemus[name] = (replace(install, unstripped=unstripped), capabilities)
         return self._qemus[name]
 
     def _is_provisioned(self, name: str) -> bool:

@@ -6,7 +6,7 @@ import re
 import signal
 from typing import Any
 
-from harness.checkers.record import MachineRecord, Record, text_of
+from harness.checkers.record import MachineRecord, Record, backtrace_of, text_of
 from harness.checkers.verdict import VALID, Finding, invalid, unknown
 from harness.history import Entry, as_mapping
 
@@ -19,7 +19,7 @@ _SANITIZER = re.compile(
 _KIND = re.compile(r"AddressSanitizer: \S+|LeakSanitizer")
 #: ``g_return_if_fail``: a GLib function was given what no caller may give it, such as a table that is gone.
 _GLIB = re.compile(r"^.*\bG(?:Lib|Object|LibObject|io|Module|Thread)\b.*: assertion '.*' failed.*$", re.M)
-_BACKTRACE_LINES, _REPORT_LINES = 25, 60
+_REPORT_LINES = 60
 
 
 def qemu_alive(record: Record) -> Finding:
@@ -45,8 +45,8 @@ def _check(record: Record, machine: MachineRecord) -> Finding:
     exit_ = record.last(machine.name, "machine:exit")
     if exit_ is None:
         return unknown(f"the end of QEMU {machine.name!r} is not on record")
-    expected = record.last(machine.name, "machine:expect-exit")
-    if expected is not None and expected.seq < exit_.seq and not _crashed(exit_):
+    expected = [e for e in record.of(machine.name, "machine:expect-exit") if e.seq < exit_.seq]
+    if expected and not _crashed(exit_, expected):
         misuse = _GLIB.search(log)
         return VALID if misuse is None else invalid(f"QEMU {machine.name!r}: {misuse[0].strip()}")
     return invalid(_epitaph(record, machine, exit_, log), *_evidence(record, machine, log))
@@ -63,10 +63,13 @@ def _headline(report: list[str]) -> str:
     return "".join([*words, f" in {where[1]}" if where else ""])
 
 
-def _crashed(exit_: Entry) -> bool:
-    """Whether it ended by a signal of its own making, even if it had been asked to end."""
+def _crashed(exit_: Entry, expected: list[Entry]) -> bool:
+    """Whether it ended by a signal that the harness did not send, even if it had been asked to end."""
     code = as_mapping(exit_.value).get("returncode")
-    return code in [-s for s in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)]
+    if not isinstance(code, int) or code >= 0:
+        return False
+    ours = any(as_mapping(entry.value).get("reason") == "kill" for entry in expected)
+    return not (ours and code == -signal.SIGKILL)
 
 
 def _epitaph(record: Record, machine: MachineRecord, exit_: Entry, log: str) -> str:
@@ -74,6 +77,7 @@ def _epitaph(record: Record, machine: MachineRecord, exit_: Entry, log: str) -> 
     how = f"exited with {code}"
     if isinstance(code, int) and code < 0:
         how = f"was killed by {signal.Signals(-code).name}"
+        how += " (not sent by the harness)" if code == -signal.SIGKILL else ""
     said = _last_words(code, log)
     return f"QEMU {machine.name!r} {how} {_when(record, machine, exit_)}{f': {said}' if said else ''}"
 
@@ -99,5 +103,4 @@ def _when(record: Record, machine: MachineRecord, exit_: Entry) -> str:
 def _evidence(record: Record, machine: MachineRecord, log: str) -> tuple[str, ...]:
     lines = [f"qemu.log: {line}" for line in log.splitlines()[-10:]]
     lines += [f"sent: {e.f} {e.value}" for e in record.commands(machine.name)[-5:]]
-    trace = text_of(machine.artifacts.backtrace)
-    return (*lines, *(trace or "").splitlines()[:_BACKTRACE_LINES])
+    return (*lines, *backtrace_of(machine))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.checkers.record import Record
+from harness.checkers.record import Record, backtrace_of
 from harness.checkers.verdict import VALID, Finding, invalid, unknown
 from harness.history import as_mapping
 
@@ -13,7 +13,8 @@ def qemu_exited_cleanly(record: Record) -> Finding:
         killed = record.last(machine.name, "machine:killed")
         if killed is not None:
             why = as_mapping(killed.value).get("why")
-            return invalid(f"QEMU {machine.name!r} did not quit and had to be killed: {why}")
+            evidence = backtrace_of(machine)
+            return invalid(f"QEMU {machine.name!r} did not quit and had to be killed: {why}", *evidence)
         expected, exit_ = (record.last(machine.name, f"machine:{what}") for what in ("expect-exit", "exit"))
         if exit_ is None:
             return unknown(f"the end of QEMU {machine.name!r} is not on record")

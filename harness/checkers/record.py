@@ -10,6 +10,8 @@ from harness.artifacts import HISTORY, MachineArtifacts
 from harness.errors import UsageError
 from harness.history import Entry, Kind, as_mapping, read
 
+_BACKTRACE_FRAMES = 25
+
 
 @dataclass(frozen=True)
 class MachineRecord:
@@ -61,6 +63,21 @@ def _machine(folder: Path, launch: Entry) -> MachineRecord:
     if not isinstance(where, str):
         raise UsageError(f"{folder}: the launch of {launch.actor} (seq {launch.seq}) names no artefacts")
     return MachineRecord(launch.actor, launch, MachineArtifacts(folder / where))
+
+
+def backtrace_of(machine: MachineRecord) -> list[str]:
+    """What of a machine's backtrace belongs into a failure: our notes, and the frames of its first thread."""
+    lines = (text_of(machine.artifacts.backtrace) or "").splitlines()
+    notes = [line for line in lines if line.startswith(("no backtrace:", "note:"))]
+    threads: list[list[str]] = []
+    for line in lines:
+        if line.startswith("#0 "):
+            threads.append([])
+        if line.startswith("#") and threads:
+            threads[-1].append(line)
+    # Before everything else gdb prints the innermost frame alone.
+    frames = next((frames for frames in threads if len(frames) > 1), [*threads, []][0])
+    return [*notes, *frames[:_BACKTRACE_FRAMES]]
 
 
 def text_of(path: Path) -> str | None:

@@ -75,6 +75,12 @@ class Provisioner:
         """The names of the QEMU releases that there are recipes for."""
         return recipes.names(self._folder / "qemu")
 
+    def built_qemus(self, version: tuple[int, int, int]) -> tuple[str, ...]:
+        """The names of the flavours of a QEMU release that are built from source, and so have symbols."""
+        folder, release = self._folder / "qemu", f"{version[0]}.{version[1]}-"
+        names = [name for name in self.qemu_names() if name.startswith(release)]
+        return tuple(name for name in names if recipes.load(folder, name, QemuRecipe).configure)
+
     def guest_image(self, name: str | None = None) -> GuestImage:
         """The guest image called ``name`` (the default recipe's without one); made when it is missing.
 

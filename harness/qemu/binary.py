@@ -50,7 +50,8 @@ class QemuInstall:
     caches; ``libraries`` are the folders that its shared libraries come from (of a script, none are known);
     ``sanitized``: it was built with AddressSanitizer; ``chardev_logs``: ``-chardev`` has ``logfile`` and
     ``append`` (since 2.6); ``any_port``: ``hostfwd`` takes port 0, for any that is free; ``boots_elf``:
-    ``-kernel`` takes one that is not packed (since 4.0).
+    ``-kernel`` takes one that is not packed (since 4.0); ``unstripped``: names of provisioned QEMUs of
+    the same release that have symbols.
     """
 
     name: str
@@ -65,6 +66,7 @@ class QemuInstall:
     chardev_logs: bool = True
     any_port: bool = True
     boots_elf: bool = True
+    unstripped: tuple[str, ...] = ()
 
     def argv(self, *rest: str) -> list[str]:
         """The argument vector that runs this QEMU with ``rest``."""

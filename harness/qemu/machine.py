@@ -46,6 +46,8 @@ QUIT_TIMEOUT_S = 40.0
 #: Seconds after a broken connection in which the process's own end may still become visible; the
 #: kernel writes a core dump first.
 _POST_MORTEM_S = 5.0
+#: Seconds that the kernel may take for a core file once it has begun: a SIGKILL would cut it short.
+_CORE_TIMEOUT_S = 60.0
 #: Two threads may start a machine each, and the limit is the process's.
 _CORE_LIMIT = threading.Lock()
 #: What ``device_add`` says of an id in use (QEMU: ``util/qemu-option.c``), and how many seconds, before
@@ -97,6 +99,8 @@ class Machine:
         self._process: subprocess.Popen[bytes] | None = None
         self._exited = threading.Event()
         self._exit_expected = False
+        #: Whether a SIGKILL was sent by us: one that was not (the kernel's, short of memory) is a death.
+        self._killed = False
         self._closed = False
         #: The ids of the 9p devices that are plugged in now, and of those whose end was seen; kept true by
         #: :mod:`harness.qemu.deletion`.
@@ -209,9 +213,15 @@ class Machine:
         return self._process.returncode if self._process is not None and self._exited.is_set() else None
 
     def watch_process(self) -> None:
-        """:raises QemuDied: when the process ended and nobody asked it to."""
-        if self._exited.is_set() and not self._exit_expected:
+        """:raises QemuDied: when the process ended unasked, or by a signal that was not ours."""
+        if self._exited.is_set() and (self._crashed or not self._exit_expected):
             raise self._death()
+
+    @property
+    def _crashed(self) -> bool:
+        """Whether it ended by a signal that we did not send, even if it had been asked to end."""
+        code = self.returncode
+        return code is not None and code < 0 and not (self._killed and code == -signal.SIGKILL)
 
     def watch(self) -> None:
         """:raises QemuDied: when the process ended unasked. :raises GuestPanicked: when the guest did."""
@@ -273,7 +283,23 @@ class Machine:
             self.qmp.execute("query-status", timeout_s=_POST_MORTEM_S, watch=self.watch_process)
 
     def _await_exit(self, timeout_s: float) -> bool:
+        """Whether the process ends within ``timeout_s`` seconds, or after the kernel wrote its core file."""
+        if self._exited.wait(timeout_s) or not self._dumps_core():
+            return self._exited.is_set()
+        with contextlib.suppress(WaitTimeout):
+            wait_until(
+                lambda: self._exited.is_set() or not self._dumps_core(),
+                what="the core file",
+                timeout_s=_CORE_TIMEOUT_S,
+            )
         return self._exited.wait(timeout_s)
+
+    def _dumps_core(self) -> bool:
+        """``man 5 proc``, ``/proc/PID/status``."""
+        try:
+            return "\nCoreDumping:\t1\n" in Path(f"/proc/{self.pid}/status").read_text()
+        except OSError:
+            return False
 
     def expect_exit(self, reason: str) -> None:
         """Declare, before it happens, that the process will end on purpose."""
@@ -333,13 +359,15 @@ class Machine:
 
     def _kill(self) -> None:
         assert self._process is not None
+        self._killed = True
         self._process.kill()
         self._await_exit(_POST_MORTEM_S)
 
     def close(self) -> None:
         """End the process if it still runs (``quit`` first, then SIGKILL) and let go of everything.
 
-        A QEMU that has to be killed is recorded as such, for the checkers. Never raises.
+        A QEMU that has to be killed is recorded as such, for the checkers, with the backtrace of what it was
+        doing. So is one that died of a signal that was not ours. Never raises.
         """
         if self._closed:
             return
@@ -349,8 +377,9 @@ class Machine:
                 self._end()
         finally:
             self.qmp.close()
-            if self.returncode is not None and self.returncode < 0 and not self._exit_expected:
-                backtrace.collect(self.spec.qemu, self.folder, self.artifacts.backtrace)
+            code = self.returncode
+            if code is not None and self._crashed:
+                backtrace.collect(self.spec.qemu, self.folder, self.pid, -code, self.artifacts.backtrace)
             if self._process is not None:
                 self._reader.join(_POST_MORTEM_S)
             if self.spec.qemu.sanitized:
@@ -376,6 +405,7 @@ class Machine:
         except HarnessError as exc:
             if self.running:
                 self.history.note(self.name, "machine:killed", {"why": exc.message})
+                backtrace.attach(self.spec.qemu, self.pid, self.artifacts.backtrace)
                 self.kill()
 
     @property

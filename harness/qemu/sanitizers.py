@@ -35,11 +35,12 @@ def is_sanitized(binary: Path) -> bool:
 def environment() -> dict[str, str]:
     """What such a QEMU is started with; a user's own options come after ours, and win.
 
-    Every frame of a stack is wanted (GLib keeps no frame pointers), and QEMU's coroutines switch stacks. A
+    Every frame of a stack is wanted (GLib keeps no frame pointers), and QEMU's coroutines switch stacks. An
+    assertion that fails is no report of theirs: its backtrace comes from a core file, as in any QEMU. A
     leak does not change what QEMU exits with: which of them count is decided by :func:`collect`.
     """
     ours = {
-        "ASAN_OPTIONS": "detect_stack_use_after_return=0:fast_unwind_on_malloc=0",
+        "ASAN_OPTIONS": "detect_stack_use_after_return=0:fast_unwind_on_malloc=0:disable_coredump=0",
         "LSAN_OPTIONS": "exitcode=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }

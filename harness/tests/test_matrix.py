@@ -26,6 +26,9 @@ class _Provisioner:
     def qemu_names(self) -> list[str]:
         return ["10.0", "7.2"]
 
+    def built_qemus(self, version: tuple[int, int, int]) -> tuple[str, ...]:
+        return (f"{version[0]}.{version[1]}-src",)
+
     def is_provisioned(self, name: str) -> bool:
         return name.partition("+")[0] in self.qemu_names()
 

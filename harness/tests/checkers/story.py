@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from harness.artifacts import CONSOLE_LOG, KERNEL_LOG, QEMU_LOG, SANITIZER
+from harness.artifacts import BACKTRACE, CONSOLE_LOG, KERNEL_LOG, QEMU_LOG, SANITIZER
 from harness.checkers import Checker, Judgement, judge
 from harness.history import History
 
@@ -33,6 +33,9 @@ class Story:
 
     def sanitizer(self, text: str) -> None:
         (self.folder / SANITIZER).write_text(text)
+
+    def backtrace(self, text: str) -> None:
+        (self.folder / BACKTRACE).write_text(text)
 
     def launched(self, name: str = "source", *, artifacts: str = ".") -> Story:
         self.history.note(name, "machine:launch", {"pid": 1, "artifacts": artifacts})

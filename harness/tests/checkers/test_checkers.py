@@ -105,6 +105,16 @@ class TestQemuAlive:
         story.launched().history.note("source", "machine:expect-exit", {"reason": "kill"})
         assert story.exited(-signal.SIGKILL).closed().judged(qemu_alive).verdict is VALID
 
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTRAP])
+    def test_any_signal_that_the_harness_did_not_send_is_a_death(
+        self, story: Story, number: signal.Signals
+    ) -> None:
+        story.backtrace("note: stripped\n#0  innermost\n#0  innermost\n#1  outer\n\n#0  another thread\n")
+        judgement = story.launched().quit(-number).closed().judged(qemu_alive)
+        assert judgement.verdict is INVALID
+        assert number.name in judgement.summary
+        assert judgement.evidence[-3:] == ("note: stripped", "#0  innermost", "#1  outer")
+
     def test_what_glib_calls_a_mistake_is_one(self, story: Story) -> None:
         line = "qemu-system-x86_64: GLib: g_hash_table_get_values: assertion 'hash_table != NULL' failed"
         story.qemu(f"noise\n{line}\n")
@@ -159,10 +169,12 @@ class TestQemuExitedCleanly:
         )
 
     def test_a_machine_that_had_to_be_killed(self, story: Story) -> None:
+        story.backtrace("no backtrace: no gdb on PATH\n")
         story.launched().history.note("source", "machine:killed", {"why": "it did not answer quit"})
         judgement = story.exited(-9).closed().judged(qemu_exited_cleanly)
         assert judgement.verdict is INVALID
         assert "it did not answer quit" in judgement.summary
+        assert judgement.evidence == ("no backtrace: no gdb on PATH",)
 
     def test_no_end_on_record(self, story: Story) -> None:
         assert story.launched().closed().judged(qemu_exited_cleanly).verdict is UNKNOWN

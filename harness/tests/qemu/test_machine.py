@@ -25,6 +25,7 @@ from harness.errors import (
 )
 from harness.history import Entry, History, Kind, read
 from harness.qemu import machine
+from harness.qemu.binary import QemuInstall
 from harness.qemu.machine import Machine
 from harness.reaper import RunFolder, start_time
 from harness.tests.qemu.conftest import Launch
@@ -211,6 +212,77 @@ def test_a_clean_end_leaves_none(launch: Launch) -> None:
     source = launch()
     source.close()
     assert not source.artifacts.backtrace.exists()
+
+
+def test_a_crash_in_quit_leaves_one_as_well(launch: Launch) -> None:
+    source = launch("ends badly")
+    with pytest.raises(QemuDied):
+        source.quit()
+    source.close()
+    assert source.artifacts.backtrace.read_text() == "no backtrace: no gdb on PATH\n"
+
+
+def test_a_crash_of_one_that_was_expected_to_exit_is_a_death(launch: Launch) -> None:
+    source = launch()
+    source.expect_exit("a stream that it cannot load")
+    _die(source)
+    wait_until(lambda: not source.running, what="its end", timeout_s=5)
+    with pytest.raises(QemuDied, match="was killed by SIGSEGV"):
+        source.watch_process()
+    source.close()
+    assert source.artifacts.backtrace.read_text() == "no backtrace: no gdb on PATH\n"
+
+
+def test_a_sigkill_of_somebody_elses_is_a_death(launch: Launch) -> None:
+    """The kernel's, when memory is short; although an end was expected."""
+    source = launch()
+    source.expect_exit("a stream that it cannot load")
+    os.kill(source.pid, signal.SIGKILL)
+    wait_until(lambda: not source.running, what="its end", timeout_s=5)
+    with pytest.raises(QemuDied, match="was killed by SIGKILL"):
+        source.watch_process()
+    source.close()
+    assert "SIGKILL leaves no core file" in source.artifacts.backtrace.read_text()
+
+
+def test_a_sigkill_of_ours_leaves_none(launch: Launch) -> None:
+    source = launch()
+    source.kill()
+    source.close()
+    assert not source.artifacts.backtrace.exists()
+
+
+@pytest.mark.parametrize(("mode", "prepare"), [("stays after quit", None), ("", "x-silence")])
+def test_one_that_has_to_be_killed_is_looked_at_before(
+    launch: Launch, history: History, monkeypatch: pytest.MonkeyPatch, mode: str, prepare: str | None
+) -> None:
+    source = launch(mode)
+    if prepare:
+        source.qmp.execute(prepare, timeout_s=5)
+    seen: list[tuple[int, bool]] = []
+
+    def attach(install: QemuInstall, pid: int, to: Path) -> bool:
+        seen.append((pid, source.running))
+        return True
+
+    monkeypatch.setattr("harness.qemu.backtrace.attach", attach)
+    source.close()
+    assert seen == [(source.pid, True)]
+    assert _noted(history, "machine:killed")
+
+
+def test_a_core_file_that_is_being_written_is_not_cut_short(
+    launch: Launch, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which takes longer than an end that is merely not seen yet."""
+    monkeypatch.setattr(machine, "_POST_MORTEM_S", 0.05)
+    source = launch()
+    monkeypatch.setattr(source, "_dumps_core", lambda: source.running)
+    with contextlib.suppress(QmpLost):
+        source.qmp.execute("x-die", {"signal": signal.SIGSEGV, "after_s": 0.5}, timeout_s=5)
+    source.close()
+    assert source.returncode == -signal.SIGSEGV
+    assert not _noted(history, "machine:killed")
 
 
 # Blaming
