@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from harness.background import Background
+from harness.background import Background, working_for
 from harness.channel import Channel, Completed
 from harness.channel.console import Console
 from harness.channel.line import Frozen, Line
@@ -97,15 +97,16 @@ class Guest:
         return self._ssh
 
     def _log_in(self, line: Line | None = None) -> Ssh:
-        ssh = Ssh(
-            self.machine.ssh_port,
-            client_key=self.image.client_key,
-            host_key=self.image.host_key,
-            timeout_s=self.machine.pace.seconds(BOOT_TIMEOUT_S),
-            watch=self.machine.watch,
-            line=line,
-            rehearsal=newborn.command(),
-        )
+        with working_for(self.machine.history):
+            ssh = Ssh(
+                self.machine.ssh_port,
+                client_key=self.image.client_key,
+                host_key=self.image.host_key,
+                timeout_s=self.machine.pace.seconds(BOOT_TIMEOUT_S),
+                watch=self.machine.watch,
+                line=line,
+                rehearsal=newborn.command(),
+            )
         return self._connected(ssh)
 
     def _connected(self, ssh: Ssh) -> Ssh:

@@ -6,15 +6,17 @@ import itertools
 import shutil
 import threading
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
+from weakref import WeakSet
 
 from harness.artifacts import CELL, Artifacts
+from harness.background import owner_of, working_for
 from harness.channel.line import Frozen
-from harness.deadline import Pace
-from harness.errors import HarnessError, SetupError
+from harness.deadline import Pace, wait_until
+from harness.errors import HarnessError, SetupError, WaitTimeout
 from harness.guest.guest import Guest
 from harness.guest.image import GuestImage
 from harness.guest.resuming import Resuming
@@ -27,6 +29,12 @@ from harness.qemu.template import Template, restore
 from harness.reaper import RunFolder
 
 _numbers = itertools.count(1)
+#: Seconds in which the threads of a lab end, once everything that they wait for was closed.
+_THREADS_END_WITHIN_S = 10.0
+#: ``__SO_ACCEPTCON`` (kernel: ``include/uapi/linux/net.h``).
+_LISTENS = 1 << 16
+#: Threads that a lab has told of as left behind: no other lab tells of them again.
+_told: WeakSet[threading.Thread] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,8 @@ class Lab:
         self.machines: list[Machine] = []
         self._guests: list[Guest] = []
         self._tools: list[LaunchTool] = []
-        self._threads = set(threading.enumerate())
+        #: Threads that are none of this lab's, though nobody says whose they are: they were there before.
+        self._others = set(threading.enumerate())
         self._closed = False
         artifacts.write_json(CELL, cell.describe())
         self.history = History(artifacts.history)
@@ -118,6 +127,10 @@ class Lab:
         except OSError as exc:
             raise SetupError(f"cannot make the share's folder {path}: {exc.strerror}") from exc
         return Share(id=f"share{slot}", path=path, mount_tag=f"tag{slot}", slot=slot)
+
+    def begin_test(self) -> None:
+        """The test begins now, later than its lab: what others have started meanwhile is not the test's."""
+        self._others |= {t for t in threading.enumerate() if owner_of(t) is not self.history}
 
     def declare(self, *shares: Share) -> tuple[Share, ...]:
         """Make ``shares`` the pool of every machine that is launched from now on."""
@@ -170,17 +183,18 @@ class Lab:
         artifacts = self.artifacts.machine(spec.name, first=not self.machines)
         if template is not None:
             shutil.copyfile(template.kernel_log, artifacts.kernel)
-        machine = Machine.launch(
-            spec,
-            self.run,
-            self.folder / spec.name,
-            artifacts,
-            self.history,
-            pace=self.cell.accel.pace,
-            source=source,
-            wrapping=self._wrapping(spec),
-            started=started,
-        )
+        with working_for(self.history):
+            machine = Machine.launch(
+                spec,
+                self.run,
+                self.folder / spec.name,
+                artifacts,
+                self.history,
+                pace=self.cell.accel.pace,
+                source=source,
+                wrapping=self._wrapping(spec),
+                started=started,
+            )
         self.machines.append(machine)
         return machine
 
@@ -211,7 +225,10 @@ class Lab:
 
     def _restore(self, spec: MachineSpec, template: Template) -> Guest:
         image, frozen = self.cell.image, Frozen.read(template.session)
-        with closing(Resuming(frozen, image, self.cell.accel.pace)) as session:
+        with (
+            working_for(self.history),
+            closing(Resuming(frozen, image, self.cell.accel.pace)) as session,
+        ):
             machine = self.launch(spec.restored(template.memory), template=template, started=session.begin)
             finish = restore(machine, template)
             guest = Guest(machine, image)
@@ -250,11 +267,7 @@ class Lab:
                 machine.close()
             for tool in self._tools:
                 tool.close()
-            processes = [_command_of(pid) for pid in self.run.processes() if not self._is_anothers(pid)]
-            mounts = _mounts_below(self.folder)
-            if not mounts:
-                shutil.rmtree(self.folder, ignore_errors=True)
-            self.history.note("host", "host:leftovers", self._leftovers(processes, mounts))
+            self.history.note("host", "host:leftovers", self._leftovers())
             self.history.note("host", "closed")
         finally:
             self.history.close()
@@ -268,16 +281,43 @@ class Lab:
         others = (folder for folder in self.run.path.iterdir() if folder != self.folder)
         return any(place.is_relative_to(folder) for folder in others)
 
-    def _leftovers(self, processes: list[str], mounts: list[str]) -> dict[str, list[str]]:
-        left = list(self.folder.rglob("*")) if self.folder.exists() else []
-        threads = [t.name for t in threading.enumerate() if t not in self._threads and not t.daemon]
-        return {
-            "processes": processes,
-            "mounts": mounts,
-            "sockets": [str(path) for path in left if path.is_socket()],
-            "folders": [str(self.folder)] if self.folder.exists() else [],
-            "threads": threads,
+    def _leftovers(self) -> dict[str, list[str]]:
+        """What there still is, after everything was closed; the folder is removed, where nothing is mounted.
+
+        Threads first: what they have open goes with them. A socket's file that nobody has open any more, such
+        as one of a QEMU that was killed, is no more than a file: it goes with the folder.
+        """
+        left = {
+            "threads": self._threads_left(),
+            "processes": [_command_of(pid) for pid in self.run.processes() if not self._is_anothers(pid)],
+            "sockets": _sockets_below(self.folder),
+            "mounts": _mounts_below(self.folder),
         }
+        if not left["mounts"]:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        return {**left, "folders": [str(self.folder)] if self.folder.exists() else []}
+
+    def _threads_left(self) -> list[str]:
+        with suppress(WaitTimeout):
+            wait_until(
+                lambda: not self._own_threads(),
+                what="the end of the lab's threads",
+                timeout_s=_THREADS_END_WITHIN_S,
+            )
+        left = self._own_threads()
+        _told.update(left)
+        return [thread.name for thread in left]
+
+    def _own_threads(self) -> list[threading.Thread]:
+        """The living threads that work for this lab, or, started since it began, for nobody known.
+
+        The former are made by the harness itself, the latter by a scenario: in the thread that runs tests, of
+        which there is one at a time. A daemon counts like any other.
+        """
+        here = threading.current_thread()
+        found = [(thread, owner_of(thread)) for thread in threading.enumerate() if thread is not here]
+        nobodys = {thread for thread, owner in found if owner is None} - self._others - set(_told)
+        return [thread for thread, owner in found if owner is self.history or thread in nobodys]
 
 
 def _command_of(pid: int) -> str:
@@ -293,3 +333,18 @@ def _mounts_below(folder: Path) -> list[str]:
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     points = [line.split()[4] for line in lines]
     return [point for point in points if point.startswith(f"{folder}/")]
+
+
+def _sockets_below(folder: Path) -> list[str]:
+    """The unix sockets bound to a path below ``folder`` that some process has open.
+
+    The kernel lists each until its last descriptor is closed, even when its file has been removed (``man 5
+    proc_pid_net``, ``/proc/net/unix``; kernel: ``net/unix/af_unix.c``, ``unix_seq_show``).
+    """
+    found = []
+    for line in Path("/proc/net/unix").read_text(errors="replace").splitlines()[1:]:
+        words = line.split(maxsplit=7)
+        if len(words) == 8 and Path(words[7]).is_relative_to(folder):
+            listens = int(words[3], 16) & _LISTENS
+            found.append(f"{words[7]} ({'listening' if listens else 'open'})")
+    return found

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.background import inherit
 from harness.errors import UsageError
 from harness.history import History
 from harness.holds import shortened
@@ -169,6 +170,7 @@ class Supervisor:
         self._server.listen(1)
         self._server.settimeout(_HANDOVER_TIMEOUT_S)
         self._thread = threading.Thread(target=self._run, name=f"hold-{machine}", daemon=True)
+        inherit(self._thread)
         self._thread.start()
 
     def join(self, timeout_s: float) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator
 import psutil
 import pytest
 
-from harness.background import Background
+from harness.background import Background, working_for
 from harness.errors import HarnessError
 from harness.guest.guest import Guest
 from harness.guest.lab import Lab
@@ -34,7 +34,8 @@ class Ahead:
     def __init__(self, lab: Lab, *, cold: bool) -> None:
         self.lab = lab
         self._spec = lab.spec()
-        self._birth = Background(lambda: self._bear(cold=cold))
+        with working_for(lab.history):
+            self._birth = Background(lambda: self._bear(cold=cold))
 
     def _bear(self, *, cold: bool) -> Guest:
         guest = self.lab.boot(self._spec, cold=cold)

@@ -68,6 +68,7 @@ def lab(
         if ahead is not None:
             request.node.stash[AHEAD] = ahead
             ahead.settle()
+            made.begin_test()
         made.history.note("host", "test", {"id": test, "at": datetime.now(UTC).isoformat()})
         yield made
     finally:

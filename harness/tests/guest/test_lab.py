@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness import deadline
 from harness.artifacts import Artifacts
+from harness.background import Background, working_for
 from harness.channel.line import Frozen
+from harness.channel.qmp import QmpThread
+from harness.checkers import Record, Verdict
+from harness.checkers.nothing_left_behind import nothing_left_behind
 from harness.deadline import Pace, wait_until
 from harness.errors import HarnessError, QemuDied, SetupError
 from harness.guest import lab as lab_module
@@ -136,16 +143,148 @@ def test_a_process_that_stayed_is_told_of(lab: Lab, run: RunFolder) -> None:
     assert left.strip() == f"{stray.pid} sleep 60"
 
 
-def test_a_thread_that_stayed_is_told_of(lab: Lab) -> None:
+@contextmanager
+def _forgotten(name: str = "forgotten", *, daemon: bool = True) -> Iterator[threading.Thread]:
+    """A thread that nobody ends before the block does."""
     done = threading.Event()
-    thread = threading.Thread(target=done.wait, name="forgotten")
+    thread = threading.Thread(target=done.wait, name=name, daemon=daemon)
     thread.start()
     try:
-        lab.close()
+        yield thread
     finally:
         done.set()
         thread.join()
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lab_module, "_THREADS_END_WITHIN_S", 0.1)
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize("daemon", [False, True])
+def test_a_thread_that_stayed_is_told_of(lab: Lab, daemon: bool) -> None:
+    with _forgotten(daemon=daemon):
+        lab.close()
     assert _leftovers(lab)["threads"] == ["forgotten"]
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_background_call_that_does_not_return_is_told_of(lab: Lab) -> None:
+    done = threading.Event()
+    calling = Background(done.wait)
+    lab.close()
+    done.set()
+    calling.wait(timeout_s=10)
+    assert _leftovers(lab)["threads"] == ["background: Event.wait"]
+
+
+def test_a_thread_that_is_about_to_end_is_waited_for(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends only when somebody has begun to wait for it."""
+    waits = threading.Event()
+
+    def wait_until(probe: Callable[[], bool], **options: Any) -> bool:
+        waits.set()
+        return deadline.wait_until(probe, **options)
+
+    monkeypatch.setattr(lab_module, "wait_until", wait_until)
+    threading.Thread(target=waits.wait, daemon=True).start()
+    lab.close()
+    assert _leftovers(lab)["threads"] == []
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_threads_of_another_lab_are_its_own(
+    lab: Lab, cell: Cell, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever started them: a machine's, a call's in the background, and what that makes itself."""
+    other = Lab(cell, run, Artifacts.create(tmp_path, "other"))
+    other.launch(other.spec())
+    done = threading.Event()
+    with working_for(other.history):
+        calling = Background(lambda: Background(done.wait).wait(timeout_s=60))
+    wait_until(
+        lambda: sum(t.name.startswith("background: ") for t in threading.enumerate()) == 2,
+        what="both",
+        timeout_s=10,
+    )
+    lab.close()
+    assert _leftovers(lab)["threads"] == []
+    other.close()
+    left = _leftovers(other)["threads"]
+    done.set()
+    calling.wait(timeout_s=10)
+    assert len(left) == 2
+    assert all(name.startswith("background: ") for name in left)
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_thread_is_told_of_once(lab: Lab, cell: Cell, run: RunFolder, tmp_path: Path) -> None:
+    """The next test's lab was begun already, so it is as new to that."""
+    following = Lab(cell, run, Artifacts.create(tmp_path, "following"))
+    with _forgotten():
+        lab.close()
+        following.close()
+    assert _leftovers(lab)["threads"] == ["forgotten"]
+    assert _leftovers(following)["threads"] == []
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_what_others_start_before_the_test_begins_is_not_its_own(lab: Lab) -> None:
+    """A plugin, say, before the test whose lab was begun during the one before."""
+    done = threading.Event()
+    with _forgotten(), working_for(lab.history):
+        calling = Background(done.wait)
+        lab.begin_test()
+        lab.close()
+        done.set()
+        calling.wait(timeout_s=10)
+    assert _leftovers(lab)["threads"] == ["background: Event.wait"]
+
+
+def test_the_thread_of_all_qmp_clients_is_nobodys(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(QmpThread, "_shared", None)
+    lab.launch(lab.spec())
+    lab.close()
+    assert _leftovers(lab)["threads"] == []
+    QmpThread.shared().loop.call_soon_threadsafe(QmpThread.shared().loop.stop)
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_socket_that_somebody_listens_on_is_told_of(lab: Lab, removed: bool) -> None:
+    """Even when its file has gone."""
+    path = lab.folder / "forgotten.sock"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        if removed:
+            path.unlink()
+        lab.close()
+    assert _leftovers(lab)["sockets"] == [f"{path} (listening)"]
+    assert nothing_left_behind(Record.load(lab.artifacts.folder))[0] is Verdict.INVALID
+
+
+def test_the_file_of_a_socket_that_nobody_has_is_none(lab: Lab) -> None:
+    """As a QEMU that is killed leaves them."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(lab.folder / "dead.sock"))
+    lab.close()
+    assert not any(_leftovers(lab).values())
+
+
+def test_a_real_mount_that_stayed_is_told_of(lab: Lab) -> None:
+    mounted = lab.shares[0].path
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "none", mounted], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        pytest.skip(f"cannot mount: {done.stderr.strip()}")
+    try:
+        lab.close()
+    finally:
+        subprocess.run(["umount", mounted], check=True)
+    assert _leftovers(lab)["mounts"] == [str(mounted)]
+    assert _leftovers(lab)["folders"] == [str(lab.folder)]
 
 
 def test_a_mount_that_stayed_is_told_of_and_not_emptied(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
