@@ -25,6 +25,7 @@ QEMU_LOG = "qemu.log"
 KERNEL_LOG = "guest-kernel.log"
 BACKTRACE = "backtrace.txt"
 SANITIZER = "sanitizer.txt"
+_OF_A_MACHINE = (ARGV, QMP_LOG, CONSOLE_LOG, QEMU_LOG, KERNEL_LOG, BACKTRACE, SANITIZER)
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,15 @@ class Artifacts:
         folder = self.folder if first else self.folder / slug(name)
         folder.mkdir(parents=True, exist_ok=True)
         return MachineArtifacts(folder)
+
+    def set_aside(self, name: str, *, first: bool) -> None:
+        """Move the files of machine ``name`` to a folder of their own: another of that name is to come."""
+        own = self.machine(name, first=first).folder
+        folder = self.folder / slug(f"{name}-discarded")
+        folder.mkdir(exist_ok=True)
+        for file in map(own.joinpath, _OF_A_MACHINE):
+            if file.exists():
+                file.replace(folder / file.name)
 
     def machines(self) -> list[MachineArtifacts]:
         """The files of every machine, the first one's first."""

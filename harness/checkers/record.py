@@ -33,7 +33,7 @@ class Record:
     @classmethod
     def load(cls, folder: Path) -> Record:
         """:raises UsageError: when there is no history, or it cannot be read."""
-        entries = tuple(read(folder / HISTORY))
+        entries = _counting(read(folder / HISTORY))
         machines = tuple(_machine(folder, e) for e in entries if e.f == "machine:launch")
         return cls(folder, entries, machines)
 
@@ -52,6 +52,13 @@ class Record:
     def commands(self, machine: str) -> list[Entry]:
         """The QMP commands sent to a machine, in order."""
         return [e for e in self.entries if e.actor == machine and e.kind is Kind.INVOKE and _is_qmp(e)]
+
+
+def _counting(entries: list[Entry]) -> tuple[Entry, ...]:
+    """Without those of machines that were discarded: what they did says nothing about QEMU."""
+    discarded = {e.actor: e.seq for e in entries if e.f == "machine:discarded"}
+    gone = {e.seq for e in entries if e.seq < discarded.get(e.actor.removeprefix("guest:"), 0)}
+    return tuple(e for e in entries if e.seq not in gone and e.op not in gone)
 
 
 def _is_qmp(entry: Entry) -> bool:

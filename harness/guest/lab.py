@@ -86,6 +86,12 @@ class TemplateSource(Protocol):
     def find(self, spec: MachineSpec, image: GuestImage, pace: Pace) -> Template | str:
         """The template for a machine of ``spec``, or why there is none."""
 
+    def damage_of(self, found: Template) -> str | None:
+        """What is wrong with the files of a template, if anything is; it is removed then.
+
+        To be asked when no guest could be restored from it: ``None`` says that the template is not to blame.
+        """
+
 
 class LaunchTool(Protocol):
     """Something that every machine of a lab is started under."""
@@ -209,10 +215,38 @@ class Lab:
         found = self._template(spec, cold=cold)
         self.history.note(spec.name, "guest:born", {"cold": found} if isinstance(found, str) else "restored")
         if isinstance(found, Template):
-            return self._restore(spec, found)
+            try:
+                return self._restore(spec, found)
+            except Exception as exc:
+                why = self._why_damaged(found)
+                if why is None:
+                    raise
+                self._discard(spec.name, f"{exc}; {why}")
+                self.history.note(spec.name, "guest:born", {"cold": f"its template was damaged: {why}"})
         guest = self.begin_boot(spec)
         guest.wait_booted()
         return guest
+
+    def _why_damaged(self, template: Template) -> str | None:
+        assert self.cell.templates is not None
+        return self.cell.templates.damage_of(template)
+
+    def _discard(self, name: str, why: str) -> None:
+        """Forget a machine that was to be restored from a damaged template, as if it had not been launched.
+
+        What it did says nothing about QEMU. Its files stay, in a folder of their own.
+        """
+        for guest in [guest for guest in self._guests if guest.machine.name == name]:
+            guest.disconnect()
+            self._guests.remove(guest)
+        for machine in [machine for machine in self.machines if machine.name == name]:
+            machine.close()
+            self.machines.remove(machine)
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        for path in self.folder.glob(f"{name}.*"):  # Of launch tools.
+            path.unlink()
+        self.artifacts.set_aside(name, first=not self.machines)
+        self.history.note(name, "machine:discarded", {"why": why})
 
     def _template(self, spec: MachineSpec, *, cold: bool) -> Template | str:
         if cold:

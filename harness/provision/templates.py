@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,7 +13,7 @@ from pathlib import Path
 
 from harness.artifacts import MachineArtifacts
 from harness.deadline import Pace
-from harness.errors import HarnessError
+from harness.errors import HarnessError, SetupError
 from harness.guest.guest import Guest, freeze_key
 from harness.guest.image import GuestImage
 from harness.guest.resuming import Resuming
@@ -25,6 +27,9 @@ from harness.qemu.template import Template
 from harness.reaper import RunFolder
 
 _KIND = "template"
+#: What the large files of a template were when it was made: the cache itself only compares their size.
+_SUMS = "sums.json"
+_SUMMED = ("memory", "stream")
 #: Bytes on the disk. A template takes about 100 MB; the least recently used go first.
 LIMIT_BYTES = 3 << 30
 
@@ -46,6 +51,8 @@ class TemplateStore:
         self._cache, self._report, self._limit = cache, report, limit_bytes
         self._is_plain, self._plain = plain, dict[str, bool]()
         self._cannot: dict[str, str] = {}
+        #: The templates that this process has used, by folder: which file their stream was then.
+        self._used: dict[Path, int] = {}
 
     def find(self, spec: MachineSpec, image: GuestImage, pace: Pace) -> Template | str:
         """The template that a machine of ``spec`` can be restored from, made now if need be; or why not."""
@@ -70,14 +77,41 @@ class TemplateStore:
         def fill(into: Path) -> None:
             self._report(f"booting the template of {spec.machine_type.name} ({spec.qemu.name}) …")
             _make(into, spec, image, pace, plain=plain)
+            (into / _SUMS).write_text(json.dumps(_sums(into)))
             made.append(None)
 
-        found = Template(self._cache.entry(_KIND, key, fill, self._report), plain=plain)
+        def find() -> Template:
+            return Template(self._cache.entry(_KIND, key, fill, self._report), plain=plain)
+
+        found = find()
+        if found.folder not in self._used and _was_written_to(found) and self._damage_of(found) is not None:
+            found = find()
+        self._used[found.folder] = _inode(found.stream)
         with contextlib.suppress(OSError):  # A cache that cannot be written to can still be used.
             os.utime(found.folder)
         if made:
             self._evict()
         return found
+
+    def damage_of(self, found: Template) -> str | None:
+        """See :meth:`harness.guest.lab.TemplateSource.damage_of`. It reads all of the template's files."""
+        if _inode(found.stream) != self._used.get(found.folder):
+            return "another process has removed the template meanwhile"
+        return self._damage_of(found)
+
+    def _damage_of(self, found: Template) -> str | None:
+        changed = _changed(found)
+        if changed is None:
+            return None
+        self._report(f"{found.folder} is damaged ({changed}); it is removed, and made again when needed")
+        with contextlib.suppress(OSError, SetupError):  # A cache that cannot be written to can still be used.
+            self._remove(found)
+        return changed
+
+    def _remove(self, found: Template) -> None:
+        with self._cache.lock(f"{_KIND}-{found.folder.name}", self._report), self._cache.scratch() as scratch:
+            if _changed(found) is not None:  # Nobody else has made it again meanwhile.
+                found.folder.rename(scratch / "damaged")
 
     def _evict(self) -> None:
         """Remove the least recently used templates beyond the limit; machines that run keep their files."""
@@ -88,6 +122,50 @@ class TemplateStore:
                 used += sum(file.stat().st_blocks * 512 for file in folder.iterdir())
                 if used > self._limit and position:
                     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sums(folder: Path) -> dict[str, dict[str, object]]:
+    """Of each large file: its content's hash, and when it was written."""
+    files = [folder / name for name in _SUMMED if (folder / name).exists()]
+    return {file.name: {"sha256": _sha256(file), "mtime_ns": file.stat().st_mtime_ns} for file in files}
+
+
+def _recorded(found: Template) -> dict[str, dict[str, object]]:
+    sums: dict[str, dict[str, object]] = json.loads((found.folder / _SUMS).read_text())
+    return sums
+
+
+def _was_written_to(found: Template) -> bool:
+    """Whether a file was written after it was made: a reason to read all of it, which takes a second."""
+    try:
+        recorded = _recorded(found).items()
+        return any((found.folder / name).stat().st_mtime_ns != facts["mtime_ns"] for name, facts in recorded)
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+
+
+def _changed(found: Template) -> str | None:
+    """Which file is not what it was when the template was made; ``None`` when all are."""
+    try:
+        for name, facts in _recorded(found).items():
+            if _sha256(found.folder / name) != facts["sha256"]:
+                return f"the content of its {name} has changed since it was made"
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        return f"it cannot be read: {exc}"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _inode(path: Path) -> int:
+    """0 for a file that is not there."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
 
 
 def _make(into: Path, spec: MachineSpec, image: GuestImage, pace: Pace, *, plain: bool) -> None:

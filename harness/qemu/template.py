@@ -21,7 +21,7 @@ from harness.qemu.spec import MachineSpec, MemoryFile
 from harness.qemu.wire import fed, kept
 
 #: Part of every key: a change of what a template is makes all older ones worthless.
-_FORMAT = "3"
+_FORMAT = "4"
 #: Seconds, before scaling.
 _SAVE_TIMEOUT_S = 20.0
 _RESTORE_TIMEOUT_S = 10.0

@@ -21,7 +21,7 @@ from harness.artifacts import Artifacts
 from harness.background import Background, working_for
 from harness.channel.line import Frozen
 from harness.channel.qmp import QmpThread
-from harness.checkers import Record, Verdict
+from harness.checkers import Record, Verdict, judge
 from harness.checkers.nothing_left_behind import nothing_left_behind
 from harness.deadline import Pace, wait_until
 from harness.errors import HarnessError, QemuDied, SetupError
@@ -33,6 +33,7 @@ from harness.history import read
 from harness.holds.hold import Hold
 from harness.qemu.accel import Accel
 from harness.qemu.binary import Capabilities, QemuInstall
+from harness.qemu.machine import Machine
 from harness.qemu.spec import MACHINE_TYPES, MachineSpec
 from harness.qemu.template import Template
 from harness.reaper import RunFolder, start_time
@@ -321,6 +322,11 @@ class Source:
         self.asked.append(spec.name)
         return self.found
 
+    damage: str | None = None
+
+    def damage_of(self, found: Template) -> str | None:
+        return self.damage
+
 
 def _born(lab: Lab) -> object:
     (note,) = [entry for entry in read(lab.artifacts.history) if entry.f == "guest:born"]
@@ -356,6 +362,55 @@ def test_a_guest_is_restored_where_there_is_a_template(
     lab.close()
     assert _born(lab) == "restored"
     assert not any(_leftovers(lab).values())
+
+
+def _dies_while_it_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    def restore(machine: Machine, _: Template) -> Callable[[], None]:
+        machine.artifacts.kernel.write_text("[ 1.0] Oops: of the damage\n")
+        os.kill(machine.pid, signal.SIGSEGV)
+        wait_until(lambda: not machine.running, what="its end", timeout_s=10)
+        machine.watch_process()
+        raise AssertionError
+
+    monkeypatch.setattr(lab_module, "restore", restore)
+
+
+@pytest.mark.parametrize("damage", ["its memory has changed", None])
+def test_who_is_accused_when_a_guest_cannot_be_restored(
+    cell: Cell,
+    run: RunFolder,
+    tmp_path: Path,
+    boots: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    damage: str | None,
+) -> None:
+    """A template that is shown to be damaged; else QEMU, as ever."""
+    template = Template(tmp_path)
+    template.kernel_log.write_text("what was printed while it booted\n")
+    Frozen(bytes(16), bytes(32)).write(template.session)
+    _dies_while_it_is_restored(monkeypatch)
+    source = Source(template)
+    source.damage = damage
+    lab = Lab(replace(cell, templates=source), run, Artifacts.create(tmp_path, "damaged"))
+    if damage is None:
+        with pytest.raises(QemuDied):
+            lab.boot()
+    else:
+        guest = lab.boot()
+        assert boots == ["booted"]
+        assert (guest.machine.name, lab.machines) == ("source", [guest.machine])
+        assert guest.machine.kernel_log.text() == ""
+        guest.machine.artifacts.kernel.write_text("booted\n")
+    lab.close()
+    verdicts = {j.checker: j.verdict for j in judge(lab.artifacts.folder)}
+    assert verdicts["qemu_alive"] is (Verdict.INVALID if damage is None else Verdict.VALID)
+    assert verdicts["history_well_formed"] is verdicts["nothing_left_behind"] is Verdict.VALID
+    if damage is not None:
+        assert verdicts["guest_kernel_quiet"] is Verdict.VALID
+        born = [entry.value for entry in read(lab.artifacts.history) if entry.f == "guest:born"]
+        assert born == ["restored", {"cold": "its template was damaged: its memory has changed"}]
+        kept = lab.artifacts.folder / "source-discarded" / "guest-kernel.log"
+        assert kept.read_text() == "[ 1.0] Oops: of the damage\n"
 
 
 @pytest.mark.parametrize(

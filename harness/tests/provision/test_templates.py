@@ -15,10 +15,12 @@ from harness.actions.hotplug import Hotplug
 from harness.actions.migration import Migration
 from harness.actions.run_state import RunState
 from harness.artifacts import Artifacts
+from harness.checkers import Judgement, Verdict, judge
 from harness.deadline import Pace
 from harness.errors import GuestError
 from harness.guest.image import GuestImage
 from harness.guest.lab import Cell, Lab
+from harness.history import read
 from harness.matrix import Matrix, Selection
 from harness.provision import Cache, default_cache_root, templates
 from harness.provision.templates import TemplateStore
@@ -77,6 +79,78 @@ def test_one_that_was_damaged_is_made_again(cache: Cache, image: GuestImage, mad
     assert store_in(cache).find(spec(), image, PACE) == found
     assert made == ["pc", "pc"]
     assert found.stream.read_bytes()[:1] == b"x"
+
+
+def _change(path: Path, *, secretly: bool = False) -> None:
+    """One bit of it; as a disk does it, or as a program."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(4096)
+        byte = file.read(1)[0]
+        file.seek(4096)
+        file.write(bytes([byte ^ 1]))
+    if secretly:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def _summed(found: Template | str, name: str) -> Path:
+    assert isinstance(found, Template)
+    return found.folder / name
+
+
+@pytest.mark.parametrize("name", ["memory", "stream"])
+def test_one_that_was_written_to_is_made_again(
+    cache: Cache, image: GuestImage, made: list[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """However large it is: the cache itself only looks at the size then."""
+    monkeypatch.setattr("harness.provision.cache._HASH_LIMIT_BYTES", 1000)
+    found = store_in(cache).find(spec(), image, PACE)
+    _change(_summed(found, name))
+    told: list[str] = []
+    assert store_in(cache, told.append).find(spec(), image, PACE) == found
+    assert made == ["pc", "pc"]
+    assert any(f"the content of its {name} has changed" in line for line in told)
+    assert set(_summed(found, name).read_bytes()) == {ord("x")}
+
+
+def test_one_that_was_only_copied_is_kept(cache: Cache, image: GuestImage, made: list[str]) -> None:
+    """Which gives it another time."""
+    found = store_in(cache).find(spec(), image, PACE)
+    os.utime(_summed(found, "memory"), (1, 1))
+    assert store_in(cache).find(spec(), image, PACE) == found
+    assert made == ["pc"]
+
+
+def test_damage_that_no_time_shows_is_found_when_asked_for(
+    cache: Cache, image: GuestImage, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.provision.cache._HASH_LIMIT_BYTES", 1000)
+    store = store_in(cache)
+    found = store.find(spec(), image, PACE)
+    assert isinstance(found, Template)
+    assert store.damage_of(found) is None
+    _change(_summed(found, "memory"), secretly=True)
+    assert store.find(spec(), image, PACE) == found
+    assert store.damage_of(found) == "the content of its memory has changed since it was made"
+    assert not found.folder.exists()
+    assert store.find(spec(), image, PACE) == found
+    assert store.damage_of(found) is None
+    assert made == ["pc", "pc"]
+
+
+def test_one_that_another_process_has_made_again_is_not_the_one_that_was_used(
+    cache: Cache, image: GuestImage, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.provision.cache._HASH_LIMIT_BYTES", 1000)
+    store, other = store_in(cache), store_in(cache)
+    found = store.find(spec(), image, PACE)
+    assert isinstance(found, Template)
+    _change(_summed(found, "memory"))
+    kept = found.stream.open("rb")  # Its number is not given to another file.
+    assert other.find(spec(), image, PACE) == found
+    kept.close()
+    assert store.damage_of(found) == "another process has removed the template meanwhile"
+    assert found.folder.exists()
 
 
 def test_the_least_recently_used_goes_first(cache: Cache, image: GuestImage, made: list[str]) -> None:
@@ -192,6 +266,34 @@ def test_guests_restored_from_a_plain_stream(cell: Cell, run: RunFolder, tmp_pat
         first.mount(lab.shares[0]).expect_usable()
     finally:
         lab.close()
+
+
+@pytest.mark.qemu
+def test_a_damaged_template_costs_a_boot_and_is_made_again(
+    cell: Cell, run: RunFolder, tmp_path: Path
+) -> None:
+    """Damaged as by a disk: nothing shows it but its content. No QEMU is accused of it."""
+    own = replace(cell, templates=TemplateStore(Cache(tmp_path / "cache")))
+
+    def boot(name: str) -> tuple[list[object], list[Judgement]]:
+        lab = Lab(own, run, Artifacts.create(tmp_path, name))
+        try:
+            assert lab.boot().succeed("echo up") == "up\n"
+        finally:
+            lab.close()
+        entries = read(lab.artifacts.history)
+        return [e.value for e in entries if e.f == "guest:born"], judge(lab.artifacts.folder)
+
+    assert boot("sound")[0] == ["restored"]
+    (memory,) = (tmp_path / "cache" / "template").glob("*/memory")
+    before = memory.stat()
+    memory.write_bytes(bytes(before.st_size))
+    os.utime(memory, ns=(before.st_atime_ns, before.st_mtime_ns))
+    (restored, booted), judged = boot("damaged")
+    assert restored == "restored"
+    assert "the content of its memory has changed" in str(booted)
+    assert [j for j in judged if j.verdict is not Verdict.VALID] == []
+    assert boot("again")[0] == ["restored"]
 
 
 @pytest.mark.qemu
