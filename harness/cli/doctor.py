@@ -19,7 +19,7 @@ from rich.table import Table
 from harness.errors import HarnessError
 from harness.provision import Cache, Provisioner, default_cache_root
 from harness.qemu import binary
-from harness.qemu.accel import KVM
+from harness.qemu.accel import KVM, TIMEOUT_KEPT_S, Verdict, remembered
 
 _OK, _WARNING, _MISSING = "ok", "warning", "missing"
 _STYLES = {_OK: "green", _WARNING: "yellow", _MISSING: "red"}
@@ -125,11 +125,16 @@ def _kvm(cache: Cache) -> tuple[str, str]:
         return _WARNING, f"no {KVM}: guests run under TCG, some six times slower"
     if not os.access(KVM, os.R_OK | os.W_OK):
         return _WARNING, f"no permission to open {KVM}: add this user to the group kvm"
-    verdicts = [json.loads(path.read_text()) for path in (cache.root / "accel").glob("kvm-*.json")]
+    verdicts = [found for path in (cache.root / "accel").glob("kvm-*.json") if (found := remembered(path))]
     if not verdicts:
         return _OK, f"{KVM} opens; whether a guest boots under it is tried in the first run"
-    reasons = sorted({str(verdict["reason"]) for verdict in verdicts if verdict.get("reason")})
+    reasons = sorted({_said(verdict) for verdict in verdicts if verdict.reason})
     return (_WARNING, f"TCG is used instead: {'; '.join(reasons)}") if reasons else (_OK, "guests boot")
+
+
+def _said(verdict: Verdict) -> str:
+    minutes = TIMEOUT_KEPT_S / 60
+    return f"{verdict.reason}" + (f" (tried again after {minutes:.0f} minutes)" if verdict.timed_out else "")
 
 
 def _memory() -> tuple[str, str]:
@@ -143,7 +148,7 @@ def _backtraces() -> tuple[str, str]:
     if shutil.which("gdb") is None:
         return _WARNING, "no gdb: a crashed QEMU leaves no backtrace (apt-get install gdb)"
     pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
-    if pattern.startswith(("|", "/")):
+    if pattern.startswith("|"):
         return _WARNING, f"kernel.core_pattern is {pattern!r}: core files go elsewhere, so no backtraces"
     return _OK, "gdb, and core files in place"
 

@@ -2,7 +2,8 @@
 
 ``/dev/kvm`` can exist, open, and create a VM, and a Linux guest can still hang in it for ever; only a
 guest that reached its first process proves an accelerator. The verdict is kept per binary, guest image
-and host.
+and host. That a guest booted is kept for good; that QEMU or the guest gave up, until the host boots anew or
+has another ``/dev/kvm``; that a guest was not there in time, for an hour, as the host may have been busy.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import hashlib
 import json
 import os
 import platform
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.artifacts import MachineArtifacts
 from harness.deadline import Pace, wait_until
-from harness.errors import HarnessError, UsageError
+from harness.errors import HarnessError, QmpSilent, UsageError, WaitTimeout
 from harness.history import History
 from harness.qemu.machine import Machine
 from harness.qemu.spec import MachineSpec
@@ -30,6 +32,10 @@ KVM = Path("/dev/kvm")
 PACES = {"kvm": Pace(1.0), "tcg": Pace(6.0)}
 #: Seconds in which a guest under KVM must reach its first process before KVM is believed to hang.
 KVM_DEADLINE_S = 10.0
+#: Seconds for which it is remembered that a guest did not boot in time.
+TIMEOUT_KEPT_S = 3600.0
+#: Random, and another with each boot of the host (``man 4 random``).
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 #: The kernel prints this when it starts PID 1 (kernel: ``init/main.c``, ``run_init_process``).
 _FIRST_PROCESS = "Run /init as init process"
 
@@ -45,6 +51,14 @@ class Accel:
     def pace(self) -> Pace:
         """How patient to be with guests under it."""
         return PACES[self.name]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why a guest cannot run under KVM (``None`` when one did), and whether it was only too slow."""
+
+    reason: str | None
+    timed_out: bool = False
 
 
 def choose(
@@ -84,28 +98,53 @@ def why_not_kvm(
         return f"no permission to open {KVM} (is this user in the group kvm?)"
     host = f"{platform.node()} {platform.release()} {_text(Path('/etc/machine-id'))}"
     key = hashlib.sha256(f"{identity}\n{host}".encode()).hexdigest()[:16]
-    remembered = memory / f"kvm-{key}.json"
-    try:
-        answer = json.loads(remembered.read_text())["reason"]
-        return None if answer is None else f"{answer} (remembered in {remembered})"
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    file = memory / f"kvm-{key}.json"
+    known = remembered(file)
+    if known is not None:
+        return None if known.reason is None else f"{known.reason} (remembered in {file}{_until(file, known)})"
     report(f"trying KVM: booting a guest, {KVM_DEADLINE_S:.0f} s at the most …")
-    reason = _boot_under_kvm(spec)
+    verdict = _boot_under_kvm(spec)
     # A verdict that cannot be kept is found again next time.
     with contextlib.suppress(OSError):
-        _remember(remembered, {"reason": reason, "host": host})
-    return reason
+        _remember(file, {**vars(verdict), "host": host, "state": _state(), "at": time.time()})
+    return verdict.reason
 
 
-def _remember(path: Path, verdict: dict[str, str | None]) -> None:
+def remembered(file: Path) -> Verdict | None:
+    """The verdict in a file of the memory, if it still holds."""
+    try:
+        kept = json.loads(file.read_text())
+        verdict = Verdict(kept["reason"], kept["timed_out"])
+        age_s = time.time() - kept["at"]
+        if verdict.reason is None:
+            return verdict
+        if kept["state"] != _state() or (verdict.timed_out and not 0 <= age_s < TIMEOUT_KEPT_S):
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return verdict
+
+
+def _until(file: Path, known: Verdict) -> str:
+    if not known.timed_out:
+        return ""
+    until = time.localtime(json.loads(file.read_text())["at"] + TIMEOUT_KEPT_S)
+    return time.strftime(" until %H:%M", until)
+
+
+def _state() -> str:
+    """What a refusal may depend on besides: the boot of the host, and its device (a module loaded anew)."""
+    return f"{_text(_BOOT_ID)} {KVM.stat().st_ctime_ns}"
+
+
+def _remember(path: Path, verdict: dict[str, object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}")
     partial.write_text(json.dumps(verdict) + "\n")
     partial.replace(path)
 
 
-def _boot_under_kvm(spec: MachineSpec) -> str | None:
+def _boot_under_kvm(spec: MachineSpec) -> Verdict:
     run = RunFolder()
     try:
         folder = run.path / "artifacts"
@@ -116,7 +155,7 @@ def _boot_under_kvm(spec: MachineSpec) -> str | None:
         try:
             machine = Machine.launch(probe, run, run.path / "m", artifacts, history, pace=PACES["kvm"])
         except HarnessError as exc:
-            return f"QEMU did not start under it: {exc.message}"
+            return Verdict(f"QEMU did not start under it: {exc.message}", isinstance(exc, QmpSilent))
         try:
             wait_until(
                 lambda: machine.kernel_log.contains(_FIRST_PROCESS),
@@ -127,11 +166,12 @@ def _boot_under_kvm(spec: MachineSpec) -> str | None:
         except HarnessError as exc:
             lines = machine.kernel_log.tail(1)
             seen = f"the guest's last words were {lines[0]!r}" if lines else "the guest printed nothing"
-            return f"a guest did not boot under it: {exc.message.split(';')[0]}, {seen}"
+            reason = f"a guest did not boot under it: {exc.message.split(';')[0]}, {seen}"
+            return Verdict(reason, timed_out=isinstance(exc, WaitTimeout))
         finally:
             machine.kill()
             machine.close()
-        return None
+        return Verdict(None)
     finally:
         run.close()
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 
 import pytest
 
+from harness.qemu import accel
 from harness.tests.cli.conftest import Harness
 
 
@@ -23,6 +26,28 @@ def test_a_fresh_host_can_run_because_it_can_fetch(
     assert found["QEMU"][0] == found["guest image"][0] == "warning"
     assert "harness provision" in found["QEMU"][1]
     assert not cache_root.exists(), "the doctor looks, and changes nothing"
+
+
+def test_why_kvm_is_not_used(
+    harness: Harness, cache_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is remembered no longer counts is not said."""
+    device = tmp_path / "kvm"
+    device.write_text("")
+    for name in ("harness.cli.doctor.KVM", "harness.qemu.accel.KVM"):
+        monkeypatch.setattr(name, device)
+    state = accel._state()
+    (cache_root / "accel").mkdir(parents=True)
+    for name, reason, timed_out, at in (
+        ("new", "it hung", True, time.time()),
+        ("old", "it hung long ago", True, 0),
+        ("no", "no nesting", False, 0),
+    ):
+        kept = {"reason": reason, "timed_out": timed_out, "state": state, "at": at}
+        (cache_root / "accel" / f"kvm-{name}.json").write_text(json.dumps(kept))
+    _, found = _states(harness)
+    said = "TCG is used instead: it hung (tried again after 60 minutes); no nesting"
+    assert found["KVM"] == ("warning", said)
 
 
 def test_a_host_that_cannot_fetch_is_told_what_is_missing(

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from harness.errors import UsageError
 from harness.qemu import accel
-from harness.qemu.accel import Accel, choose
+from harness.qemu.accel import Accel, Verdict, choose
 from harness.qemu.spec import MachineSpec
 from harness.tests.qemu.specs import spec
 
@@ -20,12 +21,12 @@ _HANGS = (
 class _Boots:
     """Stands in for booting a guest under KVM: counts, and answers as told."""
 
-    def __init__(self, answer: str | None) -> None:
-        self.answer, self.count = answer, 0
+    def __init__(self, answer: str | None, *, timed_out: bool = False) -> None:
+        self.verdict, self.count = Verdict(answer, timed_out), 0
 
-    def __call__(self, spec: MachineSpec) -> str | None:
+    def __call__(self, spec: MachineSpec) -> Verdict:
         self.count += 1
-        return self.answer
+        return self.verdict
 
 
 @pytest.fixture
@@ -37,8 +38,8 @@ def kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return device
 
 
-def _boots(monkeypatch: pytest.MonkeyPatch, answer: str | None) -> _Boots:
-    boots = _Boots(answer)
+def _boots(monkeypatch: pytest.MonkeyPatch, answer: str | None, *, timed_out: bool = False) -> _Boots:
+    boots = _Boots(answer, timed_out=timed_out)
     monkeypatch.setattr(accel, "_boot_under_kvm", boots)
     return boots
 
@@ -99,6 +100,62 @@ def test_a_guest_that_hung_is_remembered_with_the_file_to_remove(
     assert boots.count == 2
 
 
+@pytest.mark.parametrize(("later_s", "tried"), [(3599, 1), (3601, 2), (-1, 2)])
+def test_a_time_out_is_kept_for_an_hour(
+    tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch, later_s: float, tried: int
+) -> None:
+    """The host may just have been busy. (A clock that was set back proves nothing.)"""
+    boots = _boots(monkeypatch, _HANGS, timed_out=True)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    _choose(tmp_path)
+    monkeypatch.setattr(time, "time", lambda: now + later_s)
+    reason = _choose(tmp_path).reason
+    assert boots.count == tried
+    assert (" until " in reason) is (tried == 1)
+
+
+def test_a_refusal_is_kept_for_as_long_as_the_host_is_the_same(
+    tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boots = _boots(monkeypatch, "QEMU did not start under it: no nesting")
+    _choose(tmp_path)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 1e7)
+    _choose(tmp_path)
+    assert boots.count == 1
+    kvm.unlink()
+    kvm.write_text("of a module that was loaded anew")
+    _choose(tmp_path)
+    assert boots.count == 2
+    (tmp_path / "boot_id").write_text("another boot")
+    monkeypatch.setattr(accel, "_BOOT_ID", tmp_path / "boot_id")
+    _choose(tmp_path)
+    assert boots.count == 3
+
+
+def test_that_a_guest_booted_outlasts_a_boot_of_the_host(
+    tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boots = _boots(monkeypatch, None)
+    _choose(tmp_path)
+    monkeypatch.setattr(accel, "_BOOT_ID", tmp_path / "none")
+    assert _choose(tmp_path).name == "kvm"
+    assert boots.count == 1
+
+
+def test_a_record_of_an_older_harness_is_asked_anew(
+    tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not say whether it was a time-out, and would be kept for ever."""
+    boots = _boots(monkeypatch, None)
+    _choose(tmp_path)
+    (file,) = (tmp_path / "memory").iterdir()
+    file.write_text(json.dumps({"reason": _HANGS, "host": "this"}))
+    assert _choose(tmp_path).name == "kvm"
+    assert boots.count == 2
+
+
 def test_each_identity_and_host_has_its_own_verdict(
     tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +194,7 @@ def test_asking_for_kvm_where_no_guest_runs(
 def test_a_boot_that_is_interrupted_is_not_remembered(
     tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(spec: MachineSpec) -> str | None:
+    def interrupted(spec: MachineSpec) -> Verdict:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(accel, "_boot_under_kvm", interrupted)
