@@ -2,22 +2,30 @@
 
 Judging belongs to the call and not to a later teardown, so that a test has one outcome, and a known bug's
 strict xfail covers what the checkers find as well as what the scenario asserts.
+
+A skip is judged as well: once a machine was started, what its record shows counts, and the reason of the skip
+is a note on the failure.
 """
 
 from __future__ import annotations
 
+import unittest
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 from _pytest.outcomes import OutcomeException
 
-from harness.checkers import Judgement, Verdict, judge
-from harness.errors import HarnessError, Unsupported, Violation
+from harness.checkers import Judgement, Record, Verdict, judge
+from harness.errors import HarnessError, Unsupported, UsageError, Violation
 from harness.guest.lab import Lab
 from harness.plugin.fixtures import LAB
 
 JUDGEMENTS = pytest.StashKey[list[Judgement]]()
-_NO_FAILURES = (pytest.skip.Exception, pytest.xfail.Exception, Unsupported)
+#: Everything that pytest reports as a skip or an expected failure, without a failed assertion.
+_SKIPS = (pytest.skip.Exception, pytest.xfail.Exception, unittest.SkipTest, Unsupported)
+#: The checker that cannot tell anything of a leak hunt that was broken off, by a skip say.
+_NEEDS_THE_WHOLE_HUNT = "no_leak"
 #: The checker whose finding is the cause of whatever else went wrong.
 _CAUSE = "qemu_alive"
 
@@ -27,7 +35,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     """A set-up that failed is judged as well: a guest that never booted has a cause on record."""
     try:
         yield
-    except Exception as exc:
+    except (Exception, OutcomeException) as exc:
         _conclude(item, exc)
         raise _alone(exc) from None
 
@@ -50,7 +58,10 @@ def _conclude(item: pytest.Item, failure: BaseException | None) -> None:
     judgements = _judge(lab, failure)
     item.stash[JUDGEMENTS] = judgements
     bad = [found for found in judgements if found.verdict is not Verdict.VALID]
-    if not bad or isinstance(failure, _NO_FAILURES):
+    if not bad:
+        return
+    if isinstance(failure, _SKIPS):
+        _refuse_skip(lab.artifacts.folder, bad, failure)
         return
     if failure is None:
         raise _as_error(bad) from None
@@ -59,6 +70,30 @@ def _conclude(item: pytest.Item, failure: BaseException | None) -> None:
         died = _as_error(cause)
         died.add_note(f"seen as: {failure}")
         raise died.with_traceback(failure.__traceback__) from None
+
+
+def _refuse_skip(folder: Path, bad: list[Judgement], skip: BaseException) -> None:
+    """A skip hides nothing: neither what is invalid, nor a record that cannot tell (*unknown* never passes).
+
+    Where no machine was started there is nothing to judge.
+    """
+    counts = [found for found in bad if _counts_in_a_skip(found)]
+    if counts and _has_started_a_machine(folder):
+        error = _as_error(counts)
+        error.add_note(f"the test would have been skipped: {skip}")
+        raise error.with_traceback(skip.__traceback__) from None
+
+
+def _counts_in_a_skip(found: Judgement) -> bool:
+    return found.verdict is Verdict.INVALID or found.checker != _NEEDS_THE_WHOLE_HUNT
+
+
+def _has_started_a_machine(folder: Path) -> bool:
+    """Whether the record has a machine; one that cannot be read may have."""
+    try:
+        return bool(Record.load(folder).machines)
+    except UsageError:
+        return True
 
 
 def _alone(exc: BaseException) -> BaseException:

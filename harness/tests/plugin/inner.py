@@ -33,13 +33,19 @@ def pytest_configure() -> None:
 
 
 class RecordedLab:
-    """A lab whose one machine was launched, ran, and quit, as far as the record shows."""
+    """A lab whose one machine was launched, ran, and quit, as far as the record shows.
 
-    def __init__(self, artifacts: Artifacts) -> None:
+    :param launched: whether there was a machine at all.
+    """
+
+    def __init__(self, artifacts: Artifacts, *, launched: bool = True) -> None:
         self.artifacts, self.history = artifacts, History(artifacts.history)
         self.returncode, self.asked_to_quit, self.looked = 0, True, True
         self.left: list[str] = []
         self.closed = 0
+        self.launched = launched
+        if not launched:
+            return
         for name in ("qemu.log", "qmp.ndjson"):
             (artifacts.folder / name).write_text("")
         (artifacts.folder / "guest-kernel.log").write_text("[ 0.0] Linux version 6.1.0\n")
@@ -55,20 +61,33 @@ class RecordedLab:
         self.closed += 1
         if self.closed > 1:
             return
-        if self.asked_to_quit:
-            self.history.note("source", "machine:expect-exit", {"reason": "quit"})
-        self.history.event("source", "machine:exit", {"returncode": self.returncode})
+        if self.launched:
+            self._end()
         if self.looked:
             self.history.note("host", "host:leftovers", {"processes": self.left})
         self.history.note("host", "closed")
         self.history.close()
 
+    def _end(self) -> None:
+        if self.asked_to_quit:
+            self.history.note("source", "machine:expect-exit", {"reason": "quit"})
+        self.history.event("source", "machine:exit", {"returncode": self.returncode})
+
 
 @pytest.fixture
 def lab(request: pytest.FixtureRequest, artifacts_root: Path) -> Iterator[RecordedLab]:
-    artifacts = Artifacts.create(artifacts_root, request.node.nodeid)
+    yield from _recorded(request, artifacts_root, launched=True)
+
+
+@pytest.fixture
+def empty_lab(request: pytest.FixtureRequest, artifacts_root: Path) -> Iterator[RecordedLab]:
+    yield from _recorded(request, artifacts_root, launched=False)
+
+
+def _recorded(request: pytest.FixtureRequest, root: Path, *, launched: bool) -> Iterator[RecordedLab]:
+    artifacts = Artifacts.create(root, request.node.nodeid)
     request.node.stash[FOLDER] = artifacts
-    made = RecordedLab(artifacts)
+    made = RecordedLab(artifacts, launched=launched)
     request.node.stash[LAB] = cast(Lab, made)
     yield made
     made.close()

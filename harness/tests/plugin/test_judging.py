@@ -15,6 +15,7 @@ import pytest
 from harness.tests.plugin.conftest import Pytest
 
 _CASES = """
+import unittest
 import pytest
 from harness.errors import GuestError, Unsupported, Violation
 
@@ -71,11 +72,68 @@ def test_chained_error(lab):
         raise Violation("the cause", details="more about it") from exc
 
 def test_skips(lab):
-    lab.dies()
     pytest.skip("not on this machine")
+
+def test_skips_before_a_machine(empty_lab):
+    pytest.skip("not on this machine")
+
+def test_skips_before_a_machine_unseen(empty_lab):
+    empty_lab.looked = False
+    raise Unsupported("not on this QEMU")
 
 def test_unsupported(lab):
     raise Unsupported("file: this QEMU has no such URIs")
+
+def test_skip_and_qemu_died(lab):
+    lab.dies()
+    pytest.skip("not on this machine")
+
+def test_unsupported_and_qemu_died(lab):
+    lab.dies()
+    raise Unsupported("not on this machine")
+
+def test_unittest_skip_and_qemu_died(lab):
+    lab.dies()
+    raise unittest.SkipTest("not on this machine")
+
+def test_xfail_and_qemu_died(lab):
+    lab.dies()
+    pytest.xfail("not on this machine")
+
+def test_skip_and_something_left(lab):
+    lab.left = ["4711 qemu-system-x86_64"]
+    pytest.skip("not on this machine")
+
+def test_skip_and_nobody_looked(lab):
+    lab.looked = False
+    pytest.skip("not on this machine")
+
+def test_skip_in_the_middle_of_a_leak_hunt(lab):
+    lab.history.note("host", "leak:plan", {"warm_up": 5, "guest": False, "lengths": [5, 10, 15]})
+    pytest.skip("not on this machine")
+
+@pytest.fixture
+def skips(lab):
+    pytest.skip("not on this machine")
+
+@pytest.fixture
+def skips_after_a_death(lab):
+    lab.dies()
+    pytest.skip("not on this machine")
+
+@pytest.fixture
+def unsupported_after_a_death(lab):
+    lab.dies()
+    raise Unsupported("not on this machine")
+
+def test_set_up_skips(skips):
+    pass
+
+def test_set_up_skip_and_qemu_died(skips_after_a_death):
+    pass
+
+def test_set_up_unsupported_and_qemu_died(unsupported_after_a_death):
+    pass
 
 @pytest.mark.xfail(strict=True, reason="a known bug")
 def test_known_bug_that_a_checker_finds(lab):
@@ -234,9 +292,49 @@ def test_a_cause_is_shown_before_its_symptom(ran: Ran) -> None:
     assert "the symptom" in ran["chained_error"].text
 
 
-def test_a_skip_is_left_alone(ran: Ran) -> None:
-    assert ran["skips"].phases["call"] == "skipped"
-    assert not ran.kept("skips")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "skips",
+        "skips_before_a_machine",
+        "skips_before_a_machine_unseen",
+        "skip_in_the_middle_of_a_leak_hunt",
+        "set_up_skips",
+    ],
+)
+def test_a_skip_with_nothing_to_hide_stays_one(ran: Ran, name: str) -> None:
+    """Without a machine there is no record to judge; a hunt that was broken off has too few samples."""
+    assert "skipped" in ran[name].phases.values()
+    assert "failed" not in ran[name].phases.values()
+    assert not ran.kept(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("skip_and_qemu_died", _DIED),
+        ("unsupported_and_qemu_died", _DIED),
+        ("unittest_skip_and_qemu_died", _DIED),
+        ("xfail_and_qemu_died", _DIED),
+        ("set_up_skip_and_qemu_died", _DIED),
+        ("set_up_unsupported_and_qemu_died", _DIED),
+        (
+            "skip_and_something_left",
+            "harness.errors.Violation: left behind: processes: 4711 qemu-system-x86_64",
+        ),
+        (
+            "skip_and_nobody_looked",
+            "harness.errors.HarnessError: inconclusive: nothing_left_behind: "
+            "nobody looked for what stayed behind",
+        ),
+    ],
+)
+def test_a_skip_hides_nothing_and_keeps_its_folder(ran: Ran, name: str, first: str) -> None:
+    assert "failed" in ran[name].phases.values()
+    assert "skipped" not in ran[name].phases.values()
+    assert ran[name].first == first
+    assert "the test would have been skipped: not on this machine" in ran[name].text
+    assert ran.kept(name)
 
 
 def test_what_a_qemu_cannot_do_skips_and_says_so(ran: Ran) -> None:
@@ -292,7 +390,8 @@ def test_parametrized_tests_have_folders_of_their_own(ran: Ran) -> None:
 
 def test_the_failed_ones_alone_are_kept(ran: Ran) -> None:
     kept = {path.name for path in ran.folder.iterdir()}
-    gone = {"passes", "skips", "unsupported", "without_a_lab"}
+    gone = {"passes", "skips", "unsupported", "without_a_lab", "set_up_skips"}
+    gone |= {"skips_before_a_machine", "skips_before_a_machine_unseen", "skip_in_the_middle_of_a_leak_hunt"}
     assert not {f"test_cases.test_{name}" for name in gone} & kept
     assert len(kept) == len(ran.outcomes) - len(gone)
     assert ran.returncode == 1
