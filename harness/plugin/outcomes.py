@@ -1,7 +1,9 @@
 """One result a test, and the summary at the end: what each guarantee does on each QEMU.
 
-Each process tells with its reports what a test ran on (``user_properties``, which JUnit XML has as well); the
-one that the user started collects them.
+Each process tells with its reports what a test ran on; the process that the user started collects them. What
+it is told is an attribute of the report (pytest and pytest-xdist carry such attributes along, as they do with
+``wasxfail``), and none of the ``user_properties``: those belong to the user, whatever their names and values
+are. JUnit XML has the same facts as properties of the test case, beside the user's own.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from harness.summary import Outcome, Result, Run
 
 _AXES = {"qemu_name", "kernel_name", "machine_name"}
 _XPASS = "[XPASS(strict)]"
+#: The attribute of a report that has what its test ran on.
+_FACTS = "harness_facts"
 _COLLECTOR = pytest.StashKey["Collector"]()
 #: The worse one of two phases counts.
 _BADNESS = (Outcome.PASSED, Outcome.SKIPPED, Outcome.KNOWN, Outcome.FIXED, Outcome.FAILED)
@@ -44,12 +48,36 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Say with the report what the test ran on."""
+    facts: dict[str, Any] = dict(_properties(item))
     if call.when == "setup":
-        item.user_properties += _properties(item).items()
+        item.user_properties += facts.items()
     artifacts = item.stash.get(FOLDER, None)
     if call.when == "call" and artifacts is not None and "leak_hunt" in getattr(item, "fixturenames", ()):
-        item.user_properties.append(("leaks", json.dumps(leaks(artifacts.folder))))
-    return (yield)
+        facts["leaks"] = leaks(artifacts.folder)
+        item.user_properties.append(("leaks", json.dumps(facts["leaks"])))
+    report = yield
+    setattr(report, _FACTS, facts)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, dict[str, Any] | None, dict[str, Any] | None]:
+    """Let a user's property have any value with pytest-xdist, too, which can send plain values alone."""
+    data = yield
+    if data and "user_properties" in data:
+        data["user_properties"] = [(_sendable(k), _sendable(v)) for k, v in data["user_properties"]]
+    return data
+
+
+def _sendable(value: object) -> Any:
+    """A plain number as it is; of anything else the text that JUnit XML would have of it."""
+    if value is None or type(value) in (bool, int, float):
+        return value
+    try:
+        text = str(value)
+    except Exception as exc:  # Whatever a user's own class raises.
+        text = f"<{type(value).__name__}: {type(exc).__name__} in str()>"
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _properties(item: pytest.Item) -> dict[str, str]:
@@ -92,9 +120,8 @@ class Collector:
         guarantee = of_test(report.nodeid)
         if guarantee is None:
             return
-        said: dict[str, Any] = dict(report.user_properties)
-        if "leaks" in said:
-            said["leaks"] = json.loads(said["leaks"])
+        # A plugin of the user's may make reports of its own (of a subtest, of a test that is run again).
+        said: dict[str, Any] = getattr(report, _FACTS, {})
         outcome, why = _outcome(report)
         before = self.results.get(report.nodeid)
         seconds = report.duration + (before.seconds if before else 0.0)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
@@ -77,6 +76,66 @@ def test_every_outcome(run_pytest: Pytest, tmp_path: Path, workers: str) -> None
     assert "3 new failure" in done.stdout
 
 
+#: A test file and a plugin of a user's. The names are fields of ours, or none; the values are anything.
+_PROPERTIES = """
+import pytest
+
+class Odd:
+    def __str__(self): raise RuntimeError("no text")
+
+NAMES = ("mykey", "outcome", "qemu", "test", "guarantee", "leaks", "seconds", "bug", "harness_facts", 7)
+
+@pytest.fixture(autouse=True)
+def axes(qemu_name, kernel_name, machine_name): pass
+
+@pytest.mark.parametrize("value", [1, None, "text", [1, {2}], object(), Odd(), "\\ud800", b"x"], ids=range(8))
+def test_records(lab, request, record_property, value):
+    for name in NAMES:
+        if not isinstance(value, Odd):
+            record_property(name, value)
+        elif hasattr(request.config, "workerinput"):  # pytest's own JUnit report takes the text of it.
+            record_property(name, value)
+
+@pytest.mark.of_the_users(object())
+def test_marked(lab): pass
+
+def test_subtests(lab, subtests):
+    with subtests.test("one"):
+        pass
+"""
+_PLUGIN = """
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    report.user_properties.append(("of-a-plugin", object()))
+    return report
+"""
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_properties_marks_and_plugins_of_the_users(run_pytest: Pytest, tmp_path: Path, workers: str) -> None:
+    (tmp_path / "test_leak.py").write_text(_PROPERTIES)
+    (tmp_path / "conftest.py").write_text(Path(inner.__file__).read_text() + _PLUGIN)
+    junit = ("--junitxml", "junit.xml", "-o", "markers=of_the_users: theirs")
+    done = run_pytest(tmp_path, "--machine", "pc", "--summary", "out", "-n", workers, *junit)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = summary.read(tmp_path / "out")
+    assert len(run.results) == 10
+    told = {(r.outcome, r.qemu, r.version, r.guarantee, r.bug) for r in run.results}
+    assert told == {(Outcome.PASSED, "7.2", "7.2.22", "no leak", "")}
+    (case,) = (
+        case
+        for case in ElementTree.parse(tmp_path / "junit.xml").iter("testcase")
+        if case.get("name", "").endswith("pc-2]")
+    )
+    properties = [(one.get("name"), one.get("value")) for one in case.iter("property")]
+    assert ("qemu", "7.2") in properties
+    assert ("machine", "pc") in properties
+    for name in ("mykey", "qemu", "outcome"):
+        assert (name, "text") in properties
+
+
 def test_a_summary_that_is_a_file_is_a_usage_error(run_pytest: Pytest, tmp_path: Path) -> None:
     _cases(tmp_path)
     (tmp_path / "out").write_text("")
@@ -87,9 +146,10 @@ def test_a_summary_that_is_a_file_is_a_usage_error(run_pytest: Pytest, tmp_path:
 
 def test_what_a_test_ran_on_comes_with_its_reports() -> None:
     collector = Collector()
-    said = [("qemu", "7.2"), ("version", "7.2.22"), ("machine", "pc"), ("leaks", json.dumps({"fds": 1.0}))]
+    said: dict[str, Any] = {"qemu": "7.2", "version": "7.2.22", "machine": "pc"}
     for when, longrepr in (("setup", ""), ("call", "boom"), ("teardown", "")):
-        collector.pytest_runtest_logreport(_report(when, longrepr, said if when != "setup" else said[:3]))
+        more = {} if when == "setup" else {"leaks": {"fds": 1.0}}
+        collector.pytest_runtest_logreport(_report(when, longrepr, said | more))
     (found,) = collector.results.values()
     assert (found.qemu, found.version, found.machine, found.leaks) == ("7.2", "7.2.22", "pc", {"fds": 1.0})
     assert (found.outcome, found.seconds) == (Outcome.FAILED, 3.0)
@@ -97,18 +157,19 @@ def test_what_a_test_ran_on_comes_with_its_reports() -> None:
 
 def test_a_worker_that_died_says_no_more_than_the_tests_name() -> None:
     collector = Collector()
-    collector.pytest_runtest_logreport(_report("???", "worker 'gw0' crashed", []))
+    collector.pytest_runtest_logreport(_report("???", "worker 'gw0' crashed", None))
     (found,) = collector.results.values()
     assert (found.guarantee, found.qemu, found.outcome) == ("no leak", "?", Outcome.FAILED)
 
 
-def _report(when: str, longrepr: str, said: Sequence[tuple[str, str]]) -> pytest.TestReport:
+def _report(when: str, longrepr: str, said: dict[str, Any] | None) -> pytest.TestReport:
     outcome: Any = "failed" if longrepr else "passed"
     where = ("scenarios/test_leak.py", 1, "t")
     report = pytest.TestReport(
         "scenarios/test_leak.py::t", where, {}, outcome, longrepr or None, cast(Any, when), (), 1.0
     )
-    report.user_properties = list(said)
+    if said is not None:
+        setattr(report, outcomes._FACTS, said)
     return report
 
 
