@@ -2,17 +2,21 @@
 
 The plugin collects results; this module reads, writes, joins and compares them. A run that was split into
 shards is as many files; :func:`merge` accepts them only when they are exactly the shards of one run.
+
+A guarantee is *asserted* on a QEMU when at least one of its tests was judged there: it passed, failed, was a
+known bug, or is fixed. One that was wanted and not asserted is named (:attr:`Run.not_asserted`).
 """
 
 from __future__ import annotations
 
 import io
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, model_validator
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -72,8 +76,44 @@ class Result(BaseModel):
     @property
     def column(self) -> str:
         """What the test ran on, but for the machine type."""
-        qemu = f"{self.qemu} ({self.version})" if self.version else self.qemu
+        qemu = _qemu(self.qemu, self.version)
         return f"{qemu}, Linux {self.kernel}" if self.kernel else qemu
+
+
+def _qemu(name: str, version: str) -> str:
+    return f"{name} ({version})" if version else name
+
+
+class Wanted(BaseModel):
+    """What a run was to assert: the tests of one guarantee on one QEMU, as the user selected them.
+
+    :ivar qemu: as in :class:`Result`. :ivar version: as in :class:`Result`.
+    :ivar tests: how many were selected. :ivar left_out: how many of them a default run left out.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    guarantee: str
+    qemu: str
+    version: str = ""
+    tests: int
+    left_out: int = 0
+
+
+class Gap(BaseModel):
+    """A guarantee that nothing asserted.
+
+    :ivar on: the QEMU, and its guest's kernel. :ivar why: the reasons.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    guarantee: str
+    on: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"not asserted: {self.guarantee} on {self.on} (why: {self.why})"
 
 
 class Shard(BaseModel):
@@ -92,17 +132,59 @@ class Shard(BaseModel):
 
 
 class Run(BaseModel):
-    """A run, or a shard of one."""
+    """A run, or a shard of one.
+
+    :ivar wanted: what the whole run was to assert, also where this is a shard.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     results: tuple[Result, ...]
     shard: Shard | None = None
+    wanted: tuple[Wanted, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_follows(cls, given: Any) -> Any:
+        """``not_asserted`` is in the file for its readers; it follows from the rest."""
+        return {k: v for k, v in given.items() if k != "not_asserted"} if isinstance(given, dict) else given
+
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's own way of a property that is written
+    @property
+    def not_asserted(self) -> tuple[Gap, ...]:
+        """The guarantees that nothing asserted, by QEMU and kernel; of a shard nothing is known."""
+        return () if self.shard is not None else tuple(_gaps(self.results, self.wanted))
 
     @property
     def counts(self) -> Counter[Outcome]:
         """How many tests had each outcome."""
         return Counter(result.outcome for result in self.results)
+
+
+def _gaps(results: Iterable[Result], wanted: Iterable[Wanted]) -> Iterator[Gap]:
+    judged: dict[tuple[str, str], list[Result]] = defaultdict(list)
+    for result in results:
+        judged[result.guarantee, result.column].append(result)
+    ran = {(result.guarantee, result.qemu) for found in judged.values() for result in found}
+    never = [one for one in wanted if (one.guarantee, one.qemu) not in ran]
+    for guarantee in GUARANTEES:
+        for (name, column), found in judged.items():
+            if name == guarantee and all(result.outcome is Outcome.SKIPPED for result in found):
+                yield Gap(guarantee=guarantee, on=column, why=_reasons(found))
+        for one in never:
+            if one.guarantee == guarantee:
+                yield Gap(guarantee=guarantee, on=_qemu(one.qemu, one.version), why=_why_none_ran(one))
+
+
+def _reasons(skipped: Iterable[Result]) -> str:
+    counted = Counter(result.why or "no reason given" for result in skipped)
+    return "; ".join(f"{number} skipped: {why}" for why, number in counted.items())
+
+
+def _why_none_ran(wanted: Wanted) -> str:
+    if wanted.left_out == wanted.tests:
+        return f"{wanted.tests} left out of a default run: --thorough runs them"
+    return f"none of {wanted.tests - wanted.left_out} ran"
 
 
 def read(path: Path) -> Run:
@@ -129,6 +211,11 @@ def write(run: Run, folder: Path) -> None:
     page = Console(record=True, file=io.StringIO(), width=160)
     for table in tables(run):
         page.print(table)
+    if run.not_asserted:
+        gaps = Table("guarantee", "on", "why", title="not asserted")
+        for gap in run.not_asserted:
+            gaps.add_row(escape(gap.guarantee), escape(gap.on), escape(gap.why))
+        page.print(gaps)
     page.save_html(str(folder / PAGE))
 
 
@@ -161,7 +248,7 @@ def merge(runs: Sequence[tuple[str, Run]]) -> Run:
             f"shards missing: {', '.join(f'{index}/{first.count}' for index in missing if first)}"
         )
     results = sorted((result for _, run in runs for result in run.results), key=lambda result: result.test)
-    return Run(results=tuple(results))
+    return Run(results=tuple(results), wanted=runs[0][1].wanted if runs else ())
 
 
 def tables(run: Run) -> list[Table]:

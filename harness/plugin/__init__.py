@@ -5,6 +5,7 @@ The only part of the harness that imports pytest.
 
 pytest_plugins = [
     "harness.plugin.options",
+    "harness.plugin.strict",
     "harness.plugin.thorough",
     "harness.plugin.schedule",
     "harness.plugin.sharding",

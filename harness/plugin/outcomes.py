@@ -25,9 +25,10 @@ from harness.plugin.fixtures import FOLDER
 from harness.plugin.known_bugs import BUG
 from harness.plugin.options import MATRIX, wants_guests
 from harness.plugin.sharding import SHARD
+from harness.plugin.strict import is_strict, wanted
 from harness.summary import Outcome, Result, Run
 
-_AXES = {"qemu_name", "kernel_name", "machine_name"}
+_AXES = ("qemu_name", "kernel_name", "machine_name")
 _XPASS = "[XPASS(strict)]"
 #: The attribute of a report that has what its test ran on.
 _FACTS = "harness_facts"
@@ -83,21 +84,28 @@ def _sendable(value: object) -> Any:
 def _properties(item: pytest.Item) -> dict[str, str]:
     guarantee = of_test(item.nodeid)
     params = getattr(item, "callspec", None) and item.callspec.params  # type: ignore[attr-defined]
+    if guarantee is None or not params:
+        return {}
     # Where a pin left nothing of an axis, pytest skips the test, with a parameter that is no name.
-    if guarantee is None or not params or not all(isinstance(params.get(axis), str) for axis in _AXES):
+    qemu, kernel, machine = (_name_of(params.get(axis)) for axis in _AXES)
+    if not qemu:
         return {}
     matrix = item.config.stash[MATRIX]
-    install, capabilities = matrix.qemu(params["qemu_name"])
+    install, capabilities = matrix.qemu(qemu)
     bug = item.stash.get(BUG, None)
     return {
         "guarantee": guarantee,
-        "scenario": _scenario(item.nodeid, params["qemu_name"], params["kernel_name"]),
+        "scenario": _scenario(item.nodeid, qemu, kernel),
         "qemu": install.name,
         "version": capabilities.version_text,
-        "kernel": matrix.image(params["kernel_name"]).kernel_version,
-        "machine": params["machine_name"],
+        "kernel": matrix.image(kernel).kernel_version if kernel else "",
+        "machine": machine,
         **({"bug": bug.id} if bug else {}),
     }
+
+
+def _name_of(parameter: object) -> str:
+    return parameter if isinstance(parameter, str) else ""
 
 
 def _scenario(test: str, *names: str) -> str:
@@ -165,12 +173,27 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     config.pluginmanager.register(config.stash[_COLLECTOR])
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """The tables, and the files."""
+def _run_of(config: pytest.Config) -> Run | None:
     collector = config.stash.get(_COLLECTOR, None)
-    if collector is None or not collector.results:
+    if collector is None:
+        return None
+    results = tuple(collector.results.values())
+    run = Run(results=results, shard=config.stash.get(SHARD, None), wanted=wanted(config))
+    return run if run.results or run.wanted else None
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With ``--strict``: a guarantee that nothing asserted is a failure."""
+    run = _run_of(session.config)
+    if run is not None and run.not_asserted and is_strict(session.config) and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The tables, what was not asserted, and the files."""
+    run = _run_of(config)
+    if run is None:
         return
-    run = Run(results=tuple(collector.results.values()), shard=config.stash.get(SHARD, None))
     out = io.StringIO()
     console = Console(
         file=out, force_terminal=terminalreporter.hasmarkup, width=max(80, terminalreporter._tw.fullwidth)
@@ -179,6 +202,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         console.print(table)
     terminalreporter.write_sep("=", "guarantees")
     terminalreporter.write_line(out.getvalue().rstrip())
+    _write_gaps(terminalreporter, run, strict=is_strict(config))
     given = config.getoption("summary")
     if given:
         folder = Path(config.invocation_params.dir, given)
@@ -187,3 +211,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         except OSError as exc:
             raise pytest.UsageError(f"--summary {given}: {exc.strerror}") from None
         terminalreporter.write_line(f"summary: {folder / summary.NAME}, {folder / summary.PAGE}")
+
+
+def _write_gaps(terminal: pytest.TerminalReporter, run: Run, *, strict: bool) -> None:
+    for gap in run.not_asserted:
+        terminal.write_line(str(gap), red=strict, yellow=not strict, bold=True)
+    if strict and run.not_asserted:
+        terminal.write_line(f"--strict: {len(run.not_asserted)} not asserted: the run fails", red=True)
+    if strict and run.shard is not None:
+        terminal.write_line("--strict: whether all guarantees were asserted, harness merge --strict tells")

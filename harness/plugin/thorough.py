@@ -43,14 +43,20 @@ def by_default(*names: str, of: Iterable[str]) -> list[Any]:
 # Last, so that what -k and -m do not select is not told as left out; but before the rest is put in order.
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave them out, but for those that were asked for by name (``FILE::TEST``)."""
-    if config.getoption("thorough") or config.getoption("full"):
-        return
-    left_out = [item for item in items if _is_thorough(item) and not _is_named(item)]
+    """Leave them out."""
+    left_out = not_by_default(config, items)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         config.stash[_LEFT_OUT] = len(left_out)
         items[:] = [item for item in items if item not in set(left_out)]
+
+
+def not_by_default(config: pytest.Config, items: Iterable[pytest.Item]) -> list[pytest.Item]:
+    """What this run leaves out: the ``thorough`` ones, but for those that were asked for by name
+    (``FILE::TEST``)."""
+    if config.getoption("thorough") or config.getoption("full"):
+        return []
+    return [item for item in items if _is_thorough(item) and not _is_named(item)]
 
 
 def _is_thorough(item: pytest.Item) -> bool:

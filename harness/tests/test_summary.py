@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from harness import summary
 from harness.errors import UsageError
-from harness.summary import Outcome, Result, Run, Shard
+from harness.summary import Outcome, Result, Run, Shard, Wanted
 
 
 def result(test: str = "t", **said: Any) -> Result:
@@ -100,3 +101,44 @@ def test_shards_become_one_run() -> None:
 def test_anything_else_is_refused(runs: list[Run], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         summary.merge([(f"run{number}", run) for number, run in enumerate(runs)])
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "named"),
+    [
+        ([Outcome.SKIPPED, Outcome.SKIPPED], True),
+        ([Outcome.SKIPPED, Outcome.PASSED], False),
+        ([Outcome.SKIPPED, Outcome.FAILED], False),
+        ([Outcome.SKIPPED, Outcome.KNOWN], False),
+        ([Outcome.SKIPPED, Outcome.FIXED], False),
+        ([], False),
+    ],
+)
+def test_a_guarantee_is_asserted_by_one_test_that_was_judged(outcomes: list[Outcome], named: bool) -> None:
+    run = Run(results=tuple(result(str(n), outcome=o, why="why") for n, o in enumerate(outcomes)))
+    gaps = [str(gap) for gap in run.not_asserted]
+    text = "not asserted: no leak on 7.2 (7.2.22), Linux 6.1.0 (why: 2 skipped: why)"
+    assert gaps == ([text] if named else [])
+
+
+def test_it_is_asserted_on_each_qemu_or_named() -> None:
+    skipped = result("b", qemu="10.0", version="10.0.13", outcome=Outcome.SKIPPED)
+    (gap,) = Run(results=(result("a"), skipped)).not_asserted
+    assert gap.on == "10.0 (10.0.13), Linux 6.1.0"
+    assert gap.why == "1 skipped: no reason given"
+
+
+def test_what_was_wanted_and_did_not_run_is_named(tmp_path: Path) -> None:
+    refusal = Wanted(guarantee="refusal", qemu="7.2", version="7.2.22", tests=3)
+    run = Run(results=(result(),), wanted=(refusal.model_copy(update={"guarantee": "no leak"}), refusal))
+    (gap,) = run.not_asserted
+    assert str(gap) == "not asserted: refusal on 7.2 (7.2.22) (why: none of 3 ran)"
+    summary.write(run, tmp_path)
+    assert summary.read(tmp_path).not_asserted == (gap,)
+    assert "none of 3 ran" in (tmp_path / summary.PAGE).read_text()
+
+
+def test_the_summary_of_an_older_run_can_be_read(tmp_path: Path) -> None:
+    content = Run(results=(result(),)).model_dump(mode="json", exclude={"wanted", "not_asserted"})
+    (tmp_path / summary.NAME).write_text(json.dumps(content))
+    assert summary.read(tmp_path).not_asserted == ()

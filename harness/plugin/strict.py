@@ -1,0 +1,75 @@
+"""Which guarantees a run is to assert; with ``--strict``, one that nothing asserted is a failure.
+
+``--strict`` is pytest's own option: in pytest 8 an alias of ``--strict-markers``, in pytest 9 all that it can
+be strict about. Neither lets a plugin declare another of that name, so it has one meaning more here. The ini
+option ``strict`` of pytest 9 is not looked at: what a developer's machine cannot do fails a run only where
+somebody asks for that.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from harness.guarantees import of_test
+from harness.plugin.options import MATRIX
+from harness.plugin.thorough import not_by_default
+from harness.summary import Wanted
+
+#: How many tests of a guarantee on a QEMU (as the user calls it) were selected, and left out by default.
+_COUNTS = pytest.StashKey[list[tuple[str, str, int, int]]]()
+_WORKER_KEY = "harness_wanted"
+
+
+def is_strict(config: pytest.Config) -> bool:
+    """Whether ``--strict`` was given."""
+    return bool(config.getoption("strict", default=False))
+
+
+# Declared before ``thorough`` and ``sharding`` in harness.plugin: after -k and -m, before those two.
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Count what the user has selected: what was never collected, or deselected, was not wanted."""
+    selected, left_out = _by_guarantee(items), _by_guarantee(not_by_default(config, items))
+    config.stash[_COUNTS] = [(*which, count, left_out[which]) for which, count in selected.items()]
+
+
+def _by_guarantee(items: Iterable[pytest.Item]) -> Counter[tuple[str, str]]:
+    found: Counter[tuple[str, str]] = Counter()
+    for item in items:
+        guarantee, callspec = of_test(item.nodeid), getattr(item, "callspec", None)
+        qemu = callspec.params.get("qemu_name") if callspec else None
+        if guarantee is not None and isinstance(qemu, str):
+            found[guarantee, qemu] += 1
+    return found
+
+
+def wanted(config: pytest.Config) -> tuple[Wanted, ...]:
+    """What the run is to assert; asked for in the process that the user started, at its end."""
+    matrix = config.stash[MATRIX]
+    found = []
+    for guarantee, name, tests, left_out in config.stash.get(_COUNTS, []):
+        install, capabilities = matrix.qemu(name)
+        version = capabilities.version_text
+        found.append(
+            Wanted(guarantee=guarantee, qemu=install.name, version=version, tests=tests, left_out=left_out)
+        )
+    return tuple(found)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """An xdist worker has collected; the process that the user started has not."""
+    config = session.config
+    if hasattr(config, "workeroutput"):
+        config.workeroutput[_WORKER_KEY] = config.stash.get(_COUNTS, [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a worker has counted: all of them collect the same."""
+    told = getattr(node, "workeroutput", {}).get(_WORKER_KEY)
+    if told is not None:
+        node.config.stash[_COUNTS] = [tuple(one) for one in told]
