@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 from harness import ledger
-from harness.errors import HarnessError
+from harness.checkers import Judgement, Verdict
+from harness.checkers.guest_kernel_quiet import guest_kernel_quiet
+from harness.errors import HarnessError, Violation
 from harness.ledger import Bug
+from harness.plugin.judging import JUDGEMENTS
 from harness.plugin.options import MATRIX
 
 BUG = pytest.StashKey[Bug]()
@@ -43,7 +46,27 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
         bug = item.stash.get(BUG, None)
         if bug is None or not bug.explains(str(exc)):
             raise
+        _refuse_more(bug, item.stash.get(JUDGEMENTS, []), exc)
         raise KnownBug(f"{bug.id}: {str(exc).splitlines()[0]}") from exc
+
+
+def _refuse_more(bug: Bug, judgements: list[Judgement], seen: BaseException) -> None:
+    """A known bug hides nothing else: what a checker found beside it is a failure.
+
+    What the guest's kernel complains of may be the bug's own consequence, such as a task that it hangs.
+    """
+    more = [
+        found
+        for found in judgements
+        if found.verdict is Verdict.INVALID
+        and found.checker != guest_kernel_quiet.__name__
+        and not bug.explains(found.summary)
+    ]
+    if more:
+        details = "\n".join(line for found in more for line in (found.summary, *found.evidence))
+        error = Violation(f"beside the known bug {bug.id}: {more[0].summary}", details=details)
+        error.add_note(f"{bug.id} itself: {str(seen).splitlines()[0]}")
+        raise error from None
 
 
 def _expected(item: pytest.Item) -> Bug | None:
