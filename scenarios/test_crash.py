@@ -64,11 +64,12 @@ def test_system_reset_after_unplug(after_unplug: Guest, run_state: RunState) -> 
 def test_screendump_after_unplug(lab: Lab, share: Share) -> None:
     """A machine with a display is looked at while nothing of the device is left."""
     guest = lab.boot(replace(lab.spec(), extra=("-device", "VGA,addr=0x1d")))
-    hotplug = Hotplug(guest)
+    hotplug, run_state = Hotplug(guest), RunState(guest)
+    run_state.require_screendump()
     hotplug.plug(share)
     guest.mount(share).unmount()
     hotplug.unplug(share)
-    picture = RunState(guest).screendump()
+    picture = run_state.screendump()
     assert picture.startswith(b"P6"), picture[:20]
 
 

@@ -65,6 +65,7 @@ def test_a_device_is_alive_after_the_snapshot_jobs(
     guest: Guest, hotplug: Hotplug, snapshot: Snapshot, share: Share
 ) -> None:
     """The same through snapshot-save and snapshot-load."""
+    snapshot.require_jobs()
     hotplug.plug(share)
     snapshot.snapshot_save("plugged")
     guest.succeed("touch /tmp/after-save")
@@ -90,6 +91,7 @@ def test_an_unmounted_device_arrives_in_any_way(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, way: str
 ) -> None:
     """Whatever carries the stream, what arrives is a device that works."""
+    migration.require(STREAMS[way])
     hotplug.plug(share)
     mount = guest.mount(share)
     mount.expect_usable()

@@ -18,7 +18,7 @@ from harness.guest.mount import Mount
 from harness.guest.occupant import KINDS, occupied
 from harness.guest.transfer import Transfer
 from harness.guest.workload import Workload
-from harness.holds.hold import DATA, FSYNC, READDIR, STAT, Hold
+from harness.holds.hold import DATA, FSYNC, READDIR, STAT, Hold, require_counted_requests
 from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
 
@@ -89,6 +89,7 @@ def test_device_del_waits_for_many_requests(
     guest: Guest, hotplug: Hotplug, share: Share, hold: Hold, count: int
 ) -> None:
     """Up to as many as the ring takes; each reader gets its own file to the end."""
+    require_counted_requests(guest.machine)
     hotplug.plug(share)
     mount = guest.mount(share)
     with hold.requests(share) as held:

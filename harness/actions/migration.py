@@ -106,6 +106,13 @@ class Migration:
     def __init__(self, guest: Guest, lab: Lab) -> None:
         self.guest, self.lab = guest, lab
 
+    def require(self, stream: Stream) -> None:
+        """:raises Unsupported: for a ``stream`` that the guest's QEMU cannot do; nothing is changed.
+
+        To be asked before anything is plugged. What only a destination can tell is told by :meth:`migrate`.
+        """
+        stream.check(self.guest.machine)
+
     def migrate(
         self, stream: Stream = UNIX, *, change: Callable[[MachineSpec], MachineSpec] = lambda spec: spec
     ) -> Machine:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from harness.channel.qmp import Listener
 from harness.errors import GuestError, QemuError, Unsupported, Violation
 from harness.guest.guest import Guest
+from harness.qemu.schema import require_command
 
 #: Seconds, before scaling.
 EVENT_TIMEOUT_S = 10.0
+_WITHOUT_PIXMAN = "it was built without pixman"
 #: What the guest's kernel log says right before it reboots itself.
 _REBOOTS = "guest: reboots"
 #: The network goes first, as with any init: kernel 6.1's virtio_net spins for ever when a packet (a delayed
@@ -36,6 +38,10 @@ class RunState:
         if status != "paused":
             raise Violation(f"{machine.name} is {status} after stop")
 
+    def require_screendump(self) -> None:
+        """:raises Unsupported: for a QEMU without ``screendump``. To be asked before anything is plugged."""
+        require_command(self.guest.machine, "screendump", _WITHOUT_PIXMAN)
+
     def screendump(self) -> bytes:
         """``screendump``: what the machine's display shows, as PPM.
 
@@ -48,7 +54,7 @@ class RunState:
             machine.qmp.execute("screendump", {"filename": str(picture)}, watch=machine.watch)
         except QemuError as exc:
             if exc.command_not_found:
-                raise Unsupported("this QEMU was built without screendump (pixman)") from exc
+                raise Unsupported(f"this QEMU has no screendump ({_WITHOUT_PIXMAN})") from exc
             raise
         return picture.read_bytes()
 

@@ -12,6 +12,7 @@ from harness.errors import QemuError, Unsupported, Violation
 from harness.guest.guest import Guest
 from harness.guest.lab import Lab
 from harness.qemu.argv import DISK_NODE
+from harness.qemu.schema import has_command, require_command
 from harness.qemu.spec import MachineSpec, Share
 
 #: Seconds, before scaling; QEMU answers only when all of it is written.
@@ -59,6 +60,15 @@ class Snapshot:
             timeout_s = successor.pace.seconds(SNAPSHOT_TIMEOUT_S)
             events.wait(what="the guest to go on", timeout_s=timeout_s, watch=successor.watch)
         self.guest.succeed("true")
+
+    @property
+    def has_jobs(self) -> bool:
+        """Whether this QEMU has the ``snapshot-save`` and ``snapshot-load`` jobs."""
+        return has_command(self.guest.machine, "snapshot-save")
+
+    def require_jobs(self) -> None:
+        """:raises Unsupported: for a QEMU without the jobs. To be asked before anything is plugged."""
+        require_command(self.guest.machine, "snapshot-save", "the jobs came with 6.0")
 
     def snapshot_save(self, tag: str) -> None:
         """The ``snapshot-save`` job (QEMU: ``qapi/migration.json``, since 6.0).

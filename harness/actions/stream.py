@@ -25,6 +25,7 @@ _PRECOPY_BANDWIDTH = 1 << 20
 _STATUS_TIMEOUT_S = 20.0
 #: So many looks in a row, 20 ms apart, at a stream that does not get on.
 _STALLED_LOOKS = 25
+_NO_PORT = "tcp: this QEMU does not tell the port that it chose (socket-address)"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Stream:
     :param open: lets the successor wait for the stream, where it can already; returns the source's URI.
     :param begun: called with the source when ``migrate`` was accepted.
     :param deliver: called when the source has completed: lets the successor read what is in a file.
+    :param require: raises :class:`Unsupported` where a source's QEMU cannot do it.
     :param capabilities: migration capabilities to switch on: in both machines, or in the source alone.
     """
 
@@ -41,8 +43,19 @@ class Stream:
     open: Callable[[Machine, Machine], str]
     begun: Callable[[Machine], None] = lambda _: None
     deliver: Callable[[Machine, Machine], None] = lambda _source, _successor: None
+    require: Callable[[Machine], None] = lambda _: None
     capabilities: tuple[str, ...] = ()
     source_capabilities: tuple[str, ...] = ()
+
+    def check(self, source: Machine) -> None:
+        """Ask, before there is a successor, whether this way can be gone at all; nothing is changed.
+
+        :raises Unsupported: when the source's QEMU cannot; with its reason.
+        """
+        self.require(source)
+        names = (*self.capabilities, *self.source_capabilities)
+        _switch(source, names, self.name, on=True)
+        _switch(source, names, self.name, on=False)
 
     def prepare(self, source: Machine, successor: Machine) -> None:
         """Switch the capabilities on.
@@ -53,12 +66,16 @@ class Stream:
             (source, (*self.capabilities, *self.source_capabilities)),
             (successor, self.capabilities),
         ):
-            states = [{"capability": name, "state": True} for name in capabilities]
-            try:
-                if states:
-                    machine.qmp.execute("migrate-set-capabilities", {"capabilities": states})
-            except QemuError as exc:
-                raise Unsupported(f"{self.name}: {machine.name} has no {capabilities}: {exc.desc}") from exc
+            _switch(machine, capabilities, self.name, on=True)
+
+
+def _switch(machine: Machine, capabilities: tuple[str, ...], stream: str, *, on: bool) -> None:
+    states = [{"capability": name, "state": on} for name in capabilities]
+    try:
+        if states:
+            machine.qmp.execute("migrate-set-capabilities", {"capabilities": states})
+    except QemuError as exc:
+        raise Unsupported(f"{stream}: {machine.name} has no {capabilities}: {exc.desc}") from exc
 
 
 def _incoming(successor: Machine, uri: str) -> None:
@@ -75,9 +92,17 @@ def _tcp(_source: Machine, successor: Machine) -> str:
     _incoming(successor, "tcp:127.0.0.1:0")
     told = successor.qmp.execute("query-migrate").get("socket-address")
     if not told:
-        raise Unsupported("tcp: this QEMU does not tell the port that it chose (socket-address)")
+        raise Unsupported(_NO_PORT)
     (address,) = told
     return f"tcp:127.0.0.1:{address['port']}"
+
+
+def _require_tcp(source: Machine) -> None:
+    """``MigrationInfo`` has to have ``socket-address`` (QEMU: ``qapi/migration.json``; since 4.0)."""
+    objects = [kind for kind in qmp_schema(source) if kind["meta-type"] == "object"]
+    members = [{member["name"] for member in kind.get("members", ())} for kind in objects]
+    if not any({"status", "ram", "socket-address"} <= names for names in members):
+        raise Unsupported(_NO_PORT)
 
 
 def _fd(source: Machine, successor: Machine) -> str:
@@ -104,9 +129,13 @@ def _read_snapshot(source: Machine, successor: Machine) -> None:
     _read_exec(source, successor)
 
 
-def _file(source: Machine, _successor: Machine) -> str:
+def _require_file(source: Machine) -> None:
     if not knows_file_uris(source):
         raise Unsupported("file: this QEMU has no file: migration URIs (they came with 8.2)")
+
+
+def _file(source: Machine, _successor: Machine) -> str:
+    _require_file(source)
     return f"file:{source.folder / 'stream'}"
 
 
@@ -147,10 +176,10 @@ STREAMS = {
     stream.name: stream
     for stream in (
         UNIX,
-        Stream("tcp", _tcp),
-        Stream("fd", _fd),
+        Stream("tcp", _tcp, require=_require_tcp),
+        Stream("fd", _fd, require=lambda source: require_named_fds(source.spec.qemu)),
         Stream("exec", _exec, deliver=_read_exec),
-        Stream("file", _file, deliver=_read_file),
+        Stream("file", _file, deliver=_read_file, require=_require_file),
         Stream("multifd", _unix, capabilities=("multifd",)),
         Stream(
             "postcopy",

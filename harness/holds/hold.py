@@ -13,6 +13,7 @@ from harness.guest.lab import Lab
 from harness.holds import seccomp
 from harness.holds.supervisor import Rule, Rules, Supervisor
 from harness.qemu.machine import Machine, Wrapping
+from harness.qemu.schema import require_command
 from harness.qemu.spec import MachineSpec, Share
 
 #: The data of Tread and Twrite (QEMU: ``hw/9pfs/9p-local.c``, ``local_preadv`` and ``local_pwritev``).
@@ -27,6 +28,7 @@ FSYNC = ("fsync", "fdatasync")
 #: Seconds, before scaling: a guest's request has to reach QEMU.
 CAUGHT_TIMEOUT_S = 10.0
 _JOIN_TIMEOUT_S = 5.0
+_QUEUE_STATUS, _QUEUE_STATUS_SINCE = "x-query-virtio-queue-status", "it came with 7.2"
 
 
 class Held:
@@ -63,7 +65,7 @@ class Held:
         :raises WaitTimeout: when the guest did not send that many.
         """
         if requests_in_use(self._machine, self.share) is None:
-            raise Unsupported("this QEMU has no x-query-virtio-queue-status, which came with 7.2")
+            raise Unsupported(f"this QEMU has no {_QUEUE_STATUS} ({_QUEUE_STATUS_SINCE})")
         self._machine.wait_until(
             lambda: requests_in_use(self._machine, self.share) == count and self.count > 0,
             what=f"{count} request(s) of {self.share.id} in flight, and held",
@@ -178,6 +180,14 @@ def _resolved(share: Share) -> Path:
     return Path(os.path.realpath(share.path))
 
 
+def require_counted_requests(machine: Machine) -> None:
+    """:raises Unsupported: when this QEMU does not say how many requests a virtqueue has in flight.
+
+    To be asked before anything is plugged.
+    """
+    require_command(machine, _QUEUE_STATUS, _QUEUE_STATUS_SINCE)
+
+
 def requests_in_use(machine: Machine, share: Share) -> int | None:
     """How many requests the share's virtqueue has in flight (``x-query-virtio-queue-status``, ``inuse``).
 
@@ -185,9 +195,7 @@ def requests_in_use(machine: Machine, share: Share) -> int | None:
     """
     path = f"/machine/peripheral/{share.id}/virtio-backend"
     try:
-        status = machine.qmp.execute(
-            "x-query-virtio-queue-status", {"path": path, "queue": 0}, watch=machine.watch
-        )
+        status = machine.qmp.execute(_QUEUE_STATUS, {"path": path, "queue": 0}, watch=machine.watch)
     except QemuError:
         return None
     return int(status["inuse"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import QemuError
+from harness.errors import QemuError, Unsupported
 
 if TYPE_CHECKING:
     from harness.qemu.machine import Machine
@@ -18,3 +18,18 @@ def qmp_schema(machine: Machine) -> list[dict[str, Any]]:
         if exc.command_not_found:
             return []
         raise
+
+
+def has_command(machine: Machine, name: str) -> bool:
+    """Whether this QEMU has a QMP command of that ``name`` (``query-commands``)."""
+    known = machine.qmp.execute("query-commands", watch=machine.watch)
+    return any(command["name"] == name for command in known)
+
+
+def require_command(machine: Machine, name: str, why: str) -> None:
+    """:raises Unsupported: when this QEMU has no QMP command of that ``name``.
+
+    :param why: in a few words, why it has none.
+    """
+    if not has_command(machine, name):
+        raise Unsupported(f"this QEMU has no {name} ({why})")

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from harness.actions.stream import stalled
-from harness.errors import WaitTimeout
+from harness.actions.stream import STREAMS, stalled
+from harness.errors import Unsupported, WaitTimeout
 from harness.qemu.machine import Machine
 from harness.tests.fakes import World
 
@@ -65,3 +65,40 @@ def test_a_stream_that_never_begins_is_not_stalled(world: World, sender: _Sender
         stalled(cast(Machine, world.machine)),
     ):
         pass
+
+
+def _schema(world: World, *kinds: dict[str, Any]) -> None:
+    world.qmp.on("query-qmp-schema", list(kinds))
+
+
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [("tcp", "does not tell the port"), ("file", "has no file: migration URIs")],
+)
+def test_what_a_qemu_cannot_do_is_known_before_anything_is_plugged(
+    world: World, way: str, words: str
+) -> None:
+    _schema(world, {"meta-type": "object", "members": [{"name": "status"}, {"name": "ram"}]})
+    with pytest.raises(Unsupported, match=words):
+        STREAMS[way].check(cast(Machine, world.machine))
+
+
+@pytest.mark.parametrize("way", ["tcp", "file", "unix", "exec"])
+def test_what_a_qemu_can_do(world: World, way: str) -> None:
+    info = [{"name": name} for name in ("status", "ram", "socket-address", "error-desc")]
+    transports = {"meta-type": "enum", "values": ["socket", "exec", "rdma", "file"]}
+    _schema(world, {"meta-type": "object", "members": info}, transports)
+    STREAMS[way].check(cast(Machine, world.machine))
+
+
+def test_a_capability_is_tried_and_switched_off_again(world: World) -> None:
+    world.qmp.on("migrate-set-capabilities", {})
+    STREAMS["postcopy"].check(cast(Machine, world.machine))
+    tried = [
+        [(one["capability"], one["state"]) for one in arguments["capabilities"]]
+        for _, arguments in world.qmp.sent
+    ]
+    assert tried == [[("postcopy-ram", on), ("events", on)] for on in (True, False)]
+    world.qmp.refuse("migrate-set-capabilities", "Postcopy is not supported")
+    with pytest.raises(Unsupported, match="Postcopy is not supported"):
+        STREAMS["postcopy"].check(cast(Machine, world.machine))
