@@ -19,6 +19,7 @@ import sys
 import termios
 import threading
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +80,8 @@ class Line:
         self._timeout_s: float | None = None
         self._changed = threading.Condition()
         self._closed = False
+        #: An error of this class's own, not of its connection.
+        self.own_error: Exception | None = None
 
     @property
     def _replaying(self) -> bool:
@@ -94,6 +97,27 @@ class Line:
 
     def send(self, data: bytes) -> int:
         """As a socket's."""
+        with self._noticed():
+            return self._send(data)
+
+    def recv(self, size: int) -> bytes:
+        """As a socket's."""
+        with self._noticed():
+            return self._recv(size)
+
+    @contextlib.contextmanager
+    def _noticed(self) -> Iterator[None]:
+        """Keep an error that no socket raises: paramiko takes any for a broken connection, and drops it
+        (``packet.py``, ``Packetizer.write_all``)."""
+        try:
+            yield
+        except OSError:
+            raise
+        except Exception as exc:
+            self.own_error = exc
+            raise
+
+    def _send(self, data: bytes) -> int:
         with self._changed:
             # Counted first: an answer may be here before the call returns.
             self._sent += len(data)
@@ -105,8 +129,7 @@ class Line:
         self._sent -= len(data) - count
         return count
 
-    def recv(self, size: int) -> bytes:
-        """As a socket's."""
+    def _recv(self, size: int) -> bytes:
         with self._changed:
             if self._replaying:
                 self._changed.wait_for(lambda: self._closed or self._next_is_due(), self._timeout_s)

@@ -12,7 +12,8 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -101,7 +102,10 @@ class Ssh:
         self._transport = (line and self._resume(line, rehearsal)) or self._connect()
 
     def _resume(self, line: Line, rehearsal: str) -> paramiko.Transport | None:
-        """The line's session; whatever is wrong with it (also paramiko's own parts), the port is left."""
+        """The line's session; whatever is wrong with it (also paramiko's own parts), the port is left.
+
+        An error of our own is raised: nobody would look for it behind a session that was not resumed.
+        """
         transport = None
         try:
             transport = LineTransport(line)
@@ -117,6 +121,7 @@ class Ssh:
         except BaseException as exc:
             _close(transport)
             line.close()
+            _raise_own(exc, transport, line)
             if not _is_the_lines(exc):
                 raise
             self.resumed, self._line = str(exc) or type(exc).__name__, None
@@ -238,6 +243,7 @@ class Ssh:
                 return self._converse(self._open(deadline), command, stdin, deadline)
             return self._tell(self._waiting_shell(deadline), command, deadline, inside=inside)
         except (OSError, EOFError, paramiko.SSHException) as exc:
+            _raise_own(exc, self._transport, self._line)
             # Too slow to open a channel, perhaps: it may come later, and be in the way.
             used = self._transport if self._is_alone else began_on
             self._doubtful = used if used.is_active() else self._doubtful
@@ -279,6 +285,7 @@ class Ssh:
         try:
             channel = self._open_within(self._patience_s(deadline))
         except (OSError, EOFError, paramiko.SSHException) as exc:
+            _raise_own(exc, self._transport, self._line)
             if not self._give_up_line(str(exc) or type(exc).__name__):
                 raise
             channel = self._open_within(deadline.remaining_s)
@@ -416,14 +423,19 @@ class Ssh:
         """The guest goes on in another QEMU, or in its first: keep the session, if it can be kept.
 
         :param path: that QEMU's socket for the line. :param port: see above. :param watch: see above.
-        :returns: whether it was kept: it goes over a line, and no command is running.
+        :returns: whether it was kept: it goes over a line, and no command is running. If it was lost now,
+            :attr:`resumed` says why.
         """
         sound = self._transport.is_active() and self._doubtful is not self._transport
-        if self._line is None or self._running or not sound:
+        if self._line is None:
+            return False
+        if self._running or not sound:
+            self.resumed = "a command was running" if self._running else "the session had ended"
             return False
         try:
             self._line.move(path)
-        except ChannelLost:
+        except ChannelLost as exc:
+            self.resumed = exc.message
             return False
         self._port, self._watch = port, watch
         return True
@@ -441,14 +453,43 @@ def _dial(port: int) -> socket.socket:
     return connection
 
 
+#: What a connection may fail with, be it a line's or one of its own.
+_CONNECTION_ERRORS = (OSError, EOFError, paramiko.SSHException)
+
+
 def _is_the_lines(exc: BaseException) -> bool:
-    """Whether it tells of the line alone; the watch raises what is worse."""
-    if isinstance(exc, HarnessError):
-        return isinstance(exc, (ChannelLost, WaitTimeout))
-    return isinstance(exc, Exception)
+    """Whether it tells of the line alone; the watch raises what is worse, and so does an error of ours."""
+    return isinstance(exc, (ChannelLost, WaitTimeout, *_CONNECTION_ERRORS))
+
+
+def _raise_own(exc: BaseException, transport: paramiko.Transport | None, line: Line | None) -> None:
+    """Raise an error of our own (a ``TypeError``, say) that ``exc`` came of, or that ended ``transport``.
+
+    paramiko calls a line, and what is in :mod:`harness.channel.replay`, in a thread of its own: what that
+    raises ends the transport, or comes back inside an error of paramiko's.
+    """
+    if line is not None and line.own_error is not None:
+        raise line.own_error
+    ended_by = transport.get_exception() if transport is not None else None
+    for link in (*_chain(exc), *_chain(ended_by)):
+        if not isinstance(link, (HarnessError, *_CONNECTION_ERRORS)) and _is_raised_here(link):
+            raise link
+
+
+def _chain(exc: BaseException | None) -> Iterator[BaseException]:
+    """An exception, and those that it came of."""
+    while exc is not None:
+        yield exc
+        exc = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
+
+
+def _is_raised_here(exc: BaseException) -> bool:
+    """Whether the harness's own code raised it, and not a library's."""
+    frames = [frame for frame, _ in traceback.walk_tb(exc.__traceback__)]
+    return bool(frames) and str(frames[-1].f_globals.get("__name__", "")).startswith("harness.")
 
 
 def _close(transport: paramiko.Transport | None) -> None:
     if transport is not None:
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(*_CONNECTION_ERRORS):
             transport.close()

@@ -353,9 +353,12 @@ class Guest:
 
         Else its channels are opened anew on next use.
         """
+        had_session = self._ssh is not None and self._ssh.resumed is True
         kept = self._ssh is not None and self._ssh.move(
             machine.paths.line, port=lambda: machine.ssh_port, watch=machine.watch
         )
+        if had_session and self._ssh is not None and isinstance(self._ssh.resumed, str):
+            self.machine.history.note(self.actor, "ssh:not-moved", self._ssh.resumed)
         ssh = self._ssh if kept else None
         if kept:
             self._ssh = None

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import paramiko
 import pytest
 
 from harness.background import Background
-from harness.channel import Completed
+from harness.channel import Completed, replay
 from harness.channel.line import Frozen, Line
+from harness.channel.remote_shell import RemoteShell
 from harness.channel.replay import LineTransport
 from harness.channel.ssh import Ssh
 from harness.deadline import wait_until
@@ -308,20 +310,58 @@ def test_a_deadline_that_passes_while_the_line_is_replaced(
     ssh.close()
 
 
-@pytest.mark.parametrize("name", ["_expect_packet", "_send_message", "get_security_options"])
-def test_a_paramiko_that_has_changed_inside(
+def test_a_paramiko_that_has_changed_inside(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no session over a line then, and it says why; a connection works as ever."""
+    frozen = network.ssh().freeze()
+    monkeypatch.setattr(replay, "changed_inside", lambda: "Transport has no _expect_packet")
+    ssh = network.ssh(frozen)
+    why = f"paramiko {paramiko.__version__} has changed inside: Transport has no _expect_packet"
+    assert ssh.resumed == why
+    assert answers(ssh)
+    ssh.close()
+
+
+def _wrong(*_: object, **__: object) -> None:
+    raise TypeError("an error of our own")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (LineTransport, "__init__"),
+        (LineTransport, "_send_message"),
+        (replay._Curve25519, "start_kex"),
+        (Line, "_send"),
+        (Line, "_recv"),
+        (RemoteShell, "tell"),
+        (Ssh, "_rehearse"),
+        (Line, "go_on"),
+    ],
+)
+@pytest.mark.parametrize("resumed", [True, False])
+def test_an_error_of_our_own_is_not_the_lines(
+    network: Network, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, resumed: bool
+) -> None:
+    """In whichever thread of paramiko's it is raised: nothing falls back to a connection because of it."""
+    frozen = network.ssh().freeze() if resumed else None
+    before = network.sshd.connections
+    monkeypatch.setattr(owner, name, _wrong)
+    with pytest.raises(TypeError, match="an error of our own"):
+        network.ssh(frozen)
+    assert network.sshd.connections - before <= (0 if resumed else 1), "that of the line"
+
+
+@pytest.mark.parametrize("name", ["_send", "_recv"])
+def test_an_error_of_our_own_later_is_not_the_lines_either(
     network: Network, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """There is no session over a line then, and it says why; a connection works as ever."""
-
-    def gone(*_: object) -> None:
-        raise AttributeError(f"no {name}")
-
-    frozen = network.ssh().freeze()
-    monkeypatch.setattr(LineTransport, name, gone)
-    ssh = network.ssh(frozen)
-    assert ssh.resumed == f"no {name}"
+    ssh = network.ssh()
     assert answers(ssh)
+    monkeypatch.setattr(Line, name, _wrong)
+    with pytest.raises(TypeError, match="an error of our own"):
+        ssh.run("echo hello", timeout_s=10)
+    assert not network.lost
+    assert network.sshd.connections == 1
     ssh.close()
 
 
