@@ -35,6 +35,12 @@ _THREADS_END_WITHIN_S = 10.0
 _LISTENS = 1 << 16
 #: Threads that a lab has told of as left behind: no other lab tells of them again.
 _told: WeakSet[threading.Thread] = WeakSet()
+#: Why a guest is booted that was not to be restored; with any other reason that was wanted, and not possible.
+BY_CHOICE = (
+    "the scenario asks for it",
+    "templates are switched off",
+    "the machine has devices of its own",
+)
 
 
 @dataclass(frozen=True)
@@ -249,12 +255,13 @@ class Lab:
         self.history.note(name, "machine:discarded", {"why": why})
 
     def _template(self, spec: MachineSpec, *, cold: bool) -> Template | str:
+        asked, switched_off, own_devices = BY_CHOICE
         if cold:
-            return "the scenario asks for it"
+            return asked
         if self.cell.templates is None:
-            return "templates are switched off"
+            return switched_off
         if spec.plugged:
-            return "the machine has devices of its own"
+            return own_devices
         return self.cell.templates.find(spec, self.cell.image, self.cell.accel.pace)
 
     def _restore(self, spec: MachineSpec, template: Template) -> Guest:

@@ -15,5 +15,6 @@ pytest_plugins = [
     "harness.plugin.known_bugs",
     "harness.plugin.judging",
     "harness.plugin.outcomes",
+    "harness.plugin.fallbacks",
     "harness.plugin.reporting",
 ]

@@ -30,6 +30,8 @@ _KIND = "template"
 #: What the large files of a template were when it was made: the cache itself only compares their size.
 _SUMS = "sums.json"
 _SUMMED = ("memory", "stream")
+#: Why there is no template where none is wanted.
+BOOTS_FAST = "boots a guest in a second"
 #: Bytes on the disk. A template takes about 100 MB; the least recently used go first.
 LIMIT_BYTES = 3 << 30
 
@@ -57,7 +59,7 @@ class TemplateStore:
     def find(self, spec: MachineSpec, image: GuestImage, pace: Pace) -> Template | str:
         """The template that a machine of ``spec`` can be restored from, made now if need be; or why not."""
         if spec.accel != "tcg":
-            return f"{spec.accel} boots a guest in a second"
+            return f"{spec.accel} {BOOTS_FAST}"
         if spec.qemu.key not in self._plain:
             self._plain[spec.qemu.key] = self._is_plain(spec.qemu)
         plain = self._plain[spec.qemu.key]

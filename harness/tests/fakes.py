@@ -72,7 +72,7 @@ class ScriptedChannel:
                 return Completed(command, returncode, stdout, stderr)
         raise AssertionError(f"nobody expected the guest command {command!r}")
 
-    resumed = True
+    resumed: bool | str = True
 
     def move(self, path: Path, *, port: int, watch: Watch) -> bool:
         """It cannot be kept."""

@@ -161,6 +161,7 @@ def test_a_session_does_not_move_under_a_command(network: Network) -> None:
     command = Background(lambda: ssh.run("sleep 1; echo done", timeout_s=10))
     wait_until(lambda: network.sshd.children, what="the command to run", timeout_s=10)
     assert not ssh.move(network.there, port=1, watch=lambda: None)
+    assert ssh.resumed == "a command was running"
     done = command.wait(timeout_s=10)
     assert isinstance(done, Completed)
     assert done.stdout == "done\n"
@@ -170,6 +171,7 @@ def test_a_session_does_not_move_under_a_command(network: Network) -> None:
 def test_a_session_does_not_move_to_where_no_line_is(network: Network, tmp_path: Path) -> None:
     ssh = network.ssh()
     assert not ssh.move(tmp_path / "nothing", port=1, watch=lambda: None)
+    assert ssh.resumed == f"cannot open the line {tmp_path}/nothing: No such file or directory"
     assert answers(ssh)
     ssh.close()
 

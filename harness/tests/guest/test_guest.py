@@ -165,6 +165,25 @@ def test_moved_to_another_machine(world: World, tmp_path: Any) -> None:
     assert world.ssh.closed == 2
 
 
+@pytest.mark.parametrize(("resumed", "noted"), [(True, ["a command was running"]), ("never", [])])
+def test_a_session_that_is_not_kept_is_on_record(
+    world: World, tmp_path: Any, resumed: bool | str, noted: list[str]
+) -> None:
+    """A guest that had none before has nothing to lose."""
+
+    def move(*_: Any, **__: Any) -> bool:
+        world.ssh.resumed = "a command was running"
+        return False
+
+    world.ssh.on("^true$", "")
+    world.guest.succeed("true")
+    world.ssh.resumed, world.ssh.move = resumed, move  # type: ignore[method-assign]
+    successor = world.machine.spec.successor("successor-1", plugged=frozenset())
+    other = fakes.machine(tmp_path / "export", successor, world.machine.history)
+    world.guest.moved_to(cast(Any, other))
+    assert [note.value for note in world.notes("ssh:not-moved")] == noted
+
+
 def test_tolerate_is_on_record_for_the_machine(world: World) -> None:
     world.guest.tolerate("blocked for more than", why="the hold lasts")
     (note,) = world.notes("guest:tolerate")

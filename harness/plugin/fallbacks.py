@@ -1,0 +1,108 @@
+"""Which guests came to be the slower way, and why: counted over all tests, and told at the end of a run.
+
+A fallback is no failure: a guest whose SSH session could not be resumed gets a new connection, and one without
+a template is booted. It is told because nobody else would notice: the run is only slower. What happened is read
+from each test's history, where its lab has noted it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator
+
+import pytest
+
+from harness.errors import UsageError
+from harness.guest.lab import BY_CHOICE
+from harness.history import Entry, as_mapping, read
+from harness.plugin.fixtures import FOLDER
+from harness.plugin.judging import JUDGEMENTS
+from harness.plugin.options import wants_guests
+from harness.provision.templates import BOOTS_FAST
+
+#: The attribute of a report that has a test's fallbacks: what, and why; without a why, one that went well.
+_FALLBACKS = "harness_fallbacks"
+_TOLD = pytest.StashKey[bool]()
+_COUNTED = pytest.StashKey["Counted"]()
+#: By the history's note: what a fallback is called.
+_NOT_RESUMED = "guests whose SSH session was not resumed"
+_BOOTED = "guests that were booted for want of a template"
+_LOST = {
+    "ssh:line-lost": "SSH sessions that fell silent",
+    "ssh:not-moved": "SSH sessions that a migration did not keep",
+}
+
+
+def fallbacks(entries: Iterable[Entry]) -> Iterator[tuple[str, str]]:
+    """What each guest of a history came by, and why; an empty reason for the way that was wanted."""
+    for entry in entries:
+        if entry.f == "ssh:resumed":
+            yield _NOT_RESUMED, "" if entry.value is True else str(entry.value)
+        elif entry.f == "guest:born":
+            why = as_mapping(entry.value).get("cold", "")
+            if why not in BY_CHOICE and not why.endswith(BOOTS_FAST):
+                yield _BOOTED, why
+        elif entry.f in _LOST:
+            yield _LOST[entry.f], str(entry.value)
+
+
+class Counted:
+    """Adds up what the reports of all tests say; registered where those of all workers arrive."""
+
+    def __init__(self) -> None:
+        self.guests: Counter[str] = Counter()
+        self.reasons: Counter[tuple[str, str]] = Counter()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Add those of one test."""
+        for what, why in getattr(report, _FALLBACKS, ()):
+            self.guests[what] += 1
+            if why:
+                self.reasons[what, _alike(why)] += 1
+
+    def lines(self) -> Iterator[str]:
+        """For a person: each kind, with its reasons."""
+        for what in dict.fromkeys(kind for kind, _ in self.reasons):
+            reasons = {why: n for (kind, why), n in self.reasons.items() if kind == what}
+            counted = f"{sum(reasons.values())}"
+            if what in (_NOT_RESUMED, _BOOTED):
+                counted += f" of {self.guests[what]}"
+            yield f"fallback: {what}: {counted}"
+            for why, number in sorted(reasons.items(), key=lambda item: -item[1]):
+                yield f"  {number}: {why}"
+
+
+def _alike(why: str) -> str:
+    """A reason without what differs from guest to guest: folders, and measured seconds."""
+    return re.sub(r"\b\d+\.\d+ s\b", "… s", re.sub(r"(?<!\S)/\S*/", "…/", why))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Say with the first report after the record was judged what it tells of fallbacks."""
+    report = yield
+    if JUDGEMENTS in item.stash and not item.stash.get(_TOLD, False):
+        item.stash[_TOLD] = True
+        try:
+            found = list(fallbacks(read(item.stash[FOLDER].history)))
+        except UsageError:  # A record that cannot be read is judged as that.
+            found = []
+        setattr(report, _FALLBACKS, found)
+    return report
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Count in the process that the user started."""
+    config = session.config
+    if hasattr(config, "workerinput") or config.option.collectonly or not wants_guests(config):
+        return
+    config.stash[_COUNTED] = Counted()
+    config.pluginmanager.register(config.stash[_COUNTED])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Tell them."""
+    counted = config.stash.get(_COUNTED, None)
+    for line in counted.lines() if counted else ():
+        terminalreporter.write_line(line, yellow=True)
