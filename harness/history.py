@@ -22,6 +22,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import CommandFailed, HarnessError, QemuError, UsageError
 
+#: A note of an error of the harness's own, outside of the test's thread; its value's ``error`` is one line.
+#: What the record shows since cannot be relied on (see the checker ``history_well_formed``).
+HARNESS_ERROR = "harness:error"
+
 
 class Kind(str, Enum):
     """What an entry is: the start of an operation, one of its three ends, an event, a note."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from harness.checkers.record import Record
 from harness.checkers.verdict import VALID, Finding, invalid, unknown
-from harness.history import Entry, Kind
+from harness.history import HARNESS_ERROR, Entry, Kind, as_mapping
 
 _ENDS = (Kind.OK, Kind.FAIL, Kind.INFO)
 
 
 def history_well_formed(record: Record) -> Finding:
-    """Time does not run backwards, every end ends one operation that is open, and the record was closed."""
+    """Time does not run backwards, every end ends one operation that is open, and the record was closed.
+
+    The times are monotonic, so that a host whose clock is set changes nothing. The harness's own errors make
+    the record *unknown*.
+    """
     open_: dict[int, Entry] = {}
     last_s = 0.0
     for entry in record.entries:
@@ -23,6 +27,9 @@ def history_well_formed(record: Record) -> Finding:
             begun = open_.pop(entry.op, None) if entry.op is not None else None
             if begun is None or (begun.actor, begun.f) != (entry.actor, entry.f):
                 return invalid(f"entry {entry.seq} ends no open operation of {entry.actor} {entry.f}")
+    errors = [str(as_mapping(e.value).get("error")) for e in record.entries if e.f == HARNESS_ERROR]
+    if errors:
+        return unknown(errors[0], *errors[1:])
     if not record.entries or record.entries[-1].f != "closed":
         return unknown("the record ends in the middle")
     return VALID

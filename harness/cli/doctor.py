@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.errors import HarnessError
+from harness.holds.probe import why_no_holds
 from harness.provision import Cache, Provisioner, default_cache_root
 from harness.qemu import binary
 from harness.qemu.accel import KVM, TIMEOUT_KEPT_S, Verdict, remembered
@@ -66,6 +67,7 @@ def examine() -> Iterator[Finding]:
         ("guest image", lambda: _guest(cache)),
         ("KVM", lambda: _kvm(cache)),
         ("memory", _memory),
+        ("holds", _holds),
         ("backtraces", _backtraces),
         ("temporary folder", _temporary),
     ):
@@ -142,6 +144,13 @@ def _memory() -> tuple[str, str]:
     cores = psutil.cpu_count() or 1
     what = f"{free_mib} MiB available, {cores} cores: pytest -n {min(cores, max(1, free_mib // _MEMORY_MIB))}"
     return (_OK if free_mib >= _MEMORY_MIB else _MISSING), what
+
+
+def _holds() -> tuple[str, str]:
+    reason = why_no_holds()
+    if reason is not None:
+        return _WARNING, f"tests that keep a 9p request in flight are skipped: {reason}"
+    return _OK, "system calls can be held (seccomp user notification)"
 
 
 def _backtraces() -> tuple[str, str]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from harness.errors import GuestError, QemuError, Unsupported
 from harness.guest.lab import Lab
-from harness.holds import seccomp
+from harness.holds import probe, seccomp
 from harness.holds.supervisor import Rule, Rules, Supervisor
 from harness.qemu.machine import Machine, Wrapping
 from harness.qemu.schema import require_command
@@ -32,7 +31,11 @@ _QUEUE_STATUS, _QUEUE_STATUS_SINCE = "x-query-virtio-queue-status", "it came wit
 
 
 class Held:
-    """Requests of one share that are kept in flight; made by :meth:`Hold.requests`."""
+    """Requests of one share that are kept in flight; made by :meth:`Hold.requests`.
+
+    They are of one machine: the one that was given, or else that whose request is held first. A migration's
+    destination is another.
+    """
 
     def __init__(self, lab: Lab, rules: Rules, rule: Rule, share: Share) -> None:
         self._lab, self._rules, self._rule, self.share = lab, rules, rule, share
@@ -42,13 +45,18 @@ class Held:
         """How many system calls are held now."""
         return len(self._rule.held)
 
+    def _count(self) -> int:
+        self._rules.check()
+        return self.count
+
     def wait_caught(self, count: int = 1) -> None:
         """Wait until ``count`` requests are held.
 
         :raises WaitTimeout: when the guest did not send that many.
+        :raises SetupError: when the harness failed to hold them.
         """
         self._machine.wait_until(
-            lambda: self.count >= count,
+            lambda: self._count() >= count,
             what=f"{count} held request(s) of {self.share.id}",
             timeout_s=CAUGHT_TIMEOUT_S,
         )
@@ -63,11 +71,12 @@ class Held:
 
         :raises Unsupported: when this QEMU does not say how many.
         :raises WaitTimeout: when the guest did not send that many.
+        :raises SetupError: when the harness failed to hold them.
         """
         if requests_in_use(self._machine, self.share) is None:
             raise Unsupported(f"this QEMU has no {_QUEUE_STATUS} ({_QUEUE_STATUS_SINCE})")
         self._machine.wait_until(
-            lambda: requests_in_use(self._machine, self.share) == count and self.count > 0,
+            lambda: requests_in_use(self._machine, self.share) == count and self._count() > 0,
             what=f"{count} request(s) of {self.share.id} in flight, and held",
             timeout_s=CAUGHT_TIMEOUT_S,
         )
@@ -103,13 +112,19 @@ class Held:
 
     @property
     def _machine(self) -> Machine:
-        return self._lab.machines[-1]
+        """The machine whose requests these are; as long as none is known, the newest is waited for."""
+        named = (machine for machine in self._lab.machines if machine.name == self._rule.machine)
+        return next(named, self._lab.machines[-1])
 
 
 class Hold:
-    """Holds for the machines of one lab; it has to exist before they are launched."""
+    """Holds for the machines of one lab; it has to exist before they are launched.
+
+    :raises Unsupported: on a host without seccomp user notification, or that does not let us use it.
+    """
 
     def __init__(self, lab: Lab) -> None:
+        probe.require_holds()
         self._lab = lab
         self._rules = Rules(lab.history)
         self._supervisors: list[Supervisor] = []
@@ -119,8 +134,7 @@ class Hold:
         """Start QEMU under the filter (see :mod:`harness.holds.seccomp`)."""
         path = folder / f"{spec.name}.hold"
         self._supervisors.append(Supervisor(path, spec.name, self._rules))
-        calls = ",".join(seccomp.CALLS)
-        return Wrapping(prefix=(sys.executable, str(Path(seccomp.__file__)), str(path), calls, "--"))
+        return Wrapping(prefix=seccomp.launcher(path))
 
     def release(self) -> None:
         """Let everything go on; called before the machines are ended."""
@@ -132,14 +146,16 @@ class Hold:
             supervisor.join(_JOIN_TIMEOUT_S)
 
     @contextmanager
-    def requests(self, share: Share, *calls: str) -> Iterator[Held]:
+    def requests(self, share: Share, *calls: str, machine: Machine | None = None) -> Iterator[Held]:
         """Hold every request of ``share`` that makes one of ``calls`` (default: :data:`DATA`) from now on.
 
         They go on when the block is left, or at :meth:`Held.release`.
 
+        :param machine: whose requests; by default of the machine that makes the first one.
         :raises UsageError: for a call that cannot be held.
+        :raises SetupError: at the end of the block, when the harness failed to hold them.
         """
-        rule = Rule(frozenset(calls or DATA), _resolved(share))
+        rule = Rule(frozenset(calls or DATA), _resolved(share), machine=machine.name if machine else None)
         held = Held(self._lab, self._rules, rule, share)
         self._lab.history.note("host", "hold:armed", {"id": share.id, "calls": sorted(rule.calls)})
         self._rules.add(rule)
@@ -147,6 +163,7 @@ class Hold:
             yield held
         finally:
             held.release()
+            self._rules.check()  # Whatever the block ended with, this is its cause.
 
     @contextmanager
     def failing(self, share: Share, error: int, *calls: str) -> Iterator[Rule]:
@@ -173,6 +190,7 @@ class Hold:
             yield rule
         finally:
             self._rules.lift(rule)
+            self._rules.check()  # As above.
 
 
 def _resolved(share: Share) -> Path:

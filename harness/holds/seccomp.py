@@ -3,7 +3,7 @@
 Run as a program (``python seccomp.py SOCKET CALLS -- COMMAND…``), this file installs the filter, sends the
 listening descriptor over the unix socket ``SOCKET``, and becomes ``COMMAND``. Nothing has to be compiled,
 preloaded or mounted, and the command's binary may be stripped or static. It imports the standard library
-alone, because it runs by itself.
+alone, because it runs by itself. When that fails it prints one line and exits with :data:`FAILED`.
 
 Sources: ``man 2 seccomp``, ``man 2 seccomp_unotify``; kernel ``include/uapi/linux/seccomp.h``.
 """
@@ -15,6 +15,7 @@ import os
 import socket
 import struct
 import sys
+from pathlib import Path
 
 #: The system calls that QEMU's local fsdev makes for a 9p request, by x86-64 number
 #: (QEMU: ``hw/9pfs/9p-local.c``; kernel: ``arch/x86/entry/syscalls/syscall_64.tbl``).
@@ -35,6 +36,8 @@ CALLS = {
     "lstat": 6,
     "getdents": 78,
 }
+#: The exit status when there is no filter, or nobody took its descriptor (as of ``env``, ``man 1 env``).
+FAILED = 125
 _SYS_SECCOMP = 317
 _SET_MODE_FILTER = 1
 _FLAG_NEW_LISTENER = 1 << 3
@@ -68,22 +71,36 @@ def install(numbers: list[int]) -> int:
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS)")
+        raise _refused("prctl(PR_SET_NO_NEW_PRIVS)")
     code = ctypes.create_string_buffer(program(numbers))
     sock_fprog = struct.pack("<HxxxxxxQ", (len(code) - 1) // 8, ctypes.addressof(code))
     argument = ctypes.create_string_buffer(sock_fprog)
     descriptor = libc.syscall(_SYS_SECCOMP, _SET_MODE_FILTER, _FLAG_NEW_LISTENER, argument)
     if descriptor < 0:
-        raise OSError(ctypes.get_errno(), "seccomp(SECCOMP_FILTER_FLAG_NEW_LISTENER)")
+        raise _refused("seccomp(SECCOMP_FILTER_FLAG_NEW_LISTENER)")
     return int(descriptor)
 
 
+def _refused(call: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, f"{call}: {os.strerror(number)}")
+
+
+def launcher(path: Path) -> tuple[str, ...]:
+    """The words to put before a command, for it to run under a filter of :data:`CALLS`; ``path`` as above."""
+    return (sys.executable, str(Path(__file__)), str(path), ",".join(CALLS), "--")
+
+
 def _main(path: str, calls: str, command: list[str]) -> None:
-    descriptor = install([CALLS[name] for name in calls.split(",")])
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as to:
-        to.connect(path)
-        socket.send_fds(to, [b"!"], [descriptor])
-    os.close(descriptor)
+    try:
+        descriptor = install([CALLS[name] for name in calls.split(",")])
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as to:
+            to.connect(path)
+            socket.send_fds(to, [b"!"], [descriptor])
+        os.close(descriptor)
+    except OSError as exc:
+        print(f"no filter with user notification: {exc}", file=sys.stderr)
+        sys.exit(FAILED)
     os.execv(command[0], command)
 
 

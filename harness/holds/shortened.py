@@ -6,9 +6,13 @@ descriptors can be used from outside.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from harness.errors import SetupError
 
 #: The calls that can be shortened (``man 2 preadv``).
 READS, WRITES = ("preadv", "preadv2"), ("pwritev", "pwritev2")
@@ -23,16 +27,28 @@ def transfer_half(tid: int, name: str, arguments: list[int]) -> int:
     :param arguments: of the call: descriptor, iovec, its length, offset.
     :returns: how many bytes were transferred; fewer at the end of the file.
     :raises OSError: what the call itself would meet.
+    :raises SetupError: when the thread's memory or file cannot be opened, which says nothing about the call.
     """
     descriptor, iovec, count, offset = arguments[:4]
     mode = os.O_RDONLY if name in READS else os.O_WRONLY
-    with Path(f"/proc/{tid}/mem").open("r+b", buffering=0) as memory:
-        pieces = _first_half(_pieces(memory.fileno(), iovec, count))
-        file = os.open(f"/proc/{tid}/fd/{descriptor}", mode)
-        try:
-            return (_read if name in READS else _write)(file, offset, memory.fileno(), pieces)
-        finally:
-            os.close(file)
+    with _opened(f"/proc/{tid}/mem", os.O_RDWR) as memory:
+        pieces = _first_half(_pieces(memory, iovec, count))
+        with _opened(f"/proc/{tid}/fd/{descriptor}", mode) as file:
+            return (_read if name in READS else _write)(file, offset, memory, pieces)
+
+
+@contextmanager
+def _opened(path: str, mode: int) -> Iterator[int]:
+    try:
+        descriptor = os.open(path, mode)
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ESRCH):
+            raise  # The thread has ended, or has closed the file meanwhile, which the call meets as well.
+        raise SetupError(f"cannot open {path}: {exc.strerror}") from exc
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _pieces(memory: int, iovec: int, count: int) -> list[Piece]:

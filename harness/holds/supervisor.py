@@ -3,11 +3,13 @@
 Without a rule every call goes on at once. A rule keeps the calls it matches until it is lifted, or makes
 them fail, or do half of what they should, as a file system may. Calls of QEMU's main thread are left alone:
 holding one would stop QMP and with it the test, and no 9p request runs there.
+
+An error of the supervisor itself must neither stop QEMU nor pass for QEMU's: the call that met it goes on,
+and the error is recorded (:meth:`Rules.report`). An error that only says that the caller has ended is none.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -20,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.background import inherit
-from harness.errors import UsageError
-from harness.history import History
+from harness.errors import HarnessError, SetupError, UsageError
+from harness.history import HARNESS_ERROR, History
 from harness.holds import shortened
 from harness.holds.seccomp import CALLS
 
@@ -32,7 +34,9 @@ _FLAG_CONTINUE = 1
 _NOTIFICATION = struct.Struct("<QIIiIQ6Q")
 _RESPONSE = struct.Struct("<QqiI")
 _AT_FDCWD = 0xFFFFFF9C
-_HANDOVER_TIMEOUT_S = 30
+#: What the kernel says of a thread that has ended (``man 5 proc``).
+_ENDED = (errno.ENOENT, errno.ESRCH)
+_CLOSED = -1
 #: Calls whose second argument is a path relative to the directory in their first, and those whose first is
 #: a path; the others take a descriptor in their first.
 _BY_PATH = ("newfstatat", "openat", "unlinkat", "renameat", "mkdirat")
@@ -53,8 +57,9 @@ GO_ON = Answer()
 
 @dataclass(frozen=True)
 class Call:
-    """A system call that asked: its name, the thread that makes it, and the file it is about."""
+    """A system call that asked: whose it is, its name, the thread that makes it, the file it is about."""
 
+    machine: str
     name: str
     tid: int
     path: str
@@ -62,7 +67,10 @@ class Call:
     answer: Callable[[Answer], None] = field(repr=False)
 
     def halve(self) -> Answer:
-        """Do half of it."""
+        """Do half of it.
+
+        :raises HarnessError: when the memory or the file of its process cannot be reached.
+        """
         try:
             return Answer(value=shortened.transfer_half(self.tid, self.name, self.arguments))
         except OSError as exc:
@@ -77,6 +85,8 @@ class Rule:
     :param below: a folder or file.
     :param error: let them fail with this errno.
     :param halved: let them transfer half of their bytes; for reads and writes.
+    :param machine: whose calls; by default everybody's. A rule that holds calls becomes that of the machine
+        whose call it holds first: a migration's destination has the same share, and is not meant.
     :ivar held: the calls that wait now. :ivar hits: how many have matched so far.
     """
 
@@ -84,6 +94,7 @@ class Rule:
     below: Path
     error: int | None = None
     halved: bool = False
+    machine: str | None = None
     held: list[Call] = field(default_factory=list)
     hits: int = 0
 
@@ -96,9 +107,10 @@ class Rule:
         if self.halved and whole:
             raise UsageError(f"half of {', '.join(whole)} is nothing: halve reads and writes")
 
-    def matches(self, name: str, path: str) -> bool:
-        """Whether this rule is about a call of that name on that path."""
-        return name in self.calls and (path == str(self.below) or path.startswith(f"{self.below}/"))
+    def matches(self, call: Call) -> bool:
+        """Whether this rule is about ``call``."""
+        below = call.path == str(self.below) or call.path.startswith(f"{self.below}/")
+        return below and call.name in self.calls and self.machine in (None, call.machine)
 
 
 class Rules:
@@ -108,6 +120,25 @@ class Rules:
         self._history = history
         self._lock = threading.Lock()
         self._rules: list[Rule] = []
+        self._failures: list[str] = []
+
+    def report(self, machine: str, doing: str, error: Exception) -> None:
+        """Record an error of a supervisor's own, which makes the test's record inconclusive; each one once.
+
+        :param doing: what the supervisor was at, as in "while it handled preadv".
+        """
+        text = f"the supervisor of {machine!r} failed {doing}: {_told(error)}"
+        with self._lock:
+            if text in self._failures:
+                return
+            self._failures.append(text)
+        self._history.note("host", HARNESS_ERROR, {"error": text})
+
+    def check(self) -> None:
+        """:raises SetupError: when a supervisor has failed; calls are not held reliably since."""
+        with self._lock:
+            if self._failures:
+                raise SetupError(self._failures[0], details="\n".join(self._failures[1:]))
 
     def add(self, rule: Rule) -> None:
         """Apply ``rule`` from now on."""
@@ -121,7 +152,10 @@ class Rules:
                 self._rules.remove(rule)
             held, rule.held = rule.held, []
         for call in held:
-            call.answer(GO_ON)
+            try:
+                call.answer(GO_ON)
+            except OSError as exc:  # The others are to go on all the same.
+                self.report(call.machine, f"while it let {call.name} go on", exc)
         return len(held)
 
     def clear(self) -> None:
@@ -133,25 +167,75 @@ class Rules:
         """Whether a rule may be about calls of that name."""
         return any(name in rule.calls for rule in self._rules)
 
-    def decide(self, machine: str, call: Call) -> None:
+    def decide(self, call: Call) -> None:
         """Hold the call, answer it as its rule says, or let it go on."""
         answer = GO_ON
         with self._lock:
-            rule = next((rule for rule in self._rules if rule.matches(call.name, call.path)), None)
+            rule = next((rule for rule in self._rules if rule.matches(call)), None)
             if rule is not None:
                 rule.hits += 1
-                what = {"call": call.name, "path": call.path, "tid": call.tid}
+                what = {"call": call.name, "path": printable(call.path), "tid": call.tid}
                 if rule.error is not None:
                     answer = Answer(error=rule.error)
-                    self._history.note(machine, "hold:failed", {**what, "errno": errno.errorcode[rule.error]})
+                    name = errno.errorcode.get(rule.error, str(rule.error))
+                    self._history.note(call.machine, "hold:failed", {**what, "errno": name})
                 elif rule.halved:
                     answer = call.halve()
-                    self._history.note(machine, "hold:halved", {**what, "bytes": answer.value})
+                    self._history.note(call.machine, "hold:halved", {**what, "bytes": answer.value})
                 else:
+                    rule.machine = call.machine
                     rule.held.append(call)
-                    self._history.note(machine, "hold:held", what)
+                    self._history.note(call.machine, "hold:held", what)
                     return
         call.answer(answer)
+
+
+class _Listener:
+    """The filter's descriptor: each call that asks is received from it once, and answered over it once.
+
+    It is used and closed under a lock: a rule may be lifted when QEMU is long gone, and by then the number
+    may be another file's.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def receive(self) -> bytes | None:
+        """The next notification; ``None`` when its caller was killed before it was heard.
+
+        :raises OSError: when the kernel refuses to say.
+        """
+        buffer = bytearray(_NOTIFICATION.size)
+        try:
+            fcntl.ioctl(self.descriptor, _IOCTL_RECV, buffer)
+        except OSError as exc:
+            if exc.errno in (errno.ENOENT, errno.EINTR):
+                return None
+            raise
+        return bytes(buffer)
+
+    def send(self, response: bytes) -> None:
+        """Answer a call; one whose caller has ended needs no answer.
+
+        :raises OSError: when the kernel does not take the answer.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            try:
+                fcntl.ioctl(self.descriptor, _IOCTL_SEND, response)
+            except OSError as exc:
+                # ENOENT: the caller was killed. EINPROGRESS: it was answered before.
+                if exc.errno not in (errno.ENOENT, errno.EINPROGRESS):
+                    raise
+
+    def close(self) -> None:
+        """Every call that asks from now on fails with ENOSYS."""
+        with self._lock:
+            self._closed = True
+            os.close(self.descriptor)
 
 
 class Supervisor:
@@ -168,70 +252,105 @@ class Supervisor:
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._server.bind(str(path))
         self._server.listen(1)
-        self._server.settimeout(_HANDOVER_TIMEOUT_S)
+        #: Written to when the machine has ended: it may never have come, and a kernel before 5.9 does not
+        #: tell that no process is left under a filter.
+        self._ended = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name=f"hold-{machine}", daemon=True)
         inherit(self._thread)
         self._thread.start()
 
     def join(self, timeout_s: float) -> None:
-        """Wait for the end of the thread."""
+        """The machine has ended: wait for the thread's end, and report one that does not come. Idempotent."""
+        if self._ended == _CLOSED:
+            return
+        os.eventfd_write(self._ended, 1)
         self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            self._rules.report(self._machine, "to end", TimeoutError(f"it still runs after {timeout_s} s"))
+            return
+        os.close(self._ended)
+        self._ended = _CLOSED
 
     def _run(self) -> None:
-        # An OSError means that QEMU never came, or is gone: whoever waits for it says so.
-        with self._server, contextlib.suppress(OSError):
-            connection, _ = self._server.accept()
-            with connection:
-                _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
-            try:
-                self._serve(descriptors[0])
-            finally:
-                os.close(descriptors[0])
-
-    def _serve(self, descriptor: int) -> None:
-        poller = select.poll()
-        poller.register(descriptor, select.POLLIN)
-        # POLLHUP: no process is left that runs under the filter.
-        while not poller.poll()[0][1] & (select.POLLHUP | select.POLLERR):
-            call = self._next(descriptor)
-            if call is None:
-                continue
-            if call.path and not _is_main_thread(call.tid):
-                self._rules.decide(self._machine, call)
-            else:
-                call.answer(GO_ON)
-
-    def _next(self, descriptor: int) -> Call | None:
-        buffer = bytearray(_NOTIFICATION.size)
         try:
-            fcntl.ioctl(descriptor, _IOCTL_RECV, buffer)
-        except OSError as exc:
-            if exc.errno in (errno.ENOENT, errno.EINTR):
-                return None  # The caller was killed before it was heard.
-            raise
-        identity, tid, _, number, _, _, *arguments = _NOTIFICATION.unpack(buffer)
+            with self._server:
+                descriptor = self._handed_over()
+            if descriptor is not None:
+                listener = _Listener(descriptor)
+                try:
+                    self._serve(listener)
+                finally:
+                    listener.close()
+        except Exception as exc:  # In a thread of its own, nobody else would hear of it.
+            self._rules.report(self._machine, "and ended", exc)
+
+    def _handed_over(self) -> int | None:
+        """The filter's descriptor; ``None`` when the machine ended first, which whoever waits for it says."""
+        poller = select.poll()
+        poller.register(self._server, select.POLLIN)
+        poller.register(self._ended, select.POLLIN)
+        if self._ended in dict(poller.poll()):
+            return None
+        connection, _ = self._server.accept()
+        with connection:
+            _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
+        return descriptors[0] if descriptors else None
+
+    def _serve(self, listener: _Listener) -> None:
+        poller = select.poll()
+        poller.register(listener.descriptor, select.POLLIN)
+        poller.register(self._ended, select.POLLIN)
+        while self._ended not in (ready := dict(poller.poll())):
+            # POLLHUP: no process is left that runs under the filter.
+            if ready[listener.descriptor] & (select.POLLHUP | select.POLLERR):
+                return
+            notification = listener.receive()
+            if notification is not None:
+                self._handle(listener, notification)
+
+    def _handle(self, listener: _Listener, notification: bytes) -> None:
+        identity, tid, _, number, _, _, *arguments = _NOTIFICATION.unpack(notification)
+        name = _NAMES.get(number, str(number))
 
         def answer(given: Answer) -> None:
             flags = _FLAG_CONTINUE if given == GO_ON else 0
-            response = _RESPONSE.pack(identity, given.value or 0, -given.error, flags)
-            with contextlib.suppress(OSError):  # The thread that waited, or the whole process, is gone.
-                fcntl.ioctl(descriptor, _IOCTL_SEND, response)
+            listener.send(_RESPONSE.pack(identity, given.value or 0, -given.error, flags))
 
-        name = _NAMES.get(number, str(number))
-        # The path is only read where a rule might want it.
-        path = _path(tid, name, arguments) if self._rules.wants(name) else ""
-        return Call(name, tid, path, arguments, answer)
+        try:
+            # The path is only read where a rule might want it.
+            path = _path(tid, name, arguments) if self._rules.wants(name) else ""
+            if path and not _is_main_thread(tid):
+                self._rules.decide(Call(self._machine, name, tid, path, arguments, answer))
+            else:
+                answer(GO_ON)
+        except Exception as exc:  # Whatever it is: QEMU must not wait for its answer for ever.
+            self._rules.report(self._machine, f"while it handled {name}", exc)
+            answer(GO_ON)
+
+
+def printable(path: str) -> str:
+    """A path for the record, which is UTF-8, whatever bytes the file's name has."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def _told(error: Exception) -> str:
+    return error.message if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
 
 
 def _is_main_thread(tid: int) -> bool:
     try:
         return f"\nTgid:\t{tid}\n" in Path(f"/proc/{tid}/status").read_text()
-    except OSError:
-        return False
+    except OSError as exc:
+        if exc.errno in _ENDED:
+            return False
+        raise
 
 
 def _path(tid: int, name: str, arguments: list[int]) -> str:
-    """The file that a call is about, as an absolute path; empty when it cannot be told."""
+    """The file that a call is about, as an absolute path; empty when the call is about none.
+
+    :raises OSError: when the kernel does not let us look.
+    """
     try:
         if name in _BY_WHOLE_PATH:
             return os.path.normpath(Path(_link(tid, _AT_FDCWD)) / _string(tid, arguments[0]))
@@ -239,8 +358,11 @@ def _path(tid: int, name: str, arguments: list[int]) -> str:
         if name not in _BY_PATH:
             return folder
         return os.path.normpath(Path(folder) / _string(tid, arguments[1]))
-    except OSError:
-        return ""
+    except OSError as exc:
+        # The caller has ended, or its descriptor or address (EIO) is wrong: the call itself fails for that.
+        if exc.errno in (*_ENDED, errno.EIO):
+            return ""
+        raise
 
 
 def _link(tid: int, descriptor: int) -> str:

@@ -321,6 +321,11 @@ class TestNothingLeftBehind:
 
 
 class TestHistoryWellFormed:
+    def test_an_error_of_the_harness_itself(self, story: Story) -> None:
+        story.launched().history.note("host", "harness:error", {"error": "the supervisor failed"})
+        judgement = story.quit().closed().judged(history_well_formed)
+        assert (judgement.verdict, judgement.summary) == (UNKNOWN, "the supervisor failed")
+
     def test_a_record_that_ends_in_the_middle(self, story: Story) -> None:
         assert story.launched().quit().judged(history_well_formed).verdict is UNKNOWN
 

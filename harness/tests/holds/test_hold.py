@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from harness.errors import GuestError, WaitTimeout
+from harness.errors import GuestError, SetupError, WaitTimeout
 from harness.guest.lab import Lab
-from harness.holds.hold import DATA, Held
+from harness.holds.hold import DATA, Held, Hold
 from harness.holds.supervisor import Call, Rule, Rules
-from harness.tests.fakes import World, world
+from harness.qemu.machine import Machine
+from harness.tests.fakes import FakeMachine, World, machine, world
 
 
 @pytest.fixture
@@ -27,9 +29,18 @@ def rule(w: World) -> Rule:
 
 
 @pytest.fixture
-def held(w: World, rule: Rule) -> Held:
-    lab = SimpleNamespace(machines=[w.machine], history=w.machine.history)
-    return Held(cast(Lab, lab), Rules(w.machine.history), rule, w.share)
+def lab(w: World) -> Lab:
+    return cast(Lab, SimpleNamespace(machines=[w.machine], history=w.machine.history, attach=lambda _: None))
+
+
+@pytest.fixture
+def rules(w: World) -> Rules:
+    return Rules(w.machine.history)
+
+
+@pytest.fixture
+def held(w: World, lab: Lab, rules: Rules, rule: Rule) -> Held:
+    return Held(lab, rules, rule, w.share)
 
 
 def a_call() -> Call:
@@ -71,3 +82,61 @@ def test_a_held_call_that_is_no_request(w: World, held: Held, rule: Rule) -> Non
     rule.held.append(a_call())
     with pytest.raises(GuestError, match=r"^no request of share0 is in flight: its virtqueue's inuse is 0"):
         held.in_flight()
+
+
+def test_a_hold_stays_with_the_machine_of_its_request_when_that_is_migrated(
+    w: World, tmp_path: Path, lab: Lab, rules: Rules, held: Held, rule: Rule
+) -> None:
+    """The destination is the lab's newest machine, and has no request in flight."""
+    w.qmp.on("x-query-virtio-queue-status", {"inuse": 1})
+    rules.add(rule)
+    tid = threading.get_native_id()
+    rules.decide(Call(w.machine.name, "preadv", tid, str(w.share.path), [], lambda answer: None))
+    held.wait_caught()
+    destination = machine(tmp_path, replace(w.machine.spec, name="successor-1"), w.machine.history)
+    destination.qmp.on("x-query-virtio-queue-status", {"inuse": 0})
+    lab.machines.append(cast(Machine, destination))
+    held.in_flight()
+    assert destination.qmp.sent == []
+    assert [entry.actor for entry in w.notes("hold:inuse")] == [w.machine.name] * 2
+
+
+def test_a_hold_of_a_machine_that_is_given(w: World, tmp_path: Path, lab: Lab) -> None:
+    """Of two that run, the older one; the other's calls go on."""
+    destination = machine(tmp_path, replace(w.machine.spec, name="successor-1"), w.machine.history)
+    lab.machines.append(cast(Machine, destination))
+    w.qmp.on("x-query-virtio-queue-status", {"inuse": 1})
+    hold, went_on = Hold(lab), []
+
+    def call(by: FakeMachine) -> Call:
+        tid = threading.get_native_id()
+        return Call(by.name, "preadv", tid, str(w.share.path), [], lambda answer: went_on.append(by.name))
+
+    with hold.requests(w.share, machine=cast(Machine, w.machine)) as held:
+        hold._rules.decide(call(destination))
+        assert (held.count, went_on) == (0, ["successor-1"])
+        hold._rules.decide(call(w.machine))
+        held.wait_caught()
+    assert went_on == ["successor-1", w.machine.name]
+
+
+def test_a_supervisor_that_failed_is_the_cause_of_a_request_that_is_never_held(
+    w: World, held: Held, rules: Rules
+) -> None:
+    rules.report("source", "while it handled preadv", PermissionError("no"))
+    with pytest.raises(SetupError, match=r"^the supervisor of 'source' failed while it handled preadv"):
+        held.wait_caught()
+
+
+@pytest.mark.parametrize("passing", [True, False])
+def test_a_supervisor_that_failed_fails_the_block(w: World, lab: Lab, passing: bool) -> None:
+    """Whatever the block itself came to."""
+    hold = Hold(lab)
+
+    def use() -> None:
+        with hold.requests(w.share):
+            hold._rules.report("source", "while it handled preadv", PermissionError("no"))
+            assert passing, "a symptom"
+
+    with pytest.raises(SetupError, match=r"^the supervisor of 'source' failed"):
+        use()

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import errno
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from harness.deadline import hold_for, wait_until
-from harness.errors import UsageError
+from harness.errors import SetupError, UsageError
+from harness.history import HARNESS_ERROR as NOTED
 from harness.history import History, read
-from harness.holds import seccomp
-from harness.holds.supervisor import Rule, Rules, Supervisor
+from harness.holds import seccomp, supervisor
+from harness.holds.supervisor import Call, Rule, Rules, Supervisor
 
 #: Python's os.preadv is preadv2 where the C library has that.
 READ = frozenset(["preadv", "preadv2"])
@@ -193,9 +197,12 @@ def test_the_supervisor_ends_with_a_process_that_is_killed_while_held(
     rules.add(rule := Rule(READ, file.parent))
     child.ask(f"worker preadv {file}")
     held(rule)
-    child.end()
-    assert not child.supervisor._thread.is_alive()
+    child.process.kill()
+    child.process.communicate()
+    # By itself, before anybody says that the machine has ended.
+    wait_until(lambda: not child.supervisor._thread.is_alive(), what="the thread's end", timeout_s=20)
     rules.lift(rule)  # Nobody is there to go on; that is no error.
+    rules.check()
 
 
 @pytest.mark.parametrize("calls", [frozenset(), frozenset(["preadv", "reboot"])])
@@ -235,3 +242,117 @@ def test_a_write_transfers_half_of_what_it_should(child: Child, rules: Rules, fi
     child.ask(f"worker pwritev {file}")
     assert child.answer() == "ok 4"
     assert file.read_text() == "WXYZent"
+
+
+def errors(tmp_path: Path) -> list[str]:
+    """What is on record of the supervisor's own errors."""
+    return [cast(dict[str, str], e.value)["error"] for e in read(tmp_path / "history.ndjson") if e.f == NOTED]
+
+
+def test_an_error_of_its_own_stops_no_call_and_is_on_record_once(
+    child: Child, rules: Rules, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where Yama forbids to read another process's memory."""
+
+    def denied(tid: int, address: int) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", f"/proc/{tid}/mem")
+
+    tid = child.process.pid
+    monkeypatch.setattr(supervisor, "_string", lambda _tid, address: denied(tid, address))
+    rules.add(rule := Rule(frozenset(["newfstatat"]), file.parent))
+    for _ in range(2):
+        child.ask(f"worker stat {file}")
+        assert child.answer() == "ok"
+    assert rule.hits == 0
+    expected = (
+        "the supervisor of 'child' failed while it handled newfstatat: "
+        f"PermissionError: [Errno 13] Permission denied: '/proc/{tid}/mem'"
+    )
+    with pytest.raises(SetupError) as error:
+        rules.check()
+    assert str(error.value) == expected
+    assert errors(tmp_path) == [expected]
+
+
+def test_a_call_that_cannot_be_halved_is_done_in_full_and_that_is_on_record(
+    child: Child, rules: Rules, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An errno in its place would be one that no file system gave."""
+    rules.add(Rule(READ, file.parent, halved=True))
+    with monkeypatch.context() as patch:
+        real = os.open
+
+        def denied(path: str, *more: int) -> int:
+            if str(path).startswith("/proc/"):
+                raise PermissionError(errno.EACCES, "Permission denied", path)
+            return real(path, *more)
+
+        patch.setattr("harness.holds.shortened.os.open", denied)
+        child.ask(f"worker preadv {file}")
+        assert child.answer() == "ok 7 content"
+    (error,) = errors(tmp_path)
+    assert error.endswith("/mem: Permission denied")
+
+
+def test_an_errno_without_a_name(child: Child, rules: Rules, file: Path, tmp_path: Path) -> None:
+    """QEMU's fsdev hands any number on."""
+    rules.add(Rule(frozenset(["fsync"]), file.parent, error=250))
+    child.ask(f"worker fsync {file}")
+    assert child.answer() == "250"
+    assert errors(tmp_path) == []
+
+
+def test_a_file_whose_name_is_not_text(rules: Rules, file: Path, tmp_path: Path) -> None:
+    """The record can still be read."""
+    rules.add(Rule(READ, file.parent))
+    odd = str(file.parent / os.fsdecode(b"odd\xff"))
+    rules.decide(Call("source", "preadv", 1, odd, [], lambda answer: None))
+    (entry,) = [e for e in read(tmp_path / "history.ndjson") if e.f == "hold:held"]
+    assert cast(dict[str, str], entry.value)["path"] == f"{file.parent}/odd\\xff"
+
+
+def test_a_rule_that_holds_a_call_is_of_that_machine_from_then_on(rules: Rules, file: Path) -> None:
+    """A migration's destination has the same share; its calls go on."""
+    went_on: list[str] = []
+
+    def call(machine: str) -> Call:
+        return Call(machine, "preadv", 1, str(file), [], lambda answer: went_on.append(machine))
+
+    rules.add(rule := Rule(READ, file.parent))
+    for machine in ("source", "successor-1", "source"):
+        rules.decide(call(machine))
+    assert went_on == ["successor-1"]
+    assert [held.machine for held in rule.held] == ["source", "source"]
+
+
+def test_a_machine_that_never_came_ends_its_supervisor(rules: Rules, tmp_path: Path) -> None:
+    waiting = Supervisor(tmp_path / "hold", "nobody", rules)
+    waiting.join(20)
+    waiting.join(20)
+    assert not waiting._thread.is_alive()
+    rules.check()
+
+
+def test_a_launcher_that_ends_before_it_hands_over(rules: Rules, tmp_path: Path) -> None:
+    waiting = Supervisor(tmp_path / "hold", "nobody", rules)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as launcher:
+        launcher.connect(str(tmp_path / "hold"))
+    wait_until(lambda: not waiting._thread.is_alive(), what="the thread's end", timeout_s=20)
+    waiting.join(20)
+    rules.check()
+
+
+def test_something_else_than_a_filter_is_handed_over(rules: Rules, tmp_path: Path) -> None:
+    """The thread's end is on record: what the machine asks from then on fails with ENOSYS."""
+    waiting = Supervisor(tmp_path / "hold", "source", rules)
+    readable, writable = os.pipe()
+    os.write(writable, b"!")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as launcher:
+        launcher.connect(str(tmp_path / "hold"))
+        socket.send_fds(launcher, [b"!"], [readable])
+    wait_until(lambda: errors(tmp_path), what="the error on record", timeout_s=20)
+    os.close(readable)
+    os.close(writable)
+    waiting.join(20)
+    (error,) = errors(tmp_path)
+    assert error.startswith("the supervisor of 'source' failed and ended: OSError: [Errno 25]")
