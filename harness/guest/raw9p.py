@@ -22,13 +22,16 @@ from harness.guest.p9 import T
 from harness.qemu.acpi import eject_writes
 from harness.qemu.deletion import Deletion
 from harness.qemu.machine import Machine
-from harness.qemu.spec import Share
+from harness.qemu.spec import SLOTS, Share
 
 MSIZE = 8192
 _CONFIG_ADDRESS, _CONFIG_DATA = 0xCF8, 0xCFC
 _IO_BASE, _IO_SIZE = 0xC000, 0x40
-_MEMORY_BASE, _MEMORY_SIZE = 0x400000, 0x200000
-_REQUEST_BASE, _REQUEST_SIZE = 0x10000, 0x4000
+#: Where the devices' memory begins; they share the rest of the guest's.
+_MEMORY_BASE = 0x400000
+#: Bytes for a request, and for its answer; more than MSIZE.
+_REQUEST_SIZE = 0x4000
+_PAGE = 4096
 # Offsets in virtio's legacy registers.
 _GUEST_FEATURES, _QUEUE_PFN, _QUEUE_SIZE, _QUEUE_SELECT, _QUEUE_NOTIFY, _STATUS = 4, 8, 12, 14, 16, 18
 _DRIVER_OK = 7
@@ -51,6 +54,34 @@ class Request:
     tag: int
     kind: int
     head: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything of one device lies, in bytes from the beginning of its memory.
+
+    The ring is virtio's legacy one (virtio 1.2, 2.7.2). After it come the buffers, one for each descriptor;
+    a request takes two of them, one after the other.
+
+    :ivar places: how many requests there is room for.
+    """
+
+    available: int
+    used: int
+    buffers: int
+    places: int
+
+    @classmethod
+    def of(cls, queue_size: int, room: int) -> Layout:
+        """For a queue of ``queue_size`` descriptors in ``room`` bytes."""
+        available = 16 * queue_size
+        used = _aligned(available + 6 + 2 * queue_size)
+        buffers = _aligned(used + 6 + 8 * queue_size)
+        return cls(available, used, buffers, min(queue_size // 2, (room - buffers) // (2 * _REQUEST_SIZE)))
+
+
+def _aligned(offset: int) -> int:
+    return offset + _PAGE - 1 & ~(_PAGE - 1)
 
 
 class RawGuest:
@@ -106,9 +137,11 @@ class RawDriver:
         self._qtest, self._machine, self.share = guest.qtest, guest.machine, share
         self._slot = int(guest.machine.spec.machine_type.place(share.slot)["addr"], 16)
         self._io = _IO_BASE + share.slot * _IO_SIZE
-        self._memory = _MEMORY_BASE + share.slot * _MEMORY_SIZE
-        self._tag = 0
-        #: The heads of the requests without an answer, and how far the used ring was read.
+        room = (guest.machine.spec.memory_mib << 20) - _MEMORY_BASE
+        self._room = room // SLOTS & ~(_PAGE - 1)
+        self._memory = _MEMORY_BASE + share.slot * self._room
+        #: How many requests were sent, the heads of those without an answer, how far the used ring was read.
+        self._sent = 0
         self._in_flight: set[int] = set()
         self._used_seen = 0
         self.fids: set[int] = set()
@@ -122,13 +155,13 @@ class RawDriver:
         self._qtest.outl(self._io + _GUEST_FEATURES, 0)
         self._qtest.outw(self._io + _QUEUE_SELECT, 0)
         self._size = self._qtest.inw(self._io + _QUEUE_SIZE)
-        if not 0 < self._size <= 1024:
+        if not 1 < self._size <= 1024:
             raise GuestError(f"{self.share.id}: no virtqueue behind port {self._io:#x}; is it plugged in?")
-        self._available = self._memory + 16 * self._size
-        used_offset = 16 * self._size + 6 + 2 * self._size
-        self._used = self._memory + (used_offset + 4095 & ~4095)
-        self._in_flight.clear()
-        self._used_seen = 0
+        layout = Layout.of(self._size, self._room)
+        self._available, self._used = self._memory + layout.available, self._memory + layout.used
+        self._buffers = self._memory + layout.buffers
+        #: How many requests can be in flight.
+        self.places = layout.places
         self._qtest.write(self._available, bytes(6 + 2 * self._size))
         self._qtest.write(self._used, bytes(8))
         self._qtest.outl(self._io + _QUEUE_PFN, self._memory >> 12)
@@ -148,17 +181,19 @@ class RawDriver:
         """Put a request into the ring, and do not wait.
 
         :param tag: a tag of the caller's own choice. :param size: a length to claim instead of the true one.
-        :raises UsageError: when the ring is full.
+        :raises UsageError: when the ring is full, or the request is too long.
         """
-        self._tag += 1
-        number = self._tag - 1
-        tag = self._tag if tag is None else tag
+        # Neither 0, which means nothing, nor NOTAG (kernel: include/net/9p/9p.h).
+        tag = self._sent % 0xFFFE + 1 if tag is None else tag
         message = struct.pack("<IBH", 7 + len(body) if size is None else size, kind, tag) + body
-        head = number * 2 % self._size
-        if head in self._in_flight:
-            raise UsageError(f"{self.share.id}: more requests in flight than the ring of {self._size} holds")
+        if len(message) > _REQUEST_SIZE:
+            raise UsageError(
+                f"{self.share.id}: {_name(kind)} has {len(message)} bytes, and its place {_REQUEST_SIZE}"
+            )
+        head = self._free_head()
+        number, self._sent = self._sent, self._sent + 1
         self._in_flight.add(head)
-        out = self._memory + _REQUEST_BASE + head * _REQUEST_SIZE
+        out = self._buffers + head * _REQUEST_SIZE
         self._qtest.write(out, message)
         chain = struct.pack("<QIHH", out, len(message), _DESC_NEXT, head + 1)
         chain += struct.pack("<QIHH", out + _REQUEST_SIZE, _REQUEST_SIZE, _DESC_WRITE, 0)
@@ -168,9 +203,23 @@ class RawDriver:
         self._qtest.outw(self._io + _QUEUE_NOTIFY, 0)
         return Request(tag, kind, head)
 
+    def _free_head(self) -> int:
+        """The first descriptor of a place without a request, in turn."""
+        turn = [2 * ((self._sent + step) % self.places) for step in range(self.places)]
+        if turn[0] in self._in_flight:
+            self._collect()
+        free = [head for head in turn if head not in self._in_flight]
+        if not free:
+            raise UsageError(
+                f"{self.share.id}: {self.places} requests are in flight, and its ring of {self._size} "
+                "descriptors takes no more; wait for an answer first"
+            )
+        return free[0]
+
     def answered(self) -> int:
-        """How many requests were answered so far (the used ring's index)."""
-        return int(struct.unpack("<H", self._qtest.read(self._used + 2, 2))[0])
+        """How many requests were answered so far."""
+        (index,) = struct.unpack("<H", self._qtest.read(self._used + 2, 2))  # It has 16 bits.
+        return self._used_seen + (int(index) - self._used_seen & 0xFFFF)
 
     def expect_answered(self, count: int) -> None:
         """:raises Violation: when more, or fewer, requests than ``count`` were answered so far."""
@@ -188,7 +237,7 @@ class RawDriver:
             timeout_s=timeout_s,
             interval_s=0.001,
         )
-        place = self._memory + _REQUEST_BASE + (request.head + 1) * _REQUEST_SIZE
+        place = self._buffers + (request.head + 1) * _REQUEST_SIZE
         size, kind, tag = struct.unpack("<IBH", self._qtest.read(place, 7))
         body = self._qtest.read(place + 7, size - 7) if size > 7 else b""
         if kind == T.RLERROR:
@@ -200,12 +249,15 @@ class RawDriver:
         return body
 
     def _is_answered(self, request: Request) -> bool:
-        """Takes what is new in the used ring into account; answers come in any order."""
+        self._collect()
+        return request.head not in self._in_flight
+
+    def _collect(self) -> None:
+        """Take what is new in the used ring into account; answers come in any order."""
         for number in range(self._used_seen, self.answered()):
             entry = self._qtest.read(self._used + 4 + 8 * (number % self._size), 4)
             self._in_flight.discard(struct.unpack("<I", entry)[0])
             self._used_seen += 1
-        return request.head not in self._in_flight
 
     def call(self, kind: int, body: bytes = b"") -> bytes:
         """Send a request and wait for its answer."""

@@ -31,9 +31,9 @@ class FakeQtest:
         self.lines: list[str] = []
         #: Sent before the next answer, or instead of it.
         self.before, self.instead = b"", b""
-        self._memory = bytearray(1 << 23)
+        self._memory = bytearray(1 << 28)  # As much as a machine has; the pages come as they are used.
         self._ring = 0
-        self._served = 0
+        self._taken = self._served = 0
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen(1)
@@ -64,7 +64,7 @@ class FakeQtest:
         elif command.startswith("in"):
             return hex(self.queue_size)
         elif command == "outl" and numbers[0] & 0x3F == _PFN and numbers[0] >= 0xC000:
-            self._ring, self._served = numbers[1] << 12, 0
+            self._ring, self._taken, self._served = numbers[1] << 12, 0, 0
         elif command == "outw" and numbers[0] & 0x3F == _NOTIFY:
             self._notified()
         return ""
@@ -72,7 +72,8 @@ class FakeQtest:
     def _notified(self) -> None:
         available = self._ring + 16 * self.queue_size
         used = self._ring + (18 * self.queue_size + 6 + 4095 & ~4095)
-        (head,) = struct.unpack_from("<H", self._memory, available + 4 + 2 * (self._served % self.queue_size))
+        (head,) = struct.unpack_from("<H", self._memory, available + 4 + 2 * (self._taken % self.queue_size))
+        self._taken += 1
         (out,) = struct.unpack_from("<Q", self._memory, self._ring + 16 * head)
         (into,) = struct.unpack_from("<Q", self._memory, self._ring + 16 * (head + 1))
         size, kind, tag = struct.unpack_from("<IBH", self._memory, out)

@@ -1,20 +1,28 @@
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
+from harness.actions.stream import UNIX
+from harness.artifacts import Artifacts
 from harness.channel.qtest import Qtest
 from harness.errors import GuestError, UsageError, Violation, WaitTimeout
 from harness.guest import p9
 from harness.guest.lab import Lab
 from harness.guest.p9 import NOFID, T
 from harness.guest.raw9p import NineError, RawDriver, RawGuest, make_files
+from harness.history import read
+from harness.holds.hold import STAT, Hold
+from harness.matrix import DEFAULT, Matrix, Selection
 from harness.qemu.spec import MACHINE_TYPES
+from harness.reaper import RunFolder
 from harness.tests.channel.fake_qtest import Answer, FakeQtest, echo
 from harness.tests.fakes import World
 from harness.tests.qemu.specs import share
@@ -23,21 +31,29 @@ Drive = Callable[..., RawDriver]
 
 
 @pytest.fixture
-def drive(tmp_path: Path, world: World) -> Iterator[Drive]:
-    """A driver whose device answers as the test says."""
-    made: list[FakeQtest | Qtest] = []
+def fakes() -> list[FakeQtest]:
+    """The devices that ``drive`` made."""
+    return []
 
-    def make(answer: Answer = echo, *, queue_size: int = 128) -> RawDriver:
-        path = tmp_path / "qtest"
-        made.append(FakeQtest(path, answer=answer, queue_size=queue_size))
+
+@pytest.fixture
+def drive(tmp_path: Path, world: World, fakes: list[FakeQtest]) -> Iterator[Drive]:
+    """A driver whose device answers as the test says."""
+    made: list[Qtest] = []
+
+    def make(answer: Answer = echo, *, queue_size: int = 128, slot: int = 0) -> RawDriver:
+        path = tmp_path / f"qtest{len(made)}"
+        fakes.append(FakeQtest(path, answer=answer, queue_size=queue_size))
         qtest = Qtest(path)
         made.append(qtest)
         guest = SimpleNamespace(qtest=qtest, machine=world.machine)
-        return RawDriver(cast(RawGuest, guest), share())
+        return RawDriver(cast(RawGuest, guest), replace(share(), slot=slot))
 
     yield make
-    for each in made:
-        each.close()
+    for fake in fakes:
+        fake.close()
+    for qtest in made:
+        qtest.close()
 
 
 def test_a_session(drive: Drive) -> None:
@@ -82,8 +98,63 @@ def test_an_old_answer_in_a_reused_place_is_not_taken_for_a_new_one(drive: Drive
     reusing = driver.send(T.CLUNK, bytes(4))
     with pytest.raises(WaitTimeout):
         driver.wait_answer(reusing, timeout_s=0.1)
-    with pytest.raises(UsageError, match=r"^share0: more requests in flight than the ring of 8 holds$"):
+    with pytest.raises(UsageError, match=r"^share0: 4 requests are in flight, and its ring of 8 descriptors"):
         [driver.send(T.CLUNK, bytes(4)) for _ in range(4)]
+
+
+@pytest.mark.parametrize("queue_size", [2, 8, 64, 128, 256, 1024])
+def test_nothing_of_a_device_overlaps(drive: Drive, fakes: list[FakeQtest], queue_size: int) -> None:
+    """With as many requests in flight as the ring takes, and not one more; nor with another device's."""
+    spans = []
+    for slot in (0, 1):
+        driver = drive(lambda *_request: None, queue_size=queue_size, slot=slot)
+        begin = len(fakes[-1].lines)
+        for number in range(queue_size // 2):
+            driver.send(T.CLUNK, struct.pack("<I", number))
+        with pytest.raises(UsageError, match=r"takes no more; wait for an answer first$"):
+            driver.send(T.CLUNK, bytes(4))
+        spans += spans_of(fakes[-1].lines[begin:])
+    assert len(spans) == 2 * 3 * (queue_size // 2)
+    spans.sort()
+    assert spans[-1][1] <= 256 << 20, "beyond the guest's memory"
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
+
+
+def spans_of(lines: list[str]) -> list[tuple[int, int]]:
+    """From where to where: each request, its descriptors, and the place of its answer."""
+    found = []
+    for address, data in (line.split()[1::2] for line in lines if line.startswith("write ")):
+        begin, content = int(address, 16), bytes.fromhex(data.removeprefix("0x"))
+        if len(content) > 2:  # Not the available ring's words.
+            found.append((begin, begin + len(content)))
+        if len(content) == 32:  # Two descriptors; the device writes where the second one says.
+            into, size = struct.unpack("<QI", content[16:28])
+            found.append((into, into + size))
+    return found
+
+
+def test_a_place_is_taken_again_when_it_is_free(drive: Drive) -> None:
+    """A request that is never answered costs its own place, and not the turn of all others."""
+    driver = drive(lambda kind, tag, body: None if tag == 1 else (kind + 1, tag, body), queue_size=8)
+    waiting = driver.send(T.CLUNK, bytes(4))
+    for number in range(20):
+        assert driver.call(T.CLUNK, struct.pack("<I", number)) == struct.pack("<I", number)
+        assert not driver._is_answered(waiting)
+
+
+def test_a_request_longer_than_its_place(drive: Drive) -> None:
+    driver = drive()
+    with pytest.raises(UsageError, match=r"^share0: Twrite has 16407 bytes, and its place 16384$"):
+        driver.send(T.WRITE, bytes(16400))
+
+
+def test_more_requests_than_16_bits_count(drive: Drive, fakes: list[FakeQtest]) -> None:
+    """The ring's index and the tags begin anew; the numbers that are told do not."""
+    driver = drive(queue_size=8)
+    driver._sent = driver._used_seen = fakes[0]._taken = fakes[0]._served = 0xFFFD
+    for number in range(6):
+        assert driver.call(T.CLUNK, struct.pack("<I", number)) == struct.pack("<I", number)
+        assert driver.answered() == 0xFFFE + number
 
 
 def test_an_error_carries_its_number(drive: Drive) -> None:
@@ -141,3 +212,66 @@ def test_bodies() -> None:
 def test_files_on_the_host(tmp_path: Path) -> None:
     assert make_files(tmp_path, 2) == ["file0", "file1"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file0", "file1"]
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    run = RunFolder()
+    matrix = Matrix(Selection(machines=("pc",), accel="tcg"))
+    made = Lab(matrix.cell(DEFAULT, DEFAULT, "pc"), run, Artifacts.create(tmp_path, "raw"))
+    yield made
+    made.close()
+    run.close()
+
+
+@pytest.mark.qemu
+def test_as_many_requests_as_the_ring_takes_beside_another_device(lab: Lab) -> None:
+    """Each reads its own file to the end, and leaves the memory of the device in the next place alone."""
+    hold = Hold(lab)
+    first, second = lab.shares[:2]
+    names = make_files(first.path, 64)
+    make_files(second.path, 1)
+    raw = RawGuest(lab)
+    busy, other = raw.plug(first), raw.plug(second)
+    for driver in (busy, other):
+        driver.version()
+        driver.attach(0)
+    assert busy.places == len(names)
+    for fid, name in enumerate(names, start=1):
+        busy.walk(0, fid, name)
+        busy.open(fid)
+    with hold.requests(first) as held:
+        before = raw.qtest.read(other._memory, 0x8000)
+        reads = [busy.send(T.READ, p9.read(fid, 0, 100)) for fid in range(1, len(names) + 1)]
+        held.wait_in_flight(len(names))
+        assert raw.qtest.read(other._memory, 0x8000) == before, "the ring of another device was written to"
+        other.version()  # QEMU needs none of its 64 worker threads for it, which are all taken.
+    assert [busy.wait_answer(read)[4:].decode() for read in reads] == names
+    other.attach(0)
+    other.walk(0, 1, "file0")
+    other.open(1)
+    assert other.read(1, 0, 100) == b"file0"
+
+
+@pytest.mark.qemu
+def test_a_hold_stays_with_the_source_of_a_migration(lab: Lab) -> None:
+    """A Tattach in flight does not block it, so both machines are there, and the witness asks the source."""
+    hold, share = Hold(lab), lab.shares[0]
+    raw = RawGuest(lab)
+    driver = raw.plug(share)
+    driver.version()
+    with hold.requests(share, *STAT) as held:
+        driver.send(T.ATTACH, p9.attach(0))
+        held.wait_caught()
+        destination = lab.launch_successor(raw.machine)
+        UNIX.prepare(raw.machine, destination)
+        raw.machine.qmp.execute("migrate", {"uri": UNIX.open(raw.machine, destination)})
+        raw.machine.wait_until(
+            lambda: raw.machine.qmp.execute("query-migrate").get("status") == "completed",
+            what="the migration to complete",
+            timeout_s=20,
+        )
+        held.in_flight()
+        held.waiting()
+    told = [e.actor for e in read(lab.history.path) if e.f in ("hold:inuse", "hold:waiting")]
+    assert set(told) == {raw.machine.name}
