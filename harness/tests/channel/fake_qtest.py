@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import socket
 import struct
 import threading
@@ -31,7 +32,7 @@ class FakeQtest:
         self.lines: list[str] = []
         #: Sent before the next answer, or instead of it.
         self.before, self.instead = b"", b""
-        self._memory = bytearray(1 << 28)  # As much as a machine has; the pages come as they are used.
+        self._memory = mmap.mmap(-1, 1 << 28)  # As much as a machine has; pages come as they are used.
         self._ring = 0
         self._taken = self._served = 0
         self._listener = socket.socket(socket.AF_UNIX)
