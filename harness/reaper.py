@@ -5,17 +5,23 @@ started for it carries :data:`MARK` in its environment, so "who belongs to this 
 for ``/proc`` and not for anybody's memory. A small watching process holds the end of a pipe; when its
 owner ends, in whatever way, the pipe closes, and the watcher ends those processes and removes the
 folder. Should the watcher be killed as well, the next run's :func:`sweep` does the same.
+
+Whether an owner lives is told by a lock that dies with it (:func:`own`), and not by its process id:
+containers that share a temporary folder do not see each other's processes, and count them from 1 alike.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from harness.deadline import wait_until
@@ -24,7 +30,7 @@ from harness.errors import WaitTimeout
 #: The environment variable that ties a process to its run folder.
 MARK = "HARNESS_RUN_FOLDER"
 PREFIX = "harness-"
-_OWNER = "owner"
+_LOCK = "lock"
 
 
 class RunFolder:
@@ -36,7 +42,7 @@ class RunFolder:
 
     def __init__(self, parent: Path | None = None) -> None:
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-        (self.path / _OWNER).write_text(f"{os.getpid()} {start_time(os.getpid())}\n")
+        self._lock = own(self.path)
         environment = {k: v for k, v in os.environ.items() if k != MARK}
         environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
         self._watcher = subprocess.Popen(
@@ -62,6 +68,8 @@ class RunFolder:
             self._watcher.stdin.close()
         self._watcher.wait()
         clear(self.path)
+        disown(self._lock)
+        self._lock = None
 
 
 def start_time(pid: int) -> int:
@@ -114,18 +122,81 @@ def clear(folder: Path, *, patience_s: float = 10.0) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def own(folder: Path) -> int | None:
+    """Lock ``folder`` as this process's, for as long as this process lives or until :func:`disown`.
+
+    The lock is of the open file (``man 2 flock``). Programs that this process starts do not inherit it,
+    because Python's descriptors are closed by ``exec``: a QEMU, or the watcher, does not keep the folder.
+    Containers of one host share it with the file, and NFS clients where their mount shares locks.
+
+    :returns: the descriptor that holds it, or ``None`` on a file system without locks: such a folder is never
+        taken for abandoned.
+    """
+    # The lock comes with the name: a file that is there and not locked is that of an owner who is gone.
+    making = folder / f"{_LOCK}.new"
+    descriptor = os.open(making, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # ENOLCK, EOPNOTSUPP, ENOSYS: no locks here.
+        os.close(descriptor)
+        return None
+    making.rename(folder / _LOCK)
+    return descriptor
+
+
+def disown(lock: int | None) -> None:
+    """Give up what :func:`own` returned."""
+    if lock is not None:
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def abandoned(folder: Path) -> Iterator[bool]:
+    """Whether the owner of ``folder`` is gone; if so, it is this process's own until the block is left.
+
+    A folder without a lock is not: it may be just being made, or somebody else's.
+    """
+    try:
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:
+        yield False
+        return
+    try:
+        yield _take(lock)
+    finally:
+        os.close(lock)
+
+
+def _take(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # EWOULDBLOCK: its owner lives, or another process clears it up at this moment.
+        return False
+    return os.fstat(lock).st_nlink > 0  # Another one has cleared it up before.
+
+
 def sweep(parent: Path | None = None) -> list[Path]:
-    """Clear the run folders whose owner is gone; returns those that were cleared."""
+    """Clear the run folders whose owner is gone; returns those that were cleared.
+
+    One of another PID namespace is removed as well; what its owner started there ends with the namespace.
+    """
     cleared = []
     for folder in Path(parent or tempfile.gettempdir()).glob(PREFIX + "*"):
-        try:
-            pid, started = (int(word) for word in (folder / _OWNER).read_text().split())
-        except (OSError, ValueError):
+        if not _is_own_folder(folder):
             continue
-        if folder.stat().st_uid == os.getuid() and start_time(pid) != started:
-            clear(folder)
-            cleared.append(folder)
+        with abandoned(folder) as gone:
+            if gone:
+                clear(folder)
+                cleared.append(folder)
     return cleared
+
+
+def _is_own_folder(path: Path) -> bool:
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
 
 
 def _watch(folder: Path) -> None:

@@ -6,7 +6,6 @@ temporary folder beside it, which is renamed into place when it is complete.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -98,12 +97,13 @@ class Cache:
         with told_in_one_line(self.root):
             parent = self._folder("tmp")
             _sweep(parent)
-            owner = f"{os.getpid()}-{reaper.start_time(os.getpid())}-"
-            folder = Path(tempfile.mkdtemp(prefix=owner, dir=parent))
+            folder = Path(tempfile.mkdtemp(prefix="fill-", dir=parent))
+            lock = reaper.own(folder)
             try:
                 yield folder
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
+                reaper.disown(lock)
 
     def _folder(self, name: str) -> Path:
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -174,7 +174,6 @@ def _read_text(path: Path) -> str:
 def _sweep(parent: Path) -> None:
     """Remove the scratch folders whose process is gone."""
     for folder in parent.iterdir():
-        with contextlib.suppress(ValueError):
-            pid, started, _ = folder.name.split("-", 2)
-            if reaper.start_time(int(pid)) != int(started):
+        with reaper.abandoned(folder) as gone:
+            if gone:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,7 +12,17 @@ from pathlib import Path
 import pytest
 
 from harness.deadline import wait_until
-from harness.reaper import MARK, RunFolder, processes_of, start_time, sweep
+from harness.reaper import (
+    MARK,
+    PREFIX,
+    RunFolder,
+    abandoned,
+    disown,
+    own,
+    processes_of,
+    start_time,
+    sweep,
+)
 
 OWNER = """
 import subprocess, sys
@@ -24,12 +35,18 @@ for session in (False, True):
 print(folder.path, folder._watcher.pid, flush=True)
 sys.stdin.read()
 """
+SWEEP = """
+import sys
+from pathlib import Path
+from harness.reaper import sweep
+print(sweep(Path(sys.argv[1])))
+"""
 
 
 class Owner:
-    def __init__(self, parent: Path) -> None:
+    def __init__(self, parent: Path, *prefix: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", OWNER, str(parent)],
+            [*prefix, sys.executable, "-c", OWNER, str(parent)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -43,6 +60,12 @@ class Owner:
 
     def gone(self) -> bool:
         return not self.folder.exists() and not processes_of(self.folder)
+
+    def watcher_outside(self) -> int:
+        """The watcher's process id here, where its namespace is another."""
+        words = f"harness.reaper\0{self.folder}\0".encode()
+        found = [p for p in Path("/proc").glob("[0-9]*/cmdline") if words in p.read_bytes()]
+        return int(found[0].parent.name)
 
     def kill(self, number: int) -> None:
         self.process.send_signal(number)
@@ -73,6 +96,87 @@ def test_a_sweep_leaves_the_living_alone(tmp_path: Path) -> None:
     owner.kill(signal.SIGKILL)
     wait_until(owner.gone, what="the end of everything", timeout_s=20)
     assert (tmp_path / "harness-not-ours").exists()
+
+
+@pytest.fixture(scope="module")
+def namespace() -> tuple[str, ...]:
+    """What runs a command in a PID namespace of its own, as a container does, with its own ``/proc``."""
+    why = ""
+    for user in ((), ("--map-root-user",)):
+        words = ("unshare", *user, "--pid", "--fork", "--kill-child", "--mount-proc")
+        try:
+            tried = subprocess.run([*words, "true"], capture_output=True, text=True, check=False, timeout=60)
+        except OSError as exc:
+            pytest.skip(f"no unshare: {exc}")
+        if tried.returncode == 0:
+            return words
+        why = tried.stderr.strip()
+    pytest.skip(f"no PID namespace: {why}")
+
+
+def test_a_sweep_leaves_the_living_of_another_pid_namespace_alone(
+    tmp_path: Path, namespace: tuple[str, ...]
+) -> None:
+    """Two containers share their temporary folder; neither finds the other's owner among its processes."""
+    outside, inside = Owner(tmp_path), Owner(tmp_path, *namespace)
+    assert sweep(tmp_path) == []
+    words = [sys.executable, "-c", SWEEP, str(tmp_path)]
+    swept = subprocess.run([*namespace, *words], capture_output=True, text=True, check=True, timeout=60)
+    assert swept.stdout == "[]\n"
+    for owner in (outside, inside):
+        assert owner.folder.exists()
+        assert len(processes_of(owner.folder)) == 2
+        owner.kill(signal.SIGKILL)
+    wait_until(outside.gone, what="the end of everything", timeout_s=60)
+
+
+def test_a_sweep_clears_what_a_container_that_is_gone_has_left(
+    tmp_path: Path, namespace: tuple[str, ...]
+) -> None:
+    """The kernel ends all of a PID namespace with its first process, the watcher included."""
+    owner = Owner(tmp_path, *namespace)
+    # By hand all the same: in the last moment it may see its owner's end.
+    os.kill(owner.watcher_outside(), signal.SIGKILL)
+    owner.kill(signal.SIGKILL)
+    wait_until(lambda: not processes_of(owner.folder), what="the end of the namespace", timeout_s=60)
+    assert sweep(tmp_path) == [owner.folder]
+    assert owner.gone()
+
+
+def test_a_folder_without_a_lock_may_be_just_being_made(tmp_path: Path) -> None:
+    (tmp_path / f"{PREFIX}new").mkdir()
+    half = tmp_path / f"{PREFIX}half"
+    half.mkdir()
+    (half / "lock.new").touch()
+    (tmp_path / f"{PREFIX}file").touch()
+    (tmp_path / f"{PREFIX}link").symlink_to(half)
+    assert sweep(tmp_path) == []
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_folder_is_abandoned_once_its_owner_lets_it_go(tmp_path: Path) -> None:
+    lock = own(tmp_path)
+    with abandoned(tmp_path) as gone:
+        assert not gone
+    disown(lock)
+    with abandoned(tmp_path) as gone:
+        assert gone
+        with abandoned(tmp_path) as taken_twice:
+            assert not taken_twice, "two would clear it"
+
+
+def test_where_there_are_no_locks_nothing_is_taken_for_abandoned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("harness.reaper.fcntl.flock", refuse)
+    folder = RunFolder(tmp_path)
+    assert sweep(tmp_path) == []
+    assert folder.path.exists()
+    folder.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_closing_is_complete_when_it_returns(tmp_path: Path) -> None:
