@@ -84,6 +84,7 @@ def _safely(look: Callable[[], tuple[str, str]]) -> tuple[str, str]:
 
 
 def _cache(cache: Cache) -> tuple[str, str]:
+    cache.check_owner()
     there = next(p for p in (cache.root, *cache.root.parents) if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         return _MISSING, f"{cache.root} cannot be written; move it with HARNESS_CACHE"

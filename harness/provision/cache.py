@@ -21,6 +21,7 @@ import filelock
 from harness import reaper
 from harness.deadline import Deadline
 from harness.errors import SetupError, UsageError
+from harness.provision import private
 from harness.provision.space import told_in_one_line
 
 MANIFEST = "manifest.json"
@@ -29,6 +30,8 @@ MANIFEST = "manifest.json"
 _HASH_LIMIT_BYTES = 32 << 20
 _HASH_LIMIT_FILES = 50
 _WAIT_S = 1800
+#: Some of what a cache has in it, also one that was put together by hand.
+_FOLDERS = {"accel", "builds", "debs", "guests", "keys", "locks", "qemu", "resolved", "template", "tools"}
 
 
 def default_cache_root() -> Path:
@@ -41,7 +44,9 @@ def default_cache_root() -> Path:
 
 
 class Cache:
-    """The cache at ``root``; made (mode 0700) when it is first written to.
+    """The cache at ``root``; made when it is first written to.
+
+    It is its user's alone (see :mod:`harness.provision.private`), which is seen to whenever it is used.
 
     :raises UsageError: for a path that no program of a release could be started from.
     """
@@ -56,17 +61,25 @@ class Cache:
         """The folder of entry ``key``; when it is missing or damaged, ``fill`` makes it anew.
 
         :param fill: gets an empty folder to put the content into.
-        :raises SetupError: what ``fill`` raises, or when the cache cannot be written.
+        :raises SetupError: what ``fill`` raises, or when the cache cannot be written, or is somebody else's.
         """
         folder = self.root / kind / key
-        if self.is_sound(folder):
-            return folder
-        with self.lock(f"{kind}-{key}", report):
-            if not self.is_sound(folder):
-                if folder.exists():
-                    report(f"{folder} is damaged; making it again")
-                self._fill(folder, fill)
+        with told_in_one_line(self.root):
+            self.check_owner()
+        if not self.is_sound(folder):
+            with self.lock(f"{kind}-{key}", report):
+                if not self.is_sound(folder):
+                    if folder.exists():
+                        report(f"{folder} is damaged; making it again")
+                    self._fill(folder, fill)
+        with told_in_one_line(self.root):
+            self._folder(kind)
+            private.entry(folder)
         return folder
+
+    def check_owner(self) -> None:
+        """:raises SetupError: when the cache is there and belongs to somebody else. Changes nothing."""
+        private.check_owner(self.root)
 
     def is_sound(self, folder: Path) -> bool:
         """Whether every file of an entry is there, as long as it was, and (small entries) the same."""
@@ -106,10 +119,23 @@ class Cache:
                 reaper.disown(lock)
 
     def _folder(self, name: str) -> Path:
-        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        """The folder ``name``, made if it is missing; nobody else can look into it, nor into the cache."""
+        if self._holds_other_things():
+            raise SetupError(
+                f"{self.root} (HARNESS_CACHE) is no cache: it is open to others, and holds other things, "
+                "which would be closed to them; name a folder of its own"
+            )
         folder = self.root / name
-        folder.mkdir(exist_ok=True)
+        private.folder(self.root)
+        private.folder(folder)
         return folder
+
+    def _holds_other_things(self) -> bool:
+        """Whether the root is such as ``/tmp``, and nothing in it looks like a cache's."""
+        if not self.root.is_dir() or not private.is_open(self.root):
+            return False
+        names = {path.name for path in self.root.iterdir() if not path.name.startswith(".")}
+        return bool(names - {"lost+found"}) and not names & _FOLDERS
 
     def _fill(self, folder: Path, fill: Callable[[Path], None]) -> None:
         with self.scratch() as scratch:
@@ -117,7 +143,8 @@ class Cache:
             made.mkdir()
             fill(made)
             (made / MANIFEST).write_text(json.dumps(_manifest(made)))
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            private.tree(made)
+            self._folder(folder.parent.name)
             if folder.exists():
                 folder.rename(scratch / "damaged")
             made.rename(folder)

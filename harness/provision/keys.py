@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from harness.errors import SetupError
+from harness.provision import private
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,16 @@ class Keys:
 def load_or_make(folder: Path) -> Keys:
     """The keys in ``folder``; made when they are not there. Call under the cache's lock.
 
-    :raises SetupError: when a key is unreadable.
+    :raises SetupError: when a key is unreadable, or somebody else's.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private.folder(folder)
     client = _key(folder / "client")
     host = _key(folder / "host")
     return Keys(folder / "client", _public(client), _public(host), _dropbear(host))
 
 
 def load(folder: Path) -> Keys | None:
-    """The keys in ``folder``, or ``None`` when they are yet to be made; writes nothing."""
+    """The keys in ``folder``, or ``None`` when they are yet to be made; changes at most their modes."""
     present = all((folder / name).exists() for name in ("client", "host"))
     return load_or_make(folder) if present else None
 
@@ -58,6 +59,7 @@ def _key(path: Path) -> Ed25519PrivateKey:
         with os.fdopen(descriptor, "wb") as out:
             out.write(made.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
         partial.replace(path)
+    private.file(path)
     try:
         key = load_ssh_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError) as exc:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -91,6 +92,20 @@ def test_a_cache_that_cannot_be_written(
     assert status == 1
     assert found["cache"][0] == "missing"
     assert "HARNESS_CACHE" in found["cache"][1]
+
+
+def test_a_cache_of_somebody_else(
+    harness: Harness, cache_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache_root.mkdir(mode=0o755)
+    mine = os.geteuid()
+    monkeypatch.setattr("os.geteuid", lambda: mine + 4242)
+    status, found = _states(harness)
+    assert status == 1
+    assert found["cache"][0] == "missing"
+    assert "belongs to" in found["cache"][1]
+    assert "HARNESS_CACHE" in found["cache"][1]
+    assert cache_root.stat().st_mode & 0o777 == 0o755, "the doctor looks, and changes nothing"
 
 
 @pytest.mark.parametrize("word", ["qemu:1.0", "guest", "disk:6.1"])
