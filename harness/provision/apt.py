@@ -61,21 +61,30 @@ class Package:
 class Apt:
     """apt for one release, in an empty private folder, with fresh package lists.
 
+    :param suite: a suite of the release that a package comes from where it is there (apt's target release).
     :param sources_too: fetch the lists of source packages as well.
     :raises SetupError: without apt, without a Debian archive in the host's configuration, or, with apt's own
         words, when that archive cannot be reached.
     """
 
-    def __init__(self, folder: Path, release: str, report: Report, *, sources_too: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        release: str,
+        report: Report,
+        *,
+        suite: str | None = None,
+        sources_too: bool = False,
+    ) -> None:
         require_tools()
-        self._folder, self._release, self._report = folder, release, report
+        self._folder, self._release, self._report = folder, suite or release, report
         for name in ("lists/partial", "archives/partial"):
             (folder / name).mkdir(parents=True)
         types = "deb deb-src" if sources_too else "deb"
-        (folder / "debian.sources").write_text(sources(release, types=types))
+        (folder / "debian.sources").write_text(sources(release, suite, types=types))
         self._config = folder / "apt.conf"
-        self._config.write_text(_configuration(folder))
-        report(f"fetching the package lists of {release} …")
+        self._config.write_text(_configuration(folder, suite))
+        report(f"fetching the package lists of {self._release} …")
         self._run("update", "--error-on=any")
 
     def resolve(self, *packages: str) -> list[Package]:
@@ -193,7 +202,7 @@ def _await(process: subprocess.Popen[bytes], tell: Callable[[], None] | None) ->
         raise SetupError(f"apt-get was not done after {_TIMEOUT_S} s; is the mirror stuck?") from exc
 
 
-def _configuration(folder: Path) -> str:
+def _configuration(folder: Path, suite: str | None) -> str:
     """Read by apt after the host's configuration, over which it wins."""
     lines = [f"#clear {hook};" for hook in _HOOKS]
     lines += [
@@ -206,7 +215,7 @@ def _configuration(folder: Path) -> str:
         'Dir::Etc::sourceparts "/dev/null";',
         'Dir::Etc::preferences "/dev/null";',
         'Dir::Etc::preferencesparts "/dev/null";',
-        'APT::Default-Release "";',
+        f'APT::Default-Release "{suite or ""}";',
         'APT::Architecture "amd64";',
         'APT::Architectures { "amd64"; };',
         'APT::Install-Recommends "0";',

@@ -195,11 +195,14 @@ class Provisioner:
             def apt() -> Apt:
                 scratch = stack.enter_context(self.cache.scratch())
                 built = isinstance(recipe, BuildRecipe)
-                return Apt(scratch / "apt", recipe.release, self._report, sources_too=built)
+                return Apt(
+                    scratch / "apt", recipe.release, self._report, suite=recipe.suite, sources_too=built
+                )
 
             def provide(packages: Packages) -> tuple[Path, str]:
                 versions = {what: [(p.name, p.version) for p in found] for what, found in packages.items()}
-                key = _hash([FORMAT, recipe.model_dump(exclude={"default"}), content, versions])
+                said = recipe.model_dump(exclude={"default"}, exclude_none=True)
+                key = _hash([FORMAT, said, content, versions])
 
                 def make(into: Path) -> None:
                     with self.cache.scratch() as scratch:
@@ -219,7 +222,7 @@ class Provisioner:
     ) -> Packages:
         """The packages that ``recipe`` means: remembered, or asked of apt and remembered."""
         wanted = recipe.wanted()
-        path = self.cache.root / "resolved" / f"{kind}-{name}-{_hash([recipe.release, wanted])}.json"
+        path = self.cache.root / "resolved" / f"{kind}-{name}-{_hash([*recipe.suites, wanted])}.json"
         known = None if again else _remembered(path)
         if known is not None:
             return known

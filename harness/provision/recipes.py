@@ -7,7 +7,15 @@ import tomllib
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from harness.errors import UsageError
 
@@ -17,13 +25,38 @@ class Recipe(BaseModel):
 
     ``release`` is the Debian release that the packages come from; ``packages`` are taken together with
     everything they depend on; ``default`` marks the one that is meant when none is named.
+
+    With ``suite``, such as ``bookworm-backports``, a package comes from that suite where it is there, and
+    otherwise from the release (apt's target release, ``man 8 apt-get``, ``-t``).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     default: bool = False
     release: str = Field(min_length=1)
+    suite: str | None = None
     packages: list[str] = Field(min_length=1)
+
+    @field_validator("release")
+    @classmethod
+    def _is_a_release(cls, name: str) -> str:
+        release, dash, _ = name.partition("-")
+        if dash:
+            raise ValueError(f"{name} is a suite of {release}; say release = {release!r}, suite = {name!r}")
+        return name
+
+    @field_validator("suite")
+    @classmethod
+    def _is_of_the_release(cls, name: str | None, info: ValidationInfo) -> str | None:
+        release = info.data.get("release")
+        if name is not None and release and not name.startswith(f"{release}-"):
+            raise ValueError(f"{name} is no suite of {release}, such as {release}-backports")
+        return name
+
+    @property
+    def suites(self) -> list[str]:
+        """The release, and the suite that goes before it."""
+        return [self.release, self.suite] if self.suite else [self.release]
 
     def wanted(self) -> dict[str, list[str]]:
         """The packages to resolve, in groups that are unpacked apart from each other."""

@@ -21,20 +21,24 @@ _OURS = {"types", "uris", "suites", "components", "architectures", "arch", "lang
 _OURS |= {"targets", "target", "pdiffs", "enabled"}
 
 
-def sources(release: str, *, types: str = "deb") -> str:
+def sources(release: str, suite: str | None = None, *, types: str = "deb") -> str:
     """A deb822 sources file for ``release`` (component main), its updates and its security archive.
 
+    :param suite: a further suite, such as ``bookworm-backports``: it is in the archive of the release itself,
+        and has neither updates nor security of its own.
     :param types: ``deb``, and ``deb-src`` where source packages are wanted.
     :raises SetupError: when apt is configured for no Debian archive.
     """
     stanzas = []
-    for entry, uri, suite in _configured():
-        match = re.fullmatch(rf"(?:{_RELEASES})(|-updates|-security|/updates)/?", suite)
+    for entry, uri, configured in _configured():
+        match = re.fullmatch(rf"(?:{_RELEASES})(|-updates|-security|/updates)/?", configured)
         if match is None:
             continue
         ours = release + match[1].replace("/updates", "-security")
         if release in ("sid", "unstable") and ours != release:
             continue
+        if suite and ours == release:
+            ours = f"{release} {suite}"
         options = "".join(f"{name}: {value}\n" for name, value in _options(Path(entry), uri).items())
         stanzas.append(
             f"Types: {types}\nURIs: {uri}\nSuites: {ours}\nComponents: main\nArchitectures: amd64\n{options}"

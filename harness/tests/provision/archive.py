@@ -7,6 +7,7 @@ import hashlib
 import lzma
 import struct
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 HOOK_MARK = "hook-ran"
@@ -124,14 +125,20 @@ class Archive:
         """Make the archive unreachable."""
         (self.folder / "archive").rename(self.folder / "gone")
 
-    def _publish(self, version: str) -> None:
-        index = "".join(self._build(name, version) for name in CONTENT).encode()
-        dist = self.folder / "archive/dists/bookworm"
+    def publish_backport(self, version: str, *names: str) -> None:
+        """These packages, in that version, in the suite of backports: taken only where they are asked for."""
+        self._publish(version, "bookworm-backports", names, "NotAutomatic: yes", "ButAutomaticUpgrades: yes")
+
+    def _publish(
+        self, version: str, suite: str = "bookworm", names: Iterable[str] = tuple(CONTENT), *more: str
+    ) -> None:
+        index = "".join(self._build(name, version) for name in names).encode()
+        dist = self.folder / "archive/dists" / suite
         packages = dist / "main/binary-amd64"
         packages.mkdir(parents=True, exist_ok=True)
         (packages / "Packages").write_bytes(index)
         (packages / "Packages.gz").write_bytes(gzip.compress(index, mtime=0))
-        lines = ["Suite: bookworm", "Codename: bookworm", "Architectures: amd64", "Components: main"]
+        lines = [f"Suite: {suite}", f"Codename: {suite}", "Architectures: amd64", "Components: main", *more]
         lines += ["Date: Thu, 01 Jan 2026 00:00:00 UTC", "SHA256:"]
         for path in sorted(packages.iterdir()):
             data = path.read_bytes()

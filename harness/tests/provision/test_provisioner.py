@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
@@ -90,6 +91,39 @@ def test_a_release_starts_through_its_own_loader(archive: Archive, make: Make) -
     assert not (install.binary.parents[1] / "share/doc").exists()
     assert printed.endswith("-version\n")
     assert install.origin == "provisioned"
+
+
+def test_a_suite_goes_before_its_release(
+    archive: Archive, make: Make, recipes: Path, cache: Cache, reports: Reports
+) -> None:
+    """What backports have comes from there, also what is depended on; the rest from the release."""
+    archive.publish_backport("2.0", "qemu-system-x86")
+    backport = recipes / "qemu/10.0.toml"
+    backport.write_text(
+        'release = "bookworm"\nsuite = "bookworm-backports"\npackages = ["qemu-system-x86", "dropbear-bin"]\n'
+    )
+
+    def versions(name: str) -> dict[str, str]:
+        (path,) = (cache.root / "resolved").glob(f"qemu-{name}-*.json")
+        return {package["name"]: package["version"] for package in json.loads(path.read_text())["packages"]}
+
+    make().qemu_release("10.0")
+    make().qemu_release("7.2")
+    assert versions("10.0") == {"qemu-system-x86": "2.0", "libc6": "1.0", "dropbear-bin": "1.0"}
+    assert versions("7.2") == {"qemu-system-x86": "1.0", "libc6": "1.0"}, "backports are for who asks"
+    archive.publish_backport("3.0", "qemu-system-x86", "libc6")
+    make(refresh=True).qemu_release("10.0")
+    assert versions("10.0") == {"qemu-system-x86": "3.0", "libc6": "3.0", "dropbear-bin": "1.0"}
+
+
+def test_a_suite_that_does_not_exist_is_named(archive: Archive, make: Make, recipes: Path) -> None:
+    (recipes / "qemu/7.2.toml").write_text(
+        'default = true\nrelease = "bookworm"\nsuite = "bookworm-backport"\npackages = ["qemu-system-x86"]\n'
+    )
+    with pytest.raises(
+        SetupError, match=r"apt-get update for bookworm-backport failed: .*/dists/bookworm-backport/"
+    ):
+        make().qemu_release()
 
 
 def test_a_filled_cache_needs_neither_archive_nor_apt(

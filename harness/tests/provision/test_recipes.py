@@ -19,11 +19,17 @@ def load(folder: Path, text: str) -> QemuRecipe:
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
-        (GOOD + 'packges = ["x"]\n', 4, "unknown key 'packges'; allowed: default, release, packages"),
+        (GOOD + 'packges = ["x"]\n', 4, "unknown key 'packges'; allowed: default, release, suite, packages"),
         (GOOD + "[section]\nx = 1\n", 4, "unknown key 'section'"),
         (GOOD.replace('"bookworm"', "12"), 2, "release: Input should be a valid string"),
         (GOOD.replace('["qemu-system-x86"]', "[1]"), 3, "packages: Input should be a valid string"),
         (GOOD.replace("true", '"yes"'), 1, "default: Input should be a valid boolean"),
+        (
+            GOOD.replace("bookworm", "bookworm-backports"),
+            2,
+            "release: Value error, bookworm-backports is a suite of bookworm; say release = ",
+        ),
+        (GOOD + 'suite = "trixie-backports"\n', 4, "trixie-backports is no suite of bookworm, such as"),
         ('default = true\nrelease = "x"\n', 1, "a QEMU recipe has either packages or configure"),
         ('default = true\nrelease = "bookworm\n', 2, "not TOML"),
     ],
@@ -38,6 +44,12 @@ def test_a_bad_recipe_names_file_line_and_key(tmp_path: Path, text: str, line: i
 
 def test_a_good_recipe_is_read(tmp_path: Path) -> None:
     assert load(tmp_path, GOOD) == QemuRecipe(default=True, release="bookworm", packages=["qemu-system-x86"])
+
+
+def test_a_recipe_may_name_a_suite_that_goes_before_its_release(tmp_path: Path) -> None:
+    assert load(tmp_path, GOOD).suites == ["bookworm"]
+    recipe = load(tmp_path, GOOD + 'suite = "bookworm-backports"\n')
+    assert recipe.suites == ["bookworm", "bookworm-backports"]
 
 
 @pytest.mark.parametrize("name", ["8.0", "../7.2", ""])

@@ -88,6 +88,17 @@ def test_one_line_sources_keep_all_but_the_release(host: Path) -> None:
     assert "signed-by" not in second
 
 
+def test_a_further_suite_is_in_the_releases_own_archive_alone(host: Path) -> None:
+    """Backports have neither updates nor a security archive: apt would find no Release file there."""
+    (host / "debian.sources").write_text(DEB822)
+    found = {(s["URIs"], s["Suites"]) for s in stanzas(sources("bookworm", "bookworm-backports"))}
+    assert found == {
+        ("http://mirror.invalid/debian/", "bookworm bookworm-backports"),
+        ("http://mirror.invalid/debian/", "bookworm-updates"),
+        ("http://security.invalid/debian-security/", "bookworm-security"),
+    }
+
+
 def test_apt_reads_what_was_written(host: Path, tmp_path: Path) -> None:
     """Applied to its own output, nothing changes: both formats mean what was meant."""
     (host / "debian.sources").write_text(DEB822)
