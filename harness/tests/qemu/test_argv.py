@@ -53,7 +53,8 @@ def _expected(qemu_machine: str, after_display: list[str], before_fsdev: list[st
         "user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:0-:22,guestfwd=tcp:10.0.2.100:22-chardev:line",
         *(
             "-device",
-            "virtio-net-pci,id=nic0,netdev=net0,mac=52:54:00:9b:00:01,romfile=,addr=0x8,guest_announce=off",
+            "virtio-net-pci,id=nic0,netdev=net0,mac=52:54:00:9b:00:01,romfile=,addr=0x8,guest_announce=off,"
+            "ctrl_guest_offloads=off",
         ),
         *("-drive", "if=none,id=drive0,node-name=disk0,file=/r/m/disk.qcow2,format=qcow2,cache=unsafe"),
         *("-kernel", "/c/vmlinuz", "-initrd", "/c/initrd", "-append", "console=ttyS0 panic=0"),
