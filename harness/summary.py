@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, model_validator
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from harness.errors import UsageError
 from harness.guarantees import GUARANTEES
@@ -54,6 +54,7 @@ class Result(BaseModel):
     :ivar test: pytest's id of it. :ivar scenario: the same without the names of QEMU and kernel.
     :ivar qemu: as the user named it. :ivar version: what the binary says, such as ``7.2.22``.
     :ivar why: the first line of the failure, or the reason of a skip. :ivar bug: the ledger's id.
+    :ivar range_unknown: the ids of bugs of which the ledger does not know whether this version has them.
     :ivar seconds: set-up, call and teardown together.
     :ivar leaks: for a leak hunt, what grew by how much a cycle.
     """
@@ -70,6 +71,7 @@ class Result(BaseModel):
     outcome: Outcome
     why: str = ""
     bug: str = ""
+    range_unknown: str = ""
     seconds: float = 0.0
     leaks: dict[str, float] = {}
 
@@ -293,9 +295,25 @@ def _notable(results: Iterable[Result]) -> Iterable[Table]:
             style = _STYLES[result.outcome]
             table.add_row(f"[{style}]{result.outcome}[/]", escape(result.test), escape(result.why))
         yield table
+    unknown = [line for result in listed for line in _range_unknown(result)]
+    if unknown:
+        seen = Column("seen", no_wrap=True)  # People search a log for its lines.
+        table = Table(seen, "test", title="versions that images/known-bugs.toml does not know")
+        for test, line in unknown:
+            table.add_row(escape(line), escape(test))
+        yield table
     skipped = Counter((r.column, r.why) for r in listed if r.outcome is Outcome.SKIPPED)
     if skipped:
         table = Table("on", "tests", "why", title="skipped")
         for (column, why), number in skipped.items():
             table.add_row(escape(column), str(number), escape(why))
         yield table
+
+
+def _range_unknown(result: Result) -> Iterable[tuple[str, str]]:
+    """For each bug whose range is unknown there: the test, and what it saw, if it saw anything."""
+    for bug in result.range_unknown.split():
+        if result.outcome is Outcome.KNOWN and bug in result.bug.split():
+            yield result.test, f"{bug}: seen broken on {result.version}, range unknown"
+        elif result.outcome is Outcome.PASSED:
+            yield result.test, f"{bug}: not seen on {result.version}, range unknown"

@@ -1,11 +1,14 @@
-"""Applies the known-bug ledger: a strict xfail for the one failure that an entry describes.
+"""Applies the known-bug ledger: an xfail for the one failure that an entry describes.
 
-Marks are set in the set-up phase, never at collection: which QEMU it is, is only known then.
+On a version that is known to have the bug the xfail is strict. Where the ledger does not know whether the
+version has it, both are accepted, and the result says what was seen. Marks are set in the set-up phase, never
+at collection: which QEMU it is, is only known then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,12 +17,32 @@ from harness import ledger
 from harness.checkers import Judgement, Verdict
 from harness.checkers.guest_kernel_quiet import guest_kernel_quiet
 from harness.errors import HarnessError, Violation
-from harness.ledger import Bug
+from harness.ledger import Bug, Status
 from harness.plugin.judging import JUDGEMENTS
 from harness.plugin.options import MATRIX
 
-BUG = pytest.StashKey[Bug]()
 _AXES = ("qemu_name", "kernel_name", "machine_name")
+#: What a result says of it (``harness.summary.Result``).
+_BUG, _UNKNOWN = "bug", "range_unknown"
+#: What the ledger has to say of a test, by those names: ids of bugs.
+LISTED = pytest.StashKey[dict[str, str]]()
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """The bugs that a test meets, or may meet, on this version of QEMU."""
+
+    version: str
+    bugs: Sequence[Bug]
+
+    def of(self, status: Status) -> list[Bug]:
+        return [bug for bug in self.bugs if bug.status(self.version) is status]
+
+    def explaining(self, failure: str) -> Bug | None:
+        return next((bug for bug in self.bugs if bug.explains(failure)), None)
+
+
+_EXPECTED = pytest.StashKey[_Expected]()
 
 
 class KnownBug(HarnessError):
@@ -28,26 +51,37 @@ class KnownBug(HarnessError):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Expect the failure that the ledger lists for this scenario and this QEMU."""
-    bug = _expected(item)
-    if bug is not None:
-        item.stash[BUG] = bug
-        fixed = f"; fixed in {', '.join(bug.seen_fixed)}" if bug.seen_fixed else ""
-        reason = f"{bug.id}: {bug.title} (seen in {', '.join(bug.seen_broken)}{fixed})"
+    """Expect the failures that the ledger lists for this scenario and this QEMU."""
+    expected = _expected(item)
+    if expected is None:
+        return
+    item.stash[_EXPECTED] = expected
+    affected, unknown = expected.of(Status.AFFECTED), expected.of(Status.UNKNOWN)
+    _say(item, _BUG, affected)
+    _say(item, _UNKNOWN, unknown)
+    if affected:
+        reason = "; or ".join(_described(bug) for bug in affected)
         item.add_marker(pytest.mark.xfail(reason=reason, raises=KnownBug, strict=True))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Only the failure that the entry describes is the known one; any other stays a failure."""
+    """Only the failure that an entry describes is the known one; any other stays a failure."""
     try:
         yield
     except (Exception, pytest.fail.Exception) as exc:  # What pytest.raises missed is the latter.
-        bug = item.stash.get(BUG, None)
-        if bug is None or not bug.explains(str(exc)):
+        expected = item.stash.get(_EXPECTED, None)
+        bug = expected.explaining(str(exc)) if expected is not None else None
+        if expected is None or bug is None:
             raise
         _refuse_more(bug, item.stash.get(JUDGEMENTS, []), exc)
-        raise KnownBug(f"{bug.id}: {str(exc).splitlines()[0]}") from exc
+        _say(item, _BUG, [bug])
+        known = f"{bug.id}: {str(exc).splitlines()[0]}"
+        if bug.status(expected.version) is Status.UNKNOWN and not item.config.option.runxfail:
+            # No mark: pytest has read them, and a strict one would forbid that the bug is absent.
+            seen = f"range unknown: seen broken on {expected.version}"
+            raise pytest.xfail.Exception(f"{_described(bug)}; {seen}: {known}") from exc
+        raise KnownBug(known) from exc
 
 
 def _refuse_more(bug: Bug, judgements: list[Judgement], seen: BaseException) -> None:
@@ -69,12 +103,25 @@ def _refuse_more(bug: Bug, judgements: list[Judgement], seen: BaseException) -> 
         raise error from None
 
 
-def _expected(item: pytest.Item) -> Bug | None:
+def _say(item: pytest.Item, name: str, bugs: Sequence[Bug]) -> None:
+    """Tell with the test's reports; what was said under that name before is replaced."""
+    listed = item.stash.setdefault(LISTED, {})
+    listed.pop(name, None)
+    if bugs:
+        listed[name] = " ".join(bug.id for bug in bugs)
+
+
+def _described(bug: Bug) -> str:
+    fixed = f"; not in {', '.join(bug.seen_fixed)}" if bug.seen_fixed else ""
+    return f"{bug.id}: {bug.title} (seen in {', '.join(bug.seen_broken)}{fixed})"
+
+
+def _expected(item: pytest.Item) -> _Expected | None:
     callspec = getattr(item, "callspec", None)
     if callspec is None or not set(_AXES) <= callspec.params.keys():
         return None
     _, capabilities = item.config.stash[MATRIX].qemu(callspec.params["qemu_name"])
     scenario = f"{Path(item.path).name}::{getattr(item, 'originalname', item.name)}"
-    return ledger.load().expected(
-        scenario, callspec.id.split("-"), capabilities.version_text, callspec.params["machine_name"]
-    )
+    version = capabilities.version_text
+    bugs = ledger.load().expected(scenario, callspec.id.split("-"), version, callspec.params["machine_name"])
+    return _Expected(version, bugs) if bugs else None

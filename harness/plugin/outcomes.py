@@ -22,7 +22,7 @@ from harness import summary
 from harness.checkers import leaks
 from harness.guarantees import of_test
 from harness.plugin.fixtures import FOLDER
-from harness.plugin.known_bugs import BUG
+from harness.plugin.known_bugs import LISTED
 from harness.plugin.options import MATRIX, wants_guests
 from harness.plugin.sharding import SHARD
 from harness.plugin.strict import is_strict, wanted
@@ -50,7 +50,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Say with the report what the test ran on."""
     facts: dict[str, Any] = dict(_properties(item))
-    if call.when == "setup":
+    if call.when == "teardown":  # By then the ledger's word is the last one. JUnit XML reads them now.
         item.user_properties += facts.items()
     artifacts = item.stash.get(FOLDER, None)
     if call.when == "call" and artifacts is not None and "leak_hunt" in getattr(item, "fixturenames", ()):
@@ -92,7 +92,6 @@ def _properties(item: pytest.Item) -> dict[str, str]:
         return {}
     matrix = item.config.stash[MATRIX]
     install, capabilities = matrix.qemu(qemu)
-    bug = item.stash.get(BUG, None)
     return {
         "guarantee": guarantee,
         "scenario": _scenario(item.nodeid, qemu, kernel),
@@ -100,7 +99,7 @@ def _properties(item: pytest.Item) -> dict[str, str]:
         "version": capabilities.version_text,
         "kernel": matrix.image(kernel).kernel_version if kernel else "",
         "machine": machine,
-        **({"bug": bug.id} if bug else {}),
+        **item.stash.get(LISTED, {}),
     }
 
 

@@ -168,9 +168,8 @@ def read(path: Path, kind: type[M]) -> M:
         raise UsageError(f"{path}:{line[1] if line else 1}: not TOML: {exc}") from exc
     except ValidationError as exc:
         first = exc.errors()[0]
-        # In a list of tables the last name of the path is the key; a table's number is not a line.
         key = ([str(part) for part in first["loc"] if isinstance(part, str)] or ["packages"])[-1]
-        line_number = _line_of(key, text)
+        line_number = _line_of(key, text, first["loc"])
         if first["type"] == "extra_forbidden":
             allowed = ", ".join(kind.model_fields)
             raise UsageError(f"{path}:{line_number}: unknown key {key!r}; allowed: {allowed}") from exc
@@ -190,8 +189,14 @@ def root_of(folder: Path, name: str, recipe: GuestRecipe) -> Path:
     return root
 
 
-def _line_of(key: str, text: str) -> int:
-    for number, line in enumerate(text.splitlines(), start=1):
+def _line_of(key: str, text: str, location: tuple[int | str, ...] = ()) -> int:
+    """The line of ``key``. ``location`` is pydantic's path: ``bug, 3, title`` is in the fourth."""
+    lines = text.splitlines()
+    table = rf"\s*\[\[\s*{re.escape(str(location[0]))}\s*\]\]" if location else "(?!)"
+    begins = [number for number, line in enumerate(lines) if re.match(table, line)]
+    index = location[1] if len(location) > 1 else None
+    start = begins[index] if isinstance(index, int) and index < len(begins) else 0
+    for number, line in enumerate(lines[start:], start=start + 1):
         if re.match(rf"\s*[\[\"']*{re.escape(key)}\b", line):
             return number
-    return 1
+    return start + 1

@@ -1,4 +1,4 @@
-"""The ledger's strict xfail: for the failure that an entry describes, and for no other."""
+"""The ledger's xfail: for the failure that an entry describes alone, and strict where the range is known."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import summary
 from harness.tests.plugin import inner
 from harness.tests.plugin.conftest import Pytest
 
@@ -17,17 +18,25 @@ from harness.ledger import Bug, Ledger
 from harness.qemu.binary import Capabilities
 
 def _bug(id, scenario, **more):
-    return Bug(id=id, guarantee="no leak", title="it leaks", seen_broken=["7.2.22"], evidence="seen",
-               scenarios=[f"test_cases.py::{scenario}"],
-               **{"qemu": "<10.0", "failure": "leaked|killed by SIGSEGV", **more})
+    return Bug(id=id, guarantee="no leak", title="it leaks", evidence="seen",
+               **{"affected": ["<10.0"], "seen_broken": ["7.2.22"], "failure": "leaked|killed by SIGSEGV",
+                  "scenarios": [f"test_cases.py::{scenario}"], **more})
+
+_UNKNOWN = {"affected": ["==7.2.20"], "unaffected": ["==7.2.24"], "seen_broken": ["7.2.20"]}
 
 LEDGER = Ledger(bug=[
     _bug("B1", "test_as_described"), _bug("B2", "test_otherwise"), _bug("B3", "test_gone"),
-    _bug("B4", "test_other_version", qemu=">=10.0"), _bug("B5", "test_other_machine", machines=["q35"]),
+    _bug("B4", "test_other_version", affected=[">=10.0"], unaffected=["<10.0"], seen_broken=["10.0.0"]),
+    _bug("B5", "test_other_machine", machines=["q35"]),
     _bug("B6", "test_parameters[small]"), _bug("B7", "test_dies"), _bug("B8", "test_skips"),
     _bug("B10", "test_leaves_a_process"), _bug("B11", "test_leaks_and_dies"),
     _bug("B12", "test_leaks_and_hangs"),
     _bug("B9", "test_raises_nothing", failure="DID NOT RAISE .*Violation"),
+    _bug("C1", "test_unknown_shows", **_UNKNOWN), _bug("C2", "test_unknown_is_absent", **_UNKNOWN),
+    _bug("C3", "test_unknown_and_otherwise", **_UNKNOWN),
+    _bug("D1", "test_two_bugs", failure="another"), _bug("D2", "test_two_bugs"),
+    _bug("E1", "", scenarios=["test_leak.py::test_shows", "test_leak.py::test_is_absent"], **_UNKNOWN),
+    _bug("E2", "", scenarios=["test_leak.py::test_shows"], failure="something else"),
 ])
 ledger.load = lambda path=None: LEDGER
 Matrix.qemu = lambda self, name: (None, Capabilities("", (7, 2, 22), frozenset(), frozenset()))
@@ -69,6 +78,11 @@ def test_leaks_and_hangs(lab):
 def test_raises_nothing(lab):
     with pytest.raises(Violation): pass
 
+def test_unknown_shows(lab): leak()
+def test_unknown_is_absent(lab): pass
+def test_unknown_and_otherwise(lab): raise Violation("something else")
+def test_two_bugs(lab): leak()
+
 @pytest.mark.parametrize("size", ["small", "large"])
 def test_parameters(lab, size): leak()
 """
@@ -108,9 +122,36 @@ def _short(name: str) -> str:
         ("not_listed", "failed", "a fid leaked"),
         ("parameters[large]", "failed", "a fid leaked"),
         ("skips", "skipped", "not here"),
+        ("unknown_shows", "xfailed", ""),
+        ("unknown_is_absent", "passed", ""),
+        ("unknown_and_otherwise", "failed", "something else"),
+        ("two_bugs", "xfailed", ""),
     ],
 )
 def test_the_outcome(outcomes: dict[str, tuple[str, str]], test: str, outcome: str, text: str) -> None:
     seen, said = outcomes[f"test_{test}"]
     assert seen == outcome
     assert text in said
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_the_summary_says_what_was_seen_where_the_range_is_unknown(
+    run_pytest: Pytest, tmp_path: Path, workers: str
+) -> None:
+    (tmp_path / "conftest.py").write_text(Path(inner.__file__).read_text() + _CONFTEST)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    head = _CASES.partition("def test_as_described")[0]
+    (tmp_path / "test_leak.py").write_text(
+        f"{head}\ndef test_shows(lab): leak()\ndef test_is_absent(lab): pass\n"
+    )
+    done = run_pytest(tmp_path, "--machine", "pc", "--summary", "out", "-n", workers, "test_leak.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "E1: seen broken on 7.2.22, range unknown" in done.stdout
+    assert "E1: not seen on 7.2.22, range unknown" in done.stdout
+    run = summary.read(tmp_path / "out")
+    assert {(_short(r.test), str(r.outcome), r.bug, r.range_unknown) for r in run.results} == {
+        ("test_leak.py::test_shows", "known bug", "E1", "E1"),
+        ("test_leak.py::test_is_absent", "passed", "", "E1"),
+    }
+    (shows,) = (r for r in run.results if r.bug)
+    assert "range unknown: seen broken on 7.2.22: E1: a fid leaked" in shows.why
