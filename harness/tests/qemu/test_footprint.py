@@ -2,10 +2,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from harness.qemu.footprint import private_kib
+from harness.errors import QemuError
+from harness.qemu.footprint import _children, private_kib
+from harness.qemu.machine import Machine
 from harness.qemu.spec import MachineSpec, MemoryFile
 from harness.tests.qemu.specs import spec
 
@@ -67,3 +71,19 @@ def test_memory_of_another_size_counts(size: int) -> None:
 def test_another_file_counts() -> None:
     mapping = guest_memory(BOOTED.memory_mib * _MIB, "/t/other")
     assert private_kib(smaps(HEAP, mapping), RESTORED) == 90_700
+
+
+def _refusing(error: dict[str, str]) -> Machine:
+    def refuse(name: str, arguments: dict[str, Any], *, watch: object) -> None:
+        raise QemuError("source", {"execute": name, "arguments": arguments}, error, error["desc"])
+
+    return cast(Machine, SimpleNamespace(qmp=SimpleNamespace(execute=refuse), watch=None))
+
+
+def test_a_container_that_an_old_qemu_has_not_made_yet_is_empty() -> None:
+    """Seen with 2.4.0, which has no /objects until there is an object."""
+    missing = _refusing({"class": "DeviceNotFound", "desc": "Device '/objects' not found"})
+    assert _children(missing, "/objects") == 0
+    broken = _refusing({"class": "GenericError", "desc": "not now"})
+    with pytest.raises(QemuError, match="not now"):
+        _children(broken, "/objects")
