@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from harness.background import owner_of
 from harness.errors import GuestError, HarnessError
 from harness.guest.lab import Lab
 from harness.plugin import ahead
@@ -59,6 +60,16 @@ class _Lab:
 
 def _begin(lab: _Lab, *, cold: bool = False) -> Ahead:
     return Ahead(cast(Lab, lab), cold=cold)
+
+
+def test_the_thread_in_which_a_guest_is_begun_works_for_its_lab() -> None:
+    """So the lab of the test before does not take it for a thread that its own test left behind."""
+    lab, before = _Lab(), set(threading.enumerate())
+    ahead = _begin(lab)
+    (thread,) = set(threading.enumerate()) - before
+    assert owner_of(thread) is lab.history
+    lab.may_go_on.set()
+    ahead.settle()
 
 
 def test_the_test_gets_the_guest_that_was_begun() -> None:
