@@ -56,7 +56,7 @@ class Owner:
         assert self.process.stdout is not None
         path, watcher = self.process.stdout.readline().split()
         self.folder, self.watcher = Path(path), int(watcher)
-        wait_until(lambda: len(processes_of(self.folder)) == 2, what="two children", timeout_s=10)
+        wait_until(lambda: len(processes_of(self.folder)) == 2, what="two children", timeout_s=60)
 
     def gone(self) -> bool:
         return not self.folder.exists() and not processes_of(self.folder)
@@ -69,14 +69,14 @@ class Owner:
 
     def kill(self, number: int) -> None:
         self.process.send_signal(number)
-        self.process.wait(timeout=20)
+        self.process.wait(timeout=60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_when_the_owner_ends_so_does_everything(tmp_path: Path, number: int) -> None:
     owner = Owner(tmp_path)
     owner.kill(number)
-    wait_until(owner.gone, what="the end of everything", timeout_s=20)
+    wait_until(owner.gone, what="the end of everything", timeout_s=60)
 
 
 def test_when_the_watcher_is_killed_too_the_next_sweep_does_it(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_sweep_leaves_the_living_alone(tmp_path: Path) -> None:
     assert sweep(tmp_path) == []
     assert len(processes_of(owner.folder)) == 2
     owner.kill(signal.SIGKILL)
-    wait_until(owner.gone, what="the end of everything", timeout_s=20)
+    wait_until(owner.gone, what="the end of everything", timeout_s=60)
     assert (tmp_path / "harness-not-ours").exists()
 
 
@@ -182,11 +182,11 @@ def test_where_there_are_no_locks_nothing_is_taken_for_abandoned(
 def test_closing_is_complete_when_it_returns(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     child = subprocess.Popen(["sleep", "1000"], env=folder.environment())
-    wait_until(lambda: folder.processes() == [child.pid], what="the child", timeout_s=10)
+    wait_until(lambda: folder.processes() == [child.pid], what="the child", timeout_s=60)
     assert folder.path.stat().st_mode & 0o777 == 0o700
     folder.close()
     assert list(tmp_path.iterdir()) == []
-    assert child.wait(timeout=1) == -signal.SIGKILL
+    assert child.wait(timeout=60) == -signal.SIGKILL
 
 
 def test_a_start_time_tells_a_process_from_a_later_one() -> None:
@@ -195,6 +195,6 @@ def test_a_start_time_tells_a_process_from_a_later_one() -> None:
     assert started > 0
     assert started >= start_time(os.getpid())
     child.kill()
-    wait_until(lambda: start_time(child.pid) == 0, what="a zombie, which counts as gone", timeout_s=5)
+    wait_until(lambda: start_time(child.pid) == 0, what="a zombie, which counts as gone", timeout_s=60)
     child.wait()
     assert start_time(child.pid) == 0

@@ -42,7 +42,7 @@ def expect_nothing_left(temporary: Path) -> None:
         ]
         return processes + [str(p) for p in temporary.glob(PREFIX + "*")]
 
-    wait_until(lambda: not left(), what=f"nothing left of {temporary}", timeout_s=15)
+    wait_until(lambda: not left(), what=f"nothing left of {temporary}", timeout_s=60)
 
 
 def _environ(process: Path) -> bytes:

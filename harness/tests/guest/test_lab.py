@@ -136,7 +136,7 @@ def test_a_process_that_stayed_is_told_of(lab: Lab, run: RunFolder) -> None:
     with subprocess.Popen(["sleep", "60"], env=run.environment()) as stray:
         try:
             # The kernel shows a process's environment only some way into its exec, after Popen has returned.
-            wait_until(run.processes, what="the stray's mark", timeout_s=10)
+            wait_until(run.processes, what="the stray's mark", timeout_s=60)
             lab.close()
         finally:
             stray.kill()

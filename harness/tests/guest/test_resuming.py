@@ -60,7 +60,7 @@ def test_it_is_taken(world: World, begun: bool) -> None:
     ssh = session.take(world.machine(world.network.here))
     assert isinstance(ssh, Ssh)
     session.close()  # It is another's by now.
-    assert ssh.run("echo hello", timeout_s=10).stdout == "hello\n"
+    assert ssh.run("echo hello", timeout_s=60).stdout == "hello\n"
     assert world.network.sshd.connections == 1
     ssh.close()
 
@@ -98,7 +98,7 @@ def test_it_is_not_taken(world: World, begun: bool) -> None:
         session.begin()
     session.close()
     session.close()
-    wait_until(lambda: _working() <= before, what="its threads to end", timeout_s=10)
+    wait_until(lambda: _working() <= before, what="its threads to end", timeout_s=60)
 
 
 def _working() -> set[threading.Thread]:

@@ -87,7 +87,7 @@ class Child:
     def end(self) -> None:
         self.process.kill()
         self.process.communicate()
-        self.supervisor.join(5)
+        self.supervisor.join(60)
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def held(rule: Rule, count: int = 1) -> None:
-    wait_until(lambda: len(rule.held) == count, what=f"{count} held call(s)", timeout_s=10)
+    wait_until(lambda: len(rule.held) == count, what=f"{count} held call(s)", timeout_s=60)
 
 
 def test_without_a_rule_every_call_goes_on(child: Child, file: Path) -> None:
@@ -200,7 +200,7 @@ def test_the_supervisor_ends_with_a_process_that_is_killed_while_held(
     child.process.kill()
     child.process.communicate()
     # By itself, before anybody says that the machine has ended.
-    wait_until(lambda: not child.supervisor._thread.is_alive(), what="the thread's end", timeout_s=20)
+    wait_until(lambda: not child.supervisor._thread.is_alive(), what="the thread's end", timeout_s=60)
     rules.lift(rule)  # Nobody is there to go on; that is no error.
     rules.check()
 
@@ -327,8 +327,8 @@ def test_a_rule_that_holds_a_call_is_of_that_machine_from_then_on(rules: Rules, 
 
 def test_a_machine_that_never_came_ends_its_supervisor(rules: Rules, tmp_path: Path) -> None:
     waiting = Supervisor(tmp_path / "hold", "nobody", rules)
-    waiting.join(20)
-    waiting.join(20)
+    waiting.join(60)
+    waiting.join(60)
     assert not waiting._thread.is_alive()
     rules.check()
 
@@ -337,8 +337,8 @@ def test_a_launcher_that_ends_before_it_hands_over(rules: Rules, tmp_path: Path)
     waiting = Supervisor(tmp_path / "hold", "nobody", rules)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as launcher:
         launcher.connect(str(tmp_path / "hold"))
-    wait_until(lambda: not waiting._thread.is_alive(), what="the thread's end", timeout_s=20)
-    waiting.join(20)
+    wait_until(lambda: not waiting._thread.is_alive(), what="the thread's end", timeout_s=60)
+    waiting.join(60)
     rules.check()
 
 
@@ -350,9 +350,9 @@ def test_something_else_than_a_filter_is_handed_over(rules: Rules, tmp_path: Pat
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as launcher:
         launcher.connect(str(tmp_path / "hold"))
         socket.send_fds(launcher, [b"!"], [readable])
-    wait_until(lambda: errors(tmp_path), what="the error on record", timeout_s=20)
+    wait_until(lambda: errors(tmp_path), what="the error on record", timeout_s=60)
     os.close(readable)
     os.close(writable)
-    waiting.join(20)
+    waiting.join(60)
     (error,) = errors(tmp_path)
     assert error.startswith("the supervisor of 'source' failed and ended: OSError: [Errno 25]")

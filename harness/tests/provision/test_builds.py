@@ -13,7 +13,7 @@ from harness.provision.build_root import BuildRoot
 from harness.provision.builds import Build
 from harness.provision.faults import Catalogue, Fault
 from harness.qemu.binary import PROGRAM
-from harness.reaper import start_time
+from harness.reaper import MARK, processes_of
 
 #: Takes ROOT WORK sh -c SCRIPT from the end of the command line; the tools are the functions below.
 FAKE = f"""#!/bin/bash
@@ -125,11 +125,14 @@ def test_a_host_without_the_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         BuildRoot(tmp_path, tmp_path, lambda _: None).run("true", what="ninja")
 
 
-def test_a_build_that_does_not_end_is_ended(unshare: Path, tmp_path: Path) -> None:
-    unshare.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid; exec sleep 600\n")
+def test_a_build_that_does_not_end_is_ended(
+    unshare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(MARK, str(tmp_path))
+    unshare.write_text("#!/bin/sh\nexec sleep 600\n")
     with pytest.raises(SetupError, match=r"ninja was not done after 0.5 s; its output is in .*ninja.log"):
         BuildRoot(tmp_path, tmp_path, lambda _: None).run("true", what="ninja", timeout_s=0.5)
-    assert start_time(int((tmp_path / "pid").read_text())) == 0, "it was ended"
+    assert processes_of(tmp_path) == [], "it was ended"
 
 
 def test_a_root_is_completed(tmp_path: Path) -> None:

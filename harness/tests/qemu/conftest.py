@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.artifacts import Artifacts
-from harness.deadline import Pace
+from harness.deadline import Pace, wait_until
 from harness.history import History
 from harness.qemu.binary import QemuInstall
 from harness.qemu.machine import Machine
@@ -39,14 +39,20 @@ def history(tmp_path: Path) -> Iterator[History]:
 @pytest.fixture
 def launch(tmp_path: Path, run: RunFolder, history: History) -> Iterator[Launch]:
     """Starts fake QEMUs, and ends those that a test leaves running."""
-    started: list[Machine] = []
+    made_so_far: list[Machine] = []
     artifacts = Artifacts(tmp_path / "test")
     disk = tmp_path / "disk.qcow2"
     disk.write_text("a disk")
 
     def start(
-        mode: str = "", *, name: str = "source", source: Machine | None = None, any_port: bool = True
+        mode: str = "",
+        *,
+        name: str = "source",
+        source: Machine | None = None,
+        any_port: bool = True,
+        listening: bool = False,
     ) -> Machine:
+        """:param listening: have the fake open its socket before the time runs in which it has to greet."""
         install = QemuInstall(
             "fake",
             _PROGRAM,
@@ -55,18 +61,25 @@ def launch(tmp_path: Path, run: RunFolder, history: History) -> Iterator[Launch]
             any_port=any_port,
         )
         made = replace(spec(qemu=install, disk=disk), name=name, shares=())
+        folder = run.path / f"m{next(_numbers)}"
+
+        def started() -> None:
+            if listening:
+                wait_until((folder / "qmp.sock").exists, what="the fake's socket", timeout_s=120)
+
         machine = Machine.launch(
             made,
             run,
-            run.path / f"m{next(_numbers)}",
-            artifacts.machine(name, first=not started),
+            folder,
+            artifacts.machine(name, first=not made_so_far),
             history,
             pace=Pace(),
             source=source,
+            started=started,
         )
-        started.append(machine)
+        made_so_far.append(machine)
         return machine
 
     yield start
-    for machine in started:
+    for machine in made_so_far:
         machine.close()

@@ -78,10 +78,6 @@ def serve(connection: socket.socket) -> None:
                 say(answer)
                 sys.exit(0)
             case "x-die":
-                if arguments.get("after_s"):
-                    connection.shutdown(socket.SHUT_RDWR)
-                    threading.Timer(arguments["after_s"], die, (arguments["signal"], "")).start()
-                    threading.Event().wait()
                 die(arguments["signal"], arguments.get("says", ""))
             case "x-exit":
                 sys.exit(arguments["status"])

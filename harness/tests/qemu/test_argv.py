@@ -202,7 +202,7 @@ def _run(written: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     (tmp_path / "t").mkdir(exist_ok=True)
     environment = {**os.environ, "TMPDIR": str(tmp_path / "t")}
     return subprocess.run(
-        ["sh", str(written)], env=environment, capture_output=True, text=True, timeout=20, check=False
+        ["sh", str(written)], env=environment, capture_output=True, text=True, timeout=60, check=False
     )
 
 
@@ -252,7 +252,7 @@ def test_argv_sh_leaves_nothing_when_interrupted(odd: Path, tmp_path: Path, numb
         start_new_session=True,
     )
     try:
-        wait_until((odd / "out" / "done").exists, what="the fake QEMU", timeout_s=10)
+        wait_until((odd / "out" / "done").exists, what="the fake QEMU", timeout_s=60)
         os.killpg(process.pid, number)
         assert process.wait(10) != 0
     finally:
