@@ -1,7 +1,7 @@
 """Which guests came to be the slower way, and why: counted over all tests, and told at the end of a run.
 
-A fallback is no failure: a guest whose SSH session could not be resumed gets a new connection, and one without
-a template is booted. It is told because nobody else would notice: the run is only slower. What happened is read
+A fallback is no failure: a guest whose SSH session could not be resumed gets a new connection, one without a
+template is booted. It is told because nobody would notice else: the run is only slower. What happened is read
 from each test's history, where its lab has noted it.
 """
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,7 +69,5 @@ def test_a_dead_qemu_ends_the_wait(tmp_path: Path) -> None:
     def died() -> None:
         raise QemuDied("QEMU 'source' was killed")
 
-    begun = time.monotonic()
-    with pytest.raises(QemuDied):
+    with pytest.raises(QemuDied):  # And not ChannelLost, which is the end of the time.
         Qtest(tmp_path / "none", timeout_s=60, watch=died)
-    assert time.monotonic() - begun < 30

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from harness.background import Background
 from harness.channel import Completed
 from harness.channel.ssh import Ssh
-from harness.deadline import wait_until
+from harness.deadline import Deadline, wait_until
 from harness.errors import ChannelLost, CommandTimeout, GuestPanicked, SetupError
 
 
@@ -160,19 +160,19 @@ def sshd(keys: Keys, tmp_path: Path) -> Iterator[FakeSshd]:
 
 @pytest.fixture
 def ssh(sshd: FakeSshd, keys: Keys) -> Iterator[Ssh]:
-    made = Ssh(sshd.port, client_key=keys.client_path, host_key=keys.host_line, timeout_s=10)
+    made = Ssh(sshd.port, client_key=keys.client_path, host_key=keys.host_line, timeout_s=60)
     yield made
     made.close()
 
 
 def test_a_command_its_outputs_and_its_status(ssh: Ssh) -> None:
-    done = ssh.run("echo out; echo err >&2; exit 7", timeout_s=10)
+    done = ssh.run("echo out; echo err >&2; exit 7", timeout_s=60)
     assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err\n")
 
 
 def test_a_command_inside_the_waiting_shell(ssh: Ssh) -> None:
     """Without a process of its own; only how it ended is told, also when others have left output behind."""
-    assert ssh.run("echo late; ( sleep 0.2; echo later >&2 ) &", timeout_s=10).returncode == 0
+    assert ssh.run("echo late; ( sleep 0.2; echo later >&2 ) &", timeout_s=60).returncode == 0
     for status in (0, 3, 0):
         done = ssh.run(
             f"kept=${{kept}}{status}; echo said; echo failed >&2; answer={status}",
@@ -180,7 +180,7 @@ def test_a_command_inside_the_waiting_shell(ssh: Ssh) -> None:
             inside=True,
         )
         assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
-    done = ssh.run("echo $kept", timeout_s=10)
+    done = ssh.run("echo $kept", timeout_s=60)
     assert (done.returncode, done.stdout) == (0, "030\n")
 
 
@@ -192,28 +192,28 @@ def test_stdin_is_passed_whole(ssh: Ssh) -> None:
 
 def test_much_on_both_streams(ssh: Ssh) -> None:
     script = "head -c 300000 /dev/zero | tr '\\0' o; head -c 300000 /dev/zero | tr '\\0' e >&2"
-    done = ssh.run(script, timeout_s=20)
+    done = ssh.run(script, timeout_s=60)
     assert (done.stdout, done.stderr) == ("o" * 300000, "e" * 300000)
 
 
 def test_one_connection_serves_many_commands(ssh: Ssh, sshd: FakeSshd) -> None:
-    assert [ssh.run(f"echo {n}", timeout_s=10).stdout for n in range(3)] == ["0\n", "1\n", "2\n"]
+    assert [ssh.run(f"echo {n}", timeout_s=60).stdout for n in range(3)] == ["0\n", "1\n", "2\n"]
     assert sshd.connections == 1
 
 
 def test_commands_share_a_shell_and_nothing_in_it(ssh: Ssh, sshd: FakeSshd, tmp_path: Path) -> None:
-    ssh.run("cd /; umask 077; left=behind; exec 2>&-; exit 3", timeout_s=10)
-    assert ssh.run("pwd; echo $left; echo seen >&2", timeout_s=10).stdout == f"{tmp_path}\n\n"
-    assert ssh.run("if", timeout_s=10).returncode == 2
-    assert ssh.run('cat; echo "it\'s\nover"', timeout_s=10).stdout == "it's\nover\n"
+    ssh.run("cd /; umask 077; left=behind; exec 2>&-; exit 3", timeout_s=60)
+    assert ssh.run("pwd; echo $left; echo seen >&2", timeout_s=60).stdout == f"{tmp_path}\n\n"
+    assert ssh.run("if", timeout_s=60).returncode == 2
+    assert ssh.run('cat; echo "it\'s\nover"', timeout_s=60).stdout == "it's\nover\n"
     assert len(sshd.children) == 1
 
 
 def test_two_commands_at_once(ssh: Ssh, tmp_path: Path) -> None:
-    first = Background(lambda: ssh.run(f"while ! test -e {tmp_path}/go; do :; done; echo 1", timeout_s=10))
-    wait_until(lambda: bool(ssh._running), what="the first command to run", timeout_s=10)
-    assert ssh.run(f"echo 2; touch {tmp_path}/go", timeout_s=10).stdout == "2\n"
-    done = first.wait(timeout_s=10)
+    first = Background(lambda: ssh.run(f"while ! test -e {tmp_path}/go; do :; done; echo 1", timeout_s=60))
+    wait_until(lambda: bool(ssh._running), what="the first command to run", timeout_s=60)
+    assert ssh.run(f"echo 2; touch {tmp_path}/go", timeout_s=60).stdout == "2\n"
+    done = first.wait(timeout_s=60)
     assert isinstance(done, Completed)
     assert done.stdout == "1\n"
 
@@ -221,23 +221,24 @@ def test_two_commands_at_once(ssh: Ssh, tmp_path: Path) -> None:
 def test_late_output_is_no_other_commands(ssh: Ssh, tmp_path: Path) -> None:
     """Of something that a command has left running."""
     script = f"(while ! test -e {tmp_path}/go; do :; done; echo late; echo late >&2; touch {tmp_path}/said) &"
-    assert ssh.run(script, timeout_s=10).stdout == ""
+    assert ssh.run(script, timeout_s=60).stdout == ""
     (tmp_path / "go").touch()
-    wait_until((tmp_path / "said").exists, what="the late output", timeout_s=10)
-    done = ssh.run("echo out; echo err >&2", timeout_s=10)
+    wait_until((tmp_path / "said").exists, what="the late output", timeout_s=60)
+    done = ssh.run("echo out; echo err >&2", timeout_s=60)
     assert (done.stdout, done.stderr) == ("out\n", "err\n")
 
 
 def test_a_shell_that_is_killed(ssh: Ssh, sshd: FakeSshd) -> None:
     with pytest.raises(ChannelLost, match=r"broke during 'kill -9 ..': the connection ended"):
-        ssh.run("kill -9 $$", timeout_s=10)
-    assert ssh.run("echo again", timeout_s=10).stdout == "again\n"
+        ssh.run("kill -9 $$", timeout_s=60)
+    assert ssh.run("echo again", timeout_s=60).stdout == "again\n"
 
 
 def test_after_a_timeout_the_next_command_gets_a_connection_of_its_own(ssh: Ssh, sshd: FakeSshd) -> None:
+    ssh.run("true", timeout_s=60)  # A shell waits now: what is timed out is the command, not a channel.
     with pytest.raises(CommandTimeout, match=r"^ssh: 'sleep 30' did not end within 0\.2 s"):
         ssh.run("sleep 30", timeout_s=0.2)
-    assert ssh.run("echo again", timeout_s=10).stdout == "again\n"
+    assert ssh.run("echo again", timeout_s=60).stdout == "again\n"
     assert sshd.connections == 2
 
 
@@ -246,17 +247,31 @@ def test_a_channel_that_opens_too_late_is_not_waited_for_again(ssh: Ssh, sshd: F
     with pytest.raises(ChannelLost, match=r"^the SSH connection to the guest broke during 'true'"):
         ssh.run("true", timeout_s=0.2)
     sshd.opens_channels.set()
-    assert ssh.run("echo again", timeout_s=10).stdout == "again\n"
+    assert ssh.run("echo again", timeout_s=60).stdout == "again\n"
     assert sshd.connections == 2
 
 
-def test_a_command_that_the_guest_does_not_begin(ssh: Ssh, sshd: FakeSshd) -> None:
+def test_a_command_that_the_guest_does_not_begin(
+    ssh: Ssh, sshd: FakeSshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """paramiko alone would wait for the answer to "exec" for ever."""
     sshd.begins_commands.clear()
+    opened, open_ = threading.Event(), ssh._open
+
+    def late(deadline: Deadline) -> paramiko.Channel:
+        """However long it takes to open a channel: what is timed out is the answer to "exec"."""
+        channel = open_(Deadline.after(60))
+        opened.set()
+        wait_until(lambda: deadline.expired, what="the command's deadline", timeout_s=60)
+        return channel
+
+    monkeypatch.setattr(ssh, "_open", late)
     with pytest.raises(ChannelLost, match=r"broke during 'true': its sshd did not answer within 0.2 s"):
         ssh.run("true", timeout_s=0.2)
+    assert opened.is_set()
+    monkeypatch.undo()
     sshd.begins_commands.set()
-    assert ssh.run("echo again", timeout_s=10).stdout == "again\n"
+    assert ssh.run("echo again", timeout_s=60).stdout == "again\n"
 
 
 def test_the_watch_ends_a_command_that_does_not_begin(sshd: FakeSshd, keys: Keys) -> None:
@@ -280,46 +295,47 @@ def test_after_the_watch_ended_a_command_the_next_waits_for_none(sshd: FakeSshd,
             raise GuestPanicked("Kernel panic - not syncing")
 
     ssh = Ssh(sshd.port, client_key=keys.client_path, host_key=keys.host_line, timeout_s=10, watch=watch)
-    assert ssh.run("true", timeout_s=10).returncode == 0
+    assert ssh.run("true", timeout_s=60).returncode == 0
     alarm.set()
     with pytest.raises(GuestPanicked):
         ssh.run("sleep 30", timeout_s=60)
     alarm.clear()
-    assert ssh.run("echo again", timeout_s=10).stdout == "again\n"
+    assert ssh.run("echo again", timeout_s=60).stdout == "again\n"
     ssh.close()
 
 
 def test_a_command_that_is_reconnecting_ends_with_the_channel(ssh: Ssh, sshd: FakeSshd) -> None:
     """It does not run, and its new connection does not stay."""
+    ssh.run("true", timeout_s=60)
     with pytest.raises(CommandTimeout):
         ssh.run("sleep 30", timeout_s=0.2)
     sshd.lets_in.clear()
-    command = Background(lambda: ssh.run("true", timeout_s=10))
-    wait_until(lambda: sshd.connections == 2, what="it to reconnect", timeout_s=10)
+    command = Background(lambda: ssh.run("true", timeout_s=60))
+    wait_until(lambda: sshd.connections == 2, what="it to reconnect", timeout_s=60)
     ssh.close()
     sshd.lets_in.set()
     with pytest.raises(ChannelLost, match="the SSH connection to the guest was closed"):
-        command.wait(timeout_s=10)
-    wait_until(lambda: not any(t.is_active() for t in sshd.transports), what="no connection", timeout_s=10)
+        command.wait(timeout_s=60)
+    wait_until(lambda: not any(t.is_active() for t in sshd.transports), what="no connection", timeout_s=60)
     assert len(sshd.children) == 1
 
 
 def test_a_connection_that_drops_in_a_command(ssh: Ssh, sshd: FakeSshd, tmp_path: Path) -> None:
     command = Background(lambda: ssh.run(f"touch {tmp_path}/begun; sleep 30", timeout_s=60))
-    wait_until((tmp_path / "begun").exists, what="the command to run", timeout_s=10)
+    wait_until((tmp_path / "begun").exists, what="the command to run", timeout_s=60)
     sshd.hang_up()
     with pytest.raises(ChannelLost, match=r"^the SSH connection to the guest broke during 'touch"):
-        command.wait(timeout_s=10)
-    assert ssh.run("echo again", timeout_s=10).stdout == "again\n"
+        command.wait(timeout_s=60)
+    assert ssh.run("echo again", timeout_s=60).stdout == "again\n"
     assert sshd.connections == 2
 
 
-def test_a_connection_that_is_closed_under_a_command(ssh: Ssh, sshd: FakeSshd) -> None:
-    command = Background(lambda: ssh.run("sleep 30", timeout_s=60))
-    wait_until(lambda: sshd.children, what="the command to run", timeout_s=10)
+def test_a_connection_that_is_closed_under_a_command(ssh: Ssh, tmp_path: Path) -> None:
+    command = Background(lambda: ssh.run(f"touch {tmp_path}/begun; sleep 600", timeout_s=600))
+    wait_until((tmp_path / "begun").exists, what="the command to run", timeout_s=60)
     ssh.close()
     with pytest.raises(ChannelLost, match="the connection ended"):
-        command.wait(timeout_s=10)
+        command.wait(timeout_s=60)
 
 
 def test_the_watch_ends_a_command(sshd: FakeSshd, keys: Keys) -> None:
@@ -340,7 +356,7 @@ def test_another_host_key_is_not_our_guest(sshd: FakeSshd, keys: Keys, tmp_path:
     other = new_key(tmp_path / "other")
     line = f"ssh-ed25519 {other.get_base64()}"
     with pytest.raises(ChannelLost, match=r"is not our guest: its host key is SHA256:.*, expected SHA256:"):
-        Ssh(sshd.port, client_key=keys.client_path, host_key=line, timeout_s=10)
+        Ssh(sshd.port, client_key=keys.client_path, host_key=line, timeout_s=60)
 
 
 def test_a_key_that_is_refused_is_not_tried_for_ever(sshd: FakeSshd, keys: Keys, tmp_path: Path) -> None:
@@ -374,8 +390,8 @@ def test_a_guest_that_comes_up_late_is_waited_for(sshd: FakeSshd, keys: Keys) ->
 
     timer = threading.Timer(0.5, come_up)
     timer.start()
-    ssh = Ssh(sshd.port, client_key=keys.client_path, host_key=keys.host_line, timeout_s=20)
-    assert ssh.run("echo up", timeout_s=10).stdout == "up\n"
+    ssh = Ssh(sshd.port, client_key=keys.client_path, host_key=keys.host_line, timeout_s=60)
+    assert ssh.run("echo up", timeout_s=60).stdout == "up\n"
     ssh.close()
     timer.join()
     late[0].close()

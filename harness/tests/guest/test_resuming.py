@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,12 +35,18 @@ class World:
                 paths=SimpleNamespace(line=line),
                 ssh_port=self.network.sshd.port,
                 watch=lambda: None,
-                wait_until=wait_until,
+                wait_until=_wait_long,
             ),
         )
 
-    def resuming(self, **wrong: object) -> Resuming:
-        return Resuming(replace(self.frozen, **wrong), self.image, Pace(0.2))  # type: ignore[arg-type]
+    def resuming(self, *, patience: float = 20.0, **wrong: object) -> Resuming:
+        """:param patience: the pace: that of a session that will not be resumed may be small."""
+        return Resuming(replace(self.frozen, **wrong), self.image, Pace(patience))  # type: ignore[arg-type]
+
+
+def _wait_long(probe: Callable[[], bool], *, what: str, timeout_s: float) -> bool:
+    """As a machine's, whose pace is that of a slow guest."""
+    return wait_until(probe, what=what, timeout_s=20 * timeout_s)
 
 
 @pytest.fixture
@@ -66,7 +72,7 @@ def test_it_is_taken(world: World, begun: bool) -> None:
 
 
 def test_there_is_none_to_be_taken(world: World) -> None:
-    session = world.resuming(cookie=bytes(16))
+    session = world.resuming(patience=0.2, cookie=bytes(16))
     session.begin()
     why = session.take(world.machine(world.network.here))
     assert isinstance(why, str)
@@ -76,7 +82,7 @@ def test_there_is_none_to_be_taken(world: World) -> None:
 
 def test_something_else_was_said_that_time(world: World) -> None:
     """It is found out soon, since there is nobody to wait for."""
-    session = world.resuming(received=world.frozen.received[:-1])
+    session = world.resuming(patience=1.0, received=world.frozen.received[:-1])
     why = session.take(world.machine(world.network.here))
     assert isinstance(why, str)
     assert "the first command over the line" in why

@@ -25,7 +25,7 @@ def run_pytest() -> Pytest:
         }
         argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options]
         return subprocess.run(
-            argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
+            argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=400, check=False
         )
 
     return run
