@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from harness.errors import Unsupported, UsageError
+from harness.errors import SetupError, Unsupported, UsageError
 from harness.guest.image import GuestImage
 from harness.guest.lab import Cell, TemplateSource
 from harness.provision import Cache, Provisioner, default_cache_root
 from harness.provision.templates import TemplateStore
-from harness.qemu import accel, binary
+from harness.qemu import accel, binary, jemalloc
 from harness.qemu.accel import Accel
 from harness.qemu.binary import Capabilities, QemuInstall
 from harness.qemu.spec import MACHINE_TYPES, MachineType
@@ -68,6 +68,11 @@ def _require_hotplug(kind: MachineType, capabilities: Capabilities) -> None:
         raise Unsupported(f"{kind.name}: QEMU {capabilities.version_text}: {why} (ACPI came with 6.1)")
 
 
+def _until_error(found: Iterator[Path]) -> Iterator[Path]:
+    with contextlib.suppress(SetupError):
+        yield from found
+
+
 class Matrix:
     """Turns names into cells, each name once; provisions what is missing on the way.
 
@@ -83,6 +88,8 @@ class Matrix:
         self.selection, self._report = selection, report
         self._root = cache or default_cache_root()
         self._qemus: dict[str, tuple[QemuInstall, Capabilities]] = {}
+        #: Whether what profiles a heap may be fetched: by the process that the user started, and seen.
+        self._may_fetch = False
         self._images: dict[str, GuestImage] = {}
         self._accels: dict[tuple[str, str], Accel] = {}
 
@@ -101,6 +108,7 @@ class Matrix:
         :raises SetupError: when something cannot be provisioned.
         """
         self.selection.check()
+        self._may_fetch = True
         for name in self.selection.kernels:
             self._check_kernel(name)
         # What costs nothing comes first: a path that will not do is told of before anything is fetched.
@@ -133,7 +141,8 @@ class Matrix:
             install = self._find_qemu(name)
             capabilities = binary.probe(install)
             unstripped = self._provisioner.built_qemus(capabilities.version)
-            self._qemus[name] = (replace(install, unstripped=unstripped), capabilities)
+            install = replace(self._with_profilers(install), unstripped=unstripped)
+            self._qemus[name] = (install, capabilities)
         return self._qemus[name]
 
     def _is_provisioned(self, name: str) -> bool:
@@ -151,6 +160,38 @@ class Matrix:
             return binary.from_path(Path(name), data)
         known = ", ".join(self._provisioner.qemu_names())
         raise UsageError(f"--qemu {name}: neither a path to a binary nor a provisioned name (known: {known})")
+
+    def _with_profilers(self, install: QemuInstall) -> QemuInstall:
+        """The same QEMU, with libraries that may profile its heap, where it is not one of ours.
+
+        The process that the user started fetches them, until one works, and says when none does: leak hunts
+        do without, and say it again. Its workers find in the cache what it has fetched.
+        """
+        if install.origin != "path":
+            return install
+        if not self._may_fetch:
+            return replace(install, profilers=tuple(_until_error(self._heap_libraries(offline=True))))
+        try:
+            return self._profiled(install)
+        except SetupError as exc:
+            self._report(f"leak hunts will not profile the heap of QEMU {install.name}: {exc}")
+            return install
+
+    def _profiled(self, install: QemuInstall) -> QemuInstall:
+        """:raises SetupError: why it cannot be."""
+        found = self._heap_libraries(offline=False)
+        while True:
+            try:
+                jemalloc.library(install)
+                return install
+            except jemalloc.NotFound as exc:
+                library = next(found, None)
+                if library is None:
+                    raise exc from None
+                install = replace(install, profilers=(*install.profilers, library))
+
+    def _heap_libraries(self, *, offline: bool) -> Iterator[Path]:
+        return Provisioner(Cache(self._root), report=self._report, offline=offline).heap_libraries()
 
     def _refuse_data_for_nobody(self) -> None:
         """:raises UsageError: when ``--qemu-data`` was given, and every QEMU has its own firmware."""

@@ -1,10 +1,14 @@
 """Nothing grew with the cycles of a leak hunt.
 
-Read from a record in which :mod:`harness.actions.leak_hunt` has left its samples and heap profiles. Slopes
-are per cycle, over the cycles after the warm-up, and robust (Theil and Sen: the median of all pairwise
-slopes), so that a thread pool that moves once, or memory that is retained once, is none. Where a heap profile
-is written, memory may be retained, and one step in the middle of the hunt is in more than half of all pairs:
-so memory is compared only between cycles that have no profile between them.
+Read from a record in which :mod:`harness.actions.leak_hunt` has left its samples and heap profiles. After a
+warm-up a hunt has parts of equal length (three, or six), and a profile at the end of each.
+
+- A count is exact: one that grows twice, and does not come back, leaks, however slowly.
+- Threads leak when in each part one begins that stays: a pool moves by one or two.
+- An allocation site leaks when it has more objects after each part than before it.
+- Private memory is noisy. Its slope is judged, per cycle and robust (Theil and Sen: the median of all
+  pairwise slopes). Where a heap profile is written some of it may be retained, so memory is compared only
+  between cycles that have no profile between them.
 """
 
 from __future__ import annotations
@@ -17,69 +21,59 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.checkers import growth
 from harness.checkers.record import Record
 from harness.checkers.verdict import VALID, Finding, Verdict, invalid, unknown
 from harness.errors import UsageError
 from harness.history import as_mapping
 
-#: The detection limits, per cycle. The thread pool may move by a few threads; private memory is noisy, and
-#: shows what the heap profile cannot: mappings.
-LIMITS: Mapping[str, float] = {
-    "threads": 0.25,
-    "fds": 0.25,
-    "qom_children": 0.1,
-    "memory_regions": 0.1,
-    "blockers": 0.1,
-    "vmstate_sections": 0.1,
-    "private_kib": 128.0,
-}
-#: With a guest: the memory that it touches, code translated for it, and the heap profile of that.
-GUEST_LIMITS: Mapping[str, float] = {**LIMITS, "private_kib": 1024.0}
+#: Counts, in the order in which their growth is told. The first two are in each sample, the others in some.
+COUNTS = ("threads", "fds", "qom_children", "memory_regions", "blockers", "vmstate_sections")
 #: Not told by every QEMU, nor while the machine runs, nor where the cycle saves by itself.
 _OPTIONAL = "vmstate_sections"
-#: Live objects per cycle and allocation site.
-OBJECTS_LIMIT = 0.5
-#: Functions whose objects are kept on purpose, for later use, up to a bound that a hunt may not reach.
-POOLS: Mapping[str, str] = {
-    "qemu_coroutine_new": "the coroutine pool (QEMU: util/qemu-coroutine.c)",
-    "tb_gen_code": "translated code of the guest (QEMU: accel/tcg/translate-all.c)",
-    "qht_insert": "the hash table of translated code (QEMU: util/qht.c)",
-    "tcg_tb_insert": "translated code of the guest (QEMU: tcg/region.c)",
-}
-#: Of it some is retained whenever a heap profile is written.
-_RETAINED = "private_kib"
+_MEMORY = "private_kib"
+#: How much private memory may grow by, in KiB a cycle: it shows what the heap profile cannot, mappings.
+MEMORY_LIMIT = 128.0
+#: With a guest: the memory that it touches, code translated for it, and the heap profile of that.
+GUEST_MEMORY_LIMIT = 1024.0
 _MIN_SAMPLES = 10
+
+Samples = Sequence[Mapping[str, Any]]
 
 
 def no_leak(record: Record) -> Finding:
     """No count, no allocation site and no private memory grows with the cycles."""
-    plan = record.last("host", "leak:plan")
+    plan = _plan(record)
     if plan is None:
         return VALID
-    warm_up = int(as_mapping(plan.value)["warm_up"])
-    limits = GUEST_LIMITS if as_mapping(plan.value)["guest"] else LIMITS
-    samples = _samples(record, "leak:sample", warm_up)
-    control = _samples(record, "leak:control-sample", warm_up)
-    if len(samples) < _MIN_SAMPLES:
-        return unknown(f"a leak hunt has {len(samples)} samples after its warm-up, {_MIN_SAMPLES} are needed")
+    lengths = plan["lengths"]
+    samples = hunted(record, plan)
+    control = hunted(record, plan, "control-") if plan.get("control") else []
+    for found in (samples, control) if plan.get("control") else (samples,):
+        if len(found) < _MIN_SAMPLES or found[-1]["cycle"] < lengths[-1] - 1:
+            at = found[-1]["cycle"] + 1 if found else 0
+            return unknown(f"a leak hunt ended after {at} of {lengths[-1]} cycles, with {len(found)} samples")
     sites = record.last("host", "leak:heap-sites")
     if sites is None:
-        return unknown("a leak hunt has no heap profile: a machine did not quit")
-    limits = {name: limits[name] for name in _measured(samples)}
-    heap = json.loads((record.folder / as_mapping(sites.value)["file"]).read_text())
-    found = [*_growing_counts(samples, control, limits, heap["lengths"]), *_growing_sites(heap)]
-    if found:
-        lines = [line for finding in found for line in finding]
-        return invalid(f"leak: {found[0][0]}{_and_of_9p(found[1:])}", *lines)
-    return Verdict.VALID, _stated(heap, limits), ()
+        return unknown("a leak hunt has no word of the heap: a machine did not quit")
+    told = as_mapping(sites.value)
+    heap = json.loads((record.folder / told["file"]).read_text()) if "file" in told else None
+    found_lines = list(growing_counts(samples, control, lengths))
+    if heap is not None:
+        found_lines += [*_growing_memory(samples, control, plan), *_growing_sites(heap)]
+    if found_lines:
+        lines = [line for finding in found_lines for line in finding]
+        return invalid(f"leak: {found_lines[0][0]}{_and_of_9p(found_lines[1:])}", *lines)
+    return Verdict.VALID, _stated(samples, plan, told.get("not_profiled")), ()
 
 
-def slope(values: Sequence[float], steps: Sequence[int] = ()) -> float:
-    """The robust slope of a series with one value a cycle.
+def slope(values: Sequence[float], at: Sequence[int] = (), steps: Sequence[int] = ()) -> float:
+    """The robust slope of a series.
 
+    :param at: the position of each value; one after the other by default.
     :param steps: the positions at which it may go up or down by itself.
     """
-    pairs = itertools.combinations(enumerate(values), 2)
+    pairs = itertools.combinations(zip(at or range(len(values)), values, strict=True), 2)
     whole = [pair for pair in pairs if not any(pair[0][0] < step <= pair[1][0] for step in steps)]
     return statistics.median((y2 - y1) / (x2 - x1) for (x1, y1), (x2, y2) in whole)
 
@@ -90,49 +84,81 @@ def leaks(folder: Path) -> dict[str, float]:
         record = Record.load(folder)
     except UsageError:
         return {}
-    plan = record.last("host", "leak:plan")
-    samples = _samples(record, "leak:sample", int(as_mapping(plan.value)["warm_up"])) if plan else []
+    plan = _plan(record)
+    samples = hunted(record, plan) if plan else []
     if plan is None or len(samples) < _MIN_SAMPLES:
         return {}
-    lengths = as_mapping(plan.value)["lengths"]
-    return {name: round(_grows(name, samples, lengths), 3) for name in _measured(samples)}
+    names = [name for name in (*COUNTS, _MEMORY) if any(name in sample for sample in samples)]
+    return {name: round(_slope_of(name, samples, plan["lengths"]), 3) for name in names}
 
 
-def _grows(name: str, samples: list[Mapping[str, Any]], lengths: Sequence[int]) -> float:
-    """The slope of one count. :param lengths: after so many cycles there was a heap profile."""
-    profiles = [length - int(samples[0]["cycle"]) for length in lengths] if name == _RETAINED else []
-    return slope([float(sample[name]) for sample in samples], profiles)
-
-
-def _samples(record: Record, f: str, warm_up: int) -> list[Mapping[str, Any]]:
-    samples = [as_mapping(entry.value) for entry in record.entries if entry.f == f]
-    return [sample for sample in samples if sample["cycle"] >= warm_up]
-
-
-def _measured(samples: list[Mapping[str, Any]]) -> list[str]:
-    told = any(_OPTIONAL in sample for sample in samples)
-    return [name for name in LIMITS if name != _OPTIONAL or told]
-
-
-def _growing_counts(
-    samples: list[Mapping[str, Any]],
-    control: list[Mapping[str, Any]],
-    limits: Mapping[str, float],
-    lengths: Sequence[int],
-) -> list[tuple[str, ...]]:
-    """What grows, beyond what the control (the same cycles without the device) grows by as well."""
+def growing_counts(samples: Samples, control: Samples, lengths: Sequence[int]) -> list[tuple[str, ...]]:
+    """Which counts leak, beyond what the control (the same cycles without the device) grows by as well."""
     found = []
-    for name, limit in limits.items():
-        grows = _grows(name, samples, lengths)
+    for name in measured(samples):
+        cycles, values = _series(name, samples)
         if control:
-            grows -= max(0.0, _grows(name, control, lengths))
-        if grows > limit:
-            line = f"{name}: +{grows:.2f} a cycle ({samples[0][name]} to {samples[-1][name]})"
+            less = dict(zip(*_series(name, control), strict=True))
+            values = [value - less[cycle] for cycle, value in zip(cycles, values, strict=True)]
+        if _threads_leak(samples, control, lengths) if name == "threads" else growth.recurs(values):
+            low = growth.floor(values)
+            rate = (low[-1] - low[0]) / (cycles[-1] - cycles[0])
+            first, last = (_series(name, samples)[1][at] for at in (0, -1))
+            line = f"{name}: +{rate:.2f} a cycle ({first} to {last})"
             found.append((line, *(_new_targets(samples) if name == "fds" else ())))
     return found
 
 
-def _new_targets(samples: list[Mapping[str, Any]]) -> list[str]:
+def measured(samples: Samples) -> list[str]:
+    """The counts that these samples have."""
+    return [name for name in COUNTS if any(name in sample for sample in samples)]
+
+
+def hunted(record: Record, plan: Mapping[str, Any], prefix: str = "") -> list[Mapping[str, Any]]:
+    """The samples of a hunt, from the last of its warm-up on."""
+    samples = [as_mapping(entry.value) for entry in record.entries if entry.f == f"leak:{prefix}sample"]
+    return [sample for sample in samples if plan["warm_up"] - 1 <= sample["cycle"] < plan["lengths"][-1]]
+
+
+def _plan(record: Record) -> Mapping[str, Any] | None:
+    """The last one: a hunt that has to go on says so."""
+    plan = record.last("host", "leak:plan")
+    return None if plan is None else as_mapping(plan.value)
+
+
+def _series(name: str, samples: Samples) -> tuple[list[int], list[int]]:
+    """The cycles after which something was counted, and how much it was.
+
+    :raises KeyError: when it was counted now, and then not.
+    """
+    rare = name not in ("threads", "fds")
+    having = [sample for sample in samples if not rare or "qom_children" in sample]
+    return [sample["cycle"] for sample in having], [sample[name] for sample in having]
+
+
+def _threads_leak(samples: Samples, control: Samples, lengths: Sequence[int]) -> bool:
+    if control and _threads_leak(control, (), lengths):
+        return False
+    cycles = [sample["cycle"] for sample in samples]
+    parts = [cycles.index(length - 1) for length in lengths]
+    return growth.lasting([frozenset(sample["thread_ids"]) for sample in samples], parts)
+
+
+def _slope_of(name: str, samples: Samples, lengths: Sequence[int]) -> float:
+    cycles, values = _series(name, samples)
+    return slope(values, cycles, lengths if name == _MEMORY else ())
+
+
+def _growing_memory(samples: Samples, control: Samples, plan: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    limit = GUEST_MEMORY_LIMIT if plan["guest"] else MEMORY_LIMIT
+    grows = _slope_of(_MEMORY, samples, plan["lengths"])
+    if control:
+        grows -= max(0.0, _slope_of(_MEMORY, control, plan["lengths"]))
+    _, values = _series(_MEMORY, samples)
+    return [(f"{_MEMORY}: +{grows:.2f} a cycle ({values[0]} to {values[-1]})",)] if grows > limit else []
+
+
+def _new_targets(samples: Samples) -> list[str]:
     first, last = samples[0]["fd_targets"], samples[-1]["fd_targets"]
     grown = {target: count - first.get(target, 0) for target, count in last.items()}
     by_growth = sorted(grown.items(), key=lambda item: -item[1])
@@ -140,16 +166,14 @@ def _new_targets(samples: list[Mapping[str, Any]]) -> list[str]:
 
 
 def _growing_sites(heap: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    warm, half, full = heap["lengths"]
+    cycles = heap["lengths"][-1] - heap["lengths"][0]
     found = []
     for site in heap["growing"]:
-        if any(frame.startswith(f"{pool}+") for frame in site["stack"] for pool in POOLS):
-            continue
-        first, second, third = site["objects"]
-        grows = min((second - first) / (half - warm), (third - second) / (full - half))
-        if grows > OBJECTS_LIMIT:
-            size = (site["bytes"][2] - site["bytes"][1]) / (third - second)
-            line = f"heap: +{grows:.2f} objects of {size:.0f} bytes a cycle, allocated by {_innermost(site)}"
+        objects = site["objects"][-1] - site["objects"][0]
+        if growth.throughout(site["objects"]):
+            size = (site["bytes"][-1] - site["bytes"][0]) / objects
+            rate = objects / cycles
+            line = f"heap: +{rate:.2f} objects of {size:.0f} bytes a cycle, allocated by {_innermost(site)}"
             found.append((line, *(f"    {frame}" for frame in site["stack"])))
     return found
 
@@ -169,10 +193,15 @@ def _innermost(site: Mapping[str, Any]) -> str:
     return next(iter([*named, *frames]), "nobody known")
 
 
-def _stated(heap: Mapping[str, Any], limits: Mapping[str, float]) -> str:
-    counts = ", ".join(f"{name} {limit:g}" for name, limit in limits.items())
-    warm, _, full = heap["lengths"]
+def _stated(samples: Samples, plan: Mapping[str, Any], not_profiled: str | None) -> str:
+    """What was looked at, and how closely."""
+    first, last = plan["lengths"][0], plan["lengths"][-1]
+    part = plan["lengths"][1] - first
+    looked = f"nothing grew in cycles {first} to {last} ({', '.join(measured(samples))}"
+    if not_profiled is not None:
+        return f"{looked}), but the heap was not profiled: {not_profiled}"
+    limit = GUEST_MEMORY_LIMIT if plan["guest"] else MEMORY_LIMIT
     return (
-        f"nothing grew in cycles {warm} to {full}; detection limits per cycle: "
-        f"{OBJECTS_LIMIT:g} heap objects of any one site, {counts}"
+        f"{looked}, heap objects of any one site); detection limits: what is lost once in {part} cycles, "
+        f"{_MEMORY} {limit:g} a cycle"
     )

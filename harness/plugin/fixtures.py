@@ -16,7 +16,7 @@ from harness.actions.migration import Migration
 from harness.actions.run_state import RunState
 from harness.actions.snapshot import Snapshot
 from harness.artifacts import Artifacts
-from harness.errors import HarnessError, SetupError
+from harness.errors import HarnessError
 from harness.guest.guest import Guest
 from harness.guest.lab import Cell, Lab
 from harness.guest.raw9p import RawGuest
@@ -175,13 +175,11 @@ def raw_guest(request: pytest.FixtureRequest, lab: Lab) -> RawGuest:
 
 
 @pytest.fixture
-def leak_hunt(lab: Lab, shares: tuple[Share, ...]) -> LeakHunt:
-    """Repeats a cycle in machines of its own, and measures what grows."""
+def leak_hunt(request: pytest.FixtureRequest, lab: Lab, shares: tuple[Share, ...]) -> LeakHunt:
+    """Repeats a cycle in machines of its own, and measures what grows; with ``--thorough`` for longer."""
     assert shares, "nothing to plug"
-    try:
-        return LeakHunt(lab)
-    except SetupError as exc:
-        pytest.skip(str(exc))
+    option = request.config.getoption
+    return LeakHunt(lab, thorough=option("thorough") or option("full"))
 
 
 @pytest.fixture

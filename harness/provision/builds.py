@@ -22,6 +22,8 @@ from harness.qemu.binary import PROGRAM
 _READY = "ready"
 _UNPACK = "rm -rf source build && dpkg-source --no-check -x sources/*.dsc source && mkdir build"
 _CONFIGURE = "cd build && ../source/configure --target-list=x86_64-softmmu --disable-werror {}"
+_STRIPPED = "stripped"
+_STRIP = f"strip --strip-all -o {_STRIPPED} build/{PROGRAM}"
 _BUILD = f"cd build && ninja {PROGRAM}"
 
 
@@ -72,6 +74,13 @@ class Build:
         self._root.run(_BUILD, what="ninja")
         shutil.copyfile(self._folder / "build" / PROGRAM, into / PROGRAM)
         (into / PROGRAM).chmod(0o755)
+
+    def strip(self, into: Path) -> None:
+        """Build QEMU, and copy the binary without its symbols into the folder ``into``."""
+        with self.tree():
+            self.compile(into)
+            self.run(_STRIP, what="strip")
+            shutil.copyfile(self._folder / _STRIPPED, into / PROGRAM)
 
     def run(self, script: str, *, what: str) -> str:
         """Inside :meth:`tree`: run a shell script in the build root, in the tree's folder."""

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -27,9 +27,10 @@ from harness.provision.apt import Apt, Package, Report, Withdrawn, require_tools
 from harness.provision.builds import Build
 from harness.provision.cache import Cache
 from harness.provision.faults import Catalogue
-from harness.provision.recipes import BuildRecipe, GuestRecipe, QemuRecipe, Recipe
+from harness.provision.recipes import BuildRecipe, GuestRecipe, HeapRecipe, QemuRecipe, Recipe
 from harness.provision.recipes import recipes_folder as find_recipes
 from harness.provision.space import told_in_one_line
+from harness.qemu import jemalloc
 from harness.qemu.binary import PROGRAM, QemuInstall, examined
 
 #: Changed whenever the code makes other files of the same recipe.
@@ -50,6 +51,7 @@ class Provisioner:
     :param recipes: the folder of recipes; the project's own by default.
     :param report: told, in lines for a person, of everything that takes more than a moment.
     :param refresh: resolve package versions again, which needs a network.
+    :param offline: fetch nothing: what would need a network is an error.
     """
 
     def __init__(
@@ -59,8 +61,9 @@ class Provisioner:
         recipes: Path | None = None,
         report: Report = lambda _: None,
         refresh: bool = False,
+        offline: bool = False,
     ) -> None:
-        self.cache, self._report, self._refresh = cache, report, refresh
+        self.cache, self._report, self._refresh, self._offline = cache, report, refresh, offline
         self._folder = recipes or find_recipes()
 
     def guest_names(self) -> list[str]:
@@ -125,6 +128,8 @@ class Provisioner:
         recipe = recipes.load(folder, name, QemuRecipe)
         if recipe.configure:
             return self._built(self.build(name))
+        if recipe.stripped:
+            return self._stripped(name, self.build(recipe.stripped))
 
         def fill(into: Path, packages: dict[str, Path]) -> None:
             root = packages["packages"].rename(into / "root")
@@ -134,6 +139,32 @@ class Provisioner:
 
         entry, key = self._provide("qemu", name, recipe, [], fill)
         return _install(name, entry / "root", key)
+
+    def heap_libraries(self) -> Iterator[Path]:
+        """What may profile the heap of a QEMU that runs with this host's libc, the newest first.
+
+        Each is made, when it is missing, as it is asked for.
+
+        :raises SetupError: where the host has no glibc that is new enough, or when one cannot be made.
+        """
+        folder = self._folder / "heap"
+        host = _host_glibc()
+        all_recipes = {name: recipes.load(folder, name, HeapRecipe) for name in recipes.names(folder)}
+        fitting = [name for name, recipe in all_recipes.items() if recipe.glibc_version <= host]
+        if not fitting:
+            raise SetupError(
+                "this host's libc is no glibc, or older than any libjemalloc2 that there is a recipe for"
+            )
+
+        def fill(into: Path, packages: dict[str, Path]) -> None:
+            found = list(packages["packages"].glob(f"usr/lib/*/{jemalloc.LIBRARY}"))
+            if len(found) != 1:
+                raise SetupError(f"the packages of the heap library contain {len(found)} {jemalloc.LIBRARY}")
+            shutil.copyfile(found[0], into / jemalloc.LIBRARY)
+
+        for name in sorted(fitting, key=lambda name: all_recipes[name].glibc_version, reverse=True):
+            entry, _ = self._provide("heap", name, all_recipes[name], [], fill)
+            yield entry / jemalloc.LIBRARY
 
     def build(self, name: str) -> Build:
         """The build tree of the QEMU flavour called ``name``, such as ``7.2-src``; its tools are unpacked.
@@ -158,6 +189,11 @@ class Provisioner:
     def _built(self, build: Build) -> QemuInstall:
         entry = self.cache.entry("qemu", f"{build.name}-{build.key}", build.make, self._report)
         return _install(build.name, build.root, build.key, binary=entry / PROGRAM)
+
+    def _stripped(self, name: str, build: Build) -> QemuInstall:
+        key = _hash([build.key, "stripped"])
+        entry = self.cache.entry("qemu", f"{name}-{key}", build.strip, self._report)
+        return _install(name, build.root, key, binary=entry / PROGRAM)
 
     def _faulty(self, build: Build, name: str) -> QemuInstall:
         catalogue = Catalogue(self._folder / "faults")
@@ -193,6 +229,8 @@ class Provisioner:
 
             @cache
             def apt() -> Apt:
+                if self._offline:
+                    raise SetupError(f"{kind} {name} is not in the cache")
                 scratch = stack.enter_context(self.cache.scratch())
                 built = isinstance(recipe, BuildRecipe)
                 return Apt(
@@ -349,6 +387,15 @@ def _install(name: str, root: Path, key: str, binary: Path | None = None) -> Qem
         libraries=libraries,
     )
     return examined(install)
+
+
+def _host_glibc() -> tuple[int, ...]:
+    """The version of this host's glibc (``man 3 confstr``); nothing where it has another libc."""
+    try:
+        words = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
+    except (ValueError, OSError):
+        return ()
+    return tuple(int(part) for part in words[1].split(".")) if len(words) == 2 else ()
 
 
 def _tree(folder: Path) -> list[tuple[str, bool, str]]:

@@ -66,17 +66,33 @@ class Recipe(BaseModel):
 class QemuRecipe(Recipe):
     """A QEMU release: unpacked from Debian's ``packages``, or built from the release's source package.
 
-    With ``configure`` it is built, with these options, as the release's :class:`BuildRecipe` says.
+    With ``configure`` it is built, with these options, as the release's :class:`BuildRecipe` says; with
+    ``stripped`` it is the one of that name, which is built, without its symbols.
     """
 
     packages: list[str] = []
     configure: list[str] = []
+    stripped: str = ""
 
     @model_validator(mode="after")
     def _has_one_origin(self) -> QemuRecipe:
-        if bool(self.packages) == bool(self.configure):
-            raise ValueError("a QEMU recipe has either packages or configure")
+        if [bool(self.packages), bool(self.configure), bool(self.stripped)].count(True) != 1:
+            raise ValueError("a QEMU recipe has one of packages, configure and stripped")
         return self
+
+
+class HeapRecipe(Recipe):
+    """A library that profiles the heap of a QEMU that runs with the host's libc.
+
+    :ivar glibc: the release's version of it: the library loads into no older one.
+    """
+
+    glibc: str = Field(pattern=r"^\d+\.\d+$")
+
+    @property
+    def glibc_version(self) -> tuple[int, ...]:
+        """As numbers, to compare."""
+        return tuple(int(part) for part in self.glibc.split("."))
 
 
 class BuildRecipe(Recipe):

@@ -48,6 +48,7 @@ class QemuInstall:
     to execute (for an unpacked release its own dynamic loader, the library path, and the binary);
     ``arguments`` follow the command on every call (firmware folders); ``key`` identifies the content for
     caches; ``libraries`` are the folders that its shared libraries come from (of a script, none are known);
+    ``profilers`` are further libraries that may profile its heap (:mod:`harness.qemu.jemalloc`);
     ``sanitized``: it was built with AddressSanitizer; ``chardev_logs``: ``-chardev`` has ``logfile`` and
     ``append`` (since 2.6); ``any_port``: ``hostfwd`` takes port 0, for any that is free; ``boots_elf``:
     ``-kernel`` takes one that is not packed (since 4.0); ``unstripped``: names of provisioned QEMUs of
@@ -62,6 +63,7 @@ class QemuInstall:
     origin: str = "path"
     key: str = ""
     libraries: tuple[Path, ...] = HOST_LIBRARIES
+    profilers: tuple[Path, ...] = ()
     sanitized: bool = False
     chardev_logs: bool = True
     any_port: bool = True

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from harness.errors import QemuError
 from harness.qemu.blockers import blocked_reasons
 from harness.qemu.machine import Machine
 from harness.qemu.spec import MachineSpec
@@ -24,29 +26,52 @@ _CONTAINERS = (
 )
 
 
-def footprint(machine: Machine) -> dict[str, Any]:
-    """Threads, fds by what they point at, private memory, QOM children, memory regions, migration blockers.
+def handles(pid: int) -> dict[str, Any]:
+    """Threads, and fds by what they point at: what costs next to nothing to ask."""
+    proc = Path(f"/proc/{pid}")
+    threads = sorted(int(task.name) for task in (proc / "task").iterdir())
+    fds = _fds(proc)
+    return {
+        "threads": len(threads),
+        "thread_ids": threads,
+        "fds": sum(fds.values()),
+        "fd_targets": dict(sorted(fds.items())),
+    }
+
+
+def footprint(machine: Machine, pid: int) -> dict[str, Any]:
+    """QOM children, memory regions, migration blockers, private memory.
 
     ``private_kib`` is dirty memory that no other process shares (``man 5 proc``, ``smaps``), without the
     guest's own memory and the code translated for it. Clean private pages are not counted: a page of a file
     turns from private to shared, and back, when another QEMU maps it. ``memory_regions`` are the lines of
     ``info mtree``.
+
+    :param pid: of QEMU itself (:func:`process`).
     """
-    proc = Path(f"/proc/{machine.pid}")
-    fds = _fds(proc)
     children = {path: _children(machine, path) for path in _CONTAINERS}
     # Answering these takes QEMU longer than its heap keeps free pages: memory is read after them.
     regions = len(machine.qmp.hmp("info mtree", watch=machine.watch).splitlines())
     blockers = len(blocked_reasons(machine))
     return {
-        "threads": len(list((proc / "task").iterdir())),
-        "fds": sum(fds.values()),
-        "fd_targets": dict(sorted(fds.items())),
-        "private_kib": private_kib((proc / "smaps").read_text(), machine.spec),
+        "private_kib": private_kib(Path(f"/proc/{pid}/smaps").read_text(), machine.spec),
         "qom_children": sum(children.values()),
         "memory_regions": regions,
         "blockers": blockers,
     }
+
+
+def process(machine: Machine) -> int:
+    """The process of QEMU itself, also where a script that waits for it started it.
+
+    The process that has the thread of a vCPU (QEMU: ``query-cpus-fast``, before 2.12 ``query-cpus``).
+    """
+    for command, key in (("query-cpus-fast", "thread-id"), ("query-cpus", "thread_id")):
+        with contextlib.suppress(QemuError):
+            first = machine.qmp.execute(command, watch=machine.watch)[0]
+            status = Path(f"/proc/{first[key]}/status").read_text()
+            return int(re.findall(r"^Tgid:\s+(\d+)", status, re.MULTILINE)[0])
+    return machine.pid
 
 
 def _fds(proc: Path) -> Counter[str]:

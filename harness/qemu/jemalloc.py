@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import os
 import re
+import subprocess
+import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +26,7 @@ LIBRARY = "libjemalloc.so.2"
 #: The binary logarithm of how many bytes are allocated between two profiles.
 _LG_INTERVAL = 27
 _TRIGGER = "harness-heap-profile"
+_TRIAL_TIMEOUT_S = 60
 
 #: An allocation site: its stack, innermost first, as (ELF file, offset in it).
 Site = tuple[tuple[str, int], ...]
@@ -36,21 +40,83 @@ class Live:
     bytes: int
 
 
-def library(install: QemuInstall) -> Path | None:
-    """The library to preload into that QEMU, if its host has it."""
-    return next((p for folder in install.libraries if (p := folder / LIBRARY).exists()), None)
+def library(install: QemuInstall) -> Path:
+    """The library to preload into that QEMU: of its own folders, else one of ``install.profilers``.
+
+    Each is tried once a process: QEMU is started with it, and has to leave a profile.
+
+    :raises SetupError: why its heap cannot be profiled.
+    """
+    if install.sanitized:
+        raise SetupError("AddressSanitizer has the heap, which jemalloc cannot profile")
+    if not install.libraries:
+        raise SetupError("a script starts this QEMU: what it can preload is not known")
+    found = [path for folder in install.libraries if (path := folder / LIBRARY).exists()]
+    refusals = []
+    for candidate in dict.fromkeys([*found, *install.profilers]):
+        why = _refusal(install, candidate)
+        if why is None:
+            return candidate
+        refusals.append(f"{candidate}: {why}")
+    folders = ", ".join(str(folder) for folder in install.libraries)
+    raise NotFound(
+        f"no {LIBRARY} for QEMU {install.name} (apt-get install libjemalloc2): none in {folders}, "
+        "and none was provisioned"
+        if not refusals
+        else f"{LIBRARY} does not work in QEMU {install.name}: {'; '.join(refusals)}"
+    )
 
 
-def environment(preload: Path, prefix: Path) -> dict[str, str]:
+class NotFound(SetupError):
+    """None of the libraries that are there works; another one may."""
+
+
+_REFUSALS: dict[tuple[str, Path], str | None] = {}
+
+
+def _refusal(install: QemuInstall, candidate: Path) -> str | None:
+    """Why ``candidate`` does not profile the heap of that QEMU; ``None`` when it does."""
+    key = (install.key, candidate)
+    if key not in _REFUSALS:
+        with tempfile.TemporaryDirectory() as folder:
+            _REFUSALS[key] = _tried(install, candidate, Path(folder) / "tried")
+    return _REFUSALS[key]
+
+
+def _tried(install: QemuInstall, candidate: Path, prefix: Path) -> str | None:
+    added = environment(candidate, prefix, at_exit=True)
+    try:
+        done = subprocess.run(
+            install.argv("--version"),
+            env={**os.environ, **install.environment, **added},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_TRIAL_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        return f"--version: {exc}"
+    said = (done.stderr.decode(errors="replace").strip().splitlines() or ["nothing"])[0]
+    try:
+        if any(live.objects for path in _profiles(prefix) for live in read_profile(path).values()):
+            return None
+    except SetupError as exc:
+        return str(exc)
+    return f"it left no profile; exit status {done.returncode}, it said: {said}"
+
+
+def environment(preload: Path, prefix: Path, *, at_exit: bool = False) -> dict[str, str]:
     """Profile every allocation, into files ``PREFIX.PID.SEQ.iSEQ.heap``.
 
     Free pages go back to the kernel within 10 ms, so that private memory means memory in use: at once takes
     a third of QEMU's time, and pages that never go back are never joined, and grow. ``G_SLICE`` makes GLib
     before 2.76 allocate each slice by itself.
+
+    :param at_exit: write one more, ``PREFIX.PID.SEQ.f.heap``, when the process ends.
     """
     options = (
         f"prof:true,lg_prof_sample:0,lg_prof_interval:{_LG_INTERVAL},prof_prefix:{prefix},"
-        "narenas:1,dirty_decay_ms:10,muzzy_decay_ms:0"
+        f"narenas:1,dirty_decay_ms:10,muzzy_decay_ms:0,prof_final:{str(at_exit).lower()}"
     )
     return {"LD_PRELOAD": str(preload), "MALLOC_CONF": options, "G_SLICE": "always-malloc"}
 

@@ -19,7 +19,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "guest": (*KERNEL, "channel", "qemu"),
     "checkers": KERNEL,
     "provision": (*KERNEL, "channel", "qemu", "guest"),
-    "actions": (*KERNEL, "channel", "qemu", "guest"),
+    "actions": (*KERNEL, "channel", "qemu", "guest", "checkers"),
     "holds": (*KERNEL, "channel", "qemu", "guest"),
     "ledger": (*KERNEL, "qemu", "provision"),
     "matrix": (*KERNEL, "channel", "qemu", "guest", "provision", "ledger"),
