@@ -1,15 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness import matrix
-from harness.errors import Unsupported, UsageError
+from harness.errors import SetupError, Unsupported, UsageError
 from harness.guest.image import GuestImage
 from harness.matrix import DEFAULT, Matrix, Selection
-from harness.qemu import accel, binary
+from harness.qemu import accel, binary, jemalloc
 from harness.qemu.accel import Accel
 from harness.qemu.binary import Capabilities, QemuInstall
 from harness.qemu.spec import MachineSpec
@@ -19,9 +20,21 @@ class _Provisioner:
     """Knows three names, and records what it was made to fetch."""
 
     fetched: list[str]
+    #: The heap libraries that can be fetched, and those of them that lie in the cache.
+    can_fetch: tuple[str, ...] = ()
+    in_cache: tuple[str, ...] = ()
 
-    def __init__(self, cache: Any, *, report: Any) -> None:
-        self.fetched = []
+    def __init__(self, cache: Any, *, report: Any, offline: bool = False) -> None:
+        self.fetched, self._offline = [], offline
+
+    def heap_libraries(self) -> Iterator[Path]:
+        """As the real one: what is asked for is made; what cannot be is an error."""
+        for name in self.can_fetch:
+            if self._offline and name not in self.in_cache:
+                break
+            _Provisioner.in_cache += (name,)
+            yield Path(name)
+        raise SetupError("no network")
 
     def qemu_names(self) -> list[str]:
         return ["10.0", "7.2"]
@@ -51,6 +64,13 @@ def _install(name: str) -> QemuInstall:
     return QemuInstall(name, Path(name), (name,), key=f"q{name}")
 
 
+def _profiler(install: QemuInstall) -> Path:
+    """One library works."""
+    if Path("/fits") in install.profilers:
+        return Path("/fits")
+    raise jemalloc.NotFound("none works")
+
+
 @pytest.fixture
 def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The binaries that were probed: all are whole, but for one without 9p and one without q35."""
@@ -63,6 +83,8 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return Capabilities("QEMU", (7, 2, 0), frozenset(machines), frozenset(devices))
 
     monkeypatch.setattr(matrix, "Provisioner", _Provisioner)
+    monkeypatch.setattr(_Provisioner, "in_cache", ())
+    monkeypatch.setattr(jemalloc, "library", _profiler)
     monkeypatch.setattr(binary, "probe", probe)
     monkeypatch.setattr(binary, "on_path", lambda data: None)
     monkeypatch.setattr(binary, "from_path", lambda path, data: _install(str(path)))
@@ -239,3 +261,38 @@ def test_the_proof_of_an_accelerator_boots_no_shares(
     _matrix(tmp_path, machines=("q35",)).prepare()
     (spec,) = specs
     assert (spec.shares, spec.machine_type.name, spec.name) == ((), "q35", "probe")
+
+
+@pytest.mark.parametrize(
+    ("can_fetch", "profilers", "said"),
+    [
+        (("/fits", "/never asked for"), ("/fits",), None),
+        (("/newer", "/fits"), ("/newer", "/fits"), None),
+        (("/newer",), (), "leak hunts will not profile the heap of QEMU /q: no network"),
+    ],
+)
+def test_what_profiles_a_heap_is_fetched_where_the_user_sees_it(
+    tmp_path: Path,
+    probed: list[str],
+    chosen: list[tuple[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    can_fetch: tuple[str, ...],
+    profilers: tuple[str, ...],
+    said: str | None,
+) -> None:
+    """For a QEMU given by path; without one the run goes on."""
+    monkeypatch.setattr(_Provisioner, "can_fetch", can_fetch)
+    reports: list[str] = []
+    made = Matrix(Selection(qemus=("/q",)), cache=tmp_path, report=reports.append)
+    (install, *_) = {cell.qemu.name: cell.qemu for cell in made.prepare()}.values()
+    assert install.profilers == tuple(map(Path, profilers))
+    assert reports == ([said] if said else [])
+
+
+def test_a_worker_takes_what_profiles_a_heap_from_the_cache(
+    tmp_path: Path, probed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Provisioner, "can_fetch", ("/newer", "/fits", "/older"))
+    assert _matrix(tmp_path, qemus=("/q",)).qemu("/q")[0].profilers == ()
+    monkeypatch.setattr(_Provisioner, "in_cache", ("/newer", "/fits"))
+    assert _matrix(tmp_path, qemus=("/q",)).qemu("/q")[0].profilers == (Path("/newer"), Path("/fits"))

@@ -53,6 +53,7 @@ CONTENT: dict[str, dict[str, bytes | str]] = {
         f"usr/lib/modules/{SPLIT_KERNEL}/kernel/fs/9p/9p.ko.xz": lzma.compress(_MODULE % b""),
     },
     "libc6": {"lib/x86_64-linux-gnu/ld-linux-x86-64.so.2": _ECHO},
+    "libjemalloc2": {"usr/lib/x86_64-linux-gnu/libjemalloc.so.2": "profiles"},
     "qemu-system-x86": {
         "usr/bin/qemu-system-x86_64": "\x7fELF",
         "usr/share/doc/qemu/README": "ballast",
@@ -88,6 +89,9 @@ cmdline = "console=ttyS0"
 uncompressed = true
 """,
     "guests/root/etc/inittab": "::sysinit:/etc/rcS\n",
+    "heap/old.toml": 'release = "bookworm"\npackages = ["libjemalloc2"]\nglibc = "2.9"\n',
+    "heap/fitting.toml": 'release = "bookworm"\npackages = ["libjemalloc2"]\nglibc = "2.36"\n',
+    "heap/new.toml": 'release = "bookworm"\npackages = ["libjemalloc2"]\nglibc = "2.41"\n',
     "qemu/7.2.toml": 'default = true\nrelease = "bookworm"\npackages = ["qemu-system-x86"]\n',
 }
 

@@ -330,3 +330,40 @@ def test_the_default_image_boots_and_reads_a_share(tmp_path: Path) -> None:
     finally:
         lab.close()
         run.close()
+
+
+@pytest.fixture
+def glibc(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Gives this host another libc."""
+    return lambda version: monkeypatch.setattr(os, "confstr", lambda _: version)
+
+
+def test_what_profiles_a_heap_is_of_no_newer_libc_than_the_hosts(
+    archive: Archive, make: Make, cache: Cache, glibc: Callable[[str], None]
+) -> None:
+    """The newest first; the next is made only when it is asked for."""
+    glibc("glibc 2.40")
+    found = make().heap_libraries()
+    first = next(found)
+    assert first.read_text() == "profiles"
+    assert first.parent.name.startswith("fitting-")
+    assert [path.name.split("-")[0] for path in (cache.root / "heap").iterdir()] == ["fitting"]
+    assert [path.parent.name.split("-")[0] for path in found] == ["old"]
+
+
+def test_a_filled_cache_gives_it_without_a_network(
+    archive: Archive, make: Make, glibc: Callable[[str], None]
+) -> None:
+    glibc("glibc 2.36")
+    with pytest.raises(SetupError, match="heap fitting is not in the cache"):
+        next(make(offline=True).heap_libraries())
+    made = next(make().heap_libraries())
+    archive.vanish()
+    assert next(make(offline=True).heap_libraries()) == made
+
+
+@pytest.mark.parametrize("version", ["glibc 2.8", "musl", ""])
+def test_a_libc_that_none_is_for(make: Make, glibc: Callable[[str], None], version: str) -> None:
+    glibc(version)
+    with pytest.raises(SetupError, match="this host's libc"):
+        next(make().heap_libraries())

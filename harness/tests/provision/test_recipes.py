@@ -6,7 +6,7 @@ import pytest
 
 from harness.errors import UsageError
 from harness.provision import recipes
-from harness.provision.recipes import GuestRecipe, QemuRecipe
+from harness.provision.recipes import GuestRecipe, HeapRecipe, QemuRecipe
 
 GOOD = 'default = true\nrelease = "bookworm"\npackages = ["qemu-system-x86"]\n'
 
@@ -30,7 +30,7 @@ def load(folder: Path, text: str) -> QemuRecipe:
             "release: Value error, bookworm-backports is a suite of bookworm; say release = ",
         ),
         (GOOD + 'suite = "trixie-backports"\n', 4, "trixie-backports is no suite of bookworm, such as"),
-        ('default = true\nrelease = "x"\n', 1, "a QEMU recipe has either packages or configure"),
+        ('default = true\nrelease = "x"\n', 1, "a QEMU recipe has one of packages, configure and stripped"),
         ('default = true\nrelease = "bookworm\n', 2, "not TOML"),
     ],
 )
@@ -89,6 +89,8 @@ def test_the_projects_own_recipes_can_all_be_read() -> None:
     assert {"7.2", "10.0"} <= set(recipes.names(images / "qemu"))
     for name in recipes.names(images / "qemu"):
         recipes.load(images / "qemu", name, QemuRecipe)
+    for name in recipes.names(images / "heap"):
+        recipes.load(images / "heap", name, HeapRecipe)
     for name in recipes.names(images / "guests"):
         recipe = recipes.load(images / "guests", name, GuestRecipe)
         assert (recipes.root_of(images / "guests", name, recipe) / "etc/rcS").stat().st_mode & 0o111

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from harness.qemu.footprint import _children, private_kib
+from harness.qemu.footprint import _children, handles, private_kib
 from harness.qemu.machine import Machine
 from harness.qemu.spec import MachineSpec, MemoryFile
 from harness.tests.qemu.specs import spec
@@ -90,3 +92,19 @@ def test_a_container_that_an_old_qemu_has_not_made_yet_is_empty() -> None:
         1,
         0,
     ]
+
+
+def test_threads_are_told_by_their_ids_and_fds_by_what_they_point_at(tmp_path: Path) -> None:
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        with (tmp_path / "open").open("w"):
+            found = handles(os.getpid())
+    finally:
+        done.set()
+        thread.join()
+    assert thread.native_id in found["thread_ids"]
+    assert found["threads"] == len(found["thread_ids"])
+    assert found["fd_targets"][str(tmp_path / "open")] == 1
+    assert found["fds"] == sum(found["fd_targets"].values())
