@@ -5,11 +5,10 @@ Nothing here asks the guest's kernel politely: ports and config space are writte
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
+from harness.actions.drain import WINDOW_S, happens_while
 from harness.background import Background
-from harness.deadline import hold_for
 from harness.errors import GuestError, Violation, WaitTimeout
 from harness.guest.guest import Guest, quote
 from harness.guest.portio import install
@@ -63,25 +62,25 @@ class Ejection:
             timeout_s=EJECT_TIMEOUT_S,
         )
 
-    def observe(self, *, while_: Callable[[], object], window_s: float = 2.0) -> list[str]:
+    def observe(self, *, while_: Callable[[], object], window_s: float = WINDOW_S) -> list[str]:
         """What was deleted while ``while_`` held: it is called at both ends of the window, and must raise
         when the request is no longer in flight.
 
-        Returns at the first deletion. An empty list means that the device waited for its request.
+        Returns at the first deletion. An empty list means that the device waited for its request: the write
+        has returned, or QEMU drains (see :func:`harness.actions.drain.happens_while`).
 
-        :param window_s: seconds, not scaled.
+        :param window_s: seconds, before scaling.
+        :raises WaitTimeout: when the guest's write never reached QEMU.
         """
         self.wait_begun()
-        while_()
-        ended = threading.Event()
-
-        def still() -> None:
-            self._machine.watch_process()
-            if self.deleted:
-                ended.set()
-
-        hold_for(window_s, still, until=ended.is_set)
-        while_()
+        happens_while(
+            self._machine,
+            lambda: bool(self.deleted),
+            while_=while_,
+            returned=lambda: self._write.done,
+            what=f"the eject of {self.share.id}",
+            window_s=window_s,
+        )
         seen = self.deleted
         self._machine.history.note(self._machine.name, "hostile:observed", {"deleted": seen})
         return seen

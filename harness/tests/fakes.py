@@ -84,9 +84,10 @@ class ScriptedChannel:
 
 @dataclass
 class ScriptedPending:
-    """A command that was sent, and how it ended."""
+    """A command that was sent, and how it ended, if it has."""
 
     end: Any
+    done: bool = True
 
     def wait(self, *, watch: Watch | None = None) -> Any:
         if isinstance(self.end, HarnessError):
@@ -106,6 +107,8 @@ class ScriptedQmp:
         self._rules: dict[str, _Script] = {}
         #: File descriptors by name.
         self.given: dict[str, int] = {}
+        #: Commands that are sent without waiting get no answer.
+        self.stalled = False
 
     def on(self, command: str, *answers: Answer) -> None:
         self._rules[command] = _Script(answers)
@@ -133,7 +136,7 @@ class ScriptedQmp:
 
     def request(self, command: str, arguments: Mapping[str, Any] | None = None) -> ScriptedPending:
         try:
-            return ScriptedPending(self.execute(command, arguments))
+            return ScriptedPending(self.execute(command, arguments), done=not self.stalled)
         except HarnessError as exc:
             return ScriptedPending(exc)
 
@@ -177,6 +180,7 @@ class FakeMachine:
     ssh_port: int = 1
     death: HarnessError | None = None
     quitted: bool = False
+    returncode: int | None = 1
 
     @property
     def name(self) -> str:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
 
-from harness.actions import hostile
+from harness.actions import drain, hostile
 from harness.actions.hostile import HostileGuest
 from harness.errors import ChannelLost, GuestPanicked, QemuDied, Violation, WaitTimeout
 from harness.history import as_mapping
@@ -32,6 +33,38 @@ def test_an_eject_that_ends_the_device(world: World) -> None:
     world.machine.plugged.add("share0")
     _ejecting(world, BACKEND, GONE).wait_completed()
     assert world.machine.plugged == set()
+
+
+@pytest.mark.parametrize("deleted", [(BACKEND,), ()])
+def test_what_an_eject_deletes_while_a_request_is_held(world: World, deleted: tuple[str, ...]) -> None:
+    """The write returns; the window begins then, not when the guest says what it is about to do."""
+    world.machine.artifacts.kernel.write_text("")
+    ejection = _ejecting(world, *deleted)
+    world.machine.artifacts.kernel.write_text("hostile: eject share0\n")
+    world.qmp.on("query-status", {})
+    asked: list[None] = []
+    assert ejection.observe(while_=lambda: asked.append(None)) == list(deleted)
+    assert len(asked) == 2
+
+
+def test_an_eject_that_never_reaches_qemu(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drain, "TOLD_TIMEOUT_S", 5.0)
+    done = threading.Event()
+
+    def hangs(_: Any) -> str:
+        done.wait()
+        return ""
+
+    world.machine.artifacts.kernel.write_text("")
+    world.ssh.on("/tmp/outl", "")
+    world.ssh.on("hostile: eject", hangs)
+    world.qmp.on("qom-get", 0)
+    world.qmp.on("query-status", {})
+    ejection = HostileGuest(world.guest).request_eject(world.share)
+    world.machine.artifacts.kernel.write_text("hostile: eject share0\n")
+    with pytest.raises(WaitTimeout, match="QEMU to be told of the eject of share0"):
+        ejection.observe(while_=lambda: None)
+    done.set()
 
 
 def test_an_eject_that_leaves_the_device(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

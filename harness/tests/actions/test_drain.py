@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+
+from harness.actions import drain
+from harness.actions.drain import happens_while
+from harness.errors import GuestError, QemuDied, WaitTimeout
+from harness.qemu.machine import Machine
+from harness.tests.fakes import World
+
+
+def _happens(world: World, *happened: bool, **options: Any) -> bool:
+    answers: Iterator[bool] = iter(happened)
+    last = happened[-1]
+    machine = cast(Machine, world.machine)
+    options.setdefault("while_", lambda: None)
+    return happens_while(machine, lambda: next(answers, last), what="the reset", **options)
+
+
+@pytest.fixture(autouse=True)
+def soon(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drain, "TOLD_TIMEOUT_S", 5.0)
+    world.qmp.on("query-status", {})
+
+
+def test_a_qemu_that_drains_answers_nothing(world: World) -> None:
+    world.qmp.stalled = True
+    assert not _happens(world, False)
+    assert world.qmp.commands == ["query-status"]
+
+
+def test_a_qemu_that_does_not_wait(world: World) -> None:
+    world.qmp.stalled = True
+    assert _happens(world, False, False, True)
+
+
+def test_a_qemu_that_answers_was_not_told_yet(world: World) -> None:
+    """The window begins anew with each answer: a look at a QEMU that was never told shows nothing."""
+
+    def told(_: Any) -> dict[str, Any]:
+        world.qmp.stalled = len(world.qmp.commands) >= 3
+        return {}
+
+    world.qmp.on("query-status", told)
+    assert not _happens(world, False)
+    assert world.qmp.commands == ["query-status"] * 3
+
+
+def test_a_qemu_that_is_never_told(world: World) -> None:
+    with pytest.raises(WaitTimeout, match="QEMU to be told of the reset"):
+        _happens(world, False)
+
+
+def test_an_access_that_returned_has_told(world: World) -> None:
+    assert not _happens(world, False, returned=lambda: True)
+
+
+def test_a_qemu_that_dies(world: World) -> None:
+    world.qmp.stalled = True
+    world.machine.death = QemuDied("QEMU 'source' was killed by SIGSEGV")
+    with pytest.raises(QemuDied):
+        _happens(world, False, window_s=1000)
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_the_witness_is_asked_at_both_ends(world: World, fails_at: int) -> None:
+    world.qmp.stalled = True
+    calls: list[None] = []
+
+    def witness() -> None:
+        calls.append(None)
+        if len(calls) == fails_at:
+            raise GuestError("no longer held")
+
+    with pytest.raises(GuestError, match="no longer held"):
+        _happens(world, False, while_=witness)
