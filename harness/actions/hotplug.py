@@ -21,6 +21,12 @@ from harness.qemu.spec import Share
 #: before it acts (kernel: ``drivers/pci/hotplug/pciehp_ctrl.c``, ``pciehp_handle_button_press``).
 PLUG_TIMEOUT_S = 15.0
 UNPLUG_TIMEOUT_S = 20.0
+#: How long a device that must stay is watched; seconds, before scaling. The guest's driver looks every 250 ms
+#: whether its device is still in use (kernel: ``net/9p/trans_virtio.c``, ``p9_virtio_remove``).
+WINDOW_S = 0.4
+
+
+_SYS_PCI = "/sys/bus/pci/devices/"
 
 
 class UnplugState(str, Enum):
@@ -97,31 +103,40 @@ class Unplug:
             ) from exc
         self._enter(UnplugState.SEEN_BY_GUEST, f"a mount of {tag} fails with ENOENT")
 
-    def expect_withheld(self, *, while_: Callable[[], object], window_s: float = 2.0) -> None:
+    def expect_withheld(self, *, while_: Callable[[], object], window_s: float = WINDOW_S) -> None:
         """Assert that the device stays, over a window that began after the guest had begun the removal.
 
         :param while_: the witness that the share is still in use; called at both ends of the window, it
             must raise when it is not.
-        :param window_s: seconds, not scaled.
+        :param window_s: seconds, before scaling.
         :raises Violation: when the device, or its backend, was deleted.
         """
         self._require(UnplugState.SEEN_BY_GUEST, UnplugState.WITHHELD)
         while_()
-        watched_s = hold_for(window_s, self._expect_present)
+        watched_s = hold_for(self.machine.pace.seconds(window_s), self._expect_present)
         while_()
         self._enter(
             UnplugState.WITHHELD, f"no DEVICE_DELETED in {watched_s:.1f} s; still in use at both ends"
         )
 
-    def expect_pending(self, *, while_: Callable[[], object], window_s: float = 1.0) -> None:
+    def expect_pending(self, *, while_: Callable[[], object], window_s: float = WINDOW_S) -> None:
         """Assert that the device stays while the guest cannot act on the request, and has not begun to.
 
         Parameters and errors as for :meth:`expect_withheld`; ``while_`` shows that the guest cannot act.
         """
         self._require(UnplugState.REQUESTED)
         while_()
-        hold_for(window_s, self._expect_present)
+        hold_for(self.machine.pace.seconds(window_s), self._expect_present)
         while_()
+
+    def expect_granted_or_under_way(self, *refusals: str) -> None:
+        """Assert that QEMU accepted the request, or refused it because an earlier one is under way.
+
+        :param refusals: other texts that are as good.
+        :raises QemuError: when it was refused with anything else.
+        """
+        if self.refusal is not None and self.refusal.desc not in (*_under_way(self.share), *refusals):
+            raise self.refusal
 
     def _expect_present(self) -> None:
         self.machine.watch()
@@ -135,7 +150,10 @@ class Unplug:
     def wait_completed(self) -> None:
         """Wait until the device is gone: both DEVICE_DELETED events, the QOM object, and the guest's view.
 
-        :raises Violation: when one of the two events, or the guest's device, is missing or left.
+        The guest has to answer: its kernel forgets the device before it lets QEMU have it (kernel:
+        ``drivers/pci/hotplug/acpiphp_glue.c``, ``disable_slot``; ``pciehp_pci.c``).
+
+        :raises Violation: when one of the two events is missing, or QEMU or the guest still has the device.
         """
         if self.refusal is not None:
             raise self.refusal
@@ -146,7 +164,8 @@ class Unplug:
         finally:
             self._deletion.close()
         self._deletion.confirm()
-        self._enter(UnplugState.COMPLETED, "both DEVICE_DELETED events, and no QOM object")
+        expect_unknown(self.guest, self.share)
+        self._enter(UnplugState.COMPLETED, "both DEVICE_DELETED events, no QOM object, nothing in the guest")
 
     def _incomplete(self, timeout: WaitTimeout) -> Violation | GuestError:
         seen = self._deletion.seen
@@ -162,6 +181,43 @@ class Unplug:
         if self.refusal is not None:
             raise self.refusal
         assert self.state in states, f"unplug of {self.share.id} is {self.state.value}"
+
+
+def _under_way(share: Share) -> tuple[str, ...]:
+    """What a second ``device_del`` of native PCIe hotplug is refused with: within five seconds, and later
+    (QEMU: ``system/qdev-monitor.c``, and ``hw/pci/pcie.c``, ``pcie_cap_slot_unplug_request_cb``)."""
+    return (
+        f"Device {share.id} is already in the process of unplug",
+        "Hot-unplug failed: guest is busy (power indicator blinking)",
+    )
+
+
+def plug_refusals(wrong: str, share: Share) -> tuple[str, ...]:
+    """What ``device_add`` of ``share`` is refused with: the texts of QEMU's versions, the newest first.
+
+    :param wrong: what is wrong with it: ``fsdev``, ``no_tag``, ``long_tag``, ``path`` or ``busy_id``.
+    """
+    fsdev = share.device_options.get("fsdev", share.fsdev)
+    tag = share.device_options.get("mount_tag", share.mount_tag)
+    reason = f"'{share.path}': No such file or directory"
+    return {
+        # hw/9pfs/9p.c, v9fs_device_realize_common; before 2.6 hw/9pfs/virtio-9p-device.c
+        "fsdev": (
+            f"9pfs device couldn't find fsdev with the id = {fsdev}",
+            f"Virtio-9p device couldn't find fsdev with the id = {fsdev}",
+        ),
+        "no_tag": (f"fsdev with id {fsdev} needs mount_tag arguments",),
+        "long_tag": (f"mount tag '{tag}' ({len(tag)} bytes) is longer than maximum (31 bytes)",),
+        # The same, and hw/9pfs/9p-local.c, local_init; up to 2.11 or so without the reason
+        "path": (
+            f"cannot initialize fsdev '{fsdev}': Could not open {reason}",
+            f"cannot initialize fsdev '{fsdev}': failed to open {reason}",
+            f"9pfs Failed to initialize fs-driver with id:{fsdev} and export path:{share.path}",
+            f"share path {share.path} does not exist",
+        ),
+        # The first since 6.2 (system/qdev-monitor.c), the second before (util/qemu-option.c).
+        "busy_id": (f"Duplicate device ID '{share.id}'", f"Duplicate ID '{share.id}' for device"),
+    }[wrong]
 
 
 class Hotplug:
@@ -202,8 +258,20 @@ class Hotplug:
         :raises QemuError: when it is refused.
         """
         self.request_unplug(share).wait_completed()
-        if share.mount_tag in self.guest.mount_tags():
-            raise Violation(f"{share.id} is gone, and the guest still lists {share.mount_tag}")
+
+
+def expect_unknown(guest: Guest, share: Share) -> None:
+    """The guest's kernel lists neither the mount tag of ``share``, which is unplugged, nor its PCI function.
+
+    :raises Violation: when it does.
+    """
+    spec = guest.machine.spec
+    others = [other for other in spec.shares if other.id != share.id and other.id in guest.machine.plugged]
+    if share.mount_tag not in [other.mount_tag for other in others] and share.mount_tag in guest.mount_tags():
+        raise Violation(f"{share.id} is gone, and the guest still lists {share.mount_tag}")
+    function = _SYS_PCI + spec.machine_type.function(share.slot)
+    if left := guest.succeed(f"ls -d {function} 2>/dev/null; true").split():
+        raise Violation(f"{share.id} is gone, and the guest still has its PCI function {left[0]}")
 
 
 def unplug_without_guest(machine: Machine, share: Share) -> None:

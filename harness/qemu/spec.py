@@ -64,6 +64,12 @@ class MachineType:
             return {"bus": f"rp{slot}", "addr": "0x0"}
         return {"bus": "pci.0", "addr": hex(_FIRST_ADDR + slot)}
 
+    def function(self, slot: int) -> str:
+        """Where a guest lists what is in the place ``slot``: a pattern in ``/sys/bus/pci/devices``."""
+        first = f"0000:00:{_FIRST_ADDR + slot:02x}.0"
+        # A root port has other children as well: its services, 0000:00:10.0:pcie001 and so on.
+        return f"{first}/0000:??:??.?" if self.has_root_ports else first
+
 
 @dataclass(frozen=True)
 class FixedPlace:
