@@ -23,6 +23,10 @@ MIGRATE_TIMEOUT_S = 20.0
 _MAX_BANDWIDTH = 1 << 34
 #: Bytes a second. Not less than 10: QEMU divides it into tenths of a second, and 0 means no limit.
 _SLOW_BANDWIDTH = 100_000
+_DEVICES = (
+    "for d in /sys/bus/virtio/drivers/9pnet_virtio/virtio*; do [ ! -e $d ] || "
+    """echo $(tr -d '\\0' < $d/mount_tag) $(hexdump -v -n 4 -e '1/1 "%02x"' $d/../config); done"""
+)
 
 
 def blocked_reason(share: Share) -> str:
@@ -41,40 +45,45 @@ class Outgoing:
     """A ``migrate`` that was accepted; made by :meth:`Migration.request_migrate`."""
 
     def __init__(
-        self, guest: Guest, source: Machine, successor: Machine, op: Operation, stream: Stream
+        self, guest: Guest, source: Machine, successor: Machine, op: Operation, stream: Stream, devices: str
     ) -> None:
         self.guest, self.source, self.successor = guest, source, successor
-        self._op, self._stream = op, stream
+        self._op, self._stream, self._devices = op, stream, devices
 
-    def observe(self, *, while_: Callable[[], object], window_s: float = 5.0) -> bool:
+    def observe(self, *, while_: Callable[[], object], window_s: float = 1.0) -> bool:
         """Whether it completed while ``while_`` held: it is called at both ends of the window, and must raise
         when what it stands for is over. Returns as soon as it has completed.
 
-        :param window_s: seconds, not scaled.
+        :param window_s: seconds, before scaling.
         """
         while_()
-        hold_for(window_s, self._watch, until=self._finished)
+        hold_for(self.source.pace.seconds(window_s), self._watch, until=self._finished)
         while_()
         finished = self._finished()
         self.source.history.note(self.source.name, "migrate:observed", {"completed": finished})
         return finished
 
     def wait_completed(self) -> Machine:
-        """Wait until the guest runs, and answers, in the successor; end the source.
+        """Wait until the guest runs in the successor, and finds its 9p devices there; end the source.
 
         :returns: the successor, which is the guest's machine from now on.
-        :raises Violation: when the migration fails, or one of the two QEMUs dies.
+        :raises Violation: when the migration fails, one of the two QEMUs dies, or a device did not arrive.
         """
         try:
             self._wait(self._finished, f"the migration of {self.source.name} to complete", self.source)
             self._stream.deliver(self.source, self.successor)
             self._wait(self._arrived, f"{self.successor.name} to run", self.successor)
             self.guest.moved_to(self.successor)
-            self.guest.succeed("true")
+            arrived = _devices(self.guest)
         except HarnessError as exc:
             self._op.info(exc.message)
             raise
         self._op.ok()
+        if arrived != self._devices:
+            raise Violation(
+                f"in {self.successor.name} the guest finds other 9p devices than in {self.source.name}",
+                details=f"before:\n{self._devices}after:\n{arrived}",
+            )
         if self.source.running:
             self.source.quit()
         return self.successor
@@ -140,6 +149,7 @@ class Migration:
         stream.prepare(source, successor)
         limit_bandwidth(source, _MAX_BANDWIDTH)
         uri = stream.open(source, successor)
+        devices = _devices(self.guest)
         op = source.history.invoke(source.name, "migrate", {"to": successor.name, "stream": stream.name})
         try:
             source.qmp.execute("migrate", {"uri": uri}, watch=source.watch)
@@ -147,7 +157,7 @@ class Migration:
         except HarnessError as exc:
             op.fail(exc.message)
             raise
-        return Outgoing(self.guest, source, successor, op, stream)
+        return Outgoing(self.guest, source, successor, op, stream, devices)
 
     def expect_not_loaded(self, change: Callable[[MachineSpec], MachineSpec]) -> str:
         """Migrate to a machine that cannot load the stream: it has to give up, and the source to go on.
@@ -166,6 +176,8 @@ class Migration:
             timeout_s=MIGRATE_TIMEOUT_S,
             watch=lambda: _expect_not_running(successor),
         )
+        if successor.returncode != 1:
+            raise Violation(f"{successor.name} had to give up with 1, and exited with {successor.returncode}")
         # The source may have sent everything before the other end gave up.
         _wait_status(source, "failed", "completed")
         source.qmp.execute("cont", watch=source.watch)
@@ -178,12 +190,15 @@ class Migration:
         :raises Violation: when it is accepted, or refused for another reason.
         """
         machine = self.guest.machine
+        before = _status(machine)
         try:
             machine.qmp.execute("migrate", {"uri": "exec:cat > /dev/null"}, watch=machine.watch)
         except QemuError as exc:
             expect_reason(exc, share)
         else:
             raise Violation(f"migrate was accepted while {share.mount_tag!r} was mounted")
+        if (after := _status(machine)) != before:
+            raise Violation(f"migrate was refused, and its status went from {before} to {after}")
         self.expect_blocked_by(share)
 
     def under_way(self) -> AbstractContextManager[None]:
@@ -197,6 +212,14 @@ class Migration:
     def expect_not_blocked(self) -> None:
         """:raises Violation: when ``query-migrate`` lists a reason."""
         self.expect_blocked_by()
+
+
+def _devices(guest: Guest) -> str:
+    """A line for each 9p device of the guest: the tag that its driver knows, and its PCI function's ids.
+
+    The guest keeps the first; for the second it reads the function's config space.
+    """
+    return guest.succeed(_DEVICES)
 
 
 def _expect_not_running(successor: Machine) -> None:
@@ -222,7 +245,7 @@ def under_way(machine: Machine) -> Iterator[None]:
         try:
             _wait_status(machine, "active")
             yield
-            status = machine.qmp.execute("query-migrate").get("status")
+            status = _status(machine)
             if status != "active":
                 raise Violation(f"the migration of {machine.name} is {status}, not active")
         finally:
@@ -231,9 +254,15 @@ def under_way(machine: Machine) -> Iterator[None]:
             limit_bandwidth(machine, before)
 
 
+def _status(machine: Machine) -> str | None:
+    """``query-migrate``'s ``status``; nothing before the first migration."""
+    answer = machine.qmp.execute("query-migrate", watch=machine.watch)
+    return None if "status" not in answer else str(answer["status"])
+
+
 def _wait_status(machine: Machine, *wanted: str) -> None:
     machine.wait_until(
-        lambda: machine.qmp.execute("query-migrate", watch=machine.watch).get("status") in wanted,
+        lambda: _status(machine) in wanted,
         what=f"the migration of {machine.name} to be {' or '.join(wanted)}",
         timeout_s=MIGRATE_TIMEOUT_S,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -89,8 +88,11 @@ class Snapshot:
         :raises Violation: when one does, or is refused for another reason.
         """
         self._expect_refused(self.savevm, share)
-        with contextlib.suppress(Unsupported):
+        try:
             self._expect_refused(self.snapshot_save, share)
+        except Unsupported as exc:
+            machine = self.guest.machine
+            machine.history.note(machine.name, "snapshot:no-job", {"why": exc.message})
 
     def _expect_refused(self, save: Callable[[str], None], share: Share) -> None:
         try:
@@ -99,6 +101,10 @@ class Snapshot:
             expect_reason(exc, share)
         else:
             raise Violation(f"{save.__name__} was accepted while {share.mount_tag!r} was mounted")
+        machine = self.guest.machine
+        status = machine.qmp.execute("query-status", watch=machine.watch)["status"]
+        if status != "running":
+            raise Violation(f"{save.__name__} was refused, and left the guest {status}")
 
     def _hmp(self, command_line: str) -> None:
         machine = self.guest.machine

@@ -7,8 +7,10 @@ from typing import Any, cast
 
 import pytest
 
+from harness.actions import migration as actions_migration
 from harness.actions.migration import Migration, blocked_reason
 from harness.actions.stream import STREAMS, knows_file_uris
+from harness.deadline import Pace
 from harness.errors import QemuDied, QemuError, Unsupported, Violation, WaitTimeout
 from harness.guest.lab import Lab
 from harness.qemu import blockers
@@ -16,6 +18,7 @@ from harness.qemu.machine import Machine
 from harness.tests import fakes
 from harness.tests.fakes import FakeMachine, World
 
+_DEVICES, _ONE_DEVICE = "mount_tag.*config", "tag0 f41a0910\n"
 _OTHER = "State blocked by non-migratable device '0000:00:05.0/nvme'"
 
 
@@ -48,6 +51,7 @@ def migration(world: World, successor: FakeMachine) -> Migration:
     world.qmp.on("migrate", {})
     world.qmp.on("query-migrate", {}, {"status": "active"}, {"status": "completed"})
     world.ssh.on("^true$", "")
+    world.ssh.on(_DEVICES, _ONE_DEVICE)
     return Migration(world.guest, cast(Lab, _Lab(world, successor)))
 
 
@@ -138,11 +142,42 @@ def test_a_successor_that_never_runs(world: World, migration: Migration, success
 
 
 def test_completed_and_the_guest_does_not_answer(world: World, migration: Migration) -> None:
-    world.ssh.on("^true$", (1, "", "no"))
+    world.ssh.on(_DEVICES, _ONE_DEVICE, (1, "", "no"))
     with pytest.raises(Exception, match="guest:successor-1"):
         migration.migrate()
     assert not world.machine.quitted
     assert world.notes("migrate")[-1].kind.value != "ok"
+
+
+@pytest.mark.parametrize("found", ["", "tag0 ffffffff\n", "tag0 f41a0910\ntag1 f41a0910\n"])
+def test_the_guest_finds_other_devices_where_it_arrives(
+    world: World, migration: Migration, found: str
+) -> None:
+    world.ssh.on(_DEVICES, _ONE_DEVICE, found)
+    why = r"^in successor-1 the guest finds other 9p devices than in source$"
+    with pytest.raises(Violation, match=rf"(?m){why}") as caught:
+        migration.migrate()
+    assert found in caught.value.details
+
+
+@pytest.mark.parametrize("completed", [True, False])
+def test_what_is_observed_of_a_migration(
+    world: World, migration: Migration, completed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outgoing = migration.request_migrate()
+    world.qmp.on("query-migrate", {"status": "completed" if completed else "active"})
+    windows: list[float] = []
+
+    def hold_for(window_s: float, still: Any, until: Any) -> None:
+        still()
+        windows.append(window_s)
+        assert until() is completed
+
+    monkeypatch.setattr(actions_migration, "hold_for", hold_for)
+    world.machine.pace = Pace(6.0)
+    asked: list[None] = []
+    assert outgoing.observe(while_=lambda: asked.append(None), window_s=0.5) is completed
+    assert (len(asked), windows) == (2, [3.0])
 
 
 # Other ways, and destinations
@@ -213,6 +248,9 @@ def test_a_destination_that_gives_up(world: World, migration: Migration, success
     world.qmp.on("cont", {})
     assert migration.expect_not_loaded(lambda spec: spec) == "Unknown savevm section"
     assert world.guest.machine is cast(Any, world.machine)
+    successor.returncode = -6
+    with pytest.raises(Violation, match=r"^successor-1 had to give up with 1, and exited with -6$"):
+        migration.expect_not_loaded(lambda spec: spec)
 
 
 def test_a_destination_that_should_have_given_up(
@@ -262,6 +300,14 @@ def test_refused_by_the_mounted_share(world: World, migration: Migration) -> Non
     world.qmp.refuse("migrate", blocked_reason(world.share))
     _blocked(world, blocked_reason(world.share))
     migration.expect_refused(world.share)
+
+
+def test_refused_and_begun_all_the_same(world: World, migration: Migration) -> None:
+    reason = blocked_reason(world.share)
+    world.qmp.refuse("migrate", reason)
+    world.qmp.on("query-migrate", {}, {"status": "active", "blocked-reasons": [reason]})
+    with pytest.raises(Violation, match=r"^migrate was refused, and its status went from None to active$"):
+        migration.expect_refused(world.share)
 
 
 def test_accepted_while_mounted(world: World, migration: Migration) -> None:

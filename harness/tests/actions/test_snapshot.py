@@ -31,6 +31,11 @@ def _job(world: World, *statuses: str, error: str | None = None) -> None:
     world.qmp.on("job-dismiss", {})
 
 
+@pytest.fixture(autouse=True)
+def running(world: World) -> None:
+    world.qmp.on("query-status", {"status": "running"})
+
+
 def _hmp(world: World, printed: str) -> None:
     world.qmp.on("human-monitor-command", printed)
 
@@ -91,6 +96,18 @@ def test_refused_by_the_mounted_share(world: World) -> None:
     assert {"human-monitor-command", "snapshot-save"} <= set(world.qmp.commands)
 
 
+@pytest.mark.parametrize("through", ["savevm", "snapshot_save"])
+def test_refused_and_the_guest_stands_still(world: World, through: str) -> None:
+    reason = blocked_reason(world.share)
+    _hmp(world, f"Error: {reason}\r\n")
+    _job(world, "concluded", error=reason)
+    world.qmp.on(
+        "query-status", *({"status": s} for s in ["running"] * (through == "snapshot_save") + ["paused"])
+    )
+    with pytest.raises(Violation, match=rf"^{through} was refused, and left the guest paused$"):
+        Snapshot(world.guest).expect_refused(world.share)
+
+
 @pytest.mark.parametrize("accepted", ["savevm", "snapshot_save"])
 def test_accepted_while_mounted(world: World, accepted: str) -> None:
     reason = blocked_reason(world.share)
@@ -117,3 +134,4 @@ def test_a_qemu_without_the_jobs(world: World) -> None:
     with pytest.raises(Unsupported, match="no snapshot-save job"):
         Snapshot(world.guest).snapshot_save("tag")
     Snapshot(world.guest).expect_refused(world.share)
+    assert len(world.notes("snapshot:no-job")) == 1
