@@ -60,33 +60,45 @@ class Mount:
         """``umount -l``: out of sight at once; the session goes on for as long as it has users."""
         self.guest.succeed(f"umount -l {quote(self.mountpoint)}")
 
-    def write(self, name: str, size_kib: int) -> str:
+    def write(self, name: str, size_kib: int, *, block_kib: int | None = None) -> str:
         """Let the guest write random bytes to a file of the share and sync it; returns their SHA-256.
 
         The sum is taken in the guest from its own copy of the bytes, before they went through 9p.
+
+        :param block_kib: how much each write(2) gets; a Twrite takes of it as much as ``msize`` allows. By
+            default as little as ``cat`` gives it.
         """
         target = quote(f"{self.mountpoint}/{name}")
+        copied = f"dd if=/tmp/w of={target} bs={block_kib}k" if block_kib else f"cat /tmp/w > {target}"
         output = self.guest.succeed(
-            f"dd if=/dev/urandom of=/tmp/w bs=1024 count={size_kib} 2>/dev/null && sha256sum < /tmp/w "
-            f"&& cat /tmp/w > {target} && sync && rm /tmp/w",
+            f"dd if=/dev/urandom of=/tmp/w bs=1024 count={size_kib} && sha256sum < /tmp/w "
+            f"&& {copied} && sync && rm /tmp/w",
             timeout_s=10 + size_kib / 512,
         )
         return output.split()[0]
 
-    def sha256(self, name: str) -> str:
-        """The SHA-256 of a file as the guest reads it through the share."""
-        return self.guest.succeed(f"sha256sum < {quote(f'{self.mountpoint}/{name}')}").split()[0]
+    def sha256(self, name: str, *, block_kib: int | None = None) -> str:
+        """The SHA-256 of a file as the guest reads it through the share.
 
-    def expect_intact(self, name: str, expected_sha256: str) -> None:
+        :param block_kib: as for :meth:`write`, of each read(2).
+        """
+        path = quote(f"{self.mountpoint}/{name}")
+        if block_kib is None:
+            return self.guest.succeed(f"sha256sum < {path}").split()[0]
+        copied = f"dd if={path} of=/tmp/r bs={block_kib}k"
+        return self.guest.succeed(f"{copied} && sha256sum < /tmp/r && rm /tmp/r").split()[0]
+
+    def expect_intact(self, name: str, expected_sha256: str, *, block_kib: int | None = None) -> None:
         """Both sides must see the same bytes.
 
+        :param block_kib: as for :meth:`sha256`.
         :raises Violation: naming the side that does not.
         """
         try:
             host = host_sha256(self.share.path / name)
         except OSError as exc:
             host = f"unreadable: {exc}"
-        sides = {"host": host, "guest": self.sha256(name)}
+        sides = {"host": host, "guest": self.sha256(name, block_kib=block_kib)}
         for side, seen in sides.items():
             if seen != expected_sha256:
                 raise Violation(
@@ -132,6 +144,16 @@ def tag_state(guest: Guest, mount_tag: str) -> TagState:
     if "No such file or directory" in done.stderr:
         return TagState.DELISTED
     raise CommandFailed(guest.actor, command, done.returncode, done.stdout, done.stderr)
+
+
+def expect_no_mount(guest: Guest) -> None:
+    """No 9p file system is mounted in the guest, and no process mounts one.
+
+    :raises GuestError: when there is one.
+    """
+    left = guest.succeed("grep -w 9p /proc/mounts; ps | grep '[m]ount -t 9p'; true").strip()
+    if left:
+        raise GuestError(f"{guest.actor}: a 9p mount is left behind: {left.splitlines()[0]}", details=left)
 
 
 def _mount_command(mount_tag: str, mountpoint: str, options: str) -> str:

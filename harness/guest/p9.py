@@ -15,6 +15,9 @@ VERSION = "9P2000.L"
 _ATTRIBUTES, _READ_LOCK, REMOVEDIR = 0x7FF, 0, 0x200
 _WHOLE_FILE = (0, 0)
 
+#: What a message begins with: its size, type and tag; and an Rread, with how many bytes follow.
+HEADER, READ_HEADER = 7, 11
+
 
 class T(IntEnum):
     """The types of the requests; each answer's is one more."""

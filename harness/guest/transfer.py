@@ -121,11 +121,11 @@ def writer(mount: Mount, name: str = "write-me", *, size_kib: int = 256) -> Tran
     """The guest begins to write random bytes to a file, and to sync it."""
     guest, copy = mount.guest, f"/tmp/{name}"
     made = guest.succeed(
-        f"dd if=/dev/urandom of={quote(copy)} bs=1024 count={size_kib} 2>/dev/null; sha256sum < {quote(copy)}"
+        f"dd if=/dev/urandom of={quote(copy)} bs=1024 count={size_kib} && sha256sum < {quote(copy)}"
     )
     target = _inside(mount, name)
     # The sum is taken again from the copy when all is written: the transfer's own report.
-    command = f"dd if={quote(copy)} of={target} bs=65536 conv=fsync 2>/dev/null && sha256sum < {quote(copy)}"
+    command = f"dd if={quote(copy)} of={target} bs=65536 conv=fsync && sha256sum < {quote(copy)}"
     return Transfer(mount, name, Job(guest, command, f"writing {name!r}"), made.split()[0])
 
 

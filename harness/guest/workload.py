@@ -43,7 +43,7 @@ class Workload:
         """Start ``workers`` of them, and wait until each has done something."""
         made = cls(mount, f"/tmp/workload{next(_numbers)}", workers)
         guest, program = mount.guest, f"{made._folder}/worker.pl"
-        guest.succeed(f"mkdir {made._folder}; cat > {program}", stdin=WORKER.read_bytes())
+        guest.succeed(f"mkdir {made._folder} && cat > {program}", stdin=WORKER.read_bytes())
         for worker in range(workers):
             inside = quote(f"{mount.mountpoint}/w{worker}")
             words = ["perl", program, "rounds", inside, made._journal(worker), f"{made._folder}/stop"]

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from harness.errors import CommandFailed, CommandTimeout, GuestError, Violation
-from harness.guest.mount import Mount, TagState, host_sha256, tag_state
+from harness.guest.mount import Mount, TagState, expect_no_mount, host_sha256, tag_state
 from harness.tests.fakes import BUSY, NO_ENTRY, World
 
 _CONTENT = b"some bytes\n"
@@ -128,6 +128,23 @@ def test_write_returns_the_sum_of_the_bytes_before_they_went_through_9p(world: W
     command = world.ssh.commands[-1]
     assert "count=3" in command
     assert "sha256sum < /tmp/w && cat /tmp/w > '/mnt/share0/a b' && sync" in command
+
+
+def test_large_requests(world: World, mount: Mount) -> None:
+    world.ssh.on("dd if=", f"{_SUM}  -\n")
+    assert mount.write("a", size_kib=3, block_kib=512) == _SUM
+    assert "sha256sum < /tmp/w && dd if=/tmp/w of=/mnt/share0/a bs=512k && sync" in world.ssh.commands[-1]
+    (world.share.path / "a").write_bytes(_CONTENT)
+    mount.expect_intact("a", _SUM, block_kib=512)
+    read = "dd if=/mnt/share0/a of=/tmp/r bs=512k && sha256sum < /tmp/r && rm /tmp/r"
+    assert world.ssh.commands[-1] == read
+
+
+def test_nothing_is_mounted(world: World) -> None:
+    world.ssh.on("/proc/mounts", "", "tag0 /mnt/share0 9p rw 0 0\n")
+    expect_no_mount(world.guest)
+    with pytest.raises(GuestError, match=r"^guest:source: a 9p mount is left behind: tag0 /mnt/share0 9p"):
+        expect_no_mount(world.guest)
 
 
 def test_a_name_is_one_word_of_the_guests_shell(world: World, mount: Mount) -> None:
