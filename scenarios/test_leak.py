@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.actions.hotplug import Hotplug, unplug_without_guest
+from harness.actions.hotplug import Hotplug, plug_refusals, unplug_without_guest
 from harness.actions.leak_hunt import SAVING, LeakHunt
 from harness.actions.migration import expect_blocked_by, under_way
 from harness.errors import QemuError
@@ -272,8 +272,10 @@ def test_a_plug_that_fails(leak_hunt: LeakHunt, shares: tuple[Share, ...], wrong
     def cycle(machine: Machine) -> None:
         if other.id not in machine.plugged:
             machine.device_add(other)
-        with without(share.path) if wrong == "path" else contextlib.nullcontext(), pytest.raises(QemuError):
-            machine.device_add(broken)
+        with without(share.path) if wrong == "path" else contextlib.nullcontext():
+            with pytest.raises(QemuError) as refused:
+                machine.device_add(broken)
+            assert refused.value.desc in plug_refusals(wrong, broken)
 
     leak_hunt.repeat_without_guest(cycle)
 

@@ -53,7 +53,7 @@ def test_a_device_is_alive_after_loadvm(
 
     snapshot.loadvm("plugged")
 
-    guest.fail("test -e /tmp/after-savevm")
+    assert guest.fail("test -e /tmp/after-savevm").returncode == 1
     mount = guest.mount(share)
     mount.expect_intact("kept", written)
     mount.unmount()
@@ -70,7 +70,7 @@ def test_a_device_is_alive_after_the_snapshot_jobs(
     snapshot.snapshot_save("plugged")
     guest.succeed("touch /tmp/after-save")
     snapshot.snapshot_load("plugged")
-    guest.fail("test -e /tmp/after-save")
+    assert guest.fail("test -e /tmp/after-save").returncode == 1
     mount = guest.mount(share)
     mount.expect_usable()
     mount.unmount()
@@ -135,7 +135,7 @@ def test_files_that_changed_in_between(
     mount = guest.mount(share)
     for name in ("changed", "new"):
         mount.expect_intact(name, host_sha256(share.path / name))
-    guest.fail(f"test -e {mount.mountpoint}/gone")
+    assert guest.fail(f"test -e {mount.mountpoint}/gone").returncode == 1
 
 
 #: The device's section has no owner; where native hotplug is used, the root port may miss it first.

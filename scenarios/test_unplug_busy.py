@@ -22,10 +22,6 @@ from harness.holds.hold import DATA, FSYNC, READDIR, STAT, Hold, require_counted
 from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
 
-#: What a second device_del of native PCIe hotplug is refused with (QEMU: ``system/qdev-monitor.c``, and
-#: ``hw/pci/pcie.c``, ``pcie_cap_slot_unplug_request_cb``).
-REFUSALS = ("is already in the process of unplug", "guest is busy (power indicator blinking)")
-
 
 def test_device_del_waits_for_a_mounted_share(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share
@@ -153,7 +149,7 @@ def test_device_del_waits_for_a_mount_inside(
     within = guest.mount(inner, at=f"{around.mountpoint}/inside")
     unplug = hotplug.request_unplug(outer)
     unplug.wait_seen_by_guest()
-    guest.fail(f"umount {around.mountpoint}")
+    assert "Device or resource busy" in guest.fail(f"umount {around.mountpoint}").stderr
     unplug.expect_withheld(while_=within.expect_usable)
     within.unmount()
     around.unmount()
@@ -172,8 +168,7 @@ def test_a_second_device_del(guest: Guest, hotplug: Hotplug, share: Share) -> No
     unplug.expect_withheld(while_=mount.expect_usable)
     mount.unmount()
     unplug.wait_completed()
-    if again.refusal is not None:
-        assert any(refusal in again.refusal.desc for refusal in REFUSALS), again.refusal
+    again.expect_granted_or_under_way()
 
 
 @pytest.mark.thorough
@@ -232,9 +227,7 @@ def test_device_del_before_the_guest_is_up(lab: Lab, share: Share) -> None:
     early = hotplug.request_unplug(share)
     guest.wait_booted()
     later = hotplug.request_unplug(share)
-    if later.refusal is not None:
-        gone = f"Device '{share.id}' not found"
-        assert any(refusal in later.refusal.desc for refusal in (*REFUSALS, gone)), later.refusal
+    later.expect_granted_or_under_way(f"Device '{share.id}' not found")
     early.wait_completed()
     assert share.mount_tag not in guest.mount_tags()
 
