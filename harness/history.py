@@ -8,6 +8,7 @@ Everything that judges or reports reads this record and nothing else (the idea i
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,8 @@ from harness.errors import CommandFailed, HarnessError, QemuError, UsageError
 #: A note of an error of the harness's own, outside of the test's thread; its value's ``error`` is one line.
 #: What the record shows since cannot be relied on (see the checker ``history_well_formed``).
 HARNESS_ERROR = "harness:error"
+#: What Python makes of a byte that is no UTF-8, as in the name of a file.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Kind(str, Enum):
@@ -116,7 +119,7 @@ class History:
             if value is not None:
                 entry["value"] = value
             if not self._file.closed:
-                self._file.write(json.dumps(entry, default=repr) + "\n")
+                self._file.write(_line(entry))
                 self._file.flush()
             return seq
 
@@ -156,6 +159,12 @@ class History:
             self._file.close()
 
 
+def _line(entry: dict[str, Any]) -> str:
+    """An entry as JSON, whose readers take no lone surrogate: a byte that is no UTF-8 becomes ``\\\\xNN``."""
+    text = json.dumps(entry, default=repr, ensure_ascii=False)
+    return _SURROGATE.sub(lambda found: rf"\\x{ord(found[0]) & 0xFF:02x}", text) + "\n"
+
+
 def read(path: Path) -> list[Entry]:
     """Read a history back.
 
@@ -169,7 +178,7 @@ def read(path: Path) -> list[Entry]:
         raise UsageError(f"{path}: cannot read this history: {exc}") from exc
     complete = text[: text.rfind("\n") + 1]
     entries: list[Entry] = []
-    for number, line in enumerate(complete.splitlines(), start=1):
+    for number, line in enumerate(complete.split("\n")[:-1], start=1):
         try:
             entry = Entry.model_validate_json(line)
         except ValidationError as exc:

@@ -174,7 +174,7 @@ class Rules:
             rule = next((rule for rule in self._rules if rule.matches(call)), None)
             if rule is not None:
                 rule.hits += 1
-                what = {"call": call.name, "path": printable(call.path), "tid": call.tid}
+                what = {"call": call.name, "path": call.path, "tid": call.tid}
                 if rule.error is not None:
                     answer = Answer(error=rule.error)
                     name = errno.errorcode.get(rule.error, str(rule.error))
@@ -326,11 +326,6 @@ class Supervisor:
         except Exception as exc:  # Whatever it is: QEMU must not wait for its answer for ever.
             self._rules.report(self._machine, f"while it handled {name}", exc)
             answer(GO_ON)
-
-
-def printable(path: str) -> str:
-    """A path for the record, which is UTF-8, whatever bytes the file's name has."""
-    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _told(error: Exception) -> str:

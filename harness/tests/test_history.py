@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +32,13 @@ def test_entries_are_on_disk_at_once_and_in_order(path: Path) -> None:
     ]
     assert outcome_of(entries, entries[1]) == entries[3]
     assert entries[3].value == {"b": 2}
+
+
+def test_any_text_can_be_read_back(path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    history = History(path)
+    history.note("host", "test", {name: f"{name}, a line\u2028separator, a \U0001f41b"})
+    assert read(path)[1].value == {"caf\\xe9": "caf\\xe9, a line\u2028separator, a \U0001f41b"}
 
 
 def test_many_threads_make_one_order(path: Path) -> None:
