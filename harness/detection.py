@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -10,8 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 from xml.etree import ElementTree
 
+from harness.deadline import Deadline, wait_until
 from harness.errors import SetupError, UsageError
 from harness.guarantees import BY_FILE
 from harness.provision.faults import Fault
@@ -29,6 +33,12 @@ CAUGHT, ELSEWHERE, MISSED, ALARM, SILENT = (
 )
 #: pytest's exit codes for "all passed" and "some failed"; anything else is no result.
 _RESULTS = (0, 1)
+#: Seconds without a word after which a run of pytest hangs. It has one for each test that ends, and one
+#: before whatever it provisions; the longest of both (a leak hunt, QEMU's build) take some minutes on a busy
+#: machine.
+SILENCE_S = 1800.0
+#: Seconds for pytest to end its guests when it is interrupted.
+_END_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -141,14 +151,11 @@ def _run(
     argv = [sys.executable, "-m", "pytest", *files, "-k", expression(scenarios), "--qemu", qemu]
     argv += [word for machine in machines for word in ("--machine", machine)]
     argv += ["--thorough", "-n", "0", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    done = subprocess.run(
+    done = run_pytest(
         [*argv, "--artifacts", str(artifacts), *options],
-        cwd=folder.parent,
-        env={**os.environ, **run.environment()},
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
+        folder.parent,
+        what=f"the scenarios against QEMU {qemu}",
+        environment={**os.environ, **run.environment()},
     )
     if done.returncode not in _RESULTS or not report.is_file():
         said = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["nothing"]
@@ -158,6 +165,94 @@ def _run(
             details="\n".join(said[-20:]),
         )
     return read(report.read_text())
+
+
+def run_pytest(
+    argv: list[str],
+    folder: Path,
+    *,
+    what: str,
+    environment: Mapping[str, str] | None = None,
+    show: IO[bytes] | None = None,
+    silence_s: float = SILENCE_S,
+) -> subprocess.CompletedProcess[str]:
+    """Run pytest in ``folder``, in a process group of its own; end it when it says nothing for too long.
+
+    How long a whole run takes depends on the scenarios, the machine and what else runs there; how long it is
+    silent does not.
+
+    :param what: is run, for the error. :param show: where its output goes as well, as it comes.
+    :param silence_s: seconds.
+    :raises SetupError: when it was silent for so long; nothing of it is left then.
+    """
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = subprocess.Popen(
+            argv,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
+        heard = _Heard((out, err), show)
+        silent = Deadline.after(silence_s)
+
+        def watch() -> None:
+            nonlocal silent
+            if heard.more():
+                silent = Deadline.after(silence_s)
+            if silent.expired:
+                text = heard.text(out) + heard.text(err)
+                raise SetupError(
+                    f"{what}: pytest said nothing for {silence_s:g} s, and was ended",
+                    details="\n".join(text.splitlines()[-20:]),
+                )
+
+        try:
+            forever = float("inf")
+            wait_until(
+                lambda: process.poll() is not None, what=what, timeout_s=forever, watch=watch, interval_s=0.1
+            )
+        finally:
+            _end(process)
+        heard.more()
+        return subprocess.CompletedProcess(argv, process.returncode, heard.text(out), heard.text(err))
+
+
+class _Heard:
+    """What a process has written to its files."""
+
+    def __init__(self, files: tuple[IO[bytes], ...], show: IO[bytes] | None) -> None:
+        self._sizes, self._show = dict.fromkeys(files, 0), show
+
+    def more(self) -> bool:
+        """Whether there is more than last time; it is shown."""
+        grown = False
+        for file, before in self._sizes.items():
+            # At a place of its own: the process writes where the file's one position is.
+            said = os.pread(file.fileno(), os.fstat(file.fileno()).st_size - before, before)
+            self._sizes[file] += len(said)
+            grown = grown or bool(said)
+            if said and self._show is not None:
+                self._show.write(said)
+                self._show.flush()
+        return grown
+
+    def text(self, file: IO[bytes]) -> str:
+        """All of it."""
+        return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode("utf-8", "replace")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process that still runs, and its group: as with Ctrl-C at first, so that it ends its guests."""
+    for number in (signal.SIGINT, signal.SIGKILL):
+        if process.poll() is not None and number != signal.SIGKILL:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_S)
 
 
 def expression(scenarios: list[str]) -> str:

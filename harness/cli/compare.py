@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -12,7 +11,7 @@ from rich.console import Console
 
 from harness import comparison, summary
 from harness.cli.report import progress
-from harness.detection import scenarios_folder
+from harness.detection import run_pytest, scenarios_folder
 from harness.errors import SetupError
 from harness.summary import Run
 
@@ -53,7 +52,9 @@ def _run(qemu: str, options: list[str]) -> Run:
     with tempfile.TemporaryDirectory(prefix="harness-compare-") as into:
         progress(f"running the scenarios against QEMU {qemu} …")
         argv = [sys.executable, "-m", "pytest", str(folder), "--qemu", qemu, "--summary", into, *options]
-        done = subprocess.run(argv, cwd=folder.parent, stdout=sys.stderr, check=False)
+        argv += ["--color=yes"] if sys.stderr.isatty() else []
+        what = f"the scenarios against QEMU {qemu}"
+        done = run_pytest(argv, folder.parent, what=what, show=sys.stderr.buffer)
         if done.returncode not in _RESULTS:
             raise SetupError(f"the scenarios against QEMU {qemu} gave no result (pytest: {done.returncode})")
         return summary.read(Path(into))

@@ -10,13 +10,13 @@ import contextlib
 import os
 from collections.abc import Callable, Generator
 
-import psutil
 import pytest
 
 from harness.background import Background, working_for
 from harness.errors import HarnessError
 from harness.guest.guest import Guest
 from harness.guest.lab import Lab
+from harness.plugin import cgroup
 
 #: What a test may ask for that has a say in how its machine is started.
 _MAKES_A_DIFFERENCE = frozenset({"hold", "peer", "peers", "variant", "leak_hunt", "raw_guest"})
@@ -140,8 +140,8 @@ def has_a_core_to_spare() -> bool:
     And memory for a machine more for each: it may be what keeps the workers few.
     """
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    room = psutil.virtual_memory().available // workers > _MACHINE_BYTES
-    return room and workers < len(os.sched_getaffinity(0))
+    room = cgroup.available_bytes() // workers > _MACHINE_BYTES
+    return room and workers < cgroup.cores()
 
 
 def wants_an_ordinary_guest(item: pytest.Function) -> bool:

@@ -12,11 +12,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from harness import summary
 from harness.errors import UsageError
+from harness.plugin import cgroup
 from harness.plugin.options import wants_guests
 from harness.provision import default_cache_root
 
@@ -40,8 +40,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """``-n auto``: by cores and by memory; tests without guests get xdist's own number."""
     if not wants_guests(config):
         return None
-    cores = len(os.sched_getaffinity(0))
-    return max(1, min(cores * _WORKERS_PER_CORE, psutil.virtual_memory().available // _WORKER_BYTES))
+    return max(1, min(cgroup.cores() * _WORKERS_PER_CORE, cgroup.available_bytes() // _WORKER_BYTES))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

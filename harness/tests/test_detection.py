@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import ast
+import io
 from pathlib import Path
 
 import pytest
 
 from harness import detection
+from harness.deadline import wait_until
 from harness.detection import Failure, Finding, expression, read
 from harness.errors import SetupError
 from harness.guarantees import GUARANTEES
 from harness.provision.faults import Catalogue, Fault
+from harness.reaper import start_time
 
 JUNIT = """<?xml version="1.0"?><testsuites><testsuite>
 <testcase classname="scenarios.test_leak" name="test_a[pc]"/>
@@ -60,6 +63,35 @@ def test_a_run_without_a_result_is_an_error(tmp_path: Path, monkeypatch: pytest.
                 {"f": CATALOGUE.load("tag-kept")}, "7.2-src", tmp_path, at_once=1, report=lambda _: None
             )
         )
+
+
+def test_a_run_that_says_nothing_is_ended_with_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what ignores an interrupt, and what it has started."""
+    monkeypatch.setattr(detection, "_END_S", 1.0)
+    script = f"trap '' INT; sleep 1000 & echo $! > {tmp_path}/child; echo begun; wait; wait"
+    with pytest.raises(
+        SetupError, match=r"^the scenarios: pytest said nothing for 2 s, and was ended"
+    ) as told:
+        detection.run_pytest(["sh", "-c", script], tmp_path, what="the scenarios", silence_s=2.0)
+    assert "begun" in told.value.details
+    child = int((tmp_path / "child").read_text())
+    wait_until(lambda: start_time(child) == 0, what="the end of what it has started", timeout_s=60)
+
+
+def test_what_a_run_says_is_kept_and_shown_as_it_comes(tmp_path: Path) -> None:
+    """The process goes on only when its first word was shown."""
+
+    class Shown(io.BytesIO):
+        def flush(self) -> None:
+            (tmp_path / "shown").touch()
+
+    script = "echo out; until [ -e shown ]; do sleep 0.05; done; echo err >&2; exit 3"
+    shown = Shown()
+    done = detection.run_pytest(["sh", "-c", script], tmp_path, what="it", show=shown)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "out\n", "err\n")
+    assert shown.getvalue() == b"out\nerr\n"
 
 
 def test_control_comes_first_and_each_fault_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,7 +125,7 @@ def test_nobody_takes_it(otherwise: Callable[[Nursery], object]) -> None:
 def test_only_where_a_core_is_idle(
     monkeypatch: pytest.MonkeyPatch, cores: int, workers: str | None, *, spare: bool
 ) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr("harness.plugin.cgroup.cores", lambda: cores)
     monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
     if workers is not None:
         monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", workers)
@@ -192,14 +192,14 @@ from types import SimpleNamespace
 
 import pytest
 from harness.matrix import Matrix
-from harness.plugin import fixtures, judging
+from harness.plugin import cgroup, fixtures, judging
 
 pytest_plugins = ["harness.plugin"]
 Matrix.prepare = lambda self: []
 Matrix.cell = lambda self, *names: names
 Matrix.qemu = lambda self, name: (None, SimpleNamespace(version_text="7.2.22"))
 Matrix.image = lambda self, name: SimpleNamespace(kernel_version="6.1.0", key="k")
-os.sched_getaffinity = lambda pid: {0, 1}
+cgroup.cores = lambda: 2
 judging.judge = lambda folder: []
 made = []
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -78,9 +77,8 @@ def test_workers_by_cores_and_memory(
     monkeypatch: pytest.MonkeyPatch, cores: int, gib: float, workers: int
 ) -> None:
     monkeypatch.setattr(schedule, "wants_guests", lambda _: True)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
-    memory = SimpleNamespace(available=int(gib * (1 << 30)))
-    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    monkeypatch.setattr("harness.plugin.cgroup.cores", lambda: cores)
+    monkeypatch.setattr("harness.plugin.cgroup.available_bytes", lambda: int(gib * (1 << 30)))
     assert schedule.pytest_xdist_auto_num_workers(cast(Any, None)) == workers
 
 
