@@ -298,7 +298,8 @@ def _notable(results: Iterable[Result]) -> Iterable[Table]:
     unknown = [line for result in listed for line in _range_unknown(result)]
     if unknown:
         seen = Column("seen", no_wrap=True)  # People search a log for its lines.
-        table = Table(seen, "test", title="versions that images/known-bugs.toml does not know")
+        where = Column("test", overflow="fold")
+        table = Table(seen, where, title="versions that images/known-bugs.toml does not know")
         for test, line in unknown:
             table.add_row(escape(line), escape(test))
         yield table

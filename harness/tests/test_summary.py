@@ -58,6 +58,19 @@ def test_a_cell_says_everything_that_happened_in_it() -> None:
     assert "no file: URIs" in shown
 
 
+def test_what_was_seen_where_the_ledger_knows_nothing_is_a_line() -> None:
+    results = (
+        result("a", range_unknown="R1"),
+        result("b", outcome=Outcome.KNOWN, bug="R2", range_unknown="R1 R2"),
+        result("c", outcome=Outcome.FAILED, why="something else", range_unknown="R3"),
+        result("d", outcome=Outcome.SKIPPED, why="not here", range_unknown="R3"),
+    )
+    shown = _shown(Run(results=results))
+    assert "R1: not seen on 7.2.22, range unknown" in shown
+    assert "R2: seen broken on 7.2.22, range unknown" in shown
+    assert shown.count("range unknown") == 2, "what failed otherwise, or was skipped, has seen nothing of it"
+
+
 def test_what_is_written_can_be_read(tmp_path: Path) -> None:
     run = Run(results=(result(leaks={"fds": 1.0}),), shard=Shard(index=1, count=2, collected="x", tests=1))
     summary.write(run, tmp_path / "new")
