@@ -174,7 +174,9 @@ class Matrix:
         try:
             return self._profiled(install)
         except SetupError as exc:
-            self._report(f"leak hunts will not profile the heap of QEMU {install.name}: {exc}")
+            self._report(f"leak hunts will not profile the heap of QEMU {install.name}: {exc.message}")
+            # What cannot be fetched for one cannot be fetched for the next.
+            self._may_fetch = isinstance(exc, jemalloc.NotFound)
             return install
 
     def _profiled(self, install: QemuInstall) -> QemuInstall:
