@@ -23,6 +23,7 @@ dpkg-source() {{ mkdir -p source/hw source/scripts; echo "int tag = 1;" > source
     echo "//" > source/scripts/cocci-macro-file.h; echo x >> "$work/unpacked"; }}
 ninja() {{ [ -e "$work/broken" ] && {{ echo "9p.c:1: error: expected ';'"; return 1; }};
     cat ../source/hw/9p.c > {PROGRAM}; }}
+strip() {{ tr a-z A-Z < "$4" > "$3"; }}
 spatch() {{ grep -q nothing fault.cocci || sed -i s/1/2/ "${{@: -1}}"; }}
 ../source/configure() {{ echo "$@" > "$work/configured"; }}
 cd "$work"
@@ -158,3 +159,11 @@ def test_what_no_fault_says(tmp_path: Path) -> None:
 def test_which_versions() -> None:
     assert fault().applies_to("7.2.22")
     assert not fault(qemu=">=10").applies_to("7.2.22")
+
+
+def test_a_binary_without_symbols_is_made_of_the_same_tree(tree: Build, into: Path) -> None:
+    tree.strip(into)
+    assert (into / PROGRAM).read_text() == "INT TAG = 1;\n"
+    assert os.access(into / PROGRAM, os.X_OK)
+    tree.make(into)
+    assert (into / PROGRAM).read_text() == "int tag = 1;\n", "the tree's own binary keeps them"
