@@ -125,9 +125,9 @@ def test_a_leak_of_each_kind_in_one_cycle_of_twenty(lab: Lab, tmp_path: Path) ->
 HEAP_ALONE = Plant("blockdev-add", {"driver": "null-co", "node-name": "node{n}"}, {"heap"})
 
 
-@pytest.mark.parametrize(("every", "thorough"), [(8, False), (20, True)], ids=["eight", "twenty"])
-def test_what_leaks_on_the_heap_alone(lab: Lab, every: int, thorough: bool) -> None:
-    judgement = hunted(lab, HEAP_ALONE, every=every, thorough=thorough)
+def test_what_leaks_on_the_heap_alone(lab: Lab) -> None:
+    """No count decides: the control has run, and the hunt has gone on."""
+    judgement = hunted(lab, HEAP_ALONE, every=8)
     assert judgement.verdict is Verdict.INVALID
     assert kinds(judgement) == {"heap"}
 
