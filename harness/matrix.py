@@ -176,11 +176,11 @@ class Matrix:
         except SetupError as exc:
             self._report(f"leak hunts will not profile the heap of QEMU {install.name}: {exc.message}")
             # What cannot be fetched for one cannot be fetched for the next.
-            self._may_fetch = isinstance(exc, jemalloc.NotFound)
+            self._may_fetch = isinstance(exc, jemalloc.NotProfiled)
             return install
 
     def _profiled(self, install: QemuInstall) -> QemuInstall:
-        """:raises SetupError: why it cannot be."""
+        """:raises NotProfiled: why it cannot be. :raises SetupError: when no library can be fetched."""
         found = self._heap_libraries(offline=False)
         while True:
             try:

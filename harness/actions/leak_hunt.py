@@ -20,7 +20,6 @@ from typing import Generic, TypeVar
 
 from harness.checkers import growth
 from harness.checkers.no_leak import growing_counts
-from harness.errors import SetupError
 from harness.guest.guest import Guest
 from harness.guest.lab import Lab
 from harness.guest.raw9p import RawGuest
@@ -98,7 +97,7 @@ class LeakHunt:
         self._not_profiled = ""
         try:
             self._preload = jemalloc.library(lab.cell.qemu)
-        except SetupError as exc:
+        except jemalloc.NotProfiled as exc:
             self._not_profiled = str(exc)
         lab.attach(self)
 

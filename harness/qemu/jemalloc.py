@@ -45,12 +45,12 @@ def library(install: QemuInstall) -> Path:
 
     Each is tried once a process: QEMU is started with it, and has to leave a profile.
 
-    :raises SetupError: why its heap cannot be profiled.
+    :raises NotProfiled: why its heap cannot be profiled.
     """
     if install.sanitized:
-        raise SetupError("AddressSanitizer has the heap, which jemalloc cannot profile")
+        raise NotProfiled("AddressSanitizer has the heap, which jemalloc cannot profile")
     if not install.libraries:
-        raise SetupError("a script starts this QEMU: what it can preload is not known")
+        raise NotProfiled("a script starts this QEMU: what it can preload is not known")
     found = [path for folder in install.libraries if (path := folder / LIBRARY).exists()]
     refusals = []
     for candidate in dict.fromkeys([*found, *install.profilers]):
@@ -67,7 +67,11 @@ def library(install: QemuInstall) -> Path:
     )
 
 
-class NotFound(SetupError):
+class NotProfiled(SetupError):
+    """Why the heap of a QEMU cannot be profiled."""
+
+
+class NotFound(NotProfiled):
     """None of the libraries that are there works; another one may."""
 
 

@@ -65,7 +65,9 @@ def _install(name: str) -> QemuInstall:
 
 
 def _profiler(install: QemuInstall) -> Path:
-    """One library works."""
+    """One library works; into a script none is preloaded."""
+    if install.name == "/script":
+        raise jemalloc.NotProfiled("a script")
     if Path("/fits") in install.profilers:
         return Path("/fits")
     raise jemalloc.NotFound("none works")
@@ -296,3 +298,11 @@ def test_a_worker_takes_what_profiles_a_heap_from_the_cache(
     assert _matrix(tmp_path, qemus=("/q",)).qemu("/q")[0].profilers == ()
     monkeypatch.setattr(_Provisioner, "in_cache", ("/newer", "/fits"))
     assert _matrix(tmp_path, qemus=("/q",)).qemu("/q")[0].profilers == (Path("/newer"), Path("/fits"))
+
+
+def test_a_script_does_not_keep_the_next_qemu_from_being_profiled(
+    tmp_path: Path, probed: list[str], chosen: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Provisioner, "can_fetch", ("/fits",))
+    cells = _matrix(tmp_path, qemus=("/script", "/q")).prepare()
+    assert {cell.qemu.name: cell.qemu.profilers for cell in cells} == {"/script": (), "/q": (Path("/fits"),)}

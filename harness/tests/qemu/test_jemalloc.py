@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import SetupError
 from harness.qemu import jemalloc
 from harness.qemu.binary import QemuInstall, content_key
 
@@ -72,6 +71,6 @@ def test_without_any_it_says_where_it_looked(install: QemuInstall, tmp_path: Pat
     ],
 )
 def test_where_nothing_can_be_preloaded(install: QemuInstall, options: dict[str, bool], why: str) -> None:
-    with pytest.raises(SetupError, match=why) as error:
+    with pytest.raises(jemalloc.NotProfiled, match=why) as error:
         jemalloc.library(QemuInstall("q", install.binary, install.command, **options))  # type: ignore[arg-type]
     assert not isinstance(error.value, jemalloc.NotFound), "no other library would help"
