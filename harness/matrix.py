@@ -117,6 +117,8 @@ class Matrix:
             capabilities.require_9p(install)
             for machine in self.selection.machines:
                 capabilities.require_machine(install, machine_type(machine).qemu)
+        for name, (install, capabilities) in self._qemus.items():
+            self._qemus[name] = (self._with_profilers(install), capabilities)
         cells = []
         for names in self.selection.cells():
             with contextlib.suppress(Unsupported):
@@ -141,7 +143,9 @@ class Matrix:
             install = self._find_qemu(name)
             capabilities = binary.probe(install)
             unstripped = self._provisioner.built_qemus(capabilities.version)
-            install = replace(self._with_profilers(install), unstripped=unstripped)
+            install = replace(install, unstripped=unstripped)
+            if not self._may_fetch:
+                install = self._with_cached_profilers(install)
             self._qemus[name] = (install, capabilities)
         return self._qemus[name]
 
@@ -167,10 +171,8 @@ class Matrix:
         The process that the user started fetches them, until one works, and says when none does: leak hunts
         do without, and say it again. Its workers find in the cache what it has fetched.
         """
-        if install.origin != "path":
+        if install.origin != "path" or not self._may_fetch:
             return install
-        if not self._may_fetch:
-            return replace(install, profilers=tuple(_until_error(self._heap_libraries(offline=True))))
         try:
             return self._profiled(install)
         except SetupError as exc:
@@ -178,6 +180,11 @@ class Matrix:
             # What cannot be fetched for one cannot be fetched for the next.
             self._may_fetch = isinstance(exc, jemalloc.NotProfiled)
             return install
+
+    def _with_cached_profilers(self, install: QemuInstall) -> QemuInstall:
+        if install.origin != "path":
+            return install
+        return replace(install, profilers=tuple(_until_error(self._heap_libraries(offline=True))))
 
     def _profiled(self, install: QemuInstall) -> QemuInstall:
         """:raises NotProfiled: why it cannot be. :raises SetupError: when no library can be fetched."""
