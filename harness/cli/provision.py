@@ -13,15 +13,16 @@ from harness.qemu import binary
 
 
 @click.command(epilog="Example: harness provision qemu:10.0 guest:6.1")
-@click.argument("names", nargs=-1, metavar="[qemu:NAME|guest:NAME]...")
+@click.argument("names", nargs=-1, metavar="[qemu:NAME|guest:NAME|heap:NAME]...")
 @click.option("--all", "everything", is_flag=True, help="Everything that there is a recipe for.")
 @click.option("--refresh", is_flag=True, help="Ask the archive again which package versions are current.")
 @click.option("--json", "as_json", is_flag=True, help="Print what there is as JSON.")
 def provision(names: tuple[str, ...], everything: bool, refresh: bool, as_json: bool) -> None:
-    """Fetch and build guest images and QEMU releases into the cache.
+    """Fetch and build guest images, QEMU releases and heap libraries into the cache.
 
-    Without names: the default guest image, and the default QEMU unless there is one on PATH. What is there
-    already is checked, and repaired when it is damaged.
+    A heap library profiles the heap of a QEMU that is installed or given by path. Without names: the default
+    guest image, and the default QEMU, or a heap library for the one on PATH. What is there already is
+    checked, and repaired when it is damaged.
     """
     provisioner = Provisioner(Cache(default_cache_root()), report=progress, refresh=refresh)
     made = [_provide(provisioner, kind, name) for kind, name in _wanted(provisioner, names, everything)]
@@ -35,14 +36,16 @@ def provision(names: tuple[str, ...], everything: bool, refresh: bool, as_json: 
 def _wanted(
     provisioner: Provisioner, names: tuple[str, ...], everything: bool
 ) -> list[tuple[str, str | None]]:
-    known = {"guest": provisioner.guest_names(), "qemu": provisioner.qemu_names()}
+    heap = provisioner.heap_names()
+    known = {"guest": provisioner.guest_names(), "qemu": provisioner.qemu_names(), "heap": heap}
     if everything:
         return [(kind, name) for kind, found in known.items() for name in found]
     if not names:
         found = binary.on_path()
         if found is not None:
             progress(f"QEMU is on PATH: {found.binary}")
-        return [("guest", None)] if found is not None else [("guest", None), ("qemu", None)]
+            return [("guest", None), *(("heap", name) for name in heap[:1])]
+        return [("guest", None), ("qemu", None)]
     wanted: list[tuple[str, str | None]] = []
     for word in names:
         kind, _, name = word.partition(":")
@@ -58,6 +61,10 @@ def _provide(provisioner: Provisioner, kind: str, name: str | None) -> dict[str,
         image = provisioner.guest_image(name)
         what, path = f"Linux {image.kernel_version}", image.kernel.parent
         return {"kind": kind, "name": image.name, "what": what, "path": str(path), "key": image.key}
+    if kind == "heap" and name is not None:
+        library = provisioner.heap_library(name)
+        what, path = f"{library.name} for a QEMU with this host's libc", library.parent
+        return {"kind": kind, "name": name, "what": what, "path": str(path), "key": path.name}
     install = provisioner.qemu_release(name)
     what, path = binary.probe(install).banner, install.binary
     return {"kind": kind, "name": install.name, "what": what, "path": str(path), "key": install.key}

@@ -140,21 +140,18 @@ class Provisioner:
         entry, key = self._provide("qemu", name, recipe, [], fill)
         return _install(name, entry / "root", key)
 
-    def heap_libraries(self) -> Iterator[Path]:
-        """What may profile the heap of a QEMU that runs with this host's libc, the newest first.
+    def heap_names(self) -> list[str]:
+        """The heap libraries that a QEMU with this host's libc can load, the newest first."""
+        host, folder = _host_glibc(), self._folder / "heap"
+        needs = {name: recipes.load(folder, name, HeapRecipe).glibc_version for name in recipes.names(folder)}
+        fitting = [name for name, needed in needs.items() if needed <= host]
+        return sorted(fitting, key=lambda name: needs[name], reverse=True)
 
-        Each is made, when it is missing, as it is asked for.
+    def heap_library(self, name: str) -> Path:
+        """What may profile the heap of a QEMU that runs with this host's libc; made when it is missing.
 
-        :raises SetupError: where the host has no glibc that is new enough, or when one cannot be made.
+        :raises UsageError: for an unknown name or a bad recipe. :raises SetupError: when it cannot be made.
         """
-        folder = self._folder / "heap"
-        host = _host_glibc()
-        all_recipes = {name: recipes.load(folder, name, HeapRecipe) for name in recipes.names(folder)}
-        fitting = [name for name, recipe in all_recipes.items() if recipe.glibc_version <= host]
-        if not fitting:
-            raise SetupError(
-                "this host's libc is no glibc, or older than any libjemalloc2 that there is a recipe for"
-            )
 
         def fill(into: Path, packages: dict[str, Path]) -> None:
             found = list(packages["packages"].glob(f"usr/lib/*/{jemalloc.LIBRARY}"))
@@ -162,9 +159,22 @@ class Provisioner:
                 raise SetupError(f"the packages of the heap library contain {len(found)} {jemalloc.LIBRARY}")
             shutil.copyfile(found[0], into / jemalloc.LIBRARY)
 
-        for name in sorted(fitting, key=lambda name: all_recipes[name].glibc_version, reverse=True):
-            entry, _ = self._provide("heap", name, all_recipes[name], [], fill)
-            yield entry / jemalloc.LIBRARY
+        recipe = recipes.load(self._folder / "heap", name, HeapRecipe)
+        entry, _ = self._provide("heap", name, recipe, [], fill)
+        return entry / jemalloc.LIBRARY
+
+    def heap_libraries(self) -> Iterator[Path]:
+        """Each of them, made when it is missing as it is asked for, the newest first.
+
+        :raises SetupError: where the host has no glibc that is new enough, or when one cannot be made.
+        """
+        names = self.heap_names()
+        if not names:
+            raise SetupError(
+                "this host's libc is no glibc, or older than any libjemalloc2 that there is a recipe for"
+            )
+        for name in names:
+            yield self.heap_library(name)
 
     def build(self, name: str) -> Build:
         """The build tree of the QEMU flavour called ``name``, such as ``7.2-src``; its tools are unpacked.

@@ -4,9 +4,12 @@ import json
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from harness.cli.provision import _wanted
+from harness.provision import Cache, Provisioner
 from harness.qemu import accel
 from harness.tests.cli.conftest import Harness
 
@@ -108,7 +111,21 @@ def test_a_cache_of_somebody_else(
     assert cache_root.stat().st_mode & 0o777 == 0o755, "the doctor looks, and changes nothing"
 
 
-@pytest.mark.parametrize("word", ["qemu:1.0", "guest", "disk:6.1"])
+def test_a_qemu_on_path_gets_what_profiles_its_heap(
+    cache_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later runs need no network, so it is fetched as well: the newest that this host's libc can load."""
+    monkeypatch.setattr("harness.provision.provisioner._host_glibc", lambda: (2, 36))
+    provisioner = Provisioner(Cache(cache_root))
+    monkeypatch.setattr("harness.qemu.binary.on_path", lambda *_: SimpleNamespace(binary="/usr/bin/qemu"))
+    assert _wanted(provisioner, (), False) == [("guest", None), ("heap", "bookworm")]
+    monkeypatch.setattr("harness.qemu.binary.on_path", lambda *_: None)
+    assert _wanted(provisioner, (), False) == [("guest", None), ("qemu", None)]
+    everything = _wanted(provisioner, (), True)
+    assert [name for kind, name in everything if kind == "heap"] == ["bookworm", "bullseye"]
+
+
+@pytest.mark.parametrize("word", ["qemu:1.0", "guest", "disk:6.1", "heap:buzz"])
 def test_an_unknown_name_to_provision(harness: Harness, cache_root: Path, word: str) -> None:
     ended = harness("provision", word)
     assert ended.status == 2
