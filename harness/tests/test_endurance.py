@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.bench.endurance import LEAST, LIMITS, endure
+from harness.bench.endurance import LEAST, LIMITS, _per_guest, endure
 from harness.errors import SetupError
 
 
@@ -66,6 +66,13 @@ def test_every_limit_has_a_planted_leak() -> None:
 def test_what_stays_is_found(what: str, kept: list[object], tmp_path: Path) -> None:
     found = endure(lambda: PLANTED[what](kept, tmp_path), tmp_path, 2 * LEAST)
     assert what in [growth.count for growth in found if growth.too_much]
+
+
+@pytest.mark.parametrize("at", range(16))
+def test_memory_that_goes_up_once_is_no_growth(at: int) -> None:
+    """Seen of the fewest guests, 16 of them after the warm-up: 4 KiB a guest, and once 200 KiB more."""
+    values = [4.0 * number + (200.0 if number >= at else 0.0) for number in range(16)]
+    assert _per_guest(values) == 4.0
 
 
 def test_guests_that_leave_nothing(tmp_path: Path) -> None:
