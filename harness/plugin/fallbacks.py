@@ -1,8 +1,8 @@
-"""Which guests came to be the slower way, and why: counted over all tests, and told at the end of a run.
+"""What a run could not do the usual way, and why: counted over all tests, and told at the end of a run.
 
 A fallback is no failure: a guest whose SSH session could not be resumed gets a new connection, one without a
-template is booted. It is told because nobody would notice else: the run is only slower. What happened is read
-from each test's history, where its lab has noted it.
+template is booted, a leak hunt that cannot profile the heap hunts counts alone. It is told because nobody
+would notice else: the tests pass. What happened is read from each test's history.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _COUNTED = pytest.StashKey["Counted"]()
 #: By the history's note: what a fallback is called.
 _NOT_RESUMED = "guests whose SSH session was not resumed"
 _BOOTED = "guests that were booted for want of a template"
+_NOT_PROFILED = "leak hunts that did not profile the heap, and counted the rest"
 _LOST = {
     "ssh:line-lost": "SSH sessions that fell silent",
     "ssh:not-moved": "SSH sessions that a migration did not keep",
@@ -43,6 +44,8 @@ def fallbacks(entries: Iterable[Entry]) -> Iterator[tuple[str, str]]:
             why = as_mapping(entry.value).get("cold", "")
             if why not in BY_CHOICE and not why.endswith(BOOTS_FAST):
                 yield _BOOTED, why
+        elif entry.f == "leak:heap-sites" and "not_profiled" in as_mapping(entry.value):
+            yield _NOT_PROFILED, str(as_mapping(entry.value)["not_profiled"])
         elif entry.f in _LOST:
             yield _LOST[entry.f], str(entry.value)
 

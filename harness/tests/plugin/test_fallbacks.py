@@ -1,4 +1,4 @@
-"""Guests that came to be the slower way are counted, by all workers, with the reasons."""
+"""What could not be done the usual way is counted, by all workers, with the reasons."""
 
 from __future__ import annotations
 
@@ -87,6 +87,17 @@ def test_sessions_that_were_lost_later() -> None:
         "  1: no answer for 15 s",
         "fallback: SSH sessions that a migration did not keep: 2",
         "  2: a command was running",
+    ]
+
+
+def test_leak_hunts_without_a_heap_profile() -> None:
+    """They pass, and their folders go: nobody would read in the verdict that the heap was not looked at."""
+    assert _counted(
+        ("leak:heap-sites", {"not_profiled": "a script starts this QEMU"}),
+        ("leak:heap-sites", {"file": "heap-sites.json", "growing": 0}),
+    ) == [
+        "fallback: leak hunts that did not profile the heap, and counted the rest: 1",
+        "  1: a script starts this QEMU",
     ]
 
 
