@@ -135,7 +135,7 @@ class Collector:
         known = (
             before.model_dump(exclude={"seconds"})
             if before
-            else {"qemu": "?", "outcome": outcome, "why": why}
+            else {"qemu": summary.NO_QEMU, "outcome": outcome, "why": why}
         )
         worse = before is None or _BADNESS.index(outcome) > _BADNESS.index(before.outcome)
         found = {"outcome": outcome, "why": why} if worse else {}

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from harness import summary
 from harness.errors import UsageError
-from harness.summary import Outcome, Result, Run, Shard, Wanted
+from harness.summary import NO_QEMU, Outcome, Result, Run, Shard, Wanted
 
 
 def result(test: str = "t", **said: Any) -> Result:
@@ -132,6 +132,12 @@ def test_a_guarantee_is_asserted_by_one_test_that_was_judged(outcomes: list[Outc
     gaps = [str(gap) for gap in run.not_asserted]
     text = "not asserted: no leak on 7.2 (7.2.22), Linux 6.1.0 (why: 2 skipped: why)"
     assert gaps == ([text] if named else [])
+
+
+def test_a_test_without_a_qemu_is_to_assert_nothing() -> None:
+    """Such as a user's own beside the scenarios, which skips."""
+    own = result("own", qemu=NO_QEMU, version="", kernel="", outcome=Outcome.SKIPPED, why="not today")
+    assert Run(results=(result("a"), own)).not_asserted == ()
 
 
 def test_it_is_asserted_on_each_qemu_or_named() -> None:
