@@ -174,7 +174,7 @@ class FakeMachine:
     artifacts: MachineArtifacts
     history: History
     qmp: ScriptedQmp
-    pace: Pace = field(default_factory=lambda: Pace(0.02))
+    pace: Pace = field(default_factory=lambda: Pace(6.0))
     plugged: set[str] = field(default_factory=set)
     deleted: set[str] = field(default_factory=set)
     ssh_port: int = 1
@@ -232,6 +232,10 @@ class World:
     @property
     def qmp(self) -> ScriptedQmp:
         return self.machine.qmp
+
+    def impatient(self) -> None:
+        """What is waited for from now on does not come: it is asked for once, however slow the host is."""
+        self.machine.pace = Pace(0.0)
 
     def notes(self, f: str) -> list[Entry]:
         return [entry for entry in read(self.machine.history.path) if entry.f == f]

@@ -254,7 +254,7 @@ def test_it(lab):
         assert "share0" in names
         qmp.execute("quit")
         qmp.close()
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=60) == 0
         assert list(temporary.iterdir()) == []
     finally:
         process.kill()

@@ -50,6 +50,7 @@ def test_a_qemu_that_answers_was_not_told_yet(world: World) -> None:
 
 
 def test_a_qemu_that_is_never_told(world: World) -> None:
+    world.impatient()
     with pytest.raises(WaitTimeout, match="QEMU to be told of the reset"):
         _happens(world, False)
 

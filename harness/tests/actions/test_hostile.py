@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from harness.actions import drain, hostile
+from harness.actions import hostile
 from harness.actions.hostile import HostileGuest
+from harness.deadline import wait_until
 from harness.errors import ChannelLost, GuestPanicked, QemuDied, Violation, WaitTimeout
 from harness.history import as_mapping
 from harness.tests.fakes import BACKEND, GONE, World, peripheral
@@ -47,8 +48,7 @@ def test_what_an_eject_deletes_while_a_request_is_held(world: World, deleted: tu
     assert len(asked) == 2
 
 
-def test_an_eject_that_never_reaches_qemu(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drain, "TOLD_TIMEOUT_S", 5.0)
+def test_an_eject_that_never_reaches_qemu(world: World) -> None:
     done = threading.Event()
 
     def hangs(_: Any) -> str:
@@ -62,15 +62,18 @@ def test_an_eject_that_never_reaches_qemu(world: World, monkeypatch: pytest.Monk
     world.qmp.on("query-status", {})
     ejection = HostileGuest(world.guest).request_eject(world.share)
     world.machine.artifacts.kernel.write_text("hostile: eject share0\n")
+    world.impatient()
     with pytest.raises(WaitTimeout, match="QEMU to be told of the eject of share0"):
         ejection.observe(while_=lambda: None)
     done.set()
 
 
-def test_an_eject_that_leaves_the_device(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hostile, "EJECT_TIMEOUT_S", 5.0)
+def test_an_eject_that_leaves_the_device(world: World) -> None:
+    ejection = _ejecting(world, BACKEND)
+    wait_until(lambda: ejection._write.done, what="the guest's write to return", timeout_s=60)
+    world.impatient()
     with pytest.raises(Violation, match=r"only \['\S+/virtio-backend'\] were reported"):
-        _ejecting(world, BACKEND).wait_completed()
+        ejection.wait_completed()
 
 
 @pytest.mark.parametrize("answer", ["", ChannelLost("SSH: closed"), GuestPanicked("the guest of 'source'")])
@@ -95,9 +98,9 @@ def test_a_guest_that_panics(world: World, answer: str | Exception) -> None:
         log.watch()
 
 
-def test_a_guest_that_does_not_panic(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hostile, "PANIC_TIMEOUT_S", 5.0)
+def test_a_guest_that_does_not_panic(world: World) -> None:
     world.ssh.on("sysrq-trigger", "")
+    world.impatient()
     with pytest.raises(WaitTimeout, match="the guest's panic"):
         HostileGuest(world.guest).panic()
 

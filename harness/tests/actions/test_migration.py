@@ -130,12 +130,14 @@ def test_a_destination_that_dies_of_the_stream_is_the_cause_of_the_failure(
 
 def test_a_migration_that_never_ends(world: World, migration: Migration) -> None:
     world.qmp.on("query-migrate", {"status": "active"})
+    world.impatient()
     with pytest.raises(WaitTimeout, match=r"for the migration of source to complete"):
         migration.migrate()
 
 
 def test_a_successor_that_never_runs(world: World, migration: Migration, successor: FakeMachine) -> None:
     successor.qmp.on("query-status", {"status": "paused"})
+    successor.pace = Pace(0.0)
     with pytest.raises(WaitTimeout, match=r"for successor-1 to run"):
         migration.migrate()
     assert not world.machine.quitted

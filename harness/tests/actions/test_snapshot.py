@@ -84,6 +84,7 @@ def test_a_job_that_fails_is_a_refusal_and_dismissed_too(world: World) -> None:
 
 def test_a_job_that_never_ends(world: World) -> None:
     _job(world, "running")
+    world.impatient()
     with pytest.raises(WaitTimeout, match=r"for the job snapshot-save-a to conclude"):
         Snapshot(world.guest).snapshot_save("a")
 

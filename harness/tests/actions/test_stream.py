@@ -60,6 +60,7 @@ def test_nobody_reads_until_the_end(world: World, sender: _Sender) -> None:
 
 def test_a_stream_that_never_begins_is_not_stalled(world: World, sender: _Sender) -> None:
     sender.size = 0
+    world.impatient()
     with (
         pytest.raises(WaitTimeout, match="the stream to stall of source"),
         stalled(cast(Machine, world.machine)),

@@ -43,7 +43,7 @@ class FakeQmpServer:
 
     def answer_late(self, value: Any) -> None:
         """Answer the oldest command that met silence."""
-        self.send({"return": value, "id": self.unanswered.get(timeout=5)["id"]})
+        self.send({"return": value, "id": self.unanswered.get(timeout=60)["id"]})
 
     def hang_up(self) -> None:
         if self._client is not None:

@@ -79,48 +79,48 @@ def serial(tmp_path: Path) -> Iterator[FakeSerial]:
 def console(serial: FakeSerial, tmp_path: Path) -> Iterator[Console]:
     assert serial.shell.pid
     made = Console(tmp_path / "console.sock")
-    made.wait_ready(timeout_s=10)
+    made.wait_ready(timeout_s=60)
     yield made
     made.close()
 
 
 def test_a_command_its_outputs_and_its_status(console: Console) -> None:
-    done = console.run("echo out; echo err >&2; exit 7", timeout_s=10)
+    done = console.run("echo out; echo err >&2; exit 7", timeout_s=60)
     assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err\n")
 
 
 def test_output_that_a_terminal_would_change(console: Console) -> None:
-    done = console.run(r"printf 'a\r\nb\tc\001\033[2J no newline at the end'", timeout_s=10)
+    done = console.run(r"printf 'a\r\nb\tc\001\033[2J no newline at the end'", timeout_s=60)
     assert done.stdout == "a\r\nb\tc\x01\x1b[2J no newline at the end"
 
 
 def test_a_command_longer_than_a_line_of_a_terminal(console: Console) -> None:
     long = "x" * 9000
-    assert console.run(f"echo {long} | wc -c", timeout_s=20).stdout.strip() == "9001"
+    assert console.run(f"echo {long} | wc -c", timeout_s=60).stdout.strip() == "9001"
 
 
 def test_stdin(console: Console) -> None:
     content = bytes(range(256)) * 20
-    done = console.run("od -An -v -tu1 | tr -s ' \\n' ' '", timeout_s=20, stdin=content)
+    done = console.run("od -An -v -tu1 | tr -s ' \\n' ' '", timeout_s=60, stdin=content)
     assert bytes(int(number) for number in done.stdout.split()) == content
 
 
 def test_a_command_that_prints_what_looks_like_an_answer(console: Console) -> None:
-    done = console.run("cat $0 2>/dev/null; set; history 2>/dev/null; echo '<abc:0'; exit 3", timeout_s=10)
+    done = console.run("cat $0 2>/dev/null; set; history 2>/dev/null; echo '<abc:0'; exit 3", timeout_s=60)
     assert done.returncode == 3
     assert "<abc:0" in done.stdout
 
 
 def test_what_others_print_is_no_answer(console: Console, serial: FakeSerial) -> None:
     serial.say("\r\n[ 12.3] some kernel line\r\n<deadbeef:0\r\n")
-    assert console.run("echo mine", timeout_s=10).stdout == "mine\n"
+    assert console.run("echo mine", timeout_s=60).stdout == "mine\n"
 
 
 def test_after_a_timeout_the_line_is_free_again(console: Console) -> None:
     with pytest.raises(CommandTimeout, match=r"^console: 'sleep 30' did not end within 0\.5 s"):
         console.run("sleep 30", timeout_s=0.5)
     for number in range(3):
-        assert console.run(f"echo {number}", timeout_s=10).stdout == f"{number}\n"
+        assert console.run(f"echo {number}", timeout_s=60).stdout == f"{number}\n"
 
 
 def test_the_watch_ends_a_command(serial: FakeSerial, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_the_watch_ends_a_command(serial: FakeSerial, tmp_path: Path) -> None:
     with pytest.raises(GuestPanicked):
         console.run("sleep 30", timeout_s=60)
     panicked.clear()
-    assert console.run("echo free", timeout_s=10).stdout == "free\n"
+    assert console.run("echo free", timeout_s=60).stdout == "free\n"
     console.close()
 
 
@@ -227,4 +227,4 @@ def test_a_guest_without_base64(console: Console) -> None:
     """As busybox 1.30 is: the outputs cannot be told from one another, and none is made up."""
     console._send("base64() { echo 'sh: base64: not found'; }")
     with pytest.raises(ChannelLost, match="sent no base64 but 'sh: base64: not found'"):
-        console.run("true", timeout_s=10)
+        console.run("true", timeout_s=60)

@@ -46,7 +46,7 @@ def test_commands_refusals_and_events(qmp: Qmp) -> None:
     with qmp.listen("STOP", "RESUME") as events:
         qmp.execute("stop")
         qmp.execute("cont")
-        events.wait(lambda event: event.name == "RESUME", what="RESUME", timeout_s=10)
+        events.wait(lambda event: event.name == "RESUME", what="RESUME", timeout_s=60)
     assert [event.name for event in events.events] == ["STOP", "RESUME"]
     assert qmp.hmp("info status").strip() == "VM status: running"
 
@@ -55,7 +55,7 @@ def test_a_qemu_that_is_killed(qmp: Qmp, process: subprocess.Popen[bytes]) -> No
     process.send_signal(signal.SIGKILL)
     process.wait()
     with pytest.raises(QmpLost):
-        qmp.execute("query-status", timeout_s=10)
+        qmp.execute("query-status", timeout_s=60)
 
 
 def test_a_qemu_that_is_stopped_answers_late(qmp: Qmp, process: subprocess.Popen[bytes]) -> None:
@@ -63,9 +63,9 @@ def test_a_qemu_that_is_stopped_answers_late(qmp: Qmp, process: subprocess.Popen
     pending = qmp.request("query-status")
     assert not pending.done
     process.send_signal(signal.SIGCONT)
-    assert pending.wait(timeout_s=20)["status"] == "running"
+    assert pending.wait(timeout_s=60)["status"] == "running"
 
 
 def test_quit(qmp: Qmp, process: subprocess.Popen[bytes]) -> None:
     qmp.execute("quit")
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=60) == 0

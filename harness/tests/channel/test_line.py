@@ -262,7 +262,7 @@ def test_a_command_inside_the_shell_is_repeated(network: Network, patience: Pati
     assert answers(ssh)
     network.mute = True
     patience.ends(lambda: has_run(tmp_path))
-    assert ssh.run(f"echo again >> {tmp_path}/ran; answer=0", timeout_s=10, inside=True).returncode == 0
+    assert ssh.run(f"echo again >> {tmp_path}/ran; answer=0", timeout_s=60, inside=True).returncode == 0
     assert (tmp_path / "ran").read_text() == "again\nagain\n"
     assert network.lost == SILENT
     assert answers(ssh)

@@ -83,16 +83,16 @@ class FakeSshd(paramiko.ServerInterface):
         return "publickey"
 
     def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
-        self.lets_in.wait(10)
+        self.lets_in.wait(60)
         allowed = username == "root" and key == self._client_key
         return paramiko.common.AUTH_SUCCESSFUL if allowed else paramiko.common.AUTH_FAILED
 
     def check_channel_request(self, kind: str, chanid: int) -> int:
-        self.opens_channels.wait(10)
+        self.opens_channels.wait(60)
         return paramiko.common.OPEN_SUCCEEDED
 
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
-        self.begins_commands.wait(10)
+        self.begins_commands.wait(60)
         threading.Thread(target=self._run, args=(channel, command.decode()), daemon=True).start()
         return True
 
@@ -279,7 +279,7 @@ def test_the_watch_ends_a_command_that_does_not_begin(sshd: FakeSshd, keys: Keys
         if not sshd.begins_commands.is_set():
             raise GuestPanicked("Kernel panic - not syncing")
 
-    ssh = Ssh(sshd.port, client_key=keys.client_path, host_key=keys.host_line, timeout_s=10, watch=watch)
+    ssh = Ssh(sshd.port, client_key=keys.client_path, host_key=keys.host_line, timeout_s=60, watch=watch)
     sshd.begins_commands.clear()
     with pytest.raises(GuestPanicked):
         ssh.run("true", timeout_s=60)
@@ -294,7 +294,7 @@ def test_after_the_watch_ended_a_command_the_next_waits_for_none(sshd: FakeSshd,
         if alarm.is_set():
             raise GuestPanicked("Kernel panic - not syncing")
 
-    ssh = Ssh(sshd.port, client_key=keys.client_path, host_key=keys.host_line, timeout_s=10, watch=watch)
+    ssh = Ssh(sshd.port, client_key=keys.client_path, host_key=keys.host_line, timeout_s=60, watch=watch)
     assert ssh.run("true", timeout_s=60).returncode == 0
     alarm.set()
     with pytest.raises(GuestPanicked):
@@ -345,7 +345,7 @@ def test_the_watch_ends_a_command(sshd: FakeSshd, keys: Keys) -> None:
         if panicked.is_set():
             raise GuestPanicked("Kernel panic - not syncing")
 
-    ssh = Ssh(sshd.port, client_key=keys.client_path, host_key=keys.host_line, timeout_s=10, watch=watch)
+    ssh = Ssh(sshd.port, client_key=keys.client_path, host_key=keys.host_line, timeout_s=60, watch=watch)
     threading.Timer(0.2, panicked.set).start()
     with pytest.raises(GuestPanicked):
         ssh.run("sleep 30", timeout_s=60)

@@ -86,8 +86,9 @@ def test_wait_until_succeeds(world: World) -> None:
     world.ssh.on("x", (1, "", ""), (1, "", ""), "there")
     assert world.guest.wait_until_succeeds("x", what="it") == "there"
     world.ssh.on("x", (1, "", "not yet"))
+    world.impatient()
     with pytest.raises(WaitTimeout, match=r"for it; last seen: Completed\(.*not yet"):
-        world.guest.wait_until_succeeds("x", what="it", timeout_s=1)
+        world.guest.wait_until_succeeds("x", what="it")
 
 
 def test_booted_is_an_answered_command(world: World) -> None:

@@ -176,7 +176,7 @@ def test_a_background_call_that_does_not_return_is_told_of(lab: Lab) -> None:
     calling = Background(done.wait)
     lab.close()
     done.set()
-    calling.wait(timeout_s=10)
+    calling.wait(timeout_s=60)
     assert _leftovers(lab)["threads"] == ["background: Event.wait"]
 
 
@@ -207,14 +207,14 @@ def test_threads_of_another_lab_are_its_own(
     wait_until(
         lambda: sum(t.name.startswith("background: ") for t in threading.enumerate()) == 2,
         what="both",
-        timeout_s=10,
+        timeout_s=60,
     )
     lab.close()
     assert _leftovers(lab)["threads"] == []
     other.close()
     left = _leftovers(other)["threads"]
     done.set()
-    calling.wait(timeout_s=10)
+    calling.wait(timeout_s=60)
     assert len(left) == 2
     assert all(name.startswith("background: ") for name in left)
 
@@ -239,7 +239,7 @@ def test_what_others_start_before_the_test_begins_is_not_its_own(lab: Lab) -> No
         lab.begin_test()
         lab.close()
         done.set()
-        calling.wait(timeout_s=10)
+        calling.wait(timeout_s=60)
     assert _leftovers(lab)["threads"] == ["background: Event.wait"]
 
 

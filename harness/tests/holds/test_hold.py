@@ -66,9 +66,9 @@ def test_requests_that_are_in_flight_before_one_is_held(
     assert [entry.value for entry in w.notes("hold:inuse")] == [{"inuse": 24, "id": "share0"}]
 
 
-def test_requests_of_which_none_is_ever_held(w: World, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.holds.hold.CAUGHT_TIMEOUT_S", 10.0)
+def test_requests_of_which_none_is_ever_held(w: World, held: Held) -> None:
     w.qmp.on("x-query-virtio-queue-status", {"inuse": 24})
+    w.impatient()
     with pytest.raises(WaitTimeout, match=r"24 request\(s\) of share0 in flight, and held"):
         held.wait_in_flight(24)
 

@@ -41,7 +41,7 @@ class _Lab:
         return self.machine
 
     def boot(self, spec: str, *, cold: bool) -> _Guest:
-        assert self.may_go_on.wait(10)
+        assert self.may_go_on.wait(60)
         self.log.append(f"born of {spec}, cold: {cold}")
         if self.fails:
             raise GuestError("it never booted")

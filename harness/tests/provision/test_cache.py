@@ -30,7 +30,7 @@ def test_a_second_filler_waits_and_says_for_whom(cache: Cache) -> None:
     def slow_fill(into: Path) -> None:
         fills.append("first")
         filling.set()
-        assert second_waits.wait(20)
+        assert second_waits.wait(60)
         _fill(into)
 
     def second_fill(into: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_second_filler_waits_and_says_for_whom(cache: Cache) -> None:
 
     first = threading.Thread(target=cache.entry, args=("kind", "key", slow_fill, _ignore))
     first.start()
-    assert filling.wait(20)
+    assert filling.wait(60)
     folder = cache.entry("kind", "key", second_fill, report)
     first.join(20)
     assert fills == ["first"]

@@ -254,9 +254,9 @@ def test_argv_sh_leaves_nothing_when_interrupted(odd: Path, tmp_path: Path, numb
     try:
         wait_until((odd / "out" / "done").exists, what="the fake QEMU", timeout_s=60)
         os.killpg(process.pid, number)
-        assert process.wait(10) != 0
+        assert process.wait(60) != 0
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
+            process.wait(60)
     assert list((tmp_path / "t").iterdir()) == []

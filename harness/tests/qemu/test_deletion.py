@@ -39,6 +39,7 @@ def test_both_events_and_no_object(w: World) -> None:
 def test_an_event_that_stays_away(w: World) -> None:
     with deletion(w) as watched:
         w.qmp.emit("DEVICE_DELETED", path=GONE, device="share0")
+        w.impatient()
         with pytest.raises(Violation, match=r"only .*share0.\] were reported"):
             watched.wait(timeout_s=1)
 

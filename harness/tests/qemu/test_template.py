@@ -106,11 +106,11 @@ def test_saving(w: World, tmp_path: Path, plain: bool) -> None:
     assert Template(tmp_path).kernel_log.read_text() == "booted\n"
 
 
-def test_a_template_that_is_never_saved(w: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template, "_SAVE_TIMEOUT_S", 5.0)
+def test_a_template_that_is_never_saved(w: World, tmp_path: Path) -> None:
     for command in ("migrate-set-capabilities", "migrate-set-parameters", "migrate"):
         w.qmp.on(command, {})
     w.qmp.on("query-migrate", {"status": "active"})
+    w.impatient()
     with pytest.raises(WaitTimeout, match="the template of source to be saved"):
         template.save(cast(Machine, w.machine), tmp_path)
     w.qmp.on("query-migrate", {"status": "failed", "error-desc": "no space"})
@@ -189,11 +189,11 @@ def test_a_template_without_its_stream(w: World, tmp_path: Path) -> None:
         template.restore(cast(Machine, w.machine), Template(tmp_path))
 
 
-def test_a_guest_that_does_not_go_on(w: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template, "_RESTORE_TIMEOUT_S", 5.0)
+def test_a_guest_that_does_not_go_on(w: World, tmp_path: Path) -> None:
     Template(tmp_path).stream.write_bytes(b"section" * 100_000)
     w.qmp.on("migrate-set-capabilities", {})
     _incoming(w, resumes=False)
+    w.impatient()
     with pytest.raises(WaitTimeout, match="the restored guest of source to run"):
         template.restore(cast(Machine, w.machine), Template(tmp_path))
 
