@@ -304,6 +304,7 @@ def test_one_that_has_to_be_killed_is_looked_at_before(
         return True
 
     monkeypatch.setattr("harness.qemu.backtrace.attach", attach)
+    monkeypatch.setattr(machine, "QUIT_TIMEOUT_S", _SHORT_S)
     source.close()
     assert seen == [(source.pid, True)]
     assert _noted(history, "machine:killed")
