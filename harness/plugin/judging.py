@@ -14,7 +14,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from _pytest.outcomes import OutcomeException
+from _pytest.outcomes import Exit, OutcomeException
 
 from harness.checkers import Judgement, Record, Verdict, judge
 from harness.errors import HarnessError, Unsupported, UsageError, Violation
@@ -60,6 +60,8 @@ def _conclude(item: pytest.Item, failure: BaseException | None) -> None:
     bad = [found for found in judgements if found.verdict is not Verdict.VALID]
     if not bad:
         return
+    if isinstance(failure, Exit):
+        raise _as_no_success(failure, _as_error(bad)) from None
     if isinstance(failure, _SKIPS):
         _refuse_skip(lab.artifacts.folder, bad, failure)
         return
@@ -70,6 +72,12 @@ def _conclude(item: pytest.Item, failure: BaseException | None) -> None:
         died = _as_error(cause)
         died.add_note(f"seen as: {failure}")
         raise died.with_traceback(failure.__traceback__) from None
+
+
+def _as_no_success(exit_: Exit, found: HarnessError) -> Exit:
+    """``pytest.exit`` ends the run whatever was found, but then not as a success."""
+    code = exit_.returncode or pytest.ExitCode.TESTS_FAILED
+    return Exit(f"{exit_.msg}; {found.message}", returncode=code)
 
 
 def _refuse_skip(folder: Path, bad: list[Judgement], skip: BaseException) -> None:

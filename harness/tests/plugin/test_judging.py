@@ -198,10 +198,10 @@ class Ran:
         return (self.folder / f"test_cases.test_{name}").exists()
 
 
-def _ran(tmp: Path, run_pytest: Pytest, *options: str) -> Ran:
+def _ran(tmp: Path, run_pytest: Pytest, *options: str, cases: str = _CASES) -> Ran:
     (tmp / "conftest.py").write_text(Path(__file__).with_name("inner.py").read_text())
     (tmp / "pytest.ini").write_text("[pytest]\n")
-    (tmp / "test_cases.py").write_text(_CASES)
+    (tmp / "test_cases.py").write_text(cases)
     done = run_pytest(tmp, "--artifacts", "out", *options)
     assert (tmp / "outcomes.json").exists(), done.stdout + done.stderr
     outcomes: dict[str, Any] = json.loads((tmp / "outcomes.json").read_text())
@@ -335,6 +335,24 @@ def test_a_skip_hides_nothing_and_keeps_its_folder(ran: Ran, name: str, first: s
     assert ran[name].first == first
     assert "the test would have been skipped: not on this machine" in ran[name].text
     assert ran.kept(name)
+
+
+@pytest.mark.parametrize(
+    ("body", "returncode", "said"),
+    [
+        ("lab.dies()", 1, "Exit: enough; QEMU 'source' was killed by SIGSEGV after qmp:device_del"),
+        ("lab.left = ['4711 qemu']", 1, "Exit: enough; left behind: processes: 4711 qemu"),
+        ("pass", 0, "Exit: enough"),
+    ],
+)
+def test_an_exit_ends_the_run_and_is_no_success_beside_a_finding(
+    run_pytest: Pytest, tmp_path: Path, body: str, returncode: int, said: str
+) -> None:
+    cases = f"import pytest\ndef test_exits(lab):\n    {body}\n    pytest.exit('enough', returncode=0)\n"
+    ran = _ran(tmp_path, run_pytest, cases=f"{cases}def test_comes_later(lab): pass\n")
+    assert ran.returncode == returncode
+    assert f" _pytest.outcomes.{said} !" in ran.stdout
+    assert "test_comes_later" not in ran.outcomes
 
 
 def test_what_a_qemu_cannot_do_skips_and_says_so(ran: Ran) -> None:
