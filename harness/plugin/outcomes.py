@@ -119,7 +119,13 @@ class Collector:
     """Folds the reports of all phases of all tests into results; registered in one process only."""
 
     def __init__(self) -> None:
-        self.results: dict[str, Result] = {}
+        self._found: dict[str, Result] = {}
+        self._ended: set[str] = set()
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """Of the tests that came to an end: of one that was interrupted, only the set-up is known to pass."""
+        return tuple(result for test, result in self._found.items() if test in self._ended)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take a phase into account."""
@@ -130,7 +136,9 @@ class Collector:
         # A plugin of the user's may make reports of its own (of a subtest, of a test that is run again).
         said: dict[str, Any] = getattr(report, _FACTS, {})
         outcome, why = _outcome(report)
-        before = self.results.get(report.nodeid)
+        if report.failed or report.skipped or (report.passed and report.when == "call"):
+            self._ended.add(report.nodeid)
+        before = self._found.get(report.nodeid)
         seconds = report.duration + (before.seconds if before else 0.0)
         known = (
             before.model_dump(exclude={"seconds"})
@@ -140,7 +148,7 @@ class Collector:
         worse = before is None or _BADNESS.index(outcome) > _BADNESS.index(before.outcome)
         found = {"outcome": outcome, "why": why} if worse else {}
         own = {"test": report.nodeid, "guarantee": guarantee, "seconds": round(seconds, 3)}
-        self.results[report.nodeid] = Result(**{**known, **said, **found, **own})
+        self._found[report.nodeid] = Result(**{**known, **said, **found, **own})
 
 
 def _outcome(report: pytest.TestReport) -> tuple[Outcome, str]:
@@ -176,8 +184,7 @@ def _run_of(config: pytest.Config) -> Run | None:
     collector = config.stash.get(_COLLECTOR, None)
     if collector is None:
         return None
-    results = tuple(collector.results.values())
-    run = Run(results=results, shard=config.stash.get(SHARD, None), wanted=wanted(config))
+    run = Run(results=collector.results, shard=config.stash.get(SHARD, None), wanted=wanted(config))
     return run if run.results or run.wanted else None
 
 

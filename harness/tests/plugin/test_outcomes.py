@@ -136,6 +136,28 @@ def test_properties_marks_and_plugins_of_the_users(run_pytest: Pytest, tmp_path:
         assert (name, "text") in properties
 
 
+def test_a_test_that_is_interrupted_has_not_passed(run_pytest: Pytest, tmp_path: Path) -> None:
+    """Although its set-up has."""
+    _cases(tmp_path)
+    more = "\n\ndef test_interrupted(lab): raise KeyboardInterrupt\n"
+    (tmp_path / "test_leak.py").write_text(_CASES + more)
+    chosen = "test_passes or test_interrupted"
+    done = run_pytest(tmp_path, "--machine", "pc", "--summary", "out", "-k", chosen)
+    assert done.returncode == 2, done.stdout + done.stderr
+    run = summary.read(tmp_path / "out")
+    assert [(_name(r.test), r.outcome) for r in run.results] == [("test_passes", Outcome.PASSED)]
+
+
+@pytest.mark.parametrize("outcome", ["rerun", "passed"])
+def test_a_test_that_is_to_run_again_has_not_ended(outcome: str) -> None:
+    """The outcome is pytest-rerunfailures'."""
+    collector = Collector()
+    report = _report("call", "", None)
+    report.outcome = cast(Any, outcome)
+    collector.pytest_runtest_logreport(report)
+    assert len(collector.results) == (outcome == "passed")
+
+
 def test_a_summary_that_is_a_file_is_a_usage_error(run_pytest: Pytest, tmp_path: Path) -> None:
     _cases(tmp_path)
     (tmp_path / "out").write_text("")
@@ -150,7 +172,7 @@ def test_what_a_test_ran_on_comes_with_its_reports() -> None:
     for when, longrepr in (("setup", ""), ("call", "boom"), ("teardown", "")):
         more = {} if when == "setup" else {"leaks": {"fds": 1.0}}
         collector.pytest_runtest_logreport(_report(when, longrepr, said | more))
-    (found,) = collector.results.values()
+    (found,) = collector.results
     assert (found.qemu, found.version, found.machine, found.leaks) == ("7.2", "7.2.22", "pc", {"fds": 1.0})
     assert (found.outcome, found.seconds) == (Outcome.FAILED, 3.0)
 
@@ -158,7 +180,7 @@ def test_what_a_test_ran_on_comes_with_its_reports() -> None:
 def test_a_worker_that_died_says_no_more_than_the_tests_name() -> None:
     collector = Collector()
     collector.pytest_runtest_logreport(_report("???", "worker 'gw0' crashed", None))
-    (found,) = collector.results.values()
+    (found,) = collector.results
     assert (found.guarantee, found.qemu, found.outcome) == ("no leak", "?", Outcome.FAILED)
 
 
