@@ -131,7 +131,8 @@ class Machine:
         :param started: called when there is a process, which takes its time to be ready.
         :raises UsageError: for a share whose folder is not there.
         :raises SetupError: when the process cannot be started.
-        :raises QemuDied: when it ended at once; the first line is QEMU's own complaint.
+        :raises QemuDied: when it ended at once, also in the middle of the greeting; the first line has QEMU's
+            own complaint.
         :raises QmpSilent: when it runs, and its QMP socket does not greet.
         """
         for share in spec.shares:
@@ -144,6 +145,10 @@ class Machine:
                 machine._start(run, wrapping, ssh_port)
                 started()
                 machine.qmp.connect(timeout_s=START_TIMEOUT_S, watch=machine.watch_process)
+        except QmpLost as exc:
+            cause = machine.blame(exc)
+            machine.close()
+            raise cause from None
         except BaseException:
             machine.close()
             raise

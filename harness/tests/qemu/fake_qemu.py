@@ -37,6 +37,9 @@ def main() -> None:
     listening.bind(option.split("path=")[1].split(",server=")[0])
     listening.listen()
     connection, _ = listening.accept()
+    if MODE == "dies before it greets":
+        connection.close()
+        os.kill(os.getpid(), signal.SIGBUS)
     if MODE == "does not greet":
         signal.pause()
     serve(connection)

@@ -139,6 +139,12 @@ def test_a_qemu_that_complains_and_ends(launch: Launch, history: History) -> Non
     assert [entry.value for entry in _noted(history, "machine:exit")] == [{"returncode": 1}]
 
 
+def test_a_qemu_that_dies_in_its_greeting(launch: Launch) -> None:
+    """As where the file system of its memory is full. What is seen first is that the connection broke."""
+    with pytest.raises(QemuDied, match=r"^QEMU 'source' was killed by SIGBUS"):
+        launch("dies before it greets")
+
+
 @pytest.mark.parametrize(
     ("mode", "message"),
     [
