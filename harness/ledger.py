@@ -70,10 +70,14 @@ class Bug(BaseModel):
     @classmethod
     def _are_ranges(cls, ranges: list[str]) -> list[str]:
         try:
-            for text in ranges:
-                SpecifierSet(text)
+            versions = _boundaries(ranges)
+            empty = [
+                text for text in ranges if not text or not any(v in SpecifierSet(text) for v in versions)
+            ]
         except InvalidSpecifier as exc:
             raise ValueError(str(exc)) from None
+        if empty:
+            raise ValueError(f"the range '{empty[0]}' holds no version")
         return ranges
 
     @field_validator("guarantee")
@@ -103,7 +107,8 @@ class Bug(BaseModel):
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Bug:
         # Of two ranges that overlap, one begins in the other: at a version that it names, or just above.
-        both = [v for v in self._boundaries() if self._in(self.affected, v) and self._in(self.unaffected, v)]
+        boundaries = _boundaries([*self.affected, *self.unaffected])
+        both = [v for v in boundaries if self._in(self.affected, v) and self._in(self.unaffected, v)]
         if both:
             raise ValueError(f"{self.id}: 'affected' and 'unaffected' overlap at {both[0]}")
         for name, versions, status in (
@@ -114,11 +119,6 @@ class Bug(BaseModel):
                 if self.status(version) is not status:
                     raise ValueError(f"{self.id}: {name} has {version}, which '{status}' does not contain")
         return self
-
-    def _boundaries(self) -> list[str]:
-        named = {part.version for text in (*self.affected, *self.unaffected) for part in SpecifierSet(text)}
-        versions = [version.removesuffix(".*") for version in sorted(named)]
-        return ["0", *versions, *(f"{version}.0.0.1" for version in versions)]
 
     @staticmethod
     def _in(ranges: list[str], version: str) -> bool:
@@ -138,6 +138,13 @@ class Bug(BaseModel):
     def explains(self, failure: str) -> bool:
         """Whether ``failure`` (a message) is this bug's."""
         return re.search(self.failure, failure.partition("\n")[0]) is not None
+
+
+def _boundaries(ranges: Iterable[str]) -> list[str]:
+    """Versions at which these ranges may begin or end, and just above; and one below all."""
+    named = {part.version for text in ranges for part in SpecifierSet(text)}
+    versions = [version.removesuffix(".*") for version in sorted(named)]
+    return ["0", *versions, *(f"{version}.0.0.1" for version in versions)]
 
 
 class Ledger(BaseModel):

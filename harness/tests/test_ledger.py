@@ -88,6 +88,8 @@ def test_an_entry_explains_the_first_line_only(path: Path) -> None:
         ("title", "titel", "unknown key 'titel'|title: Field required"),
         ('"<=7.2.22"', '"before ten"', r":6: affected: .*before ten"),
         ('">=11.1"', '">=eleven"', r":7: unaffected: .*eleven"),
+        ('"<=7.2.22"', '"<=7.2.22", ">=9,<8"', r":6: affected: .*the range '>=9,<8' holds no version"),
+        ('">=11.1"', '">=11.1", ""', r":7: unaffected: .*the range '' holds no version"),
         ('"pc"', '"arm"', ":11: machines: .*unknown machine types: arm"),
         ("leaked ", "leaked (", ":12: failure: .*not a regular expression"),
         ("[[bug]]", "[[bug]", ":2: not TOML"),
