@@ -38,8 +38,8 @@ def throughout(values: Sequence[float]) -> bool:
 def lasting(members: Sequence[frozenset[int]], parts: Sequence[int]) -> bool:
     """Whether in each part something began that is there to the end, and there is more of it than before.
 
-    A pool replaces its members, and may have one or two more or less of them. Where a pool shrinks, a number
-    alone would hide what leaks beside it.
+    A pool replaces its members, and may have one or two more or less of them. What is lost while a pool
+    shrinks by as many is not seen.
 
     :param members: who was there, at each position.
     :param parts: the position of the last look of each part; the first belongs to what was before.

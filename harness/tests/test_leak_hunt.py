@@ -166,6 +166,22 @@ def test_what_grows_without_the_device_as_well_is_none_of_its(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Being asked makes QEMU keep something: so it does in the control."""
+    keep_when_asked(monkeypatch)
+    judgement = hunted(lab)
+    assert judgement.verdict is Verdict.VALID, judgement
+
+
+def test_what_grows_faster_with_the_device_leaks(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a site that grows in the control as well, and there only when QEMU is asked."""
+    keep_when_asked(monkeypatch)
+    several = [replace(HEAP_ALONE, arguments={"driver": "null-co", "node-name": f"{x}{{n}}"}) for x in "abcd"]
+    judgement = hunted(lab, *several)
+    assert judgement.verdict is Verdict.INVALID
+    assert "heap" in kinds(judgement), judgement
+
+
+def keep_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time that QEMU is asked for its sections, it keeps a node."""
     asked = itertools.count(1)
     sections = vmstate.vmstate_sections
 
@@ -174,8 +190,6 @@ def test_what_grows_without_the_device_as_well_is_none_of_its(
         return sections(machine)
 
     monkeypatch.setattr(vmstate, "vmstate_sections", and_keep)
-    judgement = hunted(lab)
-    assert judgement.verdict is Verdict.VALID, judgement
 
 
 def test_what_leaks_without_the_device_as_well_is_not_its_leak() -> None:
