@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from harness.errors import CommandFailed, HarnessError, QemuError, UsageError
+from harness.errors import CommandFailed, HarnessError, QemuError, SetupError, UsageError
 
 #: A note of an error of the harness's own, outside of the test's thread; its value's ``error`` is one line.
 #: What the record shows since cannot be relied on (see the checker ``history_well_formed``).
@@ -92,12 +92,16 @@ class History:
     """The writer of one history file; safe to use from several threads.
 
     :param path: the NDJSON file; it is created, and each entry is flushed as it is made.
+    :ivar lost: why the record, or another file of the test, could not be written (a full disk), once that was
+        so. Nothing is written from then on. Nobody who notes something fails by it: machines are still to be
+        ended. Whoever closes the history has to raise it (:meth:`check`).
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
         self._seq = 0
+        self.lost: str | None = None
         self._zero_s = time.monotonic()
         self._file = path.open("w", encoding="utf-8")
         self.note("host", "opened", {"wall": datetime.now(UTC).isoformat()})
@@ -118,10 +122,22 @@ class History:
                 entry["op"] = op
             if value is not None:
                 entry["value"] = value
-            if not self._file.closed:
-                self._file.write(_line(entry))
-                self._file.flush()
+            if self.lost is None and not self._file.closed:
+                try:
+                    self._file.write(_line(entry))
+                    self._file.flush()
+                except OSError as exc:
+                    self.lose(self.path, exc)
             return seq
+
+    def lose(self, path: Path, exc: OSError) -> None:
+        """A file of the test, ``path``, could not be written; the first one is remembered."""
+        self.lost = self.lost or f"{path}: {exc.strerror}"
+
+    def check(self) -> None:
+        """:raises SetupError: when something could not be written, and so was lost."""
+        if self.lost is not None:
+            raise SetupError(f"the record of the test is incomplete: cannot write {self.lost}")
 
     def invoke(self, actor: str, f: str, value: Any = None) -> Operation:
         """Begin an operation."""
@@ -156,7 +172,10 @@ class History:
     def close(self) -> None:
         """Close the file; entries that come later are dropped."""
         with self._lock:
-            self._file.close()
+            try:
+                self._file.close()
+            except OSError as exc:  # What was left to write could not be written either.
+                self.lose(self.path, exc)
 
 
 def _line(entry: dict[str, Any]) -> str:

@@ -206,7 +206,7 @@ class Qmp:
     def __init__(self, machine: str, socket_path: Path, history: History, log: Path) -> None:
         self.machine, self.history = machine, history
         self._socket_path, self._zero_s = socket_path, time.monotonic()
-        self._log = log.open("a", encoding="utf-8")
+        self._log_path, self._log = log, log.open("a", encoding="utf-8")
         self._thread = QmpThread.shared()
         self._client: _LoggingClient | None = None
         self._listeners: list[Listener] = []
@@ -309,7 +309,10 @@ class Qmp:
             concurrent.futures.wait([future], _CLOSE_TIMEOUT_S + 1)
             if future.done():
                 future.exception()
-        self._log.close()
+        try:
+            self._log.close()
+        except OSError as exc:
+            self.history.lose(self._log_path, exc)
 
     async def _execute(self, command: str, arguments: Mapping[str, Any] | None, op: Operation) -> Any:
         try:
@@ -342,8 +345,11 @@ class Qmp:
     def _write(self, direction: str, message: Message) -> None:
         if not self._log.closed:
             t_s = round(time.monotonic() - self._zero_s, 6)
-            self._log.write(json.dumps({"t_s": t_s, "dir": direction, "message": dict(message)}) + "\n")
-            self._log.flush()
+            try:
+                self._log.write(json.dumps({"t_s": t_s, "dir": direction, "message": dict(message)}) + "\n")
+                self._log.flush()
+            except OSError as exc:  # Raised here it would end the connection.
+                self.history.lose(self._log_path, exc)
 
 
 def _result(future: concurrent.futures.Future[T], watch: Watch | None) -> T:

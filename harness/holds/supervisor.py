@@ -10,7 +10,6 @@ and the error is recorded (:meth:`Rules.report`). An error that only says that t
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -133,8 +132,7 @@ class Rules:
             if text in self._failures:
                 return
             self._failures.append(text)
-        with contextlib.suppress(OSError):  # A full disk: check() says it all the same.
-            self._history.note("host", HARNESS_ERROR, {"error": text})
+        self._history.note("host", HARNESS_ERROR, {"error": text})
 
     def check(self) -> None:
         """:raises SetupError: when a supervisor has failed; calls are not held reliably since."""

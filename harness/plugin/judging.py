@@ -17,7 +17,7 @@ import pytest
 from _pytest.outcomes import Exit, OutcomeException
 
 from harness.checkers import Judgement, Record, Verdict, judge
-from harness.errors import HarnessError, Unsupported, UsageError, Violation
+from harness.errors import HarnessError, SetupError, Unsupported, UsageError, Violation
 from harness.guest.lab import Lab
 from harness.plugin.fixtures import LAB
 
@@ -119,7 +119,15 @@ def _judge(lab: Lab, failure: BaseException | None) -> list[Judgement]:
     if failure is not None:
         lab.history.note("host", "test:failed", {"error": str(failure).splitlines()[:1]})
     lab.close()
-    return judge(lab.artifacts.folder)
+    try:
+        lab.history.check()
+        return judge(lab.artifacts.folder)
+    except (SetupError, OSError) as exc:
+        why = exc.message if isinstance(exc, SetupError) else f"cannot write the verdict: {exc}"
+        full = SetupError(f"{why}; free some space, or give --artifacts another folder")
+        if failure is not None:
+            full.add_note(f"seen as: {failure}")
+        raise full from None
 
 
 def _as_error(bad: list[Judgement]) -> HarnessError:

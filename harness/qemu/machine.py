@@ -195,9 +195,7 @@ class Machine:
     def _wait(self) -> None:
         assert self._process is not None
         returncode = self._process.wait()
-        # On a full disk its end is not on record, which no checker lets pass; but it has ended.
-        with contextlib.suppress(OSError):
-            self.history.event(self.name, "machine:exit", {"returncode": returncode})
+        self.history.event(self.name, "machine:exit", {"returncode": returncode})
         self._exited.set()
 
     @property

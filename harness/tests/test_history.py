@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import CommandFailed, QemuError, UsageError, WaitTimeout
+from harness.errors import CommandFailed, QemuError, SetupError, UsageError, WaitTimeout
 from harness.history import History, Kind, outcome_of, read
 
 
@@ -39,6 +39,21 @@ def test_any_text_can_be_read_back(path: Path) -> None:
     history = History(path)
     history.note("host", "test", {name: f"{name}, a line\u2028separator, a \U0001f41b"})
     assert read(path)[1].value == {"caf\\xe9": "caf\\xe9, a line\u2028separator, a \U0001f41b"}
+
+
+def test_a_full_disk_is_told_at_the_end_and_fails_nobody_who_notes_something() -> None:
+    history = History(Path("/dev/full"))
+    with history.operation("source", "qmp:quit"):
+        history.note("source", "machine:exit")
+    history.close()
+    with pytest.raises(SetupError, match=r"incomplete: cannot write /dev/full: No space left on device$"):
+        history.check()
+
+
+def test_a_record_that_was_written_is_complete(path: Path) -> None:
+    history = History(path)
+    history.close()
+    history.check()
 
 
 def test_many_threads_make_one_order(path: Path) -> None:

@@ -274,23 +274,6 @@ def test_an_error_of_its_own_stops_no_call_and_is_on_record_once(
     assert errors(tmp_path) == [expected]
 
 
-def test_a_full_disk_stops_no_call(
-    child: Child, rules: Rules, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing can be recorded then; whoever uses the hold is told all the same."""
-
-    def full(*_: object) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(History, "note", full)
-    rules.add(Rule(READ, file.parent))
-    for _ in range(2):
-        child.ask(f"worker preadv {file}")
-        assert child.answer() == "ok 7 content"
-    with pytest.raises(SetupError, match="No space left on device"):
-        rules.check()
-
-
 def test_a_call_that_cannot_be_halved_is_done_in_full_and_that_is_on_record(
     child: Child, rules: Rules, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

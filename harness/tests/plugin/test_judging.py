@@ -17,7 +17,7 @@ from harness.tests.plugin.conftest import Pytest
 _CASES = """
 import unittest
 import pytest
-from harness.errors import GuestError, Unsupported, Violation
+from harness.errors import GuestError, Unsupported, Violation, WaitTimeout
 
 def test_passes(lab):
     pass
@@ -70,6 +70,13 @@ def test_chained_error(lab):
         raise GuestError("the symptom")
     except GuestError as exc:
         raise Violation("the cause", details="more about it") from exc
+
+def test_full_disk(lab):
+    lab.history.lose(lab.history.path, OSError(28, "No space left on device"))
+
+def test_full_disk_and_a_symptom(lab):
+    lab.history.lose(lab.history.path, OSError(28, "No space left on device"))
+    raise WaitTimeout("the guest", last=None, elapsed_s=1.0)
 
 def test_skips(lab):
     pytest.skip("not on this machine")
@@ -278,6 +285,15 @@ def test_a_dead_qemu_comes_before_its_symptoms(ran: Ran, name: str, symptom: str
     assert ran[name].first == _DIED
     assert symptom in ran[name].text
     assert f"test_{name}" in ran[name].text, "the scenario's own line is still shown"
+
+
+def test_a_full_disk_is_the_cause_of_whatever_else_went_wrong(ran: Ran) -> None:
+    for name in ("full_disk", "full_disk_and_a_symptom"):
+        outcome = ran[name]
+        assert outcome.phases["call"] == "failed"
+        assert "cannot write" in outcome.first
+        assert "No space left on device; free some space, or give --artifacts another folder" in outcome.text
+    assert "seen as: waited 1.0 s for the guest" in ran["full_disk_and_a_symptom"].text
 
 
 def test_what_accuses_the_product_already_stays(ran: Ran) -> None:

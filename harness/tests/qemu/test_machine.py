@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import resource
 import signal
@@ -273,20 +272,20 @@ def test_a_sigkill_of_somebody_elses_is_a_death(launch: Launch) -> None:
     assert "SIGKILL leaves no core file" in source.artifacts.backtrace.read_text()
 
 
-def test_an_end_that_cannot_be_recorded_is_one(
+def test_a_full_disk_ends_neither_the_connection_nor_the_machine(
     launch: Launch, history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A QEMU that has ended is not waited for, and not taken for one that hangs, because a disk is full."""
-
-    def full(*_: object) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
+    """A QEMU that has ended is not waited for, nor taken for one that hangs, for want of a record."""
     source = launch()
-    monkeypatch.setattr(history, "event", full)
-    source.quit()
-    source.close()
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(history, "_file", full)
+        monkeypatch.setattr(source.qmp, "_log", full)
+        source.qmp.execute("query-status")
+        source.quit()
+        source.close()
     assert source.returncode == 0
-    assert not _noted(history, "machine:killed")
+    with pytest.raises(SetupError, match="No space left on device"):
+        history.check()
 
 
 def test_a_sigkill_of_ours_leaves_none(launch: Launch) -> None:
