@@ -48,6 +48,7 @@ class Bug(BaseModel):
     :ivar scenarios: ``file.py::test``, or ``file.py::test[parameter]`` for one of a test's own parameters.
     :ivar machines: the machine types that show it; all, if none is named.
     :ivar failure: a regular expression that the failure's first line matches.
+    :ivar guest_kernel: one for what the guest's kernel then complains of, where it does.
     :ivar evidence: one paragraph: what happens, and how it was seen.
     """
 
@@ -64,6 +65,7 @@ class Bug(BaseModel):
     scenarios: list[str] = Field(min_length=1)
     machines: list[str] = []
     failure: str = Field(min_length=1)
+    guest_kernel: str | None = Field(default=None, min_length=1)
     evidence: str = Field(min_length=1)
 
     @field_validator("affected", "unaffected")
@@ -87,11 +89,11 @@ class Bug(BaseModel):
             raise ValueError(f"no such guarantee; there are: {'; '.join(GUARANTEES)}")
         return text
 
-    @field_validator("failure")
+    @field_validator("failure", "guest_kernel")
     @classmethod
-    def _is_pattern(cls, text: str) -> str:
+    def _is_pattern(cls, text: str | None) -> str | None:
         try:
-            re.compile(text)
+            re.compile(text or "")
         except re.error as exc:
             raise ValueError(f"not a regular expression: {exc}") from None
         return text
@@ -138,6 +140,10 @@ class Bug(BaseModel):
     def explains(self, failure: str) -> bool:
         """Whether ``failure`` (a message) is this bug's."""
         return re.search(self.failure, failure.partition("\n")[0]) is not None
+
+    def explains_guest_kernel(self, complaint: str) -> bool:
+        """Whether what the guest's kernel complains of is this bug's consequence."""
+        return self.guest_kernel is not None and re.search(self.guest_kernel, complaint) is not None
 
 
 def _boundaries(ranges: Iterable[str]) -> list[str]:

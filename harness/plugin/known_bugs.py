@@ -85,22 +85,19 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 
 
 def _refuse_more(bug: Bug, judgements: list[Judgement], seen: BaseException) -> None:
-    """A known bug hides nothing else: what a checker found beside it is a failure.
-
-    What the guest's kernel complains of may be the bug's own consequence, such as a task that it hangs.
-    """
-    more = [
-        found
-        for found in judgements
-        if found.verdict is Verdict.INVALID
-        and found.checker != guest_kernel_quiet.__name__
-        and not bug.explains(found.summary)
-    ]
+    """A known bug hides nothing else: what a checker found beside it is a failure."""
+    more = [found for found in judgements if found.verdict is Verdict.INVALID and not _is_its(bug, found)]
     if more:
         details = "\n".join(line for found in more for line in (found.summary, *found.evidence))
         error = Violation(f"beside the known bug {bug.id}: {more[0].summary}", details=details)
         error.add_note(f"{bug.id} itself: {str(seen).splitlines()[0]}")
         raise error from None
+
+
+def _is_its(bug: Bug, found: Judgement) -> bool:
+    if found.checker == guest_kernel_quiet.__name__:
+        return bug.explains_guest_kernel(found.summary)
+    return bug.explains(found.summary)
 
 
 def _say(item: pytest.Item, name: str, bugs: Sequence[Bug]) -> None:
