@@ -213,6 +213,7 @@ def plug_refusals(wrong: str, share: Share) -> tuple[str, ...]:
             f"cannot initialize fsdev '{fsdev}': Could not open {reason}",
             f"cannot initialize fsdev '{fsdev}': failed to open {reason}",
             f"9pfs Failed to initialize fs-driver with id:{fsdev} and export path:{share.path}",
+            f"Virtio-9p Failed to initialize fs-driver with id:{fsdev} and export path:{share.path}",
             f"share path {share.path} does not exist",
         ),
         # The first since 6.2 (system/qdev-monitor.c), the second before (util/qemu-option.c).
