@@ -205,7 +205,7 @@ made = []
 
 class Lab:
     shares, closed = (), False
-    history = SimpleNamespace(note=lambda *args: None)
+    history = SimpleNamespace(note=lambda *args: None, check=lambda: None)
 
     def __init__(self, cell, run, artifacts):
         self.run, self.artifacts = run, artifacts
