@@ -55,10 +55,12 @@ class Accel:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why a guest cannot run under KVM (``None`` when one did), and whether it was only too slow."""
+    """Why a guest cannot run under KVM (``None`` when one did), whether it was only too slow, and since when
+    that is remembered (seconds since the epoch)."""
 
     reason: str | None
     timed_out: bool = False
+    at: float = 0.0
 
 
 def choose(
@@ -101,7 +103,7 @@ def why_not_kvm(
     file = memory / f"kvm-{key}.json"
     known = remembered(file)
     if known is not None:
-        return None if known.reason is None else f"{known.reason} (remembered in {file}{_until(file, known)})"
+        return None if known.reason is None else f"{known.reason} (remembered in {file}{_until(known)})"
     report(f"trying KVM: booting a guest, {KVM_DEADLINE_S:.0f} s at the most …")
     verdict = _boot_under_kvm(spec)
     # A verdict that cannot be kept is found again next time.
@@ -114,8 +116,8 @@ def remembered(file: Path) -> Verdict | None:
     """The verdict in a file of the memory, if it still holds."""
     try:
         kept = json.loads(file.read_text())
-        verdict = Verdict(kept["reason"], kept["timed_out"])
-        age_s = time.time() - kept["at"]
+        verdict = Verdict(kept["reason"], kept["timed_out"], kept["at"])
+        age_s = time.time() - verdict.at
         if verdict.reason is None:
             return verdict
         if kept["state"] != _state() or (verdict.timed_out and not 0 <= age_s < TIMEOUT_KEPT_S):
@@ -125,11 +127,10 @@ def remembered(file: Path) -> Verdict | None:
     return verdict
 
 
-def _until(file: Path, known: Verdict) -> str:
+def _until(known: Verdict) -> str:
     if not known.timed_out:
         return ""
-    until = time.localtime(json.loads(file.read_text())["at"] + TIMEOUT_KEPT_S)
-    return time.strftime(" until %H:%M", until)
+    return time.strftime(" until %H:%M", time.localtime(known.at + TIMEOUT_KEPT_S))
 
 
 def _state() -> str:
