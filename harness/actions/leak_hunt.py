@@ -181,8 +181,11 @@ class LeakHunt:
         suspects = self._suspects(runs)
         if suspects:
             alone = self._growth_without_device(start, machine_of, idle, plan)
+            profiles, lengths = _differences(runs), runs[0].lengths
             suspects = {
-                site for site in suspects if _objects_a_cycle(runs[0], site) > _ALIKE * alone.get(site, 0.0)
+                site
+                for site in suspects
+                if _objects_a_cycle(profiles, lengths, site) > _ALIKE * alone.get(site, 0.0)
             }
         if (suspects or runs[0].threads_grow(plan.lengths)) and not self._is_decided(runs, plan.lengths):
             self._note_plan(plan, plan.longer, control is not None)
@@ -227,7 +230,8 @@ class LeakHunt:
         run = _Run(self, start, machine_of, idle, plan, "idle-")
         run.go_to(_CONTROL)
         run.machine.quit()
-        return {site: grows for site in run.profiles[-1] if (grows := _objects_a_cycle(run, site)) > 0}
+        grow = {site: _objects_a_cycle(run.profiles, run.lengths, site) for site in run.profiles[-1]}
+        return {site: objects for site, objects in grow.items() if objects > 0}
 
     def _write_sites(self, runs: Sequence[_Run[S]], suspects: set[Site]) -> None:
         if self._preload is None:
@@ -310,10 +314,10 @@ class _Run(Generic[S]):
         self.profiles.append({} if written is None else jemalloc.read_profile(written))
 
 
-def _objects_a_cycle(run: _Run[S], site: Site) -> float:
+def _objects_a_cycle(profiles: Sequence[Profile], lengths: Sequence[int], site: Site) -> float:
     """How many more objects a site has with each cycle of the last part."""
-    before, last = (profile.get(site, _NOTHING).objects for profile in run.profiles[-2:])
-    return (last - before) / (run.lengths[-1] - run.lengths[-2])
+    before, last = (profile.get(site, _NOTHING).objects for profile in profiles[-2:])
+    return (last - before) / (lengths[-1] - lengths[-2])
 
 
 def _sections(machine: Machine) -> dict[str, object]:
