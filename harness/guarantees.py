@@ -16,6 +16,9 @@ BY_FILE = {
     "test_unplug_busy.py": "unplug is refused while busy",
     "test_hostile_guest.py": "a hostile guest cannot hurt QEMU",
     "test_shared_parts.py": "shared parts are counted",
+    "test_messages.py": "a hostile guest cannot hurt QEMU",
+    "test_data.py": "plain use",
+    "test_metadata.py": "plain use",
     "test_lifecycle.py": "lifecycle",
     "test_refusal.py": "refusal",
 }

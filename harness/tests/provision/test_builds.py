@@ -20,11 +20,14 @@ FAKE = f"""#!/bin/bash
 while [ "$1" != sh ]; do shift; done
 work=$6
 dpkg-source() {{ mkdir -p source/hw source/scripts; echo "int tag = 1;" > source/hw/9p.c;
+    echo 7.2.22 > source/VERSION
     echo "//" > source/scripts/cocci-macro-file.h; echo x >> "$work/unpacked"; }}
 ninja() {{ [ -e "$work/broken" ] && {{ echo "9p.c:1: error: expected ';'"; return 1; }};
     cat ../source/hw/9p.c > {PROGRAM}; }}
 strip() {{ tr a-z A-Z < "$4" > "$3"; }}
 spatch() {{ grep -q nothing fault.cocci || sed -i s/1/2/ "${{@: -1}}"; }}
+patch() {{ grep -q elsewhere fault.diff && {{ echo "1 out of 1 hunk FAILED"; return 1; }};
+    sed -i s/1/3/ "${{@: -2:1}}"; }}
 ../source/configure() {{ echo "$@" > "$work/configured"; }}
 cd "$work"
 eval "${{9#cd /work && }}"
@@ -105,6 +108,37 @@ def test_an_edit_that_changes_nothing_is_an_error(tree: Build, into: Path) -> No
     with pytest.raises(SetupError, match=r"fault one: its edit of hw/9p.c no longer applies to QEMU 7.2-src"):
         faults.build(tree, "one", fault(edit=twice), "", into)
     assert (tree.source / "hw/9p.c").read_text() == "int tag = 1;\n"
+
+
+def test_a_fault_can_be_a_unified_diff(tree: Build, into: Path) -> None:
+    faults.build(tree, "one", fault(edit=[{"file": "hw/9p.c", "diff": "-1\n+3\n"}]), "", into)
+    assert (into / PROGRAM).read_text() == "int tag = 3;\n"
+    tree.make(into)
+    assert (into / PROGRAM).read_text() == "int tag = 1;\n"
+
+
+def test_a_diff_that_does_not_apply_is_an_error_that_names_the_fault(tree: Build, into: Path) -> None:
+    elsewhere = [{"file": "hw/9p.c", "diff": "elsewhere"}]
+    said = r"fault one: its edit of hw/9p.c does not apply to QEMU 7.2-src: patch failed: 1 out of 1 hunk"
+    with pytest.raises(SetupError, match=said):
+        faults.build(tree, "one", fault(edit=elsewhere), "", into)
+
+
+def test_an_edit_is_made_in_the_versions_that_it_is_for(tree: Build, into: Path) -> None:
+    edits = [
+        {"file": "hw/9p.c", "diff": "-1\n+3\n", "qemu": ">=8"},
+        {"file": "hw/9p.c", "patch": "-1\n+2\n", "qemu": "<8"},
+    ]
+    faults.build(tree, "one", fault(edit=edits), "", into)
+    assert (into / PROGRAM).read_text() == "int tag = 2;\n"
+    with pytest.raises(SetupError, match=r"fault one: none of its edits is for QEMU 7.2.22"):
+        faults.build(tree, "one", fault(edit=edits[:1]), "", into)
+
+
+@pytest.mark.parametrize("both", [{}, {"patch": "x", "diff": "x"}])
+def test_an_edit_is_either_a_patch_or_a_diff(both: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"a patch \(semantic\) or a diff \(unified\)"):
+        fault(edit=[{"file": "hw/9p.c", **both}])
 
 
 def test_a_file_that_this_qemu_does_not_have(tree: Build, into: Path) -> None:
