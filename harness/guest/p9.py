@@ -1,4 +1,4 @@
-"""The messages of 9P2000.L: their types, and the bodies of requests.
+"""The messages of 9P2000.L and 9P2000.u: their types, and the bodies of requests.
 
 Sources: kernel ``include/net/9p/9p.h``; QEMU ``hw/9pfs/9p.c`` and ``9p.h``; the protocol page of diod.
 """
@@ -10,10 +10,15 @@ import struct
 from enum import IntEnum
 
 NOFID = 0xFFFFFFFF
-VERSION = "9P2000.L"
+#: The protocols that QEMU speaks.
+VERSION, UNIX_VERSION = "9P2000.L", "9P2000.u"
 #: ``P9_GETATTR_BASIC``; the lock type ``P9_LOCK_TYPE_RDLCK``; ``AT_REMOVEDIR``.
 _ATTRIBUTES, _READ_LOCK, REMOVEDIR = 0x7FF, 0, 0x200
 _WHOLE_FILE = (0, 0)
+
+#: What Topen opens for, and what Tcreate makes (QEMU: ``hw/9pfs/9p.c``, ``Oread``, ``P9_STAT_MODE_DIR``, …).
+OREAD, OWRITE, ORDWR, OTRUNC = 0, 1, 2, 0x10
+DMDIR, DMSYMLINK, DMLINK, DMDEVICE, DMNAMEDPIPE = 0x80000000, 0x2000000, 0x1000000, 0x800000, 0x200000
 
 #: What a message begins with: its size, type and tag; and an Rread, with how many bytes follow.
 HEADER, READ_HEADER = 7, 11
@@ -28,6 +33,7 @@ class T(IntEnum):
     LCREATE = 14
     SYMLINK = 16
     MKNOD = 18
+    RENAME = 20
     READLINK = 22
     GETATTR = 24
     SETATTR = 26
@@ -42,22 +48,34 @@ class T(IntEnum):
     RENAMEAT = 74
     UNLINKAT = 76
     VERSION = 100
+    AUTH = 102
     ATTACH = 104
+    RERROR = 107
     FLUSH = 108
     WALK = 110
+    OPEN = 112
+    CREATE = 114
     READ = 116
     WRITE = 118
     CLUNK = 120
+    REMOVE = 122
+    STAT = 124
+    WSTAT = 126
 
 
-def version(msize: int) -> bytes:
+def version(msize: int, protocol: str = VERSION) -> bytes:
     """Tversion."""
-    return struct.pack("<I", msize) + _string(VERSION)
+    return struct.pack("<I", msize) + _string(protocol)
 
 
-def attach(fid: int) -> bytes:
+def auth(afid: int) -> bytes:
+    """Tauth, by root, for the whole export."""
+    return struct.pack("<I", afid) + _string("root") + _string("") + struct.pack("<I", 0)
+
+
+def attach(fid: int, afid: int = NOFID) -> bytes:
     """Tattach, by root, to the whole export."""
-    return struct.pack("<II", fid, NOFID) + _string("root") + _string("") + struct.pack("<I", 0)
+    return struct.pack("<II", fid, afid) + _string("root") + _string("") + struct.pack("<I", 0)
 
 
 def walk(fid: int, new: int, *names: str) -> bytes:
@@ -66,7 +84,7 @@ def walk(fid: int, new: int, *names: str) -> bytes:
 
 
 def fid(fid: int) -> bytes:
-    """A request that says a fid and no more: Tclunk, Tstatfs, Treadlink."""
+    """A request that says a fid and no more: Tclunk, Tremove, Tstat, Tstatfs, Treadlink."""
     return struct.pack("<I", fid)
 
 
@@ -75,14 +93,24 @@ def flush(old_tag: int) -> bytes:
     return struct.pack("<H", old_tag)
 
 
-def open_(fid: int) -> bytes:
-    """Tlopen, for reading."""
-    return struct.pack("<II", fid, os.O_RDONLY)
+def open_(fid: int, flags: int = os.O_RDONLY) -> bytes:
+    """Tlopen; ``flags`` are Linux's on x86 (QEMU: ``hw/9pfs/9p.h``, ``P9_DOTL_*``)."""
+    return struct.pack("<II", fid, flags)
 
 
-def create(fid: int, name: str) -> bytes:
-    """Tlcreate, for reading and writing: the folder ``fid`` becomes the new file."""
-    return fid_and_name(fid, name) + struct.pack("<III", os.O_RDWR, 0o644, 0)
+def unix_open(fid: int, mode: int) -> bytes:
+    """Topen of 9P2000.u."""
+    return struct.pack("<IB", fid, mode)
+
+
+def create(fid: int, name: str, flags: int = os.O_RDWR) -> bytes:
+    """Tlcreate: the folder ``fid`` becomes the new file."""
+    return fid_and_name(fid, name) + struct.pack("<III", flags, 0o644, 0)
+
+
+def unix_create(fid: int, name: str, perm: int = 0o644, mode: int = ORDWR, extension: str = "") -> bytes:
+    """Tcreate of 9P2000.u; ``perm`` says what it makes, and ``extension`` where a link leads, say."""
+    return fid_and_name(fid, name) + struct.pack("<IB", perm, mode) + _string(extension)
 
 
 def read(fid: int, offset: int, count: int) -> bytes:
@@ -110,14 +138,27 @@ def setattr_(fid: int, mode: int) -> bytes:
     return struct.pack("<IIIIIQQQQQ", fid, 1, mode, 0, 0, 0, 0, 0, 0, 0)
 
 
+def truncate(fid: int, size: int) -> bytes:
+    """Tsetattr, of the size."""
+    return struct.pack("<IIIIIQQQQQ", fid, 8, 0, 0, 0, size, 0, 0, 0, 0)
+
+
+def wstat(fid: int, *, name: str = "", mode: int = -1, length: int = -1) -> bytes:
+    """Twstat of 9P2000.u; what is not given stays as it is, and nothing at all means a sync."""
+    type_dev_and_qid, times, owners = (b"\xff" * size for size in (19, 8, 12))
+    stat = type_dev_and_qid + struct.pack("<i", mode) + times + struct.pack("<q", length)
+    stat += _string(name) + _string("") * 4 + owners
+    return struct.pack("<IHH", fid, len(stat) + 2, len(stat)) + stat
+
+
 def xattrwalk(fid: int, new: int, name: str) -> bytes:
     """Txattrwalk."""
     return struct.pack("<II", fid, new) + _string(name)
 
 
-def xattrcreate(fid: int, name: str, size: int) -> bytes:
+def xattrcreate(fid: int, name: str, size: int, flags: int = 0) -> bytes:
     """Txattrcreate: ``fid`` takes ``size`` bytes by Twrite, and Tclunk sets them."""
-    return fid_and_name(fid, name) + struct.pack("<QI", size, 0)
+    return fid_and_name(fid, name) + struct.pack("<QI", size, flags)
 
 
 def lock(fid: int) -> bytes:
@@ -150,9 +191,14 @@ def mkdir(folder: int, name: str) -> bytes:
     return fid_and_name(folder, name) + struct.pack("<II", 0o755, 0)
 
 
-def renameat(folder: int, old: str, new: str) -> bytes:
-    """Trenameat, inside one folder."""
-    return fid_and_name(folder, old) + fid_and_name(folder, new)
+def rename(fid: int, folder: int, name: str) -> bytes:
+    """Trename."""
+    return struct.pack("<II", fid, folder) + _string(name)
+
+
+def renameat(folder: int, old: str, new: str, new_folder: int | None = None) -> bytes:
+    """Trenameat, inside one folder where no other is given."""
+    return fid_and_name(folder, old) + fid_and_name(folder if new_folder is None else new_folder, new)
 
 
 def unlinkat(folder: int, name: str, flags: int = 0) -> bytes:

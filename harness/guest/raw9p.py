@@ -10,6 +10,7 @@ Sources: virtio 1.2, 4.1.4.8 and 2.7 (legacy interfaces); kernel ``include/net/9
 from __future__ import annotations
 
 import errno
+import os
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,16 +36,37 @@ _PAGE = 4096
 # Offsets in virtio's legacy registers.
 _GUEST_FEATURES, _QUEUE_PFN, _QUEUE_SIZE, _QUEUE_SELECT, _QUEUE_NOTIFY, _STATUS = 4, 8, 12, 14, 16, 18
 _DRIVER_OK = 7
-_DESC_NEXT, _DESC_WRITE = 1, 2
+#: Flags of a descriptor: another follows; QEMU writes into it; it is a table of descriptors.
+NEXT, WRITE, INDIRECT = 1, 2, 4
 _REPLY_TIMEOUT_S = 30.0
 
 
 class NineError(GuestError):
-    """QEMU answered with Rlerror; ``errno`` is its number."""
+    """QEMU answered with Rlerror, or Rerror; ``errno`` is its number."""
 
     def __init__(self, request: str, number: int) -> None:
         self.errno = number
         super().__init__(f"{request}: {errno.errorcode.get(number, number)}")
+
+
+class FlushedError(GuestError):
+    """QEMU gave a request back without an answer, which the protocol wants for one that was flushed."""
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """A buffer of a chain (virtio 1.2, 2.7.5), or, with :data:`INDIRECT`, a table of others.
+
+    :ivar next: the index of the chain's next one, with :data:`NEXT`.
+    """
+
+    address: int
+    size: int
+    flags: int = 0
+    next: int = 0
+
+    def __bytes__(self) -> bytes:
+        return struct.pack("<QIHH", self.address, self.size, self.flags, self.next)
 
 
 @dataclass(frozen=True)
@@ -143,8 +165,12 @@ class RawDriver:
         #: How many requests were sent, the heads of those without an answer, how far the used ring was read.
         self._sent = 0
         self._in_flight: set[int] = set()
+        #: How many bytes QEMU says that it wrote of the last answer, by the request's head.
+        self._written: dict[int, int] = {}
         self._used_seen = 0
         self.fids: set[int] = set()
+        #: The protocol of the session.
+        self.protocol = p9.VERSION
         self._set_up()
 
     def _set_up(self) -> None:
@@ -154,15 +180,16 @@ class RawDriver:
         self.reset()
         self._qtest.outl(self._io + _GUEST_FEATURES, 0)
         self._qtest.outw(self._io + _QUEUE_SELECT, 0)
-        self._size = self._qtest.inw(self._io + _QUEUE_SIZE)
-        if not 1 < self._size <= 1024:
+        #: How many descriptors the ring has.
+        self.queue_size = self._qtest.inw(self._io + _QUEUE_SIZE)
+        if not 1 < self.queue_size <= 1024:
             raise GuestError(f"{self.share.id}: no virtqueue behind port {self._io:#x}; is it plugged in?")
-        layout = Layout.of(self._size, self._room)
+        layout = Layout.of(self.queue_size, self._room)
         self._available, self._used = self._memory + layout.available, self._memory + layout.used
         self._buffers = self._memory + layout.buffers
         #: How many requests can be in flight.
         self.places = layout.places
-        self._qtest.write(self._available, bytes(6 + 2 * self._size))
+        self._qtest.write(self._available, bytes(6 + 2 * self.queue_size))
         self._qtest.write(self._used, bytes(8))
         self._qtest.outl(self._io + _QUEUE_PFN, self._memory >> 12)
         self._qtest.outb(self._io + _STATUS, _DRIVER_OK)
@@ -176,11 +203,18 @@ class RawDriver:
         self._qtest.outb(self._io + _STATUS, 0)
 
     def send(
-        self, kind: int, body: bytes = b"", *, tag: int | None = None, size: int | None = None
+        self,
+        kind: int,
+        body: bytes = b"",
+        *,
+        tag: int | None = None,
+        size: int | None = None,
+        reply_size: int = _REQUEST_SIZE,
     ) -> Request:
         """Put a request into the ring, and do not wait.
 
         :param tag: a tag of the caller's own choice. :param size: a length to claim instead of the true one.
+        :param reply_size: how much room there is for the answer.
         :raises UsageError: when the ring is full, or the request is too long.
         """
         # Neither 0, which means nothing, nor NOTAG (kernel: include/net/9p/9p.h).
@@ -191,17 +225,46 @@ class RawDriver:
                 f"{self.share.id}: {_name(kind)} has {len(message)} bytes, and its place {_REQUEST_SIZE}"
             )
         head = self._free_head()
+        out = self.buffer(head)
+        self._qtest.write(out, message)
+        self.describe(
+            head,
+            Descriptor(out, len(message), NEXT, head + 1),
+            Descriptor(out + _REQUEST_SIZE, reply_size, WRITE),
+        )
+        self.offer(head)
+        return Request(tag, kind, head)
+
+    @property
+    def ring(self) -> int:
+        """The address of the ring's table of descriptors."""
+        return self._memory
+
+    def buffer(self, index: int) -> int:
+        """The address of the buffer that belongs to a descriptor: a request's, or its answer's."""
+        return self._buffers + index * _REQUEST_SIZE
+
+    def describe(self, index: int, *descriptors: Descriptor) -> None:
+        """Write ``descriptors`` into the ring's table, from ``index`` on."""
+        self._qtest.write(self._memory + 16 * index, b"".join(map(bytes, descriptors)))
+
+    def offer(self, head: int, *, notify: bool = True) -> None:
+        """Make the chain that begins at ``head`` available; QEMU need not be told, or hears of it later."""
         number, self._sent = self._sent, self._sent + 1
         self._in_flight.add(head)
-        out = self._buffers + head * _REQUEST_SIZE
-        self._qtest.write(out, message)
-        chain = struct.pack("<QIHH", out, len(message), _DESC_NEXT, head + 1)
-        chain += struct.pack("<QIHH", out + _REQUEST_SIZE, _REQUEST_SIZE, _DESC_WRITE, 0)
-        self._qtest.write(self._memory + 16 * head, chain)
-        self._qtest.write(self._available + 4 + 2 * (number % self._size), struct.pack("<H", head))
+        self._qtest.write(self._available + 4 + 2 * (number % self.queue_size), struct.pack("<H", head))
         self._qtest.write(self._available + 2, struct.pack("<H", number + 1 & 0xFFFF))
-        self._qtest.outw(self._io + _QUEUE_NOTIFY, 0)
-        return Request(tag, kind, head)
+        if notify:
+            self.notify()
+
+    def notify(self, queue: int = 0) -> None:
+        """Tell QEMU to look at a queue."""
+        self._qtest.outw(self._io + _QUEUE_NOTIFY, queue)
+
+    def set_queue(self, queue: int, page: int) -> None:
+        """Say where the ring of a queue lies, also of one that the device does not have."""
+        self._qtest.outw(self._io + _QUEUE_SELECT, queue)
+        self._qtest.outl(self._io + _QUEUE_PFN, page)
 
     def _free_head(self) -> int:
         """The first descriptor of a place without a request, in turn."""
@@ -211,7 +274,7 @@ class RawDriver:
         free = [head for head in turn if head not in self._in_flight]
         if not free:
             raise UsageError(
-                f"{self.share.id}: {self.places} requests are in flight, and its ring of {self._size} "
+                f"{self.share.id}: {self.places} requests are in flight, and its ring of {self.queue_size} "
                 "descriptors takes no more; wait for an answer first"
             )
         return free[0]
@@ -229,43 +292,67 @@ class RawDriver:
     def wait_answer(self, request: Request, *, timeout_s: float = _REPLY_TIMEOUT_S) -> bytes:
         """The answer's body.
 
-        :raises NineError: for Rlerror. :raises WaitTimeout: when there is none.
+        :raises NineError: for Rlerror and Rerror. :raises FlushedError: when it came back without an answer.
+        :raises Violation: when it is not as long as it says. :raises WaitTimeout: when there is none.
         """
         self._machine.wait_until(
-            lambda: self._is_answered(request),
+            lambda: self.is_answered(request),
             what=f"the answer to {_name(request.kind)} (tag {request.tag}) of {self.share.id}",
             timeout_s=timeout_s,
             interval_s=0.001,
         )
-        place = self._buffers + (request.head + 1) * _REQUEST_SIZE
-        size, kind, tag = struct.unpack("<IBH", self._qtest.read(place, 7))
-        body = self._qtest.read(place + 7, size - 7) if size > 7 else b""
-        if kind == T.RLERROR:
-            raise NineError(_name(request.kind), struct.unpack("<I", body)[0])
+        written = self._written[request.head]
+        if not written:
+            raise FlushedError(f"{_name(request.kind)} (tag {request.tag}) came back without an answer")
+        message = self._qtest.read(self.buffer(request.head + 1), max(written, p9.HEADER))
+        size, kind, tag = struct.unpack("<IBH", message[: p9.HEADER])
+        body = message[p9.HEADER :]
+        if size != written:
+            raise Violation(
+                f"the answer to {_name(request.kind)} says that it has {size} bytes, and has {written}"
+            )
+        if kind in (T.RLERROR, T.RERROR):
+            # Rerror has the number after the text.
+            raise NineError(_name(request.kind), struct.unpack("<I", body[-4:])[0])
         if (kind, tag) != (request.kind + 1, request.tag):
             raise GuestError(
                 f"{_name(request.kind)} (tag {request.tag}) was answered by type {kind}, tag {tag}"
             )
         return body
 
-    def _is_answered(self, request: Request) -> bool:
+    def is_answered(self, request: Request) -> bool:
+        """Whether its answer is there."""
         self._collect()
         return request.head not in self._in_flight
 
     def _collect(self) -> None:
-        """Take what is new in the used ring into account; answers come in any order."""
+        """Take what is new in the used ring into account; answers come in any order.
+
+        :raises Violation: when one is for a request that is not in flight: it was answered before.
+        """
         for number in range(self._used_seen, self.answered()):
-            entry = self._qtest.read(self._used + 4 + 8 * (number % self._size), 4)
-            self._in_flight.discard(struct.unpack("<I", entry)[0])
+            entry = self._qtest.read(self._used + 4 + 8 * (number % self.queue_size), 8)
+            head, written = struct.unpack("<II", entry)
             self._used_seen += 1
+            if head not in self._in_flight:
+                raise Violation(f"{self.share.id}: the request at {head} was answered twice, or never sent")
+            self._in_flight.remove(head)
+            self._written[head] = written
+
+    def expect_none_in_flight(self) -> None:
+        """:raises Violation: when a request was not answered, or one of them twice."""
+        self._collect()
+        if self._in_flight:
+            raise Violation(f"{self.share.id}: {len(self._in_flight)} requests were not answered")
 
     def call(self, kind: int, body: bytes = b"") -> bytes:
         """Send a request and wait for its answer."""
         return self.wait_answer(self.send(kind, body))
 
-    def version(self) -> None:
+    def version(self, protocol: str = p9.VERSION) -> None:
         """Tversion: begins a session, and ends the one before."""
-        self.call(T.VERSION, p9.version(MSIZE))
+        self.call(T.VERSION, p9.version(MSIZE, protocol))
+        self.protocol = protocol
         self.fids.clear()
 
     def attach(self, fid: int) -> None:
@@ -282,9 +369,9 @@ class RawDriver:
         """Tlcreate: ``fid``, a folder, becomes the new open file."""
         self.call(T.LCREATE, p9.create(fid, name))
 
-    def open(self, fid: int) -> None:
-        """Tlopen, for reading."""
-        self.call(T.LOPEN, p9.open_(fid))
+    def open(self, fid: int, flags: int = os.O_RDONLY) -> None:
+        """Tlopen."""
+        self.call(T.LOPEN, p9.open_(fid, flags))
 
     def write(self, fid: int, offset: int, data: bytes) -> int:
         """Twrite; returns how many bytes were written."""

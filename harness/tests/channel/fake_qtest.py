@@ -30,6 +30,8 @@ class FakeQtest:
     def __init__(self, path: Path, *, answer: Answer = echo, queue_size: int = 128) -> None:
         self.answer, self.queue_size = answer, queue_size
         self.lines: list[str] = []
+        #: What the device counts wrongly when it says how many bytes of an answer it wrote.
+        self.written_off = 0
         #: Sent before the next answer, or instead of it.
         self.before, self.instead = b"", b""
         self._memory = mmap.mmap(-1, 1 << 28)  # As much as a machine has; pages come as they are used.
@@ -72,7 +74,6 @@ class FakeQtest:
 
     def _notified(self) -> None:
         available = self._ring + 16 * self.queue_size
-        used = self._ring + (18 * self.queue_size + 6 + 4095 & ~4095)
         (head,) = struct.unpack_from("<H", self._memory, available + 4 + 2 * (self._taken % self.queue_size))
         self._taken += 1
         (out,) = struct.unpack_from("<Q", self._memory, self._ring + 16 * head)
@@ -83,6 +84,20 @@ class FakeQtest:
             kind, tag, body = answer
             message = struct.pack("<IBH", 7 + len(body), kind, tag) + body
             self._memory[into : into + len(message)] = message
-            struct.pack_into("<I", self._memory, used + 4 + 8 * (self._served % self.queue_size), head)
-            self._served += 1
-            struct.pack_into("<H", self._memory, used + 2, self._served & 0xFFFF)
+            self._use(head, len(message) + self.written_off)
+
+    def _use(self, head: int, written: int) -> None:
+        used = self._ring + (18 * self.queue_size + 6 + 4095 & ~4095)
+        entry = used + 4 + 8 * (self._served % self.queue_size)
+        struct.pack_into("<II", self._memory, entry, head, written)
+        self._served += 1
+        struct.pack_into("<H", self._memory, used + 2, self._served & 0xFFFF)
+
+    def serve_again(self) -> None:
+        """Say that the request at 0 was answered, once more."""
+        self._use(0, 7)
+
+    def written_at(self, address: int) -> bytes:
+        """What the client wrote last at ``address``."""
+        lines = [line.split() for line in self.lines if line.startswith(f"write {address:#x} ")]
+        return bytes.fromhex(lines[-1][3].removeprefix("0x"))

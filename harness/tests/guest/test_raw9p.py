@@ -17,7 +17,17 @@ from harness.errors import GuestError, UsageError, Violation, WaitTimeout
 from harness.guest import p9
 from harness.guest.lab import Lab
 from harness.guest.p9 import NOFID, T
-from harness.guest.raw9p import NineError, RawDriver, RawGuest, make_files
+from harness.guest.raw9p import (
+    MSIZE,
+    NEXT,
+    WRITE,
+    Descriptor,
+    FlushedError,
+    NineError,
+    RawDriver,
+    RawGuest,
+    make_files,
+)
 from harness.history import read
 from harness.holds.hold import STAT, Hold
 from harness.matrix import DEFAULT, Matrix, Selection
@@ -139,7 +149,7 @@ def test_a_place_is_taken_again_when_it_is_free(drive: Drive) -> None:
     waiting = driver.send(T.CLUNK, bytes(4))
     for number in range(20):
         assert driver.call(T.CLUNK, struct.pack("<I", number)) == struct.pack("<I", number)
-        assert not driver._is_answered(waiting)
+        assert not driver.is_answered(waiting)
 
 
 def test_a_request_longer_than_its_place(drive: Drive) -> None:
@@ -163,6 +173,76 @@ def test_an_error_carries_its_number(drive: Drive) -> None:
         driver.walk(0, 1, "none")
     assert error.value.errno == 2
     assert driver.fids == set()
+
+
+def test_an_error_of_the_unix_protocol_carries_its_number(drive: Drive) -> None:
+    text = b"No such file or directory"
+    body = struct.pack("<H", len(text)) + text + struct.pack("<I", 2)
+    driver = drive(lambda _kind, tag, _body: (T.RERROR, tag, body))
+    with pytest.raises(NineError, match=r"^Tclunk: ENOENT$"):
+        driver.clunk(0)
+
+
+def test_a_session_of_the_unix_protocol(drive: Drive) -> None:
+    asked: list[bytes] = []
+
+    def device(kind: int, tag: int, body: bytes) -> tuple[int, int, bytes]:
+        asked.append(body)
+        return kind + 1, tag, b""
+
+    driver = drive(device)
+    assert driver.protocol == p9.VERSION
+    driver.version(p9.UNIX_VERSION)
+    assert driver.protocol == p9.UNIX_VERSION
+    assert asked == [p9.version(MSIZE, "9P2000.u")]
+
+
+def test_an_answer_that_is_not_as_long_as_it_says(drive: Drive, fakes: list[FakeQtest]) -> None:
+    driver = drive()
+    fakes[0].written_off = 5
+    with pytest.raises(Violation, match=r"^the answer to Tclunk says that it has 11 bytes, and has 16$"):
+        driver.clunk(0)
+
+
+def test_a_request_that_comes_back_without_an_answer(drive: Drive, fakes: list[FakeQtest]) -> None:
+    driver = drive()
+    fakes[0].written_off = -11
+    with pytest.raises(FlushedError, match=r"^Tclunk \(tag 1\) came back without an answer$"):
+        driver.clunk(0)
+
+
+def test_a_request_that_is_answered_twice(drive: Drive, fakes: list[FakeQtest]) -> None:
+    driver = drive()
+    driver.clunk(0)
+    fakes[0].serve_again()
+    with pytest.raises(Violation, match=r"^share0: the request at 0 was answered twice, or never sent$"):
+        driver.expect_none_in_flight()
+
+
+def test_none_in_flight(drive: Drive) -> None:
+    driver = drive(lambda kind, tag, body: None if kind == T.READ else (kind + 1, tag, body))
+    driver.clunk(0)
+    driver.expect_none_in_flight()
+    driver.send(T.READ, p9.read(0, 0, 1))
+    with pytest.raises(Violation, match=r"^share0: 1 requests were not answered$"):
+        driver.expect_none_in_flight()
+
+
+def test_room_for_an_answer(drive: Drive, fakes: list[FakeQtest]) -> None:
+    driver = drive(lambda *_request: None)
+    request = driver.send(T.CLUNK, bytes(4), reply_size=9)
+    table = fakes[0].written_at(driver.ring)
+    assert table[:16] == bytes(Descriptor(driver.buffer(request.head), 11, NEXT, 1))
+    assert table[16:] == bytes(Descriptor(driver.buffer(request.head + 1), 9, WRITE))
+
+
+def test_a_chain_that_is_told_of_later(drive: Drive) -> None:
+    driver = drive()
+    driver.send(T.CLUNK, bytes(4))
+    driver.offer(0, notify=False)
+    driver.expect_answered(1)
+    driver.notify()
+    driver.expect_answered(2)
 
 
 @pytest.mark.parametrize(("kind_off", "tag_off"), [(2, 0), (0, 1)])
@@ -202,6 +282,17 @@ def test_another_machine_type_is_refused() -> None:
     lab = SimpleNamespace(cell=SimpleNamespace(machine_type=MACHINE_TYPES["q35"]))
     with pytest.raises(UsageError, match="only pc offers"):
         RawGuest(cast(Lab, lab))
+
+
+def test_bodies_of_the_unix_protocol() -> None:
+    assert p9.unix_open(1, p9.ORDWR) == b"\1\0\0\0\2"
+    assert p9.unix_create(1, "a", 0o644, p9.OREAD, "to") == b"\1\0\0\0\1\0a\xa4\1\0\0\0\2\0to"
+    nothing = p9.wstat(1)
+    assert nothing[:8] == struct.pack("<IHH", 1, 63, 61)
+    assert nothing[8:] == b"\xff" * 39 + bytes(10) + b"\xff" * 12
+    named = p9.wstat(1, name="abc", mode=0o600, length=7)
+    assert named[8 + 19 : 8 + 23] == struct.pack("<I", 0o600)
+    assert named[8 + 31 : 8 + 44] == struct.pack("<qH", 7, 3) + b"abc"
 
 
 def test_bodies() -> None:
