@@ -10,6 +10,7 @@ known bug, or is fixed. One that was wanted and not asserted is named (:attr:`Ru
 from __future__ import annotations
 
 import io
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
@@ -82,6 +83,14 @@ class Result(BaseModel):
         """What the test ran on, but for the machine type."""
         qemu = _qemu(self.qemu, self.version)
         return f"{qemu}, Linux {self.kernel}" if self.kernel else qemu
+
+
+def scenario_of(test: str, *names: str) -> str:
+    """A test's id without the ``names`` that say which QEMU and kernel it ran on."""
+    before, _, parameters = test.partition("[")
+    for name in names:
+        parameters = re.sub(rf"(^|-){re.escape(name)}(?=[-\]])", "", parameters, count=1)
+    return f"{before}[{parameters.lstrip('-')}"
 
 
 def _qemu(name: str, version: str) -> str:

@@ -19,6 +19,7 @@ from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
 
 
+@pytest.mark.always
 @pytest.mark.any_plug
 def test_migrate_is_refused_while_mounted(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share
@@ -35,6 +36,7 @@ def test_migrate_is_refused_while_mounted(
     migration.migrate()
 
 
+@pytest.mark.always
 @pytest.mark.any_plug
 def test_savevm_is_refused_while_mounted(
     guest: Guest, hotplug: Hotplug, snapshot: Snapshot, share: Share
@@ -163,6 +165,7 @@ def test_a_detached_share_blocks_until_its_last_user_is_gone(
     migration.migrate()
 
 
+@pytest.mark.always
 @pytest.mark.any_plug
 @pytest.mark.parametrize("how", by_default("system_reset", of=["system_reset", "reboot"]))
 def test_a_reset_ends_the_blocker(

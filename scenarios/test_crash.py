@@ -29,6 +29,7 @@ def after_unplug(guest: Guest, hotplug: Hotplug, share: Share) -> Guest:
     return guest
 
 
+@pytest.mark.always
 @pytest.mark.any_plug
 def test_stop_and_cont_after_unplug(after_unplug: Guest, run_state: RunState) -> None:
     """A stale vm change state handler is called here (the bug of 2015)."""
@@ -37,6 +38,7 @@ def test_stop_and_cont_after_unplug(after_unplug: Guest, run_state: RunState) ->
     after_unplug.succeed("true")
 
 
+@pytest.mark.always
 @pytest.mark.any_plug
 def test_migrate_after_unplug(after_unplug: Guest, migration: Migration) -> None:
     """No section of the dead device is sent: the destination has no such device."""
@@ -45,6 +47,7 @@ def test_migrate_after_unplug(after_unplug: Guest, migration: Migration) -> None
     after_unplug.succeed("true")
 
 
+@pytest.mark.always
 @pytest.mark.any_plug
 def test_savevm_and_loadvm_after_unplug(after_unplug: Guest, snapshot: Snapshot) -> None:
     """Neither saving nor loading meets a stale vmstate handler."""
@@ -53,6 +56,7 @@ def test_savevm_and_loadvm_after_unplug(after_unplug: Guest, snapshot: Snapshot)
     after_unplug.succeed("true")
 
 
+@pytest.mark.always
 @pytest.mark.any_plug
 def test_system_reset_after_unplug(after_unplug: Guest, run_state: RunState) -> None:
     """No reset handler of the dead device is left; the guest boots again."""
@@ -78,6 +82,7 @@ def test_screendump_after_unplug(lab: Lab, share: Share) -> None:
     assert len(picture) == header.end() + 3 * width * height
 
 
+@pytest.mark.always
 @pytest.mark.any_plug
 def test_quit_after_unplug(after_unplug: Guest) -> None:
     """QEMU ends cleanly."""

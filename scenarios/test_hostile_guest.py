@@ -31,6 +31,7 @@ from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
 
 
+@pytest.mark.always
 def test_a_forced_eject_with_a_request_in_flight(
     guest: Guest, hotplug: Hotplug, hostile: HostileGuest, share: Share, hold: Hold
 ) -> None:
@@ -47,6 +48,7 @@ def test_a_forced_eject_with_a_request_in_flight(
     assert not deleted_while_held, "the device was freed under a request in flight"
 
 
+@pytest.mark.always
 def test_a_forced_eject_while_mounted(
     guest: Guest, hotplug: Hotplug, hostile: HostileGuest, migration: Migration, share: Share
 ) -> None:
@@ -270,6 +272,7 @@ def test_a_flush_waits_for_the_request_it_flushes(raw_guest: RawGuest, share: Sh
     assert driver.read(2, 0, 100) == b"content"
 
 
+@pytest.mark.always
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 @pytest.mark.parametrize("end", ["device_reset", "system_reset"])
@@ -386,6 +389,7 @@ def outcome(machine: Machine, driver: RawDriver, malformed: Malformed) -> str:
     return ANSWERED
 
 
+@pytest.mark.always
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 @pytest.mark.parametrize("what", MALFORMED)

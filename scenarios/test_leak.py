@@ -23,6 +23,7 @@ from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
 
 
+@pytest.mark.always
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("q35-pcie")
 @pytest.mark.pin_variant(*DEVICE_KINDS)
@@ -37,6 +38,7 @@ def test_plug_and_unplug_without_a_guest(leak_hunt: LeakHunt, share: Share) -> N
     leak_hunt.repeat_without_guest(cycle)
 
 
+@pytest.mark.always
 @pytest.mark.pin_machine("pc")
 def test_plug_mount_use_unmount_unplug(leak_hunt: LeakHunt, share: Share) -> None:
     """A share's whole life in a real guest."""
@@ -255,6 +257,7 @@ def test_an_unmounted_device_begins_to_migrate(leak_hunt: LeakHunt, share: Share
     leak_hunt.repeat_raw(cycle, SAVING)
 
 
+@pytest.mark.always
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("q35-pcie")
 @pytest.mark.parametrize("wrong", by_default("path", of=["fsdev", "no_tag", "long_tag", "path", "busy_id"]))

@@ -19,6 +19,7 @@ from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
 
 
+@pytest.mark.always
 @pytest.mark.thorough("q35-pcie")
 def test_plug_mount_use_unmount_unplug(guest: Guest, hotplug: Hotplug, share: Share) -> None:
     """Bytes written on either side are read on the other, and the device goes when it is free.
@@ -51,6 +52,7 @@ def expect_large_requests(mount: Mount, sent: str) -> None:
     mount.expect_intact("large", written, block_kib=_LARGE_KIB)
 
 
+@pytest.mark.always
 @pytest.mark.thorough("q35-pcie")
 def test_a_share_can_be_plugged_again(guest: Guest, hotplug: Hotplug, share: Share) -> None:
     """The same id, tag and place serve a second time, and the files are still there."""

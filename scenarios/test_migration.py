@@ -18,6 +18,7 @@ from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
 
 
+@pytest.mark.always
 @pytest.mark.parametrize("plugged", by_default("hot", of=["hot", "cold"]))
 def test_an_unmounted_device_arrives_alive(lab: Lab, share: Share, plugged: str) -> None:
     """Plugged while the source ran, or on its command line: the guest mounts it, uses it, and lets it go."""
@@ -39,6 +40,7 @@ def test_an_unmounted_device_arrives_alive(lab: Lab, share: Share, plugged: str)
     hotplug.unplug(share)
 
 
+@pytest.mark.always
 @pytest.mark.thorough("q35", "q35-pcie")
 def test_a_device_is_alive_after_loadvm(
     guest: Guest, hotplug: Hotplug, snapshot: Snapshot, share: Share

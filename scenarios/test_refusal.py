@@ -47,6 +47,7 @@ def refusal(hotplug: Hotplug, command: str, **arguments: str) -> str:
     return refused.value.desc
 
 
+@pytest.mark.always
 @pytest.mark.thorough("q35", "q35-pcie")
 def test_a_bus_that_forbids_hotplug(
     cold_plugged: Guest, fixed: FixedPlace, shares: tuple[Share, ...]

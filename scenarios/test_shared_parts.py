@@ -29,6 +29,7 @@ def shares(request: pytest.FixtureRequest, lab: Lab) -> tuple[Share, ...]:
     return lab.declare(first, second.beside(first))
 
 
+@pytest.mark.always
 @pytest.mark.any_plug
 @pytest.mark.parametrize("goes", by_default("first", of=["first", "second"]))
 def test_unplugging_one_leaves_the_other_working(

@@ -23,6 +23,7 @@ from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
 
 
+@pytest.mark.always
 def test_device_del_waits_for_a_mounted_share(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share
 ) -> None:
@@ -55,6 +56,7 @@ REQUESTS = {
 }
 
 
+@pytest.mark.always
 @pytest.mark.any_plug
 @pytest.mark.parametrize("kind", by_default("write", of=REQUESTS))
 def test_device_del_waits_for_a_request(

@@ -20,7 +20,7 @@ from harness.bench.contests import CONTESTS, profile
 from harness.bench.peers import has_labgrid
 from harness.bench.suite import run_suite
 from harness.cli.report import axes, progress
-from harness.detection import scenarios_folder
+from harness.detection.runner import scenarios_folder
 from harness.guest.lab import Cell
 from harness.matrix import Matrix, Selection
 from harness.reaper import RunFolder

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from harness import comparison, summary
 from harness.cli.report import progress
-from harness.detection import run_pytest, scenarios_folder
+from harness.detection.runner import run_pytest, scenarios_folder
 from harness.errors import SetupError
 from harness.summary import Run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -10,20 +11,32 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from harness import detection
 from harness.cli.report import progress
-from harness.detection import CAUGHT, SILENT, Finding
+from harness.detection import cover, peers, runner, table
+from harness.detection.figures import Figures, figures
+from harness.detection.peers import PeerFinding
+from harness.detection.sitting import SCOPES, Sitting
+from harness.detection.table import Detection
+from harness.detection.verdicts import CAUGHT, SILENT, Beside, Controls, Finding, look_for_all
 from harness.errors import UsageError
 from harness.provision import Cache, Provisioner, default_cache_root
 from harness.provision.faults import Catalogue, Fault
 from harness.qemu import binary
 
+_PAGE_WIDTH = 160
 _flavour = click.option(
     "--qemu", "flavour", default="7.2", show_default=True, help="The release to build: 7.2 or 10.0."
 )
 _named = click.option("--fault", "names", multiple=True, metavar="NAME", help="Only this one; repeatable.")
+_table = click.option(
+    "--table",
+    "path",
+    type=click.Path(path_type=Path),
+    help="The table of fault and scenario; images/detection.json by default.",
+)
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -56,21 +69,60 @@ def build_faults(flavour: str, names: tuple[str, ...], as_json: bool) -> None:
     print(json.dumps(made, indent=2) if as_json else "\n".join(f"{n}  {p}" for n, p in made.items()))
 
 
-@faults.command("run", epilog="Example: harness faults run --qemu 10.0 --page faults.html")
+@faults.command(
+    "run",
+    epilog="Examples: harness faults run --qemu 10.0 --beside qtest --page faults.html; "
+    "harness faults run --controls 5 --control-qemu 7.2 --control-qemu 7.2-stripped; "
+    "harness faults run --per-test --scenarios caught-by",
+)
 @_flavour
 @_named
 @click.option("--sample", is_flag=True, help="Only one fault of each guarantee.")
 @click.option("-n", "at_once", type=click.IntRange(1), help="Faults at the same time; one a core by default.")
+@click.option("--beside", type=click.Choice(["qtest"]), help="Run QEMU's own tests on each fault, too.")
+@click.option(
+    "--controls",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Run the control, which has no fault, N times on each QEMU; once by default.",
+)
+@click.option(
+    "--control-qemu",
+    "control_qemus",
+    multiple=True,
+    metavar="NAME|PATH",
+    help="A control on this QEMU as well, such as Debian's own (7.2) or one without symbols; repeatable.",
+)
+@click.option(
+    "--per-test",
+    is_flag=True,
+    help="Run scenarios to the end, also after one failed, and put what is found into --table. What the "
+    "table knows is not run again, so this can be interrupted and started anew.",
+)
+@click.option(
+    "--scenarios",
+    "scope",
+    type=click.Choice(SCOPES),
+    help="With --per-test: the tests that have to find the fault, also the files of its guarantee, or (by "
+    "default) all.",
+)
+@_table
 @click.option(
     "--artifacts", type=click.Path(path_type=Path), default=Path("artifacts/faults"), show_default=True
 )
-@click.option("--page", type=click.Path(path_type=Path), help="Write the table as a page, too.")
+@click.option("--page", type=click.Path(path_type=Path), help="Write the tables as a page, too.")
 @_as_json
 def run_faults(
     flavour: str,
     names: tuple[str, ...],
     sample: bool,
     at_once: int | None,
+    beside: str | None,
+    controls: int | None,
+    control_qemus: tuple[str, ...],
+    per_test: bool,
+    scope: str | None,
+    path: Path | None,
     artifacts: Path,
     page: Path | None,
     as_json: bool,
@@ -80,25 +132,64 @@ def run_faults(
     Exits with 1 when a fault is missed, is caught by another guarantee than the one it breaks, or when
     there is an alarm without a fault.
     """
+    of_a_table = {"-n": at_once, "--beside": beside, "--controls": controls, "--control-qemu": control_qemus}
+    for option, given in of_a_table.items():
+        if per_test and given not in (None, ()):
+            raise UsageError(f"--per-test measures one fault after the other and nothing else: no {option}")
+    if scope and not per_test:
+        raise UsageError("--scenarios says how much --per-test runs: give both, or none")
+    path = path or table.default_path()
+    data = table.read(path, missing_is_empty=True)
     source = _source(flavour)
     chosen = {name: fault for name, fault in _chosen(source, names).items() if fault.sample or not sample}
+    asked = [_known_qemu(name) for name in control_qemus]
+    default = runner.collected()
     _build(source, tuple(chosen))
-    found = list(
-        detection.look_for_all(
+    folder = artifacts.absolute()
+    if per_test:
+        hashes = table.fingerprints(runner.files())
+        sitting = Sitting(data, path, source, folder, progress, hashes)
+        findings = list(sitting.measure(chosen, scope or "all"))
+    else:
+        found = look_for_all(
             chosen,
             source,
-            artifacts.absolute(),
+            folder,
             at_once=at_once or len(os.sched_getaffinity(0)),
             report=progress,
+            controls=Controls((source, *asked), 1 if controls is None else controls),
+            beside=_own_tests(source) if beside else None,
         )
-    )
+        findings = sorted(found, key=lambda one: (not one.fault, one.fault))
+    _show(findings, figures(findings, data, default), source, page=page, as_json=as_json)
+    sys.exit(0 if all(one.verdict in (CAUGHT, SILENT) for one in findings) else 1)
+
+
+@faults.command("cover", epilog="Example: harness faults cover images/detection.json --budget 90")
+@click.argument("path", metavar="[TABLE]", required=False, type=click.Path(path_type=Path))
+@click.option("--budget", type=click.FloatRange(0), metavar="SECONDS", help="What a default run may take.")
+@_as_json
+def cover_faults(path: Path | None, budget: float | None, as_json: bool) -> None:
+    """Compute the default set from a table of 'run --per-test', and say which marks should change.
+
+    It is the cheapest set of scenarios that catches every fault, with all that are marked 'always' and in a
+    default run. Those that have to find a fault which was not measured stay in it.
+
+    Exits with 1 when marks should change, a fault is caught by no scenario, or the set takes longer than the
+    budget.
+    """
+    data = table.read(path or table.default_path())
+    default, every = runner.collected(), runner.collected("--thorough")
+    catalogue = {name: Catalogue().load(name) for name in Catalogue().names()}
+    unmeasured = cover.unmeasured(data, every, {name: fault.key for name, fault in catalogue.items()})
+    needed = {one.partition("[")[0] for name in unmeasured.faults for one in catalogue[name].caught_by}
+    made = cover.plan(data, every, default, runner.collected("-m", "always"), needed)
     if as_json:
-        print(json.dumps([{**asdict(one), "verdict": one.verdict} for one in found], indent=2))
-    console = Console(record=page is not None, stderr=as_json)
-    console.print(_table(found, source))
-    if page is not None:
-        console.save_html(str(page))
-    sys.exit(0 if all(one.verdict in (CAUGHT, SILENT) for one in found) else 1)
+        print(json.dumps({**asdict(made), "unmeasured": asdict(unmeasured), "budget": budget}, indent=2))
+    else:
+        _show_plan(made, unmeasured, data, budget)
+    late = budget is not None and made.seconds > budget
+    sys.exit(1 if made.take or made.leave_out or made.never or late else 0)
 
 
 def _source(name: str) -> str:
@@ -132,14 +223,98 @@ def _provisioner() -> Provisioner:
     return Provisioner(Cache(default_cache_root()), report=progress)
 
 
-def _table(found: list[Finding], flavour: str) -> Table:
-    wanted = [one for one in found if one.fault]
-    caught = sum(one.verdict == CAUGHT for one in wanted)
-    title = f"QEMU {flavour}: {caught} of {len(wanted)} faults caught by the guarantee that they break"
-    table = Table("fault", "breaks", "verdict", "failed", title=title)
-    for one in found:
+def _known_qemu(name: str) -> str:
+    """A QEMU as pytest is to be told of it, which runs in another folder.
+
+    :raises UsageError: for what is neither a provisioned QEMU nor a file."""
+    provisioner = _provisioner()
+    if provisioner.is_provisioned(name):
+        return name
+    if not Path(name).is_file():
+        known = ", ".join(provisioner.qemu_names())
+        raise UsageError(f"--control-qemu {name}: neither a provisioned QEMU ({known}) nor a file")
+    return str(Path(name).absolute())
+
+
+def _own_tests(flavour: str) -> Beside:
+    """What QEMU's own tests say of a fault; they are tried on the QEMU without one first."""
+    provisioner = _provisioner()
+    folder = provisioner.own_tests(flavour, tuple(peers.PROGRAMS))
+    tests = peers.Peers.of(folder, provisioner.qemu_release(flavour), progress)
+    return lambda name: tests.look(provisioner.qemu_release(f"{flavour}+{name}"))
+
+
+def _show(
+    findings: list[Finding], numbers: list[Figures], flavour: str, *, page: Path | None, as_json: bool
+) -> None:
+    if as_json:
+        found = [{**asdict(one), "verdict": one.verdict} for one in findings]
+        print(json.dumps({"findings": found, "figures": [asdict(one) for one in numbers]}, indent=2))
+    consoles = [Console(stderr=as_json)]
+    if page is not None:
+        consoles.append(Console(record=True, file=io.StringIO(), width=_PAGE_WIDTH))
+    for console in consoles:
+        console.print(_findings_table(findings, flavour))
+        console.print(_figures_table(numbers))
+    if page is not None:
+        consoles[-1].save_html(str(page))
+
+
+def _findings_table(findings: list[Finding], flavour: str) -> Table:
+    beside = any(one.beside for one in findings)
+    shown = Table("fault", "breaks", "verdict", "failed", title=f"QEMU {flavour}")
+    if beside:
+        shown.add_column("QEMU's own tests")
+    for one in findings:
         failed = "; ".join(f"{failure.name}: {failure.why}" for failure in one.failures[:1])
         good = one.verdict in (CAUGHT, SILENT)
         verdict = f"[{'green' if good else 'red'}]{one.verdict}[/]"
-        table.add_row(one.fault or "(none)", one.guarantee, verdict, failed or f"{one.ran} passed")
+        row = [escape(one.name), one.guarantee, verdict, escape(failed) or f"{one.ran} passed"]
+        shown.add_row(*row, *([escape(_peer(one.beside))] if beside else []))
+    return shown
+
+
+def _peer(found: PeerFinding | None) -> str:
+    if found is None:
+        return ""
+    return ": ".join(part for part in (found.verdict, found.test, found.why) if part)
+
+
+def _figures_table(numbers: list[Figures]) -> Table:
+    names = (
+        "faults",
+        "caught",
+        "by the guarantee that they break",
+        "by the default set",
+        "by QEMU's own tests",
+    )
+    table = Table("", *names, title="how many were caught")
+    for one in numbers:
+        parts = [(one.caught, one.faults), (one.by_guarantee, one.faults)]
+        parts += [(one.by_default, one.in_table), (one.by_peers, one.beside)]
+        table.add_row(one.of, str(one.faults), *(_share(*part) for part in parts))
     return table
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} of {whole} ({100 * part / whole:.0f} %)" if whole else "not measured"
+
+
+def _show_plan(made: cover.Plan, unmeasured: cover.Unmeasured, data: Detection, budget: float | None) -> None:
+    costs, console = cover.seconds_of(data), Console()
+    finds = cover.catches(data, (*made.chosen, *made.leave_out))
+    changes = Table("mark", "scenario", "seconds", "faults", title="marks that should change")
+    for mark, names in (("by default", made.take), ("thorough", made.leave_out)):
+        for name in names:
+            changes.add_row(mark, escape(name), f"{costs[name]:.1f}", str(len(finds[name])))
+    if changes.row_count:
+        console.print(changes)
+    for qemu, fault in made.never:
+        console.print(f"caught by no scenario that was measured: {fault} on {qemu}")
+    for what, names in asdict(unmeasured).items():
+        if names:
+            console.print(f"not measured, {len(names)} {what}: {escape(', '.join(names))}", soft_wrap=True)
+    console.print(
+        f"default set: {len(made.chosen)} scenarios catch {len(made.caught)} faults in {made.seconds:.0f} s"
+        + (f" (budget: {budget:g} s)" if budget is not None else "")
+    )

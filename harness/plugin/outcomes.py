@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -94,7 +93,7 @@ def _properties(item: pytest.Item) -> dict[str, str]:
     install, capabilities = matrix.qemu(qemu)
     return {
         "guarantee": guarantee,
-        "scenario": _scenario(item.nodeid, qemu, kernel),
+        "scenario": summary.scenario_of(item.nodeid, qemu, kernel),
         "qemu": install.name,
         "version": capabilities.version_text,
         "kernel": matrix.image(kernel).kernel_version if kernel else "",
@@ -105,14 +104,6 @@ def _properties(item: pytest.Item) -> dict[str, str]:
 
 def _name_of(parameter: object) -> str:
     return parameter if isinstance(parameter, str) else ""
-
-
-def _scenario(test: str, *names: str) -> str:
-    """A test's id without what says which QEMU and kernel it ran on."""
-    before, _, parameters = test.partition("[")
-    for name in names:
-        parameters = re.sub(rf"(^|-){re.escape(name)}(?=[-\]])", "", parameters, count=1)
-    return f"{before}[{parameters.lstrip('-')}"
 
 
 class Collector:

@@ -27,6 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Declare the mark."""
     text = "thorough(*machines): left out of a default run; given machine types, on those alone"
     config.addinivalue_line("markers", text)
+    text = "always: in every default run, whatever 'harness faults cover' computes: it shows a clause of its"
+    config.addinivalue_line("markers", f"{text} guarantee, or a way of hotplug")
 
 
 def by_default(*names: str, of: Iterable[str]) -> list[Any]:
@@ -53,10 +55,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def not_by_default(config: pytest.Config, items: Iterable[pytest.Item]) -> list[pytest.Item]:
     """What this run leaves out: the ``thorough`` ones, but for those that were asked for by name
-    (``FILE::TEST``)."""
+    (``FILE::TEST``).
+
+    :raises pytest.UsageError: when a scenario is marked both ``always`` and ``thorough``.
+    """
+    items = list(items)
+    for item in items:
+        if item.get_closest_marker("always") and _is_wholly_thorough(item):
+            raise pytest.UsageError(f"{item.nodeid} is marked always and thorough: it can be one of them")
     if config.getoption("thorough") or config.getoption("full"):
         return []
     return [item for item in items if _is_thorough(item) and not _is_named(item)]
+
+
+def _is_wholly_thorough(item: pytest.Item) -> bool:
+    """The scenario itself, and not only a parameter of it (``by_default``) or a machine type."""
+    callspec = getattr(item, "callspec", None)
+    of_parameter = list(callspec.marks) if callspec else []
+    return any(not mark.args and mark not in of_parameter for mark in item.iter_markers("thorough"))
 
 
 def _is_thorough(item: pytest.Item) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +25,8 @@ _CONFIGURE = "cd build && ../source/configure --target-list=x86_64-softmmu --dis
 _STRIPPED = "stripped"
 _STRIP = f"strip --strip-all -o {_STRIPPED} build/{PROGRAM}"
 _BUILD = f"cd build && ninja {PROGRAM}"
+#: Where QEMU's own tests are in the build folder.
+_TESTS = "tests/qtest"
 
 
 class Build:
@@ -81,6 +83,19 @@ class Build:
             self.compile(into)
             self.run(_STRIP, what="strip")
             shutil.copyfile(self._folder / _STRIPPED, into / PROGRAM)
+
+    def make_tests(self, programs: Iterable[str], into: Path) -> None:
+        """Build these test programs of QEMU's own (``tests/qtest``), and copy them into the folder ``into``.
+
+        :raises SetupError: with the compiler's words.
+        """
+        with self.tree():
+            wanted = [f"{_TESTS}/{program}" for program in programs]
+            self.run(f"cd build && ninja {shlex.join(wanted)}", what="ninja")
+            for name in wanted:
+                made = into / Path(name).name
+                shutil.copyfile(self._folder / "build" / name, made)
+                made.chmod(0o755)
 
     def run(self, script: str, *, what: str) -> str:
         """Inside :meth:`tree`: run a shell script in the build root, in the tree's folder."""

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -195,6 +195,22 @@ class Provisioner:
         entry, key = self._provide("tools", flavour.release, recipe, [], fill)
         content = _hash([key, flavour.configure])
         return Build(self.cache, name, content, entry, flavour.configure, self._report)
+
+    def own_tests(self, name: str, programs: Sequence[str]) -> Path:
+        """The folder with test programs of QEMU's own, built from the tree of the flavour ``name``.
+
+        They run with the loader and libraries of :meth:`qemu_release` of that name.
+
+        :raises UsageError: when that flavour is not built. :raises SetupError: with the compiler's words.
+        """
+        build = self.build(name)
+        key = _hash([build.key, *programs])
+
+        def fill(into: Path) -> None:
+            self._report(f"building QEMU {name}'s own tests: half a minute …")
+            build.make_tests(programs, into)
+
+        return self.cache.entry("qtests", f"{name}-{key}", fill, self._report)
 
     def _built(self, build: Build) -> QemuInstall:
         entry = self.cache.entry("qemu", f"{build.name}-{build.key}", build.make, self._report)

@@ -27,7 +27,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "comparison": (*KERNEL, "summary"),
     "plugin": (*KERNEL, *LOWER, "summary"),
     "bench": (*KERNEL, *LOWER),
-    "detection": (*KERNEL, *LOWER),
+    "detection": (*KERNEL, *LOWER, "summary"),
     "cli": (*KERNEL, *LOWER, "bench", "detection", "summary", "comparison"),
 }
 #: Packages that one part alone imports.

@@ -205,7 +205,7 @@ def _report(when: str, longrepr: str, said: dict[str, Any] | None) -> pytest.Tes
 )
 def test_a_scenario_is_the_same_on_any_qemu(test: str, scenario: str) -> None:
     qemu, kernel = ("7.2", "6.1") if "6.1" in test else ("7.2-src+no-blocker", "default")
-    assert outcomes._scenario(test, qemu, kernel) == scenario
+    assert summary.scenario_of(test, qemu, kernel) == scenario
 
 
 @given(

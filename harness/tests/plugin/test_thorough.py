@@ -91,3 +91,17 @@ def test_what_is_left_out_is_said(
 def test_a_parameter_that_is_none() -> None:
     with pytest.raises(ValueError, match=r"no such parameter: c \(known: a, b\)"):
         by_default("b", "c", of=["a", "b"])
+
+
+def test_what_is_in_every_default_run_is_not_left_out_of_it(light: Path, run_pytest: Pytest) -> None:
+    always = "@pytest.mark.always\n"
+    scenarios = (light / "test_it.py").read_text()
+    ways = '@pytest.mark.parametrize("way"'
+    (light / "test_it.py").write_text(scenarios.replace(ways, always + ways))
+    done = run_pytest(light, "--strict-markers", "test_it.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rare = "@pytest.mark.thorough\ndef test_rare"
+    (light / "test_it.py").write_text(scenarios.replace(rare, always + rare))
+    done = run_pytest(light, "test_it.py")
+    assert done.returncode == 4
+    assert "test_it.py::test_rare is marked always and thorough: it can be one of them" in done.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import SetupError, UsageError
-from harness.provision import Cache, build_root, faults
+from harness.provision import Cache, Provisioner, build_root, faults
 from harness.provision.build_root import BuildRoot
 from harness.provision.builds import Build
 from harness.provision.faults import Catalogue, Fault
@@ -22,7 +22,8 @@ work=$6
 dpkg-source() {{ mkdir -p source/hw source/scripts; echo "int tag = 1;" > source/hw/9p.c;
     echo 7.2.22 > source/VERSION
     echo "//" > source/scripts/cocci-macro-file.h; echo x >> "$work/unpacked"; }}
-ninja() {{ [ -e "$work/broken" ] && {{ echo "9p.c:1: error: expected ';'"; return 1; }};
+ninja() {{ case $1 in tests/*) for test; do mkdir -p tests/qtest; echo "$test" > $test; done; return;; esac
+    [ -e "$work/broken" ] && {{ echo "9p.c:1: error: expected ';'"; return 1; }};
     cat ../source/hw/9p.c > {PROGRAM}; }}
 strip() {{ tr a-z A-Z < "$4" > "$3"; }}
 spatch() {{ grep -q nothing fault.cocci || sed -i s/1/2/ "${{@: -1}}"; }}
@@ -201,3 +202,22 @@ def test_a_binary_without_symbols_is_made_of_the_same_tree(tree: Build, into: Pa
     assert os.access(into / PROGRAM, os.X_OK)
     tree.make(into)
     assert (into / PROGRAM).read_text() == "int tag = 1;\n", "the tree's own binary keeps them"
+
+
+def test_qemu_s_own_tests_are_built_in_the_same_tree(tree: Build, into: Path) -> None:
+    tree.make_tests(["qos-test", "drive_del-test"], into)
+    assert (into / "qos-test").read_text() == "tests/qtest/qos-test\n"
+    assert sorted(path.name for path in into.iterdir()) == ["drive_del-test", "qos-test"]
+    assert os.access(into / "qos-test", os.X_OK)
+
+
+def test_they_are_built_once(cache: Cache, tree: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    provisioner = Provisioner(cache)
+    monkeypatch.setattr(provisioner, "build", lambda _name: tree)
+    made = provisioner.own_tests("7.2-src", ("qos-test",))
+    assert (made / "qos-test").is_file()
+    with tree.tree():
+        (tree.source.parent / "ninja.log").unlink()
+    assert provisioner.own_tests("7.2-src", ("qos-test",)) == made
+    assert not (tree.source.parent / "ninja.log").exists()
+    assert provisioner.own_tests("7.2-src", ("drive_del-test",)) != made
