@@ -7,6 +7,8 @@ what no kernel says.
 from __future__ import annotations
 
 import errno
+import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -312,6 +314,57 @@ def test_a_name_that_leads_out_of_the_export(raw_guest: RawGuest, share: Share) 
     with pytest.raises(NineError, match="ENOENT"):
         driver.walk(9, 10, "outside")
     assert [path.name for path in outside.iterdir()] == ["secret"]
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_a_link_of_the_host_that_leads_out_of_the_export(raw_guest: RawGuest, share: Share) -> None:
+    """A symbolic link is one, and never the file or folder that it leads to: only the guest follows it."""
+    outside = share.path.parent / "outside"
+    outside.mkdir()
+    (outside / "secret").write_text("secret")
+    (share.path / "folder").symlink_to(outside)
+    (share.path / "linked").symlink_to(outside / "secret")
+    before = (outside / "secret").stat()
+    driver = opened(raw_guest, share)
+    walked = driver.call(T.WALK, p9.walk(1, 9, "folder", "secret"))
+    assert int.from_bytes(walked[:2], "little") == 1, "a walk went through the link"
+    driver.walk(1, 3, "folder")
+    driver.walk(1, 4, "linked")
+    requests = {
+        "mkdir": (T.MKDIR, p9.mkdir(3, "made")),
+        "symlink": (T.SYMLINK, p9.symlink(3, "made", "x")),
+        "mknod": (T.MKNOD, p9.mknod(3, "made")),
+        "create": (T.LCREATE, p9.create(3, "made")),
+        "link": (T.LINK, p9.link(3, 2, "made")),
+        "rename": (T.RENAMEAT, p9.fid_and_name(1, "file") + p9.fid_and_name(3, "made")),
+        "unlink": (T.UNLINKAT, p9.unlinkat(3, "secret")),
+        "open": (T.LOPEN, p9.open_(3)),
+        "open a file": (T.LOPEN, p9.open_(4)),
+        "chmod": (T.SETATTR, p9.setattr_(4, 0o777)),
+    }
+    for kind, body in requests.values():
+        with pytest.raises(NineError, match=r"ENOTDIR|ELOOP|EINVAL"):
+            driver.call(kind, body)
+    after = (outside / "secret").stat()
+    assert [path.name for path in outside.iterdir()] == ["secret"]
+    assert (after.st_mode, after.st_nlink) == (before.st_mode, before.st_nlink)
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_special_files_of_the_host_are_not_opened(raw_guest: RawGuest, share: Share) -> None:
+    """They are the guest's to open, in itself; QEMU has no use for the host's devices, FIFOs and sockets."""
+    os.mkfifo(share.path / "fifo")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(share.path / "socket"))
+    driver = opened(raw_guest, share)
+    for fid, name in enumerate(("fifo", "socket"), start=3):
+        driver.walk(1, fid, name)
+        driver.call(T.GETATTR, p9.getattr_(fid))
+        with pytest.raises(NineError, match="ENXIO"):
+            driver.open(fid)
+        driver.call(T.GETATTR, p9.getattr_(fid))
 
 
 @dataclass(frozen=True)
