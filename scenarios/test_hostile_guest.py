@@ -354,6 +354,34 @@ def test_a_link_of_the_host_that_leads_out_of_the_export(raw_guest: RawGuest, sh
 
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
+def test_a_folder_that_becomes_a_link_out_of_the_export(raw_guest: RawGuest, share: Share) -> None:
+    """Fids that were walked to before it do not lead out afterwards: each step of a path is a folder's."""
+    outside = share.path.parent / "outside"
+    for folder in (share.path / "folder", outside):
+        (folder / "sub").mkdir(parents=True)
+        (folder / "sub" / "file").write_text("content")
+    driver = opened(raw_guest, share)
+    driver.walk(1, 3, "folder", "sub")
+    driver.walk(1, 4, "folder", "sub", "file")
+    (share.path / "folder").rename(share.path / "was")
+    (share.path / "folder").symlink_to(outside)
+    requests = {
+        "mkdir": (T.MKDIR, p9.mkdir(3, "made")),
+        "create": (T.LCREATE, p9.create(3, "made")),
+        "unlink": (T.UNLINKAT, p9.unlinkat(3, "file")),
+        "rename": (T.RENAMEAT, p9.renameat(3, "file", "other")),
+        "open": (T.LOPEN, p9.open_(4)),
+        "getattr": (T.GETATTR, p9.getattr_(4)),
+        "chmod": (T.SETATTR, p9.setattr_(4, 0o777)),
+    }
+    for kind, body in requests.values():
+        with pytest.raises(NineError, match=r"ENOTDIR|ELOOP"):
+            driver.call(kind, body)
+    assert [path.name for path in (outside / "sub").iterdir()] == ["file"]
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
 def test_special_files_of_the_host_are_not_opened(raw_guest: RawGuest, share: Share) -> None:
     """They are the guest's to open, in itself; QEMU has no use for the host's devices, FIFOs and sockets."""
     os.mkfifo(share.path / "fifo")

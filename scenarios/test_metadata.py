@@ -718,31 +718,70 @@ def driver_names(driver: RawDriver) -> bytes:
     return listed
 
 
+#: Enough fids that QEMU meets some of them before, and some after, the one that is renamed.
+_MANY = range(10, 60)
+
+
+def nested(raw_guest: RawGuest, share: Share) -> RawDriver:
+    """A session with fid 2 in the folder ``a``, fid 3 in ``a/b``, and ``a/b/f`` and ``a/bc`` made."""
+    driver = session(raw_guest, share)
+    driver.call(T.MKDIR, p9.mkdir(1, "a"))
+    driver.walk(1, 2, "a")
+    for name in ("b", "bc"):
+        driver.call(T.MKDIR, p9.mkdir(2, name))
+    driver.walk(1, 3, "a", "b")
+    driver.walk(3, 4)
+    driver.create(4, "f")
+    driver.clunk(4)
+    return driver
+
+
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_rename_and_remove_by_fid(raw_guest: RawGuest, shares: tuple[Share, ...]) -> None:
-    """Trename and Tremove, in folders: the fids of what lies below follow, and no others."""
+    """Trename and Tremove, in folders: the fid follows, and none whose name begins alike."""
     for model in ("none", "mapped-file"):
         share = _of(shares, model)
-        driver = session(raw_guest, share)
-        driver.call(T.MKDIR, p9.mkdir(1, "a"))
-        driver.walk(1, 2, "a")
-        for name in ("b", "bc"):
-            driver.call(T.MKDIR, p9.mkdir(2, name))
-        driver.walk(1, 3, "a", "b")
-        driver.walk(1, 5, "a", "bc")
-        driver.walk(3, 4)
-        driver.create(4, "f")
-        driver.clunk(4)
-        driver.walk(1, 4, "a", "b", "f")
+        driver = nested(raw_guest, share)
+        for fid in _MANY:
+            driver.walk(1, fid, "a", "bc")
         driver.call(_TRENAME, struct.pack("<I", 3) + p9.fid_and_name(1, "moved"))
         assert sorted(on_host(share)) == ["a", "a/bc", "moved", "moved/f"]
-        for fid in (2, 3, 4, 5):
+        for fid in (2, 3, *_MANY):
             driver.call(T.SETATTR, p9.setattr_(fid, 0o700))
         driver.walk(3, 6, "f")
-        for fid in (6, 3, 5):
+        for fid in (6, 3, _MANY[0]):
             driver.call(_TREMOVE, p9.fid(fid))
         assert sorted(on_host(share)) == ["a"]
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("how", ["rename", "renameat"])
+def test_what_lies_below_follows_a_renamed_folder(
+    raw_guest: RawGuest, shares: tuple[Share, ...], how: str
+) -> None:
+    """Each fid of a file in it is used as before."""
+    driver = nested(raw_guest, _of(shares, "none"))
+    for fid in _MANY:
+        driver.walk(1, fid, "a", "b", "f")
+    driver.clunk(3)
+    driver.walk(1, renamed := _MANY[-1] + 1, "a", "b")
+    if how == "rename":
+        driver.call(_TRENAME, struct.pack("<I", renamed) + p9.fid_and_name(1, "moved"))
+    else:
+        driver.call(T.RENAMEAT, p9.fid_and_name(2, "b") + p9.fid_and_name(1, "moved"))
+    lost = [fid for fid in (*_MANY, renamed) if not _is_usable(driver, fid)]
+    if lost:
+        raise Violation(f"after a T{how} of their folder {len(lost)} of {len(_MANY) + 1} fids are of no file")
+
+
+def _is_usable(driver: RawDriver, fid: int) -> bool:
+    try:
+        driver.call(T.SETATTR, p9.setattr_(fid, 0o700))
+    except NineError:
+        return False
+    return True
 
 
 @pytest.mark.no_guest_kernel
