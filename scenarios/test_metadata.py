@@ -38,6 +38,11 @@ MAPPED = MODELS[2:]
 _METADATA = (".virtfs_metadata", ".virtfs_metadata_root")
 
 
+def _id(model: str) -> str:
+    """Of a test: a dash separates its parameters."""
+    return model.replace("-", "_")
+
+
 @pytest.fixture
 def shares(lab: Lab) -> tuple[Share, ...]:
     """Four exports, one of each security model."""
@@ -121,7 +126,7 @@ TYPES = {
 
 
 @pytest.mark.any_plug
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", MODELS, ids=_id)
 def test_special_files(guest: Guest, hotplug: Hotplug, modelled: Share, model: str) -> None:
     """FIFOs, sockets and device nodes: made, looked at, used, changed, renamed, linked, removed."""
     mount = mounted(guest, hotplug, modelled)
@@ -188,7 +193,7 @@ LINKS: tuple[Row, ...] = (
 
 
 @pytest.mark.any_plug
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", MODELS, ids=_id)
 def test_links(guest: Guest, hotplug: Hotplug, modelled: Share) -> None:
     """Symbolic links, also dangling, looping, as long as there can be; hard links and their counts."""
     mount = mounted(guest, hotplug, modelled)
@@ -238,7 +243,7 @@ MODES_LATER: tuple[Row, ...] = (
 
 
 @pytest.mark.any_plug
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", MODELS, ids=_id)
 def test_modes_and_owners(guest: Guest, hotplug: Hotplug, modelled: Share, model: str) -> None:
     """What the guest set is what it sees: after a replug, a rename, in a folder, at the share's root.
 
@@ -343,7 +348,7 @@ DOT_U_SPECIAL: tuple[Row, ...] = (
 
 
 @pytest.mark.any_plug
-@pytest.mark.parametrize("model", ["none", "mapped-file"])
+@pytest.mark.parametrize("model", ["none", "mapped-file"], ids=_id)
 def test_9p2000u(guest: Guest, hotplug: Hotplug, modelled: Share, model: str) -> None:
     """The older protocol, in folders: made, listed, changed, renamed, removed; by several users."""
     mount = mounted(guest, hotplug, modelled, "version=9p2000.u,access=user")
@@ -786,7 +791,7 @@ def _is_usable(driver: RawDriver, fid: int) -> bool:
 
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", MODELS, ids=_id)
 def test_files_of_the_host_are_renamed_and_linked(raw_guest: RawGuest, modelled: Share) -> None:
     """Files and folders that no guest has made, so that nothing is kept of who made them."""
     make_alien(modelled.path / "alien")
