@@ -7,6 +7,9 @@ what no kernel says.
 from __future__ import annotations
 
 import errno
+import os
+import socket
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,7 +22,7 @@ from harness.actions.migration import Migration, expect_blocked_by
 from harness.actions.run_state import RunState
 from harness.background import Background
 from harness.deadline import hold_for
-from harness.errors import Violation
+from harness.errors import HarnessError, Violation
 from harness.guest import p9, transfer
 from harness.guest.guest import Guest
 from harness.guest.job import Job
@@ -315,6 +318,123 @@ def test_a_name_that_leads_out_of_the_export(raw_guest: RawGuest, share: Share) 
     with pytest.raises(NineError, match="ENOENT"):
         driver.walk(9, 10, "outside")
     assert [path.name for path in outside.iterdir()] == ["secret"]
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_a_link_of_the_host_that_leads_out_of_the_export(raw_guest: RawGuest, share: Share) -> None:
+    """A symbolic link is one, and never the file or folder that it leads to: only the guest follows it."""
+    outside = share.path.parent / "outside"
+    outside.mkdir()
+    (outside / "secret").write_text("secret")
+    (share.path / "folder").symlink_to(outside)
+    (share.path / "linked").symlink_to(outside / "secret")
+    before = (outside / "secret").stat()
+    driver = opened(raw_guest, share)
+    walked = driver.call(T.WALK, p9.walk(1, 9, "folder", "secret"))
+    assert int.from_bytes(walked[:2], "little") == 1, "a walk went through the link"
+    driver.walk(1, 3, "folder")
+    driver.walk(1, 4, "linked")
+    requests = {
+        "mkdir": (T.MKDIR, p9.mkdir(3, "made")),
+        "symlink": (T.SYMLINK, p9.symlink(3, "made", "x")),
+        "mknod": (T.MKNOD, p9.mknod(3, "made")),
+        "create": (T.LCREATE, p9.create(3, "made")),
+        "link": (T.LINK, p9.link(3, 2, "made")),
+        "rename": (T.RENAMEAT, p9.fid_and_name(1, "file") + p9.fid_and_name(3, "made")),
+        "unlink": (T.UNLINKAT, p9.unlinkat(3, "secret")),
+        "open": (T.LOPEN, p9.open_(3)),
+        "open a file": (T.LOPEN, p9.open_(4)),
+        "chmod": (T.SETATTR, p9.setattr_(4, 0o777)),
+    }
+    for kind, body in requests.values():
+        with pytest.raises(NineError, match=r"ENOTDIR|ELOOP|EINVAL"):
+            driver.call(kind, body)
+    after = (outside / "secret").stat()
+    assert [path.name for path in outside.iterdir()] == ["secret"]
+    assert (after.st_mode, after.st_nlink) == (before.st_mode, before.st_nlink)
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_a_folder_that_becomes_a_link_out_of_the_export(raw_guest: RawGuest, share: Share) -> None:
+    """Fids that were walked to before it do not lead out afterwards: each step of a path is a folder's."""
+    outside = share.path.parent / "outside"
+    for folder in (share.path / "folder", outside):
+        (folder / "sub").mkdir(parents=True)
+        (folder / "sub" / "file").write_text("content")
+    driver = opened(raw_guest, share)
+    driver.walk(1, 3, "folder", "sub")
+    driver.walk(1, 4, "folder", "sub", "file")
+    (share.path / "folder").rename(share.path / "was")
+    (share.path / "folder").symlink_to(outside)
+    requests = {
+        "mkdir": (T.MKDIR, p9.mkdir(3, "made")),
+        "create": (T.LCREATE, p9.create(3, "made")),
+        "unlink": (T.UNLINKAT, p9.unlinkat(3, "file")),
+        "rename": (T.RENAMEAT, p9.renameat(3, "file", "other")),
+        "open": (T.LOPEN, p9.open_(4)),
+        "getattr": (T.GETATTR, p9.getattr_(4)),
+        "chmod": (T.SETATTR, p9.setattr_(4, 0o777)),
+    }
+    for kind, body in requests.values():
+        with pytest.raises(NineError, match=r"ENOTDIR|ELOOP"):
+            driver.call(kind, body)
+    assert [path.name for path in (outside / "sub").iterdir()] == ["file"]
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_special_files_of_the_host_are_not_opened(raw_guest: RawGuest, share: Share) -> None:
+    """They are the guest's to open, in itself; QEMU has no use for the host's devices, FIFOs and sockets."""
+    os.mkfifo(share.path / "fifo")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(share.path / "socket"))
+    driver = opened(raw_guest, share)
+    for fid, name in enumerate(("fifo", "socket"), start=3):
+        driver.walk(1, fid, name)
+        driver.call(T.GETATTR, p9.getattr_(fid))
+        with pytest.raises(NineError, match="ENXIO"):
+            driver.open(fid)
+        driver.call(T.GETATTR, p9.getattr_(fid))
+
+
+#: 9p2000.u's request for a change, and its answer to what fails (kernel: ``include/net/9p/9p.h``).
+_TWSTAT, _RERROR = 126, 107
+_KEEP_32, _KEEP_64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
+NO_NAMES = {"path": "../outside/file", "slash": "/", "parent": "..", "itself": "."}
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("name", NO_NAMES.values(), ids=NO_NAMES)
+def test_a_rename_of_9p2000u_out_of_the_export(raw_guest: RawGuest, share: Share, name: str) -> None:
+    """Twstat gives a file another name, which is no path."""
+    (share.path.parent / "outside").mkdir()
+    (share.path / "file").touch()
+    driver = raw_guest.plug(share)
+    driver.call(T.VERSION, struct.pack("<IH", MSIZE, 8) + b"9P2000.u")
+    driver.attach(1)
+    driver.walk(1, 2, "file")
+    try:
+        driver.call(_TWSTAT, struct.pack("<IH", 2, 0) + renamed(name))
+    except HarnessError as exc:
+        cause = raw_guest.machine.blame(exc)
+        if f"answered by type {_RERROR}" not in cause.message:
+            raise cause from exc
+    else:
+        raise Violation(f"a file was renamed to {name!r}")
+    assert (share.path / "file").exists()
+    assert list((share.path.parent / "outside").iterdir()) == []
+
+
+def renamed(name: str) -> bytes:
+    """A 9p2000.u stat that changes the name alone."""
+    kept = struct.pack("<HIBIQ", 0xFFFF, _KEEP_32, 0xFF, _KEEP_32, _KEEP_64)
+    kept += struct.pack("<IIIQ", _KEEP_32, _KEEP_32, _KEEP_32, _KEEP_64)
+    strings = b"".join(struct.pack("<H", len(text)) + text for text in (name.encode(), b"", b"", b"", b""))
+    body = kept + strings + struct.pack("<III", _KEEP_32, _KEEP_32, _KEEP_32)
+    return struct.pack("<H", len(body)) + body
 
 
 @dataclass(frozen=True)

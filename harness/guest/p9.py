@@ -182,7 +182,7 @@ def symlink(folder: int, name: str, target: str) -> bytes:
 
 
 def mknod(folder: int, name: str) -> bytes:
-    """Tmknod, of a plain file (QEMU's ``fchmodat_nofollow`` opens it to write: a FIFO is refused, ENXIO)."""
+    """Tmknod, of a plain file: others are refused by QEMUs that have R35 (``images/known-bugs.toml``)."""
     return fid_and_name(folder, name) + struct.pack("<IIII", 0o100644, 0, 0, 0)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness.errors import GuestError, QemuError, Unsupported
 from harness.guest.lab import Lab
-from harness.holds import probe, seccomp
+from harness.holds import probe, seccomp, sizeless
 from harness.holds.supervisor import Rule, Rules, Supervisor
 from harness.qemu.machine import Machine, Wrapping
 from harness.qemu.schema import require_command
@@ -23,6 +23,8 @@ STAT = ("newfstatat", "lstat")
 READDIR = ("getdents64", "getdents")
 #: Tfsync (``local_fsync``).
 FSYNC = ("fsync", "fdatasync")
+#: What sets an extended attribute (``hw/9pfs/9p-util-linux.c``, ``fsetxattrat_nofollow``).
+SETXATTR = ("lsetxattr",)
 
 #: Seconds, before scaling: a guest's request has to reach QEMU.
 CAUGHT_TIMEOUT_S = 10.0
@@ -182,6 +184,16 @@ class Hold:
         """
         with self._applied(Rule(frozenset(DATA), _resolved(share), halved=True)) as rule:
             yield rule
+
+    @contextmanager
+    def without_block_size(self, share: Share) -> Iterator[Rule]:
+        """Let the export's file system tell a block size of 0, as one in user space (FUSE) may.
+
+        The rule's ``hits`` tell how often that happened.
+        """
+        rule = Rule(frozenset([sizeless.CALL]), _resolved(share), sizeless=True)
+        with self._applied(rule) as applied:
+            yield applied
 
     @contextmanager
     def _applied(self, rule: Rule) -> Iterator[Rule]:

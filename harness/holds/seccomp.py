@@ -32,6 +32,8 @@ CALLS = {
     "unlinkat": 263,
     "renameat": 264,
     "mkdirat": 258,
+    "fstatfs": 138,
+    "lsetxattr": 189,
     # An older local fsdev looked at files by their whole path, and an older libc read folders so.
     "lstat": 6,
     "getdents": 78,

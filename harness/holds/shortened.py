@@ -31,14 +31,18 @@ def transfer_half(tid: int, name: str, arguments: list[int]) -> int:
     """
     descriptor, iovec, count, offset = arguments[:4]
     mode = os.O_RDONLY if name in READS else os.O_WRONLY
-    with _opened(f"/proc/{tid}/mem", os.O_RDWR) as memory:
+    with opened(f"/proc/{tid}/mem", os.O_RDWR) as memory:
         pieces = _first_half(_pieces(memory, iovec, count))
-        with _opened(f"/proc/{tid}/fd/{descriptor}", mode) as file:
+        with opened(f"/proc/{tid}/fd/{descriptor}", mode) as file:
             return (_read if name in READS else _write)(file, offset, memory, pieces)
 
 
 @contextmanager
-def _opened(path: str, mode: int) -> Iterator[int]:
+def opened(path: str, mode: int) -> Iterator[int]:
+    """A file below ``/proc/TID``, for a block.
+
+    :raises OSError: when the thread has ended. :raises SetupError: when it cannot be opened otherwise.
+    """
     try:
         descriptor = os.open(path, mode)
     except OSError as exc:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import select
 import socket
 import struct
@@ -24,7 +25,7 @@ from pathlib import Path
 from harness.background import inherit
 from harness.errors import HarnessError, SetupError, UsageError
 from harness.history import HARNESS_ERROR, History
-from harness.holds import shortened
+from harness.holds import shortened, sizeless
 from harness.holds.seccomp import CALLS
 
 _NAMES = {number: name for name, number in CALLS.items()}
@@ -40,7 +41,9 @@ _CLOSED = -1
 #: Calls whose second argument is a path relative to the directory in their first, and those whose first is
 #: a path; the others take a descriptor in their first.
 _BY_PATH = ("newfstatat", "openat", "unlinkat", "renameat", "mkdirat")
-_BY_WHOLE_PATH = ("lstat",)
+_BY_WHOLE_PATH = ("lstat", "lsetxattr")
+#: How QEMU names a file in a folder that it has open (``hw/9pfs/9p-util-linux.c``).
+_IN_DESCRIPTOR = re.compile(r"/proc/self/(fd/\d+)(/.*)?")
 
 
 @dataclass(frozen=True)
@@ -76,15 +79,23 @@ class Call:
         except OSError as exc:
             return Answer(error=exc.errno or errno.EIO)
 
+    def without_block_size(self) -> Answer:
+        """Do it, with a block size of 0 in its answer; errors as for :meth:`halve`."""
+        try:
+            return Answer(value=sizeless.fstatfs(self.tid, self.arguments))
+        except OSError as exc:
+            return Answer(error=exc.errno or errno.EIO)
+
 
 @dataclass(eq=False)
 class Rule:
-    """What to do with the calls that match: keep them, unless ``error`` or ``halved`` says otherwise.
+    """What to do with the calls that match: keep them, unless ``error``, ``halved`` or ``sizeless`` is given.
 
     :param calls: names of system calls, each one of :data:`harness.holds.seccomp.CALLS`.
     :param below: a folder or file.
     :param error: let them fail with this errno.
     :param halved: let them transfer half of their bytes; for reads and writes.
+    :param sizeless: let them tell a block size of 0; for ``fstatfs``.
     :param machine: whose calls; by default everybody's. A rule that holds calls becomes that of the machine
         whose call it holds first: a migration's destination has the same share, and is not meant.
     :ivar held: the calls that wait now. :ivar hits: how many have matched so far.
@@ -94,6 +105,7 @@ class Rule:
     below: Path
     error: int | None = None
     halved: bool = False
+    sizeless: bool = False
     machine: str | None = None
     held: list[Call] = field(default_factory=list)
     hits: int = 0
@@ -106,6 +118,8 @@ class Rule:
         whole = sorted(self.calls - {*shortened.READS, *shortened.WRITES})
         if self.halved and whole:
             raise UsageError(f"half of {', '.join(whole)} is nothing: halve reads and writes")
+        if self.sizeless and self.calls != {sizeless.CALL}:
+            raise UsageError(f"only {sizeless.CALL} tells a block size, not {', '.join(sorted(self.calls))}")
 
     def matches(self, call: Call) -> bool:
         """Whether this rule is about ``call``."""
@@ -182,6 +196,9 @@ class Rules:
                 elif rule.halved:
                     answer = call.halve()
                     self._history.note(call.machine, "hold:halved", {**what, "bytes": answer.value})
+                elif rule.sizeless:
+                    answer = call.without_block_size()
+                    self._history.note(call.machine, "hold:sizeless", what)
                 else:
                     rule.machine = call.machine
                     rule.held.append(call)
@@ -348,7 +365,7 @@ def _path(tid: int, name: str, arguments: list[int]) -> str:
     """
     try:
         if name in _BY_WHOLE_PATH:
-            return os.path.normpath(Path(_link(tid, _AT_FDCWD)) / _string(tid, arguments[0]))
+            return _whole(tid, _string(tid, arguments[0]))
         folder = _link(tid, arguments[0] & 0xFFFFFFFF)
         if name not in _BY_PATH:
             return folder
@@ -358,6 +375,14 @@ def _path(tid: int, name: str, arguments: list[int]) -> str:
         if exc.errno in (*_ENDED, errno.EIO):
             return ""
         raise
+
+
+def _whole(tid: int, path: str) -> str:
+    inside = _IN_DESCRIPTOR.fullmatch(path)
+    if inside is None:
+        return os.path.normpath(Path(_link(tid, _AT_FDCWD)) / path)
+    folder = Path(f"/proc/{tid}/{inside[1]}").readlink()
+    return os.path.normpath(f"{folder}{inside[2] or ''}")
 
 
 def _link(tid: int, descriptor: int) -> str:

@@ -23,7 +23,7 @@ from harness.holds.supervisor import Call, Rule, Rules, Supervisor
 
 #: Python's os.preadv is preadv2 where the C library has that.
 READ = frozenset(["preadv", "preadv2"])
-FILTERED = "preadv,preadv2,pwritev,pwritev2,newfstatat,lstat,fsync"
+FILTERED = "preadv,preadv2,pwritev,pwritev2,newfstatat,lstat,fsync,fstatfs,lsetxattr"
 #: Reads commands "THREAD CALL PATH" and answers with the call's result or errno; THREAD is main or worker.
 CHILD = """
 import ctypes, os, sys, threading
@@ -37,6 +37,14 @@ def call(name, path):
         elif name == "lstat":  # libc has newfstatat for that today
             ctypes.CDLL(None).syscall(6, path.encode(), ctypes.create_string_buffer(256))
             answer("ok")
+        elif name == "setxattr":  # as QEMU does, by a folder that it has open
+            folder = os.open(os.path.dirname(path), os.O_PATH)
+            path = f"/proc/self/fd/{folder}/{os.path.basename(path)}"
+            os.setxattr(path, "user.x", b"1", follow_symlinks=False)
+            answer("ok")
+        elif name == "statfs":
+            told = os.fstatvfs(os.open(path, os.O_RDONLY))
+            answer(f"ok {told.f_bsize} {told.f_namemax}")
         else:
             fd = os.open(path, os.O_RDWR)
             if name == "fsync":
@@ -242,6 +250,36 @@ def test_a_write_transfers_half_of_what_it_should(child: Child, rules: Rules, fi
     child.ask(f"worker pwritev {file}")
     assert child.answer() == "ok 4"
     assert file.read_text() == "WXYZent"
+
+
+def test_a_file_system_that_tells_no_block_size(child: Child, rules: Rules, file: Path) -> None:
+    """Everything else of its answer is true."""
+    rules.add(rule := Rule(frozenset(["fstatfs"]), file.parent, sizeless=True))
+    child.ask(f"worker statfs {file}")
+    assert child.answer() == f"ok 0 {os.statvfs(file).f_namemax}"
+    rules.lift(rule)
+    child.ask(f"worker statfs {file}")
+    assert child.answer() == f"ok {os.statvfs(file).f_bsize} {os.statvfs(file).f_namemax}"
+
+
+def test_only_statfs_tells_a_block_size(file: Path) -> None:
+    with pytest.raises(UsageError, match="only fstatfs tells a block size, not fsync"):
+        Rule(frozenset(["fsync"]), file.parent, sizeless=True)
+
+
+def test_a_call_by_a_descriptor_in_its_path(child: Child, rules: Rules, file: Path) -> None:
+    """The rule is about the file that the path means, not about one below /proc."""
+    other = file.with_name("other")
+    other.touch()
+    rules.add(rule := Rule(frozenset(["lsetxattr"]), file, error=errno.ENOTSUP))
+    child.ask(f"worker setxattr {file}")
+    assert child.answer() == str(errno.ENOTSUP)
+    rules.lift(rule)
+    assert rule.hits == 1
+    rules.add(elsewhere := Rule(frozenset(["lsetxattr"]), file, error=errno.ENOTSUP))
+    child.ask(f"worker setxattr {other}")
+    assert child.answer() in ("ok", str(errno.ENOTSUP))  # The host's file system may have no such attributes.
+    assert elsewhere.hits == 0
 
 
 def errors(tmp_path: Path) -> list[str]:

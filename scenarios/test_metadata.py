@@ -1,0 +1,895 @@
+"""Plain use: what a file is beside its content. Types, owners, modes, times, links, attributes, names, sizes.
+
+Most scenarios are tables of shell commands and what each of them prints; an errno's name stands for a
+command that fails with it. A share's security model says what of a file is on the host (``man 1
+qemu-system-x86_64``, ``-fsdev local``): with ``none`` and ``passthrough`` all that the guest made of it; with
+the mapped models it is a plain file of QEMU's user there, and the rest is in extended attributes, or in a
+file in ``.virtfs_metadata``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.actions.hotplug import Hotplug
+from harness.errors import Unsupported, Violation
+from harness.guest import p9
+from harness.guest.guest import Guest
+from harness.guest.lab import Lab
+from harness.guest.mount import Mount
+from harness.guest.p9 import T
+from harness.guest.raw9p import NineError, RawDriver, RawGuest
+from harness.guest.table import Row, calls, expect_printed, printed
+from harness.holds.hold import SETXATTR, Hold
+from harness.qemu.spec import Share
+
+#: The first two show the guest's files as they are on the host.
+MODELS = ("none", "passthrough", "mapped-xattr", "mapped-file")
+MAPPED = MODELS[2:]
+_METADATA = (".virtfs_metadata", ".virtfs_metadata_root")
+
+
+def _id(model: str) -> str:
+    """Of a test: a dash separates its parameters."""
+    return model.replace("-", "_")
+
+
+@pytest.fixture
+def shares(lab: Lab) -> tuple[Share, ...]:
+    """Four exports, one of each security model."""
+    return lab.declare(
+        *(replace(share, security_model=model) for share, model in zip(lab.shares, MODELS, strict=True))
+    )
+
+
+@pytest.fixture
+def modelled(shares: tuple[Share, ...], model: str) -> Share:
+    """The export of the test's security model."""
+    return _of(shares, model)
+
+
+def _of(shares: tuple[Share, ...], model: str) -> Share:
+    """:raises Unsupported: when this host cannot have a share of that kind."""
+    share = shares[MODELS.index(model)]
+    if model not in MAPPED:
+        _require_owners()
+    if model == "mapped-xattr":
+        _require_xattrs(share.path)
+    return share
+
+
+def _require_owners() -> None:
+    """The guest's files get the guest's owners on the host, and are devices there."""
+    if os.geteuid() != 0:
+        raise Unsupported("security_model=none, passthrough: chown and mknod need a QEMU that runs as root")
+
+
+def _require_xattrs(folder: Path) -> None:
+    try:
+        os.setxattr(folder, "user.probe", b"1")
+        os.removexattr(folder, "user.probe")
+    except OSError as exc:
+        raise Unsupported(f"the file system of {folder} has no user attributes: {exc.strerror}") from exc
+
+
+def mounted(guest: Guest, hotplug: Hotplug, share: Share, options: str = "") -> Mount:
+    """A share, plugged and mounted, in a guest that has the program for what no shell command does."""
+    calls(guest)
+    hotplug.plug(share)
+    return guest.mount(share, options=options)
+
+
+def on_host(share: Share) -> dict[str, os.stat_result]:
+    """What the guest has made, as the host sees it, by relative path."""
+    found = sorted(share.path.rglob("*"))
+    names = {str(path.relative_to(share.path)): path for path in found}
+    return {name: path.lstat() for name, path in names.items() if not set(path.parts) & set(_METADATA)}
+
+
+SPECIAL: tuple[Row, ...] = (
+    ("mkdir d", ""),
+    ("mkfifo -m 640 d/fifo", ""),
+    ("mknod -m 600 d/c c 1 3", ""),
+    ("mknod -m 604 d/b b 259 70000", ""),
+    ("calls socket d/sock", ""),
+    ("mkfifo top", ""),
+    ("stat -c '%F %a %u %g %s %h' d/fifo", "fifo 640 0 0 0 1"),
+    ("stat -c '%F %a %t %T' d/c d/b", "character special file 600 1 3\nblock special file 604 103 11170"),
+    ("stat -c '%F' d/sock top", "socket\nfifo"),
+    ("echo carried > d/fifo & cat d/fifo", "carried"),
+    ("calls talk d/sock2", "through it"),
+    ("echo lost > d/c && wc -c < d/c", "0"),
+    ("mkfifo d/fifo", "EEXIST"),
+    ("chmod 444 d/fifo && chown 3:4 d/fifo && stat -c '%F %a %u %g' d/fifo", "fifo 444 3 4"),
+    ("touch -d '2001-02-03 04:05:06' d/c && stat -c '%F %Y' d/c", "character special file 981173106"),
+    ("mv d/fifo d/moved && ln d/moved d/linked && stat -c '%F %h' d/moved", "fifo 2"),
+)
+SPECIAL_REMOVED: tuple[Row, ...] = (
+    ("rm d/moved && stat -c '%F %h %a' d/linked", "fifo 1 444"),
+    ("rm d/linked d/c d/b d/sock d/sock2 top && ls -A d", ""),
+    ("rmdir d && ls -A", ""),
+)
+#: The types that Treaddir tells: the host's are the guest's, or not told (``include/linux/fs_types.h``).
+TYPES = {
+    "real": "b:6 c:2 linked:1 moved:1 sock:12 sock2:12",
+    "mapped": "b:0 c:0 linked:0 moved:0 sock:0 sock2:0",
+}
+
+
+@pytest.mark.any_plug
+@pytest.mark.parametrize("model", MODELS, ids=_id)
+def test_special_files(guest: Guest, hotplug: Hotplug, modelled: Share, model: str) -> None:
+    """FIFOs, sockets and device nodes: made, looked at, used, changed, renamed, linked, removed."""
+    mount = mounted(guest, hotplug, modelled)
+    kind = "mapped" if model in MAPPED else "real"
+    expect_printed(guest, mount.mountpoint, [*SPECIAL, ("calls types d", TYPES[kind])])
+    seen = on_host(modelled)
+    if kind == "mapped":
+        expect_plain(seen)
+    else:
+        types = [stat.S_IFMT(seen[name].st_mode) for name in ("d/b", "d/c", "d/sock", "top")]
+        assert types == [stat.S_IFBLK, stat.S_IFCHR, stat.S_IFSOCK, stat.S_IFIFO]
+        assert (seen["d/moved"].st_mode, seen["d/moved"].st_uid) == (stat.S_IFIFO | 0o444, 3)
+        assert seen["d/b"].st_rdev == os.makedev(259, 70000)
+    expect_printed(guest, mount.mountpoint, SPECIAL_REMOVED)
+    expect_nothing_left(modelled)
+
+
+def expect_plain(seen: Mapping[str, os.stat_result]) -> None:
+    """Mapped: the host has plain files and folders of QEMU's user, that nobody else may use."""
+    for name, found in seen.items():
+        plain = {stat.S_IFREG | 0o600, stat.S_IFDIR | 0o700}
+        if found.st_mode not in plain or found.st_uid != os.geteuid():
+            raise Violation(f"on the host {name} is {stat.filemode(found.st_mode)} of user {found.st_uid}")
+
+
+def expect_nothing_left(share: Share) -> None:
+    """Everything was removed: no file, and no metadata of one."""
+    left = {str(path.relative_to(share.path)) for path in share.path.rglob("*")} - set(_METADATA)
+    if left:
+        raise Violation(f"{share.security_model}: on the host is left: {', '.join(sorted(left))}")
+
+
+LINKS: tuple[Row, ...] = (
+    ("echo content > f && ln -s f link && cat link", "content"),
+    ("readlink link && stat -c '%F %s' link", "f\nsymbolic link 1"),
+    ("ln -s /no/such/file dangling && readlink dangling", "/no/such/file"),
+    ("cat dangling", "ENOENT"),
+    ("ln -s loop loop && cat loop", "ELOOP"),
+    ("ln -s $(printf '%4095s' | tr ' ' l) long && stat -c %s long && readlink long | wc -c", "4095\n4096"),
+    ("ln -s $(printf '%4096s' | tr ' ' l) longer", "ENAMETOOLONG"),
+    ("mkdir d && ln -s ../f d/up && cat d/up", "content"),
+    ("ln -s d folder && echo in > folder/new && cat d/new", "in"),
+    ("ln -s x link", "EEXIST"),
+    ("ln -s \"$(printf 'a b\\nc')\" odd && readlink odd", "a b\nc"),
+    (
+        "chown -h 7:8 link && touch -h -d '2001-02-03 04:05:06' link && stat -c '%u %g %Y' link",
+        "7 8 981173106",
+    ),
+    ("stat -c '%u %g' f && [ $(stat -c %Y f) != 981173106 ] && echo unchanged", "0 0\nunchanged"),
+    ("mv link d/link && readlink d/link && stat -c '%F %u' d/link", "f\nsymbolic link 7"),
+    ("rm d/link && cat f", "content"),
+    ("ln f g && stat -c %h f g && [ $(stat -c %i f) = $(stat -c %i g) ] && echo same", "2\n2\nsame"),
+    ("echo more >> g && cat f", "content\nmore"),
+    ("chmod 600 g && chown 5:6 g && stat -c '%a %u %g' f", "600 5 6"),
+    ("ln f d/h && stat -c %h f && rm f && stat -c '%h %a %u' g d/h", "3\n2 600 5\n2 600 5"),
+    ("echo again > f && stat -c '%a %u %h' f", "644 0 1"),
+    ("ln g f", "EEXIST"),
+    ("ln d other", "EPERM"),
+    ("mv d/h f && cat f && stat -c '%h %a' f", "content\nmore\n2 600"),
+    ('perl -e \'rename("f", "g") or die "$!\\n"\' && stat -c %h f g', "2\n2"),
+    ("rm f g && stat f", "ENOENT"),
+    ("rm -r d && rm dangling folder long loop odd && ls -A", ""),
+)
+
+
+@pytest.mark.any_plug
+@pytest.mark.parametrize("model", MODELS, ids=_id)
+def test_links(guest: Guest, hotplug: Hotplug, modelled: Share) -> None:
+    """Symbolic links, also dangling, looping, as long as there can be; hard links and their counts."""
+    mount = mounted(guest, hotplug, modelled)
+    expect_printed(guest, mount.mountpoint, LINKS)
+    expect_nothing_left(modelled)
+
+
+MODES: tuple[Row, ...] = (
+    ("umask 027; echo > f && mkdir d && stat -c %a f d && rm f && rmdir d", "640\n750"),
+    ("calls create made 6755 && stat -c '%F %a %u %g %s' made", "regular empty file 6755 0 0 0"),
+    (
+        "for m in 0 1 70 644 777 1777 2755 4755 6711 7777; do chmod $m made; stat -c %a made; done",
+        "0\n1\n70\n644\n777\n1777\n2755\n4755\n6711\n7777",
+    ),
+    ("mkdir d && chmod 3770 d && mkdir d/sub && stat -c %a d d/sub", "3770\n2755"),
+    (
+        "touch -d '1999-12-31 23:59:59' made d && stat -c '%X %Y' made d",
+        "946684799 946684799\n946684799 946684799",
+    ),
+    ("chown 1000:1001 made && stat -c '%u %g' made", "1000 1001"),
+    ("chown 4000000000:4000000001 made && stat -c '%u %g' made", "4000000000 4000000001"),
+    ("chown :5 made && chown 7 made && stat -c '%u %g' made", "7 5"),
+    ("chmod 640 made && echo abc > made && truncate -s 1 made && stat -c '%s %a %u' made", "1 640 7"),
+    ("chown 3:4 . && chmod 1777 . && stat -c '%u %g %a' .", "3 4 1777"),
+    ("chmod 4750 d/sub && chown 8:9 d/sub && stat -c '%a %u %g' d/sub", "4750 8 9"),
+    ("ln -s made link && chown -h 11:12 link && stat -c '%u %g' link made", "11 12\n7 5"),
+    ("echo in > d/in && chmod 622 d/in", ""),
+)
+#: After the share was taken away and has come back.
+MODES_LATER: tuple[Row, ...] = (
+    ("rm made && echo > made && stat -c '%a %u %g' made", "644 0 0"),
+    ("rmdir d/sub && mkdir -m 700 d/sub && stat -c '%a %u' d/sub", "700 0"),
+    ("echo > new && chmod 604 new && chown 9:9 new && mv new made && stat -c '%a %u %g' made", "604 9 9"),
+    ("mv made d/moved && stat -c '%a %u' d/moved && echo > made && stat -c '%a %u' made", "604 9\n644 0"),
+    ("mv d e && stat -c '%a %u' e e/moved && mkdir d && stat -c '%a %u' d", "3770 0\n604 9\n755 0"),
+    (
+        "echo > e/sub/x && chmod 400 e/sub/x && rm -r e d && mkdir e && echo > e/moved && stat -c %a e e/*",
+        "755\n644",
+    ),
+    # What the host has made has no metadata until the guest gives it some.
+    ("stat -c '%F %a' alien alien/f", "directory 750\nregular file 640"),
+    ("rm alien/f2 && chmod 600 alien/f && stat -c %a alien/f", "600"),
+    ("mv alien/f3 f3 && stat -c %a f3 && ln alien/f f4 && stat -c '%a %h' f4", "640\n600 2"),
+    ("rm -r alien && rm f3 f4", ""),
+    ("rm -r e && rm made link && ls -A", ""),
+)
+
+
+@pytest.mark.any_plug
+@pytest.mark.parametrize("model", MODELS, ids=_id)
+def test_modes_and_owners(guest: Guest, hotplug: Hotplug, modelled: Share, model: str) -> None:
+    """What the guest set is what it sees: after a replug, a rename, in a folder, at the share's root.
+
+    A name that is used again has nothing of the file that had it before. The host sees the same, or, mapped,
+    nothing of it: no set-uid file, and nobody's but QEMU's user's.
+    """
+    mount = mounted(guest, hotplug, modelled)
+    expect_printed(guest, mount.mountpoint, MODES)
+    looks = [
+        "stat -c '%n %F %a %u %g %s %h' made link d/*",
+        "stat -c '%n %F %a %u %g' . d",
+        "stat -c '%Y' made link",
+    ]
+    before = printed(guest, mount.mountpoint, looks)
+    seen = on_host(modelled)
+    if model in MAPPED:
+        expect_plain(seen)
+    else:
+        made = seen["made"]
+        assert (made.st_mode, made.st_uid, made.st_gid) == (stat.S_IFREG | 0o640, 7, 5)
+        assert seen["d/sub"].st_mode == stat.S_IFDIR | 0o4750
+    mount.unmount()
+    hotplug.unplug(modelled)
+
+    make_alien(modelled.path / "alien")
+    hotplug.plug(modelled)
+    mount = guest.mount(modelled)
+    expect_printed(guest, mount.mountpoint, list(zip(looks, before, strict=True)))
+    expect_printed(guest, mount.mountpoint, MODES_LATER)
+    expect_nothing_left(modelled)
+
+
+def make_alien(folder: Path) -> None:
+    """Some files that no guest has made."""
+    folder.mkdir()
+    folder.chmod(0o750)
+    for name in ("f", "f2", "f3"):
+        (folder / name).write_text("made on the host")
+        (folder / name).chmod(0o640)
+
+
+USERS: tuple[Row, ...] = (
+    ("mkdir -m 700 private && mkdir -m 777 public && echo 1 > mine && chmod 600 mine", ""),
+    ("calls as 1000 1001 'touch no'", "EACCES"),
+    ("calls as 1000 1001 'ls private'", "EACCES"),
+    ("calls as 1000 1001 'cat mine'", "EACCES"),
+    ("calls as 1000 1001 'chmod 644 mine'", "EPERM"),
+    (
+        "calls as 1000 1001 'cd public && echo > f && mkdir d && ln -s f l && stat -c \"%u %g %a\" f d l'",
+        "{}",
+    ),
+    ("calls as 1000 1001 'cd public && chmod 600 f && chgrp 1001 f && stat -c %a f'", "600"),
+    ("calls as 1000 1001 'chown 0 public/f'", "EPERM"),
+    ("calls as 1002 1002 'cat public/f'", "EACCES"),
+    ("calls as 1002 1002 'rm -f public/f && ls public'", "d\nl"),
+    ("chmod 1777 public && calls as 1002 1002 'rm -f public/l'", "EPERM"),
+    ("calls as 1000 1001 'rm public/l && rmdir public/d' && ls public", ""),
+)
+
+
+@pytest.mark.any_plug
+def test_users_of_a_share(guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]) -> None:
+    """With ``access=user`` each of the guest's users has its own rights, and its files are its own.
+
+    9p2000.u tells no group: its files are the group's that the server gives them.
+    """
+    usable = [_of(shares, model) for model in MODELS]
+    for share in usable:
+        mount = mounted(guest, hotplug, share, "access=user")
+        owned = "1000 1001 644\n1000 1001 755\n1000 1001 777"
+        expect_printed(guest, mount.mountpoint, [(command, text.format(owned)) for command, text in USERS])
+
+
+DOT_U: tuple[Row, ...] = (
+    ("mkdir -p a/b/c && ls -A a/b && ls -A a && calls types a/b", "c\nb\nc:4"),
+    ("echo 1 > a/b/f && echo 2 >> a/b/f && cat a/b/f && stat -c '%s %a %u %h' a/b/f", "1\n2\n4 644 0 1"),
+    ('perl -e \'rename("a/b/f", "a/b/g") or die "$!\\n"\' && ls a/b && cat a/b/g', "c\ng\n1\n2"),
+    ('perl -e \'rename("a/b/g", "a/g") or die "$!\\n"\'', "EXDEV"),
+    ("chown 5:6 a/b/g && chmod 4751 a/b/g && stat -c '%a %u %g' a/b/g", "4751 5 6"),
+    ("touch -d '2001-02-03 04:05:06' a/b/g && truncate -s 1 a/b/g && stat -c %s a/b/g", "1"),
+    ("ln a/b/g a/b/h && stat -c %h a/b/g && rm a/b/g && stat -c '%h %u' a/b/h", "2\n1 5"),
+    ("ln -s ../x a/b/l && readlink a/b/l && stat -c %F a/b/l", "../x\nsymbolic link"),
+    ("cd a/b/c && mv ../c ../moved && touch x && ls ../moved", "x"),
+    ("echo 1 > a/s && echo 2 > a/s2 && mkdir a/s3 && cd a/s3 && mv ../s ../t && touch x && ls ../s3", "x"),
+    ("for i in $(seq 60); do echo > a/b/file-with-a-long-name-$i; done; ls a/b | wc -l", "63"),
+    ("calls setxattr a/s2 user.x 1", "ENOTSUP"),
+    ("mkdir -m 777 p && calls as 1000 1000 'touch p/f && mkdir p/d && stat -c %u p/f p/d'", "1000\n1000"),
+    ("calls as 1001 1001 'chmod 600 p/f'", "EPERM"),
+    ("rm -r a p && ls -A", ""),
+)
+#: In a mapped share, so that it matters not what QEMU makes of special files on the host.
+DOT_U_SPECIAL: tuple[Row, ...] = (
+    ("mkdir d && mkfifo -m 640 d/fifo && stat -c '%F %a' d/fifo", "fifo 640"),
+    ("echo carried > d/fifo & cat d/fifo", "carried"),
+    ("mknod d/c c 1 3 && mknod d/b b 8 1", ""),
+    ("stat -c '%F %t %T' d/c d/b", "character special file 1 3\nblock special file 8 1"),
+    ("calls socket d/sock && stat -c %F d/sock", "socket"),
+    ("chmod 600 d/b && stat -c '%F %a' d/b", "block special file 600"),
+    ('perl -e \'rename("d/fifo", "d/moved") or die "$!\\n"\' && stat -c %F d/moved', "fifo"),
+    ("rm -r d && ls -A", ""),
+)
+
+
+@pytest.mark.any_plug
+@pytest.mark.parametrize("model", ["none", "mapped-file"], ids=_id)
+def test_9p2000u(guest: Guest, hotplug: Hotplug, modelled: Share, model: str) -> None:
+    """The older protocol, in folders: made, listed, changed, renamed, removed; by several users."""
+    mount = mounted(guest, hotplug, modelled, "version=9p2000.u,access=user")
+    expect_printed(guest, mount.mountpoint, DOT_U)
+    if model in MAPPED:
+        expect_printed(guest, mount.mountpoint, DOT_U_SPECIAL)
+    expect_nothing_left(modelled)
+
+
+@pytest.mark.any_plug
+def test_9p2000u_changes_the_mode_of_a_device(
+    guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]
+) -> None:
+    """A character device stays one."""
+    mount = mounted(guest, hotplug, _of(shares, "mapped-file"), "version=9p2000.u")
+    rows = (
+        ("mknod c c 1 3 && stat -c '%F %t %T' c", "character special file 1 3"),
+        ("chmod 600 c && stat -c '%F %a %t %T' c", "character special file 600 1 3"),
+    )
+    expect_printed(guest, mount.mountpoint, rows)
+
+
+RENAMES: tuple[Row, ...] = (
+    ("echo 1 > a && echo 2 > b && mv -f a b && cat b && ls", "1\nb"),
+    ('mkdir -p x/y z && perl -e \'rename("x", "z") or die "$!\\n"\' && ls z && ls', "y\nb\nz"),
+    ('mkdir full && touch full/f && perl -e \'rename("z", "full") or die "$!\\n"\'', "ENOTEMPTY"),
+    ('perl -e \'rename("b", "full") or die "$!\\n"\'', "EISDIR"),
+    ('perl -e \'rename("full", "b") or die "$!\\n"\'', "ENOTDIR"),
+    ('perl -e \'rename("full", "full/in") or die "$!\\n"\'', "EINVAL"),
+    ("mv none there", "ENOENT"),
+    ("mv b no/such/folder", "ENOENT"),
+    ("mv b z/y/deep && cat z/y/deep && mv z/y/deep b && ls z/y", "1"),
+    ("exec 3>> b && mv b z/open && echo 2 >&3 && exec 3>&- && cat z/open", "1\n2"),
+    ("cd z && mv ../z ../w && cat open && echo 3 > made && ls ../w && chmod 600 open", "1\n2\nmade\nopen\ny"),
+    (
+        "exec 3< w/open && cd w/y && mv ../../w ../../v && cat <&3 && echo 4 > in && cat ../../v/y/in",
+        "1\n2\n4",
+    ),
+    (
+        "mkdir foobar; echo 5 > foo; cd foobar && mv ../foo ../bar && touch in && ls ../foobar && cat ../bar",
+        "in\n5",
+    ),
+    (
+        "mkdir fo && mkdir fo/d && cd foobar && mv ../fo ../ba && touch in2 && ls ../ba ../foobar",
+        "../ba:\nd\n\n../foobar:\nin\nin2",
+    ),
+    ("mv bar foo && mv foobar/in bar && stat -c '%F %h' bar foo", "regular empty file 1\nregular file 1"),
+    ("rm -r foobar ba v full && rm foo bar && ls -A", ""),
+)
+
+
+@pytest.mark.any_plug
+def test_renames(guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]) -> None:
+    """Over a file, over an empty folder, into another folder; of open files and of folders in use."""
+    for model in ("none", "mapped-file"):
+        share = _of(shares, model)
+        mount = mounted(guest, hotplug, share)
+        expect_printed(guest, mount.mountpoint, RENAMES)
+        expect_nothing_left(share)
+
+
+#: 255 bytes, the most that a file system of Linux takes.
+_LONG = "$(printf '%255s' | tr ' ' n)"
+NAMES: tuple[Row, ...] = (
+    (f"echo 1 > {_LONG} && cat {_LONG} && ls | wc -c", "1\n256"),
+    (
+        f"mv {_LONG} x && ln x {_LONG} && ln -s {_LONG} l && cat l && readlink l | wc -c && rm x l {_LONG}",
+        "1\n256",
+    ),
+    (f"mkdir {_LONG} && echo 2 > {_LONG}/{_LONG} && cat {_LONG}/* && rm -r {_LONG}", "2"),
+    ("touch $(printf '%256s' | tr ' ' n)", "ENAMETOOLONG"),
+    (
+        "for n in ... ' ' -x %s \"$(printf 'a\\nb')\" \"$(printf '\\377\\376')\" '*' '\\' \"'\" '\"' ..a; do "
+        'echo 1 > "./$n" && cat "./$n" || echo "$n"; done | uniq -c | tr -s \' \'; ls -A | wc -l',
+        " 11 1\n11",
+    ),
+    ("mkdir d && mv -- ' ' d/ && mv -- \"$(printf '\\377\\376')\" d/", ""),
+    (
+        'perl -e \'opendir(D, "d"); print(unpack("H*", join(",", sort(grep(!/^[.]/, readdir(D))))))\'',
+        "202cfffe",
+    ),
+    ('for n in .* * ; do rm -rf "./$n"; done 2>/dev/null; ls -A', ""),
+)
+#: Paths are only this long below the export where each step is made from the folder before.
+_DEEP = """perl -e '
+sub must { $_[0] or die "$_[1]: $!\\n" }
+my ($name, $deep) = ("d" x 250, 20);
+for (1 .. $deep) { must(mkdir($name), "mkdir"); must(chdir($name), "chdir"); }
+must(open(F, ">", "f"), "open");
+print F "content\\n";
+must(close(F), "close");
+must(rename("f", "g"), "rename");
+must(link("g", "h"), "link");
+must(symlink("g", "l"), "symlink");
+must(chmod(0600, "g"), "chmod");
+must(chown(5, 6, "g"), "chown");
+must(truncate("g", 4), "truncate");
+must(utime(7, 8, "g"), "utime");
+must(open(F, "<", "h"), "open");
+my $text = <F>;
+my @seen = stat("l");
+must(opendir(D, "."), "opendir");
+my $count = grep { !/^[.]/ } readdir(D);
+printf("%s %o %d %d %d %d", $text, $seen[2] & 07777, @seen[3, 4, 5], $seen[9]);
+print(" $count ", readlink("l"), "\\n");
+must(unlink("g", "h", "l") == 3, "unlink");
+for (1 .. $deep) { must(chdir(".."), "chdir"); must(rmdir($name), "rmdir"); }
+'"""
+DEEP: tuple[Row, ...] = ((_DEEP, "cont 600 2 5 6 8 3 g"), ("ls -A", ""))
+
+
+@pytest.mark.any_plug
+def test_names_and_paths(guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]) -> None:
+    """Names of 255 bytes, of odd bytes; a path of 5,000 bytes below the export."""
+    for model in ("none", "mapped-file"):
+        share = _of(shares, model)
+        mount = mounted(guest, hotplug, share)
+        expect_printed(guest, mount.mountpoint, (*NAMES, *DEEP))
+        expect_nothing_left(share)
+
+
+#: A reply of the smallest msize takes some fifteen names of that length.
+_SMALL: tuple[Row, ...] = (
+    ("for i in $(seq 100 139); do echo $i > $i$(printf '%252s' | tr ' ' n) || break; done; ls | wc -l", "40"),
+    ("cat 13* | tr '\\n' ' '", "130 131 132 133 134 135 136 137 138 139 "),
+    ("ln -s $(printf '%4000s' | tr ' ' l) link && readlink link | wc -c", "4001"),
+    ("echo > f && calls fill f user.big 3900 && calls size f user.big", "3900"),
+    ("dd if=/dev/zero of=f bs=10000 count=3 2>/dev/null && stat -c %s f && wc -c < f", "30000\n30000"),
+)
+
+
+@pytest.mark.any_plug
+@pytest.mark.parametrize("msize", [4096, 512000])
+def test_the_limits_of_msize(guest: Guest, hotplug: Hotplug, share: Share, msize: int) -> None:
+    """The smallest that QEMU takes, and the largest that the kernel's ring takes."""
+    _require_xattrs(share.path)
+    mount = mounted(guest, hotplug, share, f"msize={msize}")
+    rows = [*_SMALL, (f"grep -o 'msize={msize}' /proc/mounts", f"msize={msize}")]
+    expect_printed(guest, mount.mountpoint, rows)
+
+
+#: The longest that QEMU takes is 31 (``hw/9pfs/9p.h``, ``MAX_TAG_LEN``); a longer one is refused.
+TAGS = ("t", "sixteen-letters-", "seventeen-letters", "thirty-one-letters-of-mount-tag")
+
+
+@pytest.mark.any_plug
+def test_mount_tags(lab: Lab) -> None:
+    """Tags of 1 to 31 characters arrive whole."""
+    shares = lab.declare(
+        *(replace(share, mount_tag=tag) for share, tag in zip(lab.shares, TAGS, strict=True))
+    )
+    guest = lab.boot()
+    hotplug = Hotplug(guest)
+    for share in shares:
+        hotplug.plug(share)
+    assert sorted(guest.mount_tags()) == sorted(TAGS)
+    for share in shares:
+        guest.mount(share).expect_usable()
+
+
+XATTRS: tuple[Row, ...] = (
+    ("mkdir d && echo 1 > d/f && calls setxattr d/f user.x 12 && calls getxattr d/f user.x", "12"),
+    ("calls setxattr d/f user.x 34 create", "EEXIST"),
+    ("calls setxattr d/f user.y 34 replace", "ENODATA"),
+    ("calls setxattr d/f user.x 345 replace && calls getxattr d/f user.x", "345"),
+    ("calls setxattr d/f user.y 6 create && calls listxattr d/f", "user.x user.y"),
+    ("calls fill d/f user.big 3000 && calls size d/f user.big", "3000"),
+    ("calls fill d/f user.big 65537", "E2BIG"),
+    ("calls removexattr d/f user.x && calls listxattr d/f", "user.big user.y"),
+    ("calls removexattr d/f user.x", "ENODATA"),
+    ("calls getxattr d/f user.x", "ENODATA"),
+    ("calls getxattr d/f user.none", "ENODATA"),
+    ("calls getxattr d/f trusted.x", "ENOTSUP"),
+    ("calls setxattr d/f trusted.x 1", "ENOTSUP"),
+    ("calls removexattr d/f security.x", "ENOTSUP"),
+    # The protocol knows no empty value: a Txattrcreate of size 0 removes (kernel: fs/9p/xattr.c).
+    ("calls setxattr d/f user.y '' && calls listxattr d/f", "user.big"),
+    ("calls setxattr d/f user.$(printf '%250s' | tr ' ' n) 1 && calls listxattr d/f | wc -c", "265"),
+    ("for i in $(seq 20); do calls setxattr d user.$i $i; done; calls listxattr d | wc -w", "20"),
+    ("calls getxattr d user.17", "17"),
+    (
+        "mv d/f g && calls size g user.big && ln g h && calls size h user.big; rm g && calls size h user.big",
+        "3000\n3000\n3000",
+    ),
+    ("rm h && echo 2 > h && calls listxattr h", ""),
+)
+#: What keeps owners and modes there is no attribute of the guest's.
+XATTRS_HIDDEN: tuple[Row, ...] = (
+    ("chown 5:6 h && chmod 600 h && calls listxattr h", ""),
+    ("calls getxattr h user.virtfs.uid", "ENODATA"),
+    ("calls setxattr h user.virtfs.uid 0", "EACCES"),
+    ("calls removexattr h user.virtfs.mode", "EACCES"),
+    ("calls setxattr h user.virtfsx 1 && calls listxattr h && stat -c '%a %u' h", "user.virtfsx\n600 5"),
+)
+
+
+@pytest.mark.any_plug
+def test_xattrs(guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]) -> None:
+    """Set, listed, replaced, removed; large ones and many; the right errno for what is refused."""
+    for share in (_of(shares, model) for model in MODELS):
+        _require_xattrs(share.path)
+        mount = mounted(guest, hotplug, share)
+        expect_printed(guest, mount.mountpoint, XATTRS)
+        if share.security_model == "mapped-xattr":
+            expect_printed(guest, mount.mountpoint, XATTRS_HIDDEN)
+
+
+@pytest.mark.any_plug
+def test_an_export_that_refuses_xattrs(
+    guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...], hold: Hold
+) -> None:
+    """ENOTSUP is what the guest gets; a mapped share, which cannot do without, makes no file then."""
+    plain, mapped = _of(shares, "none"), _of(shares, "mapped-xattr")
+    for share in (plain, mapped):
+        mounted(guest, hotplug, share)
+    with hold.failing(plain, errno.ENOTSUP, *SETXATTR) as rule:
+        rows = [("echo 1 > f && calls setxattr f user.x 1", "ENOTSUP"), ("cat f", "1")]
+        expect_printed(guest, f"/mnt/{plain.id}", rows)
+        assert rule.hits, "no attribute was set for another reason"
+    with hold.failing(mapped, errno.ENOTSUP, *SETXATTR) as rule:
+        commands = ("touch f", "mkdir d", "mkfifo p", "ln -s x l", "chmod 700 .")
+        rows = [*((command, "ENOTSUP") for command in commands), ("ls -A", "")]
+        expect_printed(guest, f"/mnt/{mapped.id}", rows)
+        assert rule.hits, "no attribute was set for another reason"
+    expect_nothing_left(mapped)
+    expect_printed(guest, f"/mnt/{mapped.id}", [("mkfifo p && stat -c %F p", "fifo")])
+
+
+@contextmanager
+def refused(*numbers: int) -> Iterator[None]:
+    """The request is answered by one of these errnos.
+
+    :raises Violation: by another, or by none.
+    """
+    names = [errno.errorcode[number] for number in numbers]
+    try:
+        yield
+    except NineError as exc:
+        if exc.errno not in numbers:
+            raise Violation(f"{exc.message}, expected {' or '.join(names)}") from exc
+    else:
+        raise Violation(f"a request was answered, expected {' or '.join(names)}")
+
+
+_ACCESS, _DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
+#: user::rwx user:1000:rwx group::r-x mask::rwx other::r-x (kernel: ``include/uapi/linux/posix_acl_xattr.h``).
+_NOBODY = 0xFFFFFFFF
+_ENTRIES = ((1, 7, _NOBODY), (2, 7, 1000), (4, 5, _NOBODY), (16, 7, _NOBODY), (32, 5, _NOBODY))
+ACL = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in _ENTRIES)
+#: Where a model keeps one on the host; ``none`` refuses.
+ACL_KEPT = {"passthrough": "{}", "mapped-xattr": "user.virtfs.{}", "mapped-file": "{}"}
+
+
+class Attributes:
+    """Extended attributes over the raw client; of a folder of the export."""
+
+    def __init__(self, raw_guest: RawGuest, share: Share) -> None:
+        (share.path / "folder").mkdir()
+        self.share, self.driver = share, session(raw_guest, share)
+
+    def set(self, name: str, value: bytes) -> None:
+        """Txattrcreate, Twrite, Tclunk; an empty value removes."""
+        self.driver.walk(1, 2, "folder")
+        try:
+            self.driver.call(T.XATTRCREATE, p9.xattrcreate(2, name, len(value)))
+            if value:
+                self.driver.write(2, 0, value)
+        finally:
+            self.driver.clunk(2)
+
+    def get(self, name: str = "") -> bytes:
+        """Txattrwalk, and Tread in two parts; without a name, the list."""
+        self.driver.walk(1, 2, "folder")
+        try:
+            self.driver.xattrwalk(2, 3, name)
+        finally:
+            self.driver.clunk(2)
+        value = self.driver.read(3, 0, 10) + self.driver.read(3, 10, 4000)
+        self.driver.clunk(3)
+        return value
+
+    def on_host(self, name: str) -> bytes:
+        """The attribute that the host has."""
+        return os.getxattr(self.share.path / "folder", name)
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_acls(raw_guest: RawGuest, shares: tuple[Share, ...]) -> None:
+    """POSIX ACLs: set, listed, removed, also when there is none; they are on the host as the model says."""
+    require_acls(shares[0].path)
+    for model, kept in ACL_KEPT.items():
+        attributes = Attributes(raw_guest, _of(shares, model))
+        for name in (_ACCESS, _DEFAULT):
+            attributes.set(name, ACL)
+            assert attributes.get(name) == attributes.on_host(kept.format(name)) == ACL, model
+        listed = sorted(name for name in attributes.get().split(b"\0") if name)
+        assert listed == [_ACCESS.encode(), _DEFAULT.encode()], model
+        for name in (_ACCESS, _DEFAULT):
+            attributes.set(name, b"")
+            attributes.set(name, b"")
+            with refused(errno.ENODATA):
+                attributes.get(name)
+    attributes = Attributes(raw_guest, _of(shares, "none"))
+    for name in (_ACCESS, _DEFAULT):
+        with refused(errno.ENOTSUP):
+            attributes.set(name, ACL)
+        with refused(errno.ENOTSUP):
+            attributes.get(name)
+    assert attributes.get() == b""
+
+
+def require_acls(folder: Path) -> None:
+    """:raises Unsupported: when the host's file system has none."""
+    try:
+        os.setxattr(folder, _ACCESS, ACL)
+        os.removexattr(folder, _ACCESS)
+    except OSError as exc:
+        raise Unsupported(f"the file system of {folder} has no POSIX ACLs: {exc.strerror}") from exc
+
+
+#: Trename, of a fid into a folder (kernel: ``include/net/9p/9p.h``); the kernel sends it to an older server.
+_TRENAME, _TREMOVE = 20, 122
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_mapped_file_keeps_its_metadata_to_itself(raw_guest: RawGuest, shares: tuple[Share, ...]) -> None:
+    """What is below ``.virtfs_metadata`` can neither be reached, nor made, nor replaced."""
+    share = _of(shares, "mapped-file")
+    driver = session(raw_guest, share)
+    driver.walk(1, 2)
+    driver.create(2, "file")
+    metadata = share.path / _METADATA[0] / "file"
+    kept = metadata.read_bytes()
+    driver.walk(1, 4, "file")
+    for name in _METADATA:
+        for request in _requests_about(driver, name):
+            with refused(errno.EINVAL):
+                request()
+    assert b"virtfs" not in driver_names(driver)
+    assert metadata.read_bytes() == kept
+    assert sorted(path.name for path in share.path.iterdir()) == [_METADATA[0], "file"]
+
+
+def _requests_about(driver: RawDriver, name: str) -> Iterator[Callable[[], object]]:
+    """Each kind of request that says a name; fid 1 is the root, fid 4 a file in it."""
+
+    def call(kind: int, body: bytes) -> Callable[[], object]:
+        return lambda: driver.call(kind, body)
+
+    yield call(T.WALK, p9.walk(1, 3, name))
+    yield call(T.WALK, p9.walk(1, 3, name, "file"))
+    yield call(T.MKDIR, p9.mkdir(1, name))
+    yield call(T.SYMLINK, p9.symlink(1, name, "x"))
+    yield call(T.MKNOD, p9.mknod(1, name))
+    yield call(T.LINK, p9.link(1, 4, name))
+    yield call(T.UNLINKAT, p9.unlinkat(1, name))
+    yield call(T.UNLINKAT, p9.unlinkat(1, name, p9.REMOVEDIR))
+    yield call(T.RENAMEAT, p9.renameat(1, name, "other"))
+    yield call(T.RENAMEAT, p9.renameat(1, "file", name))
+    yield call(_TRENAME, struct.pack("<I", 4) + p9.fid_and_name(1, name))
+    yield call(T.LCREATE, p9.create(1, name))
+
+
+def driver_names(driver: RawDriver) -> bytes:
+    """Treaddir of the export's root, as it is."""
+    driver.walk(1, 9)
+    driver.open(9)
+    listed = driver.readdir(9)
+    driver.clunk(9)
+    return listed
+
+
+#: Enough fids that QEMU meets some of them before, and some after, the one that is renamed.
+_MANY = range(10, 60)
+
+
+def nested(raw_guest: RawGuest, share: Share) -> RawDriver:
+    """A session with fid 2 in the folder ``a``, fid 3 in ``a/b``, and ``a/b/f`` and ``a/bc`` made."""
+    driver = session(raw_guest, share)
+    driver.call(T.MKDIR, p9.mkdir(1, "a"))
+    driver.walk(1, 2, "a")
+    for name in ("b", "bc"):
+        driver.call(T.MKDIR, p9.mkdir(2, name))
+    driver.walk(1, 3, "a", "b")
+    driver.walk(3, 4)
+    driver.create(4, "f")
+    driver.clunk(4)
+    return driver
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_rename_and_remove_by_fid(raw_guest: RawGuest, shares: tuple[Share, ...]) -> None:
+    """Trename and Tremove, in folders: the fid follows, and none whose name begins alike."""
+    for model in ("none", "mapped-file"):
+        share = _of(shares, model)
+        driver = nested(raw_guest, share)
+        for fid in _MANY:
+            driver.walk(1, fid, "a", "bc")
+        driver.call(_TRENAME, struct.pack("<I", 3) + p9.fid_and_name(1, "moved"))
+        assert sorted(on_host(share)) == ["a", "a/bc", "moved", "moved/f"]
+        for fid in (2, 3, *_MANY):
+            driver.call(T.SETATTR, p9.setattr_(fid, 0o700))
+        driver.walk(3, 6, "f")
+        for fid in (6, 3, _MANY[0]):
+            driver.call(_TREMOVE, p9.fid(fid))
+        assert sorted(on_host(share)) == ["a"]
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("how", ["rename", "renameat"])
+def test_what_lies_below_follows_a_renamed_folder(
+    raw_guest: RawGuest, shares: tuple[Share, ...], how: str
+) -> None:
+    """Each fid of a file in it is used as before."""
+    driver = nested(raw_guest, _of(shares, "none"))
+    for fid in _MANY:
+        driver.walk(1, fid, "a", "b", "f")
+    driver.clunk(3)
+    driver.walk(1, renamed := _MANY[-1] + 1, "a", "b")
+    if how == "rename":
+        driver.call(_TRENAME, struct.pack("<I", renamed) + p9.fid_and_name(1, "moved"))
+    else:
+        driver.call(T.RENAMEAT, p9.fid_and_name(2, "b") + p9.fid_and_name(1, "moved"))
+    lost = [fid for fid in (*_MANY, renamed) if not _is_usable(driver, fid)]
+    if lost:
+        raise Violation(f"after a T{how} of their folder {len(lost)} of {len(_MANY) + 1} fids are of no file")
+
+
+def _is_usable(driver: RawDriver, fid: int) -> bool:
+    try:
+        driver.call(T.SETATTR, p9.setattr_(fid, 0o700))
+    except NineError:
+        return False
+    return True
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("model", MODELS, ids=_id)
+def test_files_of_the_host_are_renamed_and_linked(raw_guest: RawGuest, modelled: Share) -> None:
+    """Files and folders that no guest has made, so that nothing is kept of who made them."""
+    make_alien(modelled.path / "alien")
+    make_alien(modelled.path / "other")
+    driver = session(raw_guest, modelled)
+    driver.walk(1, 2, "alien")
+    driver.walk(1, 3, "other")
+    driver.walk(1, 4, "alien", "f")
+    requests = (
+        (T.LINK, p9.link(3, 4, "linked")),
+        (T.RENAMEAT, p9.fid_and_name(2, "f2") + p9.fid_and_name(3, "renamed")),
+        (T.RENAMEAT, p9.renameat(2, "f3", "f4")),
+        (T.RENAMEAT, p9.renameat(1, "alien", "moved")),
+    )
+    failed = [answer for kind, body in requests if (answer := _error(driver, kind, body))]
+    if failed:
+        raise Violation(f"files that the host made: {', '.join(failed)}")
+    names = ["moved", "moved/f", "moved/f4", "other", "other/f", "other/f2", "other/f3"]
+    assert sorted(on_host(modelled)) == [*names, "other/linked", "other/renamed"]
+
+
+def _error(driver: RawDriver, kind: int, body: bytes) -> str | None:
+    """What the request fails with."""
+    try:
+        driver.call(kind, body)
+    except NineError as exc:
+        return exc.message
+    return None
+
+
+def session(raw_guest: RawGuest, share: Share) -> RawDriver:
+    """A session of a raw client that has attached (fid 1)."""
+    driver = raw_guest.plug(share)
+    driver.version()
+    driver.attach(1)
+    return driver
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_a_link_longer_than_msize(raw_guest: RawGuest, share: Share) -> None:
+    """No reply is longer than msize: a target that does not fit is refused."""
+    (share.path / "link").symlink_to("l" * 4095)
+    driver = raw_guest.plug(share)
+    driver.call(T.VERSION, p9.version(_SMALLEST_MSIZE))
+    driver.attach(1)
+    driver.walk(1, 2, "link")
+    try:
+        answer = driver.call(T.READLINK, p9.fid(2))
+    except NineError:
+        return
+    if p9.HEADER + len(answer) > _SMALLEST_MSIZE:
+        told = f"Rreadlink has {p9.HEADER + len(answer)} bytes"
+        raise Violation(f"{told}, and the session's msize is {_SMALLEST_MSIZE}")
+
+
+#: QEMU: ``hw/9pfs/9p.h``, ``P9_MIN_MSIZE``.
+_SMALLEST_MSIZE = 4096
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_statfs(raw_guest: RawGuest, share: Share) -> None:
+    """The numbers are the host's; QEMU may tell larger, and so fewer blocks (``v9fs_fill_statfs``)."""
+    driver = session(raw_guest, share)
+    kind, size, blocks, free, available, files, _, _, longest = struct.unpack(
+        "<IIQQQQQQI", driver.call(T.STATFS, p9.fid(1))
+    )
+    host = os.statvfs(share.path)
+    assert size % host.f_bsize == 0
+    factor = size // host.f_bsize
+    assert (blocks, files, longest) == (host.f_blocks // factor, host.f_files, host.f_namemax)
+    assert available <= free <= blocks
+    assert kind
+
+
+@pytest.mark.any_plug
+def test_a_file_system_without_a_block_size(guest: Guest, hotplug: Hotplug, share: Share, hold: Hold) -> None:
+    """A FUSE file system may tell a block size of 0: its files are used as any other's."""
+    (share.path / "f").write_text("content")
+    with hold.without_block_size(share) as rule:
+        mount = mounted(guest, hotplug, share)
+        rows = (
+            ("cat f", "content"),
+            ("echo 1 > g && cat g && ls", "1\nf\ng"),
+            ("mkdir d && rm g && rmdir d", ""),
+        )
+        expect_printed(guest, mount.mountpoint, rows)
+        assert rule.hits, "nobody asked for the block size"
+
+
+@pytest.mark.any_plug
+def test_statfs_of_a_file_system_without_a_block_size(
+    guest: Guest, hotplug: Hotplug, share: Share, hold: Hold
+) -> None:
+    """``df`` of it has an answer, whatever that is."""
+    with hold.without_block_size(share) as rule:
+        mount = mounted(guest, hotplug, share)
+        guest.run(f"df {mount.mountpoint}")
+        assert rule.hits, "nobody asked for the block size"
+    mount.expect_usable()
