@@ -144,6 +144,8 @@ class RawDriver:
         self._sent = 0
         self._in_flight: set[int] = set()
         self._used_seen = 0
+        #: How many bytes the device wrote for the request at each head, as it says itself.
+        self._written: dict[int, int] = {}
         self.fids: set[int] = set()
         self._set_up()
 
@@ -248,6 +250,19 @@ class RawDriver:
             )
         return body
 
+    def wait_dropped(self, request: Request, *, timeout_s: float = _REPLY_TIMEOUT_S) -> bool:
+        """Wait until the device has done with a request that was flushed; whether it did so without an answer.
+
+        :raises WaitTimeout: when it has not.
+        """
+        self._machine.wait_until(
+            lambda: self._is_answered(request),
+            what=f"the end of the flushed {_name(request.kind)} (tag {request.tag}) of {self.share.id}",
+            timeout_s=timeout_s,
+            interval_s=0.001,
+        )
+        return self._written[request.head] == 0
+
     def _is_answered(self, request: Request) -> bool:
         self._collect()
         return request.head not in self._in_flight
@@ -255,8 +270,10 @@ class RawDriver:
     def _collect(self) -> None:
         """Take what is new in the used ring into account; answers come in any order."""
         for number in range(self._used_seen, self.answered()):
-            entry = self._qtest.read(self._used + 4 + 8 * (number % self._size), 4)
-            self._in_flight.discard(struct.unpack("<I", entry)[0])
+            entry = self._qtest.read(self._used + 4 + 8 * (number % self._size), 8)
+            head, written = struct.unpack("<II", entry)
+            self._in_flight.discard(head)
+            self._written[head] = written
             self._used_seen += 1
 
     def call(self, kind: int, body: bytes = b"") -> bytes:
