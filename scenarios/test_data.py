@@ -1,28 +1,26 @@
-"""Plain use, data: what programs write, read, append, truncate, map, unlink and list on a share is what is there."""
+"""Plain use, data: what programs write, append, truncate, map, unlink and list on a share is there."""
 
 from __future__ import annotations
 
 import errno
 import os
+import random
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from harness.actions.hotplug import Hotplug
-from harness.deadline import hold_for
-from harness.errors import Unsupported
 from harness.guest import p9
 from harness.guest.fileops import File, Program
-from harness.guest.guest import Guest, quote
-from harness.guest.job import Job
+from harness.guest.guest import Guest
 from harness.guest.lab import Lab
 from harness.guest.mount import Mount
 from harness.guest.p9 import T
-from harness.guest.raw9p import RawDriver, RawGuest
-from harness.holds.hold import DATA, FSYNC, READDIR, STAT, Hold
+from harness.guest.raw9p import NineError, RawDriver, RawGuest
+from harness.holds.hold import DATA, FSYNC, READDIR, STAT, Hold, require_counted_requests
 from harness.holds.open_files import OpenFileLimit
 from harness.qemu import footprint
 from harness.qemu.machine import Machine
@@ -34,8 +32,8 @@ CREATE = os.O_RDWR | os.O_CREAT
 
 # Bytes: requests of every size, at every kind of offset.
 
-#: Of single calls: around a page, around what a request of each msize carries (kernel: ``net/9p/client.c``, 24
-#: bytes less than msize), beyond 60 KB, and several requests long.
+#: Of single calls: around a page, around what a request of each msize carries (24 bytes less, kernel:
+#: ``include/net/9p/9p.h``, ``P9_IOHDRSZ``), beyond 60 KB, and several requests long.
 LENGTHS = (1, 511, 4095, 4096, 4097, 61_441, 65_536, 131_047, 131_048, 131_049, 300_001, 511_977, 1_048_579)
 #: The first pages, and beyond 200 KB; aligned, and not.
 OFFSETS = (0, 204_801, 4096, 1_048_575, 4095, 262_144, 1)
@@ -145,10 +143,11 @@ def test_processes_share_an_open_file(guest: Guest, hotplug: Hotplug, share: Sha
 class Unlinking:
     """How an open file loses its name.
 
-    :ivar in_guest: the program's operations. :ivar on_host: or what the host does.
+    :ivar in_guest: the program's operations. :ivar on_host: or what the host does. The guest's kernel
+        does not know of that, and may look at the file by its name (``fs/9p/fid.c``, ``v9fs_fid_find``).
     """
 
-    in_guest: Callable[[Program], None] = lambda _: None
+    in_guest: Callable[[Program], None] | None = None
     on_host: Callable[[Path], object] = lambda _: None
 
 
@@ -167,7 +166,8 @@ def unlinked(program: Program, how: Unlinking, file: File) -> None:
     program.open("opened", file, os.O_RDWR, "file")
     program.open("other", File("other"), CREATE, "other")
     program.close("other")
-    how.in_guest(program)
+    if how.in_guest:
+        how.in_guest(program)
     program.pause("unlinked")
 
 
@@ -194,14 +194,15 @@ def test_an_open_file_that_is_unlinked(guest: Guest, hotplug: Hotplug, share: Sh
         program.pread(name, 100_000, 200_000)
         program.map_private(name, 4097, 9000, 3)
         program.add("fsync", name)
-        program.add("fstat", name, 0)
+        if UNLINKING[how].in_guest:
+            program.add("fstat", name, 0)
     program.close("made", "opened")
     perform(program, mount, UNLINKING[how])
     assert open_below(guest.machine, share) == 0, "QEMU keeps a file that has no name and no user"
 
 
 ATTRIBUTES: dict[str, Callable[[Program], None]] = {
-    "ftruncate": lambda program: (program.truncate("opened", 40_001), program.pread("opened", 0, 50_000))[0],
+    "ftruncate": lambda program: program.truncate("opened", 40_001),
     "fchmod": lambda program: program.add("fchmod", "opened", 0o600),
     "futimens": lambda program: program.add("futimens", "opened", 1_000_000_000),
 }
@@ -218,6 +219,7 @@ def test_attributes_of_an_open_file_that_is_unlinked(
     program = Program()
     unlinked(program, UNLINKING["by_the_guest"], File("unlinked"))
     ATTRIBUTES[what](program)
+    program.pread("opened", 0, 150_000)
     program.close("made", "opened")
     perform(program, mount, UNLINKING["by_the_guest"])
 
@@ -234,13 +236,28 @@ class Failing:
     operations: tuple[str, ...]
 
 
-_OPENED = ("pread file 0 100", "pwrite file 0 131072 1", "append file 10 1", "fsync file", "names folder 2 4096")
-_BY_PATH = ("open x x 0 0 name", "open x x 66 420 new", "mkdir made", "unlink name", "rename name other", "rmdir sub")
+_OPENED = (
+    "pread file 0 100",
+    "pwrite file 0 131072 1",
+    "append file 10 1",
+    "fsync file",
+    "names folder 2 4096",
+)
+_BY_PATH = (
+    "open x x 0 0 name",
+    "open x x 66 420 new",
+    "mkdir made",
+    "unlink name",
+    "rename name other",
+    "rmdir sub",
+)
 FAILING = {
     "what_is_open": Failing(
         (*DATA, *FSYNC, *READDIR), (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EFBIG), _OPENED
     ),
-    "opening": Failing(("openat",), (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES), _BY_PATH),
+    "opening": Failing(
+        ("openat",), (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES), _BY_PATH
+    ),
     "making": Failing(("mkdirat",), (errno.ENOSPC, errno.EDQUOT, errno.EMLINK), ("mkdir made",)),
     "renaming": Failing(("renameat",), (errno.EXDEV, errno.ENOSPC, errno.EBUSY), ("rename name other",)),
     "removing": Failing(("unlinkat",), (errno.EBUSY, errno.EROFS, errno.EIO), ("unlink name", "rmdir sub")),
@@ -334,7 +351,7 @@ def _targets(folder: Path) -> Iterator[str]:
 
 
 class Many:
-    """A guest whose program has more open than QEMU may have; made after what else the machine starts with."""
+    """A guest whose program has more open than QEMU may have."""
 
     def __init__(self, lab: Lab, share: Share, *, files: int = FILES, folders: int = FOLDERS) -> None:
         OpenFileLimit(lab, LIMIT)
@@ -352,14 +369,21 @@ class Many:
         for name in self.folders:
             self.program.open(name, File("none"), READ_ONLY_FOLDER, name)
 
-    def use_all(self, *, files: int = 0) -> None:
+    def use_all(self) -> None:
         """Read and write in each file, look at each folder: each is opened again if it has to be."""
-        for number, file in enumerate(self.files[files:], files):
+        for number, file in enumerate(self.files):
             self.program.pread(file.name, 0, 5000)
             self.program.pwrite(file.name, 50 + number, 200, 7 * number)
         for name in self.folders:
             self.program.add("names", name, 0, 4096)
         self.program.whole(self.files[0].name)
+
+    def open_more(self, count: int = LIMIT) -> None:
+        """Open others, until those from before are the oldest, and close them again."""
+        names = [f"more{number}" for number in range(count)]
+        for name in names:
+            self.program.open(name, File(name), CREATE, name)
+        self.program.close(*names)
 
     def close_all(self) -> None:
         """All that is open."""
@@ -382,8 +406,378 @@ class Many:
 
 @pytest.mark.any_plug
 def test_more_open_files_than_the_limit(lab: Lab, share: Share) -> None:
-    """All can be used, in any order, as often as the guest likes."""
+    """All can be used, in any order."""
     many = Many(lab, share)
     many.use_all()
-    many.use_all()
     many.run()
+
+
+@pytest.mark.any_plug
+def test_what_loses_its_name_keeps_its_content_beyond_the_limit(lab: Lab, share: Share) -> None:
+    """What QEMU has closed to make room it opens again before its name goes, or becomes another."""
+    many = Many(lab, share)
+    program = many.program
+    for number in range(10):
+        program.add("unlink", f"file{number}")
+        program.add("rename", f"file{10 + number}", f"renamed{number}")
+        program.add("rmdir", f"folder{number}")
+        program.add("rename", f"folder{10 + number}", f"folder-renamed{number}")
+    many.open_more()
+    for number in range(20):
+        program.pread(f"file{number}", 0, 5000)
+        program.pwrite(f"file{number}", 70, 131_072, number)
+        program.pread(f"file{number}", 0, 140_000)
+        program.add("fsync", f"folder{number}")
+    many.run()
+
+
+@pytest.mark.any_plug
+def test_what_another_replaces_keeps_its_content_beyond_the_limit(lab: Lab, share: Share) -> None:
+    """An open file over which another is renamed, as programs do that save a file, is still the old one."""
+    many = Many(lab, share, folders=0)
+    for number in range(10):
+        many.program.add("rename", f"file{100 + number}", f"file{number}")
+    many.open_more()
+    for number in range(10):
+        many.program.pread(f"file{number}", 0, 5000)
+        many.program.pread(f"file{100 + number}", 0, 5000)
+    many.close_all()
+    many.program.run(many.guest, many.mount.mountpoint)
+    assert open_below(many.guest.machine, share) == 0, "QEMU keeps a file that no one has open"
+
+
+FLAGS = {
+    "append": os.O_RDWR | os.O_APPEND,
+    "truncate": os.O_RDWR | os.O_TRUNC,
+    "create": CREATE,
+    "create_and_truncate": CREATE | os.O_TRUNC,
+    "exclusive": CREATE | os.O_EXCL,
+    "sync": CREATE | os.O_SYNC,
+    "direct": CREATE | O_DIRECT,
+}
+
+
+@pytest.mark.any_plug
+def test_a_file_is_what_it_was_when_it_is_opened_again(lab: Lab, share: Share) -> None:
+    """However it was opened: that QEMU closed it meanwhile, to make room, changes nothing."""
+    many = Many(lab, share, files=0, folders=0)
+    program, files = many.program, [File(name) for name in FLAGS]
+    for file in files:
+        if not FLAGS[file.name] & os.O_CREAT:
+            (share.path / file.name).touch()
+        program.open(file.name, file, FLAGS[file.name], file.name)
+        program.append(file.name, 70_001, 1)
+    many.open_more()
+    for file in files:
+        program.add("fstat", file.name, 1)
+        program.append(file.name, 5000, 2)
+        program.pread(file.name, 0, 80_000)
+        program.close(file.name)
+    many.run()
+    for file in files:
+        file.expect_on_host(share.path / file.name)
+
+
+# The same with a client that holds and flushes what no kernel does, and asks for each errno.
+
+#: Fids of the raw client: what it looks at, and from where on the many others are.
+LOOKED_AT, OTHERS = 1, 1000
+
+
+class Crowd:
+    """A raw client of a QEMU that may have few files open; it has one of its own, :data:`LOOKED_AT`."""
+
+    def __init__(self, lab: Lab, share: Share) -> None:
+        OpenFileLimit(lab, LIMIT)
+        raw = RawGuest(lab)
+        self.machine, self._share = raw.machine, share
+        for number in range(LIMIT):
+            (share.path / f"file{number}").write_bytes(b"another file's bytes")
+        (share.path / "looked-at").write_bytes(CONTENT)
+        (share.path / "folder").mkdir()
+        self.driver = raw.plug(share)
+        self.driver.version()
+        self.driver.attach(0)
+
+    def look(self, flags: int = os.O_RDWR) -> None:
+        """Open its own file."""
+        self.open(LOOKED_AT, "looked-at", flags)
+
+    def open(self, fid: int, name: str, flags: int = os.O_RDONLY) -> None:
+        """Twalk and Tlopen."""
+        self.driver.walk(0, fid, name)
+        self.driver.call(T.LOPEN, struct.pack("<II", fid, flags))
+
+    def gather(self) -> None:
+        """Open so many others, one after the other, that QEMU closes those from before."""
+        for number in range(LIMIT):
+            self.open(OTHERS + number, f"file{number}")
+
+    def expect_back(self) -> None:
+        """When every fid was clunked nothing is open."""
+        self.driver.clunk_all()
+        assert open_below(self.machine, self._share) == 0, "QEMU keeps a file of which no fid is left"
+
+
+CONTENT = b"what is looked at" * 100
+
+
+@pytest.fixture
+def crowd(lab: Lab, share: Share, hold: Hold) -> Crowd:  # noqa: ARG001 (the machine is started under it)
+    """Lives until the machine has ended, as the plugin's own."""
+    return Crowd(lab, share)
+
+
+@pytest.mark.no_guest_kernel
+def test_a_file_that_a_request_uses_stays_open(crowd: Crowd, share: Share, hold: Hold) -> None:
+    """What is being read is not closed to make room: the read is of this file, and not of another."""
+    crowd.look()
+    with hold.requests(share) as held:
+        read = crowd.driver.send(T.READ, p9.read(LOOKED_AT, 0, 5000))
+        held.wait_caught()
+        crowd.gather()
+        held.in_flight()
+    assert crowd.driver.wait_answer(read)[4:] == CONTENT, "the read got other bytes"
+    crowd.expect_back()
+
+
+@pytest.mark.no_guest_kernel
+def test_an_open_that_is_flushed_while_it_makes_room(crowd: Crowd, share: Share, hold: Hold) -> None:
+    """The flush is the guest's way to interrupt one request: what is closed for it belongs to others."""
+    driver, some = crowd.driver, LIMIT * 3 // 5
+    for number in range(some):
+        crowd.open(OTHERS + number, f"file{number}")
+    for number in range(some, some + 20):
+        driver.walk(0, OTHERS + number, f"file{number}")
+        with hold.requests(replace(share, path=share.path / f"file{number}"), "openat") as held:
+            opening = driver.send(T.LOPEN, p9.open_(OTHERS + number))
+            held.wait_caught()
+            flush = driver.send(T.FLUSH, p9.flush(opening.tag))
+            held.in_flight()
+        driver.wait_answer(flush)
+    assert open_below(crowd.machine, share) < LIMIT // 2, "QEMU has closed no file to make room"
+    crowd.expect_back()
+
+
+#: What needs the file, or the folder, that was closed to make room.
+AGAIN = {
+    "read": (T.READ, p9.read(LOOKED_AT, 0, 10)),
+    "write": (T.WRITE, p9.write(LOOKED_AT, 0, b"new")),
+    "fsync": (T.FSYNC, p9.fsync(LOOKED_AT)),
+    "getattr": (T.GETATTR, p9.getattr_(LOOKED_AT)),
+    "readdir": (T.READDIR, p9.read(LOOKED_AT + 1, 0, 4096)),
+}
+
+
+@pytest.mark.no_guest_kernel
+def test_an_error_of_opening_again_is_told(crowd: Crowd, share: Share, hold: Hold) -> None:
+    """When a file that was closed to make room cannot be opened, the answer is the host's errno."""
+    crowd.look()
+    crowd.open(LOOKED_AT + 1, "folder", O_DIRECTORY)
+    crowd.gather()
+    with hold.failing(share, errno.EIO, "openat") as rule:
+        seen = {name: errno_of(crowd.driver, *message) for name, message in AGAIN.items()}
+    assert rule.hits, "no file was opened again"
+    wrong = [f"{name}: {said}" for name, said in seen.items() if said != "EIO"]
+    assert not wrong, f"not EIO, but {', '.join(wrong)}"
+    crowd.expect_back()
+
+
+@pytest.mark.no_guest_kernel
+def test_an_unlink_that_cannot_open_the_file_again_says_why(crowd: Crowd, share: Share, hold: Hold) -> None:
+    """Before a file loses its name QEMU opens it again; what the host says against it is the answer."""
+    crowd.look()
+    crowd.gather()
+    with hold.failing(share, errno.ENOMEM, "openat") as rule:
+        said = errno_of(crowd.driver, T.UNLINKAT, p9.unlinkat(0, "looked-at"))
+    assert rule.hits, "the file was not opened again"
+    assert said == "ENOMEM", f"the unlink was answered with {said}"
+    assert (share.path / "looked-at").exists(), "the file is gone all the same"
+    assert crowd.driver.read(LOOKED_AT, 0, 5000) == CONTENT
+    crowd.expect_back()
+
+
+@pytest.mark.no_guest_kernel
+def test_a_file_is_emptied_once_only(crowd: Crowd) -> None:
+    """Opened with P9_DOTL_TRUNC, and closed to make room: opened again it keeps what was written since."""
+    crowd.look(os.O_RDWR | os.O_TRUNC)
+    crowd.driver.write(LOOKED_AT, 0, CONTENT)
+    crowd.gather()
+    assert crowd.driver.read(LOOKED_AT, 0, 5000) == CONTENT, "what was written since the open is lost"
+    crowd.expect_back()
+
+
+def errno_of(driver: RawDriver, kind: int, body: bytes) -> str:
+    """How a request fails; "no error" when it does not."""
+    try:
+        driver.call(kind, body)
+    except NineError as exc:
+        return errno.errorcode.get(exc.errno, str(exc.errno))
+    return "no error"
+
+
+# Requests that are interrupted.
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.parametrize("kind", ["read", "write"])
+def test_a_flushed_request_has_its_own_answer_or_none(
+    raw_guest: RawGuest, share: Share, hold: Hold, kind: str
+) -> None:
+    """Never an error of being flushed: the guest would take it for the result."""
+    (share.path / "file").write_bytes(b"half")
+    driver = raw_guest.plug(share)
+    driver.version()
+    driver.attach(0)
+    driver.walk(0, 1, "file")
+    driver.call(T.LOPEN, struct.pack("<II", 1, os.O_RDWR))
+    message = {"read": p9.read(1, 0, 100), "write": p9.write(1, 0, b"new" * 30)}[kind]
+    with hold.requests(share) as held:
+        request = driver.send({"read": T.READ, "write": T.WRITE}[kind], message)
+        held.wait_caught()
+        flush = driver.send(T.FLUSH, p9.flush(request.tag))
+        held.in_flight()
+    if not driver.wait_dropped(request):
+        driver.wait_answer(request)  # Raises for an error.
+    driver.wait_answer(flush)
+    assert driver.read(1, 0, 100) == {"read": b"half", "write": b"new" * 30}[kind]
+
+
+SIGNALS = {"handled": ("USR1",), "stopped_and_continued": ("STOP", "CONT")}
+
+
+@pytest.mark.any_plug
+def test_a_signal_during_a_request(guest: Guest, hotplug: Hotplug, share: Share, hold: Hold) -> None:
+    """A process that is to handle a signal, or is stopped and goes on, reads and writes each byte once."""
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    program, file = Program(), File("file")
+    program.open("f", file, CREATE | os.O_APPEND, "file")
+    for name in SIGNALS:
+        program.pause(name)
+        program.append("f", 100_000, 1)
+        program.pread("f", 0, 400_000)
+    program.pause("end")
+    program.close("f")
+    running = program.start(guest, mount.mountpoint)
+    for name, signals in SIGNALS.items():
+        for _ in ("write", "read"):
+            with hold.requests(share) as held:
+                running.resume(name)
+                held.wait_caught()
+                for signal in signals:
+                    running.signal(signal)
+                held.in_flight()
+    running.resume("end")
+    running.wait_finished()
+    mount.unmount()
+    file.expect_on_host(share.path / "file")
+
+
+#: Whether the guest's kernel flushes the request (6.1: a write is waited for).
+KILLED = {"read": True, "write": False}
+
+
+@pytest.mark.any_plug
+def test_a_process_that_is_killed_during_a_request(
+    guest: Guest, hotplug: Hotplug, share: Share, hold: Hold
+) -> None:
+    """Its request is flushed, or waited for: the process ends, its file is closed, and all is as it was."""
+    require_counted_requests(guest.machine)
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    for kind, is_flushed in KILLED.items():
+        program, file = Program(), File(kind)
+        program.open("f", file, CREATE, kind)
+        program.pwrite("f", 0, 100_000, 1)
+        program.pause("open")
+        program.add(*{"read": ("pread", "f", 0, 100_000), "write": ("pwrite", "f", 0, 100_000, 1)}[kind])
+        running = program.start(guest, mount.mountpoint)
+        running.wait_paused("open")
+        with hold.requests(share) as held:
+            running.resume("open")
+            held.wait_caught()
+            running.signal("KILL")
+            held.wait_in_flight(2 if is_flushed else 1)
+        assert running.wait_ended() == 128 + 9, f"the process that {kind}s was not killed"
+        file.expect_on_host(share.path / kind)
+        assert open_below(guest.machine, share) == 0, f"QEMU keeps the file of a {kind} that was killed"
+    mount.expect_usable()
+
+
+# Folders of thousands of entries.
+
+#: Names of 1 to 255 bytes: many of the short ones, and few of the longest, fit into one answer.
+NAMES = [f"s{number}{'x' * (number * 37 % 250)}" for number in range(2000)]
+
+
+def fill(folder: Path) -> None:
+    """Make an empty file of each name."""
+    for name in NAMES:
+        (folder / name).touch()
+
+
+@pytest.mark.any_plug
+def test_a_folder_of_thousands_of_names(guest: Guest, hotplug: Hotplug, share: Share) -> None:
+    """Each name is there once, whatever the sizes of requests and calls, and while others come and go."""
+    fill(share.path)
+    hotplug.plug(share)
+    for options in ("msize=8192", ""):
+        mount = guest.mount(share, options=options)
+        program = Program()
+        program.open("folder", File("none"), READ_ONLY_FOLDER, ".")
+        for size in (600, 32_768):
+            program.add("names", "folder", len(NAMES), size)
+        program.add("part", "folder", 2000)
+        for number in range(20):
+            program.open("new", File("new"), CREATE, f"new{number}")
+            program.close("new")
+        program.add("rest", "folder", "s", len(NAMES), 32_768)
+        program.add("part", "folder", 2000)
+        for number in range(20):
+            program.add("unlink", f"new{number}")
+        program.add("rest", "folder", "s", len(NAMES), 32_768)
+        program.add("fsync", "folder")
+        program.close("folder")
+        program.run(guest, mount.mountpoint)
+        mount.unmount()
+
+
+@pytest.mark.no_guest_kernel
+def test_a_folder_is_read_from_any_of_its_offsets(raw_guest: RawGuest, share: Share) -> None:
+    """From the offset of each entry come those that follow it, however few fit into an answer."""
+    for name in NAMES[:300]:
+        (share.path / name).touch()
+    driver = raw_guest.plug(share)
+    driver.version()
+    driver.attach(0)
+    driver.walk(0, 1)
+    driver.call(T.LOPEN, struct.pack("<II", 1, O_DIRECTORY))
+    entries = every_entry(driver, 8000)
+    assert sorted(name for name, _ in entries) == sorted([*NAMES[:300], ".", ".."])
+    assert every_entry(driver, 300) == entries, "small answers give other entries than large ones"
+    for at in random.Random(7).sample(range(len(entries) - 1), 60):
+        following = entries_of(driver, entries[at][1], 300)
+        assert following, f"nothing comes after entry {at} of {len(entries)}"
+        assert following == entries[at + 1 : at + 1 + len(following)], f"others come after entry {at}"
+    assert entries_of(driver, entries[-1][1], 300) == [], "something comes after the last entry"
+
+
+def every_entry(driver: RawDriver, count: int) -> list[tuple[str, int]]:
+    """Name and offset of each entry, by requests of ``count`` bytes."""
+    found: list[tuple[str, int]] = []
+    while more := entries_of(driver, found[-1][1] if found else 0, count):
+        found += more
+    return found
+
+
+def entries_of(driver: RawDriver, offset: int, count: int) -> list[tuple[str, int]]:
+    """What one Treaddir from ``offset`` gives (``qid[13] offset[8] type[1] name[s]``)."""
+    body = driver.call(T.READDIR, p9.read(1, offset, count))[4:]
+    assert len(body) <= count, "the answer is longer than it may be"
+    found = []
+    while body:
+        following, _, length = struct.unpack_from("<QBH", body, 13)
+        found.append((body[24 : 24 + length].decode(), following))
+        body = body[24 + length :]
+    return found

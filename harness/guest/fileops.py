@@ -1,11 +1,12 @@
 """Operations on the files of a share, checked byte by byte on both sides.
 
-A :class:`Program` is a list of operations, which one process of the guest performs (``fileops.pl``): hundreds of
-reads and writes cost no more than a few commands. The guest knows what each file has to contain and compares
-whatever it reads with that; the program knows it as well, independently, and compares it with the host's files.
+A :class:`Program` is a list of operations, which one process of the guest performs (``fileops.pl``): hundreds
+of reads and writes cost no more than a few commands. The guest knows what each file has to contain and
+compares whatever it reads with that; the program knows it as well, independently, and compares it with the
+host's files.
 
-Content comes from a *pool* of random bytes whose size is a prime number, repeated: bytes that end up at a wrong
-place, by a page or a block or a request, differ from those that belong there.
+Content comes from a *pool* of random bytes whose size is a prime number, repeated: bytes that end up at a
+wrong place, by a page or a block or a request, differ from those that belong there.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ class File:
 class Program:
     """Operations, to be performed in this order; each method adds one.
 
-    Each is checked in the guest: what it returns, what it reads, the size and the links of what it looks at. A
-    file that is open has a name of the program's own. Offsets, lengths and sizes are in bytes.
+    Each is checked in the guest: what it returns, what it reads, the size and the links of what it looks at.
+    A file that is open has a name of the program's own. Offsets, lengths and sizes are in bytes.
     """
 
     def __init__(self) -> None:
@@ -193,21 +194,30 @@ class Running:
     def __init__(self, program: Program, guest: Guest, folder: str) -> None:
         self._program, self._guest = program, guest
         number = next(_numbers)
-        guest.succeed(f"rm -f /tmp/fileops.*.reached /tmp/fileops.*.go; cat > /tmp/fileops{number}", stdin=program.stdin)
+        fresh = "rm -f /tmp/fileops.*.reached /tmp/fileops.*.go"
+        guest.succeed(f"{fresh}; cat > /tmp/fileops{number}", stdin=program.stdin)
         command = f"{_command(guest, folder)} < /tmp/fileops{number}"
         self._job = Job(guest, command, "a program of file operations")
 
     def wait_paused(self, name: str) -> None:
         """Wait until the performer has come to the pause ``name``, and waits there.
 
-        :raises CommandFailed: when it does not come there.
+        :raises GuestError: when it does not come there in time.
         """
-        reached = f"[ -e /tmp/fileops.{name}.reached ]"
-        self._guest.succeed(f"turn=0; until {reached}; do usleep 20000; turn=$((turn + 1)); [ $turn -lt 1500 ]; done")
+        reached = f"until [ -e /tmp/fileops.{name}.reached ]"
+        self._guest.succeed(f"{reached}; do usleep 20000; done", timeout_s=_TIMEOUT_S)
 
     def resume(self, name: str) -> None:
         """Let it go on."""
         self._guest.succeed(f"touch /tmp/fileops.{name}.go")
+
+    def signal(self, name: str) -> None:
+        """Send the performer a signal, such as ``USR1``, which it handles."""
+        self._guest.succeed(f"kill -{name} $(cat /tmp/fileops.pid)")
+
+    def wait_ended(self) -> int:
+        """Wait for its end, however it ends; its exit status."""
+        return self._job.wait(timeout_s=_TIMEOUT_S).returncode
 
     def wait_finished(self) -> None:
         """Wait for its end.

@@ -251,7 +251,7 @@ class RawDriver:
         return body
 
     def wait_dropped(self, request: Request, *, timeout_s: float = _REPLY_TIMEOUT_S) -> bool:
-        """Wait until the device has done with a request that was flushed; whether it did so without an answer.
+        """Wait until the device has done with a request that was flushed; whether without an answer.
 
         :raises WaitTimeout: when it has not.
         """

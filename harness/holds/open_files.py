@@ -14,8 +14,8 @@ from harness.qemu.spec import MachineSpec
 class OpenFileLimit:
     """``RLIMIT_NOFILE`` of the machines of one lab; it has to exist before they are launched.
 
-    QEMU reads the limit when it starts, and begins to close the files of idle fids when the guest has more open
-    than two thirds of it (``hw/9pfs/9p.c``, ``v9fs_set_fd_limit`` and ``v9fs_reclaim_fd``).
+    QEMU reads the limit when it starts, and begins to close the files of idle fids when the guest has more
+    open than two thirds of it (``hw/9pfs/9p.c``, ``v9fs_set_fd_limit`` and ``v9fs_reclaim_fd``).
 
     :raises Unsupported: on a host without ``prlimit`` (``man 1 prlimit``, util-linux).
     """

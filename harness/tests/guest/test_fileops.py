@@ -70,7 +70,7 @@ def test_a_folder_that_changes_while_it_is_read(tmp_path: Path) -> None:
     program.add("names", "folder", 21, 300)
     perform(program, tmp_path)
     program.add("rest", "folder", "s", 19, 512)
-    with pytest.raises(Violation, match="the number of names is [0-9]+, and not 19"):
+    with pytest.raises(Violation, match=r"the number of names is [0-9]+, and not 19"):
         perform(program, tmp_path)
 
 
