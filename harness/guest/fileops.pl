@@ -1,11 +1,12 @@
 # Operations on files, each checked, in one process of the guest: far cheaper than a command for each.
 #
-#   perl fileops.pl SIZE < POOL PROGRAM
+#   perl fileops.pl SIZE PLACE < POOL PROGRAM
 #
 # Standard input begins with SIZE bytes, the pool, of which all content is taken; the program follows, a line for
 # each operation (see fileops.py, which writes it). A line "expect ERRNO OPERATION…" says that the operation has
 # to fail so. What went wrong is printed, a line for each failed operation: its number, the operation, why; the
-# last line is "done" and how many operations there were. An operation that fails does not end the program.
+# last line is "done" and how many operations there were. An operation that fails does not end the program. PLACE
+# is a folder for its process id, and for the files by which it is told to go on after a pause.
 #
 # Needs the interpreter alone, no module.
 # Numbers: kernel arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/{fcntl,mman}.h.
@@ -15,13 +16,12 @@ my $AT_FDCWD = -100;
 
 # A signal is to find a process that handles it, and to do nothing.
 $SIG{USR1} = sub { };
-if (open(my $pid, ">", "/tmp/fileops.pid")) {
-    print $pid "$$\n";
-    close($pid);
-}
+my ($size, $place) = @ARGV;
+open(my $pid, ">", "$place/fileops.pid") or die "fileops.pid: $!\n";
+print $pid "$$\n";
+close($pid);
 
 binmode STDIN;
-my $size = shift @ARGV;
 read(STDIN, my $pool, $size) == $size or die "the pool is short\n";
 my @program = <STDIN>;
 chomp @program;
@@ -296,9 +296,9 @@ my %operations = (
     # Wait, with everything open, for those outside.
     pause => sub {
         my ($name) = @_;
-        open(my $file, ">", "/tmp/fileops.$name.reached") or die "pause: $!\n";
+        open(my $file, ">", "$place/fileops.$name.reached") or die "pause: $!\n";
         close($file);
-        select(undef, undef, undef, 0.02) until -e "/tmp/fileops.$name.go";
+        select(undef, undef, undef, 0.02) until -e "$place/fileops.$name.go";
     },
 );
 

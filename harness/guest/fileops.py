@@ -25,6 +25,8 @@ PERFORMER = Path(__file__).with_name("fileops.pl")
 _POOL = random.Random(22).randbytes(65521)
 #: ``fileops.pl`` has the pool this often, less one for where in it the content begins.
 MAX_LENGTH = 39 * len(_POOL)
+#: Of the guest: for the performer, and what it is told by.
+_PLACE = "/tmp"
 _TIMEOUT_S = 60.0
 _numbers = itertools.count(1)
 
@@ -194,9 +196,9 @@ class Running:
     def __init__(self, program: Program, guest: Guest, folder: str) -> None:
         self._program, self._guest = program, guest
         number = next(_numbers)
-        fresh = "rm -f /tmp/fileops.*.reached /tmp/fileops.*.go"
-        guest.succeed(f"{fresh}; cat > /tmp/fileops{number}", stdin=program.stdin)
-        command = f"{_command(guest, folder)} < /tmp/fileops{number}"
+        fresh = f"rm -f {_PLACE}/fileops.*.reached {_PLACE}/fileops.*.go"
+        guest.succeed(f"{fresh}; cat > {_PLACE}/fileops{number}", stdin=program.stdin)
+        command = f"{_command(guest, folder)} < {_PLACE}/fileops{number}"
         self._job = Job(guest, command, "a program of file operations")
 
     def wait_paused(self, name: str) -> None:
@@ -204,16 +206,16 @@ class Running:
 
         :raises GuestError: when it does not come there in time.
         """
-        reached = f"until [ -e /tmp/fileops.{name}.reached ]"
+        reached = f"until [ -e {_PLACE}/fileops.{name}.reached ]"
         self._guest.succeed(f"{reached}; do usleep 20000; done", timeout_s=_TIMEOUT_S)
 
     def resume(self, name: str) -> None:
         """Let it go on."""
-        self._guest.succeed(f"touch /tmp/fileops.{name}.go")
+        self._guest.succeed(f"touch {_PLACE}/fileops.{name}.go")
 
     def signal(self, name: str) -> None:
         """Send the performer a signal, such as ``USR1``, which it handles."""
-        self._guest.succeed(f"kill -{name} $(cat /tmp/fileops.pid)")
+        self._guest.succeed(f"kill -{name} $(cat {_PLACE}/fileops.pid)")
 
     def wait_ended(self) -> int:
         """Wait for its end, however it ends; its exit status."""
@@ -229,7 +231,7 @@ class Running:
 
 def _command(guest: Guest, folder: str) -> str:
     """What performs a program in the guest; puts the performer there, once."""
-    path = "/tmp/fileops.pl"
+    path = f"{_PLACE}/fileops.pl"
     if guest.run(f"test -e {path}").returncode != 0:
         guest.succeed(f"cat > {path}", stdin=PERFORMER.read_bytes())
-    return f"cd {quote(folder)} && perl {path} {len(_POOL)}"
+    return f"cd {quote(folder)} && perl {path} {len(_POOL)} {_PLACE}"

@@ -10,7 +10,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-#: What the device answers to (type, tag, body): (type, tag, body), or ``None`` for no answer at all.
+#: What the device answers to (type, tag, body): (type, tag, body), or ``None`` for no answer at all. With
+#: type 0 it gives the request back without an answer.
 Answer = Callable[[int, int, bytes], tuple[int, int, bytes] | None]
 
 _PFN, _SIZE, _NOTIFY = 8, 12, 16
@@ -81,8 +82,9 @@ class FakeQtest:
         answer = self.answer(kind, tag, bytes(self._memory[out + 7 : out + size]))
         if answer is not None:
             kind, tag, body = answer
-            message = struct.pack("<IBH", 7 + len(body), kind, tag) + body
+            message = struct.pack("<IBH", 7 + len(body), kind, tag) + body if kind else b""
             self._memory[into : into + len(message)] = message
-            struct.pack_into("<I", self._memory, used + 4 + 8 * (self._served % self.queue_size), head)
+            place = used + 4 + 8 * (self._served % self.queue_size)
+            struct.pack_into("<II", self._memory, place, head, len(message))
             self._served += 1
             struct.pack_into("<H", self._memory, used + 2, self._served & 0xFFFF)

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from harness.deadline import wait_until
 from harness.errors import GuestError, UsageError, Violation
 from harness.guest import fileops
 from harness.guest.fileops import File, Program, content
@@ -17,9 +19,12 @@ CREATE = os.O_RDWR | os.O_CREAT
 
 def perform(program: Program, folder: Path) -> None:
     """As in a guest, by this host's own Perl."""
-    command = ["perl", str(fileops.PERFORMER), "65521"]
-    done = subprocess.run(command, cwd=folder, input=program.stdin, capture_output=True, check=True)
+    done = subprocess.run(command(folder), cwd=folder, input=program.stdin, capture_output=True, check=True)
     program.judge(done.stdout.decode())
+
+
+def command(folder: Path) -> list[str]:
+    return ["perl", str(fileops.PERFORMER), "65521", str(folder.parent)]
 
 
 def ordinary(program: Program, file: File) -> None:
@@ -72,6 +77,29 @@ def test_a_folder_that_changes_while_it_is_read(tmp_path: Path) -> None:
     program.add("rest", "folder", "s", 19, 512)
     with pytest.raises(Violation, match=r"the number of names is [0-9]+, and not 19"):
         perform(program, tmp_path)
+
+
+def test_a_program_that_pauses(tmp_path: Path) -> None:
+    """It has what it opened, and goes on when it is told to; a signal that it handles does nothing."""
+    folder, program, file = tmp_path / "share", Program(), File("f")
+    folder.mkdir()
+    program.open("a", file, CREATE, "a")
+    program.pause("opened")
+    program.pwrite("a", 0, 100, 1)
+    with subprocess.Popen(
+        command(folder), cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(program.stdin)
+        process.stdin.close()
+        wait_until((tmp_path / "fileops.opened.reached").exists, what="the pause", timeout_s=60.0)
+        assert (folder / "a").read_bytes() == b""
+        assert (tmp_path / "fileops.pid").read_text() == f"{process.pid}\n"
+        process.send_signal(signal.SIGUSR1)
+        (tmp_path / "fileops.opened.go").touch()
+        program.judge(process.stdout.read().decode())
+    file.expect_on_host(folder / "a")
 
 
 WRONG: dict[str, tuple[tuple[object, ...], str]] = {
