@@ -152,11 +152,11 @@ class Unlinking:
 
 
 UNLINKING = {
-    "by_the_guest": Unlinking(lambda p: p.add("unlink", "file")),
-    "by_a_rename_over_it": Unlinking(lambda p: p.add("rename", "other", "file")),
-    "by_the_host": Unlinking(on_host=lambda folder: (folder / "file").unlink()),
-    "by_a_rename_on_the_host": Unlinking(on_host=lambda folder: (folder / "other").rename(folder / "file")),
+    "by the guest": Unlinking(lambda p: p.add("unlink", "file")),
+    "by the host": Unlinking(on_host=lambda folder: (folder / "file").unlink()),
+    "by a rename on the host": Unlinking(on_host=lambda folder: (folder / "other").rename(folder / "file")),
 }
+REPLACED = Unlinking(lambda p: p.add("rename", "other", "file"))
 
 
 def unlinked(program: Program, how: Unlinking, file: File) -> None:
@@ -180,25 +180,38 @@ def perform(program: Program, mount: Mount, how: Unlinking) -> None:
     running.wait_finished()
 
 
-@pytest.mark.any_plug
-@pytest.mark.parametrize("how", UNLINKING)
-def test_an_open_file_that_is_unlinked(guest: Guest, hotplug: Hotplug, share: Share, how: str) -> None:
-    """It can be read, written, synced, mapped and looked at as before, and is gone once it is closed."""
-    hotplug.plug(share)
-    mount = guest.mount(share, options="cache=none")
-    program, file = Program(), File("unlinked")
-    unlinked(program, UNLINKING[how], file)
+def use_without_a_name(mount: Mount, how: Unlinking) -> None:
+    """Read, write, sync, map and look at an open file that has lost its name, as before; then close it."""
+    program = Program()
+    unlinked(program, how, File("unlinked"))
     for name in ("made", "opened"):
         program.pread(name, 3, 149_000)
         program.pwrite(name, 149_990, 131_072, 2)
         program.pread(name, 100_000, 200_000)
         program.map_private(name, 4097, 9000, 3)
         program.add("fsync", name)
-        if UNLINKING[how].in_guest:
+        if how.in_guest:
             program.add("fstat", name, 0)
     program.close("made", "opened")
-    perform(program, mount, UNLINKING[how])
-    assert open_below(guest.machine, share) == 0, "QEMU keeps a file that has no name and no user"
+    perform(program, mount, how)
+    kept = open_below(mount.guest.machine, mount.share)
+    assert kept == 0, "QEMU keeps a file that has no name and no user"
+
+
+@pytest.mark.any_plug
+def test_an_open_file_that_is_unlinked(guest: Guest, hotplug: Hotplug, share: Share) -> None:
+    """It can be used as before, whoever unlinked it, and is gone once it is closed."""
+    hotplug.plug(share)
+    mount = guest.mount(share, options="cache=none")
+    for how in UNLINKING.values():
+        use_without_a_name(mount, how)
+
+
+@pytest.mark.any_plug
+def test_an_open_file_that_another_replaces(guest: Guest, hotplug: Hotplug, share: Share) -> None:
+    """A file over which the guest renames another is still the old one for who has it open."""
+    hotplug.plug(share)
+    use_without_a_name(guest.mount(share, options="cache=none"), REPLACED)
 
 
 ATTRIBUTES: dict[str, Callable[[Program], None]] = {
@@ -217,11 +230,11 @@ def test_attributes_of_an_open_file_that_is_unlinked(
     hotplug.plug(share)
     mount = guest.mount(share, options="cache=none")
     program = Program()
-    unlinked(program, UNLINKING["by_the_guest"], File("unlinked"))
+    unlinked(program, UNLINKING["by the guest"], File("unlinked"))
     ATTRIBUTES[what](program)
     program.pread("opened", 0, 150_000)
     program.close("made", "opened")
-    perform(program, mount, UNLINKING["by_the_guest"])
+    perform(program, mount, UNLINKING["by the guest"])
 
 
 # Errors of the host's file system.
@@ -555,7 +568,7 @@ def test_an_open_that_is_flushed_while_it_makes_room(crowd: Crowd, share: Share,
             flush = driver.send(T.FLUSH, p9.flush(opening.tag))
             held.in_flight()
         driver.wait_answer(flush)
-    assert open_below(crowd.machine, share) < LIMIT // 2, "QEMU has closed no file to make room"
+    assert open_below(crowd.machine, share) < LIMIT // 2, "QEMU has closed too few files to make room"
     crowd.expect_back()
 
 
@@ -722,12 +735,11 @@ def test_a_folder_of_thousands_of_names(guest: Guest, hotplug: Hotplug, share: S
     """Each name is there once, whatever the sizes of requests and calls, and while others come and go."""
     fill(share.path)
     hotplug.plug(share)
-    for options in ("msize=8192", ""):
+    for options, size in (("msize=8192", 600), ("", 32_768)):
         mount = guest.mount(share, options=options)
         program = Program()
         program.open("folder", File("none"), READ_ONLY_FOLDER, ".")
-        for size in (600, 32_768):
-            program.add("names", "folder", len(NAMES), size)
+        program.add("names", "folder", len(NAMES), size)
         program.add("part", "folder", 2000)
         for number in range(20):
             program.open("new", File("new"), CREATE, f"new{number}")

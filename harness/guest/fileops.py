@@ -27,6 +27,8 @@ _POOL = random.Random(22).randbytes(65521)
 MAX_LENGTH = 39 * len(_POOL)
 #: Of the guest: for the performer, and what it is told by.
 _PLACE = "/tmp"
+#: How many of the operations that went wrong are told.
+_TOLD = 20
 _TIMEOUT_S = 60.0
 _numbers = itertools.count(1)
 
@@ -187,7 +189,7 @@ class Program:
             raise GuestError(f"fileops.pl did not come to its end: {last or 'it said nothing'}", details=said)
         if failed:
             more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-            raise Violation(f"operation {failed[0]}{more}", details=said)
+            raise Violation(f"operation {failed[0]}{more}", details="\n".join(failed[:_TOLD]))
 
 
 class Running:
