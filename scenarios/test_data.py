@@ -14,7 +14,7 @@ import pytest
 
 from harness.actions.hotplug import Hotplug
 from harness.guest import p9
-from harness.guest.fileops import File, Program
+from harness.guest.fileops import File, Program, content
 from harness.guest.guest import Guest
 from harness.guest.lab import Lab
 from harness.guest.mount import Mount
@@ -134,6 +134,33 @@ def test_processes_share_an_open_file(guest: Guest, hotplug: Hotplug, share: Sha
     program.close("s")
     program.run(guest, mount.mountpoint)
     file.expect_on_host(share.path / "shared")
+
+
+@pytest.mark.no_guest_kernel
+def test_requests_of_one_fid_run_at_the_same_time(raw_guest: RawGuest, share: Share) -> None:
+    """Dozens that QEMU takes at once, and its threads serve together: each has its own offset."""
+    size, offsets = 4096, [4096 * number for number in range(40)]
+    (share.path / "file").touch()
+    driver = raw_guest.plug(share)
+    driver.version()
+    driver.attach(0)
+    driver.walk(0, 1, "file")
+    driver.call(T.LOPEN, struct.pack("<II", 1, os.O_RDWR))
+    for turn in range(8):
+        new = content(turn, size * len(offsets))
+        writes = [(T.WRITE, p9.write(1, offset, new[offset : offset + size])) for offset in offsets]
+        at_once(driver, writes)
+        assert (share.path / "file").read_bytes() == new, f"the host has other bytes after turn {turn}"
+        read = at_once(driver, [(T.READ, p9.read(1, offset, size)) for offset in offsets])
+        assert b"".join(body[4:] for body in read) == new, f"other bytes were read in turn {turn}"
+
+
+def at_once(driver: RawDriver, messages: list[tuple[T, bytes]]) -> list[bytes]:
+    """Send all, and let QEMU take them together; the answers."""
+    *first, last = messages
+    sent = [driver.send(*message, notify=False) for message in first]
+    sent.append(driver.send(*last))
+    return [driver.wait_answer(request) for request in sent]
 
 
 # Files that are unlinked, or are replaced, while they are open.

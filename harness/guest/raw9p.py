@@ -178,11 +178,18 @@ class RawDriver:
         self._qtest.outb(self._io + _STATUS, 0)
 
     def send(
-        self, kind: int, body: bytes = b"", *, tag: int | None = None, size: int | None = None
+        self,
+        kind: int,
+        body: bytes = b"",
+        *,
+        tag: int | None = None,
+        size: int | None = None,
+        notify: bool = True,
     ) -> Request:
         """Put a request into the ring, and do not wait.
 
         :param tag: a tag of the caller's own choice. :param size: a length to claim instead of the true one.
+        :param notify: tell the device; without, it takes this request together with one that follows.
         :raises UsageError: when the ring is full, or the request is too long.
         """
         # Neither 0, which means nothing, nor NOTAG (kernel: include/net/9p/9p.h).
@@ -202,7 +209,8 @@ class RawDriver:
         self._qtest.write(self._memory + 16 * head, chain)
         self._qtest.write(self._available + 4 + 2 * (number % self._size), struct.pack("<H", head))
         self._qtest.write(self._available + 2, struct.pack("<H", number + 1 & 0xFFFF))
-        self._qtest.outw(self._io + _QUEUE_NOTIFY, 0)
+        if notify:
+            self._qtest.outw(self._io + _QUEUE_NOTIFY, 0)
         return Request(tag, kind, head)
 
     def _free_head(self) -> int:
