@@ -305,7 +305,6 @@ FAILING = {
     "renaming": Failing(("renameat",), (errno.EXDEV, errno.ENOSPC, errno.EBUSY), ("rename name other",)),
     "removing": Failing(("unlinkat",), (errno.EBUSY, errno.EROFS, errno.EIO), ("unlink name", "rmdir sub")),
     "looking": Failing(STAT, (errno.EIO, errno.EACCES), ("access name", "lock file", "links folder 2")),
-    "opening_a_folder": Failing(STAT, (errno.EIO,), ("open x x 65536 0 .",)),
 }
 
 
