@@ -137,6 +137,7 @@ def test_processes_share_an_open_file(guest: Guest, hotplug: Hotplug, share: Sha
 
 
 @pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
 def test_requests_of_one_fid_run_at_the_same_time(raw_guest: RawGuest, share: Share) -> None:
     """Dozens that QEMU takes at once, and its threads serve together: each has its own offset.
 
@@ -571,6 +572,7 @@ def crowd(lab: Lab, share: Share, hold: Hold) -> Crowd:  # noqa: ARG001 (the mac
 
 
 @pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
 def test_a_file_that_a_request_uses_stays_open(crowd: Crowd, share: Share, hold: Hold) -> None:
     """What is being read is not closed to make room: the read is of this file, and not of another."""
     crowd.look()
@@ -584,6 +586,7 @@ def test_a_file_that_a_request_uses_stays_open(crowd: Crowd, share: Share, hold:
 
 
 @pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
 def test_an_open_that_is_flushed_while_it_makes_room(crowd: Crowd, share: Share, hold: Hold) -> None:
     """The flush is the guest's way to interrupt one request: what is closed for it belongs to others."""
     driver, some = crowd.driver, LIMIT * 3 // 5
@@ -612,6 +615,7 @@ AGAIN = {
 
 
 @pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
 def test_an_error_of_opening_again_is_told(crowd: Crowd, share: Share, hold: Hold) -> None:
     """When a file that was closed to make room cannot be opened, the answer is the host's errno."""
     crowd.look()
@@ -626,6 +630,7 @@ def test_an_error_of_opening_again_is_told(crowd: Crowd, share: Share, hold: Hol
 
 
 @pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
 def test_an_unlink_that_cannot_open_the_file_again_says_why(crowd: Crowd, share: Share, hold: Hold) -> None:
     """Before a file loses its name QEMU opens it again; what the host says against it is the answer."""
     crowd.look()
@@ -640,6 +645,7 @@ def test_an_unlink_that_cannot_open_the_file_again_says_why(crowd: Crowd, share:
 
 
 @pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
 def test_a_file_is_emptied_once_only(crowd: Crowd) -> None:
     """Opened with P9_DOTL_TRUNC, and closed to make room: opened again it keeps what was written since."""
     crowd.look(os.O_RDWR | os.O_TRUNC)
@@ -662,6 +668,7 @@ def errno_of(driver: RawDriver, kind: int, body: bytes) -> str:
 
 
 @pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
 @pytest.mark.parametrize("kind", ["read", "write"])
 def test_a_flushed_request_has_its_own_answer_or_none(
     raw_guest: RawGuest, share: Share, hold: Hold, kind: str
@@ -785,6 +792,7 @@ def test_a_folder_of_thousands_of_names(guest: Guest, hotplug: Hotplug, share: S
 
 
 @pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
 def test_a_folder_is_read_from_any_of_its_offsets(raw_guest: RawGuest, share: Share) -> None:
     """From the offset of each entry come those that follow it, however few fit into an answer."""
     for name in NAMES[:300]:
