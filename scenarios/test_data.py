@@ -62,9 +62,10 @@ KINDS = {
 
 
 def every_length(program: Program, name: str, longest: int) -> None:
-    """Each length, written and read back by one call each at some offsets; then all of the file."""
+    """Each length, written and read back by one call each, at every offset or some; then all of the file."""
     for index, length in enumerate(length for length in LENGTHS if length <= longest):
-        for offset in (OFFSETS[index % 7], OFFSETS[(index + 3) % 7]):
+        some = OFFSETS if length <= 65_536 else (OFFSETS[index % 7], OFFSETS[(index + 3) % 7])
+        for offset in some:
             program.pwrite(name, offset, length, seed=offset + 3 * length)
             program.pread(name, max(0, offset - 13), length + 29)
     program.whole(name, 1_000_003)
