@@ -210,11 +210,13 @@ class RawDriver:
         tag: int | None = None,
         size: int | None = None,
         reply_size: int = _REQUEST_SIZE,
+        notify: bool = True,
     ) -> Request:
         """Put a request into the ring, and do not wait.
 
         :param tag: a tag of the caller's own choice. :param size: a length to claim instead of the true one.
         :param reply_size: how much room there is for the answer.
+        :param notify: tell the device; without, it takes this request together with one that follows.
         :raises UsageError: when the ring is full, or the request is too long.
         """
         # Neither 0, which means nothing, nor NOTAG (kernel: include/net/9p/9p.h).
@@ -232,7 +234,7 @@ class RawDriver:
             Descriptor(out, len(message), NEXT, head + 1),
             Descriptor(out + _REQUEST_SIZE, reply_size, WRITE),
         )
-        self.offer(head)
+        self.offer(head, notify=notify)
         return Request(tag, kind, head)
 
     @property
@@ -319,6 +321,19 @@ class RawDriver:
                 f"{_name(request.kind)} (tag {request.tag}) was answered by type {kind}, tag {tag}"
             )
         return body
+
+    def wait_dropped(self, request: Request, *, timeout_s: float = _REPLY_TIMEOUT_S) -> bool:
+        """Wait until the device has done with a request that was flushed; whether without an answer.
+
+        :raises WaitTimeout: when it has not.
+        """
+        self._machine.wait_until(
+            lambda: self.is_answered(request),
+            what=f"the end of the flushed {_name(request.kind)} (tag {request.tag}) of {self.share.id}",
+            timeout_s=timeout_s,
+            interval_s=0.001,
+        )
+        return self._written[request.head] == 0
 
     def is_answered(self, request: Request) -> bool:
         """Whether its answer is there."""

@@ -10,7 +10,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-#: What the device answers to (type, tag, body): (type, tag, body), or ``None`` for no answer at all.
+#: What the device answers to (type, tag, body): (type, tag, body), or ``None`` for no answer at all. With
+#: type 0 it gives the request back without an answer.
 Answer = Callable[[int, int, bytes], tuple[int, int, bytes] | None]
 
 _PFN, _SIZE, _NOTIFY = 8, 12, 16
@@ -82,7 +83,7 @@ class FakeQtest:
         answer = self.answer(kind, tag, bytes(self._memory[out + 7 : out + size]))
         if answer is not None:
             kind, tag, body = answer
-            message = struct.pack("<IBH", 7 + len(body), kind, tag) + body
+            message = struct.pack("<IBH", 7 + len(body), kind, tag) + body if kind else b""
             self._memory[into : into + len(message)] = message
             self._use(head, len(message) + self.written_off)
 

@@ -66,6 +66,13 @@ def drive(tmp_path: Path, world: World, fakes: list[FakeQtest]) -> Iterator[Driv
         qtest.close()
 
 
+@pytest.mark.parametrize(("kind", "dropped"), [(0, True), (T.READ + 1, False)])
+def test_a_request_that_is_flushed(drive: Drive, kind: int, dropped: bool) -> None:
+    """The device gives it back with an answer or without."""
+    driver = drive(lambda _, tag, body: (kind, tag, body))
+    assert driver.wait_dropped(driver.send(T.READ, p9.read(1, 0, 10))) is dropped
+
+
 def test_a_session(drive: Drive) -> None:
     asked: list[int] = []
 

@@ -1,0 +1,818 @@
+"""Plain use, data: what programs write, append, truncate, map, unlink and list on a share is there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from harness.actions.hotplug import Hotplug
+from harness.guest import p9
+from harness.guest.fileops import File, Program, content
+from harness.guest.guest import Guest
+from harness.guest.lab import Lab
+from harness.guest.mount import Mount
+from harness.guest.p9 import T
+from harness.guest.raw9p import NineError, RawDriver, RawGuest
+from harness.holds.hold import DATA, FSYNC, READDIR, STAT, Hold, require_counted_requests
+from harness.holds.open_files import OpenFileLimit
+from harness.qemu import footprint
+from harness.qemu.machine import Machine
+from harness.qemu.spec import Share
+
+#: Flags of the guest's kernel, x86-64; not in every :mod:`os`.
+O_DIRECT, O_DIRECTORY = 0o40000, 0o200000
+CREATE = os.O_RDWR | os.O_CREAT
+#: Of a raw client: the fid of what it looks at, what that contains, and from where on many others' fids are.
+LOOKED_AT, CONTENT, OTHERS = 1, b"what is looked at" * 100, 1000
+
+# Bytes: requests of every size, at every kind of offset.
+
+#: Of single calls: around a page, around what a request of each msize carries (24 bytes less, kernel:
+#: ``include/net/9p/9p.h``, ``P9_IOHDRSZ``), beyond 60 KB, and several requests long.
+LENGTHS = (1, 511, 4095, 4096, 4097, 61_441, 65_536, 131_047, 131_048, 131_049, 300_001, 511_977, 1_048_579)
+#: The first pages, and beyond 200 KB; aligned, and not.
+OFFSETS = (0, 204_801, 4096, 1_048_575, 4095, 262_144, 1)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a share is mounted. With a cache the guest's kernel makes other requests of the same calls.
+
+    :ivar maps: whether it takes shared mappings that are written to (kernel: ``fs/9p/vfs_file.c``).
+    :ivar longest: of single calls: with a small msize each is many requests.
+    """
+
+    options: str = ""
+    maps: bool = False
+    longest: int = LENGTHS[-1]
+
+
+KINDS = {
+    "plain": Kind(),
+    "large": Kind("msize=512000"),
+    "small": Kind("msize=8192", longest=131_049),
+    "loose": Kind("cache=loose,msize=512000", maps=True),
+}
+
+
+def every_length(program: Program, name: str, longest: int) -> None:
+    """Each length, written and read back by one call each, at every offset or some; then all of the file."""
+    for index, length in enumerate(length for length in LENGTHS if length <= longest):
+        some = OFFSETS if length <= 65_536 else (OFFSETS[index % 7], OFFSETS[(index + 3) % 7])
+        for offset in some:
+            program.pwrite(name, offset, length, seed=offset + 3 * length)
+            program.pread(name, max(0, offset - 13), length + 29)
+    program.whole(name, 1_000_003)
+
+
+def every_other_way(program: Program, kind: Kind) -> None:
+    """Appended, sparse, cut, extended, direct, emptied, through mappings, by several processes."""
+    file = File("other")
+    program.open("o", file, CREATE, "other")
+    program.open("end", file, os.O_WRONLY | os.O_APPEND, "other")
+    program.append("end", 70_001, 1)
+    program.append("end", 140_000, 2)
+    program.truncate("o", 100_003)
+    program.append("end", 5, 3)
+    program.pread("o", 99_000, 2000)
+    program.truncate("o", 700_001)
+    program.pread("o", 100_000, 600_001)
+    program.pwrite("o", 1_500_007, 4099, 4)
+    program.pread("o", 699_999, 800_020)
+    program.add("fstat", "o", 1)
+    program.open("direct", file, os.O_RDWR | O_DIRECT, "other")
+    for offset, length in ((0, 65_536), (4096, 4096), (204_800, 131_072), (7, 300_001)):
+        program.pwrite("direct", offset, length, 5 + offset)
+        program.pread("direct", offset, length)
+    if kind.maps:
+        program.map_shared("o", 4096, 65_536, 6)
+        program.map_shared("o", 204_807, 200_003, 7)
+    program.map_private("o", 300_001, 9000, 8)
+    program.processes("o", 3, 65_536, 4, 10)
+    program.add("fsync", "o")
+    program.whole("o", 262_144)
+    program.close("o", "end", "direct")
+    program.open("again", file, os.O_RDWR | os.O_TRUNC, "other")
+    program.add("fstat", "again", 1)
+    program.pwrite("again", 300_000, 131_072, 9)
+    program.whole("again", 131_048)
+    program.close("again")
+
+
+@pytest.mark.any_plug
+@pytest.mark.parametrize("name", KINDS)
+def test_bytes_written_in_any_way_arrive(guest: Guest, hotplug: Hotplug, share: Share, name: str) -> None:
+    """Every byte of every call, on both sides, also of calls that are larger than a request."""
+    kind = KINDS[name]
+    hotplug.plug(share)
+    mount = guest.mount(share, options=kind.options)
+    program, file = Program(), File("data")
+    program.open("d", file, CREATE, "data")
+    every_length(program, "d", kind.longest)
+    program.close("d")
+    every_other_way(program, kind)
+    program.run(guest, mount.mountpoint)
+    mount.unmount()
+    for each in program.files:
+        each.expect_on_host(share.path / each.name)
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_requests_of_one_fid_run_at_the_same_time(raw_guest: RawGuest, share: Share) -> None:
+    """Dozens that QEMU takes at once, and its threads serve together: each has its own offset.
+
+    Written through to the disk (``O_DSYNC``), which takes so long that they do overlap.
+    """
+    size, offsets = 4096, [4096 * number for number in range(40)]
+    (share.path / "file").touch()
+    driver = raw_guest.plug(share)
+    driver.version()
+    driver.attach(0)
+    driver.walk(0, 1, "file")
+    driver.call(T.LOPEN, struct.pack("<II", 1, os.O_RDWR | os.O_DSYNC))
+    for turn in range(5):
+        new = content(turn, size * len(offsets))
+        writes = [(T.WRITE, p9.write(1, offset, new[offset : offset + size])) for offset in offsets]
+        at_once(driver, writes)
+        assert (share.path / "file").read_bytes() == new, f"the host has other bytes after turn {turn}"
+        read = at_once(driver, [(T.READ, p9.read(1, offset, size)) for offset in offsets])
+        assert b"".join(body[4:] for body in read) == new, f"other bytes were read in turn {turn}"
+
+
+def at_once(driver: RawDriver, messages: list[tuple[T, bytes]]) -> list[bytes]:
+    """Send all, and let QEMU take them together; the answers."""
+    *first, last = messages
+    sent = [driver.send(*message, notify=False) for message in first]
+    sent.append(driver.send(*last))
+    return [driver.wait_answer(request) for request in sent]
+
+
+# Files that are unlinked, or are replaced, while they are open.
+
+
+@dataclass(frozen=True)
+class Unlinking:
+    """How an open file loses its name.
+
+    :ivar in_guest: the program's operations. :ivar on_host: or what the host does. The guest's kernel
+        does not know of that, and may look at the file by its name (``fs/9p/fid.c``, ``v9fs_fid_find``).
+    """
+
+    in_guest: Callable[[Program], None] | None = None
+    on_host: Callable[[Path], object] = lambda _: None
+
+
+UNLINKING = {
+    "by the guest": Unlinking(lambda p: p.add("unlink", "file")),
+    "by the host": Unlinking(on_host=lambda folder: (folder / "file").unlink()),
+    "by a rename on the host": Unlinking(on_host=lambda folder: (folder / "other").rename(folder / "file")),
+}
+REPLACED = Unlinking(lambda p: p.add("rename", "other", "file"))
+
+
+def unlinked(program: Program, how: Unlinking, file: File) -> None:
+    """A file that is open twice, as "made" and as "opened", and then has no name."""
+    program.open("made", file, CREATE, "file")
+    program.pwrite("made", 0, 150_000, 1)
+    program.open("opened", file, os.O_RDWR, "file")
+    program.open("other", File("other"), CREATE, "other")
+    program.close("other")
+    if how.in_guest:
+        how.in_guest(program)
+    program.pause("unlinked")
+
+
+def perform(program: Program, mount: Mount, how: Unlinking) -> None:
+    """Let the host do its part at the pause."""
+    running = program.start(mount.guest, mount.mountpoint)
+    running.wait_paused("unlinked")
+    how.on_host(mount.share.path)
+    running.resume("unlinked")
+    running.wait_finished()
+
+
+def use_without_a_name(mount: Mount, how: Unlinking) -> None:
+    """Read, write, sync, map and look at an open file that has lost its name, as before; then close it."""
+    program = Program()
+    unlinked(program, how, File("unlinked"))
+    for name in ("made", "opened"):
+        program.pread(name, 3, 149_000)
+        program.pwrite(name, 149_990, 131_072, 2)
+        program.pread(name, 100_000, 200_000)
+        program.map_private(name, 4097, 9000, 3)
+        program.add("fsync", name)
+        if how.in_guest:
+            program.add("fstat", name, 0)
+    program.close("made", "opened")
+    perform(program, mount, how)
+    kept = open_below(mount.guest.machine, mount.share)
+    assert kept == 0, "QEMU keeps a file that has no name and no user"
+
+
+@pytest.mark.any_plug
+def test_an_open_file_that_is_unlinked(guest: Guest, hotplug: Hotplug, share: Share) -> None:
+    """It can be used as before, whoever unlinked it, and is gone once it is closed."""
+    hotplug.plug(share)
+    mount = guest.mount(share, options="cache=none")
+    for how in UNLINKING.values():
+        use_without_a_name(mount, how)
+
+
+@pytest.mark.any_plug
+def test_an_open_file_that_another_replaces(guest: Guest, hotplug: Hotplug, share: Share) -> None:
+    """A file over which the guest renames another is still the old one for who has it open."""
+    hotplug.plug(share)
+    use_without_a_name(guest.mount(share, options="cache=none"), REPLACED)
+
+
+#: What of a Tsetattr is valid (kernel: ``include/net/9p/9p.h``, ``P9_ATTR_MODE`` and so on), and its values.
+ATTRIBUTES = {
+    "fchmod": struct.pack("<IIIIQQQQQ", 0x1, 0o600, 0, 0, 0, 0, 0, 0, 0),
+    "ftruncate": struct.pack("<IIIIQQQQQ", 0x8, 0, 0, 0, 3, 0, 0, 0, 0),
+    "futimens": struct.pack("<IIIIQQQQQ", 0x20 | 0x100, 0, 0, 0, 0, 0, 0, 10**9, 0),
+}
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("what", ATTRIBUTES)
+def test_attributes_of_an_open_file_that_is_unlinked(raw_guest: RawGuest, share: Share, what: str) -> None:
+    """They can be set as long as it is open."""
+    (share.path / "file").write_bytes(CONTENT)
+    driver = raw_guest.plug(share)
+    driver.version()
+    driver.attach(0)
+    driver.walk(0, LOOKED_AT, "file")
+    driver.call(T.LOPEN, struct.pack("<II", LOOKED_AT, os.O_RDWR))
+    driver.call(T.UNLINKAT, p9.unlinkat(0, "file"))
+    said = errno_of(driver, T.SETATTR, struct.pack("<I", LOOKED_AT) + ATTRIBUTES[what])
+    assert said == "no error", f"{what} of an open file that is unlinked: {said}"
+    length = 3 if what == "ftruncate" else len(CONTENT)
+    assert driver.read(LOOKED_AT, 0, 5000) == CONTENT[:length]
+
+
+# Errors of the host's file system.
+
+
+@dataclass(frozen=True)
+class Failing:
+    """System calls that fail on the host, and the guest's operations that have to say so."""
+
+    calls: tuple[str, ...]
+    errors: tuple[int, ...]
+    operations: tuple[str, ...]
+
+
+_OPENED = (
+    "pread file 0 100",
+    "pwrite file 0 131072 1",
+    "append file 10 1",
+    "fsync file",
+    "names folder 2 4096",
+)
+_BY_PATH = (
+    "open x x 0 0 name",
+    "open x x 66 420 new",
+    "mkdir made",
+    "unlink name",
+    "rename name other",
+    "rmdir sub",
+)
+FAILING = {
+    "what_is_open": Failing(
+        (*DATA, *FSYNC, *READDIR), (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EFBIG), _OPENED
+    ),
+    "opening": Failing(
+        ("openat",), (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES), _BY_PATH
+    ),
+    "making": Failing(("mkdirat",), (errno.ENOSPC, errno.EDQUOT, errno.EMLINK), ("mkdir made",)),
+    "renaming": Failing(("renameat",), (errno.EXDEV, errno.ENOSPC, errno.EBUSY), ("rename name other",)),
+    "removing": Failing(("unlinkat",), (errno.EBUSY, errno.EROFS, errno.EIO), ("unlink name", "rmdir sub")),
+    "looking": Failing(STAT, (errno.EIO, errno.EACCES), ("access name", "lock file", "links folder 2")),
+}
+
+
+@pytest.mark.any_plug
+def test_an_error_reaches_the_guest(guest: Guest, hotplug: Hotplug, share: Share, hold: Hold) -> None:
+    """As the host's own errno, whatever the operation; and nothing stays open for it."""
+    (share.path / "name").write_text("content")
+    (share.path / "sub").mkdir()
+    hotplug.plug(share)
+    mount = guest.mount(share, options="cache=none")
+    program = Program()
+    program.open("file", File("file"), CREATE, "file")
+    program.open("folder", File("none"), O_DIRECTORY, "sub")
+    program.add("links", "folder", 2)
+    rows = [(name, failing, error) for name, failing in FAILING.items() for error in failing.errors]
+    for name, failing, error in rows:
+        program.pause(f"{name}-{error}")
+        for operation in failing.operations:
+            program.expect(error, operation)
+    program.pause("end")
+    program.close("file", "folder")
+    running = program.start(guest, mount.mountpoint)
+    running.wait_paused(f"{rows[0][0]}-{rows[0][2]}")
+    before = open_below(guest.machine, share)
+    for (name, failing, error), following in zip(rows, [*rows[1:], None], strict=True):
+        with hold.failing(share, error, *failing.calls) as rule:
+            running.resume(f"{name}-{error}")
+            running.wait_paused(f"{following[0]}-{following[2]}" if following else "end")
+        assert rule.hits, f"no operation met the errno {error} of {name}"
+    assert open_below(guest.machine, share) == before, "QEMU keeps a file after an operation on it failed"
+    running.resume("end")
+    running.wait_finished()
+
+
+@pytest.mark.any_plug
+def test_an_interrupted_call_is_made_again(guest: Guest, hotplug: Hotplug, share: Share, hold: Hold) -> None:
+    """EINTR on the host is none of the guest's business."""
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    program, file = Program(), File("file")
+    program.open("f", file, CREATE, "file")
+    program.pause("open")
+    program.pwrite("f", 7, 131_072, 1)
+    program.pread("f", 0, 140_000)
+    program.close("f")
+    running = program.start(guest, mount.mountpoint)
+    running.wait_paused("open")
+    with hold.failing(share, errno.EINTR, *DATA) as rule:
+        running.resume("open")
+        guest.machine.wait_until(lambda: rule.hits > 2, what="the third attempt at a write", timeout_s=10.0)
+    running.wait_finished()
+    file.expect_on_host(share.path / "file")
+
+
+@pytest.mark.any_plug
+def test_an_error_at_the_end_of_setxattr(guest: Guest, hotplug: Hotplug, share: Share) -> None:
+    """The attribute is set by the Tclunk; what the export has to say against it comes then."""
+    (share.path / "file").write_text("content")
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    program = Program()
+    program.expect(errno.EOPNOTSUPP, "setxattr", "file", "trusted.refused", 10)
+    program.run(guest, mount.mountpoint)
+
+
+# More open files than QEMU may have.
+
+#: Of QEMU, and what the guest has open of each kind: more than that of folders alone.
+LIMIT, FILES, FOLDERS = 160, 60, 140
+READ_ONLY_FOLDER = os.O_RDONLY | O_DIRECTORY
+
+
+def open_below(machine: Machine, share: Share) -> int:
+    """How many files and folders inside a share QEMU has open (the share itself is always)."""
+    inside = f"{os.path.realpath(share.path)}/"
+    folder = Path(f"/proc/{footprint.process(machine)}/fd")
+    return sum(target.startswith(inside) for target in _targets(folder))
+
+
+def _targets(folder: Path) -> Iterator[str]:
+    for entry in folder.iterdir():
+        try:
+            yield str(entry.readlink())
+        except FileNotFoundError:
+            continue  # Closed meanwhile.
+
+
+class Many:
+    """A guest whose program has more open than QEMU may have."""
+
+    def __init__(self, lab: Lab, share: Share, *, files: int = FILES, folders: int = FOLDERS) -> None:
+        OpenFileLimit(lab, LIMIT)
+        self.share = share
+        self.guest = lab.boot()
+        Hotplug(self.guest).plug(share)
+        self.mount = self.guest.mount(share, options="cache=none")
+        self.program, self.files = Program(), [File(f"file{number}") for number in range(files)]
+        self.folders = [f"folder{number}" for number in range(folders)]
+        for name in self.folders:
+            (share.path / name).mkdir()
+        for number, file in enumerate(self.files):
+            self.program.open(file.name, file, CREATE, file.name)
+            self.program.pwrite(file.name, number, 100 + number, number)
+        for name in self.folders:
+            self.program.open(name, File("none"), READ_ONLY_FOLDER, name)
+
+    def use_all(self) -> None:
+        """Read and write in each file, look at each folder: each is opened again if it has to be."""
+        for number, file in enumerate(self.files):
+            self.program.pread(file.name, 0, 5000)
+            self.program.pwrite(file.name, 50 + number, 200, 7 * number)
+        for name in self.folders:
+            self.program.add("names", name, 0, 4096)
+        self.program.whole(self.files[0].name)
+
+    def open_more(self, count: int = LIMIT) -> None:
+        """Open others, until those from before are the oldest, and close them again."""
+        names = [f"more{number}" for number in range(count)]
+        for name in names:
+            self.program.open(name, File(name), CREATE, name)
+        self.program.close(*names)
+
+    def close_all(self) -> None:
+        """All that is open."""
+        self.program.close(*(file.name for file in self.files), *self.folders)
+
+    def run(self) -> None:
+        """Perform the program, close what is open, and look at what the host has."""
+        self.close_all()
+        self.program.run(self.guest, self.mount.mountpoint)
+        self.expect_back()
+
+    def expect_back(self) -> None:
+        """Nothing stays open, and every byte of the files that still have their name is there."""
+        assert open_below(self.guest.machine, self.share) == 0, "QEMU keeps a file that no one has open"
+        for file in self.files:
+            path = self.share.path / file.name
+            if path.exists():
+                file.expect_on_host(path)
+
+
+@pytest.mark.any_plug
+def test_more_open_files_than_the_limit(lab: Lab, share: Share) -> None:
+    """All can be used, in any order."""
+    many = Many(lab, share)
+    many.use_all()
+    many.run()
+
+
+@pytest.mark.any_plug
+def test_what_loses_its_name_keeps_its_content_beyond_the_limit(lab: Lab, share: Share) -> None:
+    """What QEMU has closed to make room it opens again before its name goes, or becomes another."""
+    many = Many(lab, share, files=25, folders=25)
+    program = many.program
+    many.open_more()
+    for number in range(10):
+        program.add("unlink", f"file{number}")
+        program.add("rename", f"file{10 + number}", f"renamed{number}")
+        program.add("rmdir", f"folder{number}")
+        program.add("rename", f"folder{10 + number}", f"folder-renamed{number}")
+    many.open_more(LIMIT // 2)
+    for number in range(20):
+        program.pread(f"file{number}", 0, 5000)
+        program.pwrite(f"file{number}", 70, 131_072, number)
+        program.pread(f"file{number}", 0, 140_000)
+        program.add("fsync", f"folder{number}")
+    many.run()
+
+
+@pytest.mark.any_plug
+def test_what_another_replaces_keeps_its_content_beyond_the_limit(lab: Lab, share: Share) -> None:
+    """An open file over which another is renamed, as programs do that save a file, is still the old one."""
+    many = Many(lab, share, files=20, folders=0)
+    for number in range(10):
+        many.program.add("rename", f"file{10 + number}", f"file{number}")
+    many.open_more()
+    for number in range(10):
+        many.program.pread(f"file{number}", 0, 5000)
+        many.program.pread(f"file{10 + number}", 0, 5000)
+    many.close_all()
+    many.program.run(many.guest, many.mount.mountpoint)
+    assert open_below(many.guest.machine, share) == 0, "QEMU keeps a file that no one has open"
+
+
+FLAGS = {
+    "append": os.O_RDWR | os.O_APPEND,
+    "truncate": os.O_RDWR | os.O_TRUNC,
+    "create": CREATE,
+    "create_and_truncate": CREATE | os.O_TRUNC,
+    "exclusive": CREATE | os.O_EXCL,
+    "sync": CREATE | os.O_SYNC,
+    "direct": CREATE | O_DIRECT,
+}
+
+
+@pytest.mark.any_plug
+def test_a_file_is_what_it_was_when_it_is_opened_again(lab: Lab, share: Share) -> None:
+    """However it was opened: that QEMU closed it meanwhile, to make room, changes nothing."""
+    many = Many(lab, share, files=0, folders=0)
+    program, files = many.program, [File(name) for name in FLAGS]
+    for file in files:
+        if not FLAGS[file.name] & os.O_CREAT:
+            (share.path / file.name).touch()
+        program.open(file.name, file, FLAGS[file.name], file.name)
+        program.append(file.name, 70_001, 1)
+    many.open_more()
+    for file in files:
+        program.add("fstat", file.name, 1)
+        program.append(file.name, 5000, 2)
+        program.pread(file.name, 0, 80_000)
+        program.close(file.name)
+    many.run()
+    for file in files:
+        file.expect_on_host(share.path / file.name)
+
+
+# The same with a client that holds and flushes what no kernel does, and asks for each errno.
+
+
+class Crowd:
+    """A raw client of a QEMU that may have few files open; it has one of its own, :data:`LOOKED_AT`."""
+
+    def __init__(self, lab: Lab, share: Share) -> None:
+        OpenFileLimit(lab, LIMIT)
+        raw = RawGuest(lab)
+        self.machine, self._share = raw.machine, share
+        for number in range(LIMIT):
+            (share.path / f"file{number}").write_bytes(b"another file's bytes")
+        (share.path / "looked-at").write_bytes(CONTENT)
+        (share.path / "folder").mkdir()
+        self.driver = raw.plug(share)
+        self.driver.version()
+        self.driver.attach(0)
+
+    def look(self, flags: int = os.O_RDWR) -> None:
+        """Open its own file."""
+        self.open(LOOKED_AT, "looked-at", flags)
+
+    def open(self, fid: int, name: str, flags: int = os.O_RDONLY) -> None:
+        """Twalk and Tlopen."""
+        self.driver.walk(0, fid, name)
+        self.driver.call(T.LOPEN, struct.pack("<II", fid, flags))
+
+    def gather(self) -> None:
+        """Open so many others, one after the other, that QEMU closes those from before."""
+        for number in range(LIMIT):
+            self.open(OTHERS + number, f"file{number}")
+
+    def expect_back(self) -> None:
+        """When every fid was clunked nothing is open."""
+        self.driver.clunk_all()
+        assert open_below(self.machine, self._share) == 0, "QEMU keeps a file of which no fid is left"
+
+
+@pytest.fixture
+def crowd(lab: Lab, share: Share, hold: Hold) -> Crowd:  # noqa: ARG001 (the machine is started under it)
+    """Lives until the machine has ended, as the plugin's own."""
+    return Crowd(lab, share)
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_a_file_that_a_request_uses_stays_open(crowd: Crowd, share: Share, hold: Hold) -> None:
+    """What is being read is not closed to make room: the read is of this file, and not of another."""
+    crowd.look()
+    with hold.requests(share) as held:
+        read = crowd.driver.send(T.READ, p9.read(LOOKED_AT, 0, 5000))
+        held.wait_caught()
+        crowd.gather()
+        held.in_flight()
+    assert crowd.driver.wait_answer(read)[4:] == CONTENT, "the read got other bytes"
+    crowd.expect_back()
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_an_open_that_is_flushed_while_it_makes_room(crowd: Crowd, share: Share, hold: Hold) -> None:
+    """The flush is the guest's way to interrupt one request: what is closed for it belongs to others."""
+    driver, some = crowd.driver, LIMIT * 3 // 5
+    for number in range(some):
+        crowd.open(OTHERS + number, f"file{number}")
+    for number in range(some, some + 20):
+        driver.walk(0, OTHERS + number, f"file{number}")
+        with hold.requests(replace(share, path=share.path / f"file{number}"), "openat") as held:
+            opening = driver.send(T.LOPEN, p9.open_(OTHERS + number))
+            held.wait_caught()
+            flush = driver.send(T.FLUSH, p9.flush(opening.tag))
+            held.in_flight()
+        driver.wait_answer(flush)
+    assert open_below(crowd.machine, share) < LIMIT // 2, "QEMU has closed too few files to make room"
+    crowd.expect_back()
+
+
+#: What needs the file, or the folder, that was closed to make room.
+AGAIN = {
+    "read": (T.READ, p9.read(LOOKED_AT, 0, 10)),
+    "write": (T.WRITE, p9.write(LOOKED_AT, 0, b"new")),
+    "fsync": (T.FSYNC, p9.fsync(LOOKED_AT)),
+    "getattr": (T.GETATTR, p9.getattr_(LOOKED_AT)),
+    "readdir": (T.READDIR, p9.read(LOOKED_AT + 1, 0, 4096)),
+}
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_an_error_of_opening_again_is_told(crowd: Crowd, share: Share, hold: Hold) -> None:
+    """When a file that was closed to make room cannot be opened, the answer is the host's errno."""
+    crowd.look()
+    crowd.open(LOOKED_AT + 1, "folder", O_DIRECTORY)
+    crowd.gather()
+    with hold.failing(share, errno.EIO, "openat") as rule:
+        seen = {name: errno_of(crowd.driver, *message) for name, message in AGAIN.items()}
+    assert rule.hits, "no file was opened again"
+    wrong = [f"{name}: {said}" for name, said in seen.items() if said != "EIO"]
+    assert not wrong, f"not EIO, but {', '.join(wrong)}"
+    crowd.expect_back()
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_an_unlink_that_cannot_open_the_file_again_says_why(crowd: Crowd, share: Share, hold: Hold) -> None:
+    """Before a file loses its name QEMU opens it again; what the host says against it is the answer."""
+    crowd.look()
+    crowd.gather()
+    with hold.failing(share, errno.ENOMEM, "openat") as rule:
+        said = errno_of(crowd.driver, T.UNLINKAT, p9.unlinkat(0, "looked-at"))
+    assert rule.hits, "the file was not opened again"
+    assert said == "ENOMEM", f"the unlink was answered with {said}"
+    assert (share.path / "looked-at").exists(), "the file is gone all the same"
+    assert crowd.driver.read(LOOKED_AT, 0, 5000) == CONTENT
+    crowd.expect_back()
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_a_file_is_emptied_once_only(crowd: Crowd) -> None:
+    """Opened with P9_DOTL_TRUNC, and closed to make room: opened again it keeps what was written since."""
+    crowd.look(os.O_RDWR | os.O_TRUNC)
+    crowd.driver.write(LOOKED_AT, 0, CONTENT)
+    crowd.gather()
+    assert crowd.driver.read(LOOKED_AT, 0, 5000) == CONTENT, "what was written since the open is lost"
+    crowd.expect_back()
+
+
+def errno_of(driver: RawDriver, kind: int, body: bytes) -> str:
+    """How a request fails; "no error" when it does not."""
+    try:
+        driver.call(kind, body)
+    except NineError as exc:
+        return errno.errorcode.get(exc.errno, str(exc.errno))
+    return "no error"
+
+
+# Requests that are interrupted.
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("kind", ["read", "write"])
+def test_a_flushed_request_has_its_own_answer_or_none(
+    raw_guest: RawGuest, share: Share, hold: Hold, kind: str
+) -> None:
+    """Never an error of being flushed: the guest would take it for the result."""
+    (share.path / "file").write_bytes(b"half")
+    driver = raw_guest.plug(share)
+    driver.version()
+    driver.attach(0)
+    driver.walk(0, 1, "file")
+    driver.call(T.LOPEN, struct.pack("<II", 1, os.O_RDWR))
+    message = {"read": p9.read(1, 0, 100), "write": p9.write(1, 0, b"new" * 30)}[kind]
+    with hold.requests(share) as held:
+        request = driver.send({"read": T.READ, "write": T.WRITE}[kind], message)
+        held.wait_caught()
+        flush = driver.send(T.FLUSH, p9.flush(request.tag))
+        held.in_flight()
+    if not driver.wait_dropped(request):
+        driver.wait_answer(request)  # Raises for an error.
+    driver.wait_answer(flush)
+    assert driver.read(1, 0, 100) == {"read": b"half", "write": b"new" * 30}[kind]
+
+
+SIGNALS = {"handled": ("USR1",), "stopped_and_continued": ("STOP", "CONT")}
+
+
+@pytest.mark.any_plug
+def test_a_signal_during_a_request(guest: Guest, hotplug: Hotplug, share: Share, hold: Hold) -> None:
+    """A process that is to handle a signal, or is stopped and goes on, reads and writes each byte once."""
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    program, file = Program(), File("file")
+    program.open("f", file, CREATE | os.O_APPEND, "file")
+    for name in SIGNALS:
+        program.pause(name)
+        program.append("f", 100_000, 1)
+        program.pread("f", 0, 400_000)
+    program.pause("end")
+    program.close("f")
+    running = program.start(guest, mount.mountpoint)
+    for name, signals in SIGNALS.items():
+        for _ in ("write", "read"):
+            with hold.requests(share) as held:
+                running.resume(name)
+                held.wait_caught()
+                for signal in signals:
+                    running.signal(signal)
+                held.in_flight()
+    running.resume("end")
+    running.wait_finished()
+    mount.unmount()
+    file.expect_on_host(share.path / "file")
+
+
+#: Whether the guest's kernel flushes the request (6.1: a write is waited for).
+KILLED = {"read": True, "write": False}
+
+
+@pytest.mark.any_plug
+def test_a_process_that_is_killed_during_a_request(
+    guest: Guest, hotplug: Hotplug, share: Share, hold: Hold
+) -> None:
+    """Its request is flushed, or waited for: the process ends, its file is closed, and all is as it was."""
+    require_counted_requests(guest.machine)
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    for kind, is_flushed in KILLED.items():
+        program, file = Program(), File(kind)
+        program.open("f", file, CREATE, kind)
+        program.pwrite("f", 0, 100_000, 1)
+        program.pause("open")
+        program.add(*{"read": ("pread", "f", 0, 100_000), "write": ("pwrite", "f", 0, 100_000, 1)}[kind])
+        running = program.start(guest, mount.mountpoint)
+        running.wait_paused("open")
+        with hold.requests(share) as held:
+            running.resume("open")
+            held.wait_caught()
+            running.signal("KILL")
+            held.wait_in_flight(2 if is_flushed else 1)
+        assert running.wait_ended() == 128 + 9, f"the process that {kind}s was not killed"
+        file.expect_on_host(share.path / kind)
+        assert open_below(guest.machine, share) == 0, f"QEMU keeps the file of a {kind} that was killed"
+    mount.expect_usable()
+
+
+# Folders of thousands of entries.
+
+#: Names of 1 to 255 bytes: many of the short ones, and few of the longest, fit into one answer.
+NAMES = [f"s{number}{'x' * (number * 37 % 250)}" for number in range(1200)]
+
+
+def fill(folder: Path) -> None:
+    """Make an empty file of each name."""
+    for name in NAMES:
+        (folder / name).touch()
+
+
+@pytest.mark.any_plug
+def test_a_folder_of_thousands_of_names(guest: Guest, hotplug: Hotplug, share: Share) -> None:
+    """Each name is there once, whatever the sizes of requests and calls, and while others come and go."""
+    fill(share.path)
+    hotplug.plug(share)
+    for options, size in (("msize=8192", 600), ("", 32_768)):
+        mount = guest.mount(share, options=options)
+        program = Program()
+        program.open("folder", File("none"), READ_ONLY_FOLDER, ".")
+        program.add("names", "folder", len(NAMES), size)
+        program.add("part", "folder", 2000)
+        for number in range(20):
+            program.open("new", File("new"), CREATE, f"new{number}")
+            program.close("new")
+        program.add("rest", "folder", "s", len(NAMES), 32_768)
+        program.add("part", "folder", 2000)
+        for number in range(20):
+            program.add("unlink", f"new{number}")
+        program.add("rest", "folder", "s", len(NAMES), 32_768)
+        program.add("fsync", "folder")
+        program.close("folder")
+        program.run(guest, mount.mountpoint)
+        mount.unmount()
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_a_folder_is_read_from_any_of_its_offsets(raw_guest: RawGuest, share: Share) -> None:
+    """From the offset of each entry come those that follow it, however few fit into an answer."""
+    for name in NAMES[:300]:
+        (share.path / name).touch()
+    driver = raw_guest.plug(share)
+    driver.version()
+    driver.attach(0)
+    driver.walk(0, 1)
+    driver.call(T.LOPEN, struct.pack("<II", 1, O_DIRECTORY))
+    entries = every_entry(driver, 8000)
+    assert sorted(name for name, _ in entries) == sorted([*NAMES[:300], ".", ".."])
+    assert every_entry(driver, 300) == entries, "small answers give other entries than large ones"
+    for at in random.Random(7).sample(range(len(entries) - 1), 60):
+        following = entries_of(driver, entries[at][1], 300)
+        assert following, f"nothing comes after entry {at} of {len(entries)}"
+        assert following == entries[at + 1 : at + 1 + len(following)], f"others come after entry {at}"
+    assert entries_of(driver, entries[-1][1], 300) == [], "something comes after the last entry"
+
+
+def every_entry(driver: RawDriver, count: int) -> list[tuple[str, int]]:
+    """Name and offset of each entry, by requests of ``count`` bytes."""
+    found: list[tuple[str, int]] = []
+    while more := entries_of(driver, found[-1][1] if found else 0, count):
+        found += more
+    return found
+
+
+def entries_of(driver: RawDriver, offset: int, count: int) -> list[tuple[str, int]]:
+    """What one Treaddir from ``offset`` gives (``qid[13] offset[8] type[1] name[s]``)."""
+    body = driver.call(T.READDIR, p9.read(1, offset, count))[4:]
+    assert len(body) <= count, "the answer is longer than it may be"
+    found = []
+    while body:
+        following, _, length = struct.unpack_from("<QBH", body, 13)
+        found.append((body[24 : 24 + length].decode(), following))
+        body = body[24 + length :]
+    return found
