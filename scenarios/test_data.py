@@ -106,6 +106,7 @@ def every_other_way(program: Program, kind: Kind) -> None:
     program.close("again")
 
 
+@pytest.mark.always
 @pytest.mark.any_plug
 @pytest.mark.parametrize("name", KINDS)
 def test_bytes_written_in_any_way_arrive(guest: Guest, hotplug: Hotplug, share: Share, name: str) -> None:

@@ -242,6 +242,7 @@ MODES_LATER: tuple[Row, ...] = (
 )
 
 
+@pytest.mark.always
 @pytest.mark.any_plug
 @pytest.mark.parametrize("model", MODELS, ids=_id)
 def test_modes_and_owners(guest: Guest, hotplug: Hotplug, modelled: Share, model: str) -> None:
