@@ -10,10 +10,17 @@ import pytest
 from harness.actions.failing import FAILURES, require, wait_goes_on
 from harness.actions.hotplug import Hotplug
 from harness.actions.migration import Migration
+from harness.actions.raw_migration import (
+    cancel,
+    migrate_raw,
+    migrate_to_the_pause,
+    require_pause,
+)
 from harness.actions.run_state import RunState
 from harness.actions.snapshot import Snapshot
 from harness.guest.guest import Guest
 from harness.guest.lab import Lab
+from harness.guest.raw9p import RawGuest
 from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
 
@@ -95,9 +102,23 @@ def test_a_stopped_guest_arrives_stopped(
     run_state.stop()
     FAILURES["cancelled"](migration)
     run_state.expect_stopped()
-    migration.request_migrate().wait_arrived(status="paused")
+    migration.request_migrate(stopped=True).wait_arrived(status="paused")
     lab.machines[0].quit()
     run_state.expect_stopped()
     run_state.cont()
     use(guest, migration, share, "after")
     hotplug.unplug(share)
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_a_stopped_machine_migrates_at_the_second_try(raw_guest: RawGuest, share: Share) -> None:
+    """The first is cancelled when only the devices' state is left; nothing has run before or in between."""
+    require_pause(raw_guest)
+    driver = raw_guest.plug(share)
+    driver.version()
+    before = driver.registers()
+    cancel(raw_guest, migrate_to_the_pause(raw_guest))
+    _, (driver,) = migrate_raw(raw_guest, driver)
+    assert driver.registers() == before
+    driver.version()

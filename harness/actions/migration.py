@@ -169,22 +169,26 @@ class Migration:
         return self.request_migrate(stream, change=change).wait_completed()
 
     def request_migrate(
-        self, stream: Stream = UNIX, *, change: Callable[[MachineSpec], MachineSpec] = lambda spec: spec
+        self,
+        stream: Stream = UNIX,
+        *,
+        change: Callable[[MachineSpec], MachineSpec] = lambda spec: spec,
+        stopped: bool = False,
     ) -> Outgoing:
         """Launch the successor, send ``migrate``, and return without waiting for its end.
 
+        :param stopped: the guest is, and cannot be asked for the devices that have to arrive.
         :raises QemuError: when ``migrate`` is refused. :raises Unsupported: for a ``stream`` it cannot do.
         """
         source = self.guest.machine
-        return self._send(self.lab.launch_successor(source, change), stream)
+        return self._send(self.lab.launch_successor(source, change), stream, stopped=stopped)
 
-    def _send(self, successor: Machine, stream: Stream = UNIX) -> Outgoing:
+    def _send(self, successor: Machine, stream: Stream = UNIX, *, stopped: bool = False) -> Outgoing:
         source = self.guest.machine
         stream.prepare(source, successor)
         limit_bandwidth(source, _MAX_BANDWIDTH)
         uri = stream.open(source, successor)
-        # A guest that is stopped cannot be asked.
-        devices = _devices(self.guest) if source.qmp.execute("query-status")["status"] == "running" else None
+        devices = None if stopped else _devices(self.guest)
         op = source.history.invoke(source.name, "migrate", {"to": successor.name, "stream": stream.name})
         try:
             source.qmp.execute("migrate", {"uri": uri}, watch=source.watch)

@@ -99,4 +99,5 @@ def cancel(source: RawGuest, destination: RawGuest) -> None:
     destination.machine.expect_exit("its source cancels the migration")
     source.machine.qmp.execute("migrate_cancel", watch=source.machine.watch)
     wait_status(source.machine, "cancelled")
+    PAUSED.undo(source.machine)
     wait_given_up(destination.machine)
