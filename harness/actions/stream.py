@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from harness.actions.modes import require_mode
 from harness.background import Background
 from harness.channel.line import unread
 from harness.errors import QemuError, Unsupported
@@ -156,6 +157,16 @@ def knows_file_uris(machine: Machine) -> bool:
     return any({"socket", "exec", "rdma", "file"} <= values for values in transports)
 
 
+def _to_reboot(source: Machine, successor: Machine) -> str:
+    for machine in (source, successor):
+        machine.qmp.execute("migrate-set-parameters", {"mode": "cpr-reboot"})
+    return _file(source, successor)
+
+
+def _require_reboot(source: Machine) -> None:
+    require_mode(source, "cpr-reboot")
+
+
 def _slowly(source: Machine, successor: Machine) -> str:
     limit_bandwidth(source, _PRECOPY_BANDWIDTH)
     return _unix(source, successor)
@@ -199,6 +210,7 @@ STREAMS = {
         Stream("fd", _fd, require=lambda source: require_named_fds(source.spec.qemu)),
         Stream("exec", _exec, deliver=_read_exec),
         Stream("file", _file, deliver=_read_file, require=_require_file),
+        Stream("cpr-reboot", _to_reboot, deliver=_read_file, require=_require_reboot),
         Stream("multifd", _unix, capabilities=("multifd",)),
         Stream(
             "postcopy",
