@@ -157,6 +157,12 @@ DAMAGES: dict[str, Damage] = {
     "negative_queues": lambda section: (section.after, struct.pack(">I", 0xFFFFFFFF)),
     "more_queues_than_a_device_has": lambda section: (section.after, struct.pack(">I", 1025)),
     "long_config": lambda section: (section.config - 4, struct.pack(">I", 0x20000)),
+    # With what they announce, so that whoever believes them writes all of it.
+    "queues_that_are_there": lambda section: (section.after, struct.pack(">I", 1 << 16) + bytes(16 << 16)),
+    "config_that_is_there": lambda section: (
+        section.config - 4,
+        struct.pack(">I", 1 << 24) + b"\xff" * (1 << 24),
+    ),
     "short_config": lambda section: (section.config - 4, struct.pack(">I", 0)),
     "indices_without_a_ring": lambda section: (section.after + 8, bytes(8)),
     "the_magic_number": lambda _: (0, b"\0"),
