@@ -13,6 +13,8 @@ BY_FILE = {
     "test_blocker.py": "blocked while mounted",
     "test_migration.py": "migrates when unmounted",
     "test_cross_version.py": "migrates when unmounted",
+    "test_device_state.py": "migrates when unmounted",
+    "test_failed_migration.py": "migrates when unmounted",
     "test_unplug_busy.py": "unplug is refused while busy",
     "test_hostile_guest.py": "a hostile guest cannot hurt QEMU",
     "test_shared_parts.py": "shared parts are counted",

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import errno
+import random
+from collections.abc import Callable
 
 import pytest
 
 from harness.actions.hotplug import Hotplug
-from harness.actions.migration import Migration, Outgoing, expect_reason
+from harness.actions.migration import Migration, Outgoing, blocked_reason, expect_blocked_by, expect_reason
+from harness.actions.modes import MODES, in_mode
+from harness.actions.raw_migration import migrate_raw
 from harness.actions.run_state import RunState
 from harness.actions.snapshot import Snapshot
 from harness.errors import CommandFailed, QemuError
 from harness.guest.guest import Guest
 from harness.guest.mount import Mount, expect_no_mount
 from harness.guest.occupant import occupied
+from harness.guest.raw9p import NineError, RawDriver, RawGuest
 from harness.holds.hold import STAT, Hold
 from harness.plugin.thorough import by_default
+from harness.qemu.blockers import blocked_reasons
 from harness.qemu.spec import Share
 
 
@@ -235,3 +241,104 @@ def test_a_mount_that_fails_blocks_nothing(
     expect_nothing_mounted(guest, migration)
     expect_mounted(guest.mount(share), migration)
     migration.migrate()
+
+
+def sequence(seed: int, devices: int) -> list[int]:
+    """Which device is mounted, or unmounted if it is, step by step; all are unmounted at the end."""
+    chosen = random.Random(seed)
+    steps = [chosen.randrange(devices) for _ in range(5 * devices)]
+    left = [device for device in range(devices) if steps.count(device) % 2]
+    return [*steps, *chosen.sample(left, len(left))]
+
+
+#: How a client that is not a kernel ends its session.
+ENDS: tuple[Callable[[RawDriver], None], ...] = (RawDriver.clunk_all, RawDriver.version, RawDriver.reset)
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("devices", [2, 3, 4])
+def test_devices_block_in_any_order(raw_guest: RawGuest, shares: tuple[Share, ...], devices: int) -> None:
+    """Each blocks while its export is attached, whatever the others do, and however its session ends."""
+    drivers = [raw_guest.plug(share) for share in shares[:devices]]
+    mounted: dict[int, Share] = {}
+    for number, device in enumerate(sequence(devices, devices)):
+        if mounted.pop(device, None):
+            ENDS[number % len(ENDS)](drivers[device])
+            if ENDS[number % len(ENDS)] is RawDriver.reset:
+                drivers[device] = raw_guest.driver(shares[device])
+        else:
+            drivers[device].version()
+            drivers[device].attach(1)
+            drivers[device].walk(1, 2)
+            mounted[device] = shares[device]
+        expect_blocked_by(raw_guest.machine, *mounted.values())
+    assert not mounted
+    migrate_raw(raw_guest)
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("attaches", [2, 3])
+def test_an_export_that_is_attached_several_times_blocks_once(
+    raw_guest: RawGuest, share: Share, attaches: int
+) -> None:
+    """Each user of a mount attaches (``access=user``): one blocker, until the first of them is clunked."""
+    driver = raw_guest.plug(share)
+    for _ in range(2):
+        driver.version()
+        for fid in range(attaches):
+            driver.attach(fid)
+            expect_blocked_by(raw_guest.machine, share)
+        for fid in reversed(range(1, attaches)):
+            driver.clunk(fid)
+            expect_blocked_by(raw_guest.machine, share)
+        driver.clunk(0)
+        expect_blocked_by(raw_guest.machine)
+    for fid in range(attaches):
+        driver.attach(fid)
+    driver.version()
+    expect_blocked_by(raw_guest.machine)
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_an_attach_that_fails_leaves_the_blocker_as_it_was(
+    raw_guest: RawGuest, share: Share, hold: Hold
+) -> None:
+    """Of a fid that is in use, and of an export that is broken; before, during and after a session."""
+    driver = raw_guest.plug(share)
+
+    def fails() -> None:
+        with hold.failing(share, errno.EIO, *STAT), pytest.raises(NineError):
+            driver.attach(7)
+
+    driver.version()
+    fails()
+    expect_blocked_by(raw_guest.machine)
+    driver.attach(1)
+    with pytest.raises(NineError):
+        driver.attach(1)
+    fails()
+    expect_blocked_by(raw_guest.machine, share)
+    driver.fids.add(1)
+    driver.clunk_all()
+    fails()
+    expect_blocked_by(raw_guest.machine)
+
+
+@pytest.mark.any_plug
+@pytest.mark.parametrize("mode", by_default("normal", "cpr-reboot", of=MODES))
+def test_blocked_in_each_mode(guest: Guest, hotplug: Hotplug, share: Share, mode: str) -> None:
+    """Those that start QEMU anew move a guest, too: the share blocks them, beside whatever else does."""
+    machine = guest.machine
+    with in_mode(machine, mode):
+        hotplug.plug(share)
+        without = blocked_reasons(machine)
+        mount = guest.mount(share)
+        mount.expect_usable()
+        assert sorted(blocked_reasons(machine)) == sorted([*without, blocked_reason(share)])
+        with pytest.raises(QemuError):
+            machine.qmp.execute("migrate", {"uri": "exec:cat > /dev/null"}, watch=machine.watch)
+        mount.unmount()
+        assert blocked_reasons(machine) == without

@@ -8,12 +8,15 @@ from dataclasses import replace
 import pytest
 
 from harness.actions.hotplug import Hotplug, plug_refusals
-from harness.actions.migration import Migration
+from harness.actions.migration import Migration, expect_blocked_by, wait_given_up
+from harness.actions.raw_migration import cancel, migrate_to_the_pause, require_pause, switch_over
 from harness.actions.run_state import RunState
 from harness.actions.snapshot import Snapshot
+from harness.actions.stream import PAUSED, SLOW
 from harness.errors import QemuError
 from harness.guest.guest import Guest
 from harness.guest.lab import Lab
+from harness.guest.raw9p import RawGuest
 from harness.guest.variant import Variant
 from harness.qemu.spec import Share
 
@@ -153,3 +156,43 @@ def test_everything_after_a_replug(
         hotplug.unplug(share)
     hotplug.plug(share)
     everything(guest, lab)
+
+
+#: How far a migration gets before something happens to its source.
+PHASES = {"active": SLOW, "before_switchover": PAUSED}
+
+
+@pytest.mark.thorough
+@pytest.mark.any_plug
+@pytest.mark.parametrize("phase", PHASES)
+def test_quit_while_the_guest_migrates(
+    guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, phase: str
+) -> None:
+    """QEMU ends cleanly, whatever the migration is doing; its destination gives up."""
+    migration.require(PHASES[phase])
+    hotplug.plug(share)
+    outgoing = migration.request_migrate(PHASES[phase])
+    outgoing.successor.expect_exit("its source quits")
+    guest.machine.quit()
+    wait_given_up(outgoing.successor)
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("ends", ["completes", "is cancelled"])
+def test_a_reset_before_the_switchover(raw_guest: RawGuest, share: Share, ends: str) -> None:
+    """system_reset of a source that waits for migrate-continue: whichever goes on has a device as new."""
+    require_pause(raw_guest)
+    raw_guest.plug(share).version()
+    destination = migrate_to_the_pause(raw_guest)
+    raw_guest.system_reset()
+    if ends == "completes":
+        raw_guest = switch_over(raw_guest, destination)
+    else:
+        cancel(raw_guest, destination)
+    driver = raw_guest.driver(share)
+    driver.version()
+    driver.attach(1)
+    expect_blocked_by(raw_guest.machine, share)
+    driver.clunk_all()
+    raw_guest.eject(share)

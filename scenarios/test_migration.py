@@ -11,6 +11,7 @@ from harness.actions.hotplug import Hotplug
 from harness.actions.migration import Migration
 from harness.actions.snapshot import Snapshot
 from harness.actions.stream import STREAMS
+from harness.errors import QemuError
 from harness.guest.guest import Guest
 from harness.guest.lab import Lab
 from harness.guest.mount import host_sha256
@@ -36,6 +37,66 @@ def test_an_unmounted_device_arrives_alive(lab: Lab, share: Share, plugged: str)
     mount.expect_intact("before", written)
     mount.expect_intact("after", mount.write("after", size_kib=64))
     migration.expect_refused(share)
+    mount.unmount()
+    hotplug.unplug(share)
+
+
+@pytest.mark.thorough
+@pytest.mark.any_plug
+@pytest.mark.parametrize("plugged", ["hot", "cold"])
+def test_a_device_is_plugged_again_where_it_arrived(lab: Lab, share: Share, plugged: str) -> None:
+    """The id, the place and the tag are free there, too; the new device arrives as the old one did."""
+    guest = lab.boot(lab.spec(plugged=frozenset([share.id] if plugged == "cold" else [])))
+    hotplug, migration = Hotplug(guest), Migration(guest, lab)
+    if plugged == "hot":
+        hotplug.plug(share)
+    for number in range(2):
+        migration.migrate()
+        mount = guest.mount(share)
+        mount.expect_intact(f"leg{number}", mount.write(f"leg{number}", size_kib=64))
+        migration.expect_blocked_by(share)
+        mount.unmount()
+        hotplug.unplug(share)
+        hotplug.plug(share)
+    hotplug.unplug(share)
+    migration.migrate()
+
+
+@pytest.mark.thorough
+@pytest.mark.any_plug
+@pytest.mark.parametrize("used", [False, True])
+def test_a_device_of_the_command_line_goes_before_a_migration(lab: Lab, share: Share, used: bool) -> None:
+    """Unplugged where it was from the start: the destination has none, and gets one later."""
+    guest = lab.boot(lab.spec(plugged=frozenset([share.id])))
+    hotplug, migration = Hotplug(guest), Migration(guest, lab)
+    if used:
+        guest.mount(share).unmount()
+    hotplug.unplug(share)
+    migration.migrate()
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    mount.expect_usable()
+    mount.unmount()
+    hotplug.unplug(share)
+
+
+@pytest.mark.any_plug
+def test_loadvm_without_the_device(guest: Guest, hotplug: Hotplug, snapshot: Snapshot, share: Share) -> None:
+    """A snapshot with the device is not loaded by a machine without; with it again, it is, and works."""
+    hotplug.plug(share)
+    guest.succeed("echo saved > /tmp/state")
+    snapshot.savevm("with")
+    hotplug.unplug(share)
+    machine = guest.machine
+    with pytest.raises(QemuError, match="Unknown savevm section or instance '.*virtio-9p'"):
+        snapshot.loadvm("with")
+    machine.device_add(share)
+    assert machine.qmp.hmp("loadvm with", timeout_s=machine.pace.seconds(30), watch=machine.watch) == ""
+    guest.disconnect()
+    machine.qmp.execute("cont", watch=machine.watch)
+    assert guest.succeed("cat /tmp/state") == "saved\n"
+    mount = guest.mount(share)
+    mount.expect_usable()
     mount.unmount()
     hotplug.unplug(share)
 

@@ -8,7 +8,8 @@ import pytest
 
 from harness.actions.hotplug import Hotplug, plug_refusals
 from harness.actions.migration import Migration, expect_blocked_by
-from harness.actions.stream import stalled
+from harness.actions.snapshot import Snapshot
+from harness.actions.stream import PAUSED, stalled
 from harness.deadline import hold_for
 from harness.errors import CommandFailed, QemuError
 from harness.guest.guest import Guest
@@ -146,4 +147,57 @@ def test_only_migratable(lab: Lab, shares: tuple[Share, ...]) -> None:
         guest.mount(share)
     expect_no_mount(guest)
     expect_blocked_by(guest.machine)
+    hotplug.unplug(share)
+
+
+#: What QEMU says while a migration is under way: of a plug, an unplug, and of what saves the machine's state.
+BUSY = "There's a migration process in progress"
+
+
+@pytest.mark.any_plug
+@pytest.mark.parametrize("phase", ["active", "before_switchover"])
+def test_what_is_refused_while_the_guest_migrates(
+    guest: Guest, hotplug: Hotplug, migration: Migration, snapshot: Snapshot, lab: Lab, phase: str
+) -> None:
+    """Hotplug, savevm, its job and a second migrate: refused at any time of it; afterwards each works."""
+    machine, (share, other) = guest.machine, lab.shares[2:]
+    if phase == "before_switchover":
+        migration.require(PAUSED)
+    hotplug.plug(share)
+    with migration.under_way() if phase == "active" else migration.before_switchover():
+        plug = other.device(machine.spec.machine_type)
+        assert refusal(hotplug, "device_add", **plug) == "device_add not allowed while migrating"
+        assert refusal(hotplug, "device_del", id=share.id) == "device_del not allowed while migrating"
+        assert refusal(hotplug, "migrate", uri="exec:cat > /dev/null") == BUSY
+        with pytest.raises(QemuError, match=BUSY):
+            snapshot.savevm("meanwhile")
+        if snapshot.has_jobs:
+            with pytest.raises(QemuError, match=BUSY):
+                snapshot.snapshot_save("meanwhile-job")
+        assert machine.qmp.execute("query-migrate")["status"] in ("active", "pre-switchover")
+    snapshot.savevm("afterwards")
+    mount = guest.mount(share)
+    mount.expect_usable()
+    mount.unmount()
+    hotplug.plug(other)
+    hotplug.unplug(share)
+    migration.migrate()
+
+
+@pytest.mark.thorough
+@pytest.mark.any_plug
+def test_a_source_whose_guest_has_moved_on(
+    guest: Guest, hotplug: Hotplug, migration: Migration, lab: Lab
+) -> None:
+    """It refuses to migrate once more, and ends cleanly when told to."""
+    share = lab.shares[2]
+    hotplug.plug(share)
+    source = guest.machine
+    migration.request_migrate().wait_arrived()
+    with pytest.raises(QemuError, match="paused due to previous migration"):
+        source.qmp.execute("migrate", {"uri": "exec:cat > /dev/null"}, watch=source.watch)
+    source.quit()
+    mount = guest.mount(share)
+    mount.expect_usable()
+    mount.unmount()
     hotplug.unplug(share)

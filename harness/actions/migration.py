@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
-from harness.actions.stream import UNIX, Stream
+from harness.actions.stream import PAUSED, SLOW_BANDWIDTH, UNIX, Stream
 from harness.deadline import hold_for
 from harness.errors import HarnessError, QemuError, QmpLost, Violation
 from harness.guest.guest import Guest
@@ -15,14 +16,12 @@ from harness.qemu.bandwidth import bandwidth, limit_bandwidth
 from harness.qemu.blockers import blocked_reasons, tells_all
 from harness.qemu.machine import Machine
 from harness.qemu.spec import MachineSpec, Share
-from harness.qemu.wire import drained
+from harness.qemu.wire import drained, kept
 
 #: Seconds, before scaling.
 MIGRATE_TIMEOUT_S = 20.0
 #: Bytes a second: as fast as it goes. QEMU's own default keeps to 32 or 128 MiB/s.
 _MAX_BANDWIDTH = 1 << 34
-#: Bytes a second. Not less than 10: QEMU divides it into tenths of a second, and 0 means no limit.
-_SLOW_BANDWIDTH = 100_000
 _DEVICES = (
     "for d in /sys/bus/virtio/drivers/9pnet_virtio/virtio*; do [ ! -e $d ] || "
     """echo $(tr -d '\\0' < $d/mount_tag) $(hexdump -v -n 4 -e '1/1 "%02x"' $d/../config); done"""
@@ -45,7 +44,13 @@ class Outgoing:
     """A ``migrate`` that was accepted; made by :meth:`Migration.request_migrate`."""
 
     def __init__(
-        self, guest: Guest, source: Machine, successor: Machine, op: Operation, stream: Stream, devices: str
+        self,
+        guest: Guest,
+        source: Machine,
+        successor: Machine,
+        op: Operation,
+        stream: Stream,
+        devices: str | None,
     ) -> None:
         self.guest, self.source, self.successor = guest, source, successor
         self._op, self._stream, self._devices = op, stream, devices
@@ -63,17 +68,46 @@ class Outgoing:
         self.source.history.note(self.source.name, "migrate:observed", {"completed": finished})
         return finished
 
+    def switch_over(self) -> None:
+        """``migrate-continue`` of one that waits before the switch-over (:data:`.stream.PAUSED`)."""
+        self.source.qmp.execute("migrate-continue", {"state": "pre-switchover"}, watch=self.source.watch)
+
+    def cancel(self) -> None:
+        """``migrate_cancel``: the guest goes on in the source, and the destination gives up.
+
+        :raises Violation: when the migration completes all the same, or the destination crashes.
+        """
+        self.successor.expect_exit("its source cancels the migration")
+        self.source.qmp.execute("migrate_cancel", watch=self.source.watch)
+        wait_status(self.source, "cancelled")
+        wait_given_up(self.successor)
+        self._op.info("cancelled")
+
+    def wait_arrived(self, *, status: str = "running") -> Machine:
+        """Wait until the guest is in the successor; the source stays.
+
+        :param status: what the successor then is: ``running``, or ``paused`` like its source.
+        :returns: the successor, which is the guest's machine from now on.
+        :raises Violation: when the migration fails, or one of the two QEMUs dies.
+        """
+        try:
+            self._wait(self._finished, f"the migration of {self.source.name} to complete", self.source)
+            self._stream.deliver(self.source, self.successor)
+            self._wait(lambda: self._arrived(status), f"{self.successor.name} to be {status}", self.successor)
+            self.guest.moved_to(self.successor)
+        except HarnessError as exc:
+            self._op.info(exc.message)
+            raise
+        return self.successor
+
     def wait_completed(self) -> Machine:
         """Wait until the guest runs in the successor, and finds its 9p devices there; end the source.
 
         :returns: the successor, which is the guest's machine from now on.
         :raises Violation: when the migration fails, one of the two QEMUs dies, or a device did not arrive.
         """
+        self.wait_arrived()
         try:
-            self._wait(self._finished, f"the migration of {self.source.name} to complete", self.source)
-            self._stream.deliver(self.source, self.successor)
-            self._wait(self._arrived, f"{self.successor.name} to run", self.successor)
-            self.guest.moved_to(self.successor)
             arrived = _devices(self.guest)
         except HarnessError as exc:
             self._op.info(exc.message)
@@ -104,9 +138,9 @@ class Outgoing:
             raise self.successor.blame(Violation(f"the migration of {self.source.name} {status}: {why}"))
         return bool(status == "completed")
 
-    def _arrived(self) -> bool:
+    def _arrived(self, status: str) -> bool:
         answer = self.successor.qmp.execute("query-status", watch=self._watch)
-        return bool(answer["status"] == "running")
+        return bool(answer["status"] == status)
 
 
 class Migration:
@@ -135,21 +169,26 @@ class Migration:
         return self.request_migrate(stream, change=change).wait_completed()
 
     def request_migrate(
-        self, stream: Stream = UNIX, *, change: Callable[[MachineSpec], MachineSpec] = lambda spec: spec
+        self,
+        stream: Stream = UNIX,
+        *,
+        change: Callable[[MachineSpec], MachineSpec] = lambda spec: spec,
+        stopped: bool = False,
     ) -> Outgoing:
         """Launch the successor, send ``migrate``, and return without waiting for its end.
 
+        :param stopped: the guest is, and cannot be asked for the devices that have to arrive.
         :raises QemuError: when ``migrate`` is refused. :raises Unsupported: for a ``stream`` it cannot do.
         """
         source = self.guest.machine
-        return self._send(self.lab.launch_successor(source, change), stream)
+        return self._send(self.lab.launch_successor(source, change), stream, stopped=stopped)
 
-    def _send(self, successor: Machine, stream: Stream = UNIX) -> Outgoing:
+    def _send(self, successor: Machine, stream: Stream = UNIX, *, stopped: bool = False) -> Outgoing:
         source = self.guest.machine
         stream.prepare(source, successor)
         limit_bandwidth(source, _MAX_BANDWIDTH)
         uri = stream.open(source, successor)
-        devices = _devices(self.guest)
+        devices = None if stopped else _devices(self.guest)
         op = source.history.invoke(source.name, "migrate", {"to": successor.name, "stream": stream.name})
         try:
             source.qmp.execute("migrate", {"uri": uri}, watch=source.watch)
@@ -170,19 +209,27 @@ class Migration:
         successor = self.lab.launch_successor(source, change)
         successor.expect_exit("a stream that it cannot load")
         self._send(successor)
-        successor.wait_until(
-            lambda: not successor.running,
-            what=f"{successor.name} to give up",
-            timeout_s=MIGRATE_TIMEOUT_S,
-            watch=lambda: _expect_not_running(successor),
-        )
-        if successor.returncode != 1:
-            raise Violation(f"{successor.name} had to give up with 1, and exited with {successor.returncode}")
+        said = wait_given_up(successor)
         # The source may have sent everything before the other end gave up.
-        _wait_status(source, "failed", "completed")
+        wait_status(source, "failed", "completed")
         source.qmp.execute("cont", watch=source.watch)
         self.guest.succeed("true")
-        return successor.artifacts.qemu.read_text(errors="replace").strip()
+        return said
+
+    @contextmanager
+    def before_switchover(self) -> Iterator[Outgoing]:
+        """A migration that waits, with its guest stopped, before the destination takes over.
+
+        Cancelled at the end, where the block has neither cancelled nor completed it; the guest then goes on.
+
+        :raises Unsupported: when QEMU has no ``pause-before-switchover`` (it came with 2.11).
+        """
+        source = self.guest.machine
+        outgoing = self.request_migrate(PAUSED)
+        yield outgoing
+        if self.guest.machine is source and _status(source) == "pre-switchover":
+            outgoing.cancel()
+            PAUSED.undo(source)
 
     def expect_refused(self, share: Share) -> None:
         """Assert that ``migrate`` is refused by ``share``, in QEMU's own words, and stays unstarted.
@@ -222,10 +269,44 @@ def _devices(guest: Guest) -> str:
     return guest.succeed(_DEVICES)
 
 
-def _expect_not_running(successor: Machine) -> None:
-    with suppress(QmpLost):
-        if successor.running and successor.qmp.execute("query-status")["status"] == "running":
-            raise Violation(f"{successor.name} runs the guest, and was expected not to load its stream")
+def wait_given_up(successor: Machine) -> str:
+    """Wait until a machine that was told to expect its end has given up loading its stream, with 1.
+
+    :returns: what it said.
+    :raises Violation: when it has loaded the stream, or crashes.
+    """
+    successor.wait_until(
+        lambda: not successor.running,
+        what=f"{successor.name} to give up",
+        timeout_s=MIGRATE_TIMEOUT_S,
+        watch=lambda: _expect_not_loaded(successor),
+    )
+    successor.watch_process()
+    if successor.returncode != 1:
+        raise Violation(f"{successor.name} had to give up with 1, and exited with {successor.returncode}")
+    return successor.artifacts.qemu.read_text(errors="replace").strip()
+
+
+def _expect_not_loaded(successor: Machine) -> None:
+    try:
+        status = successor.qmp.execute("query-status")["status"] if successor.running else "inmigrate"
+    except QmpLost:
+        return
+    if status != "inmigrate":
+        raise Violation(f"{successor.name} is {status}, and was expected not to load its stream")
+
+
+def migrate_into(machine: Machine, path: Path) -> None:
+    """``migrate`` into the file ``path``; the machine is stopped then, and can go on (``cont``).
+
+    :raises QemuError: when ``migrate`` is refused. :raises SetupError: when the file cannot be written.
+    """
+    before = bandwidth(machine)
+    limit_bandwidth(machine, _MAX_BANDWIDTH)
+    with kept(machine, path) as uri:
+        machine.qmp.execute("migrate", {"uri": uri}, watch=machine.watch)
+        wait_status(machine, "completed")
+    limit_bandwidth(machine, before)
 
 
 @contextmanager
@@ -239,18 +320,18 @@ def under_way(machine: Machine) -> Iterator[None]:
     :raises Violation: when it ended by itself.
     """
     before = bandwidth(machine)
-    limit_bandwidth(machine, _SLOW_BANDWIDTH)
+    limit_bandwidth(machine, SLOW_BANDWIDTH)
     with drained(machine) as uri:
         machine.qmp.execute("migrate", {"uri": uri}, watch=machine.watch)
         try:
-            _wait_status(machine, "active")
+            wait_status(machine, "active")
             yield
             status = _status(machine)
             if status != "active":
                 raise Violation(f"the migration of {machine.name} is {status}, not active")
         finally:
             machine.qmp.execute("migrate_cancel", watch=machine.watch)
-            _wait_status(machine, "cancelled")
+            wait_status(machine, "cancelled")
             limit_bandwidth(machine, before)
 
 
@@ -260,7 +341,8 @@ def _status(machine: Machine) -> str | None:
     return None if "status" not in answer else str(answer["status"])
 
 
-def _wait_status(machine: Machine, *wanted: str) -> None:
+def wait_status(machine: Machine, *wanted: str) -> None:
+    """Wait until ``query-migrate`` gives one of the ``wanted`` for its status."""
     machine.wait_until(
         lambda: _status(machine) in wanted,
         what=f"the migration of {machine.name} to be {' or '.join(wanted)}",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from harness.actions.modes import require_mode
 from harness.background import Background
 from harness.channel.line import unread
 from harness.errors import QemuError, Unsupported
@@ -22,6 +23,8 @@ from harness.qemu.schema import qmp_schema
 
 #: Bytes a second, so that post-copy begins while there is something left to copy.
 _PRECOPY_BANDWIDTH = 1 << 20
+#: Bytes a second. Not less than 10: QEMU divides it into tenths of a second, and 0 means no limit.
+SLOW_BANDWIDTH = 100_000
 _STATUS_TIMEOUT_S = 20.0
 #: So many looks in a row, 20 ms apart, at a stream that does not get on.
 _STALLED_LOOKS = 25
@@ -67,6 +70,10 @@ class Stream:
             (successor, self.capabilities),
         ):
             _switch(machine, capabilities, self.name, on=True)
+
+    def undo(self, source: Machine) -> None:
+        """Switch the capabilities off again, in a source whose migration did not complete."""
+        _switch(source, (*self.capabilities, *self.source_capabilities), self.name, on=False)
 
 
 def _switch(machine: Machine, capabilities: tuple[str, ...], stream: str, *, on: bool) -> None:
@@ -150,8 +157,23 @@ def knows_file_uris(machine: Machine) -> bool:
     return any({"socket", "exec", "rdma", "file"} <= values for values in transports)
 
 
+def _to_reboot(source: Machine, successor: Machine) -> str:
+    for machine in (source, successor):
+        machine.qmp.execute("migrate-set-parameters", {"mode": "cpr-reboot"})
+    return _file(source, successor)
+
+
+def _require_reboot(source: Machine) -> None:
+    require_mode(source, "cpr-reboot")
+
+
 def _slowly(source: Machine, successor: Machine) -> str:
     limit_bandwidth(source, _PRECOPY_BANDWIDTH)
+    return _unix(source, successor)
+
+
+def _very_slowly(source: Machine, successor: Machine) -> str:
+    limit_bandwidth(source, SLOW_BANDWIDTH)
     return _unix(source, successor)
 
 
@@ -167,11 +189,19 @@ def _start_postcopy(source: Machine) -> None:
         )
 
 
+def _wait_pause(source: Machine) -> None:
+    _wait(source, lambda: source.qmp.execute("query-migrate").get("status") == "pre-switchover", "the pause")
+
+
 def _wait(machine: Machine, condition: Callable[[], bool], what: str) -> None:
     machine.wait_until(condition, what=f"{what} of {machine.name}", timeout_s=_STATUS_TIMEOUT_S)
 
 
 UNIX = Stream("unix", _unix)
+#: So slow that it needs minutes; limited anew by whoever wants it to end.
+SLOW = Stream("slow", _very_slowly)
+#: Waits for ``migrate-continue``, the guest stopped and all but its last state sent (since 2.11).
+PAUSED = Stream("paused", _unix, begun=_wait_pause, source_capabilities=("pause-before-switchover",))
 STREAMS = {
     stream.name: stream
     for stream in (
@@ -180,6 +210,7 @@ STREAMS = {
         Stream("fd", _fd, require=lambda source: require_named_fds(source.spec.qemu)),
         Stream("exec", _exec, deliver=_read_exec),
         Stream("file", _file, deliver=_read_file, require=_require_file),
+        Stream("cpr-reboot", _to_reboot, deliver=_read_file, require=_require_reboot),
         Stream("multifd", _unix, capabilities=("multifd",)),
         Stream(
             "postcopy",

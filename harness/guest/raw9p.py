@@ -9,6 +9,7 @@ Sources: virtio 1.2, 4.1.4.8 and 2.7 (legacy interfaces); kernel ``include/net/9
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import struct
@@ -23,7 +24,7 @@ from harness.guest.p9 import T
 from harness.qemu.acpi import eject_writes
 from harness.qemu.deletion import Deletion
 from harness.qemu.machine import Machine
-from harness.qemu.spec import SLOTS, Share
+from harness.qemu.spec import SLOTS, MachineSpec, Share
 
 MSIZE = 8192
 _CONFIG_ADDRESS, _CONFIG_DATA = 0xCF8, 0xCFC
@@ -34,6 +35,7 @@ _MEMORY_BASE = 0x400000
 _REQUEST_SIZE = 0x4000
 _PAGE = 4096
 # Offsets in virtio's legacy registers.
+_HOST_FEATURES, _ISR, _DEVICE_CONFIG = 0, 19, 20  # the last where MSI-X is off
 _GUEST_FEATURES, _QUEUE_PFN, _QUEUE_SIZE, _QUEUE_SELECT, _QUEUE_NOTIFY, _STATUS = 4, 8, 12, 14, 16, 18
 _DRIVER_OK = 7
 #: Flags of a descriptor: another follows; QEMU writes into it; it is a table of descriptors.
@@ -112,13 +114,30 @@ class RawGuest:
     :raises UsageError: on another machine type than ``pc``.
     """
 
-    def __init__(self, lab: Lab, *, name: str = "source") -> None:
+    def __init__(self, lab: Lab, *, name: str = "source", source: RawGuest | None = None) -> None:
         if lab.cell.machine_type.name != "pc":
             raise UsageError("raw 9p clients drive virtio's legacy interface, which only pc offers")
-        path = lab.folder / f"{name}.qtest"
-        extra = ("-S", "-qtest", f"unix:{path},server=on,wait=off", "-qtest-log", "/dev/null")
-        self.machine: Machine = lab.launch(replace(lab.spec(name=name), extra=extra))
-        self.qtest = Qtest(path, watch=self.machine.watch_process)
+        self.lab = lab
+        #: Kept until the end of the lab: QEMU complains of a qtest connection that ends before it does.
+        self._successors: list[RawGuest] = []
+
+        def driven(spec: MachineSpec) -> MachineSpec:
+            socket = f"unix:{self._path(spec)},server=on,wait=off"
+            return replace(spec, extra=("-S", "-qtest", socket, "-qtest-log", "/dev/null"))
+
+        if source is None:
+            self.machine: Machine = lab.launch(driven(lab.spec(name=name)))
+        else:
+            self.machine = lab.launch_successor(source.machine, driven)
+        self.qtest = Qtest(self._path(self.machine.spec), watch=self.machine.watch_process)
+
+    def _path(self, spec: MachineSpec) -> Path:
+        return self.lab.folder / f"{spec.name}.qtest"
+
+    def successor(self) -> RawGuest:
+        """A machine with the same devices that waits for this one's migration stream."""
+        self._successors.append(RawGuest(self.lab, source=self))
+        return self._successors[-1]
 
     def plug(self, share: Share) -> RawDriver:
         """``device_add``, and bring the device up."""
@@ -194,6 +213,10 @@ class RawDriver:
         self._qtest.outl(self._io + _QUEUE_PFN, self._memory >> 12)
         self._qtest.outb(self._io + _STATUS, _DRIVER_OK)
 
+    def _read_config(self, register: int) -> int:
+        self._qtest.outl(_CONFIG_ADDRESS, 0x80000000 | self._slot << 11 | register)
+        return self._qtest.inl(_CONFIG_DATA)
+
     def _config(self, register: int, value: int) -> None:
         self._qtest.outl(_CONFIG_ADDRESS, 0x80000000 | self._slot << 11 | register)
         self._qtest.outl(_CONFIG_DATA, value)
@@ -201,6 +224,45 @@ class RawDriver:
     def reset(self) -> None:
         """Write 0 to the device's status: virtio's own reset."""
         self._qtest.outb(self._io + _STATUS, 0)
+
+    def moved_to(self, guest: RawGuest) -> RawDriver:
+        """This driver, which goes on with its device where that has migrated to."""
+        moved = copy.copy(self)
+        moved._qtest, moved._machine = guest.qtest, guest.machine
+        moved._in_flight, moved.fids = set(self._in_flight), set(self.fids)
+        return moved
+
+    def registers(self) -> dict[str, int | str]:
+        """What a driver can read of its device without changing it, by name.
+
+        Virtio's legacy registers (virtio 1.2, 4.1.4.8), the mount tag, and PCI's configuration space.
+        """
+        words: dict[str, int | str] = {
+            "host features": self._qtest.inl(self._io + _HOST_FEATURES),
+            "guest features": self._qtest.inl(self._io + _GUEST_FEATURES),
+            "queue's page": self._qtest.inl(self._io + _QUEUE_PFN),
+            "queue's size": self._qtest.inw(self._io + _QUEUE_SIZE),
+            "selected queue": self._qtest.inw(self._io + _QUEUE_SELECT),
+            "status": self._qtest.inb(self._io + _STATUS),
+            "mount tag": self.tag(),
+        }
+        return words | {f"config {at:#04x}": self._read_config(at) for at in range(0, 0x100, 4)}
+
+    def tag(self) -> str:
+        """The mount tag in the device's own configuration (kernel: ``include/uapi/linux/virtio_9p.h``)."""
+        length = self._qtest.inw(self._io + _DEVICE_CONFIG)
+        at = self._io + _DEVICE_CONFIG + 2
+        return bytes(self._qtest.inb(at + number) for number in range(length)).decode()
+
+    def take_interrupt(self) -> bool:
+        """Whether the device has interrupted since this was asked last: its ISR, which reading clears."""
+        return bool(self._qtest.inb(self._io + _ISR) & 1)
+
+    def break_device(self) -> None:
+        """Offer a descriptor that the ring does not have: QEMU calls the device broken from then on, and does
+        nothing more for it until it is reset (``hw/virtio/virtio.c``, ``virtqueue_get_head``)."""
+        self.offer(self.queue_size)
+        self._in_flight.remove(self.queue_size)  # it is never answered
 
     def send(
         self,

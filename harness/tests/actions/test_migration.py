@@ -138,7 +138,7 @@ def test_a_migration_that_never_ends(world: World, migration: Migration) -> None
 def test_a_successor_that_never_runs(world: World, migration: Migration, successor: FakeMachine) -> None:
     successor.qmp.on("query-status", {"status": "paused"})
     successor.pace = Pace(0.0)
-    with pytest.raises(WaitTimeout, match=r"for successor-1 to run"):
+    with pytest.raises(WaitTimeout, match=r"for successor-1 to be running"):
         migration.migrate()
     assert not world.machine.quitted
 
@@ -259,8 +259,85 @@ def test_a_destination_that_should_have_given_up(
     world: World, migration: Migration, successor: FakeMachine
 ) -> None:
     successor.qmp.on("query-status", {"status": "running"})
-    with pytest.raises(Violation, match="successor-1 runs the guest, and was expected not to"):
+    with pytest.raises(Violation, match="successor-1 is running, and was expected not to"):
         migration.expect_not_loaded(lambda spec: spec)
+
+
+def _gives_up(successor: FakeMachine, returncode: int = 1) -> dict[str, Any]:
+    successor.artifacts.qemu.write_text("load of migration failed\n")
+    successor.quitted, successor.returncode = True, returncode
+    return {}
+
+
+def test_a_migration_that_is_cancelled(world: World, migration: Migration, successor: FakeMachine) -> None:
+    outgoing = migration.request_migrate()
+    world.qmp.on("migrate_cancel", lambda _: _gives_up(successor))
+    world.qmp.on("query-migrate", {"status": "cancelling"}, {"status": "cancelled"})
+    outgoing.cancel()
+    assert world.guest.machine is cast(Any, world.machine)
+
+
+def test_a_destination_that_crashes_of_a_cancel(
+    world: World, migration: Migration, successor: FakeMachine
+) -> None:
+    outgoing = migration.request_migrate()
+    world.qmp.on("migrate_cancel", lambda _: _gives_up(successor, -6))
+    world.qmp.on("query-migrate", {"status": "cancelled"})
+    with pytest.raises(Violation, match="successor-1 had to give up with 1, and exited with -6"):
+        outgoing.cancel()
+
+
+def test_a_destination_that_runs_though_it_was_cancelled(
+    world: World, migration: Migration, successor: FakeMachine
+) -> None:
+    outgoing = migration.request_migrate()
+    world.qmp.on("migrate_cancel", {})
+    world.qmp.on("query-migrate", {"status": "cancelled"})
+    successor.qmp.on("query-status", {"status": "running"})
+    with pytest.raises(Violation, match="successor-1 is running, and was expected not to"):
+        outgoing.cancel()
+
+
+def _switched(world: World) -> list[bool]:
+    sent = [sent for command, sent in world.qmp.sent if command == "migrate-set-capabilities"]
+    return [arguments["capabilities"][0]["state"] for arguments in sent]
+
+
+def test_the_pause_before_the_switchover_is_cancelled_at_its_end(
+    world: World, migration: Migration, successor: FakeMachine
+) -> None:
+    world.qmp.on("migrate-set-capabilities", {})
+    world.qmp.on("query-migrate", {"status": "active"}, {"status": "pre-switchover"})
+
+    def cancelled(_: Any) -> dict[str, Any]:
+        world.qmp.on("query-migrate", {"status": "cancelled"})
+        return _gives_up(successor)
+
+    world.qmp.on("migrate_cancel", cancelled)
+    with migration.before_switchover():
+        assert _switched(world) == [True]
+    assert _switched(world) == [True, False]
+
+
+def test_a_switchover_is_not_cancelled(world: World, migration: Migration) -> None:
+    world.qmp.on("migrate-set-capabilities", {})
+    world.qmp.on("query-migrate", {"status": "pre-switchover"})
+    world.qmp.on("migrate-continue", {})
+    with migration.before_switchover() as outgoing:
+        outgoing.switch_over()
+        world.qmp.on("query-migrate", {"status": "completed"})
+        outgoing.wait_completed()
+    assert "migrate_cancel" not in world.qmp.commands
+
+
+def test_a_stopped_guest_arrives_and_is_not_asked(
+    world: World, migration: Migration, successor: FakeMachine
+) -> None:
+    successor.qmp.on("query-status", {"status": "inmigrate"}, {"status": "paused"})
+    migration.request_migrate(stopped=True).wait_arrived(status="paused")
+    assert world.guest.machine is cast(Any, successor)
+    assert world.ssh.commands == []
+    assert not world.machine.quitted
 
 
 def test_a_migration_under_way_is_cancelled_at_the_end(world: World, migration: Migration) -> None:

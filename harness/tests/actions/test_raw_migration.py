@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.actions.raw_migration import (
+    cancel,
+    expect_given_up,
+    load_stream,
+    migrate_raw,
+    migrate_to_the_pause,
+    save_stream,
+    switch_over,
+)
+from harness.artifacts import Artifacts
+from harness.errors import Violation
+from harness.guest.lab import Lab
+from harness.guest.raw9p import RawDriver, RawGuest
+from harness.matrix import DEFAULT, Matrix, Selection
+from harness.reaper import RunFolder
+
+pytestmark = pytest.mark.qemu
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    run = RunFolder()
+    matrix = Matrix(Selection(machines=("pc",), accel="tcg"))
+    made = Lab(matrix.cell(DEFAULT, DEFAULT, "pc"), run, Artifacts.create(tmp_path, "raw"))
+    yield made
+    made.close()
+    run.close()
+
+
+@pytest.fixture
+def raw(lab: Lab) -> RawGuest:
+    return RawGuest(lab)
+
+
+@pytest.fixture
+def driver(lab: Lab, raw: RawGuest) -> RawDriver:
+    made = raw.plug(lab.shares[0])
+    made.version()
+    return made
+
+
+def test_a_device_and_its_driver_go_on_where_they_arrive(raw: RawGuest, driver: RawDriver) -> None:
+    assert driver.take_interrupt()
+    before = driver.registers()
+    assert before["mount tag"] == driver.share.mount_tag
+    assert before["queue's size"] == 128
+    arrived, (moved,) = migrate_raw(raw, driver)
+    assert not raw.machine.running
+    assert arrived.machine.name == "successor-1"
+    assert moved.registers() == before
+    assert not moved.take_interrupt()
+    moved.version()
+    assert moved.answered() == driver._sent + 1
+    moved.reset()
+    assert moved.registers() != before
+
+
+def test_a_broken_device_is_silent_until_it_is_reset(raw: RawGuest, driver: RawDriver) -> None:
+    driver.break_device()
+    answered = driver.answered()
+    with pytest.raises(Violation, match="1 requests were answered, expected 2"):
+        driver.expect_answered(answered + 1)
+    again = raw.driver(driver.share)
+    again.version()
+    assert again.answered() == 1
+
+
+def test_a_stream_that_is_whole_is_not_given_up(raw: RawGuest, driver: RawDriver, tmp_path: Path) -> None:
+    path = tmp_path / "stream"
+    save_stream(raw, path)
+    with pytest.raises(Violation, match="successor-1 is prelaunch, and was expected not to load"):
+        expect_given_up(raw, path)
+    path.write_bytes(path.read_bytes()[:1000])
+    assert expect_given_up(raw, path)
+
+
+def test_a_stream_is_loaded_more_than_once(raw: RawGuest, driver: RawDriver, tmp_path: Path) -> None:
+    save_stream(raw, tmp_path / "stream")
+    for name in ("successor-1", "successor-2"):
+        assert load_stream(raw, tmp_path / "stream").machine.name == name
+
+
+def test_the_pause_before_the_switchover(raw: RawGuest, driver: RawDriver) -> None:
+    before = driver.registers()
+    arrived = switch_over(raw, migrate_to_the_pause(raw))
+    assert driver.moved_to(arrived).registers() == before
+
+
+def test_the_pause_is_cancelled(raw: RawGuest, driver: RawDriver) -> None:
+    destination = migrate_to_the_pause(raw)
+    cancel(raw, destination)
+    assert destination.machine.returncode == 1
+    driver.version()
