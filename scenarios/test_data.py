@@ -297,7 +297,9 @@ FAILING = {
     "making": Failing(("mkdirat",), (errno.ENOSPC, errno.EDQUOT, errno.EMLINK), ("mkdir made",)),
     "renaming": Failing(("renameat",), (errno.EXDEV, errno.ENOSPC, errno.EBUSY), ("rename name other",)),
     "removing": Failing(("unlinkat",), (errno.EBUSY, errno.EROFS, errno.EIO), ("unlink name", "rmdir sub")),
-    "looking": Failing(STAT, (errno.EIO, errno.EACCES), ("access name", "lock file", "links folder 2")),
+    "looking": Failing(
+        (*STAT, "fstat"), (errno.EIO, errno.EACCES), ("access name", "lock file", "links folder 2")
+    ),
 }
 
 

@@ -34,6 +34,8 @@ CALLS = {
     "mkdirat": 258,
     "fstatfs": 138,
     "lsetxattr": 189,
+    # A newer libc (2.41) looks at open files so; an older one (2.36) by newfstatat.
+    "fstat": 5,
     # An older local fsdev looked at files by their whole path, and an older libc read folders so.
     "lstat": 6,
     "getdents": 78,
