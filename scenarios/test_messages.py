@@ -520,12 +520,17 @@ def fds(machine: Machine) -> int:
 
 
 @contextmanager
-def about(what: str) -> Iterator[None]:
-    """Name what was being done in an error that comes of it, also where the end of QEMU is its cause."""
+def about(what: str, machine: Machine | None = None) -> Iterator[None]:
+    """Name what was being done in an error that comes of it, also where the end of QEMU is its cause.
+
+    :param machine: whose end is waited for then: it may be at its core file, and is not to be told to quit.
+    """
     try:
         yield
     except HarnessError as exc:
         exc.args = (f"{exc} (about {what})",)
+        if machine is not None:
+            raise machine.blame(exc) from exc
         raise
 
 
@@ -1008,7 +1013,7 @@ def test_a_twstat_to_a_name_that_is_none(raw_guest: RawGuest, share: Share) -> N
     driver = started(raw_guest, share, UNIX_VERSION)
     driver.walk(ROOT, FILE, "file")
     for name in filter(None, ILLEGAL):
-        with about(f"the name {name!r}"):
+        with about(f"the name {name!r}", raw_guest.machine):
             assert tell(driver, T.WSTAT, p9.wstat(FILE, name=name)) != ANSWERED, f"the name {name!r}"
             expect_serving(driver)
     assert outside.read_bytes() == CONTENT
@@ -1210,7 +1215,7 @@ def test_a_read_with_hardly_any_room(raw_guest: RawGuest, share: Share, room: in
         driver.walk(ROOT, FILE, "file")
         body = p9.open_(FILE) if kind == T.LOPEN else p9.xattrcreate(FILE, "user.harness", len(CONTENT))
         driver.call(kind, body)
-        with about(f"a Tread after {kind.name} with room for {room} bytes"):
+        with about(f"a Tread after {kind.name} with room for {room} bytes", raw_guest.machine):
             message = (T.READ, p9.read(FILE, 0, len(CONTENT)))
             assert sent_with_room(raw_guest, driver, message, room) != ANSWERED
         driver = revived(raw_guest, share)
