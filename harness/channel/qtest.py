@@ -83,6 +83,10 @@ class Qtest:
         """A 32-bit port write."""
         self.command(f"outl {port:#x} {value:#x}")
 
+    def inb(self, port: int) -> int:
+        """An 8-bit port read."""
+        return int(self.command(f"inb {port:#x}")[0], 16)
+
     def inw(self, port: int) -> int:
         """A 16-bit port read."""
         return int(self.command(f"inw {port:#x}")[0], 16)

@@ -34,6 +34,7 @@ _REQUEST_SIZE = 0x4000
 _PAGE = 4096
 # Offsets in virtio's legacy registers.
 _GUEST_FEATURES, _QUEUE_PFN, _QUEUE_SIZE, _QUEUE_SELECT, _QUEUE_NOTIFY, _STATUS = 4, 8, 12, 14, 16, 18
+_ISR = 19
 _DRIVER_OK = 7
 _DESC_NEXT, _DESC_WRITE = 1, 2
 _REPLY_TIMEOUT_S = 30.0
@@ -131,11 +132,16 @@ class RawGuest:
 
 
 class RawDriver:
-    """A virtio-9p device, driven by hand: PCI set-up, one virtqueue, requests and answers."""
+    """A virtio-9p device, driven by hand: PCI set-up, one virtqueue, requests and answers.
+
+    Its interrupt is a level on one of the PCI bus's lines (INTx): MSI-X is never enabled.
+
+    :ivar addr: its slot on the PCI bus.
+    """
 
     def __init__(self, guest: RawGuest, share: Share) -> None:
         self._qtest, self._machine, self.share = guest.qtest, guest.machine, share
-        self._slot = int(guest.machine.spec.machine_type.place(share.slot)["addr"], 16)
+        self.addr = int(str(share.device(guest.machine.spec.machine_type)["addr"]), 16)
         self._io = _IO_BASE + share.slot * _IO_SIZE
         room = (guest.machine.spec.memory_mib << 20) - _MEMORY_BASE
         self._room = room // SLOTS & ~(_PAGE - 1)
@@ -168,8 +174,12 @@ class RawDriver:
         self._qtest.outb(self._io + _STATUS, _DRIVER_OK)
 
     def _config(self, register: int, value: int) -> None:
-        self._qtest.outl(_CONFIG_ADDRESS, 0x80000000 | self._slot << 11 | register)
+        self._qtest.outl(_CONFIG_ADDRESS, 0x80000000 | self.addr << 11 | register)
         self._qtest.outl(_CONFIG_DATA, value)
+
+    def acknowledge(self) -> bool:
+        """Read the device's ISR, which takes its interrupt down; whether it was up."""
+        return bool(self._qtest.inb(self._io + _ISR) & 1)
 
     def reset(self) -> None:
         """Write 0 to the device's status: virtio's own reset."""

@@ -16,12 +16,12 @@ _BASE_PIIX4, _BASE_ICH9 = 0xAE00, 0xCC0
 def eject_writes(machine: Machine, share: Share) -> list[tuple[int, int]]:
     """The 32-bit writes, in order, as (port, value), that eject the device of ``share``."""
     kind = machine.spec.machine_type
-    place = kind.place(share.slot)
+    place = share.device(kind)
     if kind.has_root_ports:
         base, bus = _BASE_ICH9, f"/machine/peripheral/{place['bus']}/{place['bus']}"
     else:
         base, bus = _BASE_PIIX4, "/machine/i440fx/pci.0"
-    return [(base + _SELECT, _bsel(machine, bus)), (base + _EJECT, 1 << int(place["addr"], 16))]
+    return [(base + _SELECT, _bsel(machine, bus)), (base + _EJECT, 1 << int(str(place["addr"]), 16))]
 
 
 def _bsel(machine: Machine, bus: str) -> int:
