@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from harness.actions.bad_plugs import bad_plugs
 from harness.actions.hotplug import Hotplug, plug_refusals
-from harness.actions.migration import Migration
+from harness.actions.migration import Migration, expect_blocked_by
 from harness.actions.run_state import RunState
 from harness.actions.snapshot import Snapshot
 from harness.errors import QemuError
@@ -117,6 +118,31 @@ def test_everything_after_a_plug_that_failed(
             hotplug.plug(wrong)
         assert refused.value.desc in plug_refusals(what, wrong)
     away.rename(other.path)
+    everything(guest, lab)
+
+
+@pytest.mark.any_plug
+def test_everything_after_a_plug_that_failed_late(
+    guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...], lab: Lab
+) -> None:
+    """What the PCI bus or the virtio bus refuses is undone to the end: id, slot and tag are free again."""
+    share, other = shares[:2]
+    hotplug.plug(other)
+    beside = guest.mount(other)
+    machine = guest.machine
+    refused = bad_plugs(lab.cell.qemu, lab.cell.machine_type, lab.folder, share, other)
+    for bad in refused.values():
+        bad.expect_refused(machine)
+    expect_blocked_by(machine, other)
+    assert guest.mount_tags() == [other.mount_tag]
+    beside.expect_usable()
+    beside.unmount()
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    mount.expect_usable()
+    mount.unmount()
+    hotplug.unplug(share)
+    hotplug.unplug(other)
     everything(guest, lab)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
+from harness.actions.bad_plugs import BadPlug
 from harness.actions.hotplug import Hotplug, UnplugState
 from harness.actions.migration import Migration
 from harness.actions.run_state import RunState
+from harness.deadline import hold_for
 from harness.guest import transfer
 from harness.guest.guest import Guest
 from harness.guest.job import Job
@@ -169,6 +171,32 @@ def test_a_second_device_del(guest: Guest, hotplug: Hotplug, share: Share) -> No
     mount.unmount()
     unplug.wait_completed()
     again.expect_granted_or_under_way()
+
+
+def test_device_del_again_and_again(guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]) -> None:
+    """While the guest decides it is asked once more, and again: that neither calls the unplug off nor hurts.
+    Meanwhile the id and the place are taken, and afterwards they are free."""
+    share, other = shares[:2]
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    unplug = hotplug.request_unplug(share)
+    id_again = replace(other, id=share.id, fsdev_of=other.id)
+    place_again = replace(other, slot=share.slot)
+    for _ in range(_REPEATS):
+        hold_for(guest.machine.pace.seconds(_PAUSE_S), guest.machine.watch)
+        hotplug.request_unplug(share).expect_granted_or_under_way()
+        for taken, refusal in ((id_again, "Duplicate .*"), (place_again, "PCI: slot .* not available .*")):
+            BadPlug(taken, refusal).expect_refused(guest.machine)
+    mount.expect_usable()
+    mount.unmount()
+    unplug.wait_completed()
+    hotplug.plug(share)
+    guest.mount(share).expect_usable()
+
+
+#: A guest with native PCIe hotplug waits for five seconds whether the button is pressed again (kernel:
+#: ``drivers/pci/hotplug/pciehp_ctrl.c``, ``pciehp_handle_button_press``).
+_REPEATS, _PAUSE_S = 3, 0.3
 
 
 @pytest.mark.thorough

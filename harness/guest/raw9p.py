@@ -88,15 +88,25 @@ def _aligned(offset: int) -> int:
 class RawGuest:
     """A machine that was never started, and the wires to its devices.
 
+    :param plugged: ids of the shares whose device is on QEMU's command line.
+    :param arguments: further arguments for QEMU.
     :raises UsageError: on another machine type than ``pc``.
     """
 
-    def __init__(self, lab: Lab, *, name: str = "source") -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        *,
+        name: str = "source",
+        plugged: frozenset[str] = frozenset(),
+        arguments: tuple[str, ...] = (),
+    ) -> None:
         if lab.cell.machine_type.name != "pc":
             raise UsageError("raw 9p clients drive virtio's legacy interface, which only pc offers")
         path = lab.folder / f"{name}.qtest"
         extra = ("-S", "-qtest", f"unix:{path},server=on,wait=off", "-qtest-log", "/dev/null")
-        self.machine: Machine = lab.launch(replace(lab.spec(name=name), extra=extra))
+        spec = replace(lab.spec(name=name, plugged=plugged), extra=(*extra, *arguments))
+        self.machine: Machine = lab.launch(spec)
         self.qtest = Qtest(path, watch=self.machine.watch_process)
 
     def plug(self, share: Share) -> RawDriver:
