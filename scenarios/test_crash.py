@@ -16,6 +16,7 @@ from harness.errors import QemuError
 from harness.guest.guest import Guest
 from harness.guest.lab import Lab
 from harness.guest.variant import Variant
+from harness.qemu.poison import PoisonedHeap
 from harness.qemu.spec import Share
 
 
@@ -98,6 +99,21 @@ def everything(guest: Guest, lab: Lab) -> None:
     run_state.cont()
     guest.succeed("true")
     guest.machine.quit()
+
+
+@pytest.mark.thorough
+@pytest.mark.any_plug
+def test_everything_after_an_unplug_with_a_poisoned_heap(lab: Lab, share: Share) -> None:
+    """What was freed is overwritten: a list that still has the device leads nowhere."""
+    lab.attach(PoisonedHeap())
+    guest = lab.boot()
+    hotplug = Hotplug(guest)
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    mount.expect_usable()
+    mount.unmount()
+    hotplug.unplug(share)
+    everything(guest, lab)
 
 
 @pytest.mark.any_plug

@@ -18,10 +18,13 @@ from harness.guest.job import Job
 from harness.guest.lab import Lab
 from harness.guest.mount import Mount
 from harness.guest.occupant import KINDS, occupied
+from harness.guest.raw9p import RawGuest
 from harness.guest.transfer import Transfer
 from harness.guest.workload import Workload
 from harness.holds.hold import DATA, FSYNC, READDIR, STAT, Hold, require_counted_requests
 from harness.plugin.thorough import by_default
+from harness.qemu.deletion import Deletion
+from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
 
 
@@ -197,6 +200,32 @@ def test_device_del_again_and_again(guest: Guest, hotplug: Hotplug, shares: tupl
 #: A guest with native PCIe hotplug waits for five seconds whether the button is pressed again (kernel:
 #: ``drivers/pci/hotplug/pciehp_ctrl.c``, ``pciehp_handle_button_press``).
 _REPEATS, _PAUSE_S = 3, 0.3
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("before", ["the_machine_starts", "the_guest_is_up"])
+def test_device_del_that_nobody_hears(raw_guest: RawGuest, share: Share, before: str) -> None:
+    """No guest listens yet: the device stays, and may be asked for again, as often as it takes."""
+    machine = raw_guest.machine
+    machine.device_add(share)
+    if before == "the_guest_is_up":
+        run_for_a_moment(machine)
+    machine.qmp.execute("device_del", {"id": share.id})
+    run_for_a_moment(machine)
+    for _ in range(2):
+        machine.qmp.execute("device_del", {"id": share.id})
+    with Deletion(machine, share.id) as deletion:
+        assert deletion.present(), "the device went, and no guest let it go"
+    raw_guest.eject(share)
+    machine.device_add(share)
+
+
+def run_for_a_moment(machine: Machine) -> None:
+    """Its clock goes on, and its firmware does not get far."""
+    machine.qmp.execute("cont")
+    hold_for(0.02, machine.watch_process)
+    machine.qmp.execute("stop")
 
 
 @pytest.mark.thorough
