@@ -221,6 +221,28 @@ def test_device_del_that_nobody_hears(raw_guest: RawGuest, share: Share, before:
     machine.device_add(share)
 
 
+@pytest.mark.thorough
+@pytest.mark.cold
+@pytest.mark.pin_machine("q35-pcie")
+def test_device_del_without_a_hotplug_driver(lab: Lab, share: Share) -> None:
+    """The guest has no driver for its PCIe ports, and never hears: the device stays, and may be asked for
+    again when five seconds are over."""
+    spec = lab.spec(plugged=frozenset([share.id]))
+    deaf = ("-append", f"{spec.boot.cmdline} pcie_ports=compat")
+    hotplug = Hotplug(lab.begin_boot(replace(spec, extra=deaf)))
+    machine = hotplug.guest.machine
+    machine.qmp.execute("device_del", {"id": share.id})
+
+    def accepted() -> bool:
+        again = hotplug.request_unplug(share)
+        again.expect_granted_or_under_way()
+        return again.refusal is None
+
+    machine.wait_until(accepted, what="device_del to be accepted again", timeout_s=10, interval_s=0.5)
+    with Deletion(machine, share.id) as deletion:
+        assert deletion.present(), "the device went, and no guest let it go"
+
+
 def run_for_a_moment(machine: Machine) -> None:
     """Its clock goes on, and its firmware does not get far."""
     machine.qmp.execute("cont")
