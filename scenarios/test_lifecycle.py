@@ -204,7 +204,7 @@ def test_a_device_with_other_properties(guest: Guest, hotplug: Hotplug, share: S
     rom = lab.folder / "rom"
     rom.write_bytes(b"\x55\xaa".ljust(2048, b"\0"))
     with_rom: dict[str, Value] = {"romfile": str(rom), "acpi-index": 7}
-    for options in (*PROPERTIES, with_rom):
+    for options in (with_rom, *PROPERTIES):
         if not known.issuperset(options):
             continue
         with named(options):
@@ -221,12 +221,12 @@ PROPERTIES: tuple[dict[str, Value], ...] = (
     {"disable-modern": True, "disable-legacy": "off"},
     {"disable-legacy": "on", "packed": True},
     {"disable-legacy": "on", "packed": True, "event_idx": False, "ioeventfd": False},
-    {"disable-legacy": "on", "iommu_platform": True},
     {"disable-legacy": "on", "modern-pio-notify": True, "page-per-vq": True},
     {"disable-legacy": "on", "in_order": True},
     {"indirect_desc": False, "vectors": 1},
     {"vectors": 0, "rombar": 0},
     {"vectors": 1 << 16},
+    {"disable-legacy": "on", "iommu_platform": True},
 )
 
 
