@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from harness.actions.bad_plugs import bad_plugs
 from harness.actions.hotplug import Hotplug, plug_refusals
 from harness.actions.migration import Migration, expect_blocked_by, wait_given_up
 from harness.actions.raw_migration import cancel, migrate_to_the_pause, require_pause, switch_over
@@ -18,6 +19,7 @@ from harness.guest.guest import Guest
 from harness.guest.lab import Lab
 from harness.guest.raw9p import RawGuest
 from harness.guest.variant import Variant
+from harness.qemu.poison import PoisonedHeap
 from harness.qemu.spec import Share
 
 
@@ -107,6 +109,21 @@ def everything(guest: Guest, lab: Lab) -> None:
     guest.machine.quit()
 
 
+@pytest.mark.thorough
+@pytest.mark.any_plug
+def test_everything_after_an_unplug_with_a_poisoned_heap(lab: Lab, share: Share) -> None:
+    """What was freed is overwritten: a list that still has the device leads nowhere."""
+    lab.attach(PoisonedHeap())
+    guest = lab.boot()
+    hotplug = Hotplug(guest)
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    mount.expect_usable()
+    mount.unmount()
+    hotplug.unplug(share)
+    everything(guest, lab)
+
+
 @pytest.mark.any_plug
 def test_everything_after_a_plug_that_failed(
     guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...], lab: Lab
@@ -125,6 +142,31 @@ def test_everything_after_a_plug_that_failed(
             hotplug.plug(wrong)
         assert refused.value.desc in plug_refusals(what, wrong)
     away.rename(other.path)
+    everything(guest, lab)
+
+
+@pytest.mark.any_plug
+def test_everything_after_a_plug_that_failed_late(
+    guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...], lab: Lab
+) -> None:
+    """What the PCI bus or the virtio bus refuses is undone to the end: id, slot and tag are free again."""
+    share, other = shares[:2]
+    hotplug.plug(other)
+    beside = guest.mount(other)
+    machine = guest.machine
+    refused = bad_plugs(lab.cell.qemu, lab.cell.machine_type, lab.folder, share, other)
+    for bad in refused.values():
+        bad.expect_refused(machine)
+    expect_blocked_by(machine, other)
+    assert guest.mount_tags() == [other.mount_tag]
+    beside.expect_usable()
+    beside.unmount()
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    mount.expect_usable()
+    mount.unmount()
+    hotplug.unplug(share)
+    hotplug.unplug(other)
     everything(guest, lab)
 
 

@@ -72,12 +72,12 @@ def test_an_interrupt_that_nobody_has_taken_arrives(raw_guest: RawGuest, share: 
     driver = raw_guest.plug(share)
     use(driver)
     if taken:
-        assert driver.take_interrupt()
+        assert driver.acknowledge()
     _, (driver,) = migrate_raw(raw_guest, driver)
-    assert driver.take_interrupt() is not taken
-    assert not driver.take_interrupt()
+    assert driver.acknowledge() is not taken
+    assert not driver.acknowledge()
     use(driver)
-    assert driver.take_interrupt()
+    assert driver.acknowledge()
 
 
 def expect_silent(driver: RawDriver) -> None:

@@ -11,7 +11,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -26,12 +26,15 @@ from harness.errors import HarnessError, Violation
 from harness.guest import p9, transfer
 from harness.guest.guest import Guest
 from harness.guest.job import Job
+from harness.guest.lab import Lab
 from harness.guest.mount import Mount, TagState
 from harness.guest.p9 import T
 from harness.guest.raw9p import MSIZE, NineError, RawDriver, RawGuest, Request
 from harness.holds.hold import Hold
+from harness.qemu.acpi import eject_writes_of
+from harness.qemu.deletion import Deletion
 from harness.qemu.machine import Machine
-from harness.qemu.spec import Share
+from harness.qemu.spec import FIXED_PLACES, Share
 
 
 @pytest.mark.always
@@ -176,6 +179,55 @@ def test_the_module_unloaded_and_loaded(
     migration.expect_blocked_by(share)
     mount.unmount()
     hotplug.unplug(share)
+
+
+@pytest.fixture
+def on_a_fixed_bus(lab: Lab) -> RawGuest:
+    """A machine that has the first share since its start, on a bus that forbids hotplug."""
+    fixed, share = FIXED_PLACES["pc"], lab.shares[0]
+    fixed.require(lab.cell.qemu)
+    lab.declare(replace(share, device_options={"bus": fixed.bus, "addr": fixed.addr}))
+    return RawGuest(lab, plugged=frozenset([share.id]), arguments=fixed.arguments)
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_an_eject_from_a_bus_that_forbids_hotplug(on_a_fixed_bus: RawGuest) -> None:
+    """What the host may not unplug, the guest may not, either: whatever bus it names, the device stays."""
+    guest = on_a_fixed_bus
+    (share,) = guest.machine.spec.shares
+    driver = guest.driver(share)
+    driver.version()
+    for bsel in range(3):
+        for port, value in eject_writes_of(guest.machine.spec.machine_type, bsel, driver.addr):
+            guest.qtest.outl(port, value)
+    with Deletion(guest.machine, share.id) as deletion:
+        assert deletion.present(), "the guest ejected a device from a bus that forbids hotplug"
+    driver.version()
+    driver.attach(1)
+    expect_blocked_by(guest.machine, share)
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_an_eject_with_the_queue_live(raw_guest: RawGuest, shares: tuple[Share, ...]) -> None:
+    """The guest's driver has not stopped the device: its notifier goes with it, in the main loop (ioeventfd)
+    or not, and the next device in that place has its own."""
+    for ioeventfd in (True, False, True):
+        share, other = (replace(share, device_options={"ioeventfd": ioeventfd}) for share in shares[:2])
+        beside, driver = raw_guest.plug(other), raw_guest.plug(share)
+        for one in (beside, driver):
+            one.version()
+            one.attach(1)
+            one.clunk(1)
+        raw_guest.eject(share)
+        beside.version()
+        raw_guest.plug(share).version()
+        raw_guest.system_reset()
+        raw_guest.driver(share).version()
+        raw_guest.eject(share)
+        raw_guest.eject(other)
+    raw_guest.machine.quit()
 
 
 def opened(raw_guest: RawGuest, share: Share) -> RawDriver:

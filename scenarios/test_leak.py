@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from harness.actions.bad_plugs import bad_plugs
 from harness.actions.hotplug import Hotplug, plug_refusals, unplug_without_guest
 from harness.actions.leak_hunt import SAVING, LeakHunt
 from harness.actions.migration import expect_blocked_by, under_way
-from harness.errors import QemuError
+from harness.errors import QemuError, Unsupported
 from harness.guest import p9
 from harness.guest.guest import Guest
+from harness.guest.lab import Lab
 from harness.guest.p9 import T
 from harness.guest.raw9p import NineError, RawDriver, RawGuest, make_files
 from harness.guest.variant import DEVICE_KINDS
@@ -279,6 +281,30 @@ def test_a_plug_that_fails(leak_hunt: LeakHunt, shares: tuple[Share, ...], wrong
             with pytest.raises(QemuError) as refused:
                 machine.device_add(broken)
             assert refused.value.desc in plug_refusals(wrong, broken)
+
+    leak_hunt.repeat_without_guest(cycle)
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("q35-pcie")
+@pytest.mark.parametrize(
+    "wrong",
+    by_default(
+        "rom_missing",
+        of=["rom_missing", "iommu_of_a_legacy_device", "failover_of_another_kind", "slot_taken"],
+    ),
+)
+def test_a_plug_that_fails_late(leak_hunt: LeakHunt, shares: tuple[Share, ...], lab: Lab, wrong: str) -> None:
+    """The PCI bus or the virtio bus refuses the device: before its realize, after it, or in its midst."""
+    share, other = shares[:2]
+    refused = bad_plugs(lab.cell.qemu, lab.cell.machine_type, lab.folder, share, other)
+    if wrong not in refused:
+        raise Unsupported(f"this QEMU's {share.driver} has no such properties: {wrong}")
+
+    def cycle(machine: Machine) -> None:
+        if other.id not in machine.plugged:
+            machine.device_add(other)
+        refused[wrong].expect_refused(machine)
 
     leak_hunt.repeat_without_guest(cycle)
 

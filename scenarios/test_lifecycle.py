@@ -5,18 +5,26 @@ from __future__ import annotations
 import errno
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
-from harness.actions.hotplug import Hotplug
+from harness.actions.hotplug import PLUG_TIMEOUT_S, UNPLUG_TIMEOUT_S, Hotplug, expect_unknown
 from harness.actions.migration import Migration
+from harness.deadline import hold_for
 from harness.errors import GuestError
-from harness.guest.guest import Guest
+from harness.guest.guest import BOOT_TIMEOUT_S, Guest
+from harness.guest.lab import Lab
 from harness.guest.mount import Mount, host_sha256
 from harness.guest.variant import Variant
 from harness.holds.hold import DATA, FSYNC, Hold
 from harness.plugin.thorough import by_default
-from harness.qemu.spec import Share
+from harness.qemu.binary import properties
+from harness.qemu.deletion import Deletion
+from harness.qemu.machine import Machine
+from harness.qemu.spec import Share, Value
 
 
 @pytest.mark.always
@@ -67,6 +75,171 @@ def test_a_share_can_be_plugged_again(guest: Guest, hotplug: Hotplug, share: Sha
     mount.expect_intact("kept", written)
     mount.unmount()
     hotplug.unplug(share)
+
+
+@pytest.mark.thorough
+@pytest.mark.cold
+def test_plugs_while_the_guest_boots(lab: Lab) -> None:
+    """At any time between power-on and the first process: the device stays, and is found at the latest when
+    the guest looks for new devices. One that was there before is unplugged like any other."""
+    cold, *others = lab.shares
+    guest = lab.begin_boot(lab.spec(plugged=frozenset([cold.id])))
+    machine = guest.machine
+    for share, line in zip(others, ("", "PCI host bridge to bus", "Run /init"), strict=True):
+        wait_printed(machine, line)
+        machine.device_add(share)
+    guest.wait_booted()
+    guest.succeed("echo 1 > /sys/bus/pci/rescan")
+    hotplug = Hotplug(guest)
+    wait_listed(guest, *lab.shares)
+    for share in lab.shares:
+        mount = guest.mount(share)
+        mount.expect_usable()
+        mount.unmount()
+    for unplug in [hotplug.request_unplug(share) for share in lab.shares]:
+        unplug.wait_completed()
+
+
+def wait_printed(machine: Machine, line: str) -> None:
+    """Wait until the guest's kernel has printed it."""
+    machine.wait_until(
+        lambda: machine.kernel_log.contains(line), what=f"the kernel's {line!r}", timeout_s=BOOT_TIMEOUT_S
+    )
+
+
+def wait_listed(guest: Guest, *shares: Share) -> None:
+    """Wait until the guest has the tags of all of these, and no other."""
+    wanted = sorted(share.mount_tag for share in shares)
+    guest.machine.wait_until(
+        lambda: sorted(guest.mount_tags(more_than=len(shares) - 1)) == wanted,
+        what=f"the guest to list {', '.join(wanted)}",
+        timeout_s=PLUG_TIMEOUT_S,
+    )
+
+
+@pytest.mark.thorough("q35")
+def test_every_place_at_once(guest: Guest, hotplug: Hotplug, lab: Lab) -> None:
+    """All are plugged, and later unplugged, without waiting for one another; and plugged again at once, or
+    some seconds later: the guest is still busy with the unplug then (native PCIe)."""
+    machine = guest.machine
+    for share in lab.shares:
+        machine.device_add(share)
+    wait_listed(guest, *lab.shares)
+    for share in lab.shares:
+        mount = guest.mount(share)
+        mount.expect_usable()
+        mount.unmount()
+    for unplug in [hotplug.request_unplug(share) for share in lab.shares]:
+        unplug.wait_completed()
+    for share, pause_s in zip(lab.shares, (0, 0.3, 1, 2), strict=True):
+        hold_for(machine.pace.seconds(pause_s), machine.watch)
+        machine.device_add(share)
+    wait_listed(guest, *lab.shares)
+    for share in lab.shares:
+        guest.mount(share).expect_usable()
+
+
+@pytest.mark.any_plug
+def test_an_unplug_right_after_the_plug(guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]) -> None:
+    """The guest may not have seen the device yet: it goes all the same, at the latest when it is asked again,
+    and the place can be used again."""
+    machine = guest.machine
+    for share in shares:
+        machine.device_add(share)
+        insist(hotplug, share)
+    for share in shares:
+        machine.device_add(share)
+    wait_listed(guest, *shares)
+    for share in shares:
+        guest.mount(share).expect_usable()
+
+
+def insist(hotplug: Hotplug, share: Share) -> None:
+    """``device_del`` until the device goes: a guest that is busy with the plug does not listen."""
+    machine = hotplug.guest.machine
+    with Deletion(machine, share.id) as deletion:
+
+        def goes() -> bool:
+            asked = hotplug.request_unplug(share)
+            asked.expect_granted_or_under_way(f"Device '{share.id}' not found")
+            return deletion.reported
+
+        machine.wait_until(
+            goes, what=f"{share.id} to go", timeout_s=UNPLUG_TIMEOUT_S, interval_s=0.5, watch=machine.watch
+        )
+        deletion.confirm()
+    expect_unknown(hotplug.guest, share)
+
+
+@pytest.mark.thorough("q35")
+def test_two_functions_of_one_slot(guest: Guest, hotplug: Hotplug, lab: Lab) -> None:
+    """The guest sees neither before function 0 comes, which is the last; then both. A function that it has
+    not seen can be taken back. An unplug of one takes the whole slot."""
+    first, second = lab.shares[:2]
+    place = first.device(lab.cell.machine_type)
+    function = {"bus": place["bus"], "multifunction": True}
+    zero = replace(first, device_options={**function, "addr": f"{place['addr']}.0"})
+    one = replace(second, device_options={**function, "addr": f"{place['addr']}.1"})
+    machine = guest.machine
+    machine.device_add(one)
+    assert guest.mount_tags() == []
+    hotplug.request_unplug(one).wait_completed()
+    machine.device_add(one)
+    machine.device_add(zero)
+    wait_listed(guest, zero, one)
+    for share in (zero, one):
+        mount = guest.mount(share)
+        mount.expect_usable()
+        mount.unmount()
+    with Deletion(machine, one.id) as with_it:
+        hotplug.unplug(zero)
+        with_it.wait(timeout_s=UNPLUG_TIMEOUT_S)
+    hotplug.plug(first)
+    guest.mount(first).expect_usable()
+
+
+@pytest.mark.thorough
+@pytest.mark.pin_machine("pc")
+def test_a_device_with_other_properties(guest: Guest, hotplug: Hotplug, share: Share, lab: Lab) -> None:
+    """However it notifies, interrupts and lays out its rings: it is plugged, used and unplugged."""
+    known = properties(lab.cell.qemu, share.driver)
+    rom = lab.folder / "rom"
+    rom.write_bytes(b"\x55\xaa".ljust(2048, b"\0"))
+    with_rom: dict[str, Value] = {"romfile": str(rom), "acpi-index": 7}
+    for options in (with_rom, *PROPERTIES):
+        if not known.issuperset(options):
+            continue
+        with named(options):
+            hotplug.plug(replace(share, device_options=options))
+            mount = guest.mount(share)
+            mount.expect_intact("file", mount.write("file", size_kib=64))
+            mount.unmount()
+            hotplug.unplug(share)
+
+
+#: Of virtio-9p-pci, virtio-pci and PCI devices (QEMU: ``-device virtio-9p-pci,help``).
+PROPERTIES: tuple[dict[str, Value], ...] = (
+    {"ioeventfd": False, "event_idx": False},
+    {"disable-modern": True, "disable-legacy": "off"},
+    {"disable-legacy": "on", "packed": True},
+    {"disable-legacy": "on", "packed": True, "event_idx": False, "ioeventfd": False},
+    {"disable-legacy": "on", "modern-pio-notify": True, "page-per-vq": True},
+    {"disable-legacy": "on", "in_order": True},
+    {"indirect_desc": False, "vectors": 1},
+    {"vectors": 0, "rombar": 0},
+    {"vectors": 1 << 16},
+    {"disable-legacy": "on", "iommu_platform": True},
+)
+
+
+@contextmanager
+def named(options: object) -> Iterator[None]:
+    """What fails says with which options."""
+    try:
+        yield
+    except BaseException as exc:
+        exc.add_note(f"with {options}")
+        raise
 
 
 @pytest.mark.any_plug

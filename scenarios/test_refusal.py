@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from harness.actions.bad_plugs import BadPlug
 from harness.actions.hotplug import Hotplug, plug_refusals
 from harness.actions.migration import Migration, expect_blocked_by
 from harness.actions.snapshot import Snapshot
@@ -15,8 +16,9 @@ from harness.errors import CommandFailed, QemuError
 from harness.guest.guest import Guest
 from harness.guest.lab import Lab
 from harness.guest.mount import expect_no_mount
-from harness.qemu.binary import require_options
-from harness.qemu.spec import FIXED_PLACES, FixedPlace, Share
+from harness.guest.raw9p import RawGuest
+from harness.qemu.binary import require_options, require_property
+from harness.qemu.spec import FIXED_PLACES, FixedPlace, Share, Value
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def cold_plugged(lab: Lab, fixed: FixedPlace, shares: tuple[Share, ...]) -> Gues
     return lab.boot(replace(spec, extra=fixed.arguments))
 
 
-def refusal(hotplug: Hotplug, command: str, **arguments: str) -> str:
+def refusal(hotplug: Hotplug, command: str, **arguments: str | bool | int) -> str:
     """What QEMU says."""
     with pytest.raises(QemuError) as refused:
         hotplug.guest.machine.qmp.execute(command, arguments)
@@ -81,6 +83,50 @@ def test_names_that_are_taken_or_unknown(guest: Guest, hotplug: Hotplug, lab: La
     mount.expect_usable()
     mount.unmount()
     hotplug.unplug(share)
+
+
+@pytest.fixture
+def unindexed(lab: Lab) -> tuple[Share, Share]:
+    """Two shares, on a QEMU whose devices can have an ``acpi-index``, by which the guest names them."""
+    require_property(lab.cell.qemu, lab.shares[0].driver, "acpi-index")
+    return lab.shares[0], lab.shares[1]
+
+
+def indexed(share: Share, index: int) -> Share:
+    """The same device, with that ``acpi-index``."""
+    return replace(share, device_options={"acpi-index": index})
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_an_acpi_index_that_is_taken(unindexed: tuple[Share, Share], raw_guest: RawGuest) -> None:
+    """One device has it at a time, from its plug to its unplug; there is no larger one than 16383."""
+    share, other = unindexed
+    machine = raw_guest.machine
+    raw_guest.plug(indexed(share, 5))
+    BadPlug(indexed(other, 5), "a PCI device with acpi-index = 5 already exist").expect_refused(machine)
+    BadPlug(indexed(other, 16384), "acpi-index should be less or equal to 16383").expect_refused(machine)
+    raw_guest.plug(indexed(other, 16383))
+    raw_guest.eject(share)
+    raw_guest.eject(other)
+    raw_guest.plug(indexed(other, 5))
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("fails", ["early", "late"])
+def test_an_acpi_index_after_a_plug_that_failed(
+    unindexed: tuple[Share, Share], raw_guest: RawGuest, fails: str
+) -> None:
+    """It is free again."""
+    share = unindexed[0]
+    wrong: dict[str, Value] = {"fsdev": "nowhere"} if fails == "early" else {"romfile": "/nowhere/rom"}
+    bad = replace(share, device_options={"acpi-index": 5, **wrong})
+    BadPlug(bad, ".*nowhere.*").expect_refused(raw_guest.machine)
+    try:
+        raw_guest.plug(indexed(share, 5))
+    except QemuError as exc:
+        raise AssertionError(f"a plug that failed keeps its acpi-index: {exc.desc}") from exc
 
 
 @pytest.mark.any_plug

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from harness.actions.hostile import HostileGuest
 from harness.actions.hotplug import Hotplug
+from harness.actions.migration import Migration
 from harness.actions.run_state import RunState
+from harness.errors import QemuError
 from harness.guest.guest import Guest
+from harness.guest.intx import InterruptLine
 from harness.guest.lab import Lab
+from harness.guest.raw9p import RawDriver, RawGuest
+from harness.guest.transfer import reader
 from harness.guest.workload import Workload
+from harness.holds.hold import Hold
 from harness.holds.throttle import require_throttling, throttled
 from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
@@ -72,3 +81,104 @@ def test_others_come_and_go_beside_a_workload(
     mount.unmount()
     hotplug.unplug(busy)
     workload.expect_acknowledged()
+
+
+@pytest.fixture
+def two(request: pytest.FixtureRequest, lab: Lab) -> tuple[Share, ...]:
+    """Two devices that are not throttled, with an fsdev each or with one between them, and a third."""
+    first, second, third = lab.shares[:3]
+    return lab.declare(first, second.beside(first) if request.param == "one_fsdev" else second, third)
+
+
+@pytest.mark.any_plug
+@pytest.mark.parametrize("two", ["own_fsdevs", "one_fsdev"], indirect=True)
+def test_one_has_a_request_in_flight_while_the_other_comes_and_goes(
+    guest: Guest,
+    hotplug: Hotplug,
+    hostile: HostileGuest,
+    migration: Migration,
+    two: tuple[Share, ...],
+    hold: Hold,
+) -> None:
+    """A plug that fails, an unplug and a forced eject of the one neither wait for the other's request nor
+    end it; the other blocks migration all the while, and nobody else does."""
+    leaving, staying, third = two
+    late = replace(leaving, device_options={"romfile": "/nowhere/harness.rom"})
+    hotplug.plug(staying)
+    mount = guest.mount(staying)
+    with hold.requests(staying) as held:
+        work = reader(mount)
+        held.wait_caught()
+
+        def expect_undisturbed() -> None:
+            held.in_flight()
+            work.in_progress()
+            migration.expect_blocked_by(staying)
+
+        for failing in (replace(leaving, device_options={"fsdev": "nowhere"}), late):
+            with pytest.raises(QemuError):
+                hotplug.plug(failing)
+            expect_undisturbed()
+        hotplug.plug(leaving)
+        beside = guest.mount(leaving)
+        guest.succeed(f"ls -l {beside.mountpoint}/")
+        migration.expect_blocked_by(staying, leaving)
+        beside.unmount()
+        expect_undisturbed()
+        hotplug.unplug(leaving)
+        expect_undisturbed()
+        hotplug.plug(leaving)
+        hostile.eject(leaving)
+        expect_undisturbed()
+        hotplug.plug(third)
+        guest.mount(third).expect_usable()
+        held.in_flight()
+    work.wait_finished().expect_intact()
+    mount.expect_intact("after", mount.write("after", size_kib=64))
+    mount.unmount()
+    migration.expect_blocked_by(third)
+    hotplug.unplug(staying)
+
+
+@pytest.fixture
+def on_one_line(lab: Lab) -> tuple[Share, Share]:
+    """Two devices that share an interrupt line."""
+    first, second = lab.shares[0], replace(lab.shares[1], device_options={"addr": _SAME_LINE})
+    lab.declare(first, second)
+    return first, second
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_an_unplug_lets_the_interrupt_line_go(on_one_line: tuple[Share, Share], raw_guest: RawGuest) -> None:
+    """Two devices raise the same interrupt line: what goes takes its part of it along, and no more.
+
+    A line that stays up makes the guest's kernel switch it off, for everybody ("irq N: nobody cared").
+    """
+    leaving, staying = on_one_line
+    guest, line = raw_guest, InterruptLine(raw_guest.qtest)
+
+    def interrupt(driver: RawDriver) -> None:
+        driver.version()
+        assert line.up, f"{driver.share.id} answered, and raised no interrupt"
+
+    neighbour = guest.plug(staying)
+    assert not line.up, "nobody has raised an interrupt yet"
+    interrupt(guest.plug(leaving))
+    guest.eject(leaving)
+    assert not line.up, "the interrupt line is still up, and the device that raised it is gone"
+
+    interrupt(neighbour)
+    interrupt(guest.plug(leaving))
+    guest.eject(leaving)
+    assert line.up, "the neighbour's interrupt was lost"
+    assert neighbour.acknowledge()
+    assert not line.up, "the neighbour's interrupt was acknowledged, and the line is still up"
+
+    interrupt(neighbour)
+    guest.system_reset()
+    assert not InterruptLine(guest.qtest).up, "the interrupt line survived a reset"
+
+
+#: Has the first share's line: they are four, in turn (QEMU: ``hw/pci-host/i440fx.c``, ``pci_slot_get_pirq``).
+_SAME_LINE = "0x14"

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
+from harness.actions.bad_plugs import BadPlug
 from harness.actions.hotplug import Hotplug, UnplugState
 from harness.actions.migration import Migration
 from harness.actions.run_state import RunState
+from harness.deadline import hold_for
 from harness.guest import transfer
 from harness.guest.guest import Guest
 from harness.guest.job import Job
 from harness.guest.lab import Lab
 from harness.guest.mount import Mount
 from harness.guest.occupant import KINDS, occupied
+from harness.guest.raw9p import RawGuest
 from harness.guest.transfer import Transfer
 from harness.guest.workload import Workload
 from harness.holds.hold import DATA, FSYNC, READDIR, STAT, Hold, require_counted_requests
 from harness.plugin.thorough import by_default
+from harness.qemu.deletion import Deletion
+from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
 
 
@@ -171,6 +176,80 @@ def test_a_second_device_del(guest: Guest, hotplug: Hotplug, share: Share) -> No
     mount.unmount()
     unplug.wait_completed()
     again.expect_granted_or_under_way()
+
+
+def test_device_del_again_and_again(guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]) -> None:
+    """While the guest decides it is asked once more, and again: that neither calls the unplug off nor hurts.
+    Meanwhile the id and the place are taken, and afterwards they are free."""
+    share, other = shares[:2]
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    unplug = hotplug.request_unplug(share)
+    id_again = replace(other, id=share.id, fsdev_of=other.id)
+    place_again = replace(other, slot=share.slot)
+    for _ in range(_REPEATS):
+        hold_for(guest.machine.pace.seconds(_PAUSE_S), guest.machine.watch)
+        hotplug.request_unplug(share).expect_granted_or_under_way()
+        for taken, refusal in ((id_again, "Duplicate .*"), (place_again, "PCI: slot .* not available .*")):
+            BadPlug(taken, refusal).expect_refused(guest.machine)
+    mount.expect_usable()
+    mount.unmount()
+    unplug.wait_completed()
+    hotplug.plug(share)
+    guest.mount(share).expect_usable()
+
+
+#: A guest with native PCIe hotplug waits for five seconds whether the button is pressed again (kernel:
+#: ``drivers/pci/hotplug/pciehp_ctrl.c``, ``pciehp_handle_button_press``).
+_REPEATS, _PAUSE_S = 3, 0.3
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("before", ["the_machine_starts", "the_guest_is_up"])
+def test_device_del_that_nobody_hears(raw_guest: RawGuest, share: Share, before: str) -> None:
+    """No guest listens yet: the device stays, and may be asked for again, as often as it takes."""
+    machine = raw_guest.machine
+    machine.device_add(share)
+    if before == "the_guest_is_up":
+        run_for_a_moment(machine)
+    machine.qmp.execute("device_del", {"id": share.id})
+    run_for_a_moment(machine)
+    for _ in range(2):
+        machine.qmp.execute("device_del", {"id": share.id})
+    with Deletion(machine, share.id) as deletion:
+        assert deletion.present(), "the device went, and no guest let it go"
+    raw_guest.eject(share)
+    machine.device_add(share)
+
+
+@pytest.mark.thorough
+@pytest.mark.cold
+@pytest.mark.pin_machine("q35-pcie")
+def test_device_del_without_a_hotplug_driver(lab: Lab, share: Share) -> None:
+    """The guest has no driver for its PCIe ports, and never hears: the device stays, and may be asked for
+    again when five seconds are over."""
+    spec = lab.spec(plugged=frozenset([share.id]))
+    deaf = ("-append", f"{spec.boot.cmdline} pcie_ports=compat")
+    hotplug = Hotplug(lab.begin_boot(replace(spec, extra=deaf)))
+    machine = hotplug.guest.machine
+    machine.qmp.execute("device_del", {"id": share.id})
+
+    def accepted() -> bool:
+        again = hotplug.request_unplug(share)
+        again.expect_granted_or_under_way()
+        return again.refusal is None
+
+    machine.wait_until(accepted, what="device_del to be accepted again", timeout_s=10, interval_s=0.5)
+    with Deletion(machine, share.id) as deletion:
+        assert deletion.present(), "the device went, and no guest let it go"
+
+
+def run_for_a_moment(machine: Machine) -> None:
+    """Its clock goes on, and its firmware does not get far."""
+    machine.qmp.execute("cont")
+    hold_for(0.02, machine.watch_process)
+    machine.qmp.execute("stop")
 
 
 @pytest.mark.thorough

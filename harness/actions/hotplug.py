@@ -198,7 +198,7 @@ def plug_refusals(wrong: str, share: Share) -> tuple[str, ...]:
     :param wrong: what is wrong with it: ``fsdev``, ``no_tag``, ``long_tag``, ``path`` or ``busy_id``.
     """
     fsdev = share.device_options.get("fsdev", share.fsdev)
-    tag = share.device_options.get("mount_tag", share.mount_tag)
+    tag = str(share.device_options.get("mount_tag", share.mount_tag))
     reason = f"'{share.path}': No such file or directory"
     return {
         # hw/9pfs/9p.c, v9fs_device_realize_common; before 2.6 hw/9pfs/virtio-9p-device.c

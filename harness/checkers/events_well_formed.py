@@ -4,6 +4,9 @@ One unplug of a virtio PCI device gives two ``DEVICE_DELETED``: for its ``…/vi
 ``device``, then for itself. Both are emitted when the object is finalized, so a missing one is a leaked
 reference (QEMU: ``hw/core/qdev.c``, ``device_unparent``; ``qapi/qdev.json``).
 
+A plug that fails late has realized the backend, which is then finalized: its event comes, though
+``device_add`` is refused and the device never was (QEMU: ``device_finalize``; seen on 7.2, 10.0 and 11.1).
+
 What is judged is the order in which the events arrived. An event's own timestamp is the host's wall clock
 (QEMU: ``qapi/qmp-event.c``, ``timestamp_put``), which somebody may set; and one that is read after the
 process has ended was sent before: neither says anything about QEMU.
@@ -68,6 +71,7 @@ def _one_end(machine: str, events: list[Entry]) -> Finding:
 
 def _pairs(record: Record, machine: str) -> Finding:
     devices: dict[str, _Device] = {}
+    before: dict[int, tuple[str, _Device | None]] = {}
     for entry in (e for e in record.entries if e.actor == machine):
         if entry.f == "qmp:device_add" and entry.kind is Kind.INVOKE:
             path = f"/machine/peripheral/{as_mapping(entry.value).get('id')}"
@@ -75,7 +79,11 @@ def _pairs(record: Record, machine: str) -> Finding:
                 problem = _unfinished(machine, path, devices.get(path))
                 if problem is not None:
                     return problem
+                before[entry.seq] = path, devices.get(path)
                 devices[path] = _Device()
+        elif entry.f == "qmp:device_add" and entry.kind is Kind.FAIL and entry.op in before:
+            path, earlier = before[entry.op]
+            devices[path] = earlier or _Device()
         elif entry.f == "event:DEVICE_DELETED":
             problem = _deleted(machine, entry, devices)
             if problem is not None:

@@ -111,10 +111,20 @@ def _aligned(offset: int) -> int:
 class RawGuest:
     """A machine that was never started, and the wires to its devices.
 
+    :param plugged: ids of the shares whose device is on QEMU's command line.
+    :param arguments: further arguments for QEMU.
     :raises UsageError: on another machine type than ``pc``.
     """
 
-    def __init__(self, lab: Lab, *, name: str = "source", source: RawGuest | None = None) -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        *,
+        name: str = "source",
+        plugged: frozenset[str] = frozenset(),
+        arguments: tuple[str, ...] = (),
+        source: RawGuest | None = None,
+    ) -> None:
         if lab.cell.machine_type.name != "pc":
             raise UsageError("raw 9p clients drive virtio's legacy interface, which only pc offers")
         self.lab = lab
@@ -123,10 +133,10 @@ class RawGuest:
 
         def driven(spec: MachineSpec) -> MachineSpec:
             socket = f"unix:{self._path(spec)},server=on,wait=off"
-            return replace(spec, extra=("-S", "-qtest", socket, "-qtest-log", "/dev/null"))
+            return replace(spec, extra=("-S", "-qtest", socket, "-qtest-log", "/dev/null", *arguments))
 
         if source is None:
-            self.machine: Machine = lab.launch(driven(lab.spec(name=name)))
+            self.machine: Machine = lab.launch(driven(lab.spec(name=name, plugged=plugged)))
         else:
             self.machine = lab.launch_successor(source.machine, driven)
         self.qtest = Qtest(self._path(self.machine.spec), watch=self.machine.watch_process)
@@ -172,11 +182,16 @@ class RawGuest:
 
 
 class RawDriver:
-    """A virtio-9p device, driven by hand: PCI set-up, one virtqueue, requests and answers."""
+    """A virtio-9p device, driven by hand: PCI set-up, one virtqueue, requests and answers.
+
+    Its interrupt is a level on one of the PCI bus's lines (INTx): MSI-X is never enabled.
+
+    :ivar addr: its slot on the PCI bus.
+    """
 
     def __init__(self, guest: RawGuest, share: Share) -> None:
         self._qtest, self._machine, self.share = guest.qtest, guest.machine, share
-        self._slot = int(guest.machine.spec.machine_type.place(share.slot)["addr"], 16)
+        self.addr = int(str(share.device(guest.machine.spec.machine_type)["addr"]), 16)
         self._io = _IO_BASE + share.slot * _IO_SIZE
         room = (guest.machine.spec.memory_mib << 20) - _MEMORY_BASE
         self._room = room // SLOTS & ~(_PAGE - 1)
@@ -214,12 +229,16 @@ class RawDriver:
         self._qtest.outb(self._io + _STATUS, _DRIVER_OK)
 
     def _read_config(self, register: int) -> int:
-        self._qtest.outl(_CONFIG_ADDRESS, 0x80000000 | self._slot << 11 | register)
+        self._qtest.outl(_CONFIG_ADDRESS, 0x80000000 | self.addr << 11 | register)
         return self._qtest.inl(_CONFIG_DATA)
 
     def _config(self, register: int, value: int) -> None:
-        self._qtest.outl(_CONFIG_ADDRESS, 0x80000000 | self._slot << 11 | register)
+        self._qtest.outl(_CONFIG_ADDRESS, 0x80000000 | self.addr << 11 | register)
         self._qtest.outl(_CONFIG_DATA, value)
+
+    def acknowledge(self) -> bool:
+        """Read the device's ISR, which takes its interrupt down; whether it was up."""
+        return bool(self._qtest.inb(self._io + _ISR) & 1)
 
     def reset(self) -> None:
         """Write 0 to the device's status: virtio's own reset."""
@@ -253,10 +272,6 @@ class RawDriver:
         length = self._qtest.inw(self._io + _DEVICE_CONFIG)
         at = self._io + _DEVICE_CONFIG + 2
         return bytes(self._qtest.inb(at + number) for number in range(length)).decode()
-
-    def take_interrupt(self) -> bool:
-        """Whether the device has interrupted since this was asked last: its ISR, which reading clears."""
-        return bool(self._qtest.inb(self._io + _ISR) & 1)
 
     def break_device(self) -> None:
         """Offer a descriptor that the ring does not have: QEMU calls the device broken from then on, and does

@@ -6,22 +6,26 @@ Source: QEMU ``hw/acpi/pcihp.c`` and ``docs/specs/acpi_pci_hotplug.rst``.
 from __future__ import annotations
 
 from harness.qemu.machine import Machine
-from harness.qemu.spec import Share
+from harness.qemu.spec import MachineType, Share
 
 #: Offsets: select a bus by its bsel, then eject slots by their bit.
 _SELECT, _EJECT = 0x10, 0x08
 _BASE_PIIX4, _BASE_ICH9 = 0xAE00, 0xCC0
+_ROOT_BUS = "/machine/i440fx/pci.0"
 
 
 def eject_writes(machine: Machine, share: Share) -> list[tuple[int, int]]:
     """The 32-bit writes, in order, as (port, value), that eject the device of ``share``."""
     kind = machine.spec.machine_type
-    place = kind.place(share.slot)
-    if kind.has_root_ports:
-        base, bus = _BASE_ICH9, f"/machine/peripheral/{place['bus']}/{place['bus']}"
-    else:
-        base, bus = _BASE_PIIX4, "/machine/i440fx/pci.0"
-    return [(base + _SELECT, _bsel(machine, bus)), (base + _EJECT, 1 << int(place["addr"], 16))]
+    place = share.device(kind)
+    bus = f"/machine/peripheral/{place['bus']}/{place['bus']}" if kind.has_root_ports else _ROOT_BUS
+    return eject_writes_of(kind, _bsel(machine, bus), int(str(place["addr"]), 16))
+
+
+def eject_writes_of(kind: MachineType, bsel: int, slot: int) -> list[tuple[int, int]]:
+    """The writes that eject what is in ``slot`` of the bus that ACPI knows as ``bsel``, whatever that is."""
+    base = _BASE_ICH9 if kind.has_root_ports else _BASE_PIIX4
+    return [(base + _SELECT, bsel), (base + _EJECT, 1 << slot)]
 
 
 def _bsel(machine: Machine, bus: str) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.qemu.binary import ACPI_ROOT_PORTS
-from harness.qemu.spec import SLOTS, MachineSpec, Share
+from harness.qemu.spec import SLOTS, MachineSpec, Share, Value
 
 #: Fixed, so that a successor's network card is its source's.
 MAC = "52:54:00:9b:00:01"
@@ -143,10 +143,15 @@ def _fsdev(share: Share) -> dict[str, str]:
     }
 
 
-def _options(properties: Mapping[str, str]) -> str:
+def _options(properties: Mapping[str, Value]) -> str:
     """``name=value`` pairs as one QEMU option; the first property is given without its name."""
     (_, first), *rest = properties.items()
-    return ",".join([first, *(f"{name}={_comma(value)}" for name, value in rest)])
+    return ",".join([str(first), *(f"{name}={_comma(_text(value))}" for name, value in rest)])
+
+
+def _text(value: Value) -> str:
+    """As an option says it."""
+    return ("on" if value else "off") if isinstance(value, bool) else str(value)
 
 
 def _comma(value: str | Path) -> str:

@@ -211,6 +211,11 @@ def require_property(install: QemuInstall, device: str, name: str) -> None:
         raise Unsupported(f"this QEMU's {device} has no property {name}")
 
 
+def properties(install: QemuInstall, device: str) -> frozenset[str]:
+    """The properties that its ``device`` has."""
+    return frozenset(re.findall(r"^ *(?:\S+\.)?([\w-]+)=<", _ask(install, "-device", f"{device},help"), re.M))
+
+
 def require_named_fds(install: QemuInstall) -> None:
     """:raises Unsupported: when ``fd:`` of an incoming migration takes numbers alone (before 4.1)."""
     name = "harness-has-none"

@@ -13,6 +13,9 @@ from harness.qemu.binary import QemuInstall, require_property
 #: Hotpluggable places a machine offers; each holds one device.
 SLOTS = 4
 _FIRST_ADDR = 0x10
+#: A device's property. Since 10.0 ``device_add`` takes no text for a number or a truth value (QEMU:
+#: ``system/qdev-monitor.c``, ``qmp_device_add``).
+Value = str | bool | int
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,7 @@ class Share:
     :param path: the exported folder on the host.
     :param mount_tag: at most 31 bytes (QEMU: ``hw/9pfs/9p.h``, ``MAX_TAG_LEN`` with its NUL).
     :param slot: which of the machine's hotpluggable places it takes.
+    :param device_options: further properties of the device, or others than it would have.
     :param fsdriver: ``local``, or ``synth``: files that QEMU makes up (QEMU: ``hw/9pfs/9p-synth.c``).
     :param fsdev_of: the id of another share whose fsdev it uses as well; it then has none of its own.
     """
@@ -147,7 +151,7 @@ class Share:
     security_model: str = "none"
     driver: str = "virtio-9p-pci"
     fsdev_options: Mapping[str, str] = field(default_factory=dict)
-    device_options: Mapping[str, str] = field(default_factory=dict)
+    device_options: Mapping[str, Value] = field(default_factory=dict)
     fsdriver: str = "local"
     fsdev_of: str | None = None
 
@@ -167,7 +171,7 @@ class Share:
         if not self.path.is_dir():
             raise UsageError(f"share {self.id}: {self.path}: not a folder; 9p exports folders")
 
-    def device(self, machine_type: MachineType) -> dict[str, str]:
+    def device(self, machine_type: MachineType) -> dict[str, Value]:
         """The properties of the device: for ``device_add``, and for ``-device``; no tag, no such property."""
         tag = {"mount_tag": self.mount_tag} if self.mount_tag else {}
         return {

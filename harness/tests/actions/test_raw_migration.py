@@ -47,7 +47,7 @@ def driver(lab: Lab, raw: RawGuest) -> RawDriver:
 
 
 def test_a_device_and_its_driver_go_on_where_they_arrive(raw: RawGuest, driver: RawDriver) -> None:
-    assert driver.take_interrupt()
+    assert driver.acknowledge()
     before = driver.registers()
     assert before["mount tag"] == driver.share.mount_tag
     assert before["queue's size"] == 128
@@ -55,7 +55,7 @@ def test_a_device_and_its_driver_go_on_where_they_arrive(raw: RawGuest, driver: 
     assert not raw.machine.running
     assert arrived.machine.name == "successor-1"
     assert moved.registers() == before
-    assert not moved.take_interrupt()
+    assert not moved.acknowledge()
     moved.version()
     assert moved.answered() == driver._sent + 1
     moved.reset()

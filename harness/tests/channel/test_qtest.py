@@ -29,13 +29,14 @@ def test_what_is_said_on_the_wire(qtest: Qtest, server: FakeQtest) -> None:
     qtest.outb(0x70, 1)
     qtest.outw(0x72, 0x1234)
     qtest.outl(0xCF8, 0x80000000)
-    assert (qtest.inw(0xC00C), qtest.inl(0xC00C)) == (128, 128)
+    assert (qtest.inb(0xC013), qtest.inw(0xC00C), qtest.inl(0xC00C)) == (128, 128, 128)
     qtest.write(0x1000, b"\x01\xff")
     assert qtest.read(0x1000, 3) == b"\x01\xff\x00"
     assert server.lines == [
         "outb 0x70 0x1",
         "outw 0x72 0x1234",
         "outl 0xcf8 0x80000000",
+        "inb 0xc013",
         "inw 0xc00c",
         "inl 0xc00c",
         "write 0x1000 0x2 0x01ff",

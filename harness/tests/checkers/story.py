@@ -53,6 +53,15 @@ class Story:
     def plugged(self, driver: str = "virtio-9p-pci") -> Story:
         return self.command("device_add", driver=driver, id="share0")
 
+    def plug_refused(self, *, late: bool) -> Story:
+        """The answer to ``device_add`` is an error; a late one comes after the backend was finalized."""
+        value = {"driver": "virtio-9p-pci", "id": "share0"}
+        operation = self.history.invoke("source", "qmp:device_add", value)
+        if late:
+            self.backend_deleted()
+        operation.fail("refused")
+        return self
+
     def backend_deleted(self) -> Story:
         return self.event("DEVICE_DELETED", path=f"{DEVICE}/virtio-backend")
 

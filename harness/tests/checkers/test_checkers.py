@@ -256,6 +256,15 @@ class TestEventsWellFormed:
         verdict, _ = self.judged(life.backend_deleted().plugged().backend_deleted().device_deleted())
         assert verdict is INVALID
 
+    def test_the_backends_event_of_a_plug_that_failed_late(self, story: Story) -> None:
+        story.launched().plug_refused(late=True).plugged().backend_deleted().device_deleted()
+        assert self.judged(story.plug_refused(late=True)) == (VALID, "")
+
+    def test_a_refused_plug_forgets_nothing_of_the_device_that_has_the_id(self, life: Story) -> None:
+        verdict, summary = self.judged(life.backend_deleted().plug_refused(late=False))
+        assert verdict is INVALID
+        assert summary.endswith("the device never: a leaked reference")
+
     @pytest.mark.parametrize("doubled", ["backend", "device"])
     def test_an_event_comes_twice(self, life: Story, doubled: str) -> None:
         life.backend_deleted()

@@ -51,13 +51,14 @@ def drive(tmp_path: Path, world: World, fakes: list[FakeQtest]) -> Iterator[Driv
     """A driver whose device answers as the test says."""
     made: list[Qtest] = []
 
-    def make(answer: Answer = echo, *, queue_size: int = 128, slot: int = 0) -> RawDriver:
+    def make(answer: Answer = echo, *, queue_size: int = 128, slot: int = 0, addr: str = "") -> RawDriver:
         path = tmp_path / f"qtest{len(made)}"
         fakes.append(FakeQtest(path, answer=answer, queue_size=queue_size))
         qtest = Qtest(path)
         made.append(qtest)
         guest = SimpleNamespace(qtest=qtest, machine=world.machine)
-        return RawDriver(cast(RawGuest, guest), replace(share(), slot=slot))
+        options = {"addr": addr} if addr else {}
+        return RawDriver(cast(RawGuest, guest), replace(share(), slot=slot, device_options=options))
 
     yield make
     for fake in fakes:
@@ -283,6 +284,20 @@ def test_a_tag_and_a_length_of_the_callers_choice(drive: Drive) -> None:
     driver = drive(device)
     driver.wait_answer(driver.send(T.FLUSH, b"\7\0", tag=7))
     assert seen == [7]
+
+
+def test_a_device_at_another_address(drive: Drive, fakes: list[FakeQtest]) -> None:
+    assert drive(addr="0x14").addr == 0x14
+    assert fakes[0].lines[0] == f"outl 0xcf8 {0x80000000 | 0x14 << 11 | 0x10:#x}"
+
+
+def test_an_interrupt_is_acknowledged(drive: Drive, fakes: list[FakeQtest]) -> None:
+    driver = drive()
+    fakes[0].queue_size = 1
+    assert driver.acknowledge()
+    fakes[0].queue_size = 2  # A change of the configuration, which is no interrupt of the queue.
+    assert not driver.acknowledge()
+    assert fakes[0].lines[-1] == "inb 0xc013"
 
 
 def test_another_machine_type_is_refused() -> None:

@@ -129,10 +129,11 @@ def test_a_successor_differs_in_its_name_and_its_incoming_alone() -> None:
 
 
 def test_fsdev_and_device_options_are_appended() -> None:
-    throttled = share(fsdev_options={"throttling.bps-total": "1024"}, device_options={"disable-legacy": "on"})
+    device = {"disable-legacy": "on", "packed": True, "ioeventfd": False, "vectors": 0}
+    throttled = share(fsdev_options={"throttling.bps-total": "1024"}, device_options=device)
     words = render(spec(shares=(throttled,), plugged=frozenset({"share0"})), PATHS)
     assert words[-3].endswith(",security_model=none,throttling.bps-total=1024")
-    assert words[-1].endswith(",addr=0x10,disable-legacy=on")
+    assert words[-1].endswith(",addr=0x10,disable-legacy=on,packed=on,ioeventfd=off,vectors=0")
 
 
 def test_files_that_qemu_makes_up_have_no_path() -> None:

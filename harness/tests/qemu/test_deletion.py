@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -68,3 +69,10 @@ def test_the_eject_registers(
     w = world(tmp_path, monkeypatch, kind=kind)
     w.qmp.on("qom-get", lambda asked: 3 if asked["path"] == bus else None)
     assert eject_writes(cast(Machine, w.machine), w.share) == writes
+
+
+def test_the_eject_registers_of_another_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    w = world(tmp_path, monkeypatch, kind="pc")
+    w.qmp.on("qom-get", lambda _: 3)
+    moved = replace(w.share, device_options={"addr": "0x14"})
+    assert eject_writes(cast(Machine, w.machine), moved)[1] == (0xAE08, 1 << 0x14)

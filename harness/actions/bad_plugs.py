@@ -1,0 +1,114 @@
+"""``device_add`` commands that QEMU has to refuse, though fsdev, tag and path are in order.
+
+Most fail late, in the PCI bus or the virtio bus, when the 9p backend is realized and has to be undone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from harness.errors import QemuError, Violation
+from harness.qemu.binary import QemuInstall, properties
+from harness.qemu.deletion import PERIPHERAL, Deletion
+from harness.qemu.machine import Machine
+from harness.qemu.spec import MachineType, Share, Value
+
+#: A ROM BAR can have 2 GiB (QEMU: ``hw/pci/pci.c``, ``pci_add_option_rom``).
+_LARGEST_ROM = 2 << 30
+
+
+@dataclass(frozen=True)
+class BadPlug:
+    """A device that cannot be.
+
+    :ivar share: what to plug. :ivar refusal: the whole text of the refusal, as a regular expression.
+    """
+
+    share: Share
+    refusal: str
+
+    def expect_refused(self, machine: Machine) -> None:
+        """``device_add`` is refused, and the device is not there, if it was not there before.
+
+        :raises Violation: when it was accepted, or refused in other words, or is there all the same.
+        """
+        asked = f"device_add with {dict(self.share.device_options)}"
+        try:
+            machine.device_add(self.share)
+        except QemuError as exc:
+            if not re.fullmatch(self.refusal, exc.desc):
+                raise Violation(f"{asked} was refused with {exc.desc!r}, not {self.refusal!r}") from exc
+        else:
+            raise Violation(f"{asked} was accepted")
+        with Deletion(machine, self.share.id) as deletion:
+            if self.share.id not in machine.plugged and deletion.present():
+                raise Violation(f"{asked} was refused, and {PERIPHERAL} has the device")
+
+
+def bad_plugs(
+    qemu: QemuInstall, machine_type: MachineType, folder: Path, share: Share, occupant: Share
+) -> dict[str, BadPlug]:
+    """Every bad plug of ``share`` that this QEMU has the properties for, by name.
+
+    :param folder: for ROM images. :param occupant: another share, which is plugged in meanwhile.
+    """
+    place = occupant.device(machine_type)
+    there = {"bus": place["bus"], "addr": place["addr"]}
+    rom = _roms(folder)
+    name = re.escape(share.driver)
+    taken = rf"PCI: slot \d+ function 0 not available for {name}, in use by {name}(,id={occupant.id})?"
+    shown = rf"PCI: slot \d+ function 0 already (occupied|ocuppied) by {name}, new func {name} cannot be .*"
+    table: dict[str, tuple[Mapping[str, Value], str]] = {
+        "no_such_bus": ({"bus": "nowhere"}, "Bus 'nowhere' not found"),
+        "no_such_property": ({"nothing": "1"}, rf"Property '({name})?\.nothing' not found"),
+        "addr_beyond_the_bus": ({"addr": "0x20"}, rf"Property '{name}\.addr' doesn't take value '0x20'"),
+        "slot_taken": (there, taken),
+        "function_0_taken": ({**there, "addr": f"{there['addr']}.1"}, shown),
+        "neither_legacy_nor_modern": (
+            {"disable-legacy": "on", "disable-modern": True},
+            "device cannot work as neither modern nor legacy mode is enabled",
+        ),
+        "iommu_of_a_legacy_device": (
+            {"iommu_platform": True, "disable-legacy": "off"},
+            "VIRTIO_F_IOMMU_PLATFORM was supported by neither legacy nor transitional device",
+        ),
+        "failover_of_another_kind": (
+            {"failover_pair_id": "nobody"},
+            "failover primary device (must be on PCIExpress bus|is not an Ethernet device)",
+        ),
+        "rom_missing": ({"romfile": "/nowhere/rom"}, 'failed to find romfile "/nowhere/rom"'),
+        "rom_empty": ({"romfile": rom["empty"]}, 'romfile ".*" is empty'),
+        "rom_beyond_any_bar": (
+            {"romfile": rom["huge"]},
+            # Before 6.0 its size was no number that an int can be.
+            r'romfile ".*" too large \(size cannot exceed 2 GiB\)|failed to find romfile ".*"',
+        ),
+        "rom_beyond_its_size": (
+            {"romfile": rom["good"], "romsize": 512},
+            r'romfile ".*" \(2048 bytes\) is too large for ROM size 512',
+        ),
+        "rom_of_an_odd_size": ({"romsize": 1000}, "ROM size 1000 is not a power of two"),
+        "rom_without_bar": (
+            {"romfile": rom["good"], "rombar": 0},
+            "Hot-plugged device without ROM bar can't have an option ROM",
+        ),
+    }
+    known = properties(qemu, share.driver) | {"bus", "nothing"}
+    return {
+        what: BadPlug(replace(share, device_options=options), refusal)
+        for what, (options, refusal) in table.items()
+        if known.issuperset(options)
+    }
+
+
+def _roms(folder: Path) -> dict[str, str]:
+    """Images to refuse: none is ever run."""
+    paths = {what: folder / f"{what}.rom" for what in ("good", "empty", "huge")}
+    paths["good"].write_bytes(b"\x55\xaa".ljust(2048, b"\0"))
+    paths["empty"].write_bytes(b"")
+    with paths["huge"].open("wb") as file:
+        file.truncate(_LARGEST_ROM + 1)  # It takes no space.
+    return {what: str(path) for what, path in paths.items()}
