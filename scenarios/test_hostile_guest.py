@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -22,7 +21,7 @@ from harness.actions.migration import Migration, expect_blocked_by
 from harness.actions.run_state import RunState
 from harness.background import Background
 from harness.deadline import hold_for
-from harness.errors import HarnessError, Violation
+from harness.errors import Violation
 from harness.guest import p9, transfer
 from harness.guest.guest import Guest
 from harness.guest.job import Job
@@ -449,44 +448,6 @@ def test_special_files_of_the_host_are_not_opened(raw_guest: RawGuest, share: Sh
         with pytest.raises(NineError, match="ENXIO"):
             driver.open(fid)
         driver.call(T.GETATTR, p9.getattr_(fid))
-
-
-#: 9p2000.u's request for a change, and its answer to what fails (kernel: ``include/net/9p/9p.h``).
-_TWSTAT, _RERROR = 126, 107
-_KEEP_32, _KEEP_64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
-NO_NAMES = {"path": "../outside/file", "slash": "/", "parent": "..", "itself": "."}
-
-
-@pytest.mark.no_guest_kernel
-@pytest.mark.pin_machine("pc")
-@pytest.mark.parametrize("name", NO_NAMES.values(), ids=NO_NAMES)
-def test_a_rename_of_9p2000u_out_of_the_export(raw_guest: RawGuest, share: Share, name: str) -> None:
-    """Twstat gives a file another name, which is no path."""
-    (share.path.parent / "outside").mkdir()
-    (share.path / "file").touch()
-    driver = raw_guest.plug(share)
-    driver.call(T.VERSION, struct.pack("<IH", MSIZE, 8) + b"9P2000.u")
-    driver.attach(1)
-    driver.walk(1, 2, "file")
-    try:
-        driver.call(_TWSTAT, struct.pack("<IH", 2, 0) + renamed(name))
-    except HarnessError as exc:
-        cause = raw_guest.machine.blame(exc)
-        if f"answered by type {_RERROR}" not in cause.message:
-            raise cause from exc
-    else:
-        raise Violation(f"a file was renamed to {name!r}")
-    assert (share.path / "file").exists()
-    assert list((share.path.parent / "outside").iterdir()) == []
-
-
-def renamed(name: str) -> bytes:
-    """A 9p2000.u stat that changes the name alone."""
-    kept = struct.pack("<HIBIQ", 0xFFFF, _KEEP_32, 0xFF, _KEEP_32, _KEEP_64)
-    kept += struct.pack("<IIIQ", _KEEP_32, _KEEP_32, _KEEP_32, _KEEP_64)
-    strings = b"".join(struct.pack("<H", len(text)) + text for text in (name.encode(), b"", b"", b"", b""))
-    body = kept + strings + struct.pack("<III", _KEEP_32, _KEEP_32, _KEEP_32)
-    return struct.pack("<H", len(body)) + body
 
 
 @dataclass(frozen=True)

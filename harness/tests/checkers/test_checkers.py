@@ -168,6 +168,12 @@ class TestQemuExitedCleanly:
             "QEMU 'source' was asked to quit and ended with 3",
         )
 
+    def test_a_death_by_a_signal_is_told_once(self, story: Story) -> None:
+        """By the checker that tells which signal, also when it comes between ``quit`` and the end."""
+        record = story.launched().quit(-11).closed()
+        assert record.judged(qemu_exited_cleanly).verdict is VALID
+        assert record.judged(qemu_alive).verdict is INVALID
+
     def test_a_machine_that_had_to_be_killed(self, story: Story) -> None:
         story.backtrace("no backtrace: no gdb on PATH\n")
         story.launched().history.note("source", "machine:killed", {"why": "it did not answer quit"})
