@@ -22,6 +22,7 @@ from harness.guest.p9 import T
 from harness.guest.raw9p import NineError, RawDriver, RawGuest
 from harness.holds.hold import DATA, FSYNC, READDIR, STAT, Hold, require_counted_requests
 from harness.holds.open_files import OpenFileLimit
+from harness.plugin.thorough import by_default
 from harness.qemu import footprint
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
@@ -108,7 +109,7 @@ def every_other_way(program: Program, kind: Kind) -> None:
 
 @pytest.mark.always
 @pytest.mark.any_plug
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", by_default("plain", of=KINDS))
 def test_bytes_written_in_any_way_arrive(guest: Guest, hotplug: Hotplug, share: Share, name: str) -> None:
     """Every byte of every call, on both sides, also of calls that are larger than a request."""
     kind = KINDS[name]
@@ -334,6 +335,7 @@ def test_an_error_reaches_the_guest(guest: Guest, hotplug: Hotplug, share: Share
     running.wait_finished()
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_an_interrupted_call_is_made_again(guest: Guest, hotplug: Hotplug, share: Share, hold: Hold) -> None:
     """EINTR on the host is none of the guest's business."""
@@ -354,6 +356,7 @@ def test_an_interrupted_call_is_made_again(guest: Guest, hotplug: Hotplug, share
     file.expect_on_host(share.path / "file")
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_an_error_at_the_end_of_setxattr(guest: Guest, hotplug: Hotplug, share: Share) -> None:
     """The attribute is set by the Tclunk; what the export has to say against it comes then."""
@@ -449,6 +452,7 @@ def test_more_open_files_than_the_limit(lab: Lab, share: Share) -> None:
     many.run()
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_what_loses_its_name_keeps_its_content_beyond_the_limit(lab: Lab, share: Share) -> None:
     """What QEMU has closed to make room it opens again before its name goes, or becomes another."""
@@ -469,6 +473,7 @@ def test_what_loses_its_name_keeps_its_content_beyond_the_limit(lab: Lab, share:
     many.run()
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_what_another_replaces_keeps_its_content_beyond_the_limit(lab: Lab, share: Share) -> None:
     """An open file over which another is renamed, as programs do that save a file, is still the old one."""
@@ -495,6 +500,7 @@ FLAGS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_a_file_is_what_it_was_when_it_is_opened_again(lab: Lab, share: Share) -> None:
     """However it was opened: that QEMU closed it meanwhile, to make room, changes nothing."""
@@ -684,6 +690,7 @@ def test_a_flushed_request_has_its_own_answer_or_none(
 SIGNALS = {"handled": ("USR1",), "stopped_and_continued": ("STOP", "CONT")}
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_a_signal_during_a_request(guest: Guest, hotplug: Hotplug, share: Share, hold: Hold) -> None:
     """A process that is to handle a signal, or is stopped and goes on, reads and writes each byte once."""
@@ -716,6 +723,7 @@ def test_a_signal_during_a_request(guest: Guest, hotplug: Hotplug, share: Share,
 KILLED = {"read": True, "write": False}
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_a_process_that_is_killed_during_a_request(
     guest: Guest, hotplug: Hotplug, share: Share, hold: Hold
@@ -755,6 +763,7 @@ def fill(folder: Path) -> None:
         (folder / name).touch()
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_a_folder_of_thousands_of_names(guest: Guest, hotplug: Hotplug, share: Share) -> None:
     """Each name is there once, whatever the sizes of requests and calls, and while others come and go."""

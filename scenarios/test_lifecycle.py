@@ -117,7 +117,7 @@ def wait_listed(guest: Guest, *shares: Share) -> None:
     )
 
 
-@pytest.mark.thorough("q35")
+@pytest.mark.thorough
 def test_every_place_at_once(guest: Guest, hotplug: Hotplug, lab: Lab) -> None:
     """All are plugged, and later unplugged, without waiting for one another; and plugged again at once, or
     some seconds later: the guest is still busy with the unplug then (native PCIe)."""
@@ -139,6 +139,7 @@ def test_every_place_at_once(guest: Guest, hotplug: Hotplug, lab: Lab) -> None:
         guest.mount(share).expect_usable()
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_an_unplug_right_after_the_plug(guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]) -> None:
     """The guest may not have seen the device yet: it goes all the same, at the latest when it is asked again,
@@ -171,7 +172,7 @@ def insist(hotplug: Hotplug, share: Share) -> None:
     expect_unknown(hotplug.guest, share)
 
 
-@pytest.mark.thorough("q35")
+@pytest.mark.thorough
 def test_two_functions_of_one_slot(guest: Guest, hotplug: Hotplug, lab: Lab) -> None:
     """The guest sees neither before function 0 comes, which is the last; then both. A function that it has
     not seen can be taken back. An unplug of one takes the whole slot."""

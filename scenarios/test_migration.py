@@ -80,6 +80,7 @@ def test_a_device_of_the_command_line_goes_before_a_migration(lab: Lab, share: S
     hotplug.unplug(share)
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_loadvm_without_the_device(guest: Guest, hotplug: Hotplug, snapshot: Snapshot, share: Share) -> None:
     """A snapshot with the device is not loaded by a machine without; with it again, it is, and works."""

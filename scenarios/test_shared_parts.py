@@ -91,7 +91,7 @@ def two(request: pytest.FixtureRequest, lab: Lab) -> tuple[Share, ...]:
 
 
 @pytest.mark.any_plug
-@pytest.mark.parametrize("two", ["own_fsdevs", "one_fsdev"], indirect=True)
+@pytest.mark.parametrize("two", by_default("one_fsdev", of=["own_fsdevs", "one_fsdev"]), indirect=True)
 def test_one_has_a_request_in_flight_while_the_other_comes_and_goes(
     guest: Guest,
     hotplug: Hotplug,

@@ -178,6 +178,7 @@ def test_a_second_device_del(guest: Guest, hotplug: Hotplug, share: Share) -> No
     again.expect_granted_or_under_way()
 
 
+@pytest.mark.thorough("pc", "q35")
 def test_device_del_again_and_again(guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]) -> None:
     """While the guest decides it is asked once more, and again: that neither calls the unplug off nor hurts.
     Meanwhile the id and the place are taken, and afterwards they are free."""

@@ -4,6 +4,7 @@
 #   calls.pl socket FILE                      bind(2) of a Unix socket
 #   calls.pl talk FILE                        a word sent through a new Unix socket, and printed where it arrived
 #   calls.pl setxattr FILE NAME VALUE [FLAG]  lsetxattr(2); FLAG: create, replace
+#   calls.pl number FILE NAME COUNT           lsetxattr(2) of NAME1 to NAMECOUNT, each with its number
 #   calls.pl fill FILE NAME SIZE              lsetxattr(2) of that many bytes
 #   calls.pl getxattr FILE NAME               lgetxattr(2)
 #   calls.pl size FILE NAME                   lgetxattr(2), how many bytes it has
@@ -58,6 +59,7 @@ my %operations = (
         print $word;
     },
     setxattr => \&setxattr,
+    number   => sub { setxattr($_[0], "$_[1]$_", "$_") for 1 .. $_[2] },
     fill     => sub { setxattr($_[0], $_[1], "x" x $_[2]) },
     getxattr => sub { print value(@_), "\n" },
     size     => sub {
