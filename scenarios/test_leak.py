@@ -291,7 +291,7 @@ def test_a_plug_that_fails(leak_hunt: LeakHunt, shares: tuple[Share, ...], wrong
     "wrong",
     by_default(
         "rom_missing",
-        of=["rom_missing", "iommu_of_a_legacy_device", "failover_of_another_kind", "slot_taken"],
+        of=["rom_missing", "iommu_of_a_legacy_device"],
     ),
 )
 def test_a_plug_that_fails_late(leak_hunt: LeakHunt, shares: tuple[Share, ...], lab: Lab, wrong: str) -> None:
