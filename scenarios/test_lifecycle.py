@@ -92,12 +92,7 @@ def test_plugs_while_the_guest_boots(lab: Lab) -> None:
     guest.succeed("echo 1 > /sys/bus/pci/rescan")
     hotplug = Hotplug(guest)
     wait_listed(guest, *lab.shares)
-    for share in lab.shares:
-        mount = guest.mount(share)
-        mount.expect_usable()
-        mount.unmount()
-    for unplug in [hotplug.request_unplug(share) for share in lab.shares]:
-        unplug.wait_completed()
+    use_and_unplug(guest, hotplug, *lab.shares)
 
 
 def wait_printed(machine: Machine, line: str) -> None:
@@ -105,6 +100,16 @@ def wait_printed(machine: Machine, line: str) -> None:
     machine.wait_until(
         lambda: machine.kernel_log.contains(line), what=f"the kernel's {line!r}", timeout_s=BOOT_TIMEOUT_S
     )
+
+
+def use_and_unplug(guest: Guest, hotplug: Hotplug, *shares: Share) -> None:
+    """Each is mounted and used; then all are unplugged, without waiting for one another."""
+    for share in shares:
+        mount = guest.mount(share)
+        mount.expect_usable()
+        mount.unmount()
+    for unplug in [hotplug.request_unplug(share) for share in shares]:
+        unplug.wait_completed()
 
 
 def wait_listed(guest: Guest, *shares: Share) -> None:
@@ -125,12 +130,7 @@ def test_every_place_at_once(guest: Guest, hotplug: Hotplug, lab: Lab) -> None:
     for share in lab.shares:
         machine.device_add(share)
     wait_listed(guest, *lab.shares)
-    for share in lab.shares:
-        mount = guest.mount(share)
-        mount.expect_usable()
-        mount.unmount()
-    for unplug in [hotplug.request_unplug(share) for share in lab.shares]:
-        unplug.wait_completed()
+    use_and_unplug(guest, hotplug, *lab.shares)
     for share, pause_s in zip(lab.shares, (0, 0.3, 1, 2), strict=True):
         hold_for(machine.pace.seconds(pause_s), machine.watch)
         machine.device_add(share)

@@ -1,6 +1,6 @@
 """What a default run leaves out: the scenarios that are marked ``thorough``.
 
-A default run is for before each commit: every guarantee, on every way of hotplug, in a minute or two. What is
+A default run is for before each commit: every guarantee, on every way of hotplug, in some minutes. What is
 left out goes the same ways with other requests, users, streams or endings; ``--thorough`` runs it as well.
 """
 

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
+
+from harness.artifacts import Artifacts
+from harness.guest.lab import Lab
+from harness.matrix import DEFAULT, Matrix, Selection
+from harness.reaper import RunFolder
 
 # The same examples in every run, so that a red run says something about the change;
 # --hypothesis-profile=search looks for new ones.
@@ -24,3 +30,20 @@ def _deliverable_signals() -> Iterator[None]:
     yield
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
+
+
+@pytest.fixture
+def machine_type() -> str:
+    """Of :func:`lab`; a file that wants another one overrides it."""
+    return "pc"
+
+
+@pytest.fixture
+def lab(tmp_path: Path, machine_type: str) -> Iterator[Lab]:
+    """For real guests; all that it has started is gone afterwards."""
+    run = RunFolder()
+    matrix = Matrix(Selection(machines=(machine_type,), accel="tcg"))
+    made = Lab(matrix.cell(DEFAULT, DEFAULT, machine_type), run, Artifacts.create(tmp_path, "lab"))
+    yield made
+    made.close()
+    run.close()

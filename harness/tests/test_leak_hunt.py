@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,28 +14,20 @@ from typing import Any
 import pytest
 
 from harness.actions.leak_hunt import LeakHunt, Plan, _less
-from harness.artifacts import Artifacts
 from harness.checkers import Judgement, Verdict, judge
 from harness.checkers.no_leak import no_leak
 from harness.guest.lab import Lab
-from harness.matrix import DEFAULT, Matrix, Selection
 from harness.qemu import vmstate
 from harness.qemu.jemalloc import Live, Site
 from harness.qemu.machine import Machine
-from harness.reaper import RunFolder
 
 pytestmark = pytest.mark.qemu
 PLAN = Plan(warm_up=4, part=12)
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    run = RunFolder()
-    matrix = Matrix(Selection(machines=("q35-pcie",), accel="tcg"))
-    lab = Lab(matrix.cell(DEFAULT, DEFAULT, "q35-pcie"), run, Artifacts.create(tmp_path, "hunt"))
-    yield lab
-    lab.close()
-    run.close()
+def machine_type() -> str:
+    return "q35-pcie"
 
 
 @dataclass(frozen=True)

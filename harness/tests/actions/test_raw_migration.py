@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,24 +13,11 @@ from harness.actions.raw_migration import (
     save_stream,
     switch_over,
 )
-from harness.artifacts import Artifacts
 from harness.errors import Violation
 from harness.guest.lab import Lab
 from harness.guest.raw9p import RawDriver, RawGuest
-from harness.matrix import DEFAULT, Matrix, Selection
-from harness.reaper import RunFolder
 
 pytestmark = pytest.mark.qemu
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    run = RunFolder()
-    matrix = Matrix(Selection(machines=("pc",), accel="tcg"))
-    made = Lab(matrix.cell(DEFAULT, DEFAULT, "pc"), run, Artifacts.create(tmp_path, "raw"))
-    yield made
-    made.close()
-    run.close()
 
 
 @pytest.fixture

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from harness.actions.hotplug import Hotplug
-from harness.artifacts import Artifacts
 from harness.checkers import Record, Verdict
 from harness.checkers.guest_kernel_quiet import guest_kernel_quiet
 from harness.guest.lab import Lab
 from harness.holds.hold import Hold
-from harness.matrix import Matrix, Selection
-from harness.reaper import RunFolder
 
 pytestmark = pytest.mark.qemu
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    run = RunFolder()
-    cell = Matrix(Selection(accel="tcg")).cell("default", "default", "pc")
-    made = Lab(cell, run, Artifacts.create(tmp_path, "hung"))
-    yield made
-    made.close()
-    run.close()
 
 
 @pytest.mark.parametrize("tolerated", [False, True])

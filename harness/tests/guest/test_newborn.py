@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from harness.actions.migration import Migration
-from harness.artifacts import Artifacts
 from harness.guest import newborn
 from harness.guest.lab import Lab
 from harness.history import read
-from harness.matrix import DEFAULT, Matrix, Selection
-from harness.reaper import RunFolder
 
 pytestmark = pytest.mark.qemu
 _SAYS = newborn.text(newborn.message()).encode() + b"\n"
 #: More nanoseconds than a second has.
 _NO_TIME = newborn.text(struct.pack("<qq", 1, 10**9) + bytes(newborn.MESSAGE_SIZE - 16)).encode() + b"\n"
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    run = RunFolder()
-    matrix = Matrix(Selection(machines=("pc",), accel="tcg"))
-    lab = Lab(matrix.cell(DEFAULT, DEFAULT, "pc"), run, Artifacts.create(tmp_path, "newborn"))
-    yield lab
-    lab.close()
-    run.close()
 
 
 def test_two_guests_of_one_template(lab: Lab) -> None:

@@ -11,7 +11,6 @@ from typing import cast
 import pytest
 
 from harness.actions.stream import UNIX
-from harness.artifacts import Artifacts
 from harness.channel.qtest import Qtest
 from harness.errors import GuestError, UsageError, Violation, WaitTimeout
 from harness.guest import p9
@@ -30,9 +29,7 @@ from harness.guest.raw9p import (
 )
 from harness.history import read
 from harness.holds.hold import STAT, Hold
-from harness.matrix import DEFAULT, Matrix, Selection
 from harness.qemu.spec import MACHINE_TYPES
-from harness.reaper import RunFolder
 from harness.tests.channel.fake_qtest import Answer, FakeQtest, echo
 from harness.tests.fakes import World
 from harness.tests.qemu.specs import share
@@ -325,16 +322,6 @@ def test_bodies() -> None:
 def test_files_on_the_host(tmp_path: Path) -> None:
     assert make_files(tmp_path, 2) == ["file0", "file1"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file0", "file1"]
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    run = RunFolder()
-    matrix = Matrix(Selection(machines=("pc",), accel="tcg"))
-    made = Lab(matrix.cell(DEFAULT, DEFAULT, "pc"), run, Artifacts.create(tmp_path, "raw"))
-    yield made
-    made.close()
-    run.close()
 
 
 @pytest.mark.qemu

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from harness.actions.hotplug import Hotplug
-from harness.artifacts import Artifacts
 from harness.background import Background
 from harness.guest.lab import Lab
 from harness.holds.hold import DATA, Hold
-from harness.matrix import DEFAULT, Matrix, Selection
-from harness.reaper import RunFolder
 
 pytestmark = pytest.mark.qemu
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    run = RunFolder()
-    matrix = Matrix(Selection(machines=("pc",), accel="tcg"))
-    made = Lab(matrix.cell(DEFAULT, DEFAULT, "pc"), run, Artifacts.create(tmp_path, "shell"))
-    yield made
-    made.close()
-    run.close()
 
 
 def test_a_file_of_9p_whose_end_comes_late(lab: Lab) -> None:
