@@ -10,13 +10,14 @@ from pathlib import Path
 
 from harness.errors import SetupError, Unsupported, UsageError
 from harness.guest.image import GuestImage
-from harness.guest.lab import Cell, TemplateSource
+from harness.leaks import heap_profile
 from harness.provision import Cache, Provisioner, default_cache_root
-from harness.provision.templates import TemplateStore
-from harness.qemu import accel, binary, jemalloc
+from harness.qemu import accel, binary
 from harness.qemu.accel import Accel
 from harness.qemu.binary import Capabilities, QemuInstall
 from harness.qemu.spec import MACHINE_TYPES, MachineType
+from harness.restore.store import TemplateStore
+from harness.testbed import Cell, TemplateSource
 
 #: What an axis that nobody narrowed is called: the QEMU on PATH or the default release, the default kernel.
 DEFAULT = "default"
@@ -178,7 +179,7 @@ class Matrix:
         except SetupError as exc:
             self._report(f"leak hunts will not profile the heap of QEMU {install.name}: {exc.message}")
             # What cannot be fetched for one cannot be fetched for the next.
-            self._may_fetch = isinstance(exc, jemalloc.NotProfiled)
+            self._may_fetch = isinstance(exc, heap_profile.NotProfiled)
             return install
 
     def _with_cached_profilers(self, install: QemuInstall) -> QemuInstall:
@@ -191,9 +192,9 @@ class Matrix:
         found = self._heap_libraries(offline=False)
         while True:
             try:
-                jemalloc.library(install)
+                heap_profile.library(install)
                 return install
-            except jemalloc.NotFound as exc:
+            except heap_profile.NotFound as exc:
                 library = next(found, None)
                 if library is None:
                     raise exc from None

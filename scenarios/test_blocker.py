@@ -17,9 +17,9 @@ from harness.actions.snapshot import Snapshot
 from harness.errors import CommandFailed, QemuError
 from harness.guest.guest import Guest
 from harness.guest.mount import Mount, expect_no_mount
-from harness.guest.occupant import occupied
-from harness.guest.raw9p import NineError, RawDriver, RawGuest
+from harness.guest.mount_user import occupied
 from harness.holds.hold import STAT, Hold
+from harness.ninep.client import NineError, RawDriver, RawGuest
 from harness.plugin.thorough import by_default
 from harness.qemu.blockers import blocked_reasons
 from harness.qemu.spec import Share

@@ -16,11 +16,11 @@ from harness.actions.snapshot import Snapshot
 from harness.actions.stream import PAUSED, SLOW
 from harness.errors import QemuError
 from harness.guest.guest import Guest
-from harness.guest.lab import Lab
-from harness.guest.raw9p import RawGuest
 from harness.guest.variant import Variant
+from harness.ninep.client import RawGuest
 from harness.qemu.poison import PoisonedHeap
 from harness.qemu.spec import Share
+from harness.testbed import Lab
 
 
 @pytest.fixture

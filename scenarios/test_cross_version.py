@@ -14,9 +14,9 @@ from harness.actions.hotplug import Hotplug
 from harness.actions.migration import Migration
 from harness.actions.snapshot import Snapshot
 from harness.guest.guest import Guest
-from harness.guest.lab import Lab
 from harness.qemu.binary import QemuInstall
 from harness.qemu.spec import MachineSpec, Share
+from harness.testbed import Lab
 
 
 def by(qemu: QemuInstall) -> Callable[[MachineSpec], MachineSpec]:

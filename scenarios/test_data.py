@@ -13,19 +13,19 @@ from pathlib import Path
 import pytest
 
 from harness.actions.hotplug import Hotplug
-from harness.guest import p9
 from harness.guest.fileops import File, Program, content
 from harness.guest.guest import Guest
-from harness.guest.lab import Lab
 from harness.guest.mount import Mount
-from harness.guest.p9 import T
-from harness.guest.raw9p import NineError, RawDriver, RawGuest
 from harness.holds.hold import DATA, FSYNC, READDIR, STAT, Hold, require_counted_requests
 from harness.holds.open_files import OpenFileLimit
+from harness.leaks import footprint
+from harness.ninep import messages as p9
+from harness.ninep.client import NineError, RawDriver, RawGuest
+from harness.ninep.messages import T
 from harness.plugin.thorough import by_default
-from harness.qemu import footprint
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
+from harness.testbed import Lab
 
 #: Flags of the guest's kernel, x86-64; not in every :mod:`os`.
 O_DIRECT, O_DIRECTORY = 0o40000, 0o200000

@@ -17,10 +17,10 @@ from harness.actions.hotplug import Hotplug
 from harness.actions.migration import Migration, expect_blocked_by
 from harness.actions.raw_migration import expect_given_up, load_stream, migrate_raw, save_stream
 from harness.errors import QemuDied, Violation, WaitTimeout
-from harness.guest import p9
 from harness.guest.guest import Guest
-from harness.guest.p9 import T
-from harness.guest.raw9p import MSIZE, RawDriver, RawGuest
+from harness.ninep import messages as p9
+from harness.ninep.client import MSIZE, RawDriver, RawGuest
+from harness.ninep.messages import T
 from harness.qemu.spec import Share
 
 

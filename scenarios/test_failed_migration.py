@@ -19,10 +19,10 @@ from harness.actions.raw_migration import (
 from harness.actions.run_state import RunState
 from harness.actions.snapshot import Snapshot
 from harness.guest.guest import Guest
-from harness.guest.lab import Lab
-from harness.guest.raw9p import RawGuest
+from harness.ninep.client import RawGuest
 from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
+from harness.testbed import Lab
 
 
 @pytest.mark.any_plug

@@ -22,18 +22,19 @@ from harness.actions.run_state import RunState
 from harness.background import Background
 from harness.deadline import hold_for
 from harness.errors import Violation
-from harness.guest import p9, transfer
+from harness.guest import transfer
 from harness.guest.guest import Guest
 from harness.guest.job import Job
-from harness.guest.lab import Lab
 from harness.guest.mount import Mount, TagState
-from harness.guest.p9 import T
-from harness.guest.raw9p import MSIZE, NineError, RawDriver, RawGuest, Request
 from harness.holds.hold import Hold
+from harness.ninep import messages as p9
+from harness.ninep.client import MSIZE, NineError, RawDriver, RawGuest, Request
+from harness.ninep.messages import T
 from harness.qemu.acpi import eject_writes_of
 from harness.qemu.deletion import Deletion
 from harness.qemu.machine import Machine
 from harness.qemu.spec import FIXED_PLACES, Share
+from harness.testbed import Lab
 
 
 @pytest.mark.always
@@ -479,10 +480,14 @@ MALFORMED = {
     "unknown_fid": Malformed(lambda d: d.send(T.READ, p9.read(4711, 0, 10)), ("EINVAL", "ENOENT")),
     "short_read": Malformed(lambda d: d.send(T.READ, p9.read(2, 0, 3)), (ANSWERED,), 3),
     "read_beyond_msize": Malformed(
-        lambda d: d.send(T.READ, p9.read(2, 0, _BEYOND_MSIZE)), (ANSWERED, GIVEN_UP), MSIZE - p9.READ_HEADER
+        lambda d: d.send(T.READ, p9.read(2, 0, _BEYOND_MSIZE)),
+        (ANSWERED, GIVEN_UP),
+        MSIZE - p9.READ_HEADER,
     ),
     "huge_read": Malformed(
-        lambda d: d.send(T.READ, p9.read(2, 0, 0xFFFFFFFF)), (ANSWERED, GIVEN_UP), MSIZE - p9.READ_HEADER
+        lambda d: d.send(T.READ, p9.read(2, 0, 0xFFFFFFFF)),
+        (ANSWERED, GIVEN_UP),
+        MSIZE - p9.READ_HEADER,
     ),
     "walk_of_dots": Malformed(
         lambda d: d.send(T.WALK, p9.walk(1, 8, "..", "..", "..", "etc")), (ANSWERED, "ENOENT")

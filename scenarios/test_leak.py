@@ -11,18 +11,18 @@ import pytest
 
 from harness.actions.bad_plugs import bad_plugs
 from harness.actions.hotplug import Hotplug, plug_refusals, unplug_without_guest
-from harness.actions.leak_hunt import SAVING, LeakHunt
 from harness.actions.migration import expect_blocked_by, under_way
 from harness.errors import QemuError, Unsupported
-from harness.guest import p9
 from harness.guest.guest import Guest
-from harness.guest.lab import Lab
-from harness.guest.p9 import T
-from harness.guest.raw9p import NineError, RawDriver, RawGuest, make_files
 from harness.guest.variant import DEVICE_KINDS
+from harness.leaks.hunt import SAVING, LeakHunt
+from harness.ninep import messages as p9
+from harness.ninep.client import NineError, RawDriver, RawGuest, make_files
+from harness.ninep.messages import T
 from harness.plugin.thorough import by_default
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
+from harness.testbed import Lab
 
 
 @pytest.mark.always

@@ -16,7 +16,6 @@ from harness.actions.migration import Migration
 from harness.deadline import hold_for
 from harness.errors import GuestError
 from harness.guest.guest import BOOT_TIMEOUT_S, Guest
-from harness.guest.lab import Lab
 from harness.guest.mount import Mount, host_sha256
 from harness.guest.variant import Variant
 from harness.holds.hold import DATA, FSYNC, Hold
@@ -25,6 +24,7 @@ from harness.qemu.binary import properties
 from harness.qemu.deletion import Deletion
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share, Value
+from harness.testbed import Lab
 
 
 @pytest.mark.always

@@ -22,15 +22,15 @@ from pathlib import Path
 import pytest
 
 from harness.actions.drain import happens_while
-from harness.actions.leak_hunt import LeakHunt
 from harness.actions.migration import expect_blocked_by
 from harness.background import Background
 from harness.deadline import hold_for
 from harness.errors import GuestError, HarnessError, Violation
-from harness.guest import p9
-from harness.guest.lab import Lab
-from harness.guest.p9 import NOFID, UNIX_VERSION, VERSION, T
-from harness.guest.raw9p import (
+from harness.holds.hold import Hold, require_counted_requests
+from harness.leaks.footprint import handles
+from harness.leaks.hunt import LeakHunt
+from harness.ninep import messages as p9
+from harness.ninep.client import (
     INDIRECT,
     MSIZE,
     NEXT,
@@ -43,11 +43,11 @@ from harness.guest.raw9p import (
     Request,
     make_files,
 )
-from harness.holds.hold import Hold, require_counted_requests
+from harness.ninep.messages import NOFID, UNIX_VERSION, VERSION, T
 from harness.qemu.binary import require_options
-from harness.qemu.footprint import handles
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
+from harness.testbed import Lab
 
 pytestmark = [pytest.mark.no_guest_kernel, pytest.mark.pin_machine("pc")]
 
@@ -426,7 +426,10 @@ MESSAGES = {
         T.OPEN, lambda c: p9.unix_open(c.fid, p9.ORDWR), open_to_write, (UNIX_VERSION,)
     ),
     "Topen to truncate": Message(
-        T.OPEN, lambda c: p9.unix_open(c.fid, p9.OWRITE | p9.OTRUNC), open_to_write, (UNIX_VERSION,)
+        T.OPEN,
+        lambda c: p9.unix_open(c.fid, p9.OWRITE | p9.OTRUNC),
+        open_to_write,
+        (UNIX_VERSION,),
     ),
     "Topen of everything": Message(T.OPEN, lambda c: p9.unix_open(c.fid, 0xFF), anyhow, (UNIX_VERSION,)),
     "Tcreate": Message(
@@ -850,8 +853,16 @@ def test_counts_and_offsets_of_files(raw_guest: RawGuest, share: Share) -> None:
             ):
                 tell(driver, kind, body)
             if offset >= 1 << 63:
-                assert tell(driver, T.WRITE, p9.write(FILE, offset, b"y")) in ("EINVAL", "EFBIG", "EOVERFLOW")
-                assert tell(driver, T.READ, p9.read(FILE, offset, 1)) in (ANSWERED, "EINVAL", "EOVERFLOW")
+                assert tell(driver, T.WRITE, p9.write(FILE, offset, b"y")) in (
+                    "EINVAL",
+                    "EFBIG",
+                    "EOVERFLOW",
+                )
+                assert tell(driver, T.READ, p9.read(FILE, offset, 1)) in (
+                    ANSWERED,
+                    "EINVAL",
+                    "EOVERFLOW",
+                )
     assert (share.path / "large").read_bytes() == b"x" * 4 * MSIZE
     expect_serving(driver)
 
@@ -1549,7 +1560,10 @@ CHANGING: dict[str, dict[str, tuple[T, bytes]]] = {
         "Topen to write": (T.OPEN, p9.unix_open(FILE, p9.OWRITE)),
         "Topen for both": (T.OPEN, p9.unix_open(FILE, p9.ORDWR)),
         "Tcreate": (T.CREATE, p9.unix_create(FOLDER, "new")),
-        "Tcreate of a folder": (T.CREATE, p9.unix_create(FOLDER, "new", p9.DMDIR | 0o755, p9.OREAD)),
+        "Tcreate of a folder": (
+            T.CREATE,
+            p9.unix_create(FOLDER, "new", p9.DMDIR | 0o755, p9.OREAD),
+        ),
         "Twstat of the name": (T.WSTAT, p9.wstat(FILE, name="new")),
         "Twstat of the mode": (T.WSTAT, p9.wstat(FILE, mode=0o600)),
         "Twstat of the size": (T.WSTAT, p9.wstat(FILE, length=1)),

@@ -22,16 +22,16 @@ import pytest
 
 from harness.actions.hotplug import Hotplug
 from harness.errors import Unsupported, Violation
-from harness.guest import p9
 from harness.guest.guest import Guest
-from harness.guest.lab import Lab
 from harness.guest.mount import Mount
-from harness.guest.p9 import T
-from harness.guest.raw9p import NineError, RawDriver, RawGuest
 from harness.guest.table import Row, calls, expect_printed, printed
 from harness.holds.hold import SETXATTR, Hold
+from harness.ninep import messages as p9
+from harness.ninep.client import NineError, RawDriver, RawGuest
+from harness.ninep.messages import T
 from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
+from harness.testbed import Lab
 
 #: The first two show the guest's files as they are on the host.
 MODELS = ("none", "passthrough", "mapped-xattr", "mapped-file")

@@ -13,10 +13,10 @@ from harness.actions.snapshot import Snapshot
 from harness.actions.stream import STREAMS
 from harness.errors import QemuError
 from harness.guest.guest import Guest
-from harness.guest.lab import Lab
 from harness.guest.mount import host_sha256
 from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
+from harness.testbed import Lab
 
 
 @pytest.mark.always

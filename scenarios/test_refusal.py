@@ -14,11 +14,11 @@ from harness.actions.stream import PAUSED, stalled
 from harness.deadline import hold_for
 from harness.errors import CommandFailed, QemuError
 from harness.guest.guest import Guest
-from harness.guest.lab import Lab
 from harness.guest.mount import expect_no_mount
-from harness.guest.raw9p import RawGuest
+from harness.ninep.client import RawGuest
 from harness.qemu.binary import require_options, require_property
 from harness.qemu.spec import FIXED_PLACES, FixedPlace, Share, Value
+from harness.testbed import Lab
 
 
 @pytest.fixture

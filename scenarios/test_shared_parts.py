@@ -12,15 +12,15 @@ from harness.actions.migration import Migration
 from harness.actions.run_state import RunState
 from harness.errors import QemuError
 from harness.guest.guest import Guest
-from harness.guest.intx import InterruptLine
-from harness.guest.lab import Lab
-from harness.guest.raw9p import RawDriver, RawGuest
 from harness.guest.transfer import reader
 from harness.guest.workload import Workload
 from harness.holds.hold import Hold
 from harness.holds.throttle import require_throttling, throttled
+from harness.ninep.client import RawDriver, RawGuest
+from harness.ninep.intx import InterruptLine
 from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
+from harness.testbed import Lab
 
 #: Fast enough that nothing waits for long: what counts is that the throttle is there.
 _BYTES_PER_S = 64 << 20

@@ -15,17 +15,17 @@ from harness.deadline import hold_for
 from harness.guest import transfer
 from harness.guest.guest import Guest
 from harness.guest.job import Job
-from harness.guest.lab import Lab
 from harness.guest.mount import Mount
-from harness.guest.occupant import KINDS, occupied
-from harness.guest.raw9p import RawGuest
+from harness.guest.mount_user import KINDS, occupied
 from harness.guest.transfer import Transfer
 from harness.guest.workload import Workload
 from harness.holds.hold import DATA, FSYNC, READDIR, STAT, Hold, require_counted_requests
+from harness.ninep.client import RawGuest
 from harness.plugin.thorough import by_default
 from harness.qemu.deletion import Deletion
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
+from harness.testbed import Lab
 
 
 @pytest.mark.always

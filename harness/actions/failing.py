@@ -22,7 +22,7 @@ from harness.actions.stream import PAUSED, SLOW, stalled
 from harness.errors import QemuError
 from harness.qemu.bandwidth import bandwidth, limit_bandwidth
 from harness.qemu.machine import Machine
-from harness.qemu.wire import fed
+from harness.qemu.migration_socket import fed
 
 #: Bytes of the stream that are read before its reader goes: in the middle of the guest's memory.
 _PART = 1 << 20

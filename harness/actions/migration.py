@@ -10,13 +10,13 @@ from harness.actions.stream import PAUSED, SLOW_BANDWIDTH, UNIX, Stream
 from harness.deadline import hold_for
 from harness.errors import HarnessError, QemuError, QmpLost, Violation
 from harness.guest.guest import Guest
-from harness.guest.lab import Lab
 from harness.history import Operation
 from harness.qemu.bandwidth import bandwidth, limit_bandwidth
 from harness.qemu.blockers import blocked_reasons, tells_all
 from harness.qemu.machine import Machine
+from harness.qemu.migration_socket import drained, kept
 from harness.qemu.spec import MachineSpec, Share
-from harness.qemu.wire import drained, kept
+from harness.testbed import Lab
 
 #: Seconds, before scaling.
 MIGRATE_TIMEOUT_S = 20.0

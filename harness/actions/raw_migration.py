@@ -9,9 +9,9 @@ from pathlib import Path
 
 from harness.actions.migration import MIGRATE_TIMEOUT_S, migrate_into, wait_given_up, wait_status
 from harness.actions.stream import PAUSED
-from harness.guest.raw9p import RawDriver, RawGuest
+from harness.ninep.client import RawDriver, RawGuest
 from harness.qemu.machine import Machine
-from harness.qemu.wire import fed
+from harness.qemu.migration_socket import fed
 
 
 def save_stream(raw: RawGuest, path: Path) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 from harness.actions.migration import expect_reason
 from harness.errors import QemuError, Unsupported, Violation
 from harness.guest.guest import Guest
-from harness.guest.lab import Lab
 from harness.qemu.argv import DISK_NODE
 from harness.qemu.schema import has_command, require_command
 from harness.qemu.spec import MachineSpec, Share
+from harness.testbed import Lab
 
 #: Seconds, before scaling; QEMU answers only when all of it is written.
 SNAPSHOT_TIMEOUT_S = 30.0

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from harness.actions.modes import require_mode
 from harness.background import Background
-from harness.channel.line import unread
+from harness.channel.guestfwd import unread
 from harness.errors import QemuError, Unsupported
 from harness.qemu.bandwidth import limit_bandwidth
 from harness.qemu.binary import require_named_fds

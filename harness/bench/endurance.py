@@ -14,9 +14,9 @@ from pathlib import Path
 from harness.artifacts import Artifacts
 from harness.checkers.no_leak import slope
 from harness.errors import HarnessError, SetupError
-from harness.guest.lab import Cell, Lab
 from harness.matrix import Matrix, Selection
 from harness.reaper import RunFolder
+from harness.testbed import Cell, Lab
 
 #: What may stay, a guest. Python's memory is noisy; one forgotten connection to a guest is some 100 KiB.
 LIMITS: Mapping[str, float] = {

@@ -16,11 +16,11 @@ import paramiko
 from harness.deadline import Deadline, wait_until
 from harness.errors import SetupError
 from harness.guest.guest import BOOT_TIMEOUT_S, NETWORK_IS_UP
-from harness.guest.lab import Cell
 from harness.qemu.argv import MachinePaths, render
 from harness.qemu.machine import reserved_port
 from harness.qemu.spec import MachineSpec
 from harness.reaper import MARK, RunFolder
+from harness.testbed import Cell
 
 _numbers = itertools.count(1)
 

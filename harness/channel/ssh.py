@@ -1,6 +1,6 @@
 """SSH into the guest with paramiko: public key only, the host key pinned, one connection reused.
 
-A session can also go over a :class:`~harness.channel.line.Line`, and then be frozen, resumed and moved.
+A session can also go over a :class:`~harness.channel.guestfwd.Line`, and then be frozen, resumed and moved.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import paramiko
 from harness.background import Background, own, owner_of
 from harness.channel import Completed, terminal
 from harness.channel.conversation import has_ended, listen, text
-from harness.channel.line import Frozen, Line
+from harness.channel.guestfwd import Frozen, Line
+from harness.channel.handshake import LineTransport
 from harness.channel.remote_shell import COMMAND, RemoteShell, Told
-from harness.channel.replay import LineTransport
 from harness.deadline import Deadline, Watch, wait_until
 from harness.errors import ChannelLost, CommandTimeout, HarnessError, SetupError, WaitTimeout
 
@@ -465,7 +465,7 @@ def _is_the_lines(exc: BaseException) -> bool:
 def _raise_own(exc: BaseException, transport: paramiko.Transport | None, line: Line | None) -> None:
     """Raise an error of our own (a ``TypeError``, say) that ``exc`` came of, or that ended ``transport``.
 
-    paramiko calls a line, and what is in :mod:`harness.channel.replay`, in a thread of its own: what that
+    paramiko calls a line, and what is in :mod:`harness.channel.handshake`, in a thread of its own: what that
     raises ends the transport, or comes back inside an error of paramiko's.
     """
     if line is not None and line.own_error is not None:

@@ -1,6 +1,6 @@
 """Nothing grew with the cycles of a leak hunt.
 
-Read from a record in which :mod:`harness.actions.leak_hunt` has left its samples and heap profiles. After a
+Read from a record in which :mod:`harness.leaks.hunt` has left its samples and heap profiles. After a
 warm-up a hunt has parts of equal length (three, or six), and a profile at the end of each.
 
 - A count is exact: one that grows twice, and does not come back, leaks, however slowly.

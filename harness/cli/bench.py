@@ -16,14 +16,14 @@ from rich.table import Table
 
 from harness import reaper
 from harness.bench import Row, race, rows
-from harness.bench.contests import CONTESTS, profile
+from harness.bench.benchmarks import CONTESTS, profile
 from harness.bench.peers import has_labgrid
 from harness.bench.suite import run_suite
 from harness.cli.report import axes, progress
-from harness.detection.runner import scenarios_folder
-from harness.guest.lab import Cell
 from harness.matrix import Matrix, Selection
+from harness.mutation.runner import scenarios_folder
 from harness.reaper import RunFolder
+from harness.testbed import Cell
 
 #: Those that are no contest.
 _PROFILE = "profile"

@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from harness import comparison, summary
 from harness.cli.report import progress
-from harness.detection.runner import run_pytest, scenarios_folder
 from harness.errors import SetupError
-from harness.summary import Run
+from harness.mutation.runner import run_pytest, scenarios_folder
+from harness.report import comparison, summary
+from harness.report.summary import Run
 
 #: pytest's exit statuses for "all passed" and "some failed"; anything else is no result.
 _RESULTS = (0, 1)

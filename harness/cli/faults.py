@@ -15,15 +15,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.cli.report import progress
-from harness.detection import cover, peers, runner, table
-from harness.detection.figures import Figures, figures
-from harness.detection.peers import PeerFinding
-from harness.detection.sitting import SCOPES, Sitting
-from harness.detection.table import Detection
-from harness.detection.verdicts import CAUGHT, SILENT, Beside, Controls, Finding, look_for_all
 from harness.errors import UsageError
+from harness.mutation import cover, peers, runner, table
+from harness.mutation.catalogue import Catalogue, Fault
+from harness.mutation.figures import Figures, figures
+from harness.mutation.peers import PeerFinding
+from harness.mutation.sitting import SCOPES, Sitting
+from harness.mutation.table import Detection
+from harness.mutation.verdicts import CAUGHT, SILENT, Beside, Controls, Finding, look_for_all
 from harness.provision import Cache, Provisioner, default_cache_root
-from harness.provision.faults import Catalogue, Fault
 from harness.qemu import binary
 
 _PAGE_WIDTH = 160

@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from harness import summary
 from harness.errors import SetupError
-from harness.summary import Outcome
+from harness.report import summary
+from harness.report.summary import Outcome
 
 
 @click.command(epilog="Example: harness merge shard-1 shard-2 --into summary")

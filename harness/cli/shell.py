@@ -21,11 +21,11 @@ from harness.checkers import Verdict, judge
 from harness.cli.report import axes, progress
 from harness.errors import UsageError
 from harness.guest.guest import Guest
-from harness.guest.lab import Lab
 from harness.guest.mount import Mount
 from harness.matrix import Matrix, Selection
 from harness.qemu.machine import Machine
 from harness.reaper import RunFolder
+from harness.testbed import Lab
 
 _SCRIPT_TIMEOUT_S = 3600.0
 

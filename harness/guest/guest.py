@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from harness.background import Background, working_for
 from harness.channel import Channel, Completed
 from harness.channel.console import Console
-from harness.channel.line import Frozen, Line
+from harness.channel.guestfwd import Frozen, Line
+from harness.channel.handshake import CLIENT
 from harness.channel.remote_shell import COMMAND, inside_script
-from harness.channel.replay import CLIENT
 from harness.channel.ssh import Ssh
 from harness.deadline import wait_until
 from harness.errors import (
@@ -29,12 +29,12 @@ from harness.errors import (
     Violation,
     WaitTimeout,
 )
-from harness.guest import newborn
 from harness.guest.image import GuestImage
-from harness.guest.resuming import Resuming
 from harness.qemu.argv import LINE_ADDRESS, LINE_PORT
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
+from harness.restore import reseed
+from harness.restore.session import Resuming
 
 if TYPE_CHECKING:
     from harness.guest.mount import Mount
@@ -105,7 +105,7 @@ class Guest:
                 timeout_s=self.machine.pace.seconds(BOOT_TIMEOUT_S),
                 watch=self.machine.watch,
                 line=line,
-                rehearsal=newborn.command(),
+                rehearsal=reseed.command(),
             )
         return self._connected(ssh)
 
@@ -130,7 +130,7 @@ class Guest:
         The guest is spoken to over its console. :raises ChannelLost: when there is no such session.
         """
         self.use("console")
-        self.succeed(newborn.start_command(), stdin=newborn.program())
+        self.succeed(reseed.start_command(), stdin=reseed.program())
         self.succeed(_NEIGHBOURS)
         line = Line(self.machine.paths.line)
         self.succeed(_SERVE)
@@ -194,7 +194,7 @@ class Guest:
         return self._log_in() if isinstance(found, str) else self._connected(found)
 
     def _tell_newborn(self) -> None:
-        command, ssh = newborn.command(), self.ssh
+        command, ssh = reseed.command(), self.ssh
         done = self._recorded(
             command, RUN_TIMEOUT_S, lambda scaled_s: ssh.run(command, timeout_s=scaled_s, inside=True)
         )
@@ -375,9 +375,9 @@ class Guest:
 
 def freeze_key() -> str:
     """What a guest that was frozen depends on here: what is put into it, and whose session it remembers."""
-    said = inside_script("", 1, newborn.TELL)
+    said = inside_script("", 1, reseed.TELL)
     words = (CLIENT, COMMAND, *said, _NEIGHBOURS, _SERVE, _QUIET)
-    put = "\0".join(words).encode() + newborn.program()
+    put = "\0".join(words).encode() + reseed.program()
     return hashlib.sha256(put).hexdigest()[:16]
 
 

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.errors import GuestError, QemuError, Unsupported
-from harness.guest.lab import Lab
 from harness.holds import probe, seccomp, sizeless
 from harness.holds.supervisor import Rule, Rules, Supervisor
 from harness.qemu.machine import Machine, Wrapping
 from harness.qemu.schema import require_command
 from harness.qemu.spec import MachineSpec, Share
+from harness.testbed import Lab
 
 #: The data of Tread and Twrite (QEMU: ``hw/9pfs/9p-local.c``, ``local_preadv`` and ``local_pwritev``).
 DATA = ("preadv", "preadv2", "pwritev", "pwritev2")

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 from harness.errors import Unsupported
-from harness.guest.lab import Lab
 from harness.qemu.machine import Wrapping
 from harness.qemu.spec import MachineSpec
+from harness.testbed import Lab
 
 
 class OpenFileLimit:

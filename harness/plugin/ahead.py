@@ -15,8 +15,8 @@ import pytest
 from harness.background import Background, working_for
 from harness.errors import HarnessError
 from harness.guest.guest import Guest
-from harness.guest.lab import Lab
 from harness.plugin import cgroup
+from harness.testbed import Lab
 
 #: What a test may ask for that has a say in how its machine is started.
 _MAKES_A_DIFFERENCE = frozenset({"hold", "peer", "peers", "variant", "leak_hunt", "raw_guest"})

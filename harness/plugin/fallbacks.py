@@ -14,12 +14,12 @@ from collections.abc import Generator, Iterable, Iterator
 import pytest
 
 from harness.errors import UsageError
-from harness.guest.lab import BY_CHOICE
 from harness.history import Entry, as_mapping, read
 from harness.plugin.fixtures import FOLDER
 from harness.plugin.judging import JUDGEMENTS
 from harness.plugin.options import wants_guests
-from harness.provision.templates import BOOTS_FAST
+from harness.restore.store import BOOTS_FAST
+from harness.testbed import BY_CHOICE
 
 #: The attribute of a report that has a test's fallbacks: what, and why; without a why, one that went well.
 _FALLBACKS = "harness_fallbacks"

@@ -11,23 +11,23 @@ import pytest
 
 from harness.actions.hostile import HostileGuest
 from harness.actions.hotplug import Hotplug
-from harness.actions.leak_hunt import LeakHunt
 from harness.actions.migration import Migration
 from harness.actions.run_state import RunState
 from harness.actions.snapshot import Snapshot
 from harness.artifacts import Artifacts
 from harness.errors import HarnessError
 from harness.guest.guest import Guest
-from harness.guest.lab import Cell, Lab
-from harness.guest.raw9p import RawGuest
 from harness.guest.variant import VARIANTS, Variant
 from harness.holds.hold import Hold
+from harness.leaks.hunt import LeakHunt
+from harness.ninep.client import RawGuest
 from harness.plugin.ahead import NURSERY, Ahead, next_test
 from harness.plugin.folders import ROOT
 from harness.plugin.options import MATRIX
 from harness.qemu.binary import QemuInstall
 from harness.qemu.spec import Share
 from harness.reaper import RunFolder
+from harness.testbed import Cell, Lab
 
 LAB = pytest.StashKey[Lab]()
 FOLDER = pytest.StashKey[Artifacts]()

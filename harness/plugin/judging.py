@@ -18,8 +18,8 @@ from _pytest.outcomes import Exit, OutcomeException
 
 from harness.checkers import Judgement, Record, Verdict, judge
 from harness.errors import HarnessError, SetupError, Unsupported, UsageError, Violation
-from harness.guest.lab import Lab
 from harness.plugin.fixtures import LAB
+from harness.testbed import Lab
 
 JUDGEMENTS = pytest.StashKey[list[Judgement]]()
 #: Everything that pytest reports as a skip or an expected failure, without a failed assertion.

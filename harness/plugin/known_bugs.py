@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from harness import ledger
 from harness.checkers import Judgement, Verdict
 from harness.checkers.guest_kernel_quiet import guest_kernel_quiet
 from harness.errors import HarnessError, Violation
-from harness.ledger import Bug, Status
 from harness.plugin.judging import JUDGEMENTS
 from harness.plugin.options import MATRIX
+from harness.report import ledger
+from harness.report.ledger import Bug, Status
 
 _AXES = ("qemu_name", "kernel_name", "machine_name")
-#: What a result says of it (``harness.summary.Result``).
+#: What a result says of it (``harness.report.summary.Result``).
 _BUG, _UNKNOWN = "bug", "range_unknown"
 #: What the ledger has to say of a test, by those names: ids of bugs.
 LISTED = pytest.StashKey[dict[str, str]]()

@@ -13,10 +13,10 @@ import pytest
 
 from harness import reaper
 from harness.errors import HarnessError
-from harness.guest.lab import Cell
 from harness.guest.variant import PLAIN, VARIANTS
 from harness.matrix import ACCELS, Matrix, Selection
 from harness.qemu.spec import MACHINE_TYPES
+from harness.testbed import Cell
 
 MATRIX = pytest.StashKey[Matrix]()
 CELLS = pytest.StashKey[list[Cell]]()

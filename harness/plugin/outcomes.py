@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness import summary
 from harness.checkers import leaks
 from harness.guarantees import of_test
 from harness.plugin.fixtures import FOLDER
@@ -25,7 +24,8 @@ from harness.plugin.known_bugs import LISTED
 from harness.plugin.options import MATRIX, wants_guests
 from harness.plugin.sharding import SHARD
 from harness.plugin.strict import is_strict, wanted
-from harness.summary import Outcome, Result, Run
+from harness.report import summary
+from harness.report.summary import Outcome, Result, Run
 
 _AXES = ("qemu_name", "kernel_name", "machine_name")
 _XPASS = "[XPASS(strict)]"

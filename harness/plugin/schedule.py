@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from harness import summary
 from harness.errors import UsageError
 from harness.plugin import cgroup
 from harness.plugin.options import wants_guests
 from harness.provision import default_cache_root
+from harness.report import summary
 
 _SECONDS = pytest.StashKey[dict[str, float]]()
 _WORKER_KEY = "harness_seconds"

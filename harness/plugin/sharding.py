@@ -15,7 +15,7 @@ import pytest
 
 from harness.guarantees import of_test
 from harness.plugin.schedule import expected_s
-from harness.summary import Shard
+from harness.report.summary import Shard
 
 SHARD = pytest.StashKey[Shard]()
 _WORKER_KEY = "harness_shard"

@@ -17,7 +17,7 @@ import pytest
 from harness.guarantees import of_test
 from harness.plugin.options import MATRIX
 from harness.plugin.thorough import not_by_default
-from harness.summary import Wanted
+from harness.report.summary import Wanted
 
 #: How many tests of a guarantee on a QEMU (as the user calls it) were selected, and left out by default.
 _COUNTS = pytest.StashKey[list[tuple[str, str, int, int]]]()

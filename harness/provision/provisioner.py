@@ -22,16 +22,15 @@ from typing import Any
 
 from harness.errors import SetupError, UsageError
 from harness.guest.image import GuestImage
-from harness.provision import build_root, faults, initramfs, keys, qcow2, recipes, vmlinux
+from harness.provision import build_root, edits, initramfs, keys, qcow2, recipes, vmlinux
 from harness.provision.apt import Apt, Package, Report, Withdrawn, require_tools, unpack
 from harness.provision.builds import Build
 from harness.provision.cache import Cache
-from harness.provision.faults import Catalogue
+from harness.provision.edits import Edited
 from harness.provision.recipes import BuildRecipe, GuestRecipe, HeapRecipe, QemuRecipe, Recipe
 from harness.provision.recipes import recipes_folder as find_recipes
 from harness.provision.space import told_in_one_line
-from harness.qemu import jemalloc
-from harness.qemu.binary import PROGRAM, QemuInstall, examined
+from harness.qemu.binary import HEAP_LIBRARY, PROGRAM, QemuInstall, examined
 
 #: Changed whenever the code makes other files of the same recipe.
 FORMAT = 2
@@ -154,14 +153,14 @@ class Provisioner:
         """
 
         def fill(into: Path, packages: dict[str, Path]) -> None:
-            found = list(packages["packages"].glob(f"usr/lib/*/{jemalloc.LIBRARY}"))
+            found = list(packages["packages"].glob(f"usr/lib/*/{HEAP_LIBRARY}"))
             if len(found) != 1:
-                raise SetupError(f"the packages of the heap library contain {len(found)} {jemalloc.LIBRARY}")
-            shutil.copyfile(found[0], into / jemalloc.LIBRARY)
+                raise SetupError(f"the packages of the heap library contain {len(found)} {HEAP_LIBRARY}")
+            shutil.copyfile(found[0], into / HEAP_LIBRARY)
 
         recipe = recipes.load(self._folder / "heap", name, HeapRecipe)
         entry, _ = self._provide("heap", name, recipe, [], fill)
-        return entry / jemalloc.LIBRARY
+        return entry / HEAP_LIBRARY
 
     def heap_libraries(self) -> Iterator[Path]:
         """Each of them, made when it is missing as it is asked for, the newest first.
@@ -222,12 +221,12 @@ class Provisioner:
         return _install(name, build.root, key, binary=entry / PROGRAM)
 
     def _faulty(self, build: Build, name: str) -> QemuInstall:
-        catalogue = Catalogue(self._folder / "faults")
-        fault = catalogue.load(name)
+        folder = self._folder / "faults"
+        fault = recipes.load(folder, name, Edited)
 
         def fill(into: Path) -> None:
             self._report(f"building QEMU {build.name} with the fault {name} …")
-            faults.build(build, name, fault, catalogue.macros(), into)
+            edits.build(build, name, fault, (folder / edits.MACROS).read_text(), into)
 
         key = _hash([build.key, fault.key])
         entry = self.cache.entry("faults", f"{build.name}+{name}-{key}", fill, self._report)

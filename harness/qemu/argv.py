@@ -14,7 +14,7 @@ from harness.qemu.spec import SLOTS, MachineSpec, Share, Value
 #: Fixed, so that a successor's network card is its source's.
 MAC = "52:54:00:9b:00:01"
 DISK_NODE = "disk0"
-#: Where the guest can reach the line (:mod:`harness.channel.line`) from inside.
+#: Where the guest can reach the line (:mod:`harness.channel.guestfwd`) from inside.
 LINE_ADDRESS, LINE_PORT = "10.0.2.100", 22
 #: The name that the machine types give their memory by themselves (QEMU: ``hw/i386/pc.c``,
 #: ``default_ram_id``): by it a machine with a file for its memory can migrate to one without.

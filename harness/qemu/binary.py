@@ -24,6 +24,8 @@ FIRMWARE = "bios-256k.bin"
 #: What QEMU puts in front of a kernel that is not packed (QEMU: ``pc-bios/optionrom/pvh.S``).
 _PVH = "pvh.bin"
 PROGRAM = "qemu-system-x86_64"
+#: What is preloaded to profile a QEMU's heap: jemalloc, as Debian's libjemalloc2 names it.
+HEAP_LIBRARY = "libjemalloc.so.2"
 #: The property of ``ICH9-LPC`` for it, since 6.1 (QEMU: ``hw/acpi/ich9.c``).
 ACPI_ROOT_PORTS = "acpi-pci-hotplug-with-bridge-support"
 _PROBE_TIMEOUT_S = 60
@@ -48,7 +50,7 @@ class QemuInstall:
     to execute (for an unpacked release its own dynamic loader, the library path, and the binary);
     ``arguments`` follow the command on every call (firmware folders); ``key`` identifies the content for
     caches; ``libraries`` are the folders that its shared libraries come from (of a script, none are known);
-    ``profilers`` are further libraries that may profile its heap (:mod:`harness.qemu.jemalloc`);
+    ``profilers`` are further libraries that may profile its heap (:mod:`harness.leaks.heap_profile`);
     ``sanitized``: it was built with AddressSanitizer; ``chardev_logs``: ``-chardev`` has ``logfile`` and
     ``append`` (since 2.6); ``any_port``: ``hostfwd`` takes port 0, for any that is free; ``boots_elf``:
     ``-kernel`` takes one that is not packed (since 4.0); ``unstripped``: names of provisioned QEMUs of

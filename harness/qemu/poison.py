@@ -16,7 +16,7 @@ class PoisonedHeap:
     """Starts every machine of a lab with such a heap. A C library other than glibc takes no notice."""
 
     def wrap(self, _spec: MachineSpec, _folder: Path) -> Wrapping:
-        """See :class:`harness.guest.lab.LaunchTool`."""
+        """See :class:`harness.testbed.LaunchTool`."""
         return Wrapping(environment={"MALLOC_PERTURB_": str(_BYTE)})
 
     def release(self) -> None:

@@ -10,9 +10,9 @@ import hypothesis
 import pytest
 
 from harness.artifacts import Artifacts
-from harness.guest.lab import Lab
 from harness.matrix import DEFAULT, Matrix, Selection
 from harness.reaper import RunFolder
+from harness.testbed import Lab
 
 # The same examples in every run, so that a red run says something about the change;
 # --hypothesis-profile=search looks for new ones.

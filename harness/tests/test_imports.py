@@ -1,39 +1,56 @@
-"""The directions of imports, and two things that have one home: the sleep and the import of pytest."""
+"""The directions of imports, and two things that have one home: the sleep and the import of pytest.
+
+A floor may import the floors below it. Modules of one room may import each other, in no circle.
+"""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1]
 KERNEL = ("errors", "deadline", "background", "history", "artifacts", "reaper", "guarantees")
-LOWER = ("channel", "qemu", "guest", "provision", "actions", "holds", "checkers", "matrix", "ledger")
-#: What each part may import of the harness; its own part is always allowed.
-ALLOWED: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(KERNEL, KERNEL),
-    "channel": KERNEL,
-    "qemu": (*KERNEL, "channel"),
-    "guest": (*KERNEL, "channel", "qemu"),
-    "checkers": KERNEL,
-    "provision": (*KERNEL, "channel", "qemu", "guest"),
-    "actions": (*KERNEL, "channel", "qemu", "guest", "checkers"),
-    "holds": (*KERNEL, "channel", "qemu", "guest"),
-    "ledger": (*KERNEL, "qemu", "provision"),
-    "matrix": (*KERNEL, "channel", "qemu", "guest", "provision", "ledger"),
-    "summary": KERNEL,
-    "comparison": (*KERNEL, "summary"),
-    "plugin": (*KERNEL, *LOWER, "summary"),
-    "bench": (*KERNEL, *LOWER),
-    "detection": (*KERNEL, *LOWER, "summary"),
-    "cli": (*KERNEL, *LOWER, "bench", "detection", "summary", "comparison"),
-}
+#: From the lowest up. Rooms on one floor do not import each other.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("channel",),
+    ("qemu",),
+    ("guest",),
+    ("provision",),
+    ("restore",),
+    ("testbed",),
+    ("ninep",),
+    ("holds", "actions"),
+    ("leaks",),
+    ("matrix",),
+    ("report",),
+    ("bench", "mutation"),
+    ("cli", "plugin"),
+)
+#: Rooms that judge a record on disk, and need no other: they import the kernel alone.
+ON_THEIR_OWN = ("checkers",)
+#: Rooms that import no checker: what they do is judged later.
+UNJUDGED = ("channel", "qemu", "guest", "provision", "restore", "testbed", "ninep", "holds")
 #: Packages that one part alone imports.
 HOMES = {"pytest": "plugin", "_pytest": "plugin", "click": "cli", "paramiko": "channel", "pexpect": "channel"}
 #: The benchmark's bare script does without the channels: it is what they are compared to.
 GUESTS = {"paramiko": "bench"}
+
+
+def allowed() -> dict[str, set[str]]:
+    """What each room may import of the harness, besides itself."""
+    rooms = {room: set(KERNEL) for room in (*KERNEL, *ON_THEIR_OWN)}
+    below = set(KERNEL)
+    for floor in FLOORS:
+        rooms |= {room: below if room in UNJUDGED else below | set(ON_THEIR_OWN) for room in floor}
+        below = below | set(floor)
+    return rooms
+
+
+ALLOWED = allowed()
 
 
 def modules() -> Iterator[Path]:
@@ -56,12 +73,10 @@ def _imported(node: ast.AST) -> list[str]:
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom) and node.module is not None:
-        if node.module == "harness":
-            return [f"harness.{alias.name}" for alias in node.names]
         names = [node.module]
-        if node.module in ("time", "asyncio"):
+        if node.module.partition(".")[0] in ("harness", "time", "asyncio"):
             names += [f"{node.module}.{alias.name}" for alias in node.names]
-        return names
+        return names if node.module != "harness" else names[1:]
     return []
 
 
@@ -79,13 +94,63 @@ def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+def circle(sources: Mapping[str, str]) -> list[str]:
+    """Modules that import each other in a circle, wherever the import stands; none when there is none.
+
+    :param sources: each module's text, by its dotted name. A package's ``__init__`` is the package.
+    """
+    graph = {name: set(_modules(source, sources)) - {name} for name, source in sources.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as exc:
+        return list(exc.args[1])
+    return []
+
+
+def _modules(source: str, known: Iterable[str]) -> Iterator[str]:
+    """The most exact of the known modules that each import names."""
+    for node in ast.walk(ast.parse(source)):
+        names = _imported(node)
+        found = [name for name in names if name in known]
+        if isinstance(node, ast.ImportFrom) and len(found) > 1:
+            found.remove(names[0])  # "from harness.qemu import spec" is of spec, not of its package.
+        yield from found
+
+
+def sources() -> dict[str, str]:
+    return {
+        ".".join(("harness", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
+            ".__init__"
+        ): path.read_text()
+        for path in modules()
+    }
+
+
 @pytest.mark.parametrize("path", sorted(modules()), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_module_keeps_to_its_layer(path: Path) -> None:
+def test_a_module_keeps_to_its_floor(path: Path) -> None:
     assert problems(part_of(path), path.read_text()) == []
 
 
 def test_every_part_has_a_place() -> None:
     assert {part_of(path) for path in modules()} - {"__init__"} == set(ALLOWED)
+
+
+def test_no_modules_import_each_other() -> None:
+    assert circle(sources()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("harness.guest.job", "def f():\n    from harness.guest.mount import Mount"),
+        ("harness.channel.guestfwd", "from harness.channel import ssh"),
+        ("harness.errors", "import harness.deadline"),
+    ],
+)
+def test_a_circle_is_found(module: str, line: str) -> None:
+    planted = sources()
+    planted[module] += f"\n{line}\n"
+    assert module in circle(planted)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +160,10 @@ def test_every_part_has_a_place() -> None:
         ("checkers", "import harness.channel.qmp"),
         ("errors", "from harness import matrix"),
         ("guest", "def f():\n    from harness.actions.hotplug import Hotplug"),
+        ("guest", "from harness.restore.session import Resuming"),
+        ("holds", "from harness.actions.migration import Migration"),
+        ("provision", "from harness.mutation.catalogue import Fault"),
+        ("testbed", "from harness import checkers"),
         ("actions", "import pytest"),
         ("plugin", "import click"),
         ("guest", "import paramiko.transport"),

@@ -9,8 +9,9 @@ import pytest
 from harness import matrix
 from harness.errors import SetupError, Unsupported, UsageError
 from harness.guest.image import GuestImage
+from harness.leaks import heap_profile
 from harness.matrix import DEFAULT, Matrix, Selection
-from harness.qemu import accel, binary, jemalloc
+from harness.qemu import accel, binary
 from harness.qemu.accel import Accel
 from harness.qemu.binary import Capabilities, QemuInstall
 from harness.qemu.spec import MachineSpec
@@ -67,10 +68,10 @@ def _install(name: str) -> QemuInstall:
 def _profiler(install: QemuInstall) -> Path:
     """One library works; into a script none is preloaded."""
     if install.name == "/script":
-        raise jemalloc.NotProfiled("a script")
+        raise heap_profile.NotProfiled("a script")
     if Path("/fits") in install.profilers:
         return Path("/fits")
-    raise jemalloc.NotFound("none works")
+    raise heap_profile.NotFound("none works")
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(matrix, "Provisioner", _Provisioner)
     monkeypatch.setattr(_Provisioner, "in_cache", ())
-    monkeypatch.setattr(jemalloc, "library", _profiler)
+    monkeypatch.setattr(heap_profile, "library", _profiler)
     monkeypatch.setattr(binary, "probe", probe)
     monkeypatch.setattr(binary, "on_path", lambda data: None)
     monkeypatch.setattr(binary, "from_path", lambda path, data: _install(str(path)))

@@ -7,7 +7,7 @@ import pytest
 from harness.actions.failing import FAILURES, require, wait_goes_on
 from harness.actions.migration import Migration
 from harness.errors import Unsupported, WaitTimeout
-from harness.guest.lab import Lab
+from harness.testbed import Lab
 from harness.tests.fakes import World
 
 

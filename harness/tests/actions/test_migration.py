@@ -12,9 +12,9 @@ from harness.actions.migration import Migration, blocked_reason
 from harness.actions.stream import STREAMS, knows_file_uris
 from harness.deadline import Pace
 from harness.errors import QemuDied, QemuError, Unsupported, Violation, WaitTimeout
-from harness.guest.lab import Lab
 from harness.qemu import blockers
 from harness.qemu.machine import Machine
+from harness.testbed import Lab
 from harness.tests import fakes
 from harness.tests.fakes import FakeMachine, World
 

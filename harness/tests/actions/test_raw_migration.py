@@ -14,8 +14,8 @@ from harness.actions.raw_migration import (
     switch_over,
 )
 from harness.errors import Violation
-from harness.guest.lab import Lab
-from harness.guest.raw9p import RawDriver, RawGuest
+from harness.ninep.client import RawDriver, RawGuest
+from harness.testbed import Lab
 
 pytestmark = pytest.mark.qemu
 

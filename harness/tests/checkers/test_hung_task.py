@@ -7,8 +7,8 @@ import pytest
 from harness.actions.hotplug import Hotplug
 from harness.checkers import Record, Verdict
 from harness.checkers.guest_kernel_quiet import guest_kernel_quiet
-from harness.guest.lab import Lab
 from harness.holds.hold import Hold
+from harness.testbed import Lab
 
 pytestmark = pytest.mark.qemu
 

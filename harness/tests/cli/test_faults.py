@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from harness.cli import faults
-from harness.detection import runner
-from harness.detection.peers import PeerFinding
-from harness.detection.verdicts import Controls, Failure, Finding
-from harness.provision.faults import Catalogue
+from harness.mutation import runner
+from harness.mutation.catalogue import Catalogue
+from harness.mutation.peers import PeerFinding
+from harness.mutation.verdicts import Controls, Failure, Finding
 from harness.tests.cli.conftest import Harness
 
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from harness import summary
 from harness.cli import compare
-from harness.summary import Outcome, Run, Shard
+from harness.report import summary
+from harness.report.summary import Outcome, Run, Shard
 from harness.tests.cli.conftest import Harness
-from harness.tests.test_summary import result
+from harness.tests.report.test_summary import result
 
 
 def _written(folder: Path, run: Run) -> Path:

@@ -16,15 +16,16 @@ from harness.errors import (
     QemuDied,
     WaitTimeout,
 )
-from harness.guest import guest, newborn
+from harness.guest import guest
 from harness.guest.guest import NETWORK_IS_UP
-from harness.guest.resuming import Resuming
 from harness.history import Kind, read
+from harness.restore import reseed
+from harness.restore.session import Resuming
 from harness.tests import fakes
 from harness.tests.fakes import World
 
 _TIMEOUT = CommandTimeout("ssh", "x", 1.0, "", "")
-_NEWBORN = rf"^echo [a-p]+ >{newborn.PROGRAM}"
+_NEWBORN = rf"^echo [a-p]+ >{reseed.PROGRAM}"
 #: The sixteen letters that a message is told in.
 _HEX = str.maketrans("abcdefghijklmnop", "0123456789abcdef")
 

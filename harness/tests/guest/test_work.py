@@ -10,7 +10,7 @@ from harness.errors import CommandFailed, GuestError, Violation, WaitTimeout
 from harness.guest import transfer
 from harness.guest.job import Job
 from harness.guest.mount import Mount
-from harness.guest.occupant import KINDS, occupied
+from harness.guest.mount_user import KINDS, occupied
 from harness.tests.fakes import World
 
 _RUNNING, _ENDED = (1, "", ""), (0, "", "")

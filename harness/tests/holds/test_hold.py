@@ -11,10 +11,10 @@ from typing import Any, cast
 import pytest
 
 from harness.errors import GuestError, SetupError, WaitTimeout
-from harness.guest.lab import Lab
 from harness.holds.hold import DATA, Held, Hold
 from harness.holds.supervisor import Call, Rule, Rules
 from harness.qemu.machine import Machine
+from harness.testbed import Lab
 from harness.tests.fakes import FakeMachine, World, machine, world
 
 

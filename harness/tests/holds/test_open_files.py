@@ -8,8 +8,8 @@ from typing import Any, cast
 import pytest
 
 from harness.errors import Unsupported
-from harness.guest.lab import Lab
 from harness.holds.open_files import OpenFileLimit
+from harness.testbed import Lab
 
 
 def a_lab(tools: list[Any]) -> Lab:

@@ -15,9 +15,9 @@ from typing import Any, cast
 import pytest
 
 from harness.errors import Unsupported
-from harness.guest.lab import Lab
 from harness.holds import probe
 from harness.holds.hold import Hold
+from harness.testbed import Lab
 from harness.tests.holds.policy import RECEIVE, SEND, under
 
 REPOSITORY = Path(probe.__file__).parents[2]

@@ -16,10 +16,10 @@ from typing import Any, cast
 import pytest
 
 from harness.artifacts import Artifacts
-from harness.guest.lab import Lab
 from harness.history import History
 from harness.matrix import Matrix
 from harness.plugin.fixtures import FOLDER, LAB
+from harness.testbed import Lab
 
 pytest_plugins = ["harness.plugin"]
 

@@ -13,9 +13,9 @@ import pytest
 
 from harness.background import owner_of
 from harness.errors import GuestError, HarnessError
-from harness.guest.lab import Lab
 from harness.plugin import ahead
 from harness.plugin.ahead import Ahead, Nursery, has_a_core_to_spare
+from harness.testbed import Lab
 from harness.tests.plugin.conftest import Pytest
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from harness import summary
+from harness.report import summary
 from harness.tests.plugin import inner
 from harness.tests.plugin.conftest import Pytest
 
 _CONFTEST = """
-from harness import ledger
-from harness.ledger import Bug, Ledger
+from harness.report import ledger
+from harness.report.ledger import Bug, Ledger
 from harness.qemu.binary import Capabilities
 
 def _bug(id, scenario, **more):

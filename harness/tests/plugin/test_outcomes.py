@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import summary
 from harness.plugin import outcomes, sharding
 from harness.plugin.outcomes import Collector
-from harness.summary import Outcome
+from harness.report import summary
+from harness.report.summary import Outcome
 from harness.tests.plugin import inner
 from harness.tests.plugin.conftest import Pytest
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import summary
 from harness.cli.main import main
+from harness.report import summary
 from harness.tests.plugin import inner
 from harness.tests.plugin.conftest import Pytest
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from harness.errors import SetupError, UsageError
-from harness.provision import Cache, Provisioner, build_root, faults
+from harness.mutation.catalogue import Catalogue, Fault
+from harness.provision import Cache, Provisioner, build_root, edits
 from harness.provision.build_root import BuildRoot
 from harness.provision.builds import Build
-from harness.provision.faults import Catalogue, Fault
 from harness.qemu.binary import PROGRAM
 from harness.reaper import MARK, processes_of
 
@@ -98,7 +98,7 @@ def test_a_compiler_s_error_is_the_message(tree: Build, into: Path) -> None:
 
 
 def test_a_fault_is_built_and_the_tree_left_as_it_was(tree: Build, into: Path) -> None:
-    faults.build(tree, "one", fault(), "", into)
+    edits.build(tree, "one", fault(), "", into)
     assert (into / PROGRAM).read_text() == "int tag = 2;\n"
     tree.make(into)
     assert (into / PROGRAM).read_text() == "int tag = 1;\n"
@@ -107,12 +107,12 @@ def test_a_fault_is_built_and_the_tree_left_as_it_was(tree: Build, into: Path) -
 def test_an_edit_that_changes_nothing_is_an_error(tree: Build, into: Path) -> None:
     twice = [*FAULT["edit"], {"file": "hw/9p.c", "patch": "nothing"}]
     with pytest.raises(SetupError, match=r"fault one: its edit of hw/9p.c no longer applies to QEMU 7.2-src"):
-        faults.build(tree, "one", fault(edit=twice), "", into)
+        edits.build(tree, "one", fault(edit=twice), "", into)
     assert (tree.source / "hw/9p.c").read_text() == "int tag = 1;\n"
 
 
 def test_a_fault_can_be_a_unified_diff(tree: Build, into: Path) -> None:
-    faults.build(tree, "one", fault(edit=[{"file": "hw/9p.c", "diff": "-1\n+3\n"}]), "", into)
+    edits.build(tree, "one", fault(edit=[{"file": "hw/9p.c", "diff": "-1\n+3\n"}]), "", into)
     assert (into / PROGRAM).read_text() == "int tag = 3;\n"
     tree.make(into)
     assert (into / PROGRAM).read_text() == "int tag = 1;\n"
@@ -122,18 +122,18 @@ def test_a_diff_that_does_not_apply_is_an_error_that_names_the_fault(tree: Build
     elsewhere = [{"file": "hw/9p.c", "diff": "elsewhere"}]
     said = r"fault one: its edit of hw/9p.c does not apply to QEMU 7.2-src: patch failed: 1 out of 1 hunk"
     with pytest.raises(SetupError, match=said):
-        faults.build(tree, "one", fault(edit=elsewhere), "", into)
+        edits.build(tree, "one", fault(edit=elsewhere), "", into)
 
 
 def test_an_edit_is_made_in_the_versions_that_it_is_for(tree: Build, into: Path) -> None:
-    edits = [
+    both = [
         {"file": "hw/9p.c", "diff": "-1\n+3\n", "qemu": ">=8"},
         {"file": "hw/9p.c", "patch": "-1\n+2\n", "qemu": "<8"},
     ]
-    faults.build(tree, "one", fault(edit=edits), "", into)
+    edits.build(tree, "one", fault(edit=both), "", into)
     assert (into / PROGRAM).read_text() == "int tag = 2;\n"
     with pytest.raises(SetupError, match=r"fault one: none of its edits is for QEMU 7.2.22"):
-        faults.build(tree, "one", fault(edit=edits[:1]), "", into)
+        edits.build(tree, "one", fault(edit=both[:1]), "", into)
 
 
 @pytest.mark.parametrize("both", [{}, {"patch": "x", "diff": "x"}])
@@ -145,7 +145,7 @@ def test_an_edit_is_either_a_patch_or_a_diff(both: dict[str, str]) -> None:
 def test_a_file_that_this_qemu_does_not_have(tree: Build, into: Path) -> None:
     elsewhere = [{"file": "hw/new.c", "patch": "x"}]
     with pytest.raises(SetupError, match=r"fault one: QEMU 7.2-src has no hw/new.c"):
-        faults.build(tree, "one", fault(edit=elsewhere), "", into)
+        edits.build(tree, "one", fault(edit=elsewhere), "", into)
 
 
 def test_a_host_without_user_namespaces(unshare: Path, tmp_path: Path) -> None:

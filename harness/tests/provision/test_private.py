@@ -14,11 +14,11 @@ import pytest
 
 from harness.artifacts import Artifacts
 from harness.errors import SetupError
-from harness.guest.lab import Lab
 from harness.matrix import Matrix, Selection
 from harness.provision import Cache, keys
-from harness.provision.templates import TemplateStore
 from harness.reaper import RunFolder
+from harness.restore.store import TemplateStore
+from harness.testbed import Lab
 
 NOBODY = 65534
 

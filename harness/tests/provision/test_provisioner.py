@@ -15,12 +15,12 @@ import pytest
 
 from harness.artifacts import Artifacts
 from harness.errors import SetupError, UsageError
-from harness.guest.lab import Cell, Lab
 from harness.provision import Cache, Provisioner, default_cache_root
 from harness.qemu.accel import Accel
 from harness.qemu.binary import probe
 from harness.qemu.spec import MACHINE_TYPES
 from harness.reaper import RunFolder
+from harness.testbed import Cell, Lab
 from harness.tests.provision import cpio_reader
 from harness.tests.provision.archive import ELF, HOOK_MARK, KERNEL, SPLIT_KERNEL, Archive
 

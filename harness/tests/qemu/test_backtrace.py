@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from harness.artifacts import Artifacts
-from harness.guest.lab import Lab
 from harness.matrix import Matrix, Selection
 from harness.qemu import backtrace
 from harness.qemu.binary import QemuInstall
 from harness.reaper import RunFolder
+from harness.testbed import Lab
 
 _PYTHON = Path(os.path.realpath(sys.executable))
 _INSTALL = QemuInstall("fake", _PYTHON, (str(_PYTHON),))

@@ -1,0 +1,201 @@
+"""The contests: who takes part, and what one turn of each is."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from harness.actions.hotplug import Hotplug
+from harness.actions.migration import Migration
+from harness.artifacts import Artifacts
+from harness.bench import Turn
+from harness.bench.peers import bare_boot, has_labgrid, labgrid_boot
+from harness.bench.profile import stages
+from harness.channel.qmp import Qmp
+from harness.deadline import Deadline, wait_until
+from harness.errors import SetupError
+from harness.guest.guest import Guest
+from harness.history import History, read
+from harness.provision import Cache, default_cache_root
+from harness.reaper import RunFolder
+from harness.restore.store import TemplateStore
+from harness.testbed import Cell, Lab
+
+#: Commands that a turn of the QMP contest sends, each after the answer to the one before.
+ROUND_TRIPS = 1000
+_GREETING_TIMEOUT_S = 20.0
+_numbers = itertools.count(1)
+
+
+def start(cell: Cell, run: RunFolder) -> dict[str, Turn]:
+    """From nothing to a guest's first answer over SSH: a bare script, labgrid, our boot, our restores."""
+    plain = replace(cell, templates=TemplateStore(Cache(default_cache_root()), plain=lambda _: True))
+    labgrid: dict[str, Turn] = {"labgrid, booted": lambda: labgrid_boot(cell, run)} if has_labgrid() else {}
+    return {
+        "bare script, booted": lambda: bare_boot(cell, run),
+        **labgrid,
+        "harness, booted": lambda: _lab_start(cell, run, cold=True),
+        "harness, restored from a plain stream": lambda: _lab_start(plain, run, cold=False),
+        "harness, restored": lambda: _lab_start(cell, run, cold=False),
+        "… and a process was run": lambda: _lab_start(cell, run, cold=False, warm=True),
+        "harness, restored ahead": lambda: _lab_answer(cell, run),
+    }
+
+
+def cycle(cell: Cell, run: RunFolder) -> dict[str, Turn]:
+    """A share's life in a guest: plug, mount, a round trip, umount, unplug."""
+    return {
+        "booted guest": lambda: _lab_cycle(cell, run, cold=True),
+        "restored guest": lambda: _lab_cycle(cell, run, cold=False),
+    }
+
+
+def migrate(cell: Cell, run: RunFolder) -> dict[str, Turn]:
+    """An unmounted guest with a share moves to a new QEMU, from asking to its answer over SSH there."""
+    return {
+        "booted guest": lambda: _lab_migrate(cell, run, cold=True),
+        "restored guest": lambda: _lab_migrate(cell, run, cold=False),
+    }
+
+
+def qmp(cell: Cell, run: RunFolder) -> dict[str, Turn]:
+    """A thousand round trips on QMP: a bare socket, and the harness, which records each."""
+    return {
+        "bare socket": lambda: _bare_round_trips(cell, run),
+        "harness": lambda: _round_trips(cell, run),
+    }
+
+
+def profile(cell: Cell, run: RunFolder) -> dict[str, float]:
+    """One restored guest's start, stage by stage (see :func:`harness.bench.profile.stages`)."""
+    with _lab(cell, run) as lab:
+        _boot(lab, cold=False)
+    return stages(read(lab.artifacts.history))
+
+
+@contextlib.contextmanager
+def _lab(cell: Cell, run: RunFolder) -> Iterator[Lab]:
+    artifacts = Artifacts.create(run.path, f"bench{next(_numbers)}")
+    with contextlib.closing(Lab(cell, run, artifacts)) as lab:
+        yield lab
+
+
+def _lab_start(cell: Cell, run: RunFolder, *, cold: bool, warm: bool = False) -> float:
+    with _lab(cell, run) as lab:
+        clock = Deadline.after(0)
+        guest = _boot(lab, cold=cold)
+        if warm:  # A restored guest's first answer is its shell's own.
+            guest.warm_up()
+        return clock.elapsed_s
+
+
+def _lab_answer(cell: Cell, run: RunFolder) -> float:
+    """What a test waits for when its guest was begun during the one before (``harness.plugin.ahead``)."""
+    with _lab(cell, run) as lab:
+        guest = _boot(lab, cold=False)
+        guest.warm_up()
+        clock = Deadline.after(0)
+        guest.succeed("true")
+        return clock.elapsed_s
+
+
+def _boot(lab: Lab, *, cold: bool) -> Guest:
+    guest = lab.boot(cold=cold)
+    if not cold and not guest.machine.spec.from_template:
+        raise SetupError("there is no template to restore from: 'guest:born' in the history says why")
+    return guest
+
+
+def _lab_cycle(cell: Cell, run: RunFolder, *, cold: bool) -> float:
+    with _lab(cell, run) as lab:
+        guest, share = _boot(lab, cold=cold), lab.shares[0]
+        hotplug, clock = Hotplug(guest), Deadline.after(0)
+        hotplug.plug(share)
+        mount = guest.mount(share)
+        mount.expect_usable()
+        mount.unmount()
+        hotplug.unplug(share)
+        return clock.elapsed_s
+
+
+def _lab_migrate(cell: Cell, run: RunFolder, *, cold: bool) -> float:
+    with _lab(cell, run) as lab:
+        guest = _boot(lab, cold=cold)
+        Hotplug(guest).plug(lab.shares[0])
+        clock = Deadline.after(0)
+        Migration(guest, lab).migrate()
+        return clock.elapsed_s
+
+
+@contextlib.contextmanager
+def _bare_qemu(cell: Cell, run: RunFolder) -> Iterator[Path]:
+    """The QMP socket of a QEMU that has no machine to speak of."""
+    folder = run.path / f"qmp{next(_numbers)}"
+    folder.mkdir()
+    listening = ("-chardev", f"socket,id=qmp,path={folder / 'qmp.sock'},server=on,wait=off")
+    argv = cell.qemu.argv("-machine", "none", "-nodefaults", "-display", "none", *listening)
+    process = subprocess.Popen(
+        [*argv, "-mon", "chardev=qmp,mode=control"],
+        env={**run.environment(), **cell.qemu.environment},
+        stdin=subprocess.DEVNULL,
+    )
+    try:
+        # That there is a socket is not enough: QEMU binds it first, and listens then.
+        listens = partial(_listens, folder / "qmp.sock")
+        wait_until(listens, what="the QMP socket", timeout_s=_GREETING_TIMEOUT_S)
+        yield folder
+    finally:
+        process.kill()
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as connection:
+        return connection.connect_ex(str(path)) == 0
+
+
+def _bare_round_trips(cell: Cell, run: RunFolder) -> float:
+    command = json.dumps({"execute": "query-status"}).encode() + b"\n"
+    with _bare_qemu(cell, run) as folder, socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(folder / "qmp.sock"))
+        with connection.makefile("rb") as answers:
+            answers.readline()
+            connection.sendall(b'{"execute": "qmp_capabilities"}\n')
+            answers.readline()
+            clock = Deadline.after(0)
+            for _ in range(ROUND_TRIPS):
+                connection.sendall(command)
+                json.loads(answers.readline())
+            return clock.elapsed_s
+
+
+def _round_trips(cell: Cell, run: RunFolder) -> float:
+    with _bare_qemu(cell, run) as folder:
+        history = History(folder / "history.ndjson")
+        client = Qmp("bench", folder / "qmp.sock", history, folder / "qmp.ndjson")
+        try:
+            client.connect(timeout_s=_GREETING_TIMEOUT_S)
+            clock = Deadline.after(0)
+            for _ in range(ROUND_TRIPS):
+                client.execute("query-status")
+            return clock.elapsed_s
+        finally:
+            client.close()
+            history.close()
+
+
+CONTESTS: Mapping[str, Callable[[Cell, RunFolder], dict[str, Turn]]] = {
+    "start": start,
+    "cycle": cycle,
+    "migrate": migrate,
+    "qmp": qmp,
+}

@@ -1,0 +1,188 @@
+"""Heap profiles of a stripped QEMU: Debian's libjemalloc2 preloaded, every allocation sampled.
+
+A profile lists, by the stack that allocated it, every object that is alive (the format is ``heap_v2`` of
+gperftools' pprof). jemalloc writes one whenever a number of bytes has been allocated (``man 3 jemalloc``,
+``opt.lg_prof_interval``), so that making QEMU allocate as much at once is asking for one.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import os
+import re
+import subprocess
+import tempfile
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from harness.errors import QemuError, SetupError
+from harness.qemu.binary import HEAP_LIBRARY, QemuInstall
+from harness.qemu.machine import Machine
+
+#: The binary logarithm of how many bytes are allocated between two profiles.
+_LG_INTERVAL = 27
+_TRIGGER = "harness-heap-profile"
+_TRIAL_TIMEOUT_S = 60
+
+#: An allocation site: its stack, innermost first, as (ELF file, offset in it).
+Site = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Live:
+    """What is alive of one site."""
+
+    objects: int
+    bytes: int
+
+
+def library(install: QemuInstall) -> Path:
+    """The library to preload into that QEMU: of its own folders, else one of ``install.profilers``.
+
+    Each is tried once a process: QEMU is started with it, and has to leave a profile.
+
+    :raises NotProfiled: why its heap cannot be profiled.
+    """
+    if install.sanitized:
+        raise NotProfiled("AddressSanitizer has the heap, which jemalloc cannot profile")
+    if not install.libraries:
+        raise NotProfiled("a script starts this QEMU: what it can preload is not known")
+    found = [path for folder in install.libraries if (path := folder / HEAP_LIBRARY).exists()]
+    refusals = []
+    for candidate in dict.fromkeys([*found, *install.profilers]):
+        why = _refusal(install, candidate)
+        if why is None:
+            return candidate
+        refusals.append(f"{candidate}: {why}")
+    folders = ", ".join(str(folder) for folder in install.libraries)
+    raise NotFound(
+        f"no {HEAP_LIBRARY} for QEMU {install.name} (apt-get install libjemalloc2): none in {folders}, "
+        "and none was provisioned"
+        if not refusals
+        else f"{HEAP_LIBRARY} does not work in QEMU {install.name}: {'; '.join(refusals)}"
+    )
+
+
+class NotProfiled(SetupError):
+    """Why the heap of a QEMU cannot be profiled."""
+
+
+class NotFound(NotProfiled):
+    """None of the libraries that are there works; another one may."""
+
+
+_REFUSALS: dict[tuple[str, Path], str | None] = {}
+
+
+def _refusal(install: QemuInstall, candidate: Path) -> str | None:
+    """Why ``candidate`` does not profile the heap of that QEMU; ``None`` when it does."""
+    key = (install.key, candidate)
+    if key not in _REFUSALS:
+        with tempfile.TemporaryDirectory() as folder:
+            _REFUSALS[key] = _tried(install, candidate, Path(folder) / "tried")
+    return _REFUSALS[key]
+
+
+def _tried(install: QemuInstall, candidate: Path, prefix: Path) -> str | None:
+    added = environment(candidate, prefix, at_exit=True)
+    try:
+        done = subprocess.run(
+            install.argv("--version"),
+            env={**os.environ, **install.environment, **added},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_TRIAL_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        return f"--version: {exc}"
+    said = (done.stderr.decode(errors="replace").strip().splitlines() or ["nothing"])[0]
+    try:
+        if any(live.objects for path in _profiles(prefix) for live in read_profile(path).values()):
+            return None
+    except SetupError as exc:
+        return str(exc)
+    return f"it left no profile; exit status {done.returncode}, it said: {said}"
+
+
+def environment(preload: Path, prefix: Path, *, at_exit: bool = False) -> dict[str, str]:
+    """Profile every allocation, into files ``PREFIX.PID.SEQ.iSEQ.heap``.
+
+    Free pages go back to the kernel within 10 ms, so that private memory means memory in use: at once takes
+    a third of QEMU's time, and pages that never go back are never joined, and grow. ``G_SLICE`` makes GLib
+    before 2.76 allocate each slice by itself.
+
+    :param at_exit: write one more, ``PREFIX.PID.SEQ.f.heap``, when the process ends.
+    """
+    options = (
+        f"prof:true,lg_prof_sample:0,lg_prof_interval:{_LG_INTERVAL},prof_prefix:{prefix},"
+        f"narenas:1,dirty_decay_ms:10,muzzy_decay_ms:0,prof_final:{str(at_exit).lower()}"
+    )
+    return {"LD_PRELOAD": str(preload), "MALLOC_CONF": options, "G_SLICE": "always-malloc"}
+
+
+def profile(machine: Machine, prefix: Path) -> Path:
+    """Make a QEMU that was started with :func:`environment` write a profile, and return it.
+
+    What is to be freed after an RCU grace period is freed first: QEMU waits for that when it refuses a
+    ``device_add`` (QEMU: ``system/qdev-monitor.c``, ``qmp_device_add``, ``drain_call_rcu``). What then asks
+    for the profile is one large allocation, the memory of a ``ringbuf`` character device, which nobody
+    touches (``chardev/char-ringbuf.c``, ``qemu_chr_open_ringbuf``).
+
+    :raises SetupError: when there is none: this libjemalloc cannot profile.
+    """
+    with contextlib.suppress(QemuError):
+        machine.qmp.execute("device_add", {"driver": _TRIGGER}, watch=machine.watch)
+    before = set(_profiles(prefix))
+    backend = {"type": "ringbuf", "data": {"size": 1 << _LG_INTERVAL}}
+    machine.qmp.execute("chardev-add", {"id": _TRIGGER, "backend": backend}, watch=machine.watch)
+    machine.qmp.execute("chardev-remove", {"id": _TRIGGER}, watch=machine.watch)
+    written = set(_profiles(prefix)) - before
+    if not written:
+        raise SetupError(f"no heap profile {prefix}.*.heap: {HEAP_LIBRARY} was built without profiling")
+    return max(written, key=lambda path: int(path.name.split(".")[-3]))
+
+
+def _profiles(prefix: Path) -> list[Path]:
+    return list(prefix.parent.glob(f"{prefix.name}.*.heap"))
+
+
+def read_profile(path: Path) -> dict[Site, Live]:
+    """Read a profile; addresses become offsets in their files, so that two runs can be compared.
+
+    :raises SetupError: when it is no such profile.
+    """
+    text = path.read_text(errors="replace")
+    heap, found, mapped = text.partition("MAPPED_LIBRARIES:")
+    if not text.startswith("heap_v2/") or not found:
+        raise SetupError(f"{path} is no heap profile of jemalloc")
+    place = cache(_Mapping(mapped).of)
+    live: dict[Site, Live] = defaultdict(lambda: Live(0, 0))
+    for match in re.finditer(r"^@ (.*)\n\s+t\*: (\d+): (\d+)", heap, re.MULTILINE):
+        site = tuple(place(int(address, 16)) for address in match[1].split())
+        before = live[site]
+        live[site] = Live(before.objects + int(match[2]), before.bytes + int(match[3]))
+    return dict(live)
+
+
+class _Mapping:
+    """From addresses to files, by ``/proc/PID/maps``."""
+
+    def __init__(self, maps: str) -> None:
+        pattern = r"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) \S+ \d+ *(.*)$"
+        self._segments = sorted(
+            (int(start, 16), int(end, 16), int(offset, 16), path)
+            for start, end, offset, path in re.findall(pattern, maps, re.MULTILINE)
+        )
+        self._starts = [segment[0] for segment in self._segments]
+
+    def of(self, address: int) -> tuple[str, int]:
+        index = bisect.bisect(self._starts, address) - 1
+        if index >= 0:
+            start, end, offset, path = self._segments[index]
+            if start <= address < end:
+                return path, address - start + offset
+        return "?", 0

@@ -1,0 +1,510 @@
+"""A 9p client without a kernel: a driver for the virtio device, over qtest (see also :mod:`.p9`).
+
+It can say what no kernel says, and its machine never runs a guest, so a whole life of a device takes
+milliseconds. Machine type ``pc`` only: there the device has virtio's legacy interface on an I/O port.
+
+Sources: virtio 1.2, 4.1.4.8 and 2.7 (legacy interfaces); kernel ``include/net/9p/9p.h``; QEMU
+``hw/9pfs/9p.c``; the 9P2000.L page of diod.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import os
+import struct
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from harness.channel.qtest import Qtest
+from harness.errors import GuestError, UsageError, Violation
+from harness.ninep import messages as p9
+from harness.ninep.messages import T
+from harness.qemu.acpi import eject_writes
+from harness.qemu.deletion import Deletion
+from harness.qemu.machine import Machine
+from harness.qemu.spec import SLOTS, MachineSpec, Share
+from harness.testbed import Lab
+
+MSIZE = 8192
+_CONFIG_ADDRESS, _CONFIG_DATA = 0xCF8, 0xCFC
+_IO_BASE, _IO_SIZE = 0xC000, 0x40
+#: Where the devices' memory begins; they share the rest of the guest's.
+_MEMORY_BASE = 0x400000
+#: Bytes for a request, and for its answer; more than MSIZE.
+_REQUEST_SIZE = 0x4000
+_PAGE = 4096
+# Offsets in virtio's legacy registers.
+_HOST_FEATURES, _ISR, _DEVICE_CONFIG = 0, 19, 20  # the last where MSI-X is off
+_GUEST_FEATURES, _QUEUE_PFN, _QUEUE_SIZE, _QUEUE_SELECT, _QUEUE_NOTIFY, _STATUS = 4, 8, 12, 14, 16, 18
+_DRIVER_OK = 7
+#: Flags of a descriptor: another follows; QEMU writes into it; it is a table of descriptors.
+NEXT, WRITE, INDIRECT = 1, 2, 4
+_REPLY_TIMEOUT_S = 30.0
+
+
+class NineError(GuestError):
+    """QEMU answered with Rlerror, or Rerror; ``errno`` is its number."""
+
+    def __init__(self, request: str, number: int) -> None:
+        self.errno = number
+        super().__init__(f"{request}: {errno.errorcode.get(number, number)}")
+
+
+class FlushedError(GuestError):
+    """QEMU gave a request back without an answer, which the protocol wants for one that was flushed."""
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """A buffer of a chain (virtio 1.2, 2.7.5), or, with :data:`INDIRECT`, a table of others.
+
+    :ivar next: the index of the chain's next one, with :data:`NEXT`.
+    """
+
+    address: int
+    size: int
+    flags: int = 0
+    next: int = 0
+
+    def __bytes__(self) -> bytes:
+        return struct.pack("<QIHH", self.address, self.size, self.flags, self.next)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request in the ring: its tag and its place."""
+
+    tag: int
+    kind: int
+    head: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything of one device lies, in bytes from the beginning of its memory.
+
+    The ring is virtio's legacy one (virtio 1.2, 2.7.2). After it come the buffers, one for each descriptor;
+    a request takes two of them, one after the other.
+
+    :ivar places: how many requests there is room for.
+    """
+
+    available: int
+    used: int
+    buffers: int
+    places: int
+
+    @classmethod
+    def of(cls, queue_size: int, room: int) -> Layout:
+        """For a queue of ``queue_size`` descriptors in ``room`` bytes."""
+        available = 16 * queue_size
+        used = _aligned(available + 6 + 2 * queue_size)
+        buffers = _aligned(used + 6 + 8 * queue_size)
+        return cls(available, used, buffers, min(queue_size // 2, (room - buffers) // (2 * _REQUEST_SIZE)))
+
+
+def _aligned(offset: int) -> int:
+    return offset + _PAGE - 1 & ~(_PAGE - 1)
+
+
+class RawGuest:
+    """A machine that was never started, and the wires to its devices.
+
+    :param plugged: ids of the shares whose device is on QEMU's command line.
+    :param arguments: further arguments for QEMU.
+    :raises UsageError: on another machine type than ``pc``.
+    """
+
+    def __init__(
+        self,
+        lab: Lab,
+        *,
+        name: str = "source",
+        plugged: frozenset[str] = frozenset(),
+        arguments: tuple[str, ...] = (),
+        source: RawGuest | None = None,
+    ) -> None:
+        if lab.cell.machine_type.name != "pc":
+            raise UsageError("raw 9p clients drive virtio's legacy interface, which only pc offers")
+        self.lab = lab
+        #: Kept until the end of the lab: QEMU complains of a qtest connection that ends before it does.
+        self._successors: list[RawGuest] = []
+
+        def driven(spec: MachineSpec) -> MachineSpec:
+            socket = f"unix:{self._path(spec)},server=on,wait=off"
+            return replace(spec, extra=("-S", "-qtest", socket, "-qtest-log", "/dev/null", *arguments))
+
+        if source is None:
+            self.machine: Machine = lab.launch(driven(lab.spec(name=name, plugged=plugged)))
+        else:
+            self.machine = lab.launch_successor(source.machine, driven)
+        self.qtest = Qtest(self._path(self.machine.spec), watch=self.machine.watch_process)
+
+    def _path(self, spec: MachineSpec) -> Path:
+        return self.lab.folder / f"{spec.name}.qtest"
+
+    def successor(self) -> RawGuest:
+        """A machine with the same devices that waits for this one's migration stream."""
+        self._successors.append(RawGuest(self.lab, source=self))
+        return self._successors[-1]
+
+    def plug(self, share: Share) -> RawDriver:
+        """``device_add``, and bring the device up."""
+        self.machine.device_add(share)
+        return self.driver(share)
+
+    def driver(self, share: Share) -> RawDriver:
+        """Bring up the device of ``share``, which is plugged in."""
+        return RawDriver(self, share)
+
+    def eject(self, share: Share) -> None:
+        """Write the eject register: what a guest does at the end of an unplug, or unasked.
+
+        Waits for both DEVICE_DELETED events.
+
+        :raises Violation: when one does not come.
+        """
+        with Deletion(self.machine, share.id) as deletion:
+            self.request_eject(share)
+            deletion.wait(timeout_s=_REPLY_TIMEOUT_S)
+
+    def system_reset(self) -> None:
+        """``system_reset``, and its RESET event."""
+        with self.machine.qmp.listen("RESET") as events:
+            self.machine.qmp.execute("system_reset")
+            events.wait(what="RESET", timeout_s=_REPLY_TIMEOUT_S, watch=self.machine.watch_process)
+
+    def request_eject(self, share: Share) -> None:
+        """Write the eject register, and return when QEMU has acted on it."""
+        for port, value in eject_writes(self.machine, share):
+            self.qtest.outl(port, value)
+
+
+class RawDriver:
+    """A virtio-9p device, driven by hand: PCI set-up, one virtqueue, requests and answers.
+
+    Its interrupt is a level on one of the PCI bus's lines (INTx): MSI-X is never enabled.
+
+    :ivar addr: its slot on the PCI bus.
+    """
+
+    def __init__(self, guest: RawGuest, share: Share) -> None:
+        self._qtest, self._machine, self.share = guest.qtest, guest.machine, share
+        self.addr = int(str(share.device(guest.machine.spec.machine_type)["addr"]), 16)
+        self._io = _IO_BASE + share.slot * _IO_SIZE
+        room = (guest.machine.spec.memory_mib << 20) - _MEMORY_BASE
+        self._room = room // SLOTS & ~(_PAGE - 1)
+        self._memory = _MEMORY_BASE + share.slot * self._room
+        #: How many requests were sent, the heads of those without an answer, how far the used ring was read.
+        self._sent = 0
+        self._in_flight: set[int] = set()
+        #: How many bytes QEMU says that it wrote of the last answer, by the request's head.
+        self._written: dict[int, int] = {}
+        self._used_seen = 0
+        self.fids: set[int] = set()
+        #: The protocol of the session.
+        self.protocol = p9.VERSION
+        self._set_up()
+
+    def _set_up(self) -> None:
+        """Give the device its I/O port and its queue (legacy: one page number for the whole ring)."""
+        self._config(0x10, self._io | 1)
+        self._config(0x04, 0x5)  # I/O space, bus master.
+        self.reset()
+        self._qtest.outl(self._io + _GUEST_FEATURES, 0)
+        self._qtest.outw(self._io + _QUEUE_SELECT, 0)
+        #: How many descriptors the ring has.
+        self.queue_size = self._qtest.inw(self._io + _QUEUE_SIZE)
+        if not 1 < self.queue_size <= 1024:
+            raise GuestError(f"{self.share.id}: no virtqueue behind port {self._io:#x}; is it plugged in?")
+        layout = Layout.of(self.queue_size, self._room)
+        self._available, self._used = self._memory + layout.available, self._memory + layout.used
+        self._buffers = self._memory + layout.buffers
+        #: How many requests can be in flight.
+        self.places = layout.places
+        self._qtest.write(self._available, bytes(6 + 2 * self.queue_size))
+        self._qtest.write(self._used, bytes(8))
+        self._qtest.outl(self._io + _QUEUE_PFN, self._memory >> 12)
+        self._qtest.outb(self._io + _STATUS, _DRIVER_OK)
+
+    def _read_config(self, register: int) -> int:
+        self._qtest.outl(_CONFIG_ADDRESS, 0x80000000 | self.addr << 11 | register)
+        return self._qtest.inl(_CONFIG_DATA)
+
+    def _config(self, register: int, value: int) -> None:
+        self._qtest.outl(_CONFIG_ADDRESS, 0x80000000 | self.addr << 11 | register)
+        self._qtest.outl(_CONFIG_DATA, value)
+
+    def acknowledge(self) -> bool:
+        """Read the device's ISR, which takes its interrupt down; whether it was up."""
+        return bool(self._qtest.inb(self._io + _ISR) & 1)
+
+    def reset(self) -> None:
+        """Write 0 to the device's status: virtio's own reset."""
+        self._qtest.outb(self._io + _STATUS, 0)
+
+    def moved_to(self, guest: RawGuest) -> RawDriver:
+        """This driver, which goes on with its device where that has migrated to."""
+        moved = copy.copy(self)
+        moved._qtest, moved._machine = guest.qtest, guest.machine
+        moved._in_flight, moved.fids = set(self._in_flight), set(self.fids)
+        return moved
+
+    def registers(self) -> dict[str, int | str]:
+        """What a driver can read of its device without changing it, by name.
+
+        Virtio's legacy registers (virtio 1.2, 4.1.4.8), the mount tag, and PCI's configuration space.
+        """
+        words: dict[str, int | str] = {
+            "host features": self._qtest.inl(self._io + _HOST_FEATURES),
+            "guest features": self._qtest.inl(self._io + _GUEST_FEATURES),
+            "queue's page": self._qtest.inl(self._io + _QUEUE_PFN),
+            "queue's size": self._qtest.inw(self._io + _QUEUE_SIZE),
+            "selected queue": self._qtest.inw(self._io + _QUEUE_SELECT),
+            "status": self._qtest.inb(self._io + _STATUS),
+            "mount tag": self.tag(),
+        }
+        return words | {f"config {at:#04x}": self._read_config(at) for at in range(0, 0x100, 4)}
+
+    def tag(self) -> str:
+        """The mount tag in the device's own configuration (kernel: ``include/uapi/linux/virtio_9p.h``)."""
+        length = self._qtest.inw(self._io + _DEVICE_CONFIG)
+        at = self._io + _DEVICE_CONFIG + 2
+        return bytes(self._qtest.inb(at + number) for number in range(length)).decode()
+
+    def break_device(self) -> None:
+        """Offer a descriptor that the ring does not have: QEMU calls the device broken from then on, and does
+        nothing more for it until it is reset (``hw/virtio/virtio.c``, ``virtqueue_get_head``)."""
+        self.offer(self.queue_size)
+        self._in_flight.remove(self.queue_size)  # it is never answered
+
+    def send(
+        self,
+        kind: int,
+        body: bytes = b"",
+        *,
+        tag: int | None = None,
+        size: int | None = None,
+        reply_size: int = _REQUEST_SIZE,
+        notify: bool = True,
+    ) -> Request:
+        """Put a request into the ring, and do not wait.
+
+        :param tag: a tag of the caller's own choice. :param size: a length to claim instead of the true one.
+        :param reply_size: how much room there is for the answer.
+        :param notify: tell the device; without, it takes this request together with one that follows.
+        :raises UsageError: when the ring is full, or the request is too long.
+        """
+        # Neither 0, which means nothing, nor NOTAG (kernel: include/net/9p/9p.h).
+        tag = self._sent % 0xFFFE + 1 if tag is None else tag
+        message = struct.pack("<IBH", 7 + len(body) if size is None else size, kind, tag) + body
+        if len(message) > _REQUEST_SIZE:
+            raise UsageError(
+                f"{self.share.id}: {_name(kind)} has {len(message)} bytes, and its place {_REQUEST_SIZE}"
+            )
+        head = self._free_head()
+        out = self.buffer(head)
+        self._qtest.write(out, message)
+        self.describe(
+            head,
+            Descriptor(out, len(message), NEXT, head + 1),
+            Descriptor(out + _REQUEST_SIZE, reply_size, WRITE),
+        )
+        self.offer(head, notify=notify)
+        return Request(tag, kind, head)
+
+    @property
+    def ring(self) -> int:
+        """The address of the ring's table of descriptors."""
+        return self._memory
+
+    def buffer(self, index: int) -> int:
+        """The address of the buffer that belongs to a descriptor: a request's, or its answer's."""
+        return self._buffers + index * _REQUEST_SIZE
+
+    def describe(self, index: int, *descriptors: Descriptor) -> None:
+        """Write ``descriptors`` into the ring's table, from ``index`` on."""
+        self._qtest.write(self._memory + 16 * index, b"".join(map(bytes, descriptors)))
+
+    def offer(self, head: int, *, notify: bool = True) -> None:
+        """Make the chain that begins at ``head`` available; QEMU need not be told, or hears of it later."""
+        number, self._sent = self._sent, self._sent + 1
+        self._in_flight.add(head)
+        self._qtest.write(self._available + 4 + 2 * (number % self.queue_size), struct.pack("<H", head))
+        self._qtest.write(self._available + 2, struct.pack("<H", number + 1 & 0xFFFF))
+        if notify:
+            self.notify()
+
+    def notify(self, queue: int = 0) -> None:
+        """Tell QEMU to look at a queue."""
+        self._qtest.outw(self._io + _QUEUE_NOTIFY, queue)
+
+    def set_queue(self, queue: int, page: int) -> None:
+        """Say where the ring of a queue lies, also of one that the device does not have."""
+        self._qtest.outw(self._io + _QUEUE_SELECT, queue)
+        self._qtest.outl(self._io + _QUEUE_PFN, page)
+
+    def _free_head(self) -> int:
+        """The first descriptor of a place without a request, in turn."""
+        turn = [2 * ((self._sent + step) % self.places) for step in range(self.places)]
+        if turn[0] in self._in_flight:
+            self._collect()
+        free = [head for head in turn if head not in self._in_flight]
+        if not free:
+            raise UsageError(
+                f"{self.share.id}: {self.places} requests are in flight, and its ring of {self.queue_size} "
+                "descriptors takes no more; wait for an answer first"
+            )
+        return free[0]
+
+    def answered(self) -> int:
+        """How many requests were answered so far."""
+        (index,) = struct.unpack("<H", self._qtest.read(self._used + 2, 2))  # It has 16 bits.
+        return self._used_seen + (int(index) - self._used_seen & 0xFFFF)
+
+    def expect_answered(self, count: int) -> None:
+        """:raises Violation: when more, or fewer, requests than ``count`` were answered so far."""
+        if (seen := self.answered()) != count:
+            raise Violation(f"{self.share.id}: {seen} requests were answered, expected {count}")
+
+    def wait_answer(self, request: Request, *, timeout_s: float = _REPLY_TIMEOUT_S) -> bytes:
+        """The answer's body.
+
+        :raises NineError: for Rlerror and Rerror. :raises FlushedError: when it came back without an answer.
+        :raises Violation: when it is not as long as it says. :raises WaitTimeout: when there is none.
+        """
+        self._machine.wait_until(
+            lambda: self.is_answered(request),
+            what=f"the answer to {_name(request.kind)} (tag {request.tag}) of {self.share.id}",
+            timeout_s=timeout_s,
+            interval_s=0.001,
+        )
+        written = self._written[request.head]
+        if not written:
+            raise FlushedError(f"{_name(request.kind)} (tag {request.tag}) came back without an answer")
+        message = self._qtest.read(self.buffer(request.head + 1), max(written, p9.HEADER))
+        size, kind, tag = struct.unpack("<IBH", message[: p9.HEADER])
+        body = message[p9.HEADER :]
+        if size != written:
+            raise Violation(
+                f"the answer to {_name(request.kind)} says that it has {size} bytes, and has {written}"
+            )
+        if kind in (T.RLERROR, T.RERROR):
+            # Rerror has the number after the text.
+            raise NineError(_name(request.kind), struct.unpack("<I", body[-4:])[0])
+        if (kind, tag) != (request.kind + 1, request.tag):
+            raise GuestError(
+                f"{_name(request.kind)} (tag {request.tag}) was answered by type {kind}, tag {tag}"
+            )
+        return body
+
+    def wait_dropped(self, request: Request, *, timeout_s: float = _REPLY_TIMEOUT_S) -> bool:
+        """Wait until the device has done with a request that was flushed; whether without an answer.
+
+        :raises WaitTimeout: when it has not.
+        """
+        self._machine.wait_until(
+            lambda: self.is_answered(request),
+            what=f"the end of the flushed {_name(request.kind)} (tag {request.tag}) of {self.share.id}",
+            timeout_s=timeout_s,
+            interval_s=0.001,
+        )
+        return self._written[request.head] == 0
+
+    def is_answered(self, request: Request) -> bool:
+        """Whether its answer is there."""
+        self._collect()
+        return request.head not in self._in_flight
+
+    def _collect(self) -> None:
+        """Take what is new in the used ring into account; answers come in any order.
+
+        :raises Violation: when one is for a request that is not in flight: it was answered before.
+        """
+        for number in range(self._used_seen, self.answered()):
+            entry = self._qtest.read(self._used + 4 + 8 * (number % self.queue_size), 8)
+            head, written = struct.unpack("<II", entry)
+            self._used_seen += 1
+            if head not in self._in_flight:
+                raise Violation(f"{self.share.id}: the request at {head} was answered twice, or never sent")
+            self._in_flight.remove(head)
+            self._written[head] = written
+
+    def expect_none_in_flight(self) -> None:
+        """:raises Violation: when a request was not answered, or one of them twice."""
+        self._collect()
+        if self._in_flight:
+            raise Violation(f"{self.share.id}: {len(self._in_flight)} requests were not answered")
+
+    def call(self, kind: int, body: bytes = b"") -> bytes:
+        """Send a request and wait for its answer."""
+        return self.wait_answer(self.send(kind, body))
+
+    def version(self, protocol: str = p9.VERSION) -> None:
+        """Tversion: begins a session, and ends the one before."""
+        self.call(T.VERSION, p9.version(MSIZE, protocol))
+        self.protocol = protocol
+        self.fids.clear()
+
+    def attach(self, fid: int) -> None:
+        """Tattach of the whole export, as root."""
+        self.call(T.ATTACH, p9.attach(fid))
+        self.fids.add(fid)
+
+    def walk(self, fid: int, new: int, *names: str) -> None:
+        """Twalk."""
+        self.call(T.WALK, p9.walk(fid, new, *names))
+        self.fids.add(new)
+
+    def create(self, fid: int, name: str) -> None:
+        """Tlcreate: ``fid``, a folder, becomes the new open file."""
+        self.call(T.LCREATE, p9.create(fid, name))
+
+    def open(self, fid: int, flags: int = os.O_RDONLY) -> None:
+        """Tlopen."""
+        self.call(T.LOPEN, p9.open_(fid, flags))
+
+    def write(self, fid: int, offset: int, data: bytes) -> int:
+        """Twrite; returns how many bytes were written."""
+        answer = self.call(T.WRITE, p9.write(fid, offset, data))
+        return int(struct.unpack("<I", answer)[0])
+
+    def read(self, fid: int, offset: int, count: int) -> bytes:
+        """Tread."""
+        return self.call(T.READ, p9.read(fid, offset, count))[4:]
+
+    def readdir(self, fid: int, *, count: int = 4096) -> bytes:
+        """Treaddir from the beginning."""
+        return self.call(T.READDIR, p9.read(fid, 0, count))[4:]
+
+    def xattrwalk(self, fid: int, new: int, name: str = "") -> None:
+        """Txattrwalk: ``new`` stands for an extended attribute, or for the list of all."""
+        self.call(T.XATTRWALK, p9.xattrwalk(fid, new, name))
+        self.fids.add(new)
+
+    def clunk(self, fid: int) -> None:
+        """Tclunk."""
+        self.call(T.CLUNK, p9.fid(fid))
+        self.fids.discard(fid)
+
+    def clunk_all(self) -> None:
+        """Clunk every fid of this session, the last one first, as a kernel's umount does."""
+        for fid in sorted(self.fids, reverse=True):
+            self.clunk(fid)
+
+    def flush(self, old_tag: int, *, tag: int | None = None) -> None:
+        """Tflush of the request with ``old_tag``."""
+        self.wait_answer(self.send(T.FLUSH, p9.flush(old_tag), tag=tag))
+
+
+def make_files(folder: Path, count: int) -> list[str]:
+    """Some small files on the host, to open; returns their names."""
+    names = [f"file{number}" for number in range(count)]
+    for name in names:
+        (folder / name).write_text(name)
+    return names
+
+
+def _name(kind: int) -> str:
+    return f"T{T(kind).name.lower()}" if kind in set(T) else f"request type {kind}"

@@ -1,0 +1,133 @@
+"""Edits of QEMU's source, and a build that has them.
+
+An edit is for one file. It is a rule of Coccinelle's semantic patch language (``man 1 spatch``), which fits
+several releases, or a unified diff (``man 1 patch``). An edit is applied to the release's own source; one
+that changes nothing is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from harness.errors import SetupError
+from harness.provision.builds import Build
+
+#: Beside the faults, for Coccinelle's parser: macros that hide a declaration.
+MACROS = "macros.h"
+_SPATCH = (
+    "cat source/scripts/cocci-macro-file.h extra-macros.h > macros.h && "
+    "spatch --very-quiet --macro-file macros.h --sp-file fault.cocci --in-place source/{}"
+)
+
+
+#: No backup files, which an undo would leave; and no question to the terminal.
+_PATCH = "patch --batch --forward --no-backup-if-mismatch source/{} fault.diff"
+
+
+def specifier(text: str) -> str:
+    """:raises ValueError: for what is no PEP 440 specifier."""
+    try:
+        SpecifierSet(text)
+    except InvalidSpecifier as exc:
+        raise ValueError(str(exc)) from None
+    return text
+
+
+class Edit(BaseModel):
+    """What is done to one file of QEMU.
+
+    :ivar file: its path in QEMU's source.
+    :ivar patch: one rule of a semantic patch. :ivar diff: or a unified diff; its file names are not read.
+    :ivar qemu: the versions that the edit is for (PEP 440 specifiers); all, when empty.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    file: str = Field(min_length=1)
+    patch: str = ""
+    diff: str = ""
+    qemu: str = ""
+
+    _is_specifier = field_validator("qemu")(specifier)
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self) -> Self:
+        if bool(self.patch) == bool(self.diff):
+            raise ValueError("an edit has a patch (semantic) or a diff (unified)")
+        return self
+
+    def applies_to(self, version: str) -> bool:
+        """Whether the edit is for QEMU ``version``."""
+        return SpecifierSet(self.qemu).contains(version)
+
+
+class Edited(BaseModel):
+    """A set of edits, and the QEMU versions that they are for.
+
+    :ivar qemu: the versions (PEP 440 specifiers); all, when empty.
+    :ivar edit: what is done to the source, in this order.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+    qemu: str = ""
+    edit: list[Edit] = Field(min_length=1)
+
+    _is_specifier = field_validator("qemu")(specifier)
+
+    def applies_to(self, version: str) -> bool:
+        """Whether the edits can be applied to QEMU ``version``."""
+        return SpecifierSet(self.qemu).contains(version)
+
+    @property
+    def key(self) -> str:
+        """A hash of what is done to the source."""
+        content = "\0".join(f"{edit.file}\0{edit.patch or edit.diff + edit.qemu}" for edit in self.edit)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def build(tree: Build, name: str, fault: Edited, macros: str, into: Path) -> None:
+    """Build QEMU with ``fault`` into the folder ``into``, and leave the tree as it was.
+
+    Edits that are for other versions than the tree's are left out.
+
+    :raises SetupError: when an edit does not apply, or what it makes does not compile.
+    """
+    with tree.tree() as source, ExitStack() as undo:
+        version = (source / "VERSION").read_text().strip()
+        edits = [edit for edit in fault.edit if edit.applies_to(version)]
+        if not edits:
+            raise SetupError(f"fault {name}: none of its edits is for QEMU {version}")
+        for path in dict.fromkeys(source / edit.file for edit in edits):
+            if not path.is_file():
+                raise SetupError(f"fault {name}: QEMU {tree.name} has no {path.relative_to(source)}")
+            undo.callback(path.write_bytes, path.read_bytes())
+        (source.parent / "extra-macros.h").write_text(macros)
+        for edit in edits:
+            _apply(tree, name, edit, source)
+        tree.compile(into)
+
+
+def _apply(tree: Build, name: str, edit: Edit, source: Path) -> None:
+    before = (source / edit.file).read_bytes()
+    tool, file, command = (
+        ("spatch", "fault.cocci", _SPATCH) if edit.patch else ("patch", "fault.diff", _PATCH)
+    )
+    (source.parent / file).write_text(edit.patch or edit.diff)
+    try:
+        said = tree.run(command.format(edit.file), what=tool)
+    except SetupError as exc:
+        raise SetupError(
+            f"fault {name}: its edit of {edit.file} does not apply to QEMU {tree.name}: {exc.message}"
+        ) from exc
+    if (source / edit.file).read_bytes() == before:
+        raise SetupError(
+            f"fault {name}: its edit of {edit.file} no longer applies to QEMU {tree.name}",
+            details=f"{edit.patch or edit.diff}\n{said}",
+        )

@@ -1,0 +1,213 @@
+"""Templates of booted guests, in the cache: made on first use, shared by all workers, and bounded."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from harness.artifacts import MachineArtifacts
+from harness.deadline import Pace
+from harness.errors import HarnessError, SetupError
+from harness.guest.guest import Guest, freeze_key
+from harness.guest.image import GuestImage
+from harness.history import History
+from harness.provision.cache import Cache
+from harness.qemu.binary import QemuInstall, has_memory_backend
+from harness.qemu.machine import Machine
+from harness.qemu.spec import MachineSpec
+from harness.reaper import RunFolder
+from harness.restore import template
+from harness.restore.session import Resuming
+from harness.restore.template import Template
+
+_KIND = "template"
+#: What the large files of a template were when it was made: the cache itself only compares their size.
+_SUMS = "sums.json"
+_SUMMED = ("memory", "stream")
+#: Why there is no template where none is wanted.
+BOOTS_FAST = "boots a guest in a second"
+#: Bytes on the disk. A template takes about 100 MB; the least recently used go first.
+LIMIT_BYTES = 3 << 30
+
+
+class TemplateStore:
+    """See :class:`harness.testbed.TemplateSource`.
+
+    :param report: told when a guest is about to be booted, which takes seconds.
+    :param plain: whether the guest's memory is in the stream: by default only where QEMU knows no other way.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        report: Callable[[str], None] = lambda _: None,
+        limit_bytes: int = LIMIT_BYTES,
+        plain: Callable[[QemuInstall], bool] = lambda qemu: not has_memory_backend(qemu),
+    ) -> None:
+        self._cache, self._report, self._limit = cache, report, limit_bytes
+        self._is_plain, self._plain = plain, dict[str, bool]()
+        self._cannot: dict[str, str] = {}
+        #: The templates that this process has used, by folder: which file their stream was then.
+        self._used: dict[Path, int] = {}
+
+    def find(self, spec: MachineSpec, image: GuestImage, pace: Pace) -> Template | str:
+        """The template that a machine of ``spec`` can be restored from, made now if need be; or why not."""
+        if spec.accel != "tcg":
+            return f"{spec.accel} {BOOTS_FAST}"
+        if spec.qemu.key not in self._plain:
+            self._plain[spec.qemu.key] = self._is_plain(spec.qemu)
+        plain = self._plain[spec.qemu.key]
+        key = template.key(spec, f"{image.key} {freeze_key()}", plain=plain)
+        if key not in self._cannot:
+            try:
+                return self._entry(key, spec, image, pace, plain=plain)
+            except HarnessError as exc:
+                # The boot that follows in its place has artefacts, and says what is wrong with the guest.
+                self._cannot[key] = exc.message
+                self._report(f"no template of {spec.machine_type.name}, so guests are booted: {exc.message}")
+        return self._cannot[key]
+
+    def _entry(self, key: str, spec: MachineSpec, image: GuestImage, pace: Pace, *, plain: bool) -> Template:
+        made: list[None] = []
+
+        def fill(into: Path) -> None:
+            self._report(f"booting the template of {spec.machine_type.name} ({spec.qemu.name}) …")
+            _make(into, spec, image, pace, plain=plain)
+            (into / _SUMS).write_text(json.dumps(_sums(into)))
+            made.append(None)
+
+        def find() -> Template:
+            return Template(self._cache.entry(_KIND, key, fill, self._report), plain=plain)
+
+        found = find()
+        if found.folder not in self._used and _was_written_to(found) and self._damage_of(found) is not None:
+            found = find()
+        self._used[found.folder] = _inode(found.stream)
+        with contextlib.suppress(OSError):  # A cache that cannot be written to can still be used.
+            os.utime(found.folder)
+        if made:
+            self._evict()
+        return found
+
+    def damage_of(self, found: Template) -> str | None:
+        """See :meth:`harness.testbed.TemplateSource.damage_of`. It reads all of the template's files."""
+        if _inode(found.stream) != self._used.get(found.folder):
+            return "another process has removed the template meanwhile"
+        return self._damage_of(found)
+
+    def _damage_of(self, found: Template) -> str | None:
+        changed = _changed(found)
+        if changed is None:
+            return None
+        self._report(f"{found.folder} is damaged ({changed}); it is removed, and made again when needed")
+        with contextlib.suppress(OSError, SetupError):  # A cache that cannot be written to can still be used.
+            self._remove(found)
+        return changed
+
+    def _remove(self, found: Template) -> None:
+        with self._cache.lock(f"{_KIND}-{found.folder.name}", self._report), self._cache.scratch() as scratch:
+            if _changed(found) is not None:  # Nobody else has made it again meanwhile.
+                found.folder.rename(scratch / "damaged")
+
+    def _evict(self) -> None:
+        """Remove the least recently used templates beyond the limit; machines that run keep their files."""
+        with self._cache.lock(f"{_KIND}-evict", self._report):
+            folders = sorted((self._cache.root / _KIND).iterdir(), key=lambda f: f.stat().st_mtime)
+            used = 0
+            for position, folder in enumerate(reversed(folders)):
+                used += sum(file.stat().st_blocks * 512 for file in folder.iterdir())
+                if used > self._limit and position:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sums(folder: Path) -> dict[str, dict[str, object]]:
+    """Of each large file: its content's hash, and when it was written."""
+    files = [folder / name for name in _SUMMED if (folder / name).exists()]
+    return {file.name: {"sha256": _sha256(file), "mtime_ns": file.stat().st_mtime_ns} for file in files}
+
+
+def _recorded(found: Template) -> dict[str, dict[str, object]]:
+    sums: dict[str, dict[str, object]] = json.loads((found.folder / _SUMS).read_text())
+    return sums
+
+
+def _was_written_to(found: Template) -> bool:
+    """Whether a file was written after it was made: a reason to read all of it, which takes a second."""
+    try:
+        recorded = _recorded(found).items()
+        return any((found.folder / name).stat().st_mtime_ns != facts["mtime_ns"] for name, facts in recorded)
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+
+
+def _changed(found: Template) -> str | None:
+    """Which file is not what it was when the template was made; ``None`` when all are."""
+    try:
+        for name, facts in _recorded(found).items():
+            if _sha256(found.folder / name) != facts["sha256"]:
+                return f"the content of its {name} has changed since it was made"
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        return f"it cannot be read: {exc}"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _inode(path: Path) -> int:
+    """0 for a file that is not there."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
+
+
+def _make(into: Path, spec: MachineSpec, image: GuestImage, pace: Pace, *, plain: bool) -> None:
+    """Boot a guest, save it, and see that it can be restored."""
+    run = RunFolder()
+    try:
+        bare = template.bare(spec)
+        memory_file = None if plain else template.memory_of(into)
+        with _guest(replace(bare, memory_file=memory_file), run, image, pace) as guest:
+            # By its console: of all connections, only the one of the frozen session may be open then.
+            guest.use("console")
+            guest.wait_booted()
+            frozen = guest.freeze()
+            template.save(guest.machine, into)
+        made = Template(into, plain=plain)
+        frozen.write(made.session)
+        trial = replace(bare, name="trial").restored(made.memory)
+        with (
+            contextlib.closing(Resuming(frozen, image, pace)) as session,
+            _guest(trial, run, image, pace) as guest,
+        ):
+            finish = template.restore(guest.machine, made)
+            guest.wait_restored(session)
+            finish()
+    finally:
+        run.close()
+
+
+@contextlib.contextmanager
+def _guest(spec: MachineSpec, run: RunFolder, image: GuestImage, pace: Pace) -> Iterator[Guest]:
+    artifacts = MachineArtifacts(run.path / f"{spec.name}-artifacts")
+    artifacts.folder.mkdir()
+    history = History(artifacts.folder / "history.ndjson")
+    try:
+        machine = Machine.launch(spec, run, run.path / spec.name, artifacts, history, pace=pace)
+        guest = Guest(machine, image)
+        try:
+            yield guest
+        finally:
+            guest.disconnect()
+            machine.close()
+    finally:
+        history.close()

@@ -1,0 +1,391 @@
+"""The machines of one test: launched here, ended here, and looked for afterwards."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import threading
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+from weakref import WeakSet
+
+from harness.artifacts import CELL, Artifacts
+from harness.background import owner_of, working_for
+from harness.channel.guestfwd import Frozen
+from harness.deadline import Pace, wait_until
+from harness.errors import HarnessError, SetupError, WaitTimeout
+from harness.guest.guest import Guest
+from harness.guest.image import GuestImage
+from harness.history import History
+from harness.qemu.accel import Accel
+from harness.qemu.binary import Capabilities, QemuInstall
+from harness.qemu.machine import Machine, Wrapping
+from harness.qemu.spec import SLOTS, MachineSpec, MachineType, Share
+from harness.reaper import RunFolder
+from harness.restore.session import Resuming
+from harness.restore.template import Template, restore
+
+_numbers = itertools.count(1)
+#: Seconds in which the threads of a lab end, once everything that they wait for was closed.
+_THREADS_END_WITHIN_S = 10.0
+#: ``__SO_ACCEPTCON`` (kernel: ``include/uapi/linux/net.h``).
+_LISTENS = 1 << 16
+#: Threads that a lab has told of as left behind: no other lab tells of them again.
+_told: WeakSet[threading.Thread] = WeakSet()
+#: Why a guest is booted that was not to be restored; with any other reason that was wanted, and not possible.
+BY_CHOICE = (
+    "the scenario asks for it",
+    "templates are switched off",
+    "the machine has devices of its own",
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of the matrix: which QEMU, guest, machine type and accelerator.
+
+    :ivar templates: what guests are restored from; ``None`` boots them all.
+    """
+
+    qemu: QemuInstall
+    capabilities: Capabilities
+    image: GuestImage
+    machine_type: MachineType
+    accel: Accel
+    templates: TemplateSource | None = None
+
+    def describe(self) -> dict[str, object]:
+        """As written to ``cell.json``."""
+        return {
+            "qemu": {
+                "name": self.qemu.name,
+                "binary": str(self.qemu.binary),
+                "version": self.capabilities.version_text,
+                "banner": self.capabilities.banner,
+                "key": self.qemu.key,
+            },
+            "kernel": {"name": self.image.name, "version": self.image.kernel_version, "key": self.image.key},
+            "machine": {"name": self.machine_type.name, "description": self.machine_type.description},
+            "accel": {"name": self.accel.name, "reason": self.accel.reason},
+        }
+
+    def spec(self, name: str, shares: tuple[Share, ...], plugged: frozenset[str]) -> MachineSpec:
+        """A machine of this cell."""
+        return MachineSpec(
+            name=name,
+            qemu=self.qemu,
+            machine_type=self.machine_type,
+            accel=self.accel.name,
+            boot=self.image.boot,
+            disk=self.image.disk,
+            shares=shares,
+            plugged=plugged,
+        )
+
+
+class TemplateSource(Protocol):
+    """Where templates of booted guests come from (see :mod:`harness.restore.template`)."""
+
+    def find(self, spec: MachineSpec, image: GuestImage, pace: Pace) -> Template | str:
+        """The template for a machine of ``spec``, or why there is none."""
+
+    def damage_of(self, found: Template) -> str | None:
+        """What is wrong with the files of a template, if anything is; it is removed then.
+
+        To be asked when no guest could be restored from it: ``None`` says that the template is not to blame.
+        """
+
+
+class LaunchTool(Protocol):
+    """Something that every machine of a lab is started under."""
+
+    def wrap(self, spec: MachineSpec, folder: Path) -> Wrapping:
+        """What to add to the start of ``spec``; ``folder`` is private to the lab."""
+
+    def release(self) -> None:
+        """The machines are about to be ended: stand in their way no longer."""
+
+    def close(self) -> None:
+        """The machines have ended."""
+
+
+class Lab:
+    """Everything that one test starts.
+
+    :ivar history: the test's one history.
+    :ivar shares: a pool of exports, one for each hotpluggable place; each has an empty folder.
+    """
+
+    def __init__(self, cell: Cell, run: RunFolder, artifacts: Artifacts) -> None:
+        self.cell, self.run, self.artifacts = cell, run, artifacts
+        self.machines: list[Machine] = []
+        self._guests: list[Guest] = []
+        self._tools: list[LaunchTool] = []
+        #: Threads that are none of this lab's, though nobody says whose they are: they were there before.
+        self._others = set(threading.enumerate())
+        self._closed = False
+        artifacts.write_json(CELL, cell.describe())
+        self.history = History(artifacts.history)
+        self.folder = run.path / f"t{next(_numbers)}"
+        self.shares = tuple(self._make_share(slot) for slot in range(SLOTS))
+
+    def _make_share(self, slot: int) -> Share:
+        path = self.folder / f"share{slot}"
+        try:
+            path.mkdir(parents=True)
+        except OSError as exc:
+            raise SetupError(f"cannot make the share's folder {path}: {exc.strerror}") from exc
+        return Share(id=f"share{slot}", path=path, mount_tag=f"tag{slot}", slot=slot)
+
+    def begin_test(self) -> None:
+        """The test begins now, later than its lab: what others have started meanwhile is not the test's."""
+        self._others |= {t for t in threading.enumerate() if owner_of(t) is not self.history}
+
+    def declare(self, *shares: Share) -> tuple[Share, ...]:
+        """Make ``shares`` the pool of every machine that is launched from now on."""
+        self.shares = shares
+        return shares
+
+    def agree_with(self, *others: Capabilities) -> None:
+        """Make every machine from now on one that QEMUs with ``others`` understand as well.
+
+        :raises Unsupported: when there is no such machine type.
+        """
+        known = [capabilities.machines for capabilities in (self.cell.capabilities, *others)]
+        self.cell = replace(self.cell, machine_type=self.cell.machine_type.known_to_all(*known))
+        self.history.note("host", "lab:machine-type", {"qemu": self.cell.machine_type.qemu})
+
+    def attach(self, tool: LaunchTool) -> None:
+        """Start every machine under ``tool``.
+
+        :raises HarnessError: when there is one already: it would be without.
+        """
+        if self.machines:
+            raise HarnessError(f"{type(tool).__name__} comes too late: {self.machines[0].name} was started")
+        self._tools.append(tool)
+
+    def _wrapping(self, spec: MachineSpec) -> Wrapping:
+        prefix: tuple[str, ...] = ()
+        environment: dict[str, str] = {}
+        for tool in self._tools:
+            added = tool.wrap(spec, self.folder)
+            prefix += added.prefix
+            environment |= added.environment
+        return Wrapping(prefix, environment)
+
+    def spec(self, *, name: str = "source", plugged: frozenset[str] = frozenset()) -> MachineSpec:
+        """The spec of a machine of this lab's cell, with the whole pool of shares."""
+        return self.cell.spec(name, self.shares, plugged)
+
+    def launch(
+        self,
+        spec: MachineSpec,
+        *,
+        source: Machine | None = None,
+        template: Template | None = None,
+        started: Callable[[], None] = lambda: None,
+    ) -> Machine:
+        """Start a machine (see :meth:`Machine.launch`); this lab ends it at the latest.
+
+        :param template: what it is about to be restored from: its kernel log goes on from there.
+        """
+        artifacts = self.artifacts.machine(spec.name, first=not self.machines)
+        if template is not None:
+            shutil.copyfile(template.kernel_log, artifacts.kernel)
+        with working_for(self.history):
+            machine = Machine.launch(
+                spec,
+                self.run,
+                self.folder / spec.name,
+                artifacts,
+                self.history,
+                pace=self.cell.accel.pace,
+                source=source,
+                wrapping=self._wrapping(spec),
+                started=started,
+            )
+        self.machines.append(machine)
+        return machine
+
+    def boot(self, spec: MachineSpec | None = None, *, cold: bool = False) -> Guest:
+        """Start a machine and wait until its guest answers a command.
+
+        The guest is restored from a template where there can be one: nothing plugged.
+
+        :param cold: boot it in any case.
+        """
+        spec = spec or self.spec()
+        found = self._template(spec, cold=cold)
+        self.history.note(spec.name, "guest:born", {"cold": found} if isinstance(found, str) else "restored")
+        if isinstance(found, Template):
+            try:
+                return self._restore(spec, found)
+            except Exception as exc:
+                why = self._why_damaged(found)
+                if why is None:
+                    raise
+                self._discard(spec.name, f"{exc}; {why}")
+                self.history.note(spec.name, "guest:born", {"cold": f"its template was damaged: {why}"})
+        guest = self.begin_boot(spec)
+        guest.wait_booted()
+        return guest
+
+    def _why_damaged(self, template: Template) -> str | None:
+        assert self.cell.templates is not None
+        return self.cell.templates.damage_of(template)
+
+    def _discard(self, name: str, why: str) -> None:
+        """Forget a machine that was to be restored from a damaged template, as if it had not been launched.
+
+        What it did says nothing about QEMU. Its files stay, in a folder of their own.
+        """
+        for guest in [guest for guest in self._guests if guest.machine.name == name]:
+            guest.disconnect()
+            self._guests.remove(guest)
+        for machine in [machine for machine in self.machines if machine.name == name]:
+            machine.close()
+            self.machines.remove(machine)
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        for path in self.folder.glob(f"{name}.*"):  # Of launch tools.
+            path.unlink()
+        self.artifacts.set_aside(name, first=not self.machines)
+        self.history.note(name, "machine:discarded", {"why": why})
+
+    def _template(self, spec: MachineSpec, *, cold: bool) -> Template | str:
+        asked, switched_off, own_devices = BY_CHOICE
+        if cold:
+            return asked
+        if self.cell.templates is None:
+            return switched_off
+        if spec.plugged:
+            return own_devices
+        return self.cell.templates.find(spec, self.cell.image, self.cell.accel.pace)
+
+    def _restore(self, spec: MachineSpec, template: Template) -> Guest:
+        image, frozen = self.cell.image, Frozen.read(template.session)
+        with (
+            working_for(self.history),
+            closing(Resuming(frozen, image, self.cell.accel.pace)) as session,
+        ):
+            machine = self.launch(spec.restored(template.memory), template=template, started=session.begin)
+            finish = restore(machine, template)
+            guest = Guest(machine, image)
+            self._guests.append(guest)
+            guest.wait_restored(session)
+            finish()
+        return guest
+
+    def begin_boot(self, spec: MachineSpec | None = None) -> Guest:
+        """Start a machine, and return while its guest boots (see :meth:`Guest.wait_booted`)."""
+        guest = Guest(self.launch(spec or self.spec()), self.cell.image)
+        self._guests.append(guest)
+        return guest
+
+    def launch_successor(
+        self, source: Machine, change: Callable[[MachineSpec], MachineSpec] = lambda spec: spec
+    ) -> Machine:
+        """The machine that a migration of ``source`` arrives at, waiting for its stream.
+
+        :param change: makes it differ from what its source calls for.
+        """
+        spec = source.spec.successor(f"successor-{len(self.machines)}", plugged=frozenset(source.plugged))
+        return self.launch(change(spec), source=source)
+
+    def close(self) -> None:
+        """End every machine, remove the folder, and record what stayed behind all the same. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            for tool in self._tools:
+                tool.release()
+            for guest in self._guests:
+                guest.disconnect()
+            for machine in self.machines:
+                machine.close()
+            for tool in self._tools:
+                tool.close()
+            self.history.note("host", "host:leftovers", self._leftovers())
+            self.history.note("host", "closed")
+        finally:
+            self.history.close()
+
+    def _is_anothers(self, pid: int) -> bool:
+        """Whether it works in the folder of another lab: the next test's, say; a closed one has none."""
+        try:
+            place = Path(f"/proc/{pid}/cwd").readlink()
+        except OSError:
+            return False
+        others = (folder for folder in self.run.path.iterdir() if folder != self.folder)
+        return any(place.is_relative_to(folder) for folder in others)
+
+    def _leftovers(self) -> dict[str, list[str]]:
+        """What there still is, after everything was closed; the folder is removed, where nothing is mounted.
+
+        Threads first: what they have open goes with them. A socket's file that nobody has open any more, such
+        as one of a QEMU that was killed, is no more than a file: it goes with the folder.
+        """
+        left = {
+            "threads": self._threads_left(),
+            "processes": [_command_of(pid) for pid in self.run.processes() if not self._is_anothers(pid)],
+            "sockets": _sockets_below(self.folder),
+            "mounts": _mounts_below(self.folder),
+        }
+        if not left["mounts"]:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        return {**left, "folders": [str(self.folder)] if self.folder.exists() else []}
+
+    def _threads_left(self) -> list[str]:
+        with suppress(WaitTimeout):
+            wait_until(
+                lambda: not self._own_threads(),
+                what="the end of the lab's threads",
+                timeout_s=_THREADS_END_WITHIN_S,
+            )
+        left = self._own_threads()
+        _told.update(left)
+        return [thread.name for thread in left]
+
+    def _own_threads(self) -> list[threading.Thread]:
+        """The living threads that work for this lab, or, started since it began, for nobody known.
+
+        The former are made by the harness itself, the latter by a scenario: in the thread that runs tests, of
+        which there is one at a time. A daemon counts like any other.
+        """
+        here = threading.current_thread()
+        found = [(thread, owner_of(thread)) for thread in threading.enumerate() if thread is not here]
+        nobodys = {thread for thread, owner in found if owner is None} - self._others - set(_told)
+        return [thread for thread, owner in found if owner is self.history or thread in nobodys]
+
+
+def _command_of(pid: int) -> str:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return f"{pid} (just ended)"
+    return f"{pid} {b' '.join(words[:4]).decode(errors='replace')}"
+
+
+def _mounts_below(folder: Path) -> list[str]:
+    """Mount points below ``folder`` (``man 5 proc``: ``/proc/PID/mountinfo``, field 5)."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    points = [line.split()[4] for line in lines]
+    return [point for point in points if point.startswith(f"{folder}/")]
+
+
+def _sockets_below(folder: Path) -> list[str]:
+    """The unix sockets bound to a path below ``folder`` that some process has open.
+
+    The kernel lists each until its last descriptor is closed, even when its file has been removed (``man 5
+    proc_pid_net``, ``/proc/net/unix``; kernel: ``net/unix/af_unix.c``, ``unix_seq_show``).
+    """
+    found = []
+    for line in Path("/proc/net/unix").read_text(errors="replace").splitlines()[1:]:
+        words = line.split(maxsplit=7)
+        if len(words) == 8 and Path(words[7]).is_relative_to(folder):
+            listens = int(words[3], 16) & _LISTENS
+            found.append(f"{words[7]} ({'listening' if listens else 'open'})")
+    return found

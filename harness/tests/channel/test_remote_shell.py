@@ -1,0 +1,33 @@
+"""The shell that waits for commands, in a real guest."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.actions.hotplug import Hotplug
+from harness.background import Background
+from harness.holds.hold import DATA, Hold
+from harness.testbed import Lab
+
+pytestmark = pytest.mark.qemu
+
+
+def test_a_file_of_9p_whose_end_comes_late(lab: Lab) -> None:
+    """What is spliced into a pipe from 9p looks readable before it is known that there is nothing."""
+    hold = Hold(lab)
+    guest, share = lab.boot(), lab.shares[0]
+    Hotplug(guest).plug(share)
+    mount = guest.mount(share)
+    (share.path / "file").touch()
+    with hold.requests(share, *DATA) as held:
+        printing = Background(lambda: guest.succeed(f"cat {mount.mountpoint}/file; echo end"))
+        held.wait_caught()
+        assert guest.succeed("echo beside") == "beside\n"
+    assert printing.wait() == "end\n"
+    assert guest.succeed("echo again") == "again\n"
+
+
+def test_what_a_signal_ends(lab: Lab) -> None:
+    guest = lab.boot()
+    assert guest.run("kill -9 $(exec sh -c 'echo $PPID')").returncode == 128 + 9
+    assert guest.succeed("echo again") == "again\n"

@@ -1,0 +1,79 @@
+"""The catalogue of faults: what each says of itself, and what it names."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+
+from harness.guarantees import GUARANTEES
+from harness.mutation import runner
+from harness.mutation.catalogue import Catalogue
+
+CATALOGUE = Catalogue()
+FAULTS = {name: CATALOGUE.load(name) for name in CATALOGUE.names()}
+#: A commit (12 digits, if it is known), its subject, the releases that had it first; or a public number.
+FIX = re.compile(
+    r"([0-9a-f]{12} |(?![0-9a-f]{7,} ))\S.* \(\d+\.\d+(\.\d+)?(, \d+\.\d+(\.\d+)?)*\)"
+    r"|CVE-\d{4}-\d{4,}"
+    r"|https://gitlab\.com/qemu-project/qemu/-/issues/\d+"
+    r"|issue \d+"
+)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_fault_names_scenarios_that_exist(name: str) -> None:
+    for scenario in FAULTS[name].caught_by:
+        file, _, test = scenario.partition("::")
+        tree = ast.parse((runner.scenarios_folder() / file).read_text())
+        tests = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        assert test.partition("[")[0] in tests, f"{name}: there is no {scenario}"
+
+
+def test_the_catalogue_has_faults_of_every_guarantee() -> None:
+    """The seven of the series, and what has to hold beside them."""
+    assert {fault.guarantee for fault in FAULTS.values()} == set(GUARANTEES)
+    assert len(FAULTS) >= 90
+
+
+def test_each_guarantee_has_one_sample() -> None:
+    samples = [fault.guarantee for fault in FAULTS.values() if fault.sample]
+    assert len(samples) == len(set(samples)), "at most one"
+    assert set(samples) == {fault.guarantee for fault in FAULTS.values()}, "and one at least"
+
+
+def test_no_two_faults_are_the_same() -> None:
+    assert len({fault.key for fault in FAULTS.values()}) == len(FAULTS)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_name_is_plain_words_and_a_title_is_one_line(name: str) -> None:
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name)
+    assert FAULTS[name].title == FAULTS[name].title.strip()
+    assert "\n" not in FAULTS[name].title
+
+
+@pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if fault.takes_back])
+def test_a_real_fault_names_the_fixes_that_it_takes_back(name: str) -> None:
+    for fix in FAULTS[name].takes_back:
+        assert FIX.fullmatch(fix), f"{name}: {fix!r} is no '<12 hex> subject (release)', CVE or issue"
+
+
+@pytest.mark.parametrize(
+    ("fix", "good"),
+    [
+        ("0123456789ab 9pfs: fix a leak (7.2)", True),
+        ("0123456789ab 9pfs: fix a leak (7.2.16)", True),
+        ("0123456789ab 9pfs: fix a leak (10.1.0, 10.0.1, 7.2.18)", True),
+        ("hw/9pfs: cap Treaddir allocation (11.1, 10.0.13)", True),
+        ("CVE-2023-2861", True),
+        ("https://gitlab.com/qemu-project/qemu/-/issues/2337", True),
+        ("0123456789abcdef 9pfs: fix a leak (7.2)", False),
+        ("0123456789 9pfs: fix a leak (7.2)", False),
+        ("0123456789ab 9pfs: fix a leak", False),
+        ("a fix", False),
+    ],
+)
+def test_how_a_fix_is_named(fix: str, good: bool) -> None:
+    assert (FIX.fullmatch(fix) is not None) is good

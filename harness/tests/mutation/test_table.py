@@ -1,0 +1,113 @@
+"""The table of fault and scenario as a file, and when it has to be measured anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UsageError
+from harness.mutation import table
+from harness.mutation.table import Detection, Measured, OnQemu, covers, fingerprint
+
+SOURCE = '''
+"""What it asserts."""
+import pytest
+
+WAYS = [*by_default("a", of="abc"), "d"]
+
+@pytest.mark.parametrize("way", by_default("a", of=WAYS))
+def test_a(way):
+    """Why."""
+    # A comment.
+    assert way
+'''
+
+
+def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
+    measured = Measured(key="k", of={"test_a.py": "h"}, failed={"test_a.py::test_a[pc]": 1.5})
+    data = Detection(qemus={"7.2-src": OnQemu(at_once=5.5, faults={"f": measured})})
+    table.write(data, tmp_path / "t.json")
+    assert table.read(tmp_path / "t.json") == data
+    assert [path.name for path in tmp_path.iterdir()] == ["t.json"]
+    lines = (tmp_path / "t.json").read_text().splitlines()
+    assert '"test_a.py::test_a[pc]": 1.5' in [line.strip() for line in lines], (
+        "an entry is a line, for who compares two versions"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, r"t.json: there is no table; 'harness faults run --per-test' makes one"),
+        ("[]", r"t.json: no table of 'harness faults run --per-test': it: "),
+        ('{"qemus": {"7.2-src": {"fault": {}}}}', r"t.json: no table .*: qemus.7.2-src.fault: Extra"),
+    ],
+)
+def test_what_is_no_table_is_one_clear_error(tmp_path: Path, text: str | None, told: str) -> None:
+    if text is not None:
+        (tmp_path / "t.json").write_text(text)
+    with pytest.raises(UsageError, match=told):
+        table.read(tmp_path / "t.json")
+
+
+def test_a_new_table_is_empty(tmp_path: Path) -> None:
+    assert table.read(tmp_path / "t.json", missing_is_empty=True) == Detection()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ('by_default("a", of', 'by_default("a", "b", of', True),
+        ("@pytest.mark.parametrize", "@pytest.mark.thorough\n@pytest.mark.parametrize", True),
+        ('*by_default("a", of', '*by_default("a", "b", of', True),
+        ('of="abc"', 'of="ab"', False),
+        ("# A comment.", "# Another one.", True),
+        ('"""Why."""', '"""Why not."""', True),
+        ('"""What it asserts."""', "", True),
+        ("assert way", "assert not way", False),
+        ("import pytest", "import pytest\nLIMIT = 3", False),
+    ],
+)
+def test_marks_and_comments_do_not_make_a_file_another(before: str, after: str, same: bool) -> None:
+    assert before in SOURCE
+    assert (fingerprint(SOURCE) == fingerprint(SOURCE.replace(before, after))) is same
+
+
+def test_a_file_stands_for_its_tests() -> None:
+    measured = {"test_a.py": "h", "test_b.py::test_x": "h"}
+    assert covers(measured, "test_a.py", "h")
+    assert covers(measured, "test_a.py::test_y", "h")
+    assert covers(measured, "test_b.py::test_x", "h")
+    assert not covers(measured, "test_b.py", "h")
+    assert not covers(measured, "test_a.py", "another")
+    assert not covers(measured, "test_c.py", "h")
+
+
+def test_what_is_measured_again_takes_the_place_of_what_was() -> None:
+    kept = {"test_a.py::test_x[pc]": 1.0, "test_a.py::test_xy[pc]": 2.0, "test_b.py::test_x[pc]": 3.0}
+    assert table.replace(kept, ["test_a.py::test_x"], {"test_a.py::test_x[q35]": 4.0}) == {
+        "test_a.py::test_xy[pc]": 2.0,
+        "test_b.py::test_x[pc]": 3.0,
+        "test_a.py::test_x[q35]": 4.0,
+    }
+    assert list(table.replace(kept, ["test_a.py"], {})) == ["test_b.py::test_x[pc]"]
+
+
+def test_a_scenario_that_fails_without_a_fault_catches_none() -> None:
+    failed = {"test_a.py::test_x[pc]": 1.0, "test_a.py::test_y[pc]": 1.0}
+    known = OnQemu(alarms={"test_a.py::test_x[pc]": "why"}, faults={"f": Measured(key="k", failed=failed)})
+    assert known.catches("f") == {"test_a.py::test_y[pc]"}
+    assert known.catches("unknown") == set()
+
+
+def test_whether_all_was_measured() -> None:
+    known = OnQemu(
+        of={"test_a.py": "h"},
+        scenarios={"test_a.py::test_x[pc]": 1.0},
+        faults={"f": Measured(key="k", of={"test_a.py::test_x": "h"})},
+    )
+    assert known.has_all(["test_a.py::test_x[pc]"], "f")
+    assert known.has_all(["test_a.py::test_x[pc]", "test_a.py::skipped_here[pc]"], "f")
+    assert not known.has_all(["test_a.py::test_x[pc]", "test_b.py::unknown[pc]"], "f")
+    assert not known.has_all(["test_a.py::test_x[pc]"], "another")

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UsageError
+from harness.qemu.spec import MACHINE_TYPES
+from harness.report import ledger
+from harness.report.ledger import Bug, Ledger, Status
+
+ENTRY = """
+[[bug]]
+id = "X1"
+guarantee = "no leak"
+title = "something leaks"
+affected = ["<=7.2.22", ">=8,<10.0.13", ">=10.1,<=10.2.2"]
+unaffected = [">=10.0.13,<10.1", ">=11.1"]
+seen_broken = ["7.2.22"]
+seen_fixed = ["10.0.13"]
+scenarios = ["test_leak.py::test_one", "test_leak.py::test_two[small]"]
+machines = ["pc"]
+failure = "leaked \\\\d+ bytes"
+evidence = "seen"
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "known-bugs.toml"
+
+
+def bug(path: Path) -> Bug:
+    path.write_text(ENTRY)
+    (only,) = ledger.load(path).bug
+    return only
+
+
+@pytest.mark.parametrize(
+    ("scenario", "parameters", "machine", "expected"),
+    [
+        ("test_leak.py::test_one", [], "pc", True),
+        ("test_leak.py::test_one", ["small"], "pc", True),
+        ("test_leak.py::test_one", [], "q35", False),
+        ("test_leak.py::test_two", ["small"], "pc", True),
+        ("test_leak.py::test_two", ["large"], "pc", False),
+        ("test_leak.py::test_three", [], "pc", False),
+    ],
+)
+def test_what_an_entry_concerns(
+    path: Path, scenario: str, parameters: list[str], machine: str, expected: bool
+) -> None:
+    assert bug(path).concerns(scenario, parameters, machine) is expected
+
+
+@pytest.mark.parametrize(
+    ("version", "status"),
+    [
+        ("2.5.0", Status.AFFECTED),
+        ("7.2.22", Status.AFFECTED),
+        ("7.2.23", Status.UNKNOWN),
+        ("10.0.12", Status.AFFECTED),
+        ("10.0.13", Status.UNAFFECTED),
+        ("10.1.0", Status.AFFECTED),
+        ("10.2.3", Status.UNKNOWN),
+        ("11.0.0", Status.UNKNOWN),
+        ("11.1.0", Status.UNAFFECTED),
+    ],
+)
+def test_versions_are_lists_of_ranges_and_the_rest_is_unknown(
+    path: Path, version: str, status: Status
+) -> None:
+    """A stable branch has a fix that newer releases lack."""
+    assert bug(path).status(version) is status
+    met = ledger.load(path).expected("test_leak.py::test_one", [], version, "pc")
+    assert bool(met) is (status is not Status.UNAFFECTED)
+
+
+def test_an_entry_explains_the_first_line_only(path: Path) -> None:
+    assert bug(path).explains("QEMU leaked 12 bytes\nand more")
+    assert not bug(path).explains("QEMU died\nleaked 12 bytes")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "complaint"),
+    [
+        ("title", "titel", "unknown key 'titel'|title: Field required"),
+        ('"<=7.2.22"', '"before ten"', r":6: affected: .*before ten"),
+        ('">=11.1"', '">=eleven"', r":7: unaffected: .*eleven"),
+        ('"<=7.2.22"', '"<=7.2.22", ">=9,<8"', r":6: affected: .*the range '>=9,<8' holds no version"),
+        ('">=11.1"', '">=11.1", ""', r":7: unaffected: .*the range '' holds no version"),
+        ('"pc"', '"arm"', ":11: machines: .*unknown machine types: arm"),
+        ("leaked ", "leaked (", ":12: failure: .*not a regular expression"),
+        ("[[bug]]", "[[bug]", ":2: not TOML"),
+        ('">=10.0.13,<10.1"', '">=10.0.12,<10.1"', "X1: 'affected' and 'unaffected' overlap at 10.0.12"),
+        ('">=11.1"', '">10.2.1"', "X1: 'affected' and 'unaffected' overlap at 10.2.2"),
+        ('"<=7.2.22"', '"<=7.2.22", ">=11"', "X1: 'affected' and 'unaffected' overlap at 11.1"),
+        ('"<=7.2.22"', '"<7.2.22"', "X1: seen_broken has 7.2.22, which 'affected' does not contain"),
+        ('"10.0.13"]', '"10.0.13", "10.2.3"]', "X1: seen_fixed has 10.2.3, which 'unaffected' does not"),
+    ],
+)
+def test_a_bad_entry_is_told_with_its_line(path: Path, before: str, after: str, complaint: str) -> None:
+    path.write_text(ENTRY.replace(before, after))
+    with pytest.raises(UsageError, match=complaint):
+        ledger.load(path)
+
+
+def test_a_bad_entry_is_told_with_the_line_in_its_own_table(path: Path) -> None:
+    second = ENTRY.replace("X1", "X2").replace("no leak", "no luck")
+    path.write_text(ENTRY + second)
+    with pytest.raises(UsageError, match=r":17: guarantee: .*no such guarantee"):
+        ledger.load(path)
+
+
+def test_two_entries_with_one_id_are_refused(path: Path) -> None:
+    path.write_text(ENTRY + ENTRY)
+    with pytest.raises(UsageError, match=r"bug: .*two entries with the id X1"):
+        ledger.load(path)
+
+
+def test_a_scenario_can_meet_several_bugs_and_the_unknown_come_last(path: Path) -> None:
+    unknown = ENTRY.replace("X1", "X2").replace('"<=7.2.22", ', "").replace("7.2.22", "9.0.0")
+    path.write_text(unknown + ENTRY)
+    met = ledger.load(path).expected("test_leak.py::test_one", [], "7.2.22", "pc")
+    assert [bug.id for bug in met] == ["X1", "X2"]
+
+
+def test_every_scenario_of_the_projects_own_ledger_exists() -> None:
+    own = ledger.load()
+    assert isinstance(own, Ledger)
+    assert own.bug
+    scenarios = Path(__file__).parents[2] / "scenarios"
+    for entry in own.bug:
+        for scenario in entry.scenarios:
+            file, _, test = scenario.partition("::")
+            tree = ast.parse((scenarios / file).read_text())
+            names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+            assert test.partition("[")[0] in names, f"{entry.id}: no {scenario}"
+
+
+def test_the_fix_that_a_stable_branch_got_before_newer_releases() -> None:
+    """R1, R2, and R9: fixed in 10.0.13 and 11.1, neither in 10.0.2 nor in 10.2.2, and who knows of 11.0.3."""
+    fixed = {entry.id: entry for entry in ledger.load().bug if entry.id in ("R1", "R2", "R9")}
+    assert len(fixed) == 3
+    for entry in fixed.values():
+        for version in ("7.2.22", "9.2.4", "10.0.2", "10.1.0", "10.2.2", "11.0.0", "11.0.2"):
+            assert entry.status(version) is Status.AFFECTED, (entry.id, version)
+        for version in ("10.0.13", "11.1.0", "11.1.3"):
+            assert entry.status(version) is Status.UNAFFECTED, (entry.id, version)
+        for version in ("7.2.23", "10.2.3", "11.0.3"):
+            assert entry.status(version) is Status.UNKNOWN, (entry.id, version)
+
+
+def test_no_two_bugs_explain_the_same_failure() -> None:
+    """Where two of them concern one test, on a version that one was seen on, patterns tell them apart."""
+    bugs = ledger.load().bug
+    versions = {version for bug in bugs for version in (*bug.seen_broken, *bug.seen_fixed)}
+    scenarios = {scenario.partition("[") for bug in bugs for scenario in bug.scenarios}
+    for scenario, _, parameter in scenarios:
+        for machine in MACHINE_TYPES:
+            for version in versions:
+                met = ledger.load().expected(scenario, [parameter.rstrip("]")], version, machine)
+                told = [entry.failure for entry in met]
+                assert len(set(told)) == len(told), (scenario, version, [entry.id for entry in met])

@@ -1,0 +1,327 @@
+"""The store of templates: made once, kept, bounded; and real guests restored from one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.actions.hotplug import Hotplug
+from harness.actions.migration import Migration
+from harness.actions.run_state import RunState
+from harness.artifacts import Artifacts
+from harness.checkers import Judgement, Verdict, judge
+from harness.deadline import Pace
+from harness.errors import GuestError
+from harness.guest.image import GuestImage
+from harness.history import read
+from harness.matrix import Matrix, Selection
+from harness.provision import Cache, default_cache_root
+from harness.qemu.binary import QemuInstall
+from harness.qemu.spec import MachineSpec
+from harness.reaper import RunFolder
+from harness.restore import store
+from harness.restore.store import TemplateStore
+from harness.restore.template import Template
+from harness.testbed import Cell, Lab
+from harness.tests.qemu.specs import spec
+
+PACE = Pace(6.0)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The machine types of which a template was made, by a hand that boots nothing."""
+    names: list[str] = []
+
+    def make(into: Path, spec: MachineSpec, image: GuestImage, pace: Pace, *, plain: bool) -> None:
+        names.append(spec.machine_type.name)
+        for name in ("stream", "guest-kernel.log", *(() if plain else ("memory",))):
+            (into / name).write_bytes(b"x" * 65536)
+
+    monkeypatch.setattr(store, "_make", make)
+    return names
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> GuestImage:
+    here = tmp_path
+    return GuestImage("6.1", "6.1.0", here, here, here, "", here, here, "ssh-ed25519 A", "key")
+
+
+def store_in(
+    cache: Cache, report: Callable[[str], None] = lambda _: None, limit_bytes: int = store.LIMIT_BYTES
+) -> TemplateStore:
+    """A store for a QEMU that can do everything."""
+    return TemplateStore(cache, report, limit_bytes, plain=lambda _: False)
+
+
+def test_it_is_made_once_for_all(cache: Cache, image: GuestImage, made: list[str]) -> None:
+    found = [store_in(cache).find(spec(), image, PACE) for _ in range(3)]
+    assert len(set(map(str, found))) == 1
+    assert isinstance(found[0], Template)
+    assert found[0].memory
+    assert made == ["pc"]
+    store_in(cache).find(spec("q35"), image, PACE)
+    assert made == ["pc", "q35"]
+
+
+def test_one_that_was_damaged_is_made_again(cache: Cache, image: GuestImage, made: list[str]) -> None:
+    found = store_in(cache).find(spec(), image, PACE)
+    assert isinstance(found, Template)
+    assert found.memory
+    os.truncate(found.memory, 100)
+    found.stream.write_bytes(b"y" * 65536)
+    assert store_in(cache).find(spec(), image, PACE) == found
+    assert made == ["pc", "pc"]
+    assert found.stream.read_bytes()[:1] == b"x"
+
+
+def _change(path: Path, *, secretly: bool = False) -> None:
+    """One bit of it; as a disk does it, or as a program."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(4096)
+        byte = file.read(1)[0]
+        file.seek(4096)
+        file.write(bytes([byte ^ 1]))
+    if secretly:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def _summed(found: Template | str, name: str) -> Path:
+    assert isinstance(found, Template)
+    return found.folder / name
+
+
+@pytest.mark.parametrize("name", ["memory", "stream"])
+def test_one_that_was_written_to_is_made_again(
+    cache: Cache, image: GuestImage, made: list[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """However large it is: the cache itself only looks at the size then."""
+    monkeypatch.setattr("harness.provision.cache._HASH_LIMIT_BYTES", 1000)
+    found = store_in(cache).find(spec(), image, PACE)
+    _change(_summed(found, name))
+    told: list[str] = []
+    assert store_in(cache, told.append).find(spec(), image, PACE) == found
+    assert made == ["pc", "pc"]
+    assert any(f"the content of its {name} has changed" in line for line in told)
+    assert set(_summed(found, name).read_bytes()) == {ord("x")}
+
+
+def test_one_that_was_only_copied_is_kept(cache: Cache, image: GuestImage, made: list[str]) -> None:
+    """Which gives it another time."""
+    found = store_in(cache).find(spec(), image, PACE)
+    os.utime(_summed(found, "memory"), (1, 1))
+    assert store_in(cache).find(spec(), image, PACE) == found
+    assert made == ["pc"]
+
+
+def test_damage_that_no_time_shows_is_found_when_asked_for(
+    cache: Cache, image: GuestImage, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.provision.cache._HASH_LIMIT_BYTES", 1000)
+    store = store_in(cache)
+    found = store.find(spec(), image, PACE)
+    assert isinstance(found, Template)
+    assert store.damage_of(found) is None
+    _change(_summed(found, "memory"), secretly=True)
+    assert store.find(spec(), image, PACE) == found
+    assert store.damage_of(found) == "the content of its memory has changed since it was made"
+    assert not found.folder.exists()
+    assert store.find(spec(), image, PACE) == found
+    assert store.damage_of(found) is None
+    assert made == ["pc", "pc"]
+
+
+def test_one_that_another_process_has_made_again_is_not_the_one_that_was_used(
+    cache: Cache, image: GuestImage, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.provision.cache._HASH_LIMIT_BYTES", 1000)
+    store, other = store_in(cache), store_in(cache)
+    found = store.find(spec(), image, PACE)
+    assert isinstance(found, Template)
+    _change(_summed(found, "memory"))
+    kept = found.stream.open("rb")  # Its number is not given to another file.
+    assert other.find(spec(), image, PACE) == found
+    kept.close()
+    assert store.damage_of(found) == "another process has removed the template meanwhile"
+    assert found.folder.exists()
+
+
+def test_the_least_recently_used_goes_first(cache: Cache, image: GuestImage, made: list[str]) -> None:
+    store = store_in(cache, limit_bytes=500_000)  # Two and a half of them.
+    first, second = (store.find(spec(kind), image, PACE) for kind in ("pc", "q35"))
+    assert isinstance(first, Template)
+    assert isinstance(second, Template)
+    os.utime(second.folder, (1, 1))
+    third = store.find(spec("q35-pcie"), image, PACE)
+    assert isinstance(third, Template)
+    assert [t.folder.exists() for t in (first, second, third)] == [True, False, True]
+
+
+def test_the_newest_stays_however_large(cache: Cache, image: GuestImage, made: list[str]) -> None:
+    found = store_in(cache, limit_bytes=1).find(spec(), image, PACE)
+    assert isinstance(found, Template)
+    assert found.memory
+
+
+def test_a_qemu_that_cannot_is_asked_once(
+    cache: Cache, image: GuestImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[None] = []
+
+    def cannot(*_: object, **__: object) -> None:
+        asked.append(None)
+        raise GuestError("it never booted")
+
+    monkeypatch.setattr(store, "_make", cannot)
+    told: list[str] = []
+    kept = store_in(cache, told.append)
+    assert [kept.find(spec(), image, PACE) for _ in range(2)] == ["it never booted"] * 2
+    assert len(asked) == 1
+    assert told[-1] == "no template of pc, so guests are booted: it never booted"
+    assert not list((cache.root / "template").glob("*"))
+
+
+def test_kvm_needs_none(cache: Cache, image: GuestImage, made: list[str]) -> None:
+    assert "kvm" in str(store_in(cache).find(spec(accel="kvm"), image, PACE))
+    assert made == []
+
+
+def test_what_a_qemu_can_is_asked_once(cache: Cache, image: GuestImage, made: list[str]) -> None:
+    """Where it cannot have its memory in a file of ours, that is in the stream."""
+    asked: list[str] = []
+
+    def plain(qemu: QemuInstall) -> bool:
+        asked.append(qemu.key)
+        return True
+
+    store = TemplateStore(cache, plain=plain)
+    found = [store.find(kind, image, PACE) for kind in (spec(), spec(), spec("q35"))]
+    assert all(isinstance(one, Template) and one.memory is None for one in found)
+    assert asked == [spec().qemu.key]
+    assert store_in(cache).find(spec(), image, PACE) != found[0]
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[RunFolder]:
+    folder = RunFolder()
+    yield folder
+    folder.close()
+
+
+@pytest.fixture(scope="module")
+def cell() -> Cell:
+    return Matrix(Selection(accel="tcg")).cell("default", "default", "pc")
+
+
+@pytest.fixture
+def labs(cell: Cell, run: RunFolder, tmp_path: Path) -> Iterator[Callable[[], Lab]]:
+    opened: list[Lab] = []
+
+    def make() -> Lab:
+        opened.append(Lab(cell, run, Artifacts.create(tmp_path, f"lab{len(opened)}")))
+        return opened[-1]
+
+    yield make
+    for lab in opened:
+        lab.close()
+
+
+@pytest.mark.qemu
+def test_restored_guests_are_strangers_to_each_other(labs: Callable[[], Lab]) -> None:
+    """Same past; but neither sees what the other does, and they draw different numbers."""
+    first, second = (labs().boot() for _ in range(2))
+    spec = first.machine.spec
+    assert spec.memory_file is not None
+    assert second.machine.spec.memory_file == spec.memory_file
+    memory = spec.memory_file.path
+    before = _sha256(memory)
+    first.succeed("echo mine > /tmp/file; sync")
+    second.fail("test -e /tmp/file")
+    drawn = {guest.succeed("head -c 16 /dev/urandom | md5sum") for guest in (first, second)}
+    assert len(drawn) == 2
+    assert _sha256(memory) == before
+
+
+@pytest.mark.qemu
+def test_guests_restored_from_a_plain_stream(cell: Cell, run: RunFolder, tmp_path: Path) -> None:
+    """As every guest of a QEMU before 5.0; this one has memory of its own from the start."""
+    store = TemplateStore(Cache(default_cache_root()), plain=lambda _: True)
+    lab = Lab(replace(cell, templates=store), run, Artifacts.create(tmp_path, "plain"))
+    try:
+        first, second = lab.boot(), lab.boot(lab.spec(name="second"))
+        assert first.machine.spec.from_template
+        assert first.machine.spec.memory_file is None
+        assert first.ssh.resumed is True
+        first.succeed("echo mine > /tmp/file")
+        second.fail("test -e /tmp/file")
+        Hotplug(first).plug(lab.shares[0])
+        Migration(first, lab).migrate()
+        first.mount(lab.shares[0]).expect_usable()
+    finally:
+        lab.close()
+
+
+@pytest.mark.qemu
+def test_a_damaged_template_costs_a_boot_and_is_made_again(
+    cell: Cell, run: RunFolder, tmp_path: Path
+) -> None:
+    """Damaged as by a disk: nothing shows it but its content. No QEMU is accused of it."""
+    own = replace(cell, templates=TemplateStore(Cache(tmp_path / "cache")))
+
+    def boot(name: str) -> tuple[list[object], list[Judgement]]:
+        lab = Lab(own, run, Artifacts.create(tmp_path, name))
+        try:
+            assert lab.boot().succeed("echo up") == "up\n"
+        finally:
+            lab.close()
+        entries = read(lab.artifacts.history)
+        return [e.value for e in entries if e.f == "guest:born"], judge(lab.artifacts.folder)
+
+    assert boot("sound")[0] == ["restored"]
+    (memory,) = (tmp_path / "cache" / "template").glob("*/memory")
+    before = memory.stat()
+    memory.write_bytes(bytes(before.st_size))
+    os.utime(memory, ns=(before.st_atime_ns, before.st_mtime_ns))
+    (restored, booted), judged = boot("damaged")
+    assert restored == "restored"
+    assert "the content of its memory has changed" in str(booted)
+    assert [j for j in judged if j.verdict is not Verdict.VALID] == []
+    assert boot("again")[0] == ["restored"]
+
+
+@pytest.mark.qemu
+def test_a_restored_guest_has_the_right_time(labs: Callable[[], Lab]) -> None:
+    guest = labs().boot()
+    before = int(time.time())
+    assert before - 2 <= int(guest.succeed("date +%s")) <= time.time() + 1
+
+
+@pytest.mark.qemu
+def test_a_restored_guest_reboots(labs: Callable[[], Lab]) -> None:
+    """Firmware, kernel and initramfs are all there, though they were not used so far."""
+    guest = labs().boot()
+    RunState(guest).system_reset()
+    assert guest.succeed("echo up") == "up\n"
+
+
+@pytest.mark.qemu
+def test_who_asks_for_a_boot_gets_one(labs: Callable[[], Lab]) -> None:
+    assert not labs().boot(cold=True).machine.spec.from_template
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def test_cold_asks_for_no_template(tmp_path: Path) -> None:
+    assert Matrix(Selection(cold=True), tmp_path)._templates is None
+    assert Matrix(Selection(), tmp_path)._templates is not None
