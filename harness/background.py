@@ -1,58 +1,27 @@
-"""A call that runs on while its caller watches something else; and for whom each thread works.
-
-Several tests' labs can be open at once (the next test's guest is started while this test runs), so whoever
-looks for threads that stayed behind has to know whose they are. A thread that is made here, and each that is
-given to :func:`inherit`, works for whom the thread that made it works for.
-"""
+"""A call that runs while its caller watches something else; and threads that last as long as the process."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Generic, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 from harness.errors import WaitTimeout
 
 T = TypeVar("T")
-#: Whom a thread works for that is no test's: it lasts as long as the process.
-PROCESS = "process"
-_lock = threading.Lock()
-_owners: WeakKeyDictionary[threading.Thread, object] = WeakKeyDictionary()
+_lasting: WeakSet[threading.Thread] = WeakSet()
 
 
-def owner_of(thread: threading.Thread) -> object | None:
-    """Whom ``thread`` works for; ``None`` when nobody said so."""
-    with _lock:
-        return _owners.get(thread)
+def lasts(thread: threading.Thread) -> None:
+    """Declare that ``thread`` serves all tests of this process: none of them leaves it behind."""
+    _lasting.add(thread)
 
 
-def own(thread: threading.Thread, owner: object | None) -> None:
-    """Let ``thread`` work for ``owner``."""
-    with _lock:
-        if owner is None:
-            _owners.pop(thread, None)
-        else:
-            _owners[thread] = owner
-
-
-def inherit(thread: threading.Thread) -> None:
-    """Let ``thread`` work for whom the calling thread works for."""
-    own(thread, owner_of(threading.current_thread()))
-
-
-@contextmanager
-def working_for(owner: object) -> Iterator[None]:
-    """In the block the calling thread, and all that it makes, works for ``owner``."""
-    here = threading.current_thread()
-    before = owner_of(here)
-    own(here, owner)
-    try:
-        yield
-    finally:
-        own(here, before)
+def lasting() -> set[threading.Thread]:
+    """The threads that :func:`lasts` was told of."""
+    return set(_lasting)
 
 
 class Background(Generic[T]):
@@ -65,7 +34,6 @@ class Background(Generic[T]):
         self._future: concurrent.futures.Future[T] = concurrent.futures.Future()
         name = f"background: {getattr(call, '__qualname__', repr(call))}"
         thread = threading.Thread(target=self._run, args=(call,), name=name, daemon=True)
-        inherit(thread)
         thread.start()
 
     def _run(self, call: Callable[[], T]) -> None:

@@ -10,10 +10,9 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
-from weakref import WeakSet
 
 from harness.artifacts import CELL, Artifacts
-from harness.background import owner_of, working_for
+from harness.background import lasting
 from harness.channel.guestfwd import Frozen
 from harness.deadline import Pace, wait_until
 from harness.errors import HarnessError, SetupError, WaitTimeout
@@ -25,7 +24,7 @@ from harness.qemu.binary import Capabilities, QemuInstall
 from harness.qemu.machine import Machine, Wrapping
 from harness.qemu.spec import SLOTS, MachineSpec, MachineType, Share
 from harness.reaper import RunFolder
-from harness.restore.session import Resuming
+from harness.restore.session import Resuming, restored, wait_restored
 from harness.restore.template import Template, restore
 
 _numbers = itertools.count(1)
@@ -33,8 +32,6 @@ _numbers = itertools.count(1)
 _THREADS_END_WITHIN_S = 10.0
 #: ``__SO_ACCEPTCON`` (kernel: ``include/uapi/linux/net.h``).
 _LISTENS = 1 << 16
-#: Threads that a lab has told of as left behind: no other lab tells of them again.
-_told: WeakSet[threading.Thread] = WeakSet()
 #: Why a guest is booted that was not to be restored; with any other reason that was wanted, and not possible.
 BY_CHOICE = (
     "the scenario asks for it",
@@ -124,7 +121,7 @@ class Lab:
         self.machines: list[Machine] = []
         self._guests: list[Guest] = []
         self._tools: list[LaunchTool] = []
-        #: Threads that are none of this lab's, though nobody says whose they are: they were there before.
+        #: Threads that are none of this lab's: they were there before.
         self._others = set(threading.enumerate())
         self._closed = False
         artifacts.write_json(CELL, cell.describe())
@@ -139,10 +136,6 @@ class Lab:
         except OSError as exc:
             raise SetupError(f"cannot make the share's folder {path}: {exc.strerror}") from exc
         return Share(id=f"share{slot}", path=path, mount_tag=f"tag{slot}", slot=slot)
-
-    def begin_test(self) -> None:
-        """The test begins now, later than its lab: what others have started meanwhile is not the test's."""
-        self._others |= {t for t in threading.enumerate() if owner_of(t) is not self.history}
 
     def declare(self, *shares: Share) -> tuple[Share, ...]:
         """Make ``shares`` the pool of every machine that is launched from now on."""
@@ -195,18 +188,17 @@ class Lab:
         artifacts = self.artifacts.machine(spec.name, first=not self.machines)
         if template is not None:
             shutil.copyfile(template.kernel_log, artifacts.kernel)
-        with working_for(self.history):
-            machine = Machine.launch(
-                spec,
-                self.run,
-                self.folder / spec.name,
-                artifacts,
-                self.history,
-                pace=self.cell.accel.pace,
-                source=source,
-                wrapping=self._wrapping(spec),
-                started=started,
-            )
+        machine = Machine.launch(
+            spec,
+            self.run,
+            self.folder / spec.name,
+            artifacts,
+            self.history,
+            pace=self.cell.accel.pace,
+            source=source,
+            wrapping=self._wrapping(spec),
+            started=started,
+        )
         self.machines.append(machine)
         return machine
 
@@ -266,15 +258,12 @@ class Lab:
 
     def _restore(self, spec: MachineSpec, template: Template) -> Guest:
         image, frozen = self.cell.image, Frozen.read(template.session)
-        with (
-            working_for(self.history),
-            closing(Resuming(frozen, image, self.cell.accel.pace)) as session,
-        ):
+        with closing(Resuming(frozen, image, self.cell.accel.pace)) as session:
             machine = self.launch(spec.restored(template.memory), template=template, started=session.begin)
             finish = restore(machine, template)
-            guest = Guest(machine, image)
+            guest = restored(machine, image)
             self._guests.append(guest)
-            guest.wait_restored(session)
+            wait_restored(guest, session)
             finish()
         return guest
 
@@ -313,15 +302,6 @@ class Lab:
         finally:
             self.history.close()
 
-    def _is_anothers(self, pid: int) -> bool:
-        """Whether it works in the folder of another lab: the next test's, say; a closed one has none."""
-        try:
-            place = Path(f"/proc/{pid}/cwd").readlink()
-        except OSError:
-            return False
-        others = (folder for folder in self.run.path.iterdir() if folder != self.folder)
-        return any(place.is_relative_to(folder) for folder in others)
-
     def _leftovers(self) -> dict[str, list[str]]:
         """What there still is, after everything was closed; the folder is removed, where nothing is mounted.
 
@@ -330,7 +310,7 @@ class Lab:
         """
         left = {
             "threads": self._threads_left(),
-            "processes": [_command_of(pid) for pid in self.run.processes() if not self._is_anothers(pid)],
+            "processes": [_command_of(pid) for pid in self.run.processes()],
             "sockets": _sockets_below(self.folder),
             "mounts": _mounts_below(self.folder),
         }
@@ -345,20 +325,15 @@ class Lab:
                 what="the end of the lab's threads",
                 timeout_s=_THREADS_END_WITHIN_S,
             )
-        left = self._own_threads()
-        _told.update(left)
-        return [thread.name for thread in left]
+        return [thread.name for thread in self._own_threads()]
 
     def _own_threads(self) -> list[threading.Thread]:
-        """The living threads that work for this lab, or, started since it began, for nobody known.
+        """The living threads that were started since this lab began, daemons as well.
 
-        The former are made by the harness itself, the latter by a scenario: in the thread that runs tests, of
-        which there is one at a time. A daemon counts like any other.
+        A process runs one test at a time, so each of them is this test's, whoever has started it.
         """
-        here = threading.current_thread()
-        found = [(thread, owner_of(thread)) for thread in threading.enumerate() if thread is not here]
-        nobodys = {thread for thread, owner in found if owner is None} - self._others - set(_told)
-        return [thread for thread, owner in found if owner is self.history or thread in nobodys]
+        others = self._others | lasting() | {threading.current_thread()}
+        return [thread for thread in threading.enumerate() if thread not in others]
 
 
 def _command_of(pid: int) -> str:

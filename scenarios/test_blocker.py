@@ -15,6 +15,7 @@ from harness.actions.raw_migration import migrate_raw
 from harness.actions.run_state import RunState
 from harness.actions.snapshot import Snapshot
 from harness.errors import CommandFailed, QemuError
+from harness.guest.commands import Commands
 from harness.guest.guest import Guest
 from harness.guest.mount import Mount, expect_no_mount
 from harness.guest.mount_user import occupied
@@ -115,7 +116,7 @@ def expect_mounted(mount: Mount, migration: Migration) -> None:
     expect_nothing_mounted(mount.guest, migration)
 
 
-def expect_nothing_mounted(guest: Guest, migration: Migration) -> None:
+def expect_nothing_mounted(guest: Commands, migration: Migration) -> None:
     """No share is mounted, nothing still tries to, and nothing blocks."""
     expect_no_mount(guest)
     migration.expect_not_blocked()

@@ -7,7 +7,8 @@ capability ``VIRTIO_PCI_CAP_PCI_CFG`` shows it through PCI's configuration space
 from __future__ import annotations
 
 from harness.errors import GuestError
-from harness.guest.guest import Guest, quote
+from harness.guest.commands import quote
+from harness.guest.guest import Guest
 from harness.qemu.spec import Share
 
 #: Capabilities are a list of offsets from 0x34; virtio's have the id 9, and their type at offset 3: 1 is the

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from harness.actions.drain import WINDOW_S, happens_while
 from harness.background import Background
 from harness.errors import GuestError, Violation, WaitTimeout
-from harness.guest.guest import Guest, quote
+from harness.guest.commands import quote
+from harness.guest.guest import Guest
 from harness.guest.portio import install
 from harness.qemu.acpi import eject_writes
 from harness.qemu.deletion import Deletion

@@ -46,7 +46,6 @@ def start(cell: Cell, run: RunFolder) -> dict[str, Turn]:
         "harness, restored from a plain stream": lambda: _lab_start(plain, run, cold=False),
         "harness, restored": lambda: _lab_start(cell, run, cold=False),
         "… and a process was run": lambda: _lab_start(cell, run, cold=False, warm=True),
-        "harness, restored ahead": lambda: _lab_answer(cell, run),
     }
 
 
@@ -93,17 +92,7 @@ def _lab_start(cell: Cell, run: RunFolder, *, cold: bool, warm: bool = False) ->
         clock = Deadline.after(0)
         guest = _boot(lab, cold=cold)
         if warm:  # A restored guest's first answer is its shell's own.
-            guest.warm_up()
-        return clock.elapsed_s
-
-
-def _lab_answer(cell: Cell, run: RunFolder) -> float:
-    """What a test waits for when its guest was begun during the one before (``harness.plugin.ahead``)."""
-    with _lab(cell, run) as lab:
-        guest = _boot(lab, cold=False)
-        guest.warm_up()
-        clock = Deadline.after(0)
-        guest.succeed("true")
+            guest.succeed("true")
         return clock.elapsed_s
 
 

@@ -28,7 +28,7 @@ from qemu.qmp import (
 )
 from qemu.qmp.qmp_client import GreetingError, NegotiationError
 
-from harness.background import PROCESS, own
+from harness.background import lasts
 from harness.deadline import Deadline, Watch, wait_until
 from harness.errors import QemuError, QmpLost, QmpSilent, WaitTimeout
 from harness.history import History, Operation
@@ -54,7 +54,7 @@ class QmpThread:
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, name="qmp", daemon=True)
-        own(self._thread, PROCESS)
+        lasts(self._thread)
         self._thread.start()
 
     @classmethod

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import paramiko
 
-from harness.background import Background, own, owner_of
+from harness.background import Background
 from harness.channel import Completed, terminal
 from harness.channel.conversation import has_ended, listen, text
 from harness.channel.guestfwd import Frozen, Line
@@ -76,7 +76,6 @@ class Ssh:
         rehearsal: str = "answer=0",
     ) -> None:
         self._port, self._dialled = port, 0
-        self._owner = owner_of(threading.current_thread())
         self._host_key = host_key.split()[1]
         try:
             self._key = paramiko.Ed25519Key.from_private_key_file(str(client_key))
@@ -177,7 +176,6 @@ class Ssh:
         return transport
 
     def _log_in(self, transport: paramiko.Transport, banner_s: float, interval_s: float = 0.005) -> None:
-        own(transport, self._owner)  # It is a thread.
         transport.banner_timeout = transport.handshake_timeout = self._deadline.timeout_s
         shaken, let_in = threading.Event(), threading.Event()
         transport.start_client(event=shaken)

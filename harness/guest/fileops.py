@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.errors import GuestError, UsageError, Violation
-from harness.guest.guest import Guest, quote
+from harness.guest.commands import Commands, quote
 from harness.guest.job import Job
 
 #: What performs the operations: a program for the guest's Perl.
@@ -170,7 +170,7 @@ class Program:
         """What the performer reads."""
         return _POOL + "".join(f"{line}\n" for line in self._lines).encode()
 
-    def run(self, guest: Guest, folder: str) -> None:
+    def run(self, guest: Commands, folder: str) -> None:
         """Perform it in ``folder`` of the guest.
 
         :raises Violation: when something went otherwise than it has to: what, and which operation it was.
@@ -178,7 +178,7 @@ class Program:
         """
         self.judge(guest.succeed(_command(guest, folder), stdin=self.stdin, timeout_s=_TIMEOUT_S))
 
-    def start(self, guest: Guest, folder: str) -> Running:
+    def start(self, guest: Commands, folder: str) -> Running:
         """Begin to perform it in ``folder`` of the guest, in the background; for one that pauses."""
         return Running(self, guest, folder)
 
@@ -195,7 +195,7 @@ class Program:
 class Running:
     """A program that is being performed; made by :meth:`Program.start`."""
 
-    def __init__(self, program: Program, guest: Guest, folder: str) -> None:
+    def __init__(self, program: Program, guest: Commands, folder: str) -> None:
         self._program, self._guest = program, guest
         number = next(_numbers)
         fresh = f"rm -f {_PLACE}/fileops.*.reached {_PLACE}/fileops.*.go"
@@ -231,7 +231,7 @@ class Running:
         self._program.judge(self._job.wait_succeeded(timeout_s=_TIMEOUT_S))
 
 
-def _command(guest: Guest, folder: str) -> str:
+def _command(guest: Commands, folder: str) -> str:
     """What performs a program in the guest; puts the performer there, once."""
     path = f"{_PLACE}/fileops.pl"
     if guest.run(f"test -e {path}").returncode != 0:

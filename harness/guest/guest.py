@@ -6,42 +6,28 @@ or in another state, and only its channels have to be opened anew.
 
 from __future__ import annotations
 
-import hashlib
-import shlex
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
-from harness.background import Background, working_for
+from harness.background import Background
 from harness.channel import Channel, Completed
 from harness.channel.console import Console
-from harness.channel.guestfwd import Frozen, Line
-from harness.channel.handshake import CLIENT
-from harness.channel.remote_shell import COMMAND, inside_script
+from harness.channel.guestfwd import Line
 from harness.channel.ssh import Ssh
-from harness.deadline import wait_until
 from harness.errors import (
-    ChannelLost,
-    CommandFailed,
     GuestError,
     GuestPanicked,
     HarnessError,
     Violation,
-    WaitTimeout,
 )
+from harness.guest.commands import RUN_TIMEOUT_S, Commands
 from harness.guest.image import GuestImage
-from harness.qemu.argv import LINE_ADDRESS, LINE_PORT
+from harness.guest.mount import Mount
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
-from harness.restore import reseed
-from harness.restore.session import Resuming
-
-if TYPE_CHECKING:
-    from harness.guest.mount import Mount
 
 #: Seconds, before scaling by the accelerator's pace.
 BOOT_TIMEOUT_S = 20.0
-RUN_TIMEOUT_S = 10.0
 _USERNET_S = 5.0
 _9P_DEVICES = "/sys/bus/virtio/drivers/9pnet_virtio/virtio*"
 #: A pattern that matches nothing stays itself: hence the test of the first.
@@ -50,69 +36,52 @@ _MORE_9P = (
     "do usleep 30000; turn=$((turn + 1)); done; "
 )
 _FOR_EACH_9P = "cd /sys/bus/virtio/drivers/9pnet_virtio; for device in virtio*; do {} || exit 1; done"
-#: An sshd for one session, over a connection that the guest makes itself.
-_SERVE = (
-    f"setsid nc {LINE_ADDRESS} {LINE_PORT} -e /sbin/dropbear -i -s -r /etc/dropbear/host_key "
-    "</dev/null >/dev/null 2>&1 &"
-)
-#: Whom QEMU's user network speaks for, and what it calls them (libslirp: ``src/slirp.c``,
-#: ``special_ethaddr``). A restored guest is asked for its own address first, and then knows who asks.
-_NEIGHBOURS = "arp -s 10.0.2.2 52:55:0a:00:02:02; " + (
-    f"arp -s {LINE_ADDRESS} 52:55:" + ":".join(f"{int(part):02x}" for part in LINE_ADDRESS.split("."))
-)
-#: Until the session's shell, and whatever was started for it, has slept for a while: what a guest is saved in
-#: the middle of, each that is restored has to do, and in code that is translated for the first time.
-_QUIET = (
-    "looks=0; while [ $looks -lt 10 ]; do usleep 50000; looks=$((looks + 1)); pidof cat >/dev/null "
-    r"&& ! grep -qsE '^[0-9]+ \((dropbear|sh|cat)\) [^S]' /proc/[0-9]*/stat || looks=0; done"
-)
 #: What the guest prints on its kernel's console (``images/guests/root/etc/rcS``).
 NETWORK_IS_UP = "guest: network is up"
 
 
-class Guest:
+class Guest(Commands):
     """A booted guest.
 
+    :param boots: how often its machine's kernel log says already that the guest has booted.
     :ivar machine: the QEMU it runs in now; changed by :meth:`moved_to`.
     """
 
-    def __init__(self, machine: Machine, image: GuestImage) -> None:
+    def __init__(self, machine: Machine, image: GuestImage, *, boots: int = 0) -> None:
         self.machine, self.image = machine, image
         self._ssh: Ssh | None = None
         self._console: Console | None = None
         self._through = "ssh"
-        #: How often the guest has booted in its present machine.
-        self._boots = 0
-
-    @property
-    def actor(self) -> str:
-        """The guest's name in the history."""
-        return f"guest:{self.machine.name}"
+        self._boots = boots
 
     @property
     def ssh(self) -> Ssh:
         """The SSH channel, opened on first use."""
         if self._ssh is None:
-            self._ssh = self._log_in()
+            self.use_session(self.log_in())
+            assert self._ssh is not None
         return self._ssh
 
-    def _log_in(self, line: Line | None = None) -> Ssh:
-        with working_for(self.machine.history):
-            ssh = Ssh(
-                self.machine.ssh_port,
-                client_key=self.image.client_key,
-                host_key=self.image.host_key,
-                timeout_s=self.machine.pace.seconds(BOOT_TIMEOUT_S),
-                watch=self.machine.watch,
-                line=line,
-                rehearsal=reseed.command(),
-            )
-        return self._connected(ssh)
+    def log_in(self, line: Line | None = None, rehearsal: str = "answer=0") -> Ssh:
+        """A new SSH session, which is the guest's own only when it is handed to :meth:`use_session`.
 
-    def _connected(self, ssh: Ssh) -> Ssh:
+        :param line: :param rehearsal: see :class:`~harness.channel.ssh.Ssh`.
+        """
+        return Ssh(
+            self.machine.ssh_port,
+            client_key=self.image.client_key,
+            host_key=self.image.host_key,
+            timeout_s=self.machine.pace.seconds(BOOT_TIMEOUT_S),
+            watch=self.machine.watch,
+            line=line,
+            rehearsal=rehearsal,
+        )
+
+    def use_session(self, ssh: Ssh) -> None:
+        """Run commands over this session from now on."""
         ssh.line_lost = self._line_lost
         self.machine.history.note(self.actor, "ssh:connected", ssh.stages_s)
-        return ssh
+        self._ssh = ssh
 
     def _line_lost(self, why: str) -> None:
         """For whoever wants to know which side of the line was silent: what QEMU's user network has of it.
@@ -123,22 +92,6 @@ class Guest:
         with suppress(HarnessError):
             asked = self.machine.qmp.request("human-monitor-command", {"command-line": "info usernet"})
             self.machine.wait_until(lambda: asked.done, what="info usernet", timeout_s=_USERNET_S)
-
-    def freeze(self) -> Frozen:
-        """Prepare for being saved as a template: an SSH session that can be resumed, and :mod:`.newborn`.
-
-        The guest is spoken to over its console. :raises ChannelLost: when there is no such session.
-        """
-        self.use("console")
-        self.succeed(reseed.start_command(), stdin=reseed.program())
-        self.succeed(_NEIGHBOURS)
-        line = Line(self.machine.paths.line)
-        self.succeed(_SERVE)
-        self._ssh = self._log_in(line)
-        if self._ssh.resumed is not True:
-            raise ChannelLost(f"{self.actor}: no SSH session over {LINE_ADDRESS}: {self._ssh.resumed}")
-        self.succeed(_QUIET)
-        return self._ssh.freeze()
 
     @property
     def console(self) -> Console:
@@ -173,37 +126,6 @@ class Guest:
             except HarnessError as exc:
                 cause = self.machine.blame(exc)
                 raise self._never_booted(cause) if cause is exc else cause from exc
-
-    def wait_restored(self, session: Resuming) -> None:
-        """The guest runs on from a template: make it one of its own, with the time and randomness of now.
-
-        :param session: the SSH session that the template had; where it cannot go on, a new one is begun.
-        :raises HarnessError: the cause, when it does not answer.
-        """
-        with self.machine.history.operation(self.actor, "guest:restore"):
-            self._boots = self.machine.kernel_log.text().count(NETWORK_IS_UP)
-            try:
-                self._ssh = self._resume(session)
-            except HarnessError as exc:
-                raise self.machine.blame(exc) from exc
-            self._tell_newborn()
-
-    def _resume(self, session: Resuming) -> Ssh:
-        found = session.take(self.machine)
-        self.machine.history.note(self.actor, "ssh:resumed", found if isinstance(found, str) else True)
-        return self._log_in() if isinstance(found, str) else self._connected(found)
-
-    def _tell_newborn(self) -> None:
-        command, ssh = reseed.command(), self.ssh
-        done = self._recorded(
-            command, RUN_TIMEOUT_S, lambda scaled_s: ssh.run(command, timeout_s=scaled_s, inside=True)
-        )
-        self._check(command, done)
-
-    def warm_up(self) -> None:
-        """Let it run what each command needs (a process), since somebody has the time: under TCG, whatever a
-        guest does first takes far longer than ever after."""
-        self.succeed("true")
 
     def _wait_announced(self) -> None:
         """Wait until the guest says, once more than before, that its network is up.
@@ -248,6 +170,13 @@ class Guest:
             command, timeout_s, lambda scaled_s: channel.run(command, timeout_s=scaled_s, stdin=stdin)
         )
 
+    def run_inside(self, command: str) -> Completed:
+        """Run ``command`` in the SSH session's shell itself (``inside`` of :meth:`.Ssh.run`)."""
+        ssh = self.ssh
+        return self._recorded(
+            command, RUN_TIMEOUT_S, lambda scaled_s: ssh.run(command, timeout_s=scaled_s, inside=True)
+        )
+
     def _recorded(self, command: str, timeout_s: float, run: Callable[[float], Completed]) -> Completed:
         op = self.machine.history.invoke(self.actor, f"{self._through}:run", {"command": command})
         try:
@@ -261,18 +190,6 @@ class Guest:
         op.ok({"returncode": completed.returncode, "stdout": completed.stdout[-2000:]})
         return completed
 
-    def succeed(self, command: str, *, timeout_s: float = RUN_TIMEOUT_S, stdin: bytes = b"") -> str:
-        """Run a command that must exit with 0, and return its stdout.
-
-        :raises CommandFailed: when it exits with anything else.
-        """
-        return self._check(command, self.run(command, timeout_s=timeout_s, stdin=stdin)).stdout
-
-    def _check(self, command: str, done: Completed) -> Completed:
-        if done.returncode != 0:
-            raise CommandFailed(self.actor, command, done.returncode, done.stdout, done.stderr)
-        return done
-
     def last_command(self, command: str) -> None:
         """Start a command that the guest does not survive, and do not wait for an answer that may never come.
 
@@ -282,40 +199,8 @@ class Guest:
         channel, timeout_s = self._channel, self.machine.pace.seconds(RUN_TIMEOUT_S)
         Background(lambda: channel.run(command, timeout_s=timeout_s))
 
-    def fail(self, command: str, *, timeout_s: float = RUN_TIMEOUT_S) -> Completed:
-        """Run a command that must exit with something else than 0.
-
-        :raises GuestError: when it exits with 0.
-        """
-        done = self.run(command, timeout_s=timeout_s)
-        if done.returncode == 0:
-            raise GuestError(f"{self.actor}: {command!r} was expected to fail, and exited with 0")
-        return done
-
-    def wait_until_succeeds(self, command: str, *, what: str, timeout_s: float = RUN_TIMEOUT_S) -> str:
-        """Repeat a command until it exits with 0; returns its stdout.
-
-        :raises WaitTimeout: with the last answer seen.
-        """
-        last: list[Completed] = []
-
-        def attempt() -> Completed | None:
-            last[:] = [self.run(command)]
-            return last[0] if last[0].returncode == 0 else None
-
-        scaled_s = self.machine.pace.seconds(timeout_s)
-        try:
-            done = wait_until(attempt, what=what, timeout_s=scaled_s, interval_s=0.1)
-        except WaitTimeout as exc:
-            raise WaitTimeout(
-                what, last=last[0], elapsed_s=exc.elapsed_s, artifacts=self.machine.artifacts.folder
-            ) from None
-        return done.stdout
-
     def mount(self, share: Share, *, options: str = "", at: str | None = None) -> Mount:
         """Mount ``share`` in the guest (see :class:`harness.guest.mount.Mount`)."""
-        from harness.guest.mount import Mount
-
         return Mount.attach(self, share, options=options, at=at)
 
     def mount_tags(self, *, more_than: int | None = None) -> list[str]:
@@ -371,16 +256,3 @@ class Guest:
             if channel is not None:
                 channel.close()
         self._ssh = self._console = None
-
-
-def freeze_key() -> str:
-    """What a guest that was frozen depends on here: what is put into it, and whose session it remembers."""
-    said = inside_script("", 1, reseed.TELL)
-    words = (CLIENT, COMMAND, *said, _NEIGHBOURS, _SERVE, _QUIET)
-    put = "\0".join(words).encode() + reseed.program()
-    return hashlib.sha256(put).hexdigest()[:16]
-
-
-def quote(text: str) -> str:
-    """``text`` as one word of the guest's shell."""
-    return shlex.quote(text)

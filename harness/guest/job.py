@@ -6,7 +6,7 @@ import itertools
 
 from harness.channel import Completed
 from harness.errors import GuestError, WaitTimeout
-from harness.guest.guest import Guest, quote
+from harness.guest.commands import Commands, quote
 
 _numbers = itertools.count(1)
 
@@ -17,7 +17,7 @@ class Job:
     :param what: what it does, in words, for messages.
     """
 
-    def __init__(self, guest: Guest, command: str, what: str) -> None:
+    def __init__(self, guest: Commands, command: str, what: str) -> None:
         self.guest, self.command, self.what = guest, command, what
         self._base = f"/tmp/job{next(_numbers)}"
         inner = f"({command}) >{self._base}.out 2>{self._base}.err; echo $? >{self._base}.tmp; "

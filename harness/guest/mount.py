@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 
 from harness.errors import CommandFailed, CommandTimeout, GuestError, Violation
-from harness.guest.guest import Guest, quote
+from harness.guest.commands import Commands, quote
 from harness.guest.job import Job
 from harness.qemu.spec import Share
 
@@ -27,11 +27,11 @@ class TagState(Enum):
 class Mount:
     """A mounted share; made by :meth:`attach`, ended by :meth:`unmount`."""
 
-    def __init__(self, guest: Guest, share: Share, mountpoint: str, options: str = "") -> None:
+    def __init__(self, guest: Commands, share: Share, mountpoint: str, options: str = "") -> None:
         self.guest, self.share, self.mountpoint, self.options = guest, share, mountpoint, options
 
     @classmethod
-    def attach(cls, guest: Guest, share: Share, *, options: str = "", at: str | None = None) -> Mount:
+    def attach(cls, guest: Commands, share: Share, *, options: str = "", at: str | None = None) -> Mount:
         """Mount ``share`` at ``/mnt/``\\ *id*, or ``at`` another path.
 
         :param options: further mount options, such as ``msize=65536``.
@@ -47,7 +47,7 @@ class Mount:
         return cls(guest, share, mountpoint, options)
 
     @classmethod
-    def request(cls, guest: Guest, share: Share, *, options: str = "") -> Job:
+    def request(cls, guest: Commands, share: Share, *, options: str = "") -> Job:
         """Begin to mount ``share`` as :meth:`attach` does, in the background."""
         command = _mount_command(share.mount_tag, f"/mnt/{share.id}", options)
         return Job(guest, command, f"mounting {share.mount_tag}")
@@ -129,7 +129,7 @@ class Mount:
         return tag_state(self.guest, self.share.mount_tag)
 
 
-def tag_state(guest: Guest, mount_tag: str) -> TagState:
+def tag_state(guest: Commands, mount_tag: str) -> TagState:
     """Try one more mount of ``mount_tag``; when it works, it is undone.
 
     :raises GuestError: for any errno but EBUSY and ENOENT.
@@ -146,7 +146,7 @@ def tag_state(guest: Guest, mount_tag: str) -> TagState:
     raise CommandFailed(guest.actor, command, done.returncode, done.stdout, done.stderr)
 
 
-def expect_no_mount(guest: Guest) -> None:
+def expect_no_mount(guest: Commands) -> None:
     """No 9p file system is mounted in the guest, and no process mounts one.
 
     :raises GuestError: when there is one.

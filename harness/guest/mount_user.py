@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from harness.errors import GuestError
-from harness.guest.guest import quote
+from harness.guest.commands import quote
 from harness.guest.mount import Mount
 
 #: BusyBox takes its first argument for the applet under a name that begins so.

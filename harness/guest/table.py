@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import GuestError, Violation
-from harness.guest.guest import Guest, quote
+from harness.guest.commands import Commands, quote
 
 #: A command, and what it prints: its output without the last newline, or, when it fails, the name of the
 #: errno that its message ends with (``ENOENT``).
@@ -21,7 +21,7 @@ _TIMEOUT_S = 30.0
 _PROGRAM = Path(__file__).with_name("calls.pl")
 
 
-def expect_printed(guest: Guest, folder: str, rows: Sequence[Row]) -> None:
+def expect_printed(guest: Commands, folder: str, rows: Sequence[Row]) -> None:
     """Run each command in ``folder`` of the guest, one after the other; all are run, whatever one prints.
 
     :raises Violation: when one prints something else; the first is in the message, all are in the details.
@@ -39,7 +39,7 @@ def expect_printed(guest: Guest, folder: str, rows: Sequence[Row]) -> None:
         )
 
 
-def printed(guest: Guest, folder: str, commands: Sequence[str]) -> list[str]:
+def printed(guest: Commands, folder: str, commands: Sequence[str]) -> list[str]:
     """What each command prints (see :data:`Row`).
 
     :raises GuestError: when the shell did not get to the end of them.
@@ -51,7 +51,7 @@ def printed(guest: Guest, folder: str, commands: Sequence[str]) -> list[str]:
     return [_outcome(part) for part in parts]
 
 
-def calls(guest: Guest) -> None:
+def calls(guest: Commands) -> None:
     """Give the guest the command ``calls`` (see ``calls.pl``), unless it has it."""
     if guest.run("[ -x /bin/calls ]").returncode:
         program = b"#!/usr/bin/perl\n" + _PROGRAM.read_bytes()

@@ -7,7 +7,7 @@ import os
 
 from harness.channel import Completed
 from harness.errors import Violation
-from harness.guest.guest import quote
+from harness.guest.commands import quote
 from harness.guest.job import Job
 from harness.guest.mount import Mount, host_sha256
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from harness.channel import Completed
 from harness.errors import GuestError, Violation
-from harness.guest.guest import quote
+from harness.guest.commands import quote
 from harness.guest.job import Job
 from harness.guest.mount import Mount
 

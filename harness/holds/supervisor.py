@@ -22,7 +22,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.background import inherit
 from harness.errors import HarnessError, SetupError, UsageError
 from harness.history import HARNESS_ERROR, History
 from harness.holds import shortened, sizeless
@@ -273,7 +272,6 @@ class Supervisor:
         #: tell that no process is left under a filter.
         self._ended = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name=f"hold-{machine}", daemon=True)
-        inherit(self._thread)
         self._thread.start()
 
     def join(self, timeout_s: float) -> None:

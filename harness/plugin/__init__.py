@@ -10,7 +10,6 @@ pytest_plugins = [
     "harness.plugin.schedule",
     "harness.plugin.sharding",
     "harness.plugin.folders",
-    "harness.plugin.ahead",
     "harness.plugin.fixtures",
     "harness.plugin.known_bugs",
     "harness.plugin.judging",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,13 +14,11 @@ from harness.actions.migration import Migration
 from harness.actions.run_state import RunState
 from harness.actions.snapshot import Snapshot
 from harness.artifacts import Artifacts
-from harness.errors import HarnessError
 from harness.guest.guest import Guest
 from harness.guest.variant import VARIANTS, Variant
 from harness.holds.hold import Hold
 from harness.leaks.hunt import LeakHunt
 from harness.ninep.client import RawGuest
-from harness.plugin.ahead import NURSERY, Ahead, next_test
 from harness.plugin.folders import ROOT
 from harness.plugin.options import MATRIX
 from harness.qemu.binary import QemuInstall
@@ -31,7 +28,6 @@ from harness.testbed import Cell, Lab
 
 LAB = pytest.StashKey[Lab]()
 FOLDER = pytest.StashKey[Artifacts]()
-AHEAD = pytest.StashKey[Ahead]()
 
 
 @pytest.fixture(scope="session")
@@ -58,41 +54,16 @@ def cell(request: pytest.FixtureRequest, qemu_name: str, kernel_name: str, machi
 def lab(
     request: pytest.FixtureRequest, cell: Cell, run_folder: RunFolder, artifacts_root: Path
 ) -> Iterator[Lab]:
-    """The machines of this test: none yet, or the one that was begun ahead of it."""
+    """The machines of this test: none yet."""
     test: str = request.node.nodeid
-    ahead = request.config.stash[NURSERY].take(test)
-    made = _make_lab(test, cell, run_folder, artifacts_root) if ahead is None else ahead.lab
+    made = Lab(cell, run_folder, Artifacts.create(artifacts_root, test))
     request.node.stash[FOLDER] = made.artifacts
     request.node.stash[LAB] = made
     try:
-        if ahead is not None:
-            request.node.stash[AHEAD] = ahead
-            ahead.settle()
-            made.begin_test()
         made.history.note("host", "test", {"id": test, "at": datetime.now(UTC).isoformat()})
         yield made
     finally:
         made.close()
-
-
-def _make_lab(test: str, cell: Cell, run_folder: RunFolder, root: Path) -> Lab:
-    return Lab(cell, run_folder, Artifacts.create(root, test))
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_call(item: pytest.Item) -> None:
-    """Begin the next test's guest, now that this one has what it asked for."""
-    lab, following = item.stash.get(LAB, None), next_test(item)
-    if lab is None or following is None:
-        return
-    config, given = item.config, following.callspec.params
-    names = [str(given[axis]) for axis in ("qemu_name", "kernel_name", "machine_name")]
-    with contextlib.suppress(HarnessError, OSError):  # It has its say when the test asks by itself.
-        cell, cold = config.stash[MATRIX].cell(*names), _is_cold(following)
-        config.stash[NURSERY].begin(
-            following.nodeid,
-            lambda: Ahead(_make_lab(following.nodeid, cell, lab.run, config.stash[ROOT]), cold=cold),
-        )
 
 
 @pytest.fixture
@@ -149,15 +120,7 @@ def hold(lab: Lab) -> Hold:
 def guest(request: pytest.FixtureRequest, lab: Lab) -> Guest:
     """A guest that answers commands, and that no other test has touched; no 9p device yet."""
     _first(request, "shares", "hold", "peer", "peers")
-    if AHEAD in request.node.stash:
-        ahead: Ahead = request.node.stash[AHEAD]
-        del request.node.stash[AHEAD]  # A test that is run again begins anew.
-        return ahead.guest()
-    return lab.boot(cold=_is_cold(request.node))
-
-
-def _is_cold(item: pytest.Item) -> bool:
-    return item.get_closest_marker("cold") is not None
+    return lab.boot(cold=request.node.get_closest_marker("cold") is not None)
 
 
 def _first(request: pytest.FixtureRequest, *names: str) -> None:

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.artifacts import MachineArtifacts, tail
-from harness.background import inherit
 from harness.channel.console import KernelLog
 from harness.channel.qmp import Qmp
 from harness.deadline import Pace, T, Watch, wait_until
@@ -189,7 +188,6 @@ class Machine:
         }
         self.history.note(self.name, "machine:launch", value)
         self._reader = threading.Thread(target=self._wait, name=f"wait-{self.name}", daemon=True)
-        inherit(self._reader)
         self._reader.start()
 
     def _wait(self) -> None:

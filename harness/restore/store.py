@@ -14,7 +14,7 @@ from pathlib import Path
 from harness.artifacts import MachineArtifacts
 from harness.deadline import Pace
 from harness.errors import HarnessError, SetupError
-from harness.guest.guest import Guest, freeze_key
+from harness.guest.guest import Guest
 from harness.guest.image import GuestImage
 from harness.history import History
 from harness.provision.cache import Cache
@@ -22,6 +22,7 @@ from harness.qemu.binary import QemuInstall, has_memory_backend
 from harness.qemu.machine import Machine
 from harness.qemu.spec import MachineSpec
 from harness.reaper import RunFolder
+from harness.restore import session as sessions
 from harness.restore import template
 from harness.restore.session import Resuming
 from harness.restore.template import Template
@@ -63,7 +64,7 @@ class TemplateStore:
         if spec.qemu.key not in self._plain:
             self._plain[spec.qemu.key] = self._is_plain(spec.qemu)
         plain = self._plain[spec.qemu.key]
-        key = template.key(spec, f"{image.key} {freeze_key()}", plain=plain)
+        key = template.key(spec, f"{image.key} {sessions.freeze_key()}", plain=plain)
         if key not in self._cannot:
             try:
                 return self._entry(key, spec, image, pace, plain=plain)
@@ -180,7 +181,7 @@ def _make(into: Path, spec: MachineSpec, image: GuestImage, pace: Pace, *, plain
             # By its console: of all connections, only the one of the frozen session may be open then.
             guest.use("console")
             guest.wait_booted()
-            frozen = guest.freeze()
+            frozen = sessions.freeze(guest)
             template.save(guest.machine, into)
         made = Template(into, plain=plain)
         frozen.write(made.session)
@@ -190,7 +191,7 @@ def _make(into: Path, spec: MachineSpec, image: GuestImage, pace: Pace, *, plain
             _guest(trial, run, image, pace) as guest,
         ):
             finish = template.restore(guest.machine, made)
-            guest.wait_restored(session)
+            sessions.wait_restored(guest, session)
             finish()
     finally:
         run.close()

@@ -11,8 +11,11 @@ import pytest
 
 from harness.artifacts import Artifacts
 from harness.matrix import DEFAULT, Matrix, Selection
+from harness.provision import Cache
 from harness.reaper import RunFolder
 from harness.testbed import Lab
+from harness.tests import fakes
+from harness.tests.fakes import World
 
 # The same examples in every run, so that a red run says something about the change;
 # --hypothesis-profile=search looks for new ones.
@@ -47,3 +50,17 @@ def lab(tmp_path: Path, machine_type: str) -> Iterator[Lab]:
     yield made
     made.close()
     run.close()
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A machine and a guest that are stand-ins."""
+    made = fakes.world(tmp_path, monkeypatch)
+    yield made
+    made.machine.history.close()
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    """An empty cache."""
+    return Cache(tmp_path / "the cache")

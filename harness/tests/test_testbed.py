@@ -19,7 +19,7 @@ import pytest
 from harness import deadline
 from harness import testbed as lab_module
 from harness.artifacts import Artifacts
-from harness.background import Background, working_for
+from harness.background import Background
 from harness.channel.guestfwd import Frozen
 from harness.channel.qmp import QmpThread
 from harness.checkers import Record, Verdict, judge
@@ -195,52 +195,14 @@ def test_a_thread_that_is_about_to_end_is_waited_for(lab: Lab, monkeypatch: pyte
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_threads_of_another_lab_are_its_own(
-    lab: Lab, cell: Cell, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whoever started them: a machine's, a call's in the background, and what that makes itself."""
-    other = Lab(cell, run, Artifacts.create(tmp_path, "other"))
-    other.launch(other.spec())
-    done = threading.Event()
-    with working_for(other.history):
-        calling = Background(lambda: Background(done.wait).wait(timeout_s=60))
-    wait_until(
-        lambda: sum(t.name.startswith("background: ") for t in threading.enumerate()) == 2,
-        what="both",
-        timeout_s=60,
-    )
-    lab.close()
-    assert _leftovers(lab)["threads"] == []
-    other.close()
-    left = _leftovers(other)["threads"]
-    done.set()
-    calling.wait(timeout_s=60)
-    assert len(left) == 2
-    assert all(name.startswith("background: ") for name in left)
-
-
-@pytest.mark.usefixtures("_impatient")
-def test_a_thread_is_told_of_once(lab: Lab, cell: Cell, run: RunFolder, tmp_path: Path) -> None:
-    """The next test's lab was begun already, so it is as new to that."""
-    following = Lab(cell, run, Artifacts.create(tmp_path, "following"))
+def test_a_thread_is_reported_once(lab: Lab, cell: Cell, run: RunFolder, tmp_path: Path) -> None:
+    """By the test that left it, and not by the next."""
     with _forgotten():
         lab.close()
+        following = Lab(cell, run, Artifacts.create(tmp_path, "following"))
         following.close()
     assert _leftovers(lab)["threads"] == ["forgotten"]
     assert _leftovers(following)["threads"] == []
-
-
-@pytest.mark.usefixtures("_impatient")
-def test_what_others_start_before_the_test_begins_is_not_its_own(lab: Lab) -> None:
-    """A plugin, say, before the test whose lab was begun during the one before."""
-    done = threading.Event()
-    with _forgotten(), working_for(lab.history):
-        calling = Background(done.wait)
-        lab.begin_test()
-        lab.close()
-        done.set()
-        calling.wait(timeout_s=60)
-    assert _leftovers(lab)["threads"] == ["background: Event.wait"]
 
 
 def test_the_thread_of_all_qmp_clients_is_nobodys(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,7 +300,7 @@ def boots(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the guests of this test went through, instead of doing it."""
     done: list[str] = []
     monkeypatch.setattr(Guest, "wait_booted", lambda _: done.append("booted"))
-    monkeypatch.setattr(Guest, "wait_restored", lambda *_: done.append("answered"))
+    monkeypatch.setattr(lab_module, "wait_restored", lambda *_: done.append("answered"))
 
     def restore(*_: object) -> Callable[[], None]:
         done.append("restored")
@@ -448,28 +410,15 @@ def test_without_templates_every_guest_is_booted(lab: Lab, boots: list[str]) -> 
     assert _born(lab) == {"cold": "templates are switched off"}
 
 
-def _stray(run: RunFolder, folder: Path) -> subprocess.Popen[bytes]:
-    """A process of the run that works in ``folder``."""
-    return subprocess.Popen(["sleep", "60"], env=run.environment(), cwd=folder)
-
-
-def test_a_process_of_another_lab_is_not_left_behind_by_this_one(
-    lab: Lab, cell: Cell, run: RunFolder, tmp_path: Path
-) -> None:
-    """Unless that lab has been closed already: then it is nobody's, and told."""
-    others = [Lab(cell, run, Artifacts.create(tmp_path, name)) for name in ("open", "closed")]
-    strays = [_stray(run, other.folder) for other in others]
-    own = _stray(run, lab.folder)
+def test_a_process_that_stayed_is_reported(lab: Lab, run: RunFolder) -> None:
+    """Whatever it works in: it belongs to the run."""
+    stray = subprocess.Popen(["sleep", "60"], env=run.environment(), cwd="/")
     try:
-        others[1].close()
         lab.close()
-        left = sorted(line.split()[0] for line in _leftovers(lab)["processes"])
-        assert left == sorted(str(process.pid) for process in (own, strays[1]))
-        others[0].close()
+        assert [line.split()[0] for line in _leftovers(lab)["processes"]] == [str(stray.pid)]
     finally:
-        for process in (own, *strays):
-            process.kill()
-            process.wait()
+        stray.kill()
+        stray.wait()
 
 
 def test_a_tool_for_machines_that_run_already(lab: Lab) -> None:

@@ -20,7 +20,7 @@ from harness.guest import guest
 from harness.guest.guest import NETWORK_IS_UP
 from harness.history import Kind, read
 from harness.restore import reseed
-from harness.restore.session import Resuming
+from harness.restore.session import Resuming, wait_restored
 from harness.tests import fakes
 from harness.tests.fakes import World
 
@@ -41,7 +41,7 @@ class Session:
 
 
 def _restored(world: World, found: object = None) -> None:
-    world.guest.wait_restored(cast(Resuming, Session(found or world.ssh)))
+    wait_restored(world.guest, cast(Resuming, Session(found or world.ssh)))
 
 
 def _ends(world: World) -> list[tuple[str, Kind]]:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from harness.provision import Cache
 from harness.tests.provision.archive import Archive, write_recipes
 
 
@@ -19,8 +18,3 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Archive:
 @pytest.fixture
 def recipes(tmp_path: Path) -> Path:
     return write_recipes(tmp_path / "recipes")
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Cache:
-    return Cache(tmp_path / "the cache")

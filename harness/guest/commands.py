@@ -1,0 +1,90 @@
+"""Shell commands as root in a guest, whichever channel they go through.
+
+Jobs, mounts and the programs that are put into a guest need no more of it than this.
+"""
+
+from __future__ import annotations
+
+import shlex
+from abc import ABC, abstractmethod
+
+from harness.channel import Completed
+from harness.deadline import wait_until
+from harness.errors import CommandFailed, GuestError, WaitTimeout
+from harness.qemu.machine import Machine
+
+#: Seconds, before scaling by the accelerator's pace.
+RUN_TIMEOUT_S = 10.0
+
+
+class Commands(ABC):
+    """A guest that runs shell commands.
+
+    :ivar machine: the QEMU that it runs in now.
+    """
+
+    machine: Machine
+
+    @property
+    def actor(self) -> str:
+        """The guest's name in the history."""
+        return f"guest:{self.machine.name}"
+
+    @abstractmethod
+    def run(self, command: str, *, timeout_s: float = RUN_TIMEOUT_S, stdin: bytes = b"") -> Completed:
+        """Run a shell command as root and return how it ended, whatever that was.
+
+        :param timeout_s: seconds, before scaling.
+        :raises HarnessError: the cause, when no answer came: QEMU died, the kernel panicked, a timeout.
+        """
+
+    def succeed(self, command: str, *, timeout_s: float = RUN_TIMEOUT_S, stdin: bytes = b"") -> str:
+        """Run a command that must exit with 0, and return its stdout.
+
+        :raises CommandFailed: when it exits with anything else.
+        """
+        return self.check(self.run(command, timeout_s=timeout_s, stdin=stdin)).stdout
+
+    def check(self, done: Completed) -> Completed:
+        """How a command ended.
+
+        :raises CommandFailed: when it exited with anything else than 0.
+        """
+        if done.returncode != 0:
+            raise CommandFailed(self.actor, done.argv, done.returncode, done.stdout, done.stderr)
+        return done
+
+    def fail(self, command: str, *, timeout_s: float = RUN_TIMEOUT_S) -> Completed:
+        """Run a command that must exit with something else than 0.
+
+        :raises GuestError: when it exits with 0.
+        """
+        done = self.run(command, timeout_s=timeout_s)
+        if done.returncode == 0:
+            raise GuestError(f"{self.actor}: {command!r} was expected to fail, and exited with 0")
+        return done
+
+    def wait_until_succeeds(self, command: str, *, what: str, timeout_s: float = RUN_TIMEOUT_S) -> str:
+        """Repeat a command until it exits with 0; returns its stdout.
+
+        :raises WaitTimeout: with the last answer seen.
+        """
+        last: list[Completed] = []
+
+        def attempt() -> Completed | None:
+            last[:] = [self.run(command)]
+            return last[0] if last[0].returncode == 0 else None
+
+        scaled_s = self.machine.pace.seconds(timeout_s)
+        try:
+            done = wait_until(attempt, what=what, timeout_s=scaled_s, interval_s=0.1)
+        except WaitTimeout as exc:
+            raise WaitTimeout(
+                what, last=last[0], elapsed_s=exc.elapsed_s, artifacts=self.machine.artifacts.folder
+            ) from None
+        return done.stdout
+
+
+def quote(text: str) -> str:
+    """``text`` as one word of the guest's shell."""
+    return shlex.quote(text)
