@@ -130,7 +130,7 @@ def test_every_scenario_of_the_projects_own_ledger_exists() -> None:
     own = ledger.load()
     assert isinstance(own, Ledger)
     assert own.bug
-    scenarios = Path(__file__).parents[2] / "scenarios"
+    scenarios = Path(__file__).parents[3] / "scenarios"
     for entry in own.bug:
         for scenario in entry.scenarios:
             file, _, test = scenario.partition("::")
