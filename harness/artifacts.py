@@ -1,6 +1,6 @@
 """The folder of evidence that every test leaves: fixed names, written live.
 
-The first machine's files lie in the folder itself; each successor's lie in a folder of its name.
+The first machine's files lie in the folder itself; each destination's lie in a folder of its name.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ Watch = Callable[[], None]
 
 
 @dataclass(frozen=True)
-class Pace:
+class TimeoutScale:
     """How patient to be with a guest: seconds written for KVM, scaled for what really runs.
 
     :param factor: 1.0 for hardware virtualisation; larger for TCG, whose guests are slower.

@@ -103,7 +103,7 @@ class QemuDied(Violation):
 
 
 class QmpLost(HarnessError):
-    """The QMP connection broke. A symptom: :meth:`Machine.blame` finds out whether QEMU died."""
+    """The QMP connection broke. A symptom: :meth:`Machine.root_cause` finds out whether QEMU died."""
 
 
 class QmpSilent(Violation):

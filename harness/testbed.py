@@ -13,8 +13,8 @@ from typing import Protocol
 
 from harness.artifacts import CELL, Artifacts
 from harness.background import lasting
-from harness.channel.guestfwd import Frozen
-from harness.deadline import Pace, wait_until
+from harness.channel.guestfwd import SavedSession
+from harness.deadline import TimeoutScale, wait_until
 from harness.errors import HarnessError, SetupError, WaitTimeout
 from harness.guest.guest import Guest
 from harness.guest.image import GuestImage
@@ -24,11 +24,11 @@ from harness.qemu.binary import Capabilities, QemuInstall
 from harness.qemu.machine import Machine, Wrapping
 from harness.qemu.spec import SLOTS, MachineSpec, MachineType, Share
 from harness.reaper import RunFolder
-from harness.restore.session import Resuming, restored, wait_restored
+from harness.restore.session import SessionReplay, restored, wait_restored
 from harness.restore.template import Template, restore
 
 _numbers = itertools.count(1)
-#: Seconds in which the threads of a lab end, once everything that they wait for was closed.
+#: Seconds in which the threads of a testbed end, once everything that they wait for was closed.
 _THREADS_END_WITHIN_S = 10.0
 #: ``__SO_ACCEPTCON`` (kernel: ``include/uapi/linux/net.h``).
 _LISTENS = 1 << 16
@@ -86,7 +86,7 @@ class Cell:
 class TemplateSource(Protocol):
     """Where templates of booted guests come from (see :mod:`harness.restore.template`)."""
 
-    def find(self, spec: MachineSpec, image: GuestImage, pace: Pace) -> Template | str:
+    def find(self, spec: MachineSpec, image: GuestImage, timeout_scale: TimeoutScale) -> Template | str:
         """The template for a machine of ``spec``, or why there is none."""
 
     def damage_of(self, found: Template) -> str | None:
@@ -97,10 +97,10 @@ class TemplateSource(Protocol):
 
 
 class LaunchTool(Protocol):
-    """Something that every machine of a lab is started under."""
+    """Something that every machine of a testbed is started under."""
 
     def wrap(self, spec: MachineSpec, folder: Path) -> Wrapping:
-        """What to add to the start of ``spec``; ``folder`` is private to the lab."""
+        """What to add to the start of ``spec``; ``folder`` is private to the testbed."""
 
     def release(self) -> None:
         """The machines are about to be ended: stand in their way no longer."""
@@ -109,19 +109,22 @@ class LaunchTool(Protocol):
         """The machines have ended."""
 
 
-class Lab:
+class Testbed:
     """Everything that one test starts.
 
     :ivar history: the test's one history.
     :ivar shares: a pool of exports, one for each hotpluggable place; each has an empty folder.
     """
 
+    #: Not a class of tests, whatever its name begins with (pytest: "Changing standard test discovery").
+    __test__ = False
+
     def __init__(self, cell: Cell, run: RunFolder, artifacts: Artifacts) -> None:
         self.cell, self.run, self.artifacts = cell, run, artifacts
         self.machines: list[Machine] = []
         self._guests: list[Guest] = []
         self._tools: list[LaunchTool] = []
-        #: Threads that are none of this lab's: they were there before.
+        #: Threads that are none of this testbed's: they were there before.
         self._others = set(threading.enumerate())
         self._closed = False
         artifacts.write_json(CELL, cell.describe())
@@ -149,7 +152,7 @@ class Lab:
         """
         known = [capabilities.machines for capabilities in (self.cell.capabilities, *others)]
         self.cell = replace(self.cell, machine_type=self.cell.machine_type.known_to_all(*known))
-        self.history.note("host", "lab:machine-type", {"qemu": self.cell.machine_type.qemu})
+        self.history.note("host", "testbed:machine-type", {"qemu": self.cell.machine_type.qemu})
 
     def attach(self, tool: LaunchTool) -> None:
         """Start every machine under ``tool``.
@@ -170,7 +173,7 @@ class Lab:
         return Wrapping(prefix, environment)
 
     def spec(self, *, name: str = "source", plugged: frozenset[str] = frozenset()) -> MachineSpec:
-        """The spec of a machine of this lab's cell, with the whole pool of shares."""
+        """The spec of a machine of this testbed's cell, with the whole pool of shares."""
         return self.cell.spec(name, self.shares, plugged)
 
     def launch(
@@ -181,7 +184,7 @@ class Lab:
         template: Template | None = None,
         started: Callable[[], None] = lambda: None,
     ) -> Machine:
-        """Start a machine (see :meth:`Machine.launch`); this lab ends it at the latest.
+        """Start a machine (see :meth:`Machine.launch`); this testbed ends it at the latest.
 
         :param template: what it is about to be restored from: its kernel log goes on from there.
         """
@@ -194,7 +197,7 @@ class Lab:
             self.folder / spec.name,
             artifacts,
             self.history,
-            pace=self.cell.accel.pace,
+            timeout_scale=self.cell.accel.timeout_scale,
             source=source,
             wrapping=self._wrapping(spec),
             started=started,
@@ -211,7 +214,9 @@ class Lab:
         """
         spec = spec or self.spec()
         found = self._template(spec, cold=cold)
-        self.history.note(spec.name, "guest:born", {"cold": found} if isinstance(found, str) else "restored")
+        self.history.note(
+            spec.name, "guest:started", {"cold": found} if isinstance(found, str) else "restored"
+        )
         if isinstance(found, Template):
             try:
                 return self._restore(spec, found)
@@ -220,7 +225,7 @@ class Lab:
                 if why is None:
                     raise
                 self._discard(spec.name, f"{exc}; {why}")
-                self.history.note(spec.name, "guest:born", {"cold": f"its template was damaged: {why}"})
+                self.history.note(spec.name, "guest:started", {"cold": f"its template was damaged: {why}"})
         guest = self.begin_boot(spec)
         guest.wait_booted()
         return guest
@@ -254,11 +259,11 @@ class Lab:
             return switched_off
         if spec.plugged:
             return own_devices
-        return self.cell.templates.find(spec, self.cell.image, self.cell.accel.pace)
+        return self.cell.templates.find(spec, self.cell.image, self.cell.accel.timeout_scale)
 
     def _restore(self, spec: MachineSpec, template: Template) -> Guest:
-        image, frozen = self.cell.image, Frozen.read(template.session)
-        with closing(Resuming(frozen, image, self.cell.accel.pace)) as session:
+        image, frozen = self.cell.image, SavedSession.read(template.session)
+        with closing(SessionReplay(frozen, image, self.cell.accel.timeout_scale)) as session:
             machine = self.launch(spec.restored(template.memory), template=template, started=session.begin)
             finish = restore(machine, template)
             guest = restored(machine, image)
@@ -273,14 +278,14 @@ class Lab:
         self._guests.append(guest)
         return guest
 
-    def launch_successor(
+    def launch_destination(
         self, source: Machine, change: Callable[[MachineSpec], MachineSpec] = lambda spec: spec
     ) -> Machine:
         """The machine that a migration of ``source`` arrives at, waiting for its stream.
 
         :param change: makes it differ from what its source calls for.
         """
-        spec = source.spec.successor(f"successor-{len(self.machines)}", plugged=frozenset(source.plugged))
+        spec = source.spec.destination(f"destination-{len(self.machines)}", plugged=frozenset(source.plugged))
         return self.launch(change(spec), source=source)
 
     def close(self) -> None:
@@ -322,13 +327,13 @@ class Lab:
         with suppress(WaitTimeout):
             wait_until(
                 lambda: not self._own_threads(),
-                what="the end of the lab's threads",
+                what="the end of the testbed's threads",
                 timeout_s=_THREADS_END_WITHIN_S,
             )
         return [thread.name for thread in self._own_threads()]
 
     def _own_threads(self) -> list[threading.Thread]:
-        """The living threads that were started since this lab began, daemons as well.
+        """The living threads that were started since this testbed began, daemons as well.
 
         A process runs one test at a time, so each of them is this test's, whoever has started it.
         """

@@ -178,7 +178,7 @@ def test_a_detached_share_blocks_until_its_last_user_is_gone(
 def test_a_reset_ends_the_blocker(
     guest: Guest, hotplug: Hotplug, migration: Migration, run_state: RunState, share: Share, how: str
 ) -> None:
-    """The guest that mounted the share is no more; its successor finds a device that works."""
+    """The guest that mounted the share is no more; its destination finds a device that works."""
     hotplug.plug(share)
     mount = guest.mount(share)
     mount.expect_usable()

@@ -20,7 +20,7 @@ from harness.guest.variant import Variant
 from harness.ninep.client import RawGuest
 from harness.qemu.poison import PoisonedHeap
 from harness.qemu.spec import Share
-from harness.testbed import Lab
+from harness.testbed import Testbed
 
 
 @pytest.fixture
@@ -71,9 +71,9 @@ def test_system_reset_after_unplug(after_unplug: Guest, run_state: RunState) -> 
 
 @pytest.mark.thorough
 @pytest.mark.any_plug
-def test_screendump_after_unplug(lab: Lab, share: Share) -> None:
+def test_screendump_after_unplug(testbed: Testbed, share: Share) -> None:
     """A machine with a display is looked at while nothing of the device is left."""
-    guest = lab.boot(replace(lab.spec(), extra=("-device", "VGA,addr=0x1d")))
+    guest = testbed.boot(replace(testbed.spec(), extra=("-device", "VGA,addr=0x1d")))
     hotplug, run_state = Hotplug(guest), RunState(guest)
     run_state.require_screendump()
     hotplug.plug(share)
@@ -94,14 +94,14 @@ def test_quit_after_unplug(after_unplug: Guest) -> None:
     after_unplug.machine.quit()
 
 
-def everything(guest: Guest, lab: Lab) -> None:
-    """Every change of state after another, in one machine and its successor."""
+def everything(guest: Guest, testbed: Testbed) -> None:
+    """Every change of state after another, in one machine and its destination."""
     run_state, snapshot = RunState(guest), Snapshot(guest)
     run_state.stop()
     run_state.cont()
     snapshot.savevm("everything")
     snapshot.loadvm("everything")
-    Migration(guest, lab).migrate()
+    Migration(guest, testbed).migrate()
     run_state.system_reset()
     run_state.stop()
     run_state.cont()
@@ -111,22 +111,22 @@ def everything(guest: Guest, lab: Lab) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.any_plug
-def test_everything_after_an_unplug_with_a_poisoned_heap(lab: Lab, share: Share) -> None:
+def test_everything_after_an_unplug_with_a_poisoned_heap(testbed: Testbed, share: Share) -> None:
     """What was freed is overwritten: a list that still has the device leads nowhere."""
-    lab.attach(PoisonedHeap())
-    guest = lab.boot()
+    testbed.attach(PoisonedHeap())
+    guest = testbed.boot()
     hotplug = Hotplug(guest)
     hotplug.plug(share)
     mount = guest.mount(share)
     mount.expect_usable()
     mount.unmount()
     hotplug.unplug(share)
-    everything(guest, lab)
+    everything(guest, testbed)
 
 
 @pytest.mark.any_plug
 def test_everything_after_a_plug_that_failed(
-    guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...], lab: Lab
+    guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...], testbed: Testbed
 ) -> None:
     """Each error of realize, one after another; nothing of what failed is ever called back."""
     share, other = shares[:2]
@@ -142,19 +142,19 @@ def test_everything_after_a_plug_that_failed(
             hotplug.plug(wrong)
         assert refused.value.desc in plug_refusals(what, wrong)
     away.rename(other.path)
-    everything(guest, lab)
+    everything(guest, testbed)
 
 
 @pytest.mark.any_plug
 def test_everything_after_a_plug_that_failed_late(
-    guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...], lab: Lab
+    guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...], testbed: Testbed
 ) -> None:
     """What the PCI bus or the virtio bus refuses is undone to the end: id, slot and tag are free again."""
     share, other = shares[:2]
     hotplug.plug(other)
     beside = guest.mount(other)
     machine = guest.machine
-    refused = bad_plugs(lab.cell.qemu, lab.cell.machine_type, lab.folder, share, other)
+    refused = bad_plugs(testbed.cell.qemu, testbed.cell.machine_type, testbed.folder, share, other)
     for bad in refused.values():
         bad.expect_refused(machine)
     expect_blocked_by(machine, other)
@@ -167,12 +167,12 @@ def test_everything_after_a_plug_that_failed_late(
     mount.unmount()
     hotplug.unplug(share)
     hotplug.unplug(other)
-    everything(guest, lab)
+    everything(guest, testbed)
 
 
 @pytest.mark.thorough
 def test_everything_after_an_unplug_that_had_to_wait(
-    guest: Guest, hotplug: Hotplug, share: Share, lab: Lab
+    guest: Guest, hotplug: Hotplug, share: Share, testbed: Testbed
 ) -> None:
     """device_del came while the share was mounted, and again; it completed after the umount."""
     hotplug.plug(share)
@@ -184,12 +184,12 @@ def test_everything_after_an_unplug_that_had_to_wait(
     mount.unmount()
     unplug.wait_completed()
     again.expect_granted_or_under_way()
-    everything(guest, lab)
+    everything(guest, testbed)
 
 
 @pytest.mark.thorough
 def test_everything_after_a_replug(
-    guest: Guest, hotplug: Hotplug, share: Share, lab: Lab, variant: Variant
+    guest: Guest, hotplug: Hotplug, share: Share, testbed: Testbed, variant: Variant
 ) -> None:
     """The same id and tag, twice; the second device is there all the while, and works at the end."""
     for _ in range(2):
@@ -197,7 +197,7 @@ def test_everything_after_a_replug(
         guest.mount(share, options=variant.mount_options).unmount()
         hotplug.unplug(share)
     hotplug.plug(share)
-    everything(guest, lab)
+    everything(guest, testbed)
 
 
 #: How far a migration gets before something happens to its source.
@@ -214,9 +214,9 @@ def test_quit_while_the_guest_migrates(
     migration.require(PHASES[phase])
     hotplug.plug(share)
     outgoing = migration.request_migrate(PHASES[phase])
-    outgoing.successor.expect_exit("its source quits")
+    outgoing.destination.expect_exit("its source quits")
     guest.machine.quit()
-    wait_given_up(outgoing.successor)
+    wait_given_up(outgoing.destination)
 
 
 @pytest.mark.no_guest_kernel

@@ -16,7 +16,7 @@ from harness.actions.snapshot import Snapshot
 from harness.guest.guest import Guest
 from harness.qemu.binary import QemuInstall
 from harness.qemu.spec import MachineSpec, Share
-from harness.testbed import Lab
+from harness.testbed import Testbed
 
 
 def by(qemu: QemuInstall) -> Callable[[MachineSpec], MachineSpec]:
@@ -32,11 +32,13 @@ def use(guest: Guest, share: Share, name: str) -> None:
 
 
 @pytest.mark.parametrize("plugged", ["hot", "cold"])
-def test_a_device_arrives_at_another_version(lab: Lab, share: Share, peer: QemuInstall, plugged: str) -> None:
+def test_a_device_arrives_at_another_version(
+    testbed: Testbed, share: Share, peer: QemuInstall, plugged: str
+) -> None:
     """And comes back, alive each time."""
-    home = lab.cell.qemu
-    guest = lab.boot(lab.spec(plugged=frozenset([share.id] if plugged == "cold" else [])))
-    hotplug, migration = Hotplug(guest), Migration(guest, lab)
+    home = testbed.cell.qemu
+    guest = testbed.boot(testbed.spec(plugged=frozenset([share.id] if plugged == "cold" else [])))
+    hotplug, migration = Hotplug(guest), Migration(guest, testbed)
     if plugged == "hot":
         hotplug.plug(share)
     use(guest, share, "before")
@@ -47,25 +49,30 @@ def test_a_device_arrives_at_another_version(lab: Lab, share: Share, peer: QemuI
 
 
 def test_one_life_in_all_versions(
-    guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, peers: list[QemuInstall], lab: Lab
+    guest: Guest,
+    hotplug: Hotplug,
+    migration: Migration,
+    share: Share,
+    peers: list[QemuInstall],
+    testbed: Testbed,
 ) -> None:
     """From one to the next and back again, with a device that is plugged in one and unplugged in another."""
     hotplug.plug(share)
-    for number, where in enumerate([*peers, *reversed(peers[:-1]), lab.cell.qemu]):
+    for number, where in enumerate([*peers, *reversed(peers[:-1]), testbed.cell.qemu]):
         migration.migrate(change=by(where))
         use(guest, share, f"turn-{number}")
     hotplug.unplug(share)
 
 
 def test_a_snapshot_is_loaded_by_another_version(
-    guest: Guest, hotplug: Hotplug, snapshot: Snapshot, share: Share, peer: QemuInstall, lab: Lab
+    guest: Guest, hotplug: Hotplug, snapshot: Snapshot, share: Share, peer: QemuInstall, testbed: Testbed
 ) -> None:
     """savevm by one, loadvm by the other: the guest goes on there, and its device with it."""
     hotplug.plug(share)
     use(guest, share, "before")
     guest.succeed("echo saved > /tmp/state")
     snapshot.savevm("crossing")
-    snapshot.load_elsewhere(lab, "crossing", change=by(peer))
+    snapshot.load_elsewhere(testbed, "crossing", change=by(peer))
     assert guest.succeed("cat /tmp/state") == "saved\n"
     use(guest, share, "after")
     hotplug.unplug(share)

@@ -25,7 +25,7 @@ from harness.ninep.messages import T
 from harness.plugin.thorough import by_default
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
-from harness.testbed import Lab
+from harness.testbed import Testbed
 
 #: Flags of the guest's kernel, x86-64; not in every :mod:`os`.
 O_DIRECT, O_DIRECTORY = 0o40000, 0o200000
@@ -393,10 +393,10 @@ def _targets(folder: Path) -> Iterator[str]:
 class Many:
     """A guest whose program has more open than QEMU may have."""
 
-    def __init__(self, lab: Lab, share: Share, *, files: int = FILES, folders: int = FOLDERS) -> None:
-        OpenFileLimit(lab, LIMIT)
+    def __init__(self, testbed: Testbed, share: Share, *, files: int = FILES, folders: int = FOLDERS) -> None:
+        OpenFileLimit(testbed, LIMIT)
         self.share = share
-        self.guest = lab.boot()
+        self.guest = testbed.boot()
         Hotplug(self.guest).plug(share)
         self.mount = self.guest.mount(share, options="cache=none")
         self.program, self.files = Program(), [File(f"file{number}") for number in range(files)]
@@ -445,18 +445,18 @@ class Many:
 
 
 @pytest.mark.any_plug
-def test_more_open_files_than_the_limit(lab: Lab, share: Share) -> None:
+def test_more_open_files_than_the_limit(testbed: Testbed, share: Share) -> None:
     """All can be used, in any order."""
-    many = Many(lab, share)
+    many = Many(testbed, share)
     many.use_all()
     many.run()
 
 
 @pytest.mark.thorough
 @pytest.mark.any_plug
-def test_what_loses_its_name_keeps_its_content_beyond_the_limit(lab: Lab, share: Share) -> None:
+def test_what_loses_its_name_keeps_its_content_beyond_the_limit(testbed: Testbed, share: Share) -> None:
     """What QEMU has closed to make room it opens again before its name goes, or becomes another."""
-    many = Many(lab, share, files=25, folders=25)
+    many = Many(testbed, share, files=25, folders=25)
     program = many.program
     many.open_more()
     for number in range(10):
@@ -475,9 +475,9 @@ def test_what_loses_its_name_keeps_its_content_beyond_the_limit(lab: Lab, share:
 
 @pytest.mark.thorough
 @pytest.mark.any_plug
-def test_what_another_replaces_keeps_its_content_beyond_the_limit(lab: Lab, share: Share) -> None:
+def test_what_another_replaces_keeps_its_content_beyond_the_limit(testbed: Testbed, share: Share) -> None:
     """An open file over which another is renamed, as programs do that save a file, is still the old one."""
-    many = Many(lab, share, files=20, folders=0)
+    many = Many(testbed, share, files=20, folders=0)
     for number in range(10):
         many.program.add("rename", f"file{10 + number}", f"file{number}")
     many.open_more()
@@ -502,9 +502,9 @@ FLAGS = {
 
 @pytest.mark.thorough
 @pytest.mark.any_plug
-def test_a_file_is_what_it_was_when_it_is_opened_again(lab: Lab, share: Share) -> None:
+def test_a_file_is_what_it_was_when_it_is_opened_again(testbed: Testbed, share: Share) -> None:
     """However it was opened: that QEMU closed it meanwhile, to make room, changes nothing."""
-    many = Many(lab, share, files=0, folders=0)
+    many = Many(testbed, share, files=0, folders=0)
     program, files = many.program, [File(name) for name in FLAGS]
     for file in files:
         if not FLAGS[file.name] & os.O_CREAT:
@@ -528,9 +528,9 @@ def test_a_file_is_what_it_was_when_it_is_opened_again(lab: Lab, share: Share) -
 class Crowd:
     """A raw client of a QEMU that may have few files open; it has one of its own, :data:`LOOKED_AT`."""
 
-    def __init__(self, lab: Lab, share: Share) -> None:
-        OpenFileLimit(lab, LIMIT)
-        raw = RawGuest(lab)
+    def __init__(self, testbed: Testbed, share: Share) -> None:
+        OpenFileLimit(testbed, LIMIT)
+        raw = RawGuest(testbed)
         self.machine, self._share = raw.machine, share
         for number in range(LIMIT):
             (share.path / f"file{number}").write_bytes(b"another file's bytes")
@@ -561,9 +561,9 @@ class Crowd:
 
 
 @pytest.fixture
-def crowd(lab: Lab, share: Share, hold: Hold) -> Crowd:  # noqa: ARG001 (the machine is started under it)
+def crowd(testbed: Testbed, share: Share, hold: Hold) -> Crowd:  # noqa: ARG001 (the machine is started under it)
     """Lives until the machine has ended, as the plugin's own."""
-    return Crowd(lab, share)
+    return Crowd(testbed, share)
 
 
 @pytest.mark.no_guest_kernel

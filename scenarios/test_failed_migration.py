@@ -22,7 +22,7 @@ from harness.guest.guest import Guest
 from harness.ninep.client import RawGuest
 from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
-from harness.testbed import Lab
+from harness.testbed import Testbed
 
 
 @pytest.mark.any_plug
@@ -95,7 +95,7 @@ def test_one_failure_after_another(
 @pytest.mark.thorough
 @pytest.mark.any_plug
 def test_a_stopped_guest_arrives_stopped(
-    guest: Guest, hotplug: Hotplug, migration: Migration, run_state: RunState, share: Share, lab: Lab
+    guest: Guest, hotplug: Hotplug, migration: Migration, run_state: RunState, share: Share, testbed: Testbed
 ) -> None:
     """Whether it was stopped before or after a try that failed: it does not run before it is told to."""
     hotplug.plug(share)
@@ -104,7 +104,7 @@ def test_a_stopped_guest_arrives_stopped(
     FAILURES["cancelled"](migration)
     run_state.expect_stopped()
     migration.request_migrate(stopped=True).wait_arrived(status="paused")
-    lab.machines[0].quit()
+    testbed.machines[0].quit()
     run_state.expect_stopped()
     run_state.cont()
     use(guest, migration, share, "after")

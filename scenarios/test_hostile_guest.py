@@ -34,7 +34,7 @@ from harness.qemu.acpi import eject_writes_of
 from harness.qemu.deletion import Deletion
 from harness.qemu.machine import Machine
 from harness.qemu.spec import FIXED_PLACES, Share
-from harness.testbed import Lab
+from harness.testbed import Testbed
 
 
 @pytest.mark.always
@@ -122,7 +122,7 @@ def test_a_reset_with_a_request_in_flight(
         reset_while_held = happens_while(
             guest.machine, lambda: bool(resets.events), while_=held.waiting, what="the reset"
         )
-    reset.wait(timeout_s=guest.machine.pace.seconds(30))
+    reset.wait(timeout_s=guest.machine.timeout_scale.seconds(30))
     migration.expect_not_blocked()
     assert not reset_while_held, "the machine was reset (RESET) with a request in flight"
     mount = guest.mount(share)
@@ -182,12 +182,12 @@ def test_the_module_unloaded_and_loaded(
 
 
 @pytest.fixture
-def on_a_fixed_bus(lab: Lab) -> RawGuest:
+def on_a_fixed_bus(testbed: Testbed) -> RawGuest:
     """A machine that has the first share since its start, on a bus that forbids hotplug."""
-    fixed, share = FIXED_PLACES["pc"], lab.shares[0]
-    fixed.require(lab.cell.qemu)
-    lab.declare(replace(share, device_options={"bus": fixed.bus, "addr": fixed.addr}))
-    return RawGuest(lab, plugged=frozenset([share.id]), arguments=fixed.arguments)
+    fixed, share = FIXED_PLACES["pc"], testbed.shares[0]
+    fixed.require(testbed.cell.qemu)
+    testbed.declare(replace(share, device_options={"bus": fixed.bus, "addr": fixed.addr}))
+    return RawGuest(testbed, plugged=frozenset([share.id]), arguments=fixed.arguments)
 
 
 @pytest.mark.no_guest_kernel
@@ -321,7 +321,7 @@ def test_a_flush_waits_for_the_request_it_flushes(raw_guest: RawGuest, share: Sh
         flush = driver.send(T.FLUSH, p9.flush(read.tag))
         # Each look needs QMP's answer as well: QEMU's main loop has been round, and has seen the flush.
         held.in_flight()
-        hold_for(raw_guest.machine.pace.seconds(0.1), lambda: driver.expect_answered(answered))
+        hold_for(raw_guest.machine.timeout_scale.seconds(0.1), lambda: driver.expect_answered(answered))
         held.in_flight()
     driver.wait_answer(flush)
     assert driver.read(2, 0, 100) == b"content"
@@ -343,7 +343,7 @@ def test_a_reset_waits_for_a_request_in_flight(
         done_while_held = happens_while(
             raw_guest.machine, lambda: reset.done, while_=held.waiting, what=f"the {end}"
         )
-    reset.wait(timeout_s=raw_guest.machine.pace.seconds(30))
+    reset.wait(timeout_s=raw_guest.machine.timeout_scale.seconds(30))
     expect_blocked_by(raw_guest.machine)
     driver = raw_guest.driver(share)
     driver.version()

@@ -22,7 +22,7 @@ from harness.ninep.messages import T
 from harness.plugin.thorough import by_default
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
-from harness.testbed import Lab
+from harness.testbed import Testbed
 
 
 @pytest.mark.always
@@ -294,10 +294,12 @@ def test_a_plug_that_fails(leak_hunt: LeakHunt, shares: tuple[Share, ...], wrong
         of=["rom_missing", "iommu_of_a_legacy_device"],
     ),
 )
-def test_a_plug_that_fails_late(leak_hunt: LeakHunt, shares: tuple[Share, ...], lab: Lab, wrong: str) -> None:
+def test_a_plug_that_fails_late(
+    leak_hunt: LeakHunt, shares: tuple[Share, ...], testbed: Testbed, wrong: str
+) -> None:
     """The PCI bus or the virtio bus refuses the device: before its realize, after it, or in its midst."""
     share, other = shares[:2]
-    refused = bad_plugs(lab.cell.qemu, lab.cell.machine_type, lab.folder, share, other)
+    refused = bad_plugs(testbed.cell.qemu, testbed.cell.machine_type, testbed.folder, share, other)
     if wrong not in refused:
         raise Unsupported(f"this QEMU's {share.driver} has no such properties: {wrong}")
 

@@ -24,7 +24,7 @@ from harness.qemu.binary import properties
 from harness.qemu.deletion import Deletion
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share, Value
-from harness.testbed import Lab
+from harness.testbed import Testbed
 
 
 @pytest.mark.always
@@ -79,11 +79,11 @@ def test_a_share_can_be_plugged_again(guest: Guest, hotplug: Hotplug, share: Sha
 
 @pytest.mark.thorough
 @pytest.mark.cold
-def test_plugs_while_the_guest_boots(lab: Lab) -> None:
+def test_plugs_while_the_guest_boots(testbed: Testbed) -> None:
     """At any time between power-on and the first process: the device stays, and is found at the latest when
     the guest looks for new devices. One that was there before is unplugged like any other."""
-    cold, *others = lab.shares
-    guest = lab.begin_boot(lab.spec(plugged=frozenset([cold.id])))
+    cold, *others = testbed.shares
+    guest = testbed.begin_boot(testbed.spec(plugged=frozenset([cold.id])))
     machine = guest.machine
     for share, line in zip(others, ("", "PCI host bridge to bus", "Run /init"), strict=True):
         wait_printed(machine, line)
@@ -91,8 +91,8 @@ def test_plugs_while_the_guest_boots(lab: Lab) -> None:
     guest.wait_booted()
     guest.succeed("echo 1 > /sys/bus/pci/rescan")
     hotplug = Hotplug(guest)
-    wait_listed(guest, *lab.shares)
-    use_and_unplug(guest, hotplug, *lab.shares)
+    wait_listed(guest, *testbed.shares)
+    use_and_unplug(guest, hotplug, *testbed.shares)
 
 
 def wait_printed(machine: Machine, line: str) -> None:
@@ -123,19 +123,19 @@ def wait_listed(guest: Guest, *shares: Share) -> None:
 
 
 @pytest.mark.thorough
-def test_every_place_at_once(guest: Guest, hotplug: Hotplug, lab: Lab) -> None:
+def test_every_place_at_once(guest: Guest, hotplug: Hotplug, testbed: Testbed) -> None:
     """All are plugged, and later unplugged, without waiting for one another; and plugged again at once, or
     some seconds later: the guest is still busy with the unplug then (native PCIe)."""
     machine = guest.machine
-    for share in lab.shares:
+    for share in testbed.shares:
         machine.device_add(share)
-    wait_listed(guest, *lab.shares)
-    use_and_unplug(guest, hotplug, *lab.shares)
-    for share, pause_s in zip(lab.shares, (0, 0.3, 1, 2), strict=True):
-        hold_for(machine.pace.seconds(pause_s), machine.watch)
+    wait_listed(guest, *testbed.shares)
+    use_and_unplug(guest, hotplug, *testbed.shares)
+    for share, pause_s in zip(testbed.shares, (0, 0.3, 1, 2), strict=True):
+        hold_for(machine.timeout_scale.seconds(pause_s), machine.watch)
         machine.device_add(share)
-    wait_listed(guest, *lab.shares)
-    for share in lab.shares:
+    wait_listed(guest, *testbed.shares)
+    for share in testbed.shares:
         guest.mount(share).expect_usable()
 
 
@@ -173,11 +173,11 @@ def insist(hotplug: Hotplug, share: Share) -> None:
 
 
 @pytest.mark.thorough
-def test_two_functions_of_one_slot(guest: Guest, hotplug: Hotplug, lab: Lab) -> None:
+def test_two_functions_of_one_slot(guest: Guest, hotplug: Hotplug, testbed: Testbed) -> None:
     """The guest sees neither before function 0 comes, which is the last; then both. A function that it has
     not seen can be taken back. An unplug of one takes the whole slot."""
-    first, second = lab.shares[:2]
-    place = first.device(lab.cell.machine_type)
+    first, second = testbed.shares[:2]
+    place = first.device(testbed.cell.machine_type)
     function = {"bus": place["bus"], "multifunction": True}
     zero = replace(first, device_options={**function, "addr": f"{place['addr']}.0"})
     one = replace(second, device_options={**function, "addr": f"{place['addr']}.1"})
@@ -201,10 +201,12 @@ def test_two_functions_of_one_slot(guest: Guest, hotplug: Hotplug, lab: Lab) -> 
 
 @pytest.mark.thorough
 @pytest.mark.pin_machine("pc")
-def test_a_device_with_other_properties(guest: Guest, hotplug: Hotplug, share: Share, lab: Lab) -> None:
+def test_a_device_with_other_properties(
+    guest: Guest, hotplug: Hotplug, share: Share, testbed: Testbed
+) -> None:
     """However it notifies, interrupts and lays out its rings: it is plugged, used and unplugged."""
-    known = properties(lab.cell.qemu, share.driver)
-    rom = lab.folder / "rom"
+    known = properties(testbed.cell.qemu, share.driver)
+    rom = testbed.folder / "rom"
     rom.write_bytes(b"\x55\xaa".ljust(2048, b"\0"))
     with_rom: dict[str, Value] = {"romfile": str(rom), "acpi-index": 7}
     for options in (with_rom, *PROPERTIES):

@@ -47,7 +47,7 @@ from harness.ninep.messages import NOFID, UNIX_VERSION, VERSION, T
 from harness.qemu.binary import require_options
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
-from harness.testbed import Lab
+from harness.testbed import Testbed
 
 pytestmark = [pytest.mark.no_guest_kernel, pytest.mark.pin_machine("pc")]
 
@@ -541,7 +541,7 @@ def about(what: str, machine: Machine | None = None) -> Iterator[None]:
     except HarnessError as exc:
         exc.args = (f"{exc} (about {what})",)
         if machine is not None:
-            raise machine.blame(exc) from exc
+            raise machine.root_cause(exc) from exc
         raise
 
 
@@ -938,17 +938,17 @@ def test_a_new_attribute_reads_as_zeros(raw_guest: RawGuest, share: Share) -> No
 
 
 @pytest.fixture
-def guest_of_few_attributes(lab: Lab) -> RawGuest:
+def guest_of_few_attributes(testbed: Testbed) -> RawGuest:
     """A guest that may have three fids of attributes at a time, on its first share."""
     option = "max_xattr"
-    require_options(lab.cell.qemu, "-fsdev", f"local,id=few,path=/,security_model=none,{option}=3")
-    lab.declare(replace(lab.shares[0], fsdev_options={option: "3"}), *lab.shares[1:])
-    return RawGuest(lab)
+    require_options(testbed.cell.qemu, "-fsdev", f"local,id=few,path=/,security_model=none,{option}=3")
+    testbed.declare(replace(testbed.shares[0], fsdev_options={option: "3"}), *testbed.shares[1:])
+    return RawGuest(testbed)
 
 
-def test_the_limit_on_fids_of_attributes(lab: Lab, guest_of_few_attributes: RawGuest) -> None:
+def test_the_limit_on_fids_of_attributes(testbed: Testbed, guest_of_few_attributes: RawGuest) -> None:
     """``max_xattr``: of those that are read and those that are written, together; a clunk makes room."""
-    driver = started(guest_of_few_attributes, lab.shares[0])
+    driver = started(guest_of_few_attributes, testbed.shares[0])
 
     def reading(fid: int) -> str:
         return tell(driver, T.XATTRWALK, p9.xattrwalk(ROOT, fid, ""))
@@ -1511,7 +1511,7 @@ def test_a_reset_with_flushed_requests_in_flight(
         done_while_held = happens_while(
             raw_guest.machine, lambda: reset.done, while_=held.waiting, what=f"the {end}"
         )
-    reset.wait(timeout_s=raw_guest.machine.pace.seconds(30))
+    reset.wait(timeout_s=raw_guest.machine.timeout_scale.seconds(30))
     expect_blocked_by(raw_guest.machine)
     revived(raw_guest, share).clunk(ROOT)
     assert fds(raw_guest.machine) == before
@@ -1582,10 +1582,10 @@ CHANGING: dict[str, dict[str, tuple[T, bytes]]] = {
 
 
 @pytest.fixture
-def guest_of_a_read_only_export(lab: Lab) -> RawGuest:
+def guest_of_a_read_only_export(testbed: Testbed) -> RawGuest:
     """A guest whose first share is ``readonly=on``."""
-    lab.declare(replace(lab.shares[0], fsdev_options={"readonly": "on"}), *lab.shares[1:])
-    return RawGuest(lab)
+    testbed.declare(replace(testbed.shares[0], fsdev_options={"readonly": "on"}), *testbed.shares[1:])
+    return RawGuest(testbed)
 
 
 def with_fids(driver: RawDriver) -> None:
@@ -1622,17 +1622,17 @@ def expect_refused(
 
 
 @pytest.mark.parametrize("protocol", BOTH)
-def test_a_read_only_export(lab: Lab, guest_of_a_read_only_export: RawGuest, protocol: str) -> None:
+def test_a_read_only_export(testbed: Testbed, guest_of_a_read_only_export: RawGuest, protocol: str) -> None:
     """Every message that would change something is refused, and says so."""
-    expect_refused(guest_of_a_read_only_export, lab.shares[0], protocol, CHANGING[protocol])
+    expect_refused(guest_of_a_read_only_export, testbed.shares[0], protocol, CHANGING[protocol])
 
 
 def test_a_topen_that_truncates_on_a_read_only_export(
-    lab: Lab, guest_of_a_read_only_export: RawGuest
+    testbed: Testbed, guest_of_a_read_only_export: RawGuest
 ) -> None:
     """The same for one that opens for reading, and would empty the file all the same."""
     messages = {"Topen to truncate": (T.OPEN, p9.unix_open(FILE, p9.OREAD | p9.OTRUNC))}
-    expect_refused(guest_of_a_read_only_export, lab.shares[0], UNIX_VERSION, messages)
+    expect_refused(guest_of_a_read_only_export, testbed.shares[0], UNIX_VERSION, messages)
 
 
 #: Messages that change the path of :data:`FOLDER`, a folder that is in use.
@@ -1663,7 +1663,7 @@ def test_a_path_changes_when_no_thread_uses_it(
         answered = driver.answered()
         # Each look needs QMP's answer as well: QEMU's main loop has been round, and has seen the message.
         held.in_flight()
-        hold_for(raw_guest.machine.pace.seconds(0.1), lambda: driver.expect_answered(answered))
+        hold_for(raw_guest.machine.timeout_scale.seconds(0.1), lambda: driver.expect_answered(answered))
         held.in_flight()
     driver.wait_answer(making)
     driver.wait_answer(moving)

@@ -31,7 +31,7 @@ from harness.ninep.client import NineError, RawDriver, RawGuest
 from harness.ninep.messages import T
 from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
-from harness.testbed import Lab
+from harness.testbed import Testbed
 
 #: The first two show the guest's files as they are on the host.
 MODELS = ("none", "passthrough", "mapped-xattr", "mapped-file")
@@ -45,10 +45,10 @@ def _id(model: str) -> str:
 
 
 @pytest.fixture
-def shares(lab: Lab) -> tuple[Share, ...]:
+def shares(testbed: Testbed) -> tuple[Share, ...]:
     """Four exports, one of each security model."""
-    return lab.declare(
-        *(replace(share, security_model=model) for share, model in zip(lab.shares, MODELS, strict=True))
+    return testbed.declare(
+        *(replace(share, security_model=model) for share, model in zip(testbed.shares, MODELS, strict=True))
     )
 
 
@@ -498,12 +498,12 @@ TAGS = ("t", "sixteen-letters-", "seventeen-letters", "thirty-one-letters-of-mou
 
 
 @pytest.mark.any_plug
-def test_mount_tags(lab: Lab) -> None:
+def test_mount_tags(testbed: Testbed) -> None:
     """Tags of 1 to 31 characters arrive whole."""
-    shares = lab.declare(
-        *(replace(share, mount_tag=tag) for share, tag in zip(lab.shares, TAGS, strict=True))
+    shares = testbed.declare(
+        *(replace(share, mount_tag=tag) for share, tag in zip(testbed.shares, TAGS, strict=True))
     )
-    guest = lab.boot()
+    guest = testbed.boot()
     hotplug = Hotplug(guest)
     for share in shares:
         hotplug.plug(share)

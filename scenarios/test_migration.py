@@ -16,15 +16,15 @@ from harness.guest.guest import Guest
 from harness.guest.mount import host_sha256
 from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
-from harness.testbed import Lab
+from harness.testbed import Testbed
 
 
 @pytest.mark.always
 @pytest.mark.parametrize("plugged", by_default("hot", of=["hot", "cold"]))
-def test_an_unmounted_device_arrives_alive(lab: Lab, share: Share, plugged: str) -> None:
+def test_an_unmounted_device_arrives_alive(testbed: Testbed, share: Share, plugged: str) -> None:
     """Plugged while the source ran, or on its command line: the guest mounts it, uses it, and lets it go."""
-    guest = lab.boot(lab.spec(plugged=frozenset([share.id] if plugged == "cold" else [])))
-    hotplug, migration = Hotplug(guest), Migration(guest, lab)
+    guest = testbed.boot(testbed.spec(plugged=frozenset([share.id] if plugged == "cold" else [])))
+    hotplug, migration = Hotplug(guest), Migration(guest, testbed)
     if plugged == "hot":
         hotplug.plug(share)
     mount = guest.mount(share)
@@ -44,10 +44,10 @@ def test_an_unmounted_device_arrives_alive(lab: Lab, share: Share, plugged: str)
 @pytest.mark.thorough
 @pytest.mark.any_plug
 @pytest.mark.parametrize("plugged", ["hot", "cold"])
-def test_a_device_is_plugged_again_where_it_arrived(lab: Lab, share: Share, plugged: str) -> None:
+def test_a_device_is_plugged_again_where_it_arrived(testbed: Testbed, share: Share, plugged: str) -> None:
     """The id, the place and the tag are free there, too; the new device arrives as the old one did."""
-    guest = lab.boot(lab.spec(plugged=frozenset([share.id] if plugged == "cold" else [])))
-    hotplug, migration = Hotplug(guest), Migration(guest, lab)
+    guest = testbed.boot(testbed.spec(plugged=frozenset([share.id] if plugged == "cold" else [])))
+    hotplug, migration = Hotplug(guest), Migration(guest, testbed)
     if plugged == "hot":
         hotplug.plug(share)
     for number in range(2):
@@ -65,10 +65,12 @@ def test_a_device_is_plugged_again_where_it_arrived(lab: Lab, share: Share, plug
 @pytest.mark.thorough
 @pytest.mark.any_plug
 @pytest.mark.parametrize("used", [False, True])
-def test_a_device_of_the_command_line_goes_before_a_migration(lab: Lab, share: Share, used: bool) -> None:
+def test_a_device_of_the_command_line_goes_before_a_migration(
+    testbed: Testbed, share: Share, used: bool
+) -> None:
     """Unplugged where it was from the start: the destination has none, and gets one later."""
-    guest = lab.boot(lab.spec(plugged=frozenset([share.id])))
-    hotplug, migration = Hotplug(guest), Migration(guest, lab)
+    guest = testbed.boot(testbed.spec(plugged=frozenset([share.id])))
+    hotplug, migration = Hotplug(guest), Migration(guest, testbed)
     if used:
         guest.mount(share).unmount()
     hotplug.unplug(share)
@@ -92,7 +94,9 @@ def test_loadvm_without_the_device(guest: Guest, hotplug: Hotplug, snapshot: Sna
     with pytest.raises(QemuError, match=r"Unknown savevm section or instance '.*virtio-9p'"):
         snapshot.loadvm("with")
     machine.device_add(share)
-    assert machine.qmp.hmp("loadvm with", timeout_s=machine.pace.seconds(30), watch=machine.watch) == ""
+    assert (
+        machine.qmp.hmp("loadvm with", timeout_s=machine.timeout_scale.seconds(30), watch=machine.watch) == ""
+    )
     guest.disconnect()
     machine.qmp.execute("cont", watch=machine.watch)
     assert guest.succeed("cat /tmp/state") == "saved\n"

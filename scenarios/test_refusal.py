@@ -18,29 +18,31 @@ from harness.guest.mount import expect_no_mount
 from harness.ninep.client import RawGuest
 from harness.qemu.binary import require_options, require_property
 from harness.qemu.spec import FIXED_PLACES, FixedPlace, Share, Value
-from harness.testbed import Lab
+from harness.testbed import Testbed
 
 
 @pytest.fixture
-def fixed(lab: Lab) -> FixedPlace:
+def fixed(testbed: Testbed) -> FixedPlace:
     """A place of this machine type whose bus forbids hotplug."""
-    return FIXED_PLACES[lab.cell.machine_type.name]
+    return FIXED_PLACES[testbed.cell.machine_type.name]
 
 
 @pytest.fixture
-def shares(lab: Lab, fixed: FixedPlace) -> tuple[Share, ...]:
+def shares(testbed: Testbed, fixed: FixedPlace) -> tuple[Share, ...]:
     """Two that belong into that place, and two that can be plugged as usual."""
     there = {"bus": fixed.bus, "addr": fixed.addr}
-    first, second, *others = lab.shares
-    return lab.declare(replace(first, device_options=there), replace(second, device_options=there), *others)
+    first, second, *others = testbed.shares
+    return testbed.declare(
+        replace(first, device_options=there), replace(second, device_options=there), *others
+    )
 
 
 @pytest.fixture
-def cold_plugged(lab: Lab, fixed: FixedPlace, shares: tuple[Share, ...]) -> Guest:
+def cold_plugged(testbed: Testbed, fixed: FixedPlace, shares: tuple[Share, ...]) -> Guest:
     """A guest that has the first share since its start, in the place that forbids hotplug."""
-    fixed.require(lab.cell.qemu)
-    spec = lab.spec(plugged=frozenset([shares[0].id]))
-    return lab.boot(replace(spec, extra=fixed.arguments))
+    fixed.require(testbed.cell.qemu)
+    spec = testbed.spec(plugged=frozenset([shares[0].id]))
+    return testbed.boot(replace(spec, extra=fixed.arguments))
 
 
 def refusal(hotplug: Hotplug, command: str, **arguments: str | bool | int) -> str:
@@ -70,9 +72,9 @@ def test_a_bus_that_forbids_hotplug(
 
 
 @pytest.mark.any_plug
-def test_names_that_are_taken_or_unknown(guest: Guest, hotplug: Hotplug, lab: Lab) -> None:
+def test_names_that_are_taken_or_unknown(guest: Guest, hotplug: Hotplug, testbed: Testbed) -> None:
     """A busy id and an unknown one."""
-    share, other = lab.shares[2:]
+    share, other = testbed.shares[2:]
     hotplug.plug(share)
     mount = guest.mount(share)
     taken = replace(other, id=share.id, fsdev_of=other.id)
@@ -86,10 +88,10 @@ def test_names_that_are_taken_or_unknown(guest: Guest, hotplug: Hotplug, lab: La
 
 
 @pytest.fixture
-def unindexed(lab: Lab) -> tuple[Share, Share]:
+def unindexed(testbed: Testbed) -> tuple[Share, Share]:
     """Two shares, on a QEMU whose devices can have an ``acpi-index``, by which the guest names them."""
-    require_property(lab.cell.qemu, lab.shares[0].driver, "acpi-index")
-    return lab.shares[0], lab.shares[1]
+    require_property(testbed.cell.qemu, testbed.shares[0].driver, "acpi-index")
+    return testbed.shares[0], testbed.shares[1]
 
 
 def indexed(share: Share, index: int) -> Share:
@@ -130,9 +132,11 @@ def test_an_acpi_index_after_a_plug_that_failed(
 
 
 @pytest.mark.any_plug
-def test_hotplug_during_a_migration(guest: Guest, hotplug: Hotplug, migration: Migration, lab: Lab) -> None:
+def test_hotplug_during_a_migration(
+    guest: Guest, hotplug: Hotplug, migration: Migration, testbed: Testbed
+) -> None:
     """Refused while it lasts; when it was cancelled, everything works."""
-    share, other = lab.shares[2:]
+    share, other = testbed.shares[2:]
     hotplug.plug(share)
     with migration.under_way():
         with pytest.raises(QemuError) as refused:
@@ -148,12 +152,12 @@ def test_hotplug_during_a_migration(guest: Guest, hotplug: Hotplug, migration: M
 
 @pytest.mark.thorough
 @pytest.mark.any_plug
-def test_a_refused_plug_while_the_stream_stalls(guest: Guest, lab: Lab) -> None:
+def test_a_refused_plug_while_the_stream_stalls(guest: Guest, testbed: Testbed) -> None:
     """A destination that does not read delays the migration, and nothing else: the refusal comes at once."""
-    machine, share = guest.machine, lab.shares[2]
+    machine, share = guest.machine, testbed.shares[2]
     with stalled(machine):
         plug = machine.qmp.request("device_add", share.device(machine.spec.machine_type))
-        hold_for(machine.pace.seconds(1.0), machine.watch_process, until=lambda: plug.done)
+        hold_for(machine.timeout_scale.seconds(1.0), machine.watch_process, until=lambda: plug.done)
         answered_while_stalled = plug.done
     with pytest.raises(QemuError) as refused:
         plug.wait()
@@ -163,9 +167,11 @@ def test_a_refused_plug_while_the_stream_stalls(guest: Guest, lab: Lab) -> None:
 
 
 @pytest.mark.any_plug
-def test_a_mount_during_a_migration(guest: Guest, hotplug: Hotplug, migration: Migration, lab: Lab) -> None:
+def test_a_mount_during_a_migration(
+    guest: Guest, hotplug: Hotplug, migration: Migration, testbed: Testbed
+) -> None:
     """The mount cannot block a migration that has begun: it is refused, and works once that is over."""
-    share = lab.shares[2]
+    share = testbed.shares[2]
     hotplug.plug(share)
     with migration.under_way():
         with pytest.raises(CommandFailed, match="Device or resource busy"):
@@ -183,10 +189,10 @@ def test_a_mount_during_a_migration(guest: Guest, hotplug: Hotplug, migration: M
 
 @pytest.mark.thorough
 @pytest.mark.any_plug
-def test_only_migratable(lab: Lab, shares: tuple[Share, ...]) -> None:
+def test_only_migratable(testbed: Testbed, shares: tuple[Share, ...]) -> None:
     """With -only-migratable nothing may block: the mount is refused (EACCES), the device is not."""
-    require_options(lab.cell.qemu, "-only-migratable")
-    guest = lab.boot(replace(lab.spec(), extra=("-only-migratable",)))
+    require_options(testbed.cell.qemu, "-only-migratable")
+    guest = testbed.boot(replace(testbed.spec(), extra=("-only-migratable",)))
     hotplug, share = Hotplug(guest), shares[2]
     hotplug.plug(share)
     with pytest.raises(CommandFailed, match="Permission denied"):
@@ -203,10 +209,10 @@ BUSY = "There's a migration process in progress"
 @pytest.mark.any_plug
 @pytest.mark.parametrize("phase", ["active", "before_switchover"])
 def test_what_is_refused_while_the_guest_migrates(
-    guest: Guest, hotplug: Hotplug, migration: Migration, snapshot: Snapshot, lab: Lab, phase: str
+    guest: Guest, hotplug: Hotplug, migration: Migration, snapshot: Snapshot, testbed: Testbed, phase: str
 ) -> None:
     """Hotplug, savevm, its job and a second migrate: refused at any time of it; afterwards each works."""
-    machine, (share, other) = guest.machine, lab.shares[2:]
+    machine, (share, other) = guest.machine, testbed.shares[2:]
     if phase == "before_switchover":
         migration.require(PAUSED)
     hotplug.plug(share)
@@ -233,10 +239,10 @@ def test_what_is_refused_while_the_guest_migrates(
 @pytest.mark.thorough
 @pytest.mark.any_plug
 def test_a_source_whose_guest_has_moved_on(
-    guest: Guest, hotplug: Hotplug, migration: Migration, lab: Lab
+    guest: Guest, hotplug: Hotplug, migration: Migration, testbed: Testbed
 ) -> None:
     """It refuses to migrate once more, and ends cleanly when told to."""
-    share = lab.shares[2]
+    share = testbed.shares[2]
     hotplug.plug(share)
     source = guest.machine
     migration.request_migrate().wait_arrived()

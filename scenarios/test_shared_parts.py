@@ -20,22 +20,22 @@ from harness.ninep.client import RawDriver, RawGuest
 from harness.ninep.intx import InterruptLine
 from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
-from harness.testbed import Lab
+from harness.testbed import Testbed
 
 #: Fast enough that nothing waits for long: what counts is that the throttle is there.
 _BYTES_PER_S = 64 << 20
 
 
 @pytest.fixture(params=["own_fsdevs", "one_fsdev", "one_throttled_fsdev"])
-def shares(request: pytest.FixtureRequest, lab: Lab) -> tuple[Share, ...]:
+def shares(request: pytest.FixtureRequest, testbed: Testbed) -> tuple[Share, ...]:
     """Two devices: with an fsdev each, or with one between them."""
-    first, second = lab.shares[:2]
+    first, second = testbed.shares[:2]
     if request.param == "own_fsdevs":
-        return lab.declare(first, second)
+        return testbed.declare(first, second)
     if request.param == "one_throttled_fsdev":
         first = throttled(first, bytes_per_s=_BYTES_PER_S)
-        require_throttling(lab.cell.qemu)
-    return lab.declare(first, second.beside(first))
+        require_throttling(testbed.cell.qemu)
+    return testbed.declare(first, second.beside(first))
 
 
 @pytest.mark.always
@@ -60,10 +60,10 @@ def test_unplugging_one_leaves_the_other_working(
 
 @pytest.mark.thorough("q35", "q35-pcie")
 def test_others_come_and_go_beside_a_workload(
-    guest: Guest, hotplug: Hotplug, run_state: RunState, lab: Lab
+    guest: Guest, hotplug: Hotplug, run_state: RunState, testbed: Testbed
 ) -> None:
     """Devices come, are used, and go, the machine stops and goes on: the workload loses nothing."""
-    busy, *others = lab.shares[:3]
+    busy, *others = testbed.shares[:3]
     hotplug.plug(busy)
     mount = guest.mount(busy)
     workload = Workload.start(mount)
@@ -84,10 +84,10 @@ def test_others_come_and_go_beside_a_workload(
 
 
 @pytest.fixture
-def two(request: pytest.FixtureRequest, lab: Lab) -> tuple[Share, ...]:
+def two(request: pytest.FixtureRequest, testbed: Testbed) -> tuple[Share, ...]:
     """Two devices that are not throttled, with an fsdev each or with one between them, and a third."""
-    first, second, third = lab.shares[:3]
-    return lab.declare(first, second.beside(first) if request.param == "one_fsdev" else second, third)
+    first, second, third = testbed.shares[:3]
+    return testbed.declare(first, second.beside(first) if request.param == "one_fsdev" else second, third)
 
 
 @pytest.mark.any_plug
@@ -141,10 +141,10 @@ def test_one_has_a_request_in_flight_while_the_other_comes_and_goes(
 
 
 @pytest.fixture
-def on_one_line(lab: Lab) -> tuple[Share, Share]:
+def on_one_line(testbed: Testbed) -> tuple[Share, Share]:
     """Two devices that share an interrupt line."""
-    first, second = lab.shares[0], replace(lab.shares[1], device_options={"addr": _SAME_LINE})
-    lab.declare(first, second)
+    first, second = testbed.shares[0], replace(testbed.shares[1], device_options={"addr": _SAME_LINE})
+    testbed.declare(first, second)
     return first, second
 
 

@@ -25,7 +25,7 @@ from harness.plugin.thorough import by_default
 from harness.qemu.deletion import Deletion
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
-from harness.testbed import Lab
+from harness.testbed import Testbed
 
 
 @pytest.mark.always
@@ -131,12 +131,12 @@ def test_device_del_waits_for_the_last_user(
     """Detached with ``umount -l`` and used on by somebody: for so long the device, and its blocker, stay."""
     hotplug.plug(share)
     mount = guest.mount(share)
-    with occupied(mount, kind) as occupant:
+    with occupied(mount, kind) as mount_user:
         mount.detach()
         migration.expect_blocked_by(share)
         unplug = hotplug.request_unplug(share)
         unplug.wait_seen_by_guest()
-        unplug.expect_withheld(while_=occupant.expect_present)
+        unplug.expect_withheld(while_=mount_user.expect_present)
         migration.expect_blocked_by(share)
     unplug.wait_completed()
     migration.expect_not_blocked()
@@ -189,7 +189,7 @@ def test_device_del_again_and_again(guest: Guest, hotplug: Hotplug, shares: tupl
     id_again = replace(other, id=share.id, fsdev_of=other.id)
     place_again = replace(other, slot=share.slot)
     for _ in range(_REPEATS):
-        hold_for(guest.machine.pace.seconds(_PAUSE_S), guest.machine.watch)
+        hold_for(guest.machine.timeout_scale.seconds(_PAUSE_S), guest.machine.watch)
         hotplug.request_unplug(share).expect_granted_or_under_way()
         for taken, refusal in ((id_again, "Duplicate .*"), (place_again, "PCI: slot .* not available .*")):
             BadPlug(taken, refusal).expect_refused(guest.machine)
@@ -227,12 +227,12 @@ def test_device_del_that_nobody_hears(raw_guest: RawGuest, share: Share, before:
 @pytest.mark.thorough
 @pytest.mark.cold
 @pytest.mark.pin_machine("q35-pcie")
-def test_device_del_without_a_hotplug_driver(lab: Lab, share: Share) -> None:
+def test_device_del_without_a_hotplug_driver(testbed: Testbed, share: Share) -> None:
     """The guest has no driver for its PCIe ports, and never hears: the device stays, and may be asked for
     again when five seconds are over."""
-    spec = lab.spec(plugged=frozenset([share.id]))
+    spec = testbed.spec(plugged=frozenset([share.id]))
     deaf = ("-append", f"{spec.boot.cmdline} pcie_ports=compat")
-    hotplug = Hotplug(lab.begin_boot(replace(spec, extra=deaf)))
+    hotplug = Hotplug(testbed.begin_boot(replace(spec, extra=deaf)))
     machine = hotplug.guest.machine
     machine.qmp.execute("device_del", {"id": share.id})
 
@@ -302,9 +302,9 @@ def test_device_del_while_stopped(guest: Guest, hotplug: Hotplug, run_state: Run
 
 
 @pytest.mark.thorough("q35", "q35-pcie")
-def test_device_del_before_the_guest_is_up(lab: Lab, share: Share) -> None:
+def test_device_del_before_the_guest_is_up(testbed: Testbed, share: Share) -> None:
     """It may be lost, or wait for the guest; asked once more when the guest is up, the device goes."""
-    guest = lab.begin_boot(lab.spec(plugged=frozenset([share.id])))
+    guest = testbed.begin_boot(testbed.spec(plugged=frozenset([share.id])))
     hotplug = Hotplug(guest)
     early = hotplug.request_unplug(share)
     guest.wait_booted()

@@ -49,17 +49,17 @@ class BadPlug:
 
 
 def bad_plugs(
-    qemu: QemuInstall, machine_type: MachineType, folder: Path, share: Share, occupant: Share
+    qemu: QemuInstall, machine_type: MachineType, folder: Path, share: Share, mount_user: Share
 ) -> dict[str, BadPlug]:
     """Every bad plug of ``share`` that this QEMU has the properties for, by name.
 
-    :param folder: for ROM images. :param occupant: another share, which is plugged in meanwhile.
+    :param folder: for ROM images. :param mount_user: another share, which is plugged in meanwhile.
     """
-    place = occupant.device(machine_type)
+    place = mount_user.device(machine_type)
     there = {"bus": place["bus"], "addr": place["addr"]}
     rom = _roms(folder)
     name = re.escape(share.driver)
-    taken = rf"PCI: slot \d+ function 0 not available for {name}, in use by {name}(,id={occupant.id})?"
+    taken = rf"PCI: slot \d+ function 0 not available for {name}, in use by {name}(,id={mount_user.id})?"
     shown = rf"PCI: slot \d+ function 0 already (occupied|ocuppied) by {name}, new func {name} cannot be .*"
     table: dict[str, tuple[Mapping[str, Value], str]] = {
         "no_such_bus": ({"bus": "nowhere"}, "Bus 'nowhere' not found"),

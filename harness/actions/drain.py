@@ -38,7 +38,7 @@ def happens_while(
     :param window_s: seconds, before scaling.
     :raises WaitTimeout: when QEMU goes on answering: it was not told.
     """
-    scaled_s = machine.pace.seconds(window_s)
+    scaled_s = machine.timeout_scale.seconds(window_s)
     while_()
     asked, window = machine.qmp.request("query-status"), Deadline.after(scaled_s)
 

@@ -44,7 +44,7 @@ def _the_way_is_cut(migration: Migration) -> None:
         with theirs:
             machine.qmp.getfd("cut", theirs.fileno())
         machine.qmp.execute("migrate", {"uri": "fd:cut"}, watch=machine.watch)
-        ours.settimeout(machine.pace.seconds(MIGRATE_TIMEOUT_S))
+        ours.settimeout(machine.timeout_scale.seconds(MIGRATE_TIMEOUT_S))
         left = _PART
         while left > 0:
             left -= len(ours.recv(min(_CHUNK, left)))
@@ -55,7 +55,7 @@ def _the_destination_dies(migration: Migration) -> None:
     machine = migration.guest.machine
     before = bandwidth(machine)
     outgoing = migration.request_migrate(SLOW)
-    outgoing.successor.kill()
+    outgoing.destination.kill()
     wait_status(machine, "failed")
     limit_bandwidth(machine, before)
 
@@ -63,7 +63,7 @@ def _the_destination_dies(migration: Migration) -> None:
 def _the_destination_dies_before_the_switchover(migration: Migration) -> None:
     """The source learns it when it sends the devices' state, and has stopped its guest and left its disk."""
     with migration.before_switchover() as outgoing:
-        outgoing.successor.kill()
+        outgoing.destination.kill()
         outgoing.switch_over()
         wait_status(outgoing.source, "failed")
     PAUSED.undo(migration.guest.machine)
@@ -76,7 +76,7 @@ def _the_destination_is_given_a_part(migration: Migration) -> None:
     migrate_into(source, path)
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2)
-    destination = migration.lab.launch_successor(source)
+    destination = migration.testbed.launch_destination(source)
     destination.expect_exit("a stream that ends too early")
     with fed(destination, path):
         wait_given_up(destination)

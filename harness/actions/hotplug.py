@@ -113,7 +113,7 @@ class Unplug:
         """
         self._require(UnplugState.SEEN_BY_GUEST, UnplugState.WITHHELD)
         while_()
-        watched_s = hold_for(self.machine.pace.seconds(window_s), self._expect_present)
+        watched_s = hold_for(self.machine.timeout_scale.seconds(window_s), self._expect_present)
         while_()
         self._enter(
             UnplugState.WITHHELD, f"no DEVICE_DELETED in {watched_s:.1f} s; still in use at both ends"
@@ -126,7 +126,7 @@ class Unplug:
         """
         self._require(UnplugState.REQUESTED)
         while_()
-        hold_for(self.machine.pace.seconds(window_s), self._expect_present)
+        hold_for(self.machine.timeout_scale.seconds(window_s), self._expect_present)
         while_()
 
     def expect_granted_or_under_way(self, *refusals: str) -> None:

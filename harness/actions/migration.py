@@ -1,4 +1,4 @@
-"""``migrate``: to a successor derived from its source, or refused by the share that is mounted."""
+"""``migrate``: to a destination derived from its source, or refused by the share that is mounted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.qemu.blockers import blocked_reasons, tells_all
 from harness.qemu.machine import Machine
 from harness.qemu.migration_socket import drained, kept
 from harness.qemu.spec import MachineSpec, Share
-from harness.testbed import Lab
+from harness.testbed import Testbed
 
 #: Seconds, before scaling.
 MIGRATE_TIMEOUT_S = 20.0
@@ -47,12 +47,12 @@ class Outgoing:
         self,
         guest: Guest,
         source: Machine,
-        successor: Machine,
+        destination: Machine,
         op: Operation,
         stream: Stream,
         devices: str | None,
     ) -> None:
-        self.guest, self.source, self.successor = guest, source, successor
+        self.guest, self.source, self.destination = guest, source, destination
         self._op, self._stream, self._devices = op, stream, devices
 
     def observe(self, *, while_: Callable[[], object], window_s: float = 1.0) -> bool:
@@ -62,7 +62,7 @@ class Outgoing:
         :param window_s: seconds, before scaling.
         """
         while_()
-        hold_for(self.source.pace.seconds(window_s), self._watch, until=self._finished)
+        hold_for(self.source.timeout_scale.seconds(window_s), self._watch, until=self._finished)
         while_()
         finished = self._finished()
         self.source.history.note(self.source.name, "migrate:observed", {"completed": finished})
@@ -77,33 +77,35 @@ class Outgoing:
 
         :raises Violation: when the migration completes all the same, or the destination crashes.
         """
-        self.successor.expect_exit("its source cancels the migration")
+        self.destination.expect_exit("its source cancels the migration")
         self.source.qmp.execute("migrate_cancel", watch=self.source.watch)
         wait_status(self.source, "cancelled")
-        wait_given_up(self.successor)
+        wait_given_up(self.destination)
         self._op.info("cancelled")
 
     def wait_arrived(self, *, status: str = "running") -> Machine:
-        """Wait until the guest is in the successor; the source stays.
+        """Wait until the guest is in the destination; the source stays.
 
-        :param status: what the successor then is: ``running``, or ``paused`` like its source.
-        :returns: the successor, which is the guest's machine from now on.
+        :param status: what the destination then is: ``running``, or ``paused`` like its source.
+        :returns: the destination, which is the guest's machine from now on.
         :raises Violation: when the migration fails, or one of the two QEMUs dies.
         """
         try:
             self._wait(self._finished, f"the migration of {self.source.name} to complete", self.source)
-            self._stream.deliver(self.source, self.successor)
-            self._wait(lambda: self._arrived(status), f"{self.successor.name} to be {status}", self.successor)
-            self.guest.moved_to(self.successor)
+            self._stream.deliver(self.source, self.destination)
+            self._wait(
+                lambda: self._arrived(status), f"{self.destination.name} to be {status}", self.destination
+            )
+            self.guest.moved_to(self.destination)
         except HarnessError as exc:
             self._op.info(exc.message)
             raise
-        return self.successor
+        return self.destination
 
     def wait_completed(self) -> Machine:
-        """Wait until the guest runs in the successor, and finds its 9p devices there; end the source.
+        """Wait until the guest runs in the destination, and finds its 9p devices there; end the source.
 
-        :returns: the successor, which is the guest's machine from now on.
+        :returns: the destination, which is the guest's machine from now on.
         :raises Violation: when the migration fails, one of the two QEMUs dies, or a device did not arrive.
         """
         self.wait_arrived()
@@ -115,18 +117,18 @@ class Outgoing:
         self._op.ok()
         if arrived != self._devices:
             raise Violation(
-                f"in {self.successor.name} the guest finds other 9p devices than in {self.source.name}",
+                f"in {self.destination.name} the guest finds other 9p devices than in {self.source.name}",
                 details=f"before:\n{self._devices}after:\n{arrived}",
             )
         if self.source.running:
             self.source.quit()
-        return self.successor
+        return self.destination
 
     def _wait(self, condition: Callable[[], bool], what: str, machine: Machine) -> None:
         machine.wait_until(condition, what=what, timeout_s=MIGRATE_TIMEOUT_S, watch=self._watch)
 
     def _watch(self) -> None:
-        self.successor.watch_process()
+        self.destination.watch_process()
         self.source.watch()
 
     def _finished(self) -> bool:
@@ -135,19 +137,21 @@ class Outgoing:
         if status in ("failed", "cancelled"):
             why = answer.get("error-desc", "no error-desc")
             # The source knows a broken pipe at most; a destination that gave up says why, and exits.
-            raise self.successor.blame(Violation(f"the migration of {self.source.name} {status}: {why}"))
+            raise self.destination.root_cause(
+                Violation(f"the migration of {self.source.name} {status}: {why}")
+            )
         return bool(status == "completed")
 
     def _arrived(self, status: str) -> bool:
-        answer = self.successor.qmp.execute("query-status", watch=self._watch)
+        answer = self.destination.qmp.execute("query-status", watch=self._watch)
         return bool(answer["status"] == status)
 
 
 class Migration:
     """Migrates one guest from machine to machine."""
 
-    def __init__(self, guest: Guest, lab: Lab) -> None:
-        self.guest, self.lab = guest, lab
+    def __init__(self, guest: Guest, testbed: Testbed) -> None:
+        self.guest, self.testbed = guest, testbed
 
     def require(self, stream: Stream) -> None:
         """:raises Unsupported: for a ``stream`` that the guest's QEMU cannot do; nothing is changed.
@@ -159,10 +163,10 @@ class Migration:
     def migrate(
         self, stream: Stream = UNIX, *, change: Callable[[MachineSpec], MachineSpec] = lambda spec: spec
     ) -> Machine:
-        """Migrate the guest to a successor of its machine, end the source, and wait for the guest's answer.
+        """Migrate the guest to a destination of its machine, end the source, and wait for the guest's answer.
 
-        :param change: makes the successor differ from what its source calls for.
-        :returns: the successor, which is the guest's machine from now on.
+        :param change: makes the destination differ from what its source calls for.
+        :returns: the destination, which is the guest's machine from now on.
         :raises QemuError: when ``migrate`` is refused. :raises Unsupported: for a ``stream`` it cannot do.
         :raises Violation: when it fails, or one of the two QEMUs dies.
         """
@@ -175,28 +179,28 @@ class Migration:
         change: Callable[[MachineSpec], MachineSpec] = lambda spec: spec,
         stopped: bool = False,
     ) -> Outgoing:
-        """Launch the successor, send ``migrate``, and return without waiting for its end.
+        """Launch the destination, send ``migrate``, and return without waiting for its end.
 
         :param stopped: the guest is, and cannot be asked for the devices that have to arrive.
         :raises QemuError: when ``migrate`` is refused. :raises Unsupported: for a ``stream`` it cannot do.
         """
         source = self.guest.machine
-        return self._send(self.lab.launch_successor(source, change), stream, stopped=stopped)
+        return self._send(self.testbed.launch_destination(source, change), stream, stopped=stopped)
 
-    def _send(self, successor: Machine, stream: Stream = UNIX, *, stopped: bool = False) -> Outgoing:
+    def _send(self, destination: Machine, stream: Stream = UNIX, *, stopped: bool = False) -> Outgoing:
         source = self.guest.machine
-        stream.prepare(source, successor)
+        stream.prepare(source, destination)
         limit_bandwidth(source, _MAX_BANDWIDTH)
-        uri = stream.open(source, successor)
+        uri = stream.open(source, destination)
         devices = None if stopped else _devices(self.guest)
-        op = source.history.invoke(source.name, "migrate", {"to": successor.name, "stream": stream.name})
+        op = source.history.invoke(source.name, "migrate", {"to": destination.name, "stream": stream.name})
         try:
             source.qmp.execute("migrate", {"uri": uri}, watch=source.watch)
             stream.begun(source)
         except HarnessError as exc:
             op.fail(exc.message)
             raise
-        return Outgoing(self.guest, source, successor, op, stream, devices)
+        return Outgoing(self.guest, source, destination, op, stream, devices)
 
     def expect_not_loaded(self, change: Callable[[MachineSpec], MachineSpec]) -> str:
         """Migrate to a machine that cannot load the stream: it has to give up, and the source to go on.
@@ -206,10 +210,10 @@ class Migration:
         :raises Violation: when the guest runs there.
         """
         source = self.guest.machine
-        successor = self.lab.launch_successor(source, change)
-        successor.expect_exit("a stream that it cannot load")
-        self._send(successor)
-        said = wait_given_up(successor)
+        destination = self.testbed.launch_destination(source, change)
+        destination.expect_exit("a stream that it cannot load")
+        self._send(destination)
+        said = wait_given_up(destination)
         # The source may have sent everything before the other end gave up.
         wait_status(source, "failed", "completed")
         source.qmp.execute("cont", watch=source.watch)
@@ -269,31 +273,31 @@ def _devices(guest: Guest) -> str:
     return guest.succeed(_DEVICES)
 
 
-def wait_given_up(successor: Machine) -> str:
+def wait_given_up(destination: Machine) -> str:
     """Wait until a machine that was told to expect its end has given up loading its stream, with 1.
 
     :returns: what it said.
     :raises Violation: when it has loaded the stream, or crashes.
     """
-    successor.wait_until(
-        lambda: not successor.running,
-        what=f"{successor.name} to give up",
+    destination.wait_until(
+        lambda: not destination.running,
+        what=f"{destination.name} to give up",
         timeout_s=MIGRATE_TIMEOUT_S,
-        watch=lambda: _expect_not_loaded(successor),
+        watch=lambda: _expect_not_loaded(destination),
     )
-    successor.watch_process()
-    if successor.returncode != 1:
-        raise Violation(f"{successor.name} had to give up with 1, and exited with {successor.returncode}")
-    return successor.artifacts.qemu.read_text(errors="replace").strip()
+    destination.watch_process()
+    if destination.returncode != 1:
+        raise Violation(f"{destination.name} had to give up with 1, and exited with {destination.returncode}")
+    return destination.artifacts.qemu.read_text(errors="replace").strip()
 
 
-def _expect_not_loaded(successor: Machine) -> None:
+def _expect_not_loaded(destination: Machine) -> None:
     try:
-        status = successor.qmp.execute("query-status")["status"] if successor.running else "inmigrate"
+        status = destination.qmp.execute("query-status")["status"] if destination.running else "inmigrate"
     except QmpLost:
         return
     if status != "inmigrate":
-        raise Violation(f"{successor.name} is {status}, and was expected not to load its stream")
+        raise Violation(f"{destination.name} is {status}, and was expected not to load its stream")
 
 
 def migrate_into(machine: Machine, path: Path) -> None:

@@ -27,7 +27,7 @@ def load_stream(source: RawGuest, path: Path) -> RawGuest:
 
     :raises QemuDied: when it could not load it.
     """
-    loaded = source.successor()
+    loaded = source.destination()
     with fed(loaded.machine, path):
         _wait_loaded(loaded.machine)
     return loaded
@@ -60,7 +60,7 @@ def expect_given_up(source: RawGuest, path: Path) -> str:
     :returns: what it said.
     :raises Violation: when it loads the stream, or crashes.
     """
-    machine = source.successor().machine
+    machine = source.destination().machine
     machine.expect_exit("a stream that is damaged")
     with fed(machine, path):
         return wait_given_up(machine)
@@ -73,7 +73,7 @@ def require_pause(raw: RawGuest) -> None:
 
 def migrate_to_the_pause(source: RawGuest) -> RawGuest:
     """Begin a migration that waits before the switch-over; returns its destination, which waits, too."""
-    destination = source.successor()
+    destination = source.destination()
     PAUSED.prepare(source.machine, destination.machine)
     uri = PAUSED.open(source.machine, destination.machine)
     source.machine.qmp.execute("migrate", {"uri": uri}, watch=source.machine.watch)

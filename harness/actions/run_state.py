@@ -106,6 +106,6 @@ class RunState:
         machine = self.guest.machine
         events.wait(
             what=f"{event} after {command}",
-            timeout_s=machine.pace.seconds(EVENT_TIMEOUT_S),
+            timeout_s=machine.timeout_scale.seconds(EVENT_TIMEOUT_S),
             watch=machine.watch,
         )

@@ -12,7 +12,7 @@ from harness.guest.guest import Guest
 from harness.qemu.argv import DISK_NODE
 from harness.qemu.schema import has_command, require_command
 from harness.qemu.spec import MachineSpec, Share
-from harness.testbed import Lab
+from harness.testbed import Testbed
 
 #: Seconds, before scaling; QEMU answers only when all of it is written.
 SNAPSHOT_TIMEOUT_S = 30.0
@@ -38,7 +38,7 @@ class Snapshot:
         self.guest.succeed("true")
 
     def load_elsewhere(
-        self, lab: Lab, tag: str, *, change: Callable[[MachineSpec], MachineSpec] = lambda spec: spec
+        self, testbed: Testbed, tag: str, *, change: Callable[[MachineSpec], MachineSpec] = lambda spec: spec
     ) -> None:
         """``quit``, and ``loadvm`` by another machine with the same disk, which the guest then goes on in.
 
@@ -49,15 +49,15 @@ class Snapshot:
         self.guest.disconnect()  # The guest of the past knows nothing of what its sessions have said since.
         source.quit()
         # Stopped until it has loaded: the guest must not begin to boot on the way.
-        successor = lab.launch_successor(
+        destination = testbed.launch_destination(
             source, lambda spec: change(replace(spec, incoming=False, extra=(*spec.extra, "-S")))
         )
-        self.guest.moved_to(successor)
+        self.guest.moved_to(destination)
         self._hmp(f"loadvm {tag}")
-        with successor.qmp.listen("RESUME") as events:
-            successor.qmp.execute("cont", watch=successor.watch)
-            timeout_s = successor.pace.seconds(SNAPSHOT_TIMEOUT_S)
-            events.wait(what="the guest to go on", timeout_s=timeout_s, watch=successor.watch)
+        with destination.qmp.listen("RESUME") as events:
+            destination.qmp.execute("cont", watch=destination.watch)
+            timeout_s = destination.timeout_scale.seconds(SNAPSHOT_TIMEOUT_S)
+            events.wait(what="the guest to go on", timeout_s=timeout_s, watch=destination.watch)
         self.guest.succeed("true")
 
     @property
@@ -108,7 +108,7 @@ class Snapshot:
 
     def _hmp(self, command_line: str) -> None:
         machine = self.guest.machine
-        timeout_s = machine.pace.seconds(SNAPSHOT_TIMEOUT_S)
+        timeout_s = machine.timeout_scale.seconds(SNAPSHOT_TIMEOUT_S)
         printed = machine.qmp.hmp(command_line, timeout_s=timeout_s, watch=machine.watch).strip()
         if printed:
             sent = {"command-line": command_line}

@@ -1,4 +1,4 @@
-"""The ways in which a migration stream travels from a source to its successor.
+"""The ways in which a migration stream travels from a source to its destination.
 
 Source: QEMU ``qapi/migration.json`` (``migrate``, ``migrate-incoming``, ``MigrationCapability``) and
 ``docs/devel/migration``.
@@ -35,9 +35,9 @@ _NO_PORT = "tcp: this QEMU does not tell the port that it chose (socket-address)
 class Stream:
     """One way.
 
-    :param open: lets the successor wait for the stream, where it can already; returns the source's URI.
+    :param open: lets the destination wait for the stream, where it can already; returns the source's URI.
     :param begun: called with the source when ``migrate`` was accepted.
-    :param deliver: called when the source has completed: lets the successor read what is in a file.
+    :param deliver: called when the source has completed: lets the destination read what is in a file.
     :param require: raises :class:`Unsupported` where a source's QEMU cannot do it.
     :param capabilities: migration capabilities to switch on: in both machines, or in the source alone.
     """
@@ -45,13 +45,13 @@ class Stream:
     name: str
     open: Callable[[Machine, Machine], str]
     begun: Callable[[Machine], None] = lambda _: None
-    deliver: Callable[[Machine, Machine], None] = lambda _source, _successor: None
+    deliver: Callable[[Machine, Machine], None] = lambda _source, _destination: None
     require: Callable[[Machine], None] = lambda _: None
     capabilities: tuple[str, ...] = ()
     source_capabilities: tuple[str, ...] = ()
 
     def check(self, source: Machine) -> None:
-        """Ask, before there is a successor, whether this way can be gone at all; nothing is changed.
+        """Ask, before there is a destination, whether this way can be gone at all; nothing is changed.
 
         :raises Unsupported: when the source's QEMU cannot; with its reason.
         """
@@ -60,14 +60,14 @@ class Stream:
         _switch(source, names, self.name, on=True)
         _switch(source, names, self.name, on=False)
 
-    def prepare(self, source: Machine, successor: Machine) -> None:
+    def prepare(self, source: Machine, destination: Machine) -> None:
         """Switch the capabilities on.
 
         :raises Unsupported: when one of the two machines cannot; with its reason.
         """
         for machine, capabilities in (
             (source, (*self.capabilities, *self.source_capabilities)),
-            (successor, self.capabilities),
+            (destination, self.capabilities),
         ):
             _switch(machine, capabilities, self.name, on=True)
 
@@ -85,19 +85,19 @@ def _switch(machine: Machine, capabilities: tuple[str, ...], stream: str, *, on:
         raise Unsupported(f"{stream}: {machine.name} has no {capabilities}: {exc.desc}") from exc
 
 
-def _incoming(successor: Machine, uri: str) -> None:
-    successor.qmp.execute("migrate-incoming", {"uri": uri}, watch=successor.watch_process)
+def _incoming(destination: Machine, uri: str) -> None:
+    destination.qmp.execute("migrate-incoming", {"uri": uri}, watch=destination.watch_process)
 
 
-def _unix(_source: Machine, successor: Machine) -> str:
-    uri = f"unix:{successor.folder / 'incoming.sock'}"
-    _incoming(successor, uri)
+def _unix(_source: Machine, destination: Machine) -> str:
+    uri = f"unix:{destination.folder / 'incoming.sock'}"
+    _incoming(destination, uri)
     return uri
 
 
-def _tcp(_source: Machine, successor: Machine) -> str:
-    _incoming(successor, "tcp:127.0.0.1:0")
-    told = successor.qmp.execute("query-migrate").get("socket-address")
+def _tcp(_source: Machine, destination: Machine) -> str:
+    _incoming(destination, "tcp:127.0.0.1:0")
+    told = destination.qmp.execute("query-migrate").get("socket-address")
     if not told:
         raise Unsupported(_NO_PORT)
     (address,) = told
@@ -112,28 +112,28 @@ def _require_tcp(source: Machine) -> None:
         raise Unsupported(_NO_PORT)
 
 
-def _fd(source: Machine, successor: Machine) -> str:
-    require_named_fds(successor.spec.qemu)
+def _fd(source: Machine, destination: Machine) -> str:
+    require_named_fds(destination.spec.qemu)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         source.qmp.getfd("stream", ours.fileno())
-        successor.qmp.getfd("stream", theirs.fileno())
-    _incoming(successor, "fd:stream")
+        destination.qmp.getfd("stream", theirs.fileno())
+    _incoming(destination, "fd:stream")
     return "fd:stream"
 
 
-def _exec(source: Machine, _successor: Machine) -> str:
+def _exec(source: Machine, _destination: Machine) -> str:
     return f"exec:cat > {source.folder / 'stream'}"
 
 
-def _read_exec(source: Machine, successor: Machine) -> None:
-    _incoming(successor, f"exec:cat {source.folder / 'stream'}")
+def _read_exec(source: Machine, destination: Machine) -> None:
+    _incoming(destination, f"exec:cat {source.folder / 'stream'}")
 
 
-def _read_snapshot(source: Machine, successor: Machine) -> None:
+def _read_snapshot(source: Machine, destination: Machine) -> None:
     """The source of a background snapshot runs on, and has to end before another may write to its disk."""
     source.quit()
-    _read_exec(source, successor)
+    _read_exec(source, destination)
 
 
 def _require_file(source: Machine) -> None:
@@ -141,13 +141,13 @@ def _require_file(source: Machine) -> None:
         raise Unsupported("file: this QEMU has no file: migration URIs (they came with 8.2)")
 
 
-def _file(source: Machine, _successor: Machine) -> str:
+def _file(source: Machine, _destination: Machine) -> str:
     _require_file(source)
     return f"file:{source.folder / 'stream'}"
 
 
-def _read_file(source: Machine, successor: Machine) -> None:
-    _incoming(successor, f"file:{source.folder / 'stream'}")
+def _read_file(source: Machine, destination: Machine) -> None:
+    _incoming(destination, f"file:{source.folder / 'stream'}")
 
 
 def knows_file_uris(machine: Machine) -> bool:
@@ -157,24 +157,24 @@ def knows_file_uris(machine: Machine) -> bool:
     return any({"socket", "exec", "rdma", "file"} <= values for values in transports)
 
 
-def _to_reboot(source: Machine, successor: Machine) -> str:
-    for machine in (source, successor):
+def _to_reboot(source: Machine, destination: Machine) -> str:
+    for machine in (source, destination):
         machine.qmp.execute("migrate-set-parameters", {"mode": "cpr-reboot"})
-    return _file(source, successor)
+    return _file(source, destination)
 
 
 def _require_reboot(source: Machine) -> None:
     require_mode(source, "cpr-reboot")
 
 
-def _slowly(source: Machine, successor: Machine) -> str:
+def _slowly(source: Machine, destination: Machine) -> str:
     limit_bandwidth(source, _PRECOPY_BANDWIDTH)
-    return _unix(source, successor)
+    return _unix(source, destination)
 
 
-def _very_slowly(source: Machine, successor: Machine) -> str:
+def _very_slowly(source: Machine, destination: Machine) -> str:
     limit_bandwidth(source, SLOW_BANDWIDTH)
-    return _unix(source, successor)
+    return _unix(source, destination)
 
 
 def _start_postcopy(source: Machine) -> None:
@@ -248,7 +248,7 @@ def stalled(machine: Machine) -> Iterator[None]:
             finally:
                 draining = Background(lambda: _drain(connection))
                 machine.qmp.execute("migrate_cancel", watch=machine.watch)
-                draining.wait(timeout_s=machine.pace.seconds(_STATUS_TIMEOUT_S))
+                draining.wait(timeout_s=machine.timeout_scale.seconds(_STATUS_TIMEOUT_S))
     path.unlink()
 
 

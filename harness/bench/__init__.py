@@ -1,4 +1,4 @@
-"""What things take, measured side by side: every contestant once a round, so that a noisy host hits them all.
+"""What things take, measured side by side: every candidate once a round, so that a noisy host hits them all.
 
 Absolute times say as much about the host as about the harness; the ratios are what to compare.
 """
@@ -15,7 +15,7 @@ Turn = Callable[[], float]
 
 @dataclass(frozen=True)
 class Row:
-    """One contestant's times in seconds; ``ratio`` is the first contestant's median over this one's."""
+    """One candidate's times in seconds; ``ratio`` is the first candidate's median over this one's."""
 
     name: str
     rounds: int
@@ -25,22 +25,22 @@ class Row:
     ratio: float
 
 
-def race(contestants: Mapping[str, Turn], rounds: int, report: Callable[[str], None]) -> list[Row]:
-    """Let each contestant take its turn, ``rounds`` times in a row of all.
+def race(candidates: Mapping[str, Turn], rounds: int, report: Callable[[str], None]) -> list[Row]:
+    """Let each candidate take its turn, ``rounds`` times in a row of all.
 
     :param report: told of each round.
     :raises HarnessError: when a turn fails; there is no result then.
     """
-    times: dict[str, list[float]] = {name: [] for name in contestants}
+    times: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(1, rounds + 1):
         report(f"round {number} of {rounds} …")
-        for name, turn in contestants.items():
+        for name, turn in candidates.items():
             times[name].append(turn())
     return rows(times)
 
 
 def rows(times: Mapping[str, Sequence[float]]) -> list[Row]:
-    """The table: the first contestant is what the others are compared to."""
+    """The table: the first candidate is what the others are compared to."""
     first = statistics.median(next(iter(times.values())))
     return [
         Row(name, len(took), median := statistics.median(took), min(took), max(took), first / median)

@@ -1,4 +1,4 @@
-"""The contests: who takes part, and what one turn of each is."""
+"""The benchmarks: who takes part, and what one turn of each is."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from harness.history import History, read
 from harness.provision import Cache, default_cache_root
 from harness.reaper import RunFolder
 from harness.restore.store import TemplateStore
-from harness.testbed import Cell, Lab
+from harness.testbed import Cell, Testbed
 
-#: Commands that a turn of the QMP contest sends, each after the answer to the one before.
+#: Commands that a turn of the QMP benchmark sends, each after the answer to the one before.
 ROUND_TRIPS = 1000
 _GREETING_TIMEOUT_S = 20.0
 _numbers = itertools.count(1)
@@ -42,26 +42,26 @@ def start(cell: Cell, run: RunFolder) -> dict[str, Turn]:
     return {
         "bare script, booted": lambda: bare_boot(cell, run),
         **labgrid,
-        "harness, booted": lambda: _lab_start(cell, run, cold=True),
-        "harness, restored from a plain stream": lambda: _lab_start(plain, run, cold=False),
-        "harness, restored": lambda: _lab_start(cell, run, cold=False),
-        "… and a process was run": lambda: _lab_start(cell, run, cold=False, warm=True),
+        "harness, booted": lambda: _testbed_start(cell, run, cold=True),
+        "harness, restored from a plain stream": lambda: _testbed_start(plain, run, cold=False),
+        "harness, restored": lambda: _testbed_start(cell, run, cold=False),
+        "… and a process was run": lambda: _testbed_start(cell, run, cold=False, warm=True),
     }
 
 
 def cycle(cell: Cell, run: RunFolder) -> dict[str, Turn]:
     """A share's life in a guest: plug, mount, a round trip, umount, unplug."""
     return {
-        "booted guest": lambda: _lab_cycle(cell, run, cold=True),
-        "restored guest": lambda: _lab_cycle(cell, run, cold=False),
+        "booted guest": lambda: _testbed_cycle(cell, run, cold=True),
+        "restored guest": lambda: _testbed_cycle(cell, run, cold=False),
     }
 
 
 def migrate(cell: Cell, run: RunFolder) -> dict[str, Turn]:
     """An unmounted guest with a share moves to a new QEMU, from asking to its answer over SSH there."""
     return {
-        "booted guest": lambda: _lab_migrate(cell, run, cold=True),
-        "restored guest": lambda: _lab_migrate(cell, run, cold=False),
+        "booted guest": lambda: _testbed_migrate(cell, run, cold=True),
+        "restored guest": lambda: _testbed_migrate(cell, run, cold=False),
     }
 
 
@@ -75,37 +75,37 @@ def qmp(cell: Cell, run: RunFolder) -> dict[str, Turn]:
 
 def profile(cell: Cell, run: RunFolder) -> dict[str, float]:
     """One restored guest's start, stage by stage (see :func:`harness.bench.profile.stages`)."""
-    with _lab(cell, run) as lab:
-        _boot(lab, cold=False)
-    return stages(read(lab.artifacts.history))
+    with _testbed(cell, run) as testbed:
+        _boot(testbed, cold=False)
+    return stages(read(testbed.artifacts.history))
 
 
 @contextlib.contextmanager
-def _lab(cell: Cell, run: RunFolder) -> Iterator[Lab]:
+def _testbed(cell: Cell, run: RunFolder) -> Iterator[Testbed]:
     artifacts = Artifacts.create(run.path, f"bench{next(_numbers)}")
-    with contextlib.closing(Lab(cell, run, artifacts)) as lab:
-        yield lab
+    with contextlib.closing(Testbed(cell, run, artifacts)) as testbed:
+        yield testbed
 
 
-def _lab_start(cell: Cell, run: RunFolder, *, cold: bool, warm: bool = False) -> float:
-    with _lab(cell, run) as lab:
+def _testbed_start(cell: Cell, run: RunFolder, *, cold: bool, warm: bool = False) -> float:
+    with _testbed(cell, run) as testbed:
         clock = Deadline.after(0)
-        guest = _boot(lab, cold=cold)
+        guest = _boot(testbed, cold=cold)
         if warm:  # A restored guest's first answer is its shell's own.
             guest.succeed("true")
         return clock.elapsed_s
 
 
-def _boot(lab: Lab, *, cold: bool) -> Guest:
-    guest = lab.boot(cold=cold)
+def _boot(testbed: Testbed, *, cold: bool) -> Guest:
+    guest = testbed.boot(cold=cold)
     if not cold and not guest.machine.spec.from_template:
-        raise SetupError("there is no template to restore from: 'guest:born' in the history says why")
+        raise SetupError("there is no template to restore from: 'guest:started' in the history says why")
     return guest
 
 
-def _lab_cycle(cell: Cell, run: RunFolder, *, cold: bool) -> float:
-    with _lab(cell, run) as lab:
-        guest, share = _boot(lab, cold=cold), lab.shares[0]
+def _testbed_cycle(cell: Cell, run: RunFolder, *, cold: bool) -> float:
+    with _testbed(cell, run) as testbed:
+        guest, share = _boot(testbed, cold=cold), testbed.shares[0]
         hotplug, clock = Hotplug(guest), Deadline.after(0)
         hotplug.plug(share)
         mount = guest.mount(share)
@@ -115,12 +115,12 @@ def _lab_cycle(cell: Cell, run: RunFolder, *, cold: bool) -> float:
         return clock.elapsed_s
 
 
-def _lab_migrate(cell: Cell, run: RunFolder, *, cold: bool) -> float:
-    with _lab(cell, run) as lab:
-        guest = _boot(lab, cold=cold)
-        Hotplug(guest).plug(lab.shares[0])
+def _testbed_migrate(cell: Cell, run: RunFolder, *, cold: bool) -> float:
+    with _testbed(cell, run) as testbed:
+        guest = _boot(testbed, cold=cold)
+        Hotplug(guest).plug(testbed.shares[0])
         clock = Deadline.after(0)
-        Migration(guest, lab).migrate()
+        Migration(guest, testbed).migrate()
         return clock.elapsed_s
 
 
@@ -182,7 +182,7 @@ def _round_trips(cell: Cell, run: RunFolder) -> float:
             history.close()
 
 
-CONTESTS: Mapping[str, Callable[[Cell, RunFolder], dict[str, Turn]]] = {
+BENCHMARKS: Mapping[str, Callable[[Cell, RunFolder], dict[str, Turn]]] = {
     "start": start,
     "cycle": cycle,
     "migrate": migrate,

@@ -16,7 +16,7 @@ from harness.checkers.no_leak import slope
 from harness.errors import HarnessError, SetupError
 from harness.matrix import Matrix, Selection
 from harness.reaper import RunFolder
-from harness.testbed import Cell, Lab
+from harness.testbed import Cell, Testbed
 
 #: What may stay, a guest. Python's memory is noisy; one forgotten connection to a guest is some 100 KiB.
 LIMITS: Mapping[str, float] = {
@@ -100,13 +100,13 @@ def _per_guest(values: Sequence[float]) -> float:
 
 def one_guest(cell: Cell, run: RunFolder, artifacts: Path) -> None:
     """A restored guest answers, and ends; its artefacts go, like those of a test that passed."""
-    lab = Lab(cell, run, Artifacts.create(artifacts, "guest"))
+    testbed = Testbed(cell, run, Artifacts.create(artifacts, "guest"))
     try:
-        if not lab.boot().machine.spec.from_template:
-            raise SetupError("guests are not restored here; 'guest:born' in the history says why")
+        if not testbed.boot().machine.spec.from_template:
+            raise SetupError("guests are not restored here; 'guest:started' in the history says why")
     finally:
-        lab.close()
-    shutil.rmtree(lab.artifacts.folder)
+        testbed.close()
+    shutil.rmtree(testbed.artifacts.folder)
 
 
 def endure_in_workers(

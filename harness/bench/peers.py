@@ -49,7 +49,7 @@ def bare_boot(cell: Cell, run: RunFolder) -> float:
         wait_until(
             lambda: _answers(port, key),
             what="the bare script's guest",
-            timeout_s=cell.accel.pace.seconds(BOOT_TIMEOUT_S),
+            timeout_s=cell.accel.timeout_scale.seconds(BOOT_TIMEOUT_S),
             interval_s=0.1,
         )
         return clock.elapsed_s
@@ -102,7 +102,7 @@ def labgrid_boot(cell: Cell, run: RunFolder) -> float:
         target.activate(qemu)
         qemu.on()
         # Somebody has to read the console, or the guest waits for that.
-        qemu.expect(NETWORK_IS_UP, timeout=cell.accel.pace.seconds(BOOT_TIMEOUT_S))
+        qemu.expect(NETWORK_IS_UP, timeout=cell.accel.timeout_scale.seconds(BOOT_TIMEOUT_S))
         target.activate(ssh)
         ssh.run_check("true")
         return clock.elapsed_s
@@ -134,7 +134,7 @@ def _labgrid_config(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
                     },
                     "SSHDriver": {
                         "keyfile": str(cell.image.client_key),
-                        "connection_timeout": cell.accel.pace.seconds(BOOT_TIMEOUT_S),
+                        "connection_timeout": cell.accel.timeout_scale.seconds(BOOT_TIMEOUT_S),
                     },
                 },
             }

@@ -23,7 +23,7 @@ def stages(entries: Sequence[Entry]) -> dict[str, float]:
             raise SetupError(f"the history of this start has no {what}: was the guest restored?")
         return found
 
-    asked = at("guest:born", lambda entry: entry.f == "guest:born" and entry.value == "restored").t_s
+    asked = at("guest:started", lambda entry: entry.f == "guest:started" and entry.value == "restored").t_s
     launched = at("machine:launch", lambda entry: entry.f == "machine:launch").t_s
     greeted = at("QMP command", lambda entry: entry.kind is Kind.INVOKE and entry.f.startswith("qmp:")).t_s
     resumed = at("RESUME", lambda entry: entry.f == "event:RESUME").t_s

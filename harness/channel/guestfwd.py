@@ -30,7 +30,7 @@ _QUIET_S = 1.0
 
 
 @dataclass(frozen=True)
-class Frozen:
+class SavedSession:
     """What it takes to be a session's client once more.
 
     :param cookie: the 16 random bytes of our SSH_MSG_KEXINIT. :param key: our ephemeral X25519 private key.
@@ -48,7 +48,7 @@ class Frozen:
         path.write_text(json.dumps(content))
 
     @classmethod
-    def read(cls, path: Path) -> Frozen:
+    def read(cls, path: Path) -> SavedSession:
         """Read it back.
 
         :raises OSError: when there is none. :raises ValueError: :raises KeyError: when it is something else.
@@ -58,7 +58,7 @@ class Frozen:
         return cls(bytes.fromhex(content["cookie"]), bytes.fromhex(content["key"]), received)
 
 
-class Line:
+class GuestfwdSocket:
     """What paramiko takes for a socket.
 
     :param path: the unix socket of QEMU's character device; ``None`` when it is still to come (:meth:`move`),
@@ -67,11 +67,11 @@ class Line:
     :raises ChannelLost: when there is no such socket.
     """
 
-    def __init__(self, path: Path | None, frozen: Frozen | None = None) -> None:
+    def __init__(self, path: Path | None, frozen: SavedSession | None = None) -> None:
         assert path is not None or frozen is not None
         self._connection = None if path is None else _connect(path)
         self._retired: socket.socket | None = None
-        self.secrets = frozen or Frozen(os.urandom(16), os.urandom(32))
+        self.secrets = frozen or SavedSession(os.urandom(16), os.urandom(32))
         self._script = deque(self.secrets.received)
         #: We have said, and been answered, all that the script has.
         self._went_on = frozen is None
@@ -178,10 +178,10 @@ class Line:
             self._went_on = True
             self._changed.notify_all()
 
-    def freeze(self) -> Frozen:
+    def freeze(self) -> SavedSession:
         """The session as it is now; nothing may be under way."""
         self._wait_quiet()
-        return Frozen(self.secrets.cookie, self.secrets.key, tuple(self._received))
+        return SavedSession(self.secrets.cookie, self.secrets.key, tuple(self._received))
 
     def move(self, path: Path) -> None:
         """Go on over another QEMU's socket. :raises ChannelLost: when there is none."""

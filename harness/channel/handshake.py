@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import paramiko
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from harness.channel.guestfwd import Line
+from harness.channel.guestfwd import GuestfwdSocket
 from harness.errors import ChannelLost
 
 _Exchange: Any
@@ -79,7 +79,7 @@ class _Curve25519(_Exchange):  # type: ignore[misc]  # Any: mypy knows the one t
         transport._expect_packet(_KEX_ECDH_REPLY)
 
 
-class LineTransport(paramiko.Transport):
+class GuestfwdTransport(paramiko.Transport):
     """Says the same in every handshake over a line's session: what is random comes from the line.
 
     :raises ChannelLost: when paramiko has changed inside.
@@ -87,19 +87,19 @@ class LineTransport(paramiko.Transport):
 
     _kex_info: ClassVar[dict[str, Any]] = {_KEX: _Curve25519}
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, guestfwd: GuestfwdSocket) -> None:
         changed = changed_inside()
         if changed is not None:
             raise ChannelLost(f"paramiko {paramiko.__version__} has changed inside: {changed}")
-        self._line = line
-        super().__init__(line)  # type: ignore[arg-type]  # all of a socket that it uses
+        self._guestfwd = guestfwd
+        super().__init__(guestfwd)  # type: ignore[arg-type]  # all of a socket that it uses
         self.get_security_options().kex = (_KEX,)
 
     def _send_message(self, data: Any) -> None:
         content = data.asbytes()
         if content[0] == _KEXINIT:
             said = bytearray(content)
-            said[_COOKIE] = self._line.secrets.cookie
+            said[_COOKIE] = self._guestfwd.secrets.cookie
             self.local_kex_init = self._latest_kex_init = bytes(said)
             data = paramiko.Message(bytes(said))
         super()._send_message(data)  # type: ignore[misc]

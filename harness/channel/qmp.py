@@ -212,7 +212,7 @@ class Qmp:
         self._listeners: list[Listener] = []
         #: Whether an answer has failed to come; asking politely again would only waste more time.
         self.silent = False
-        #: The command that was sent last, for the epitaph of a QEMU that dies.
+        #: The command that was sent last, for the exit_summary of a QEMU that dies.
         self.last_command: str | None = None
 
     @property

@@ -40,10 +40,10 @@ def inside_script(name: str, number: int, command: str) -> tuple[str, str]:
 
 
 @dataclass
-class Told:
+class Command:
     """A command that the shell was told, and what has come back.
 
-    :ivar number: counts the shell's commands from 1. :ivar inside: see :meth:`RemoteShell.tell`.
+    :ivar number: counts the shell's commands from 1. :ivar inside: see :meth:`RemoteShell.submit`.
     :ivar mark: stands before and after what the command says, on either stream. Late output of what an
         earlier command left running is told apart where it comes before the mark, not between the two.
     """
@@ -90,7 +90,7 @@ class RemoteShell:
         """Whether it has not ended."""
         return not (self.channel.closed or self.channel.eof_received)
 
-    def tell(self, command: str, *, inside: bool = False) -> Told:
+    def submit(self, command: str, *, inside: bool = False) -> Command:
         """Let it begin ``command``, in a subshell and without stdin; the channel has what comes back.
 
         :param inside: in the shell itself, which is cheaper by a fork. Of its end only ``$answer``, which it
@@ -106,14 +106,14 @@ class RemoteShell:
             mark, quoted = f"={self._name}.{number}=", shlex.quote(command)
             script = _SCRIPT.format(number=number, asked=self._asked, mark=mark, command=quoted)
         self.channel.sendall(script.encode())
-        return Told(number, mark.encode(), inside=inside)
+        return Command(number, mark.encode(), inside=inside)
 
-    def answered(self, told: Told) -> bool:
+    def answered(self, submitted: Command) -> bool:
         """Whether the command has ended, and everything that it said has arrived.
 
         :raises EOFError: when the shell has ended instead.
         """
-        if told.returncode is not None:
+        if submitted.returncode is not None:
             return True
         if not (self.waits or self.channel.recv_ready() or self.channel.recv_stderr_ready()):
             raise EOFError("the connection ended")

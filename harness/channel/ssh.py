@@ -22,9 +22,9 @@ import paramiko
 from harness.background import Background
 from harness.channel import Completed, terminal
 from harness.channel.conversation import has_ended, listen, text
-from harness.channel.guestfwd import Frozen, Line
-from harness.channel.handshake import LineTransport
-from harness.channel.remote_shell import COMMAND, RemoteShell, Told
+from harness.channel.guestfwd import GuestfwdSocket, SavedSession
+from harness.channel.handshake import GuestfwdTransport
+from harness.channel.remote_shell import COMMAND, Command, RemoteShell
 from harness.deadline import Deadline, Watch, wait_until
 from harness.errors import ChannelLost, CommandTimeout, HarnessError, SetupError, WaitTimeout
 
@@ -37,7 +37,7 @@ USER = "root"
 #: before the guest can, and repeats a lost SYN only after seconds, so a new attempt is the quicker way.
 _BANNER_S = 2.0
 #: Seconds in which a line's session must open a channel; else a new connection is the quicker way.
-_LINE_OPEN_S = 15.0
+_GUESTFWD_OPEN_S = 15.0
 
 logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)
 
@@ -53,10 +53,10 @@ class Ssh:
     :param watch: raises the real cause when waiting on is pointless.
     :param line: begin, or resume, the session over it; where that fails, :attr:`resumed` says why, and the
         port is used.
-    :param rehearsal: a command for inside the line's first shell (see
-        :meth:`~harness.channel.remote_shell.RemoteShell.tell`), which is as long whenever the same session is
-        resumed. What it has made ready in the guest is frozen with the session.
-    :ivar line_lost: told why, when the session over the line answers no more, and the port is used instead.
+    :param rehearsal: a command for inside the first shell of a session over the guestfwd socket (see
+        :meth:`~harness.channel.remote_shell.RemoteShell.submit`). Its length is the same whenever that
+        session is resumed. What it has made ready in the guest is saved with the session.
+    :ivar guestfwd_lost: called with the reason when the session over the guestfwd socket answers no more.
     :raises ChannelLost: when it did not, or presented another host key; without a port, why there is no
         session over the line.
     :raises SetupError: when the private key cannot be read.
@@ -72,7 +72,7 @@ class Ssh:
         host_key: str,
         timeout_s: float,
         watch: Watch | None = None,
-        line: Line | None = None,
+        guestfwd: GuestfwdSocket | None = None,
         rehearsal: str = "answer=0",
     ) -> None:
         self._port, self._dialled = port, 0
@@ -93,47 +93,47 @@ class Ssh:
         self._replacing = threading.RLock()
         #: Shells that wait for a command.
         self._idle: list[RemoteShell] = []
-        self._line = line
-        self.line_lost: Callable[[str], None] = lambda _: None
+        self._guestfwd = guestfwd
+        self.guestfwd_lost: Callable[[str], None] = lambda _: None
         #: Whether the session goes over the line, or why it does not.
         self.resumed: bool | str = False
         self._deadline = Deadline.after(timeout_s)
-        self._transport = (line and self._resume(line, rehearsal)) or self._connect()
+        self._transport = (guestfwd and self._resume(guestfwd, rehearsal)) or self._connect()
 
-    def _resume(self, line: Line, rehearsal: str) -> paramiko.Transport | None:
+    def _resume(self, guestfwd: GuestfwdSocket, rehearsal: str) -> paramiko.Transport | None:
         """The line's session; whatever is wrong with it (also paramiko's own parts), the port is left.
 
         An error of our own is raised: nobody would look for it behind a session that was not resumed.
         """
         transport = None
         try:
-            transport = LineTransport(line)
+            transport = GuestfwdTransport(guestfwd)
             # There is no second attempt: a guest that is frozen may take its time to start an sshd.
             self._log_in(transport, self._deadline.remaining_s, interval_s=0.001)
             left_s = self._deadline.remaining_s
             channel = self._watched(lambda: transport.open_session(timeout=left_s), self._deadline)
             self._exec(channel, COMMAND, self._deadline)
-            shell = RemoteShell(channel, line.secrets.cookie.hex())
+            shell = RemoteShell(channel, guestfwd.secrets.cookie.hex())
             self._rehearse(shell, rehearsal)
             self._idle.append(shell)
-            line.go_on()
+            guestfwd.go_on()
         except BaseException as exc:
             _close(transport)
-            line.close()
-            _raise_own(exc, transport, line)
-            if not _is_the_lines(exc):
+            guestfwd.close()
+            _raise_own(exc, transport, guestfwd)
+            if not _is_of_the_guestfwd_socket(exc):
                 raise
-            self.resumed, self._line = str(exc) or type(exc).__name__, None
+            self.resumed, self._guestfwd = str(exc) or type(exc).__name__, None
             self._idle.clear()
             return None
         self.resumed = True
         return transport
 
     def _rehearse(self, shell: RemoteShell, command: str) -> None:
-        told = shell.tell(command, inside=True)
-        self._listen(shell.channel, told, lambda: shell.answered(told), self._deadline)
-        if told.returncode != 0:
-            how = "did not end" if told.returncode is None else f"ended with {told.returncode}"
+        submitted = shell.submit(command, inside=True)
+        self._listen(shell.channel, submitted, lambda: shell.answered(submitted), self._deadline)
+        if submitted.returncode != 0:
+            how = "did not end" if submitted.returncode is None else f"ended with {submitted.returncode}"
             raise ChannelLost(f"the first command over the line {how}")
 
     def _connect(self) -> paramiko.Transport:
@@ -223,7 +223,7 @@ class Ssh:
     def run(self, command: str, *, timeout_s: float, stdin: bytes = b"", inside: bool = False) -> Completed:
         """See :meth:`harness.channel.Channel.run`.
 
-        :param inside: see :meth:`~harness.channel.remote_shell.RemoteShell.tell`; without stdin.
+        :param inside: see :meth:`~harness.channel.remote_shell.RemoteShell.submit`; without stdin.
 
         After a timeout the next command gets a new connection, and those that are running end: dropbear
         2022.83 ends the whole connection (``common-channel.c``, assertion ``!channel->sent_close``) when a
@@ -239,9 +239,9 @@ class Ssh:
             self._check_open()
             if stdin:
                 return self._converse(self._open(deadline), command, stdin, deadline)
-            return self._tell(self._waiting_shell(deadline), command, deadline, inside=inside)
+            return self._submit(self._waiting_shell(deadline), command, deadline, inside=inside)
         except (OSError, EOFError, paramiko.SSHException) as exc:
-            _raise_own(exc, self._transport, self._line)
+            _raise_own(exc, self._transport, self._guestfwd)
             # Too slow to open a channel, perhaps: it may come later, and be in the way.
             used = self._transport if self._is_alone else began_on
             self._doubtful = used if used.is_active() else self._doubtful
@@ -262,11 +262,11 @@ class Ssh:
     def _reconnect(self) -> None:
         with self._replacing:
             _close(self._transport)
-            self._idle, self._line = [], None
+            self._idle, self._guestfwd = [], None
             self._transport = self._connect()
 
     def _waiting_shell(self, deadline: Deadline) -> RemoteShell:
-        """One that is told nothing else meanwhile: there are as many as there were commands at once."""
+        """One that gets no other command meanwhile: there are as many as there were commands at once."""
         while self._idle:
             with contextlib.suppress(IndexError):  # Another thread was quicker.
                 if (shell := self._idle.pop()).waits:
@@ -283,8 +283,8 @@ class Ssh:
         try:
             channel = self._open_within(self._patience_s(deadline))
         except (OSError, EOFError, paramiko.SSHException) as exc:
-            _raise_own(exc, self._transport, self._line)
-            if not self._give_up_line(str(exc) or type(exc).__name__):
+            _raise_own(exc, self._transport, self._guestfwd)
+            if not self._give_up_guestfwd(str(exc) or type(exc).__name__):
                 raise
             channel = self._open_within(deadline.remaining_s)
         channel.settimeout(deadline.timeout_s)
@@ -319,64 +319,70 @@ class Ssh:
                     raise paramiko.SSHException(why) from None
 
     def _patience_s(self, deadline: Deadline) -> float:
-        given_up = self._line is not None and self._is_alone
-        return min(deadline.remaining_s, _LINE_OPEN_S) if given_up else deadline.remaining_s
+        given_up = self._guestfwd is not None and self._is_alone
+        return min(deadline.remaining_s, _GUESTFWD_OPEN_S) if given_up else deadline.remaining_s
 
-    def _tell(
+    def _submit(
         self, shell: RemoteShell, command: str, deadline: Deadline, *, inside: bool = False
     ) -> Completed:
         """Run a command in the shell that waits."""
         shell.channel.settimeout(deadline.timeout_s)
-        told = shell.tell(command, inside=inside)
-        silent = self._line is not None and not self._begins(shell, told, deadline)
-        if silent and not deadline.expired and self._give_up_line(f"no answer for {_LINE_OPEN_S:g} s"):
-            shell = self._elsewhere(shell, told, command, deadline)
-            return self._tell(shell, command, deadline, inside=inside)
-        self._listen(shell.channel, told, lambda: shell.answered(told), deadline)
-        out, err = text(told.between(told.out)), text(told.between(told.err))
-        if told.returncode is None:
+        submitted = shell.submit(command, inside=inside)
+        silent = self._guestfwd is not None and not self._begins(shell, submitted, deadline)
+        if (
+            silent
+            and not deadline.expired
+            and self._give_up_guestfwd(f"no answer for {_GUESTFWD_OPEN_S:g} s")
+        ):
+            shell = self._elsewhere(shell, submitted, command, deadline)
+            return self._submit(shell, command, deadline, inside=inside)
+        self._listen(shell.channel, submitted, lambda: shell.answered(submitted), deadline)
+        out, err = text(submitted.between(submitted.out)), text(submitted.between(submitted.err))
+        if submitted.returncode is None:
             self._doubtful = shell.channel.get_transport()
             raise CommandTimeout(self.name, command, deadline.timeout_s, out, err)
         if shell.channel.get_transport() is self._transport:
             self._idle.append(shell)
-        return Completed(command, told.returncode, out, err)
+        return Completed(command, submitted.returncode, out, err)
 
-    def _begins(self, shell: RemoteShell, told: Told, deadline: Deadline) -> bool:
+    def _begins(self, shell: RemoteShell, submitted: Command, deadline: Deadline) -> bool:
         """Whether the guest says, in the time that a line has for it, that the command begins."""
         first = Deadline.after(self._patience_s(deadline))
 
         def begun() -> bool:
-            return told.begun or shell.answered(told)
+            return submitted.begun or shell.answered(submitted)
 
-        self._listen(shell.channel, told, lambda: begun() or first.expired, deadline)
+        self._listen(shell.channel, submitted, lambda: begun() or first.expired, deadline)
         return begun()
 
-    def _give_up_line(self, why: str) -> bool:
+    def _give_up_guestfwd(self, why: str) -> bool:
         """Go on over a connection, if there is a line, and only one command: others would end with it."""
         with self._replacing:  # Nobody else begins one meanwhile.
-            if self._line is None or not self._is_alone:
+            if self._guestfwd is None or not self._is_alone:
                 return False
-            self.line_lost(why)
+            self.guestfwd_lost(why)
             self._reconnect()
             return True
 
-    def _elsewhere(self, shell: RemoteShell, told: Told, command: str, deadline: Deadline) -> RemoteShell:
-        """A shell over the new connection, which may be told the same if the silent one has not begun it."""
+    def _elsewhere(
+        self, shell: RemoteShell, submitted: Command, command: str, deadline: Deadline
+    ) -> RemoteShell:
+        """A shell over the new connection, for the same command, if the silent shell has not begun it."""
         giving_up = Deadline.after(self._timeout_s)
         try:
             last = self._converse(self._open(giving_up), shell.give_up_command, b"", giving_up)
         except CommandTimeout:
             raise EOFError("its session fell silent, and nobody knows whether the command ran") from None
-        if last.returncode != 0 or last.stdout.strip() != str(told.number - 1):
+        if last.returncode != 0 or last.stdout.strip() != str(submitted.number - 1):
             raise EOFError("its session fell silent, and the command may have run")
         if deadline.expired:
             raise CommandTimeout(self.name, command, deadline.timeout_s, "", "")
         return self._new_shell(deadline)
 
     def _listen(
-        self, channel: paramiko.Channel, told: Told, ended: Callable[[], bool], deadline: Deadline
+        self, channel: paramiko.Channel, submitted: Command, ended: Callable[[], bool], deadline: Deadline
     ) -> None:
-        listen(channel, told.out, told.err, ended, deadline=deadline, watch=self._watch)
+        listen(channel, submitted.out, submitted.err, ended, deadline=deadline, watch=self._watch)
 
     def _converse(
         self, channel: paramiko.Channel, command: str, stdin: bytes, deadline: Deadline
@@ -412,10 +418,10 @@ class Ssh:
         except (OSError, EOFError, paramiko.SSHException) as exc:
             raise ChannelLost(f"the SSH connection to the guest broke: {exc}") from None
 
-    def freeze(self) -> Frozen:
-        """The session as the guest remembers it now, for a :class:`Line` to it later."""
-        assert self._line is not None, "the session does not go over a line"
-        return self._line.freeze()
+    def freeze(self) -> SavedSession:
+        """The session as the guest remembers it now, for a :class:`GuestfwdSocket` to it later."""
+        assert self._guestfwd is not None, "the session does not go over a line"
+        return self._guestfwd.freeze()
 
     def move(self, path: Path, *, port: Port, watch: Watch) -> bool:
         """The guest goes on in another QEMU, or in its first: keep the session, if it can be kept.
@@ -425,13 +431,13 @@ class Ssh:
             :attr:`resumed` says why.
         """
         sound = self._transport.is_active() and self._doubtful is not self._transport
-        if self._line is None:
+        if self._guestfwd is None:
             return False
         if self._running or not sound:
             self.resumed = "a command was running" if self._running else "the session had ended"
             return False
         try:
-            self._line.move(path)
+            self._guestfwd.move(path)
         except ChannelLost as exc:
             self.resumed = exc.message
             return False
@@ -455,19 +461,21 @@ def _dial(port: int) -> socket.socket:
 _CONNECTION_ERRORS = (OSError, EOFError, paramiko.SSHException)
 
 
-def _is_the_lines(exc: BaseException) -> bool:
+def _is_of_the_guestfwd_socket(exc: BaseException) -> bool:
     """Whether it tells of the line alone; the watch raises what is worse, and so does an error of ours."""
     return isinstance(exc, (ChannelLost, WaitTimeout, *_CONNECTION_ERRORS))
 
 
-def _raise_own(exc: BaseException, transport: paramiko.Transport | None, line: Line | None) -> None:
+def _raise_own(
+    exc: BaseException, transport: paramiko.Transport | None, guestfwd: GuestfwdSocket | None
+) -> None:
     """Raise an error of our own (a ``TypeError``, say) that ``exc`` came of, or that ended ``transport``.
 
     paramiko calls a line, and what is in :mod:`harness.channel.handshake`, in a thread of its own: what that
     raises ends the transport, or comes back inside an error of paramiko's.
     """
-    if line is not None and line.own_error is not None:
-        raise line.own_error
+    if guestfwd is not None and guestfwd.own_error is not None:
+        raise guestfwd.own_error
     ended_by = transport.get_exception() if transport is not None else None
     for link in (*_chain(exc), *_chain(ended_by)):
         if not isinstance(link, (HarnessError, *_CONNECTION_ERRORS)) and _is_raised_here(link):

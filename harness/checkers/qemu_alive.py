@@ -49,7 +49,7 @@ def _check(record: Record, machine: MachineRecord) -> Finding:
     if expected and not _crashed(exit_, expected):
         misuse = _GLIB.search(log)
         return VALID if misuse is None else invalid(f"QEMU {machine.name!r}: {misuse[0].strip()}")
-    return invalid(_epitaph(record, machine, exit_, log), *_evidence(record, machine, log))
+    return invalid(_exit_summary(record, machine, exit_, log), *_evidence(record, machine, log))
 
 
 def _headline(report: list[str]) -> str:
@@ -72,7 +72,7 @@ def _crashed(exit_: Entry, expected: list[Entry]) -> bool:
     return not (ours and code == -signal.SIGKILL)
 
 
-def _epitaph(record: Record, machine: MachineRecord, exit_: Entry, log: str) -> str:
+def _exit_summary(record: Record, machine: MachineRecord, exit_: Entry, log: str) -> str:
     code = as_mapping(exit_.value).get("returncode")
     how = f"exited with {code}"
     if isinstance(code, int) and code < 0:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from harness import reaper
 from harness.bench import Row, race, rows
-from harness.bench.benchmarks import CONTESTS, profile
+from harness.bench.benchmarks import BENCHMARKS, profile
 from harness.bench.peers import has_labgrid
 from harness.bench.suite import run_suite
 from harness.cli.report import axes, progress
@@ -25,14 +25,14 @@ from harness.mutation.runner import scenarios_folder
 from harness.reaper import RunFolder
 from harness.testbed import Cell
 
-#: Those that are no contest.
+#: Those that are no benchmark.
 _PROFILE = "profile"
 _SUITE = "suite"
 _WORKERS = (1, 2, 4)
 
 
 @click.command(epilog="Example: harness bench start --rounds 9 --json")
-@click.argument("contest", type=click.Choice([*sorted(CONTESTS), _PROFILE, _SUITE]), default="start")
+@click.argument("benchmark", type=click.Choice([*sorted(BENCHMARKS), _PROFILE, _SUITE]), default="start")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Turns of each.")
 @click.option("-k", "expression", metavar="EXPRESSION", help="suite: pytest's, only these scenarios.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
@@ -40,7 +40,7 @@ _WORKERS = (1, 2, 4)
 @click.pass_context
 def bench(
     context: click.Context,
-    contest: str,
+    benchmark: str,
     rounds: int,
     expression: str | None,
     as_json: bool,
@@ -59,10 +59,10 @@ def bench(
     guest's start goes. suite: one run of the scenarios each with 1, 2 and 4 workers, and Python's share of
     the processor time; all machine types, unless one is given.
     """
-    if contest == _SUITE:
+    if benchmark == _SUITE:
         _suite(_given(context, expression), as_json)
         return
-    if contest == "start" and not has_labgrid():
+    if benchmark == "start" and not has_labgrid():
         progress("labgrid is not installed (pip install 'virtio-9p-harness[bench]'): it takes no part")
     reaper.sweep()
     (cell,) = Matrix(
@@ -70,11 +70,11 @@ def bench(
     ).prepare()
     run = RunFolder()
     try:
-        table = _profile(cell, run, rounds) if contest == _PROFILE else _race(contest, cell, run, rounds)
+        table = _profile(cell, run, rounds) if benchmark == _PROFILE else _race(benchmark, cell, run, rounds)
     finally:
         run.close()
     facts = {
-        "contest": contest,
+        "benchmark": benchmark,
         "qemu": cell.capabilities.banner,
         "machine": cell.machine_type.name,
         "accel": cell.accel.name,
@@ -84,8 +84,8 @@ def bench(
     if as_json:
         print(json.dumps(facts, indent=2))
     else:
-        title = f"{contest}: {cell.capabilities.banner}, {cell.machine_type.name}, {cell.accel.name}"
-        _print(table, title, shares=contest == _PROFILE)
+        title = f"{benchmark}: {cell.capabilities.banner}, {cell.machine_type.name}, {cell.accel.name}"
+        _print(table, title, shares=benchmark == _PROFILE)
 
 
 def _given(context: click.Context, expression: str | None) -> list[str]:
@@ -108,7 +108,7 @@ def _suite(options: list[str], as_json: bool) -> None:
     if as_json:
         cores = len(os.sched_getaffinity(0))
         rows = [{**asdict(run), "python_share": run.python_share} for run in runs]
-        print(json.dumps({"contest": _SUITE, "cores": cores, "rows": rows}, indent=2))
+        print(json.dumps({"benchmark": _SUITE, "cores": cores, "rows": rows}, indent=2))
         return
     shown = Table(title="suite: the scenarios as a whole")
     for name in ("workers", "wall", "times faster", "processor", "Python's share"):
@@ -121,9 +121,9 @@ def _suite(options: list[str], as_json: bool) -> None:
     Console().print(shown)
 
 
-def _race(contest: str, cell: Cell, run: RunFolder, rounds: int) -> list[Row]:
+def _race(benchmark: str, cell: Cell, run: RunFolder, rounds: int) -> list[Row]:
     # One turn of each that does not count: templates are made, pages are read.
-    turns = CONTESTS[contest](cell, run)
+    turns = BENCHMARKS[benchmark](cell, run)
     progress("warming up …")
     for turn in turns.values():
         turn()

@@ -20,7 +20,7 @@ from harness.mutation import cover, peers, runner, table
 from harness.mutation.catalogue import Catalogue, Fault
 from harness.mutation.figures import Figures, figures
 from harness.mutation.peers import PeerFinding
-from harness.mutation.sitting import SCOPES, Sitting
+from harness.mutation.sitting import SCOPES, Measurement
 from harness.mutation.table import Detection
 from harness.mutation.verdicts import CAUGHT, SILENT, Beside, Controls, Finding, look_for_all
 from harness.provision import Cache, Provisioner, default_cache_root
@@ -148,7 +148,7 @@ def run_faults(
     folder = artifacts.absolute()
     if per_test:
         hashes = table.fingerprints(runner.files())
-        sitting = Sitting(data, path, source, folder, progress, hashes)
+        sitting = Measurement(data, path, source, folder, progress, hashes)
         findings = list(sitting.measure(chosen, scope or "all"))
     else:
         found = look_for_all(

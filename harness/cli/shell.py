@@ -25,7 +25,7 @@ from harness.guest.mount import Mount
 from harness.matrix import Matrix, Selection
 from harness.qemu.machine import Machine
 from harness.reaper import RunFolder
-from harness.testbed import Lab
+from harness.testbed import Testbed
 
 _SCRIPT_TIMEOUT_S = 3600.0
 
@@ -48,29 +48,29 @@ def shell(
     (cell,) = matrix.prepare()
     run = RunFolder()
     artifacts = Artifacts.create(run.path, "shell")
-    lab = Lab(cell, run, artifacts)
+    testbed = Testbed(cell, run, artifacts)
     try:
         with _ended_by_sigterm():
-            guest, mount = _boot(lab, folder)
+            guest, mount = _boot(testbed, folder)
             _print_ways_in(guest, mount)
             status = _session(guest, mount)
     finally:
-        lab.close()
+        testbed.close()
         _keep_what_is_bad(artifacts)
         run.close()
     sys.exit(status)
 
 
-def _boot(lab: Lab, folder: Path | None) -> tuple[Guest, Mount]:
-    share = lab.shares[0]
+def _boot(testbed: Testbed, folder: Path | None) -> tuple[Guest, Mount]:
+    share = testbed.shares[0]
     if folder is not None:
         share = replace(share, path=folder.resolve())
-        lab.shares = (share, *lab.shares[1:])
+        testbed.shares = (share, *testbed.shares[1:])
     progress("booting a guest …")
     # A second monitor: QMP serves one client at a time, and the first one's is the harness.
-    monitor = f"socket,id=qmp2,path={lab.folder}/qmp2.sock,server=on,wait=off"
+    monitor = f"socket,id=qmp2,path={testbed.folder}/qmp2.sock,server=on,wait=off"
     extra = ("-chardev", monitor, "-mon", "chardev=qmp2,mode=control")
-    guest = lab.boot(replace(lab.spec(), extra=extra))
+    guest = testbed.boot(replace(testbed.spec(), extra=extra))
     Hotplug(guest).plug(share)
     return guest, guest.mount(share)
 

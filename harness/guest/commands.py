@@ -13,7 +13,7 @@ from harness.deadline import wait_until
 from harness.errors import CommandFailed, GuestError, WaitTimeout
 from harness.qemu.machine import Machine
 
-#: Seconds, before scaling by the accelerator's pace.
+#: Seconds, before scaling by the accelerator's timeout_scale.
 RUN_TIMEOUT_S = 10.0
 
 
@@ -75,7 +75,7 @@ class Commands(ABC):
             last[:] = [self.run(command)]
             return last[0] if last[0].returncode == 0 else None
 
-        scaled_s = self.machine.pace.seconds(timeout_s)
+        scaled_s = self.machine.timeout_scale.seconds(timeout_s)
         try:
             done = wait_until(attempt, what=what, timeout_s=scaled_s, interval_s=0.1)
         except WaitTimeout as exc:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from harness.background import Background
 from harness.channel import Channel, Completed
 from harness.channel.console import Console
-from harness.channel.guestfwd import Line
+from harness.channel.guestfwd import GuestfwdSocket
 from harness.channel.ssh import Ssh
 from harness.errors import (
     GuestError,
@@ -26,7 +26,7 @@ from harness.guest.mount import Mount
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
 
-#: Seconds, before scaling by the accelerator's pace.
+#: Seconds, before scaling by the accelerator's timeout_scale.
 BOOT_TIMEOUT_S = 20.0
 _USERNET_S = 5.0
 _9P_DEVICES = "/sys/bus/virtio/drivers/9pnet_virtio/virtio*"
@@ -62,7 +62,7 @@ class Guest(Commands):
             assert self._ssh is not None
         return self._ssh
 
-    def log_in(self, line: Line | None = None, rehearsal: str = "answer=0") -> Ssh:
+    def log_in(self, guestfwd: GuestfwdSocket | None = None, rehearsal: str = "answer=0") -> Ssh:
         """A new SSH session, which is the guest's own only when it is handed to :meth:`use_session`.
 
         :param line: :param rehearsal: see :class:`~harness.channel.ssh.Ssh`.
@@ -71,24 +71,24 @@ class Guest(Commands):
             self.machine.ssh_port,
             client_key=self.image.client_key,
             host_key=self.image.host_key,
-            timeout_s=self.machine.pace.seconds(BOOT_TIMEOUT_S),
+            timeout_s=self.machine.timeout_scale.seconds(BOOT_TIMEOUT_S),
             watch=self.machine.watch,
-            line=line,
+            guestfwd=guestfwd,
             rehearsal=rehearsal,
         )
 
     def use_session(self, ssh: Ssh) -> None:
         """Run commands over this session from now on."""
-        ssh.line_lost = self._line_lost
+        ssh.guestfwd_lost = self._guestfwd_lost
         self.machine.history.note(self.actor, "ssh:connected", ssh.stages_s)
         self._ssh = ssh
 
-    def _line_lost(self, why: str) -> None:
+    def _guestfwd_lost(self, why: str) -> None:
         """For whoever wants to know which side of the line was silent: what QEMU's user network has of it.
 
         Its answer is in the history whenever it comes; a QEMU that is busy otherwise is not to blame.
         """
-        self.machine.history.note(self.actor, "ssh:line-lost", why)
+        self.machine.history.note(self.actor, "ssh:guestfwd-lost", why)
         with suppress(HarnessError):
             asked = self.machine.qmp.request("human-monitor-command", {"command-line": "info usernet"})
             self.machine.wait_until(lambda: asked.done, what="info usernet", timeout_s=_USERNET_S)
@@ -99,7 +99,7 @@ class Guest(Commands):
         if self._console is None:
             console = Console(self.machine.paths.console, watch=self.machine.watch)
             try:
-                console.wait_ready(timeout_s=self.machine.pace.seconds(BOOT_TIMEOUT_S))
+                console.wait_ready(timeout_s=self.machine.timeout_scale.seconds(BOOT_TIMEOUT_S))
             except BaseException:
                 console.close()
                 raise
@@ -120,11 +120,11 @@ class Guest(Commands):
         with self.machine.history.operation(self.actor, "guest:boot"):
             try:
                 self._wait_announced()
-                self._channel.run("true", timeout_s=self.machine.pace.seconds(BOOT_TIMEOUT_S))
+                self._channel.run("true", timeout_s=self.machine.timeout_scale.seconds(BOOT_TIMEOUT_S))
             except (Violation, GuestPanicked):
                 raise  # The watch saw the cause itself.
             except HarnessError as exc:
-                cause = self.machine.blame(exc)
+                cause = self.machine.root_cause(exc)
                 raise self._never_booted(cause) if cause is exc else cause from exc
 
     def _wait_announced(self) -> None:
@@ -180,9 +180,9 @@ class Guest(Commands):
     def _recorded(self, command: str, timeout_s: float, run: Callable[[float], Completed]) -> Completed:
         op = self.machine.history.invoke(self.actor, f"{self._through}:run", {"command": command})
         try:
-            completed = run(self.machine.pace.seconds(timeout_s))
+            completed = run(self.machine.timeout_scale.seconds(timeout_s))
         except HarnessError as exc:
-            cause = self.machine.blame(exc)
+            cause = self.machine.root_cause(exc)
             op.info(cause.message)
             if cause is exc:
                 raise
@@ -196,7 +196,7 @@ class Guest(Commands):
         Look for its effect, then :meth:`disconnect`.
         """
         self.machine.history.note(self.actor, "guest:last-command", {"command": command})
-        channel, timeout_s = self._channel, self.machine.pace.seconds(RUN_TIMEOUT_S)
+        channel, timeout_s = self._channel, self.machine.timeout_scale.seconds(RUN_TIMEOUT_S)
         Background(lambda: channel.run(command, timeout_s=timeout_s))
 
     def mount(self, share: Share, *, options: str = "", at: str | None = None) -> Mount:
@@ -240,7 +240,7 @@ class Guest(Commands):
         """
         had_session = self._ssh is not None and self._ssh.resumed is True
         kept = self._ssh is not None and self._ssh.move(
-            machine.paths.line, port=lambda: machine.ssh_port, watch=machine.watch
+            machine.paths.guestfwd, port=lambda: machine.ssh_port, watch=machine.watch
         )
         if had_session and self._ssh is not None and isinstance(self._ssh.resumed, str):
             self.machine.history.note(self.actor, "ssh:not-moved", self._ssh.resumed)

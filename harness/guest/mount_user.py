@@ -25,7 +25,7 @@ KINDS = (*_PROCESSES, "bind_mount")
 _numbers = itertools.count(1)
 
 
-class Occupant:
+class MountUser:
     """The last user of a share, which a scenario can let go; made by :func:`occupied`."""
 
     def __init__(self, mount: Mount, present: str, leave: str) -> None:
@@ -51,21 +51,21 @@ class Occupant:
 
 
 @contextmanager
-def occupied(mount: Mount, kind: str) -> Iterator[Occupant]:
+def occupied(mount: Mount, kind: str) -> Iterator[MountUser]:
     """Let something of ``kind`` (one of :data:`KINDS`) use ``mount``; it leaves at the end of the context."""
-    occupant = _bind(mount) if kind == "bind_mount" else _process(mount, kind)
-    occupant.wait_present()
-    yield occupant
-    occupant.leave()
+    mount_user = _bind(mount) if kind == "bind_mount" else _process(mount, kind)
+    mount_user.wait_present()
+    yield mount_user
+    mount_user.leave()
 
 
-def _bind(mount: Mount) -> Occupant:
+def _bind(mount: Mount) -> MountUser:
     elsewhere = f"/mnt/.bind{next(_numbers)}"
     mount.guest.succeed(f"mkdir {elsewhere} && mount --bind {quote(mount.mountpoint)} {elsewhere}")
-    return Occupant(mount, f"echo > {elsewhere}/.bound && rm {elsewhere}/.bound", f"umount {elsewhere}")
+    return MountUser(mount, f"echo > {elsewhere}/.bound && rm {elsewhere}/.bound", f"umount {elsewhere}")
 
 
-def _process(mount: Mount, kind: str) -> Occupant:
+def _process(mount: Mount, kind: str) -> MountUser:
     command, present = _PROCESSES[kind]
     folder, file = quote(mount.mountpoint), quote(f"{mount.mountpoint}/.occupied")
     mount.guest.succeed(f"echo occupied > {file}")
@@ -77,4 +77,4 @@ def _process(mount: Mount, kind: str) -> Occupant:
     if not pid.isdigit():
         raise GuestError(f"{mount.guest.actor}: no process id from {started!r}: {pid!r}")
     leave = f"kill {pid}; while test -e /proc/{pid}; do usleep 10000; done"
-    return Occupant(mount, present.replace("PID", pid), leave)
+    return MountUser(mount, present.replace("PID", pid), leave)

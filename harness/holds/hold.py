@@ -13,7 +13,7 @@ from harness.holds.supervisor import Rule, Rules, Supervisor
 from harness.qemu.machine import Machine, Wrapping
 from harness.qemu.schema import require_command
 from harness.qemu.spec import MachineSpec, Share
-from harness.testbed import Lab
+from harness.testbed import Testbed
 
 #: The data of Tread and Twrite (QEMU: ``hw/9pfs/9p-local.c``, ``local_preadv`` and ``local_pwritev``).
 DATA = ("preadv", "preadv2", "pwritev", "pwritev2")
@@ -39,8 +39,8 @@ class Held:
     destination is another.
     """
 
-    def __init__(self, lab: Lab, rules: Rules, rule: Rule, share: Share) -> None:
-        self._lab, self._rules, self._rule, self.share = lab, rules, rule, share
+    def __init__(self, testbed: Testbed, rules: Rules, rule: Rule, share: Share) -> None:
+        self._testbed, self._rules, self._rule, self.share = testbed, rules, rule, share
 
     @property
     def count(self) -> int:
@@ -110,27 +110,27 @@ class Held:
     def release(self) -> None:
         """Let the held requests go on, and hold no more of them; idempotent."""
         count = self._rules.lift(self._rule)
-        self._lab.history.note("host", "hold:released", {"id": self.share.id, "calls": count})
+        self._testbed.history.note("host", "hold:released", {"id": self.share.id, "calls": count})
 
     @property
     def _machine(self) -> Machine:
         """The machine whose requests these are; as long as none is known, the newest is waited for."""
-        named = (machine for machine in self._lab.machines if machine.name == self._rule.machine)
-        return next(named, self._lab.machines[-1])
+        named = (machine for machine in self._testbed.machines if machine.name == self._rule.machine)
+        return next(named, self._testbed.machines[-1])
 
 
 class Hold:
-    """Holds for the machines of one lab; it has to exist before they are launched.
+    """Holds for the machines of one testbed; it has to exist before they are launched.
 
     :raises Unsupported: on a host without seccomp user notification, or that does not let us use it.
     """
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, testbed: Testbed) -> None:
         probe.require_holds()
-        self._lab = lab
-        self._rules = Rules(lab.history)
+        self._testbed = testbed
+        self._rules = Rules(testbed.history)
         self._supervisors: list[Supervisor] = []
-        lab.attach(self)
+        testbed.attach(self)
 
     def wrap(self, spec: MachineSpec, folder: Path) -> Wrapping:
         """Start QEMU under the filter (see :mod:`harness.holds.seccomp`)."""
@@ -158,8 +158,8 @@ class Hold:
         :raises SetupError: at the end of the block, when the harness failed to hold them.
         """
         rule = Rule(frozenset(calls or DATA), _resolved(share), machine=machine.name if machine else None)
-        held = Held(self._lab, self._rules, rule, share)
-        self._lab.history.note("host", "hold:armed", {"id": share.id, "calls": sorted(rule.calls)})
+        held = Held(self._testbed, self._rules, rule, share)
+        self._testbed.history.note("host", "hold:armed", {"id": share.id, "calls": sorted(rule.calls)})
         self._rules.add(rule)
         try:
             yield held

@@ -8,11 +8,11 @@ from pathlib import Path
 from harness.errors import Unsupported
 from harness.qemu.machine import Wrapping
 from harness.qemu.spec import MachineSpec
-from harness.testbed import Lab
+from harness.testbed import Testbed
 
 
 class OpenFileLimit:
-    """``RLIMIT_NOFILE`` of the machines of one lab; it has to exist before they are launched.
+    """``RLIMIT_NOFILE`` of the machines of one testbed; it has to exist before they are launched.
 
     QEMU reads the limit when it starts, and begins to close the files of idle fids when the guest has more
     open than two thirds of it (``hw/9pfs/9p.c``, ``v9fs_set_fd_limit`` and ``v9fs_reclaim_fd``).
@@ -20,12 +20,12 @@ class OpenFileLimit:
     :raises Unsupported: on a host without ``prlimit`` (``man 1 prlimit``, util-linux).
     """
 
-    def __init__(self, lab: Lab, count: int) -> None:
+    def __init__(self, testbed: Testbed, count: int) -> None:
         found = shutil.which("prlimit")
         if found is None:
             raise Unsupported("this host has no prlimit (util-linux) to limit QEMU's open files with")
         self._prefix = (found, f"--nofile={count}:{count}")
-        lab.attach(self)
+        testbed.attach(self)
 
     def wrap(self, spec: MachineSpec, folder: Path) -> Wrapping:  # noqa: ARG002
         """Start QEMU with the limit."""

@@ -27,7 +27,7 @@ from harness.ninep.client import RawGuest
 from harness.qemu import symbols
 from harness.qemu.machine import Machine, Wrapping
 from harness.qemu.spec import MachineSpec
-from harness.testbed import Lab
+from harness.testbed import Testbed
 
 #: Written into the artefact folder for the checker ``no_leak``.
 HEAP_SITES = "heap-sites.json"
@@ -88,22 +88,22 @@ WITH_GUEST = Plan(warm_up=5, part=8, guest=True)
 
 
 class LeakHunt:
-    """Repeats a cycle in a machine of one lab, which it launches; it has to exist before that is.
+    """Repeats a cycle in a machine of one testbed, which it launches; it has to exist before that is.
 
     Where the heap cannot be profiled, what can be counted is hunted all the same, and the record says why.
 
     :param thorough: hunt longer, for what is lost more rarely.
     """
 
-    def __init__(self, lab: Lab, *, thorough: bool = False) -> None:
-        self.lab, self._thorough = lab, thorough
+    def __init__(self, testbed: Testbed, *, thorough: bool = False) -> None:
+        self.testbed, self._thorough = testbed, thorough
         self._preload: Path | None = None
         self._not_profiled = ""
         try:
-            self._preload = heap_profile.library(lab.cell.qemu)
+            self._preload = heap_profile.library(testbed.cell.qemu)
         except heap_profile.NotProfiled as exc:
             self._not_profiled = str(exc)
-        lab.attach(self)
+        testbed.attach(self)
 
     def wrap(self, spec: MachineSpec, _folder: Path) -> Wrapping:
         """Start QEMU with a heap that is profiled, where it can be."""
@@ -118,13 +118,13 @@ class LeakHunt:
         """Nothing is left."""
 
     def _prefix(self, name: str) -> Path:
-        return self.lab.artifacts.folder / f"heap-{name}"
+        return self.testbed.artifacts.folder / f"heap-{name}"
 
     def repeat(self, cycle: Callable[[Guest], object], plan: Plan = WITH_GUEST) -> None:
         """Repeat ``cycle`` in a guest; what grew is then in the record, for ``no_leak`` to judge."""
 
         def boot(name: str) -> Guest:
-            return self.lab.boot(self.lab.spec(name=name))
+            return self.testbed.boot(self.testbed.spec(name=name))
 
         def idle(guest: Guest) -> None:
             guest.succeed(_GUEST_WITHOUT_DEVICE)
@@ -140,7 +140,7 @@ class LeakHunt:
         """
 
         def launch(name: str) -> Machine:
-            return self.lab.launch(replace(self.lab.spec(name=name), extra=("-S", *extra)))
+            return self.testbed.launch(replace(self.testbed.spec(name=name), extra=("-S", *extra)))
 
         self._hunt(launch, lambda machine: machine, cycle, plan, lambda _: None)
 
@@ -158,7 +158,7 @@ class LeakHunt:
         """
 
         def launch(name: str) -> RawGuest:
-            return RawGuest(self.lab, name=name)
+            return RawGuest(self.testbed, name=name)
 
         self._hunt(launch, lambda raw: raw.machine, cycle, plan, lambda _: None, control)
 
@@ -203,7 +203,7 @@ class LeakHunt:
 
     def _note_plan(self, plan: Plan, lengths: Sequence[int], control: bool) -> None:
         value = {"warm_up": plan.warm_up, "lengths": lengths, "guest": plan.guest, "control": control}
-        self.lab.history.note("host", "leak:plan", value)
+        self.testbed.history.note("host", "leak:plan", value)
 
     def _is_decided(self, runs: Sequence[_Run[S]], lengths: Sequence[int]) -> bool:
         """Whether a count has leaked: then there is nothing to wait for."""
@@ -236,7 +236,7 @@ class LeakHunt:
 
     def _write_sites(self, runs: Sequence[_Run[S]], suspects: set[Site]) -> None:
         if self._preload is None:
-            self.lab.history.note("host", "leak:heap-sites", {"not_profiled": self._not_profiled})
+            self.testbed.history.note("host", "leak:heap-sites", {"not_profiled": self._not_profiled})
             return
         profiles = _differences(runs)
         found = {site: [profile.get(site, _NOTHING) for profile in profiles] for site in suspects}
@@ -254,8 +254,8 @@ class LeakHunt:
                 for site in in_order
             ],
         }
-        (self.lab.artifacts.folder / HEAP_SITES).write_text(json.dumps(content, indent=1) + "\n")
-        self.lab.history.note("host", "leak:heap-sites", {"file": HEAP_SITES, "growing": len(suspects)})
+        (self.testbed.artifacts.folder / HEAP_SITES).write_text(json.dumps(content, indent=1) + "\n")
+        self.testbed.history.note("host", "leak:heap-sites", {"file": HEAP_SITES, "growing": len(suspects)})
 
 
 class _Run(Generic[S]):
@@ -308,7 +308,7 @@ class _Run(Generic[S]):
             value |= {} if self._plan.saves else _sections(self.machine)
             value |= footprint.footprint(self.machine, self._pid)
         self._samples.append(value)
-        self._hunt.lab.history.note(self.machine.name, f"leak:{self._prefix}sample", value)
+        self._hunt.testbed.history.note(self.machine.name, f"leak:{self._prefix}sample", value)
 
     def _profile(self) -> None:
         written = self._hunt.profile(self.machine)

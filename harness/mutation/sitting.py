@@ -41,7 +41,7 @@ def units(fault: Fault, scope: str, files: Iterable[str]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Sitting:
+class Measurement:
     """One table, one QEMU that is built from source, and the state of the scenarios now."""
 
     data: Detection

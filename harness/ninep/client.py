@@ -24,7 +24,7 @@ from harness.qemu.acpi import eject_writes
 from harness.qemu.deletion import Deletion
 from harness.qemu.machine import Machine
 from harness.qemu.spec import SLOTS, MachineSpec, Share
-from harness.testbed import Lab
+from harness.testbed import Testbed
 
 MSIZE = 8192
 _CONFIG_ADDRESS, _CONFIG_DATA = 0xCF8, 0xCFC
@@ -118,36 +118,36 @@ class RawGuest:
 
     def __init__(
         self,
-        lab: Lab,
+        testbed: Testbed,
         *,
         name: str = "source",
         plugged: frozenset[str] = frozenset(),
         arguments: tuple[str, ...] = (),
         source: RawGuest | None = None,
     ) -> None:
-        if lab.cell.machine_type.name != "pc":
+        if testbed.cell.machine_type.name != "pc":
             raise UsageError("raw 9p clients drive virtio's legacy interface, which only pc offers")
-        self.lab = lab
-        #: Kept until the end of the lab: QEMU complains of a qtest connection that ends before it does.
-        self._successors: list[RawGuest] = []
+        self.testbed = testbed
+        #: Kept until the end of the testbed: QEMU complains of a qtest connection that ends before it does.
+        self._destinations: list[RawGuest] = []
 
         def driven(spec: MachineSpec) -> MachineSpec:
             socket = f"unix:{self._path(spec)},server=on,wait=off"
             return replace(spec, extra=("-S", "-qtest", socket, "-qtest-log", "/dev/null", *arguments))
 
         if source is None:
-            self.machine: Machine = lab.launch(driven(lab.spec(name=name, plugged=plugged)))
+            self.machine: Machine = testbed.launch(driven(testbed.spec(name=name, plugged=plugged)))
         else:
-            self.machine = lab.launch_successor(source.machine, driven)
+            self.machine = testbed.launch_destination(source.machine, driven)
         self.qtest = Qtest(self._path(self.machine.spec), watch=self.machine.watch_process)
 
     def _path(self, spec: MachineSpec) -> Path:
-        return self.lab.folder / f"{spec.name}.qtest"
+        return self.testbed.folder / f"{spec.name}.qtest"
 
-    def successor(self) -> RawGuest:
+    def destination(self) -> RawGuest:
         """A machine with the same devices that waits for this one's migration stream."""
-        self._successors.append(RawGuest(self.lab, source=self))
-        return self._successors[-1]
+        self._destinations.append(RawGuest(self.testbed, source=self))
+        return self._destinations[-1]
 
     def plug(self, share: Share) -> RawDriver:
         """``device_add``, and bring the device up."""

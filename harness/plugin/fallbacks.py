@@ -30,7 +30,7 @@ _NOT_RESUMED = "guests whose SSH session was not resumed"
 _BOOTED = "guests that were booted for want of a template"
 _NOT_PROFILED = "leak hunts that did not profile the heap, and counted the rest"
 _LOST = {
-    "ssh:line-lost": "SSH sessions that fell silent",
+    "ssh:guestfwd-lost": "SSH sessions that fell silent",
     "ssh:not-moved": "SSH sessions that a migration did not keep",
 }
 
@@ -40,7 +40,7 @@ def fallbacks(entries: Iterable[Entry]) -> Iterator[tuple[str, str]]:
     for entry in entries:
         if entry.f == "ssh:resumed":
             yield _NOT_RESUMED, "" if entry.value is True else str(entry.value)
-        elif entry.f == "guest:born":
+        elif entry.f == "guest:started":
             why = as_mapping(entry.value).get("cold", "")
             if why not in BY_CHOICE and not why.endswith(BOOTS_FAST):
                 yield _BOOTED, why

@@ -24,9 +24,9 @@ from harness.plugin.options import MATRIX
 from harness.qemu.binary import QemuInstall
 from harness.qemu.spec import Share
 from harness.reaper import RunFolder
-from harness.testbed import Cell, Lab
+from harness.testbed import Cell, Testbed
 
-LAB = pytest.StashKey[Lab]()
+TESTBED = pytest.StashKey[Testbed]()
 FOLDER = pytest.StashKey[Artifacts]()
 
 
@@ -51,14 +51,14 @@ def cell(request: pytest.FixtureRequest, qemu_name: str, kernel_name: str, machi
 
 
 @pytest.fixture
-def lab(
+def testbed(
     request: pytest.FixtureRequest, cell: Cell, run_folder: RunFolder, artifacts_root: Path
-) -> Iterator[Lab]:
+) -> Iterator[Testbed]:
     """The machines of this test: none yet."""
     test: str = request.node.nodeid
-    made = Lab(cell, run_folder, Artifacts.create(artifacts_root, test))
+    made = Testbed(cell, run_folder, Artifacts.create(artifacts_root, test))
     request.node.stash[FOLDER] = made.artifacts
-    request.node.stash[LAB] = made
+    request.node.stash[TESTBED] = made
     try:
         made.history.note("host", "test", {"id": test, "at": datetime.now(UTC).isoformat()})
         yield made
@@ -67,34 +67,34 @@ def lab(
 
 
 @pytest.fixture
-def shares(request: pytest.FixtureRequest, lab: Lab) -> tuple[Share, ...]:
+def shares(request: pytest.FixtureRequest, testbed: Testbed) -> tuple[Share, ...]:
     """The pool of exports that the machine declares; none of their devices is plugged in.
 
     The first is of the kind that the test's ``variant`` says, if it has one.
     """
     if "variant" in request.fixturenames:
         kind: Variant = request.getfixturevalue("variant")
-        lab.declare(kind.apply(lab.shares[0]), *lab.shares[1:])
-    return lab.shares
+        testbed.declare(kind.apply(testbed.shares[0]), *testbed.shares[1:])
+    return testbed.shares
 
 
 @pytest.fixture
-def peer(request: pytest.FixtureRequest, lab: Lab, peer_name: str) -> QemuInstall:
+def peer(request: pytest.FixtureRequest, testbed: Testbed, peer_name: str) -> QemuInstall:
     """Another QEMU of this run; the machines are of the newest type that both know."""
-    return _agreed(request, lab, peer_name)[0]
+    return _agreed(request, testbed, peer_name)[0]
 
 
 @pytest.fixture
-def peers(request: pytest.FixtureRequest, lab: Lab, peer_names: tuple[str, ...]) -> list[QemuInstall]:
+def peers(request: pytest.FixtureRequest, testbed: Testbed, peer_names: tuple[str, ...]) -> list[QemuInstall]:
     """Every other QEMU of this run, the oldest first; the machines are of the newest type that all know."""
-    return _agreed(request, lab, *peer_names)
+    return _agreed(request, testbed, *peer_names)
 
 
-def _agreed(request: pytest.FixtureRequest, lab: Lab, *names: str) -> list[QemuInstall]:
+def _agreed(request: pytest.FixtureRequest, testbed: Testbed, *names: str) -> list[QemuInstall]:
     matrix = request.config.stash[MATRIX]
     kernel, machine = (request.getfixturevalue(axis) for axis in ("kernel_name", "machine_name"))
     cells = [matrix.cell(name, kernel, machine) for name in names]
-    lab.agree_with(*(cell.capabilities for cell in cells))
+    testbed.agree_with(*(cell.capabilities for cell in cells))
     return [cell.qemu for cell in sorted(cells, key=lambda cell: cell.capabilities.version)]
 
 
@@ -111,16 +111,16 @@ def variant(variant_name: str) -> Variant:
 
 
 @pytest.fixture
-def hold(lab: Lab) -> Hold:
+def hold(testbed: Testbed) -> Hold:
     """Keeps 9p requests in flight. A guest that is asked for as well is started under it."""
-    return Hold(lab)
+    return Hold(testbed)
 
 
 @pytest.fixture
-def guest(request: pytest.FixtureRequest, lab: Lab) -> Guest:
+def guest(request: pytest.FixtureRequest, testbed: Testbed) -> Guest:
     """A guest that answers commands, and that no other test has touched; no 9p device yet."""
     _first(request, "shares", "hold", "peer", "peers")
-    return lab.boot(cold=request.node.get_closest_marker("cold") is not None)
+    return testbed.boot(cold=request.node.get_closest_marker("cold") is not None)
 
 
 def _first(request: pytest.FixtureRequest, *names: str) -> None:
@@ -131,18 +131,18 @@ def _first(request: pytest.FixtureRequest, *names: str) -> None:
 
 
 @pytest.fixture
-def raw_guest(request: pytest.FixtureRequest, lab: Lab) -> RawGuest:
+def raw_guest(request: pytest.FixtureRequest, testbed: Testbed) -> RawGuest:
     """A machine that was never started, driven by a 9p client of our own (``pc`` only)."""
     _first(request, "shares", "hold")
-    return RawGuest(lab)
+    return RawGuest(testbed)
 
 
 @pytest.fixture
-def leak_hunt(request: pytest.FixtureRequest, lab: Lab, shares: tuple[Share, ...]) -> LeakHunt:
+def leak_hunt(request: pytest.FixtureRequest, testbed: Testbed, shares: tuple[Share, ...]) -> LeakHunt:
     """Repeats a cycle in machines of its own, and measures what grows; with ``--thorough`` for longer."""
     assert shares, "nothing to plug"
     option = request.config.getoption
-    return LeakHunt(lab, thorough=option("thorough") or option("full"))
+    return LeakHunt(testbed, thorough=option("thorough") or option("full"))
 
 
 @pytest.fixture
@@ -158,9 +158,9 @@ def hotplug(guest: Guest) -> Hotplug:
 
 
 @pytest.fixture
-def migration(guest: Guest, lab: Lab) -> Migration:
+def migration(guest: Guest, testbed: Testbed) -> Migration:
     """``migrate`` for this guest."""
-    return Migration(guest, lab)
+    return Migration(guest, testbed)
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from _pytest.outcomes import Exit, OutcomeException
 
 from harness.checkers import Judgement, Record, Verdict, judge
 from harness.errors import HarnessError, SetupError, Unsupported, UsageError, Violation
-from harness.plugin.fixtures import LAB
-from harness.testbed import Lab
+from harness.plugin.fixtures import TESTBED
+from harness.testbed import Testbed
 
 JUDGEMENTS = pytest.StashKey[list[Judgement]]()
 #: Everything that pytest reports as a skip or an expected failure, without a failed assertion.
@@ -52,10 +52,10 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 
 
 def _conclude(item: pytest.Item, failure: BaseException | None) -> None:
-    lab = item.stash.get(LAB, None)
-    if lab is None:
+    testbed = item.stash.get(TESTBED, None)
+    if testbed is None:
         return
-    judgements = _judge(lab, failure)
+    judgements = _judge(testbed, failure)
     item.stash[JUDGEMENTS] = judgements
     bad = [found for found in judgements if found.verdict is not Verdict.VALID]
     if not bad:
@@ -63,7 +63,7 @@ def _conclude(item: pytest.Item, failure: BaseException | None) -> None:
     if isinstance(failure, Exit):
         raise _as_no_success(failure, _as_error(bad)) from None
     if isinstance(failure, _SKIPS):
-        _refuse_skip(lab.artifacts.folder, bad, failure)
+        _refuse_skip(testbed.artifacts.folder, bad, failure)
         return
     if failure is None:
         raise _as_error(bad) from None
@@ -115,13 +115,13 @@ def _alone(exc: BaseException) -> BaseException:
     return exc
 
 
-def _judge(lab: Lab, failure: BaseException | None) -> list[Judgement]:
+def _judge(testbed: Testbed, failure: BaseException | None) -> list[Judgement]:
     if failure is not None:
-        lab.history.note("host", "test:failed", {"error": str(failure).splitlines()[:1]})
-    lab.close()
+        testbed.history.note("host", "test:failed", {"error": str(failure).splitlines()[:1]})
+    testbed.close()
     try:
-        lab.history.check()
-        return judge(lab.artifacts.folder)
+        testbed.history.check()
+        return judge(testbed.artifacts.folder)
     except (SetupError, OSError) as exc:
         why = exc.message if isinstance(exc, SetupError) else f"cannot write the verdict: {exc}"
         full = SetupError(f"{why}; free some space, or give --artifacts another folder")

@@ -30,7 +30,7 @@ _ENVIRONMENT = {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
 
 
 class Withdrawn(SetupError):
-    """The archive has replaced a version that was remembered; resolving again finds its successor."""
+    """The archive has replaced a version that was remembered; resolving again finds its destination."""
 
 
 @dataclass(frozen=True)

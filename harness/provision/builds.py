@@ -15,7 +15,7 @@ from pathlib import Path
 from harness.provision.apt import Report
 from harness.provision.build_root import BuildRoot
 from harness.provision.cache import Cache
-from harness.provision.space import told_in_one_line
+from harness.provision.space import reported_in_one_line
 from harness.qemu.binary import PROGRAM
 
 #: Written when a tree is configured: one without it was given up half-way.
@@ -66,7 +66,10 @@ class Build:
     @contextmanager
     def tree(self) -> Iterator[Path]:
         """Have the configured tree for oneself; gives the folder with its source."""
-        with self._cache.lock(f"build-{self.name}-{self.key}", self._report), told_in_one_line(self._folder):
+        with (
+            self._cache.lock(f"build-{self.name}-{self.key}", self._report),
+            reported_in_one_line(self._folder),
+        ):
             if not (self._folder / _READY).exists():
                 self._prepare()
             yield self.source

@@ -22,7 +22,7 @@ from harness import reaper
 from harness.deadline import Deadline
 from harness.errors import SetupError, UsageError
 from harness.provision import private
-from harness.provision.space import told_in_one_line
+from harness.provision.space import reported_in_one_line
 
 MANIFEST = "manifest.json"
 #: Files up to this size are compared by content, larger ones and large trees by size alone: a check is
@@ -64,7 +64,7 @@ class Cache:
         :raises SetupError: what ``fill`` raises, or when the cache cannot be written, or is somebody else's.
         """
         folder = self.root / kind / key
-        with told_in_one_line(self.root):
+        with reported_in_one_line(self.root):
             self.check_owner()
         if not self.is_sound(folder):
             with self.lock(f"{kind}-{key}", report):
@@ -72,7 +72,7 @@ class Cache:
                     if folder.exists():
                         report(f"{folder} is damaged; making it again")
                     self._fill(folder, fill)
-        with told_in_one_line(self.root):
+        with reported_in_one_line(self.root):
             self._folder(kind)
             private.entry(folder)
         return folder
@@ -92,7 +92,7 @@ class Cache:
     @contextmanager
     def lock(self, name: str, report: Callable[[str], None]) -> Iterator[None]:
         """Hold the lock ``name`` among all processes that use this cache; says whom it waits for."""
-        with told_in_one_line(self.root):
+        with reported_in_one_line(self.root):
             folder = self._folder("locks")
             held = filelock.FileLock(folder / f"{name}.lock")
             owner = folder / f"{name}.owner"
@@ -107,7 +107,7 @@ class Cache:
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """A temporary folder inside the cache; gone afterwards, and those of dead processes with it."""
-        with told_in_one_line(self.root):
+        with reported_in_one_line(self.root):
             parent = self._folder("tmp")
             _sweep(parent)
             folder = Path(tempfile.mkdtemp(prefix="fill-", dir=parent))

@@ -29,7 +29,7 @@ from harness.provision.cache import Cache
 from harness.provision.edits import Edited
 from harness.provision.recipes import BuildRecipe, GuestRecipe, HeapRecipe, QemuRecipe, Recipe
 from harness.provision.recipes import recipes_folder as find_recipes
-from harness.provision.space import told_in_one_line
+from harness.provision.space import reported_in_one_line
 from harness.qemu.binary import HEAP_LIBRARY, PROGRAM, QemuInstall, examined
 
 #: Changed whenever the code makes other files of the same recipe.
@@ -234,7 +234,7 @@ class Provisioner:
 
     def _keys(self) -> keys.Keys:
         folder = self.cache.root / "keys"
-        with told_in_one_line(self.cache.root):
+        with reported_in_one_line(self.cache.root):
             pair = keys.load(folder)
             if pair is None:
                 with self.cache.lock("keys", self._report):

@@ -15,7 +15,7 @@ _NEEDED_MB = 700
 
 
 @contextmanager
-def told_in_one_line(where: Path) -> Iterator[None]:
+def reported_in_one_line(where: Path) -> Iterator[None]:
     """Turns an :class:`OSError` of the block into one :class:`SetupError` about the cache at ``where``."""
     try:
         yield

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.artifacts import MachineArtifacts
-from harness.deadline import Pace, wait_until
+from harness.deadline import TimeoutScale, wait_until
 from harness.errors import HarnessError, QmpSilent, UsageError, WaitTimeout
 from harness.history import History
 from harness.qemu.machine import Machine
@@ -29,7 +29,7 @@ from harness.reaper import RunFolder
 KVM = Path("/dev/kvm")
 #: How much more patient to be than with hardware virtualisation. A cold boot takes about 1 s under KVM
 #: and 5 to 6 s under TCG on an idle host; two busy cores double that.
-PACES = {"kvm": Pace(1.0), "tcg": Pace(6.0)}
+TIMEOUT_SCALES = {"kvm": TimeoutScale(1.0), "tcg": TimeoutScale(6.0)}
 #: Seconds in which a guest under KVM must reach its first process before KVM is believed to hang.
 KVM_DEADLINE_S = 10.0
 #: Seconds for which it is remembered that a guest did not boot in time.
@@ -48,9 +48,9 @@ class Accel:
     reason: str
 
     @property
-    def pace(self) -> Pace:
+    def timeout_scale(self) -> TimeoutScale:
         """How patient to be with guests under it."""
-        return PACES[self.name]
+        return TIMEOUT_SCALES[self.name]
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,9 @@ def _boot_under_kvm(spec: MachineSpec) -> Verdict:
         probe = replace(spec, name="kvm-probe", accel="kvm", shares=(), plugged=frozenset())
         artifacts = MachineArtifacts(folder)
         try:
-            machine = Machine.launch(probe, run, run.path / "m", artifacts, history, pace=PACES["kvm"])
+            machine = Machine.launch(
+                probe, run, run.path / "m", artifacts, history, timeout_scale=TIMEOUT_SCALES["kvm"]
+            )
         except HarnessError as exc:
             return Verdict(f"QEMU did not start under it: {exc.message}", isinstance(exc, QmpSilent))
         try:

@@ -11,11 +11,11 @@ from pathlib import Path
 from harness.qemu.binary import ACPI_ROOT_PORTS
 from harness.qemu.spec import SLOTS, MachineSpec, Share, Value
 
-#: Fixed, so that a successor's network card is its source's.
+#: Fixed, so that a destination's network card is its source's.
 MAC = "52:54:00:9b:00:01"
 DISK_NODE = "disk0"
-#: Where the guest can reach the line (:mod:`harness.channel.guestfwd`) from inside.
-LINE_ADDRESS, LINE_PORT = "10.0.2.100", 22
+#: Where the guest reaches the guestfwd socket (:mod:`harness.channel.guestfwd`) from inside.
+GUESTFWD_ADDRESS, GUESTFWD_PORT = "10.0.2.100", 22
 #: The name that the machine types give their memory by themselves (QEMU: ``hw/i386/pc.c``,
 #: ``default_ram_id``): by it a machine with a file for its memory can migrate to one without.
 _RAM = "pc.ram"
@@ -27,7 +27,7 @@ class MachinePaths:
 
     qmp: Path
     console: Path
-    line: Path
+    guestfwd: Path
     disk: Path
     kernel_log: Path
     console_log: Path
@@ -93,9 +93,10 @@ def _serial(spec: MachineSpec, paths: MachinePaths) -> Iterator[str]:
 
 
 def _network(paths: MachinePaths, ssh_port: int) -> Iterator[str]:
-    yield from ("-chardev", f"socket,id=line,path={_comma(paths.line)},server=on,wait=off")
+    yield from ("-chardev", f"socket,id=guestfwd,path={_comma(paths.guestfwd)},server=on,wait=off")
     # Port 0: the kernel picks a free one, so two runs never race for a number (slirp: hostfwd).
-    forwards = f"hostfwd=tcp:127.0.0.1:{ssh_port}-:22,guestfwd=tcp:{LINE_ADDRESS}:{LINE_PORT}-chardev:line"
+    from_guest = f"guestfwd=tcp:{GUESTFWD_ADDRESS}:{GUESTFWD_PORT}-chardev:guestfwd"
+    forwards = f"hostfwd=tcp:127.0.0.1:{ssh_port}-:22,{from_guest}"
     yield from ("-netdev", f"user,id=net0,restrict=on,{forwards}")
     # No announcement: a restored guest would send one first of all, and nobody needs it.
     nic = f"virtio-net-pci,id=nic0,netdev=net0,mac={MAC},romfile=,addr=0x8,guest_announce=off"
@@ -175,7 +176,7 @@ def script(spec: MachineSpec, run_folder: Path, ssh_port: int = 0) -> str:
     scratch = MachinePaths(
         qmp=run_folder / "qmp.sock",
         console=run_folder / "console.sock",
-        line=run_folder / "line.sock",
+        guestfwd=run_folder / "guestfwd.sock",
         disk=run_folder / "disk.qcow2",
         kernel_log=run_folder / "guest-kernel.log",
         console_log=run_folder / "console.log",

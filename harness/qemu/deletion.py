@@ -70,7 +70,7 @@ class Deletion:
         self._events.wait(
             lambda _: self.reported,
             what=f"DEVICE_DELETED of {self._id} and of its virtio-backend",
-            timeout_s=self._machine.pace.seconds(timeout_s),
+            timeout_s=self._machine.timeout_scale.seconds(timeout_s),
             watch=self._machine.watch,
         )
 

@@ -1,6 +1,6 @@
 """A QEMU process: started from a spec, spoken to over QMP, ended on purpose or found dead.
 
-What a dead or silent QEMU looks like from outside is a broken socket somewhere; :meth:`Machine.blame`
+What a dead or silent QEMU looks like from outside is a broken socket somewhere; :meth:`Machine.root_cause`
 turns that into the cause.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from harness.artifacts import MachineArtifacts, tail
 from harness.channel.console import KernelLog
 from harness.channel.qmp import Qmp
-from harness.deadline import Pace, T, Watch, wait_until
+from harness.deadline import T, TimeoutScale, Watch, wait_until
 from harness.errors import (
     ChannelLost,
     HarnessError,
@@ -82,14 +82,14 @@ class Machine:
         disk: Path,
         artifacts: MachineArtifacts,
         history: History,
-        pace: Pace,
+        timeout_scale: TimeoutScale,
     ) -> None:
-        self.spec, self.artifacts, self.history, self.pace = spec, artifacts, history, pace
+        self.spec, self.artifacts, self.history, self.timeout_scale = spec, artifacts, history, timeout_scale
         self.folder = folder
         self.paths = MachinePaths(
             qmp=folder / "qmp.sock",
             console=folder / "console.sock",
-            line=folder / "line.sock",
+            guestfwd=folder / "guestfwd.sock",
             disk=disk,
             kernel_log=artifacts.kernel,
             console_log=artifacts.console,
@@ -116,7 +116,7 @@ class Machine:
         artifacts: MachineArtifacts,
         history: History,
         *,
-        pace: Pace,
+        timeout_scale: TimeoutScale,
         source: Machine | None = None,
         wrapping: Wrapping = Wrapping(),
         started: Callable[[], None] = lambda: None,
@@ -125,7 +125,7 @@ class Machine:
 
         :param run: the run folder that the process belongs to.
         :param folder: for its sockets and its disk; it must not exist yet, and lies below ``run``.
-        :param source: for a successor, the machine whose disk it goes on with.
+        :param source: for a destination, the machine whose disk it goes on with.
         :param wrapping: what tools add to the start.
         :param started: called when there is a process, which takes its time to be ready.
         :raises UsageError: for a share whose folder is not there.
@@ -137,7 +137,7 @@ class Machine:
         for share in spec.shares:
             share.check()
         disk = source.paths.disk if source else folder / "disk.qcow2"
-        machine = cls(spec, folder, disk, artifacts, history, pace)
+        machine = cls(spec, folder, disk, artifacts, history, timeout_scale)
         try:
             machine._make_folder(copy_disk=source is None)
             with _port_for(spec.qemu) as ssh_port:
@@ -145,7 +145,7 @@ class Machine:
                 started()
                 machine.qmp.connect(timeout_s=START_TIMEOUT_S, watch=machine.watch_process)
         except QmpLost as exc:
-            cause = machine.blame(exc)
+            cause = machine.root_cause(exc)
             machine.close()
             raise cause from None
         except BaseException:
@@ -242,7 +242,7 @@ class Machine:
         interval_s: float = 0.02,
         watch: Watch | None = None,
     ) -> T:
-        """:func:`harness.deadline.wait_until` with this machine's pace, watch and artefacts.
+        """:func:`harness.deadline.wait_until` with this machine's timeout_scale, watch and artefacts.
 
         :param timeout_s: seconds, before scaling.
         :param watch: instead of :meth:`watch`.
@@ -250,16 +250,16 @@ class Machine:
         return wait_until(
             probe,
             what=what,
-            timeout_s=self.pace.seconds(timeout_s),
+            timeout_s=self.timeout_scale.seconds(timeout_s),
             interval_s=interval_s,
             watch=watch or self.watch,
             artifacts=self.artifacts.folder,
         )
 
     def _death(self) -> QemuDied:
-        return QemuDied(self._epitaph(), details="\n".join(tail(self.artifacts.qemu, 10)))
+        return QemuDied(self._exit_summary(), details="\n".join(tail(self.artifacts.qemu, 10)))
 
-    def _epitaph(self) -> str:
+    def _exit_summary(self) -> str:
         code = self.returncode
         assert code is not None
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
@@ -268,7 +268,7 @@ class Machine:
         during = f" (last QMP command: {last})" if last else ""
         return f"QEMU {self.name!r} {how}{during}" + (f": {said[-1].strip()}" if said else "")
 
-    def blame(self, symptom: HarnessError) -> HarnessError:
+    def root_cause(self, symptom: HarnessError) -> HarnessError:
         """The cause behind ``symptom``: a dead QEMU, a panicked guest, a silent QMP, or itself."""
         try:
             if isinstance(symptom, QmpLost | ChannelLost) or not self.qmp.connected:
@@ -277,7 +277,7 @@ class Machine:
             if not isinstance(symptom, QmpSilent | QmpLost | QemuDied):
                 self._check_answering()
         except QmpLost as cause:
-            return self.blame(cause)
+            return self.root_cause(cause)
         except HarnessError as cause:
             return cause
         return symptom

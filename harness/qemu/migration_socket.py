@@ -46,7 +46,7 @@ def fed(machine: Machine, path: Path) -> Iterator[None]:
             ours.connect(str(door))
         except OSError as exc:
             lost = ChannelLost(f"QEMU {machine.name!r} does not listen for its stream: {exc.strerror}")
-            raise machine.blame(lost) from exc
+            raise machine.root_cause(lost) from exc
         feeding = Background(feed)
         try:
             yield

@@ -13,7 +13,7 @@ _BYTE = 0xA5
 
 
 class PoisonedHeap:
-    """Starts every machine of a lab with such a heap. A C library other than glibc takes no notice."""
+    """Starts every machine of a testbed with such a heap. A C library other than glibc takes no notice."""
 
     def wrap(self, _spec: MachineSpec, _folder: Path) -> Wrapping:
         """See :class:`harness.testbed.LaunchTool`."""

@@ -57,7 +57,7 @@ class MachineType:
     def place(self, slot: int) -> Mapping[str, str]:
         """The ``bus`` and ``addr`` properties of the hotpluggable place ``slot``.
 
-        Addresses are explicit, so that a successor has each device where its source had it.
+        Addresses are explicit, so that a destination has each device where its source had it.
 
         :raises UsageError: when there is no such place.
         """
@@ -209,13 +209,13 @@ class MemoryFile:
 class MachineSpec:
     """One QEMU process, described.
 
-    :param name: its actor name in the history: ``source``, ``successor-1``, …
+    :param name: its actor name in the history: ``source``, ``destination-1``, …
     :param accel: ``tcg`` or ``kvm``.
     :param cpu: the plainest model, so that any two QEMUs agree on it; without RDRAND the guest's sshd waits
         a second for entropy.
     :param shares: the pool of exports; every one gets an ``-fsdev``, because QEMU has no ``fsdev_add``.
     :param plugged: ids of the shares whose device is on the command line.
-    :param disk: an empty qcow2; each source gets a copy, which its successors go on with.
+    :param disk: an empty qcow2; each source gets a copy, which its destinations go on with.
     :param incoming: start with ``-incoming defer`` and wait for a migration stream.
     :param from_template: what it waits for is a template's stream.
     :param memory_file: where the guest's memory is, if not QEMU's own.
@@ -237,7 +237,7 @@ class MachineSpec:
     memory_file: MemoryFile | None = None
     extra: tuple[str, ...] = ()
 
-    def successor(self, name: str, *, plugged: frozenset[str]) -> MachineSpec:
+    def destination(self, name: str, *, plugged: frozenset[str]) -> MachineSpec:
         """The machine that a migration of this one arrives at: the same, but for its name, waiting.
 
         :param plugged: the shares whose devices the source has at that time.

@@ -13,10 +13,10 @@ import time
 
 from harness.guest import elf
 
-PROGRAM = "/run/newborn"
+PROGRAM = "/run/reseed"
 #: Pipes with a name: what the program is told, and its answer.
-_TOLD, _ANSWER = f"{PROGRAM}.told", f"{PROGRAM}.answer"
-TELL = f"echo {{}} >{_TOLD}; read -r answer <{_ANSWER}"
+_SUBMITTED, _ANSWER = f"{PROGRAM}.told", f"{PROGRAM}.answer"
+SUBMIT = f"echo {{}} >{_SUBMITTED}; read -r answer <{_ANSWER}"
 _READ, _WRITE, _OPEN, _IOCTL, _EXIT, _CLOCK_SETTIME = 0, 1, 2, 16, 60, 227
 _O_WRONLY = 1
 #: ``man 4 random``: give the kernel bytes that count as random, and make it use them now.
@@ -71,14 +71,14 @@ def _store(at: int, data: bytes) -> bytes:
 def start_command() -> str:
     """The shell's command that installs the program, from its stdin, and lets it wait."""
     # Opened for both, so that nobody waits for another who opens it, and no end of file is seen.
-    pipes = f"<>{_TOLD} 1<>{_ANSWER} 2>/dev/null"
-    installed = f"cat >{PROGRAM} && chmod +x {PROGRAM} && mkfifo {_TOLD} {_ANSWER}"
+    pipes = f"<>{_SUBMITTED} 1<>{_ANSWER} 2>/dev/null"
+    installed = f"cat >{PROGRAM} && chmod +x {PROGRAM} && mkfifo {_SUBMITTED} {_ANSWER}"
     return f"{installed} && {{ setsid {PROGRAM} {pipes} & }}"
 
 
 def command() -> str:
-    """What tells the program, for inside a shell (:meth:`~harness.channel.remote_shell.RemoteShell.tell`)."""
-    return TELL.format(text(message()))
+    """What a shell is told so that the program acts (``inside`` of :meth:`.RemoteShell.submit`)."""
+    return SUBMIT.format(text(message()))
 
 
 def text(said: bytes) -> str:

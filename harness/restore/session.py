@@ -11,27 +11,27 @@ from contextlib import suppress
 from functools import partial
 
 from harness.background import Background
-from harness.channel.guestfwd import Frozen, Line
+from harness.channel.guestfwd import GuestfwdSocket, SavedSession
 from harness.channel.handshake import CLIENT
 from harness.channel.remote_shell import COMMAND, inside_script
 from harness.channel.ssh import Ssh
-from harness.deadline import Pace
+from harness.deadline import TimeoutScale
 from harness.errors import ChannelLost, HarnessError
 from harness.guest.guest import NETWORK_IS_UP, Guest
 from harness.guest.image import GuestImage
-from harness.qemu.argv import LINE_ADDRESS, LINE_PORT
+from harness.qemu.argv import GUESTFWD_ADDRESS, GUESTFWD_PORT
 from harness.qemu.machine import Machine
 from harness.restore import reseed
 
 #: An sshd for one session, over a connection that the guest makes itself.
 _SERVE = (
-    f"setsid nc {LINE_ADDRESS} {LINE_PORT} -e /sbin/dropbear -i -s -r /etc/dropbear/host_key "
+    f"setsid nc {GUESTFWD_ADDRESS} {GUESTFWD_PORT} -e /sbin/dropbear -i -s -r /etc/dropbear/host_key "
     "</dev/null >/dev/null 2>&1 &"
 )
 #: Whom QEMU's user network speaks for, and what it calls them (libslirp: ``src/slirp.c``,
 #: ``special_ethaddr``). A restored guest is asked for its own address first, and then knows who asks.
 _NEIGHBOURS = "arp -s 10.0.2.2 52:55:0a:00:02:02; " + (
-    f"arp -s {LINE_ADDRESS} 52:55:" + ":".join(f"{int(part):02x}" for part in LINE_ADDRESS.split("."))
+    f"arp -s {GUESTFWD_ADDRESS} 52:55:" + ":".join(f"{int(part):02x}" for part in GUESTFWD_ADDRESS.split("."))
 )
 #: Until the session's shell, and whatever was started for it, has slept for a while: what a guest is saved in
 #: the middle of, each that is restored has to do, and in code that is translated for the first time.
@@ -39,25 +39,25 @@ _QUIET = (
     "looks=0; while [ $looks -lt 10 ]; do usleep 50000; looks=$((looks + 1)); pidof cat >/dev/null "
     r"&& ! grep -qsE '^[0-9]+ \((dropbear|sh|cat)\) [^S]' /proc/[0-9]*/stat || looks=0; done"
 )
-#: Seconds, before scaling by the accelerator's pace. No guest has a part in it; what is not there by then,
-#: does not come: the server said something else that time.
+#: Seconds, before scaling. No guest takes part in it. What is not there by then does not come: the server's
+#: recorded answers do not fit.
 TIMEOUT_S = 4.0
 
 
-class Resuming:
+class SessionReplay:
     """To be closed.
 
-    :param frozen: the session. :param image: its guest's. :param pace: how patient to be.
+    :param frozen: the session. :param image: its guest's. :param timeout_scale: how patient to be.
     """
 
-    def __init__(self, frozen: Frozen, image: GuestImage, pace: Pace) -> None:
+    def __init__(self, frozen: SavedSession, image: GuestImage, timeout_scale: TimeoutScale) -> None:
         self._log_in = partial(
             Ssh,
             None,
             client_key=image.client_key,
             host_key=image.host_key,
-            timeout_s=pace.seconds(TIMEOUT_S),
-            line=Line(None, frozen),
+            timeout_s=timeout_scale.seconds(TIMEOUT_S),
+            guestfwd=GuestfwdSocket(None, frozen),
             rehearsal=reseed.command(),
         )
         self._working: Background[Ssh] | None = None
@@ -82,8 +82,8 @@ class Resuming:
             ssh = working.wait()
         except ChannelLost as exc:
             return exc.message
-        if not ssh.move(machine.paths.line, port=lambda: machine.ssh_port, watch=machine.watch):
-            return f"nobody listens on {machine.paths.line}"
+        if not ssh.move(machine.paths.guestfwd, port=lambda: machine.ssh_port, watch=machine.watch):
+            return f"nobody listens on {machine.paths.guestfwd}"
         self._working = None
         return ssh
 
@@ -95,7 +95,7 @@ class Resuming:
                 working.wait().close()
 
 
-def freeze(guest: Guest) -> Frozen:
+def freeze(guest: Guest) -> SavedSession:
     """Prepare a guest for being saved as a template: an SSH session that can be resumed, and :mod:`.reseed`.
 
     The guest is spoken to over its console. :raises ChannelLost: when there is no such session.
@@ -103,17 +103,17 @@ def freeze(guest: Guest) -> Frozen:
     guest.use("console")
     guest.succeed(reseed.start_command(), stdin=reseed.program())
     guest.succeed(_NEIGHBOURS)
-    line = Line(guest.machine.paths.line)
+    guestfwd = GuestfwdSocket(guest.machine.paths.guestfwd)
     guest.succeed(_SERVE)
-    ssh = guest.log_in(line, reseed.command())
+    ssh = guest.log_in(guestfwd, reseed.command())
     guest.use_session(ssh)
     if ssh.resumed is not True:
-        raise ChannelLost(f"{guest.actor}: no SSH session over {LINE_ADDRESS}: {ssh.resumed}")
+        raise ChannelLost(f"{guest.actor}: no SSH session over {GUESTFWD_ADDRESS}: {ssh.resumed}")
     guest.succeed(_QUIET)
     return ssh.freeze()
 
 
-def wait_restored(guest: Guest, session: Resuming) -> None:
+def wait_restored(guest: Guest, session: SessionReplay) -> None:
     """The guest runs on from a template: make it one of its own, with the time and randomness of now.
 
     :param session: the SSH session that the template had; where it cannot go on, a new one is begun.
@@ -126,7 +126,7 @@ def wait_restored(guest: Guest, session: Resuming) -> None:
             machine.history.note(guest.actor, "ssh:resumed", found if isinstance(found, str) else True)
             guest.use_session(guest.log_in() if isinstance(found, str) else found)
         except HarnessError as exc:
-            raise machine.blame(exc) from exc
+            raise machine.root_cause(exc) from exc
         guest.check(guest.run_inside(reseed.command()))
 
 
@@ -135,9 +135,9 @@ def restored(machine: Machine, image: GuestImage) -> Guest:
     return Guest(machine, image, boots=machine.kernel_log.text().count(NETWORK_IS_UP))
 
 
-def freeze_key() -> str:
+def session_key() -> str:
     """What a guest that was frozen depends on here: what is put into it, and whose session it remembers."""
-    said = inside_script("", 1, reseed.TELL)
+    said = inside_script("", 1, reseed.SUBMIT)
     words = (CLIENT, COMMAND, *said, _NEIGHBOURS, _SERVE, _QUIET)
     put = "\0".join(words).encode() + reseed.program()
     return hashlib.sha256(put).hexdigest()[:16]

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.artifacts import MachineArtifacts
-from harness.deadline import Pace
+from harness.deadline import TimeoutScale
 from harness.errors import HarnessError, SetupError
 from harness.guest.guest import Guest
 from harness.guest.image import GuestImage
@@ -24,7 +24,7 @@ from harness.qemu.spec import MachineSpec
 from harness.reaper import RunFolder
 from harness.restore import session as sessions
 from harness.restore import template
-from harness.restore.session import Resuming
+from harness.restore.session import SessionReplay
 from harness.restore.template import Template
 
 _KIND = "template"
@@ -57,29 +57,31 @@ class TemplateStore:
         #: The templates that this process has used, by folder: which file their stream was then.
         self._used: dict[Path, int] = {}
 
-    def find(self, spec: MachineSpec, image: GuestImage, pace: Pace) -> Template | str:
+    def find(self, spec: MachineSpec, image: GuestImage, timeout_scale: TimeoutScale) -> Template | str:
         """The template that a machine of ``spec`` can be restored from, made now if need be; or why not."""
         if spec.accel != "tcg":
             return f"{spec.accel} {BOOTS_FAST}"
         if spec.qemu.key not in self._plain:
             self._plain[spec.qemu.key] = self._is_plain(spec.qemu)
         plain = self._plain[spec.qemu.key]
-        key = template.key(spec, f"{image.key} {sessions.freeze_key()}", plain=plain)
+        key = template.key(spec, f"{image.key} {sessions.session_key()}", plain=plain)
         if key not in self._cannot:
             try:
-                return self._entry(key, spec, image, pace, plain=plain)
+                return self._entry(key, spec, image, timeout_scale, plain=plain)
             except HarnessError as exc:
                 # The boot that follows in its place has artefacts, and says what is wrong with the guest.
                 self._cannot[key] = exc.message
                 self._report(f"no template of {spec.machine_type.name}, so guests are booted: {exc.message}")
         return self._cannot[key]
 
-    def _entry(self, key: str, spec: MachineSpec, image: GuestImage, pace: Pace, *, plain: bool) -> Template:
+    def _entry(
+        self, key: str, spec: MachineSpec, image: GuestImage, timeout_scale: TimeoutScale, *, plain: bool
+    ) -> Template:
         made: list[None] = []
 
         def fill(into: Path) -> None:
             self._report(f"booting the template of {spec.machine_type.name} ({spec.qemu.name}) …")
-            _make(into, spec, image, pace, plain=plain)
+            _make(into, spec, image, timeout_scale, plain=plain)
             (into / _SUMS).write_text(json.dumps(_sums(into)))
             made.append(None)
 
@@ -171,13 +173,15 @@ def _inode(path: Path) -> int:
         return 0
 
 
-def _make(into: Path, spec: MachineSpec, image: GuestImage, pace: Pace, *, plain: bool) -> None:
+def _make(
+    into: Path, spec: MachineSpec, image: GuestImage, timeout_scale: TimeoutScale, *, plain: bool
+) -> None:
     """Boot a guest, save it, and see that it can be restored."""
     run = RunFolder()
     try:
         bare = template.bare(spec)
         memory_file = None if plain else template.memory_of(into)
-        with _guest(replace(bare, memory_file=memory_file), run, image, pace) as guest:
+        with _guest(replace(bare, memory_file=memory_file), run, image, timeout_scale) as guest:
             # By its console: of all connections, only the one of the frozen session may be open then.
             guest.use("console")
             guest.wait_booted()
@@ -187,8 +191,8 @@ def _make(into: Path, spec: MachineSpec, image: GuestImage, pace: Pace, *, plain
         frozen.write(made.session)
         trial = replace(bare, name="trial").restored(made.memory)
         with (
-            contextlib.closing(Resuming(frozen, image, pace)) as session,
-            _guest(trial, run, image, pace) as guest,
+            contextlib.closing(SessionReplay(frozen, image, timeout_scale)) as session,
+            _guest(trial, run, image, timeout_scale) as guest,
         ):
             finish = template.restore(guest.machine, made)
             sessions.wait_restored(guest, session)
@@ -198,12 +202,16 @@ def _make(into: Path, spec: MachineSpec, image: GuestImage, pace: Pace, *, plain
 
 
 @contextlib.contextmanager
-def _guest(spec: MachineSpec, run: RunFolder, image: GuestImage, pace: Pace) -> Iterator[Guest]:
+def _guest(
+    spec: MachineSpec, run: RunFolder, image: GuestImage, timeout_scale: TimeoutScale
+) -> Iterator[Guest]:
     artifacts = MachineArtifacts(run.path / f"{spec.name}-artifacts")
     artifacts.folder.mkdir()
     history = History(artifacts.folder / "history.ndjson")
     try:
-        machine = Machine.launch(spec, run, run.path / spec.name, artifacts, history, pace=pace)
+        machine = Machine.launch(
+            spec, run, run.path / spec.name, artifacts, history, timeout_scale=timeout_scale
+        )
         guest = Guest(machine, image)
         try:
             yield guest

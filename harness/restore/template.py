@@ -51,7 +51,7 @@ class Template:
 
     @property
     def session(self) -> Path:
-        """The SSH session that the guest had when it was saved (:class:`harness.channel.guestfwd.Frozen`)."""
+        """The SSH session that the guest had when it was saved (:class:`.SavedSession`)."""
         return self.folder / "session.json"
 
     @property
@@ -128,7 +128,7 @@ def restore(machine: Machine, template: Template) -> Callable[[], None]:
     with machine.qmp.listen("RESUME") as events, fed(machine, template.stream):
         events.wait(
             what=f"the restored guest of {machine.name} to run",
-            timeout_s=machine.pace.seconds(_RESTORE_TIMEOUT_S),
+            timeout_s=machine.timeout_scale.seconds(_RESTORE_TIMEOUT_S),
             watch=machine.watch,
         )
     if not shared:

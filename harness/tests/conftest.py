@@ -13,7 +13,7 @@ from harness.artifacts import Artifacts
 from harness.matrix import DEFAULT, Matrix, Selection
 from harness.provision import Cache
 from harness.reaper import RunFolder
-from harness.testbed import Lab
+from harness.testbed import Testbed
 from harness.tests import fakes
 from harness.tests.fakes import World
 
@@ -37,16 +37,16 @@ def _deliverable_signals() -> Iterator[None]:
 
 @pytest.fixture
 def machine_type() -> str:
-    """Of :func:`lab`; a file that wants another one overrides it."""
+    """Of :func:`testbed`; a file that wants another one overrides it."""
     return "pc"
 
 
 @pytest.fixture
-def lab(tmp_path: Path, machine_type: str) -> Iterator[Lab]:
+def testbed(tmp_path: Path, machine_type: str) -> Iterator[Testbed]:
     """For real guests; all that it has started is gone afterwards."""
     run = RunFolder()
     matrix = Matrix(Selection(machines=(machine_type,), accel="tcg"))
-    made = Lab(matrix.cell(DEFAULT, DEFAULT, machine_type), run, Artifacts.create(tmp_path, "lab"))
+    made = Testbed(matrix.cell(DEFAULT, DEFAULT, machine_type), run, Artifacts.create(tmp_path, "testbed"))
     yield made
     made.close()
     run.close()

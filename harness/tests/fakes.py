@@ -15,7 +15,7 @@ from harness.artifacts import MachineArtifacts
 from harness.channel import Completed
 from harness.channel.console import KernelLog
 from harness.channel.qmp import Listener, QmpEvent
-from harness.deadline import Pace, Watch
+from harness.deadline import TimeoutScale, Watch
 from harness.errors import HarnessError, QemuError
 from harness.guest.guest import Guest
 from harness.guest.image import GuestImage
@@ -174,7 +174,7 @@ class FakeMachine:
     artifacts: MachineArtifacts
     history: History
     qmp: ScriptedQmp
-    pace: Pace = field(default_factory=lambda: Pace(6.0))
+    timeout_scale: TimeoutScale = field(default_factory=lambda: TimeoutScale(6.0))
     plugged: set[str] = field(default_factory=set)
     deleted: set[str] = field(default_factory=set)
     ssh_port: int = 1
@@ -210,7 +210,7 @@ class FakeMachine:
     wait_until = Machine.wait_until
     device_add = Machine.device_add
 
-    def blame(self, symptom: HarnessError) -> HarnessError:
+    def root_cause(self, symptom: HarnessError) -> HarnessError:
         return self.death or symptom
 
     def expect_exit(self, reason: str) -> None:
@@ -235,7 +235,7 @@ class World:
 
     def impatient(self) -> None:
         """What is waited for from now on does not come: it is asked for once, however slow the host is."""
-        self.machine.pace = Pace(0.0)
+        self.machine.timeout_scale = TimeoutScale(0.0)
 
     def notes(self, f: str) -> list[Entry]:
         return [entry for entry in read(self.machine.history.path) if entry.f == f]
@@ -260,7 +260,6 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, kind: str = "pc") 
         return ssh
 
     monkeypatch.setattr("harness.guest.guest.Ssh", connect)
-    monkeypatch.setattr("harness.guest.guest.Line", lambda path, frozen: frozen)
     image = GuestImage("6.1", "6.1.0", path, path, path, "", path, path, "ssh-ed25519 A", "k")
     return World(Guest(cast(Machine, fake), image), fake, ssh, share)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.deadline import Deadline, Pace, hold_for, wait_until
+from harness.deadline import Deadline, TimeoutScale, hold_for, wait_until
 from harness.errors import QemuDied, WaitTimeout
 
 
@@ -96,8 +96,8 @@ def test_a_window_ends_early_when_there_is_nothing_left_to_watch_for() -> None:
     assert hold_for(60, lambda: next(looks) and None, until=lambda: next(looks) > 4, interval_s=0) < 60
 
 
-def test_a_pace_scales_and_a_deadline_runs_out() -> None:
-    assert Pace(6).seconds(2.0) == 12.0
+def test_a_timeout_scale_scales_and_a_deadline_runs_out() -> None:
+    assert TimeoutScale(6).seconds(2.0) == 12.0
     assert 60 < Deadline.after(1000).remaining_s <= 1000
     assert Deadline.after(0).expired
     assert Deadline.after(-1).remaining_s == 0.0

@@ -110,9 +110,9 @@ def test_a_guest_that_never_boots(tmp_path: Path) -> None:
     done = _pytest(
         tmp_path,
         """
-def test_it(lab, monkeypatch):
+def test_it(testbed, monkeypatch):
     monkeypatch.setattr(guest_module, "BOOT_TIMEOUT_S", 0.5)
-    lab.boot(replace(lab.spec(), extra=("-S",)))
+    testbed.boot(replace(testbed.spec(), extra=("-S",)))
 """,
     )
     assert "the guest of 'source' never booted: its kernel printed nothing" in _first_line(done.stdout)
@@ -124,9 +124,9 @@ def test_a_guest_that_never_boots_in_set_up(tmp_path: Path) -> None:
         tmp_path,
         """
 @pytest.fixture
-def guest(lab, monkeypatch):
+def guest(testbed, monkeypatch):
     monkeypatch.setattr(guest_module, "BOOT_TIMEOUT_S", 0.5)
-    return lab.boot(replace(lab.spec(), extra=("-S",)))
+    return testbed.boot(replace(testbed.spec(), extra=("-S",)))
 
 def test_it(guest):
     pass
@@ -181,13 +181,13 @@ def test_nothing_stays_behind_when_a_worker_is_killed(tmp_path: Path) -> None:
 
 
 _MIGRATES_FOR_EVER = """
-def test_it(guest, lab, run_folder, pytestconfig):
-    successor = lab.launch_successor(guest.machine)
-    uri = f"unix:{successor.folder}/in.sock"
-    successor.qmp.execute("migrate-incoming", {"uri": uri})
+def test_it(guest, testbed, run_folder, pytestconfig):
+    destination = testbed.launch_destination(guest.machine)
+    uri = f"unix:{destination.folder}/in.sock"
+    destination.qmp.execute("migrate-incoming", {"uri": uri})
     guest.machine.qmp.execute("migrate-set-parameters", {"max-bandwidth": 1000})
     guest.machine.qmp.execute("migrate", {"uri": uri})
-    pids = f"{guest.machine.pid} {successor.pid}"
+    pids = f"{guest.machine.pid} {destination.pid}"
     here = pytestconfig.rootpath
     (here / "worker").write_text(str(os.getpid()))
     (here / "migrating.new").write_text(f"{run_folder.path} {pids}")
@@ -225,8 +225,8 @@ def test_argv_sh_starts_the_same_qemu_by_itself(tmp_path: Path) -> None:
     _pytest(
         tmp_path,
         """
-def test_it(lab):
-    lab.boot(replace(lab.spec(), plugged=frozenset(["share0"])))
+def test_it(testbed):
+    testbed.boot(replace(testbed.spec(), plugged=frozenset(["share0"])))
     assert False
 """,
     )

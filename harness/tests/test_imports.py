@@ -160,7 +160,7 @@ def test_a_circle_is_found(module: str, line: str) -> None:
         ("checkers", "import harness.channel.qmp"),
         ("errors", "from harness import matrix"),
         ("guest", "def f():\n    from harness.actions.hotplug import Hotplug"),
-        ("guest", "from harness.restore.session import Resuming"),
+        ("guest", "from harness.restore.session import SessionReplay"),
         ("holds", "from harness.actions.migration import Migration"),
         ("provision", "from harness.mutation.catalogue import Fault"),
         ("testbed", "from harness import checkers"),

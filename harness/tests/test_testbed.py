@@ -1,4 +1,4 @@
-"""The lab over fake QEMU processes: what it starts, it ends, and what stays is told."""
+"""The testbed over fake QEMU processes: what it starts, it ends, and what stays is told."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 
 from harness import deadline
-from harness import testbed as lab_module
+from harness import testbed as testbed_module
 from harness.artifacts import Artifacts
 from harness.background import Background
-from harness.channel.guestfwd import Frozen
+from harness.channel.guestfwd import SavedSession
 from harness.channel.qmp import QmpThread
 from harness.checkers import Record, Verdict, judge
 from harness.checkers.nothing_left_behind import nothing_left_behind
-from harness.deadline import Pace, wait_until
+from harness.deadline import TimeoutScale, wait_until
 from harness.errors import HarnessError, QemuDied, SetupError
 from harness.guest.guest import Guest
 from harness.guest.image import GuestImage
@@ -36,7 +36,7 @@ from harness.qemu.machine import Machine
 from harness.qemu.spec import MACHINE_TYPES, MachineSpec
 from harness.reaper import RunFolder, start_time
 from harness.restore.template import Template
-from harness.testbed import Cell, Lab
+from harness.testbed import Cell, Testbed
 from harness.tests.qemu import fake_qemu
 
 _PROGRAM = Path(fake_qemu.__file__)
@@ -60,87 +60,91 @@ def cell(tmp_path: Path) -> Cell:
 
 
 @pytest.fixture
-def lab(cell: Cell, run: RunFolder, tmp_path: Path) -> Iterator[Lab]:
-    made = Lab(cell, run, Artifacts.create(tmp_path, "test_lab"))
+def testbed(cell: Cell, run: RunFolder, tmp_path: Path) -> Iterator[Testbed]:
+    made = Testbed(cell, run, Artifacts.create(tmp_path, "test_testbed"))
     yield made
     made.close()
 
 
-def _leftovers(lab: Lab) -> dict[str, list[str]]:
-    entries = read(lab.artifacts.history)
+def _leftovers(testbed: Testbed) -> dict[str, list[str]]:
+    entries = read(testbed.artifacts.history)
     assert entries[-1].f == "closed"
     (note,) = [entry for entry in entries if entry.f == "host:leftovers"]
     assert isinstance(note.value, dict)
     return note.value
 
 
-def test_everything_it_started_is_gone_and_nothing_was_left(lab: Lab) -> None:
-    source = lab.launch(lab.spec())
-    successor = lab.launch_successor(source)
-    lab.close()
-    assert [start_time(machine.pid) for machine in (source, successor)] == [0, 0]
-    assert not lab.folder.exists()
-    left = _leftovers(lab)
+def test_everything_it_started_is_gone_and_nothing_was_left(testbed: Testbed) -> None:
+    source = testbed.launch(testbed.spec())
+    destination = testbed.launch_destination(source)
+    testbed.close()
+    assert [start_time(machine.pid) for machine in (source, destination)] == [0, 0]
+    assert not testbed.folder.exists()
+    left = _leftovers(testbed)
     assert set(left) >= {"processes", "mounts", "sockets", "folders", "threads"}
     assert not any(left.values())
-    before = lab.artifacts.history.read_bytes()
-    lab.close()
-    assert lab.artifacts.history.read_bytes() == before
+    before = testbed.artifacts.history.read_bytes()
+    testbed.close()
+    assert testbed.artifacts.history.read_bytes() == before
 
 
-def test_shares_are_empty_folders_one_for_each_place(lab: Lab) -> None:
-    assert [share.slot for share in lab.shares] == [0, 1, 2, 3]
-    assert len({share.path for share in lab.shares}) == len({share.mount_tag for share in lab.shares}) == 4
-    for share in lab.shares:
+def test_shares_are_empty_folders_one_for_each_place(testbed: Testbed) -> None:
+    assert [share.slot for share in testbed.shares] == [0, 1, 2, 3]
+    assert (
+        len({share.path for share in testbed.shares})
+        == len({share.mount_tag for share in testbed.shares})
+        == 4
+    )
+    for share in testbed.shares:
         share.check()
         assert not list(share.path.iterdir())
 
 
-def test_successors_are_numbered_and_get_what_is_plugged_then(lab: Lab) -> None:
-    source = lab.launch(lab.spec(plugged=frozenset({"share0"})))
+def test_destinations_are_numbered_and_get_what_is_plugged_then(testbed: Testbed) -> None:
+    source = testbed.launch(testbed.spec(plugged=frozenset({"share0"})))
     source.plugged.add("share2")
     source.plugged.discard("share0")
-    first = lab.launch_successor(source)
-    second = lab.launch_successor(first)
-    assert [machine.name for machine in lab.machines] == ["source", "successor-1", "successor-2"]
+    first = testbed.launch_destination(source)
+    second = testbed.launch_destination(first)
+    assert [machine.name for machine in testbed.machines] == ["source", "destination-1", "destination-2"]
     assert (first.spec.plugged, first.spec.incoming) == (frozenset({"share2"}), True)
     assert second.plugged == {"share2"}
     assert second.paths.disk == source.paths.disk
 
 
-def test_the_cell_is_described_from_the_start(lab: Lab) -> None:
-    text = (lab.artifacts.folder / "cell.json").read_text()
+def test_the_cell_is_described_from_the_start(testbed: Testbed) -> None:
+    text = (testbed.artifacts.folder / "cell.json").read_text()
     for fact in ("7.2.22", "6.1.0-41", "q35", "for the tests", str(_PROGRAM)):
         assert fact in text
 
 
-def test_a_machine_that_died_does_not_keep_the_others_from_ending(lab: Lab) -> None:
-    source = lab.launch(lab.spec())
-    successor = lab.launch_successor(source)
+def test_a_machine_that_died_does_not_keep_the_others_from_ending(testbed: Testbed) -> None:
+    source = testbed.launch(testbed.spec())
+    destination = testbed.launch_destination(source)
     os.kill(source.pid, signal.SIGKILL)
-    lab.close()
-    assert not start_time(successor.pid)
-    assert not any(_leftovers(lab).values())
+    testbed.close()
+    assert not start_time(destination.pid)
+    assert not any(_leftovers(testbed).values())
 
 
-def test_a_launch_that_failed_leaves_no_process(lab: Lab) -> None:
-    spec = lab.spec()
+def test_a_launch_that_failed_leaves_no_process(testbed: Testbed) -> None:
+    spec = testbed.spec()
     with pytest.raises(QemuDied):
-        lab.launch(replace(spec, qemu=replace(spec.qemu, environment={"FAKE": "complains"})))
-    lab.close()
-    assert not any(_leftovers(lab).values())
+        testbed.launch(replace(spec, qemu=replace(spec.qemu, environment={"FAKE": "complains"})))
+    testbed.close()
+    assert not any(_leftovers(testbed).values())
 
 
-def test_a_process_that_stayed_is_told_of(lab: Lab, run: RunFolder) -> None:
+def test_a_process_that_stayed_is_told_of(testbed: Testbed, run: RunFolder) -> None:
     """Something that a scenario started for this run, and forgot."""
     with subprocess.Popen(["sleep", "60"], env=run.environment()) as stray:
         try:
             # The kernel shows a process's environment only some way into its exec, after Popen has returned.
             wait_until(run.processes, what="the stray's mark", timeout_s=60)
-            lab.close()
+            testbed.close()
         finally:
             stray.kill()
-    (left,) = _leftovers(lab)["processes"]
+    (left,) = _leftovers(testbed)["processes"]
     assert left.strip() == f"{stray.pid} sleep 60"
 
 
@@ -159,28 +163,30 @@ def _forgotten(name: str = "forgotten", *, daemon: bool = True) -> Iterator[thre
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lab_module, "_THREADS_END_WITHIN_S", 0.1)
+    monkeypatch.setattr(testbed_module, "_THREADS_END_WITHIN_S", 0.1)
 
 
 @pytest.mark.usefixtures("_impatient")
 @pytest.mark.parametrize("daemon", [False, True])
-def test_a_thread_that_stayed_is_told_of(lab: Lab, daemon: bool) -> None:
+def test_a_thread_that_stayed_is_told_of(testbed: Testbed, daemon: bool) -> None:
     with _forgotten(daemon=daemon):
-        lab.close()
-    assert _leftovers(lab)["threads"] == ["forgotten"]
+        testbed.close()
+    assert _leftovers(testbed)["threads"] == ["forgotten"]
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_a_background_call_that_does_not_return_is_told_of(lab: Lab) -> None:
+def test_a_background_call_that_does_not_return_is_told_of(testbed: Testbed) -> None:
     done = threading.Event()
     calling = Background(done.wait)
-    lab.close()
+    testbed.close()
     done.set()
     calling.wait(timeout_s=60)
-    assert _leftovers(lab)["threads"] == ["background: Event.wait"]
+    assert _leftovers(testbed)["threads"] == ["background: Event.wait"]
 
 
-def test_a_thread_that_is_about_to_end_is_waited_for(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_is_about_to_end_is_waited_for(
+    testbed: Testbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It ends only when somebody has begun to wait for it."""
     waits = threading.Event()
 
@@ -188,77 +194,79 @@ def test_a_thread_that_is_about_to_end_is_waited_for(lab: Lab, monkeypatch: pyte
         waits.set()
         return deadline.wait_until(probe, **options)
 
-    monkeypatch.setattr(lab_module, "wait_until", wait_until)
+    monkeypatch.setattr(testbed_module, "wait_until", wait_until)
     threading.Thread(target=waits.wait, daemon=True).start()
-    lab.close()
-    assert _leftovers(lab)["threads"] == []
+    testbed.close()
+    assert _leftovers(testbed)["threads"] == []
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_a_thread_is_reported_once(lab: Lab, cell: Cell, run: RunFolder, tmp_path: Path) -> None:
+def test_a_thread_is_reported_once(testbed: Testbed, cell: Cell, run: RunFolder, tmp_path: Path) -> None:
     """By the test that left it, and not by the next."""
     with _forgotten():
-        lab.close()
-        following = Lab(cell, run, Artifacts.create(tmp_path, "following"))
+        testbed.close()
+        following = Testbed(cell, run, Artifacts.create(tmp_path, "following"))
         following.close()
-    assert _leftovers(lab)["threads"] == ["forgotten"]
+    assert _leftovers(testbed)["threads"] == ["forgotten"]
     assert _leftovers(following)["threads"] == []
 
 
-def test_the_thread_of_all_qmp_clients_is_nobodys(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_thread_of_all_qmp_clients_is_nobodys(testbed: Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(QmpThread, "_shared", None)
-    lab.launch(lab.spec())
-    lab.close()
-    assert _leftovers(lab)["threads"] == []
+    testbed.launch(testbed.spec())
+    testbed.close()
+    assert _leftovers(testbed)["threads"] == []
     QmpThread.shared().loop.call_soon_threadsafe(QmpThread.shared().loop.stop)
 
 
 @pytest.mark.parametrize("removed", [False, True])
-def test_a_socket_that_somebody_listens_on_is_told_of(lab: Lab, removed: bool) -> None:
+def test_a_socket_that_somebody_listens_on_is_told_of(testbed: Testbed, removed: bool) -> None:
     """Even when its file has gone."""
-    path = lab.folder / "forgotten.sock"
+    path = testbed.folder / "forgotten.sock"
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
         listening.listen()
         if removed:
             path.unlink()
-        lab.close()
-    assert _leftovers(lab)["sockets"] == [f"{path} (listening)"]
-    assert nothing_left_behind(Record.load(lab.artifacts.folder))[0] is Verdict.INVALID
+        testbed.close()
+    assert _leftovers(testbed)["sockets"] == [f"{path} (listening)"]
+    assert nothing_left_behind(Record.load(testbed.artifacts.folder))[0] is Verdict.INVALID
 
 
-def test_the_file_of_a_socket_that_nobody_has_is_none(lab: Lab) -> None:
+def test_the_file_of_a_socket_that_nobody_has_is_none(testbed: Testbed) -> None:
     """As a QEMU that is killed leaves them."""
     with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(lab.folder / "dead.sock"))
-    lab.close()
-    assert not any(_leftovers(lab).values())
+        listening.bind(str(testbed.folder / "dead.sock"))
+    testbed.close()
+    assert not any(_leftovers(testbed).values())
 
 
-def test_a_real_mount_that_stayed_is_told_of(lab: Lab) -> None:
-    mounted = lab.shares[0].path
+def test_a_real_mount_that_stayed_is_told_of(testbed: Testbed) -> None:
+    mounted = testbed.shares[0].path
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "none", mounted], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         pytest.skip(f"cannot mount: {done.stderr.strip()}")
     try:
-        lab.close()
+        testbed.close()
     finally:
         subprocess.run(["umount", mounted], check=True)
-    assert _leftovers(lab)["mounts"] == [str(mounted)]
-    assert _leftovers(lab)["folders"] == [str(lab.folder)]
+    assert _leftovers(testbed)["mounts"] == [str(mounted)]
+    assert _leftovers(testbed)["folders"] == [str(testbed.folder)]
 
 
-def test_a_mount_that_stayed_is_told_of_and_not_emptied(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mount_that_stayed_is_told_of_and_not_emptied(
+    testbed: Testbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Removing the folder would remove what is mounted there."""
-    (lab.shares[0].path / "precious").write_text("")
-    mounted = str(lab.shares[0].path)
-    monkeypatch.setattr(lab_module, "_mounts_below", lambda folder: [mounted])
-    lab.close()
-    assert (lab.shares[0].path / "precious").exists()
-    assert _leftovers(lab)["mounts"] == [mounted]
-    assert _leftovers(lab)["folders"] == [str(lab.folder)]
+    (testbed.shares[0].path / "precious").write_text("")
+    mounted = str(testbed.shares[0].path)
+    monkeypatch.setattr(testbed_module, "_mounts_below", lambda folder: [mounted])
+    testbed.close()
+    assert (testbed.shares[0].path / "precious").exists()
+    assert _leftovers(testbed)["mounts"] == [mounted]
+    assert _leftovers(testbed)["folders"] == [str(testbed.folder)]
 
 
 def test_a_share_whose_folder_cannot_be_made(
@@ -270,7 +278,7 @@ def test_a_share_whose_folder_cannot_be_made(
     artifacts = Artifacts.create(tmp_path, "full")
     monkeypatch.setattr(Path, "mkdir", full)
     with pytest.raises(SetupError, match=r"^cannot make the share's folder .*: No space left on device$"):
-        Lab(cell, run, artifacts)
+        Testbed(cell, run, artifacts)
 
 
 class Source:
@@ -280,7 +288,7 @@ class Source:
         self.found = found
         self.asked: list[str] = []
 
-    def find(self, spec: MachineSpec, image: GuestImage, pace: Pace) -> Template | str:
+    def find(self, spec: MachineSpec, image: GuestImage, timeout_scale: TimeoutScale) -> Template | str:
         self.asked.append(spec.name)
         return self.found
 
@@ -290,8 +298,8 @@ class Source:
         return self.damage
 
 
-def _born(lab: Lab) -> object:
-    (note,) = [entry for entry in read(lab.artifacts.history) if entry.f == "guest:born"]
+def _born(testbed: Testbed) -> object:
+    (note,) = [entry for entry in read(testbed.artifacts.history) if entry.f == "guest:started"]
     return note.value
 
 
@@ -300,13 +308,13 @@ def boots(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the guests of this test went through, instead of doing it."""
     done: list[str] = []
     monkeypatch.setattr(Guest, "wait_booted", lambda _: done.append("booted"))
-    monkeypatch.setattr(lab_module, "wait_restored", lambda *_: done.append("answered"))
+    monkeypatch.setattr(testbed_module, "wait_restored", lambda *_: done.append("answered"))
 
     def restore(*_: object) -> Callable[[], None]:
         done.append("restored")
         return lambda: done.append("finished")
 
-    monkeypatch.setattr(lab_module, "restore", restore)
+    monkeypatch.setattr(testbed_module, "restore", restore)
     return done
 
 
@@ -315,15 +323,15 @@ def test_a_guest_is_restored_where_there_is_a_template(
 ) -> None:
     template = Template(tmp_path)
     template.kernel_log.write_text("what was printed while it booted\n")
-    Frozen(bytes(16), bytes(32)).write(template.session)
-    lab = Lab(replace(cell, templates=Source(template)), run, Artifacts.create(tmp_path, "restored"))
-    guest = lab.boot()
+    SavedSession(bytes(16), bytes(32)).write(template.session)
+    testbed = Testbed(replace(cell, templates=Source(template)), run, Artifacts.create(tmp_path, "restored"))
+    guest = testbed.boot()
     assert boots == ["restored", "answered", "finished"]
-    assert guest.machine.spec == lab.spec().restored(template.memory)
+    assert guest.machine.spec == testbed.spec().restored(template.memory)
     assert guest.machine.kernel_log.text() == "what was printed while it booted\n"
-    lab.close()
-    assert _born(lab) == "restored"
-    assert not any(_leftovers(lab).values())
+    testbed.close()
+    assert _born(testbed) == "restored"
+    assert not any(_leftovers(testbed).values())
 
 
 def _dies_while_it_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,7 +342,7 @@ def _dies_while_it_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
         machine.watch_process()
         raise AssertionError
 
-    monkeypatch.setattr(lab_module, "restore", restore)
+    monkeypatch.setattr(testbed_module, "restore", restore)
 
 
 @pytest.mark.parametrize("damage", ["its memory has changed", None])
@@ -349,29 +357,29 @@ def test_who_is_accused_when_a_guest_cannot_be_restored(
     """A template that is shown to be damaged; else QEMU, as ever."""
     template = Template(tmp_path)
     template.kernel_log.write_text("what was printed while it booted\n")
-    Frozen(bytes(16), bytes(32)).write(template.session)
+    SavedSession(bytes(16), bytes(32)).write(template.session)
     _dies_while_it_is_restored(monkeypatch)
     source = Source(template)
     source.damage = damage
-    lab = Lab(replace(cell, templates=source), run, Artifacts.create(tmp_path, "damaged"))
+    testbed = Testbed(replace(cell, templates=source), run, Artifacts.create(tmp_path, "damaged"))
     if damage is None:
         with pytest.raises(QemuDied):
-            lab.boot()
+            testbed.boot()
     else:
-        guest = lab.boot()
+        guest = testbed.boot()
         assert boots == ["booted"]
-        assert (guest.machine.name, lab.machines) == ("source", [guest.machine])
+        assert (guest.machine.name, testbed.machines) == ("source", [guest.machine])
         assert guest.machine.kernel_log.text() == ""
         guest.machine.artifacts.kernel.write_text("booted\n")
-    lab.close()
-    verdicts = {j.checker: j.verdict for j in judge(lab.artifacts.folder)}
+    testbed.close()
+    verdicts = {j.checker: j.verdict for j in judge(testbed.artifacts.folder)}
     assert verdicts["qemu_alive"] is (Verdict.INVALID if damage is None else Verdict.VALID)
     assert verdicts["history_well_formed"] is verdicts["nothing_left_behind"] is Verdict.VALID
     if damage is not None:
         assert verdicts["guest_kernel_quiet"] is Verdict.VALID
-        born = [entry.value for entry in read(lab.artifacts.history) if entry.f == "guest:born"]
+        born = [entry.value for entry in read(testbed.artifacts.history) if entry.f == "guest:started"]
         assert born == ["restored", {"cold": "its template was damaged: its memory has changed"}]
-        kept = lab.artifacts.folder / "source-discarded" / "guest-kernel.log"
+        kept = testbed.artifacts.folder / "source-discarded" / "guest-kernel.log"
         assert kept.read_text() == "[ 1.0] Oops: of the damage\n"
 
 
@@ -394,34 +402,34 @@ def test_a_guest_is_booted_where_it_has_to_be(
     changes: dict[str, Any],
 ) -> None:
     source = Source(found or Template(tmp_path))
-    lab = Lab(replace(cell, templates=source), run, Artifacts.create(tmp_path, "booted"))
-    guest = lab.boot(replace(lab.spec(), **changes), cold=cold)
+    testbed = Testbed(replace(cell, templates=source), run, Artifacts.create(tmp_path, "booted"))
+    guest = testbed.boot(replace(testbed.spec(), **changes), cold=cold)
     assert boots == ["booted"]
     assert guest.machine.spec.memory_file is None
-    lab.close()
-    assert why in str(_born(lab))
+    testbed.close()
+    assert why in str(_born(testbed))
     assert bool(source.asked) == bool(found)
 
 
-def test_without_templates_every_guest_is_booted(lab: Lab, boots: list[str]) -> None:
-    lab.boot()
-    lab.close()
+def test_without_templates_every_guest_is_booted(testbed: Testbed, boots: list[str]) -> None:
+    testbed.boot()
+    testbed.close()
     assert boots == ["booted"]
-    assert _born(lab) == {"cold": "templates are switched off"}
+    assert _born(testbed) == {"cold": "templates are switched off"}
 
 
-def test_a_process_that_stayed_is_reported(lab: Lab, run: RunFolder) -> None:
+def test_a_process_that_stayed_is_reported(testbed: Testbed, run: RunFolder) -> None:
     """Whatever it works in: it belongs to the run."""
     stray = subprocess.Popen(["sleep", "60"], env=run.environment(), cwd="/")
     try:
-        lab.close()
-        assert [line.split()[0] for line in _leftovers(lab)["processes"]] == [str(stray.pid)]
+        testbed.close()
+        assert [line.split()[0] for line in _leftovers(testbed)["processes"]] == [str(stray.pid)]
     finally:
         stray.kill()
         stray.wait()
 
 
-def test_a_tool_for_machines_that_run_already(lab: Lab) -> None:
-    lab.launch(lab.spec())
+def test_a_tool_for_machines_that_run_already(testbed: Testbed) -> None:
+    testbed.launch(testbed.spec())
     with pytest.raises(HarnessError, match="comes too late: source was started"):
-        Hold(lab)
+        Hold(testbed)

@@ -54,8 +54,8 @@ def test_only_what_the_qemu_has_the_properties_for(
     w: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "properties", lambda _qemu, _device: frozenset(["addr", "romfile"]))
-    occupant = replace(w.share, id="other", slot=1)
-    found = bad_plugs(spec().qemu, MACHINE_TYPES["pc"], tmp_path, w.share, occupant)
+    mount_user = replace(w.share, id="other", slot=1)
+    found = bad_plugs(spec().qemu, MACHINE_TYPES["pc"], tmp_path, w.share, mount_user)
     assert "rom_missing" in found
     assert "rom_without_bar" not in found  # It takes rombar.
     assert found["slot_taken"].share.device_options == {"bus": "pci.0", "addr": "0x11"}

@@ -7,13 +7,13 @@ import pytest
 from harness.actions.failing import FAILURES, require, wait_goes_on
 from harness.actions.migration import Migration
 from harness.errors import Unsupported, WaitTimeout
-from harness.testbed import Lab
+from harness.testbed import Testbed
 from harness.tests.fakes import World
 
 
 @pytest.fixture
 def migration(world: World) -> Migration:
-    return Migration(world.guest, cast(Lab, None))
+    return Migration(world.guest, cast(Testbed, None))
 
 
 def test_only_what_needs_the_pause_asks_for_it(world: World, migration: Migration) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from harness.actions import hotplug
 from harness.actions.hotplug import Hotplug, Unplug, UnplugState, plug_refusals
-from harness.deadline import Pace
+from harness.deadline import TimeoutScale
 from harness.errors import GuestError, QemuDied, QemuError, Violation, WaitTimeout
 from harness.qemu.spec import MACHINE_TYPES
 from harness.tests.fakes import BACKEND, BUSY, GONE, NO_ENTRY, World, peripheral
@@ -97,7 +97,7 @@ def test_plug_that_the_guest_never_sees(world: World) -> None:
         Hotplug(world.guest).plug(world.share)
     assert caught.value.artifacts == world.machine.artifacts.folder
     assert not world.notes("device:plugged")
-    assert world.machine.plugged == {"share0"}, "QEMU has it all the same: a successor needs it"
+    assert world.machine.plugged == {"share0"}, "QEMU has it all the same: a destination needs it"
 
 
 def _taken() -> QemuError:
@@ -274,7 +274,7 @@ def test_the_window_is_as_long_as_the_accelerator_is_slow(
         return window_s
 
     monkeypatch.setattr(hotplug, "hold_for", hold_for)
-    world.machine.pace = Pace(6.0)
+    world.machine.timeout_scale = TimeoutScale(6.0)
     watch = unplug.expect_pending if pending else unplug.expect_withheld
     watch(while_=lambda: None, window_s=0.5)
     assert windows == [3.0]

@@ -10,11 +10,11 @@ import pytest
 from harness.actions import migration as actions_migration
 from harness.actions.migration import Migration, blocked_reason
 from harness.actions.stream import STREAMS, knows_file_uris
-from harness.deadline import Pace
+from harness.deadline import TimeoutScale
 from harness.errors import QemuDied, QemuError, Unsupported, Violation, WaitTimeout
 from harness.qemu import blockers
 from harness.qemu.machine import Machine
-from harness.testbed import Lab
+from harness.testbed import Testbed
 from harness.tests import fakes
 from harness.tests.fakes import FakeMachine, World
 
@@ -22,37 +22,37 @@ _DEVICES, _ONE_DEVICE = "mount_tag.*config", "tag0 f41a0910\n"
 _OTHER = "State blocked by non-migratable device '0000:00:05.0/nvme'"
 
 
-class _Lab:
-    """Launches the one successor that was prepared for it."""
+class _Testbed:
+    """Launches the one destination that was prepared for it."""
 
-    def __init__(self, world: World, successor: FakeMachine) -> None:
+    def __init__(self, world: World, destination: FakeMachine) -> None:
         self.history = world.machine.history
-        self.successor = successor
+        self.destination = destination
 
-    def launch_successor(self, source: Any, change: Any) -> FakeMachine:
+    def launch_destination(self, source: Any, change: Any) -> FakeMachine:
         assert source.name == "source"
-        assert change(self.successor.spec) is self.successor.spec
-        return self.successor
+        assert change(self.destination.spec) is self.destination.spec
+        return self.destination
 
 
 @pytest.fixture
-def successor(world: World, tmp_path: Path) -> FakeMachine:
+def destination(world: World, tmp_path: Path) -> FakeMachine:
     """A destination at which everything arrives."""
-    made = fakes.machine(tmp_path, replace(world.machine.spec, name="successor-1"), world.machine.history)
+    made = fakes.machine(tmp_path, replace(world.machine.spec, name="destination-1"), world.machine.history)
     made.qmp.on("migrate-incoming", {})
     made.qmp.on("query-status", {"status": "inmigrate"}, {"status": "running"})
     return made
 
 
 @pytest.fixture
-def migration(world: World, successor: FakeMachine) -> Migration:
+def migration(world: World, destination: FakeMachine) -> Migration:
     """A source that migrates when it is asked to."""
     world.qmp.on("migrate-set-parameters", {})
     world.qmp.on("migrate", {})
     world.qmp.on("query-migrate", {}, {"status": "active"}, {"status": "completed"})
     world.ssh.on("^true$", "")
     world.ssh.on(_DEVICES, _ONE_DEVICE)
-    return Migration(world.guest, cast(Lab, _Lab(world, successor)))
+    return Migration(world.guest, cast(Testbed, _Testbed(world, destination)))
 
 
 @pytest.fixture(autouse=True)
@@ -69,17 +69,17 @@ def _blocked(world: World, *reasons: str) -> None:
 # Migrating
 
 
-def test_the_guest_goes_on_in_the_successor(
-    world: World, migration: Migration, successor: FakeMachine
+def test_the_guest_goes_on_in_the_destination(
+    world: World, migration: Migration, destination: FakeMachine
 ) -> None:
     world.guest.succeed("true")
     migration.migrate()
-    assert world.guest.machine is cast(Any, successor)
-    assert world.guest.actor == "guest:successor-1"
+    assert world.guest.machine is cast(Any, destination)
+    assert world.guest.actor == "guest:destination-1"
     assert world.ssh.closed == 1
     assert world.machine.quitted
-    assert not successor.quitted
-    incoming, outgoing = (dict(q.sent) for q in (successor.qmp, world.qmp))
+    assert not destination.quitted
+    incoming, outgoing = (dict(q.sent) for q in (destination.qmp, world.qmp))
     assert incoming["migrate-incoming"]["uri"] == outgoing["migrate"]["uri"]
     assert world.notes("migrate")[-1].kind.value == "ok"
 
@@ -103,24 +103,24 @@ def test_a_migration_that_fails_says_why(world: World, migration: Migration, sta
 
 
 def test_a_destination_that_dies_is_named_first(
-    world: World, migration: Migration, successor: FakeMachine
+    world: World, migration: Migration, destination: FakeMachine
 ) -> None:
     def dies(_: Any) -> dict[str, Any]:
-        successor.death = QemuDied("QEMU 'successor-1' exited with 1: Unknown savevm section")
+        destination.death = QemuDied("QEMU 'destination-1' exited with 1: Unknown savevm section")
         return {"status": "active"}
 
     world.qmp.on("query-migrate", dies)
-    with pytest.raises(QemuDied, match="successor-1"):
+    with pytest.raises(QemuDied, match="destination-1"):
         migration.migrate()
 
 
 def test_a_destination_that_dies_of_the_stream_is_the_cause_of_the_failure(
-    world: World, migration: Migration, successor: FakeMachine
+    world: World, migration: Migration, destination: FakeMachine
 ) -> None:
     """The source only knows of a broken pipe; the destination's last words are the cause."""
 
     def dies(_: Any) -> dict[str, Any]:
-        successor.death = QemuDied("QEMU 'successor-1' exited with 1: Unknown savevm section")
+        destination.death = QemuDied("QEMU 'destination-1' exited with 1: Unknown savevm section")
         return {"status": "failed", "error-desc": "Unable to write to socket: Broken pipe"}
 
     world.qmp.on("query-migrate", dies)
@@ -135,17 +135,17 @@ def test_a_migration_that_never_ends(world: World, migration: Migration) -> None
         migration.migrate()
 
 
-def test_a_successor_that_never_runs(world: World, migration: Migration, successor: FakeMachine) -> None:
-    successor.qmp.on("query-status", {"status": "paused"})
-    successor.pace = Pace(0.0)
-    with pytest.raises(WaitTimeout, match=r"for successor-1 to be running"):
+def test_a_destination_that_never_runs(world: World, migration: Migration, destination: FakeMachine) -> None:
+    destination.qmp.on("query-status", {"status": "paused"})
+    destination.timeout_scale = TimeoutScale(0.0)
+    with pytest.raises(WaitTimeout, match=r"for destination-1 to be running"):
         migration.migrate()
     assert not world.machine.quitted
 
 
 def test_completed_and_the_guest_does_not_answer(world: World, migration: Migration) -> None:
     world.ssh.on(_DEVICES, _ONE_DEVICE, (1, "", "no"))
-    with pytest.raises(Exception, match="guest:successor-1"):
+    with pytest.raises(Exception, match="guest:destination-1"):
         migration.migrate()
     assert not world.machine.quitted
     assert world.notes("migrate")[-1].kind.value != "ok"
@@ -156,7 +156,7 @@ def test_the_guest_finds_other_devices_where_it_arrives(
     world: World, migration: Migration, found: str
 ) -> None:
     world.ssh.on(_DEVICES, _ONE_DEVICE, found)
-    why = r"^in successor-1 the guest finds other 9p devices than in source$"
+    why = r"^in destination-1 the guest finds other 9p devices than in source$"
     with pytest.raises(Violation, match=rf"(?m){why}") as caught:
         migration.migrate()
     assert found in caught.value.details
@@ -176,7 +176,7 @@ def test_what_is_observed_of_a_migration(
         assert until() is completed
 
     monkeypatch.setattr(actions_migration, "hold_for", hold_for)
-    world.machine.pace = Pace(6.0)
+    world.machine.timeout_scale = TimeoutScale(6.0)
     asked: list[None] = []
     assert outgoing.observe(while_=lambda: asked.append(None), window_s=0.5) is completed
     assert (len(asked), windows) == (2, [3.0])
@@ -194,32 +194,32 @@ def test_a_stream_that_cannot_be_is_unsupported(world: World, migration: Migrati
 
 
 def test_capabilities_are_switched_on_in_both(
-    world: World, migration: Migration, successor: FakeMachine
+    world: World, migration: Migration, destination: FakeMachine
 ) -> None:
-    for qmp in (world.qmp, successor.qmp):
+    for qmp in (world.qmp, destination.qmp):
         qmp.on("migrate-set-capabilities", {})
     migration.migrate(STREAMS["multifd"])
     wanted = {"capabilities": [{"capability": "multifd", "state": True}]}
-    assert all(dict(q.sent)["migrate-set-capabilities"] == wanted for q in (world.qmp, successor.qmp))
+    assert all(dict(q.sent)["migrate-set-capabilities"] == wanted for q in (world.qmp, destination.qmp))
 
 
-def test_a_port_that_qemu_does_not_tell(migration: Migration, successor: FakeMachine) -> None:
-    successor.qmp.on("query-migrate", {"status": "setup"})
+def test_a_port_that_qemu_does_not_tell(migration: Migration, destination: FakeMachine) -> None:
+    destination.qmp.on("query-migrate", {"status": "setup"})
     with pytest.raises(Unsupported, match="tcp: this QEMU does not tell the port"):
         migration.migrate(STREAMS["tcp"])
 
 
 def test_a_file_is_read_when_it_is_complete(
-    world: World, migration: Migration, successor: FakeMachine
+    world: World, migration: Migration, destination: FakeMachine
 ) -> None:
     def begins(_: Any) -> dict[str, Any]:
         assert world.qmp.commands.count("query-migrate") == 3
         return {}
 
-    successor.qmp.on("migrate-incoming", begins)
+    destination.qmp.on("migrate-incoming", begins)
     migration.migrate(STREAMS["exec"])
     assert dict(world.qmp.sent)["migrate"]["uri"].startswith("exec:cat > ")
-    assert dict(successor.qmp.sent)["migrate-incoming"]["uri"].startswith("exec:cat /")
+    assert dict(destination.qmp.sent)["migrate-incoming"]["uri"].startswith("exec:cat /")
 
 
 @pytest.mark.parametrize(
@@ -239,10 +239,10 @@ def test_a_qemu_without_a_schema_knows_no_file_uris(world: World) -> None:
     assert knows_file_uris(cast(Machine, world.machine)) is False
 
 
-def test_a_destination_that_gives_up(world: World, migration: Migration, successor: FakeMachine) -> None:
+def test_a_destination_that_gives_up(world: World, migration: Migration, destination: FakeMachine) -> None:
     def gives_up(_: Any) -> dict[str, Any]:
-        successor.artifacts.qemu.write_text("Unknown savevm section\n")
-        successor.quitted = True
+        destination.artifacts.qemu.write_text("Unknown savevm section\n")
+        destination.quitted = True
         return {}
 
     world.qmp.on("migrate", gives_up)
@@ -250,51 +250,51 @@ def test_a_destination_that_gives_up(world: World, migration: Migration, success
     world.qmp.on("cont", {})
     assert migration.expect_not_loaded(lambda spec: spec) == "Unknown savevm section"
     assert world.guest.machine is cast(Any, world.machine)
-    successor.returncode = -6
-    with pytest.raises(Violation, match=r"^successor-1 had to give up with 1, and exited with -6$"):
+    destination.returncode = -6
+    with pytest.raises(Violation, match=r"^destination-1 had to give up with 1, and exited with -6$"):
         migration.expect_not_loaded(lambda spec: spec)
 
 
 def test_a_destination_that_should_have_given_up(
-    world: World, migration: Migration, successor: FakeMachine
+    world: World, migration: Migration, destination: FakeMachine
 ) -> None:
-    successor.qmp.on("query-status", {"status": "running"})
-    with pytest.raises(Violation, match="successor-1 is running, and was expected not to"):
+    destination.qmp.on("query-status", {"status": "running"})
+    with pytest.raises(Violation, match="destination-1 is running, and was expected not to"):
         migration.expect_not_loaded(lambda spec: spec)
 
 
-def _gives_up(successor: FakeMachine, returncode: int = 1) -> dict[str, Any]:
-    successor.artifacts.qemu.write_text("load of migration failed\n")
-    successor.quitted, successor.returncode = True, returncode
+def _gives_up(destination: FakeMachine, returncode: int = 1) -> dict[str, Any]:
+    destination.artifacts.qemu.write_text("load of migration failed\n")
+    destination.quitted, destination.returncode = True, returncode
     return {}
 
 
-def test_a_migration_that_is_cancelled(world: World, migration: Migration, successor: FakeMachine) -> None:
+def test_a_migration_that_is_cancelled(world: World, migration: Migration, destination: FakeMachine) -> None:
     outgoing = migration.request_migrate()
-    world.qmp.on("migrate_cancel", lambda _: _gives_up(successor))
+    world.qmp.on("migrate_cancel", lambda _: _gives_up(destination))
     world.qmp.on("query-migrate", {"status": "cancelling"}, {"status": "cancelled"})
     outgoing.cancel()
     assert world.guest.machine is cast(Any, world.machine)
 
 
 def test_a_destination_that_crashes_of_a_cancel(
-    world: World, migration: Migration, successor: FakeMachine
+    world: World, migration: Migration, destination: FakeMachine
 ) -> None:
     outgoing = migration.request_migrate()
-    world.qmp.on("migrate_cancel", lambda _: _gives_up(successor, -6))
+    world.qmp.on("migrate_cancel", lambda _: _gives_up(destination, -6))
     world.qmp.on("query-migrate", {"status": "cancelled"})
-    with pytest.raises(Violation, match="successor-1 had to give up with 1, and exited with -6"):
+    with pytest.raises(Violation, match="destination-1 had to give up with 1, and exited with -6"):
         outgoing.cancel()
 
 
 def test_a_destination_that_runs_though_it_was_cancelled(
-    world: World, migration: Migration, successor: FakeMachine
+    world: World, migration: Migration, destination: FakeMachine
 ) -> None:
     outgoing = migration.request_migrate()
     world.qmp.on("migrate_cancel", {})
     world.qmp.on("query-migrate", {"status": "cancelled"})
-    successor.qmp.on("query-status", {"status": "running"})
-    with pytest.raises(Violation, match="successor-1 is running, and was expected not to"):
+    destination.qmp.on("query-status", {"status": "running"})
+    with pytest.raises(Violation, match="destination-1 is running, and was expected not to"):
         outgoing.cancel()
 
 
@@ -304,14 +304,14 @@ def _switched(world: World) -> list[bool]:
 
 
 def test_the_pause_before_the_switchover_is_cancelled_at_its_end(
-    world: World, migration: Migration, successor: FakeMachine
+    world: World, migration: Migration, destination: FakeMachine
 ) -> None:
     world.qmp.on("migrate-set-capabilities", {})
     world.qmp.on("query-migrate", {"status": "active"}, {"status": "pre-switchover"})
 
     def cancelled(_: Any) -> dict[str, Any]:
         world.qmp.on("query-migrate", {"status": "cancelled"})
-        return _gives_up(successor)
+        return _gives_up(destination)
 
     world.qmp.on("migrate_cancel", cancelled)
     with migration.before_switchover():
@@ -331,11 +331,11 @@ def test_a_switchover_is_not_cancelled(world: World, migration: Migration) -> No
 
 
 def test_a_stopped_guest_arrives_and_is_not_asked(
-    world: World, migration: Migration, successor: FakeMachine
+    world: World, migration: Migration, destination: FakeMachine
 ) -> None:
-    successor.qmp.on("query-status", {"status": "inmigrate"}, {"status": "paused"})
+    destination.qmp.on("query-status", {"status": "inmigrate"}, {"status": "paused"})
     migration.request_migrate(stopped=True).wait_arrived(status="paused")
-    assert world.guest.machine is cast(Any, successor)
+    assert world.guest.machine is cast(Any, destination)
     assert world.ssh.commands == []
     assert not world.machine.quitted
 

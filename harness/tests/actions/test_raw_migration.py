@@ -15,19 +15,19 @@ from harness.actions.raw_migration import (
 )
 from harness.errors import Violation
 from harness.ninep.client import RawDriver, RawGuest
-from harness.testbed import Lab
+from harness.testbed import Testbed
 
 pytestmark = pytest.mark.qemu
 
 
 @pytest.fixture
-def raw(lab: Lab) -> RawGuest:
-    return RawGuest(lab)
+def raw(testbed: Testbed) -> RawGuest:
+    return RawGuest(testbed)
 
 
 @pytest.fixture
-def driver(lab: Lab, raw: RawGuest) -> RawDriver:
-    made = raw.plug(lab.shares[0])
+def driver(testbed: Testbed, raw: RawGuest) -> RawDriver:
+    made = raw.plug(testbed.shares[0])
     made.version()
     return made
 
@@ -39,7 +39,7 @@ def test_a_device_and_its_driver_go_on_where_they_arrive(raw: RawGuest, driver: 
     assert before["queue's size"] == 128
     arrived, (moved,) = migrate_raw(raw, driver)
     assert not raw.machine.running
-    assert arrived.machine.name == "successor-1"
+    assert arrived.machine.name == "destination-1"
     assert moved.registers() == before
     assert not moved.acknowledge()
     moved.version()
@@ -61,7 +61,7 @@ def test_a_broken_device_is_silent_until_it_is_reset(raw: RawGuest, driver: RawD
 def test_a_stream_that_is_whole_is_not_given_up(raw: RawGuest, driver: RawDriver, tmp_path: Path) -> None:
     path = tmp_path / "stream"
     save_stream(raw, path)
-    with pytest.raises(Violation, match="successor-1 is prelaunch, and was expected not to load"):
+    with pytest.raises(Violation, match="destination-1 is prelaunch, and was expected not to load"):
         expect_given_up(raw, path)
     path.write_bytes(path.read_bytes()[:1000])
     assert expect_given_up(raw, path)
@@ -69,7 +69,7 @@ def test_a_stream_that_is_whole_is_not_given_up(raw: RawGuest, driver: RawDriver
 
 def test_a_stream_is_loaded_more_than_once(raw: RawGuest, driver: RawDriver, tmp_path: Path) -> None:
     save_stream(raw, tmp_path / "stream")
-    for name in ("successor-1", "successor-2"):
+    for name in ("destination-1", "destination-2"):
         assert load_stream(raw, tmp_path / "stream").machine.name == name
 
 

@@ -76,12 +76,12 @@ def test_system_reset_that_did_not_reset(world: World) -> None:
         RunState(world.guest).system_reset()
 
 
-def test_the_wait_is_scaled_by_the_pace(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wait_is_scaled_by_the_timeout_scale(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_state, "EVENT_TIMEOUT_S", 0.05)
     world.qmp.on("stop", {})
     with pytest.raises(WaitTimeout) as caught:
         RunState(world.guest).stop()
-    assert caught.value.elapsed_s >= 0.05 * world.machine.pace.factor
+    assert caught.value.elapsed_s >= 0.05 * world.machine.timeout_scale.factor
 
 
 def test_a_reboot_by_the_guest_itself(world: World) -> None:

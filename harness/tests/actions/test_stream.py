@@ -48,7 +48,7 @@ def sender(world: World) -> Iterator[_Sender]:
 
 
 def test_nobody_reads_until_the_end(world: World, sender: _Sender) -> None:
-    world.machine.pace = type(world.machine.pace)(1.0)
+    world.machine.timeout_scale = type(world.machine.timeout_scale)(1.0)
     with stalled(cast(Machine, world.machine)):
         assert 0 < sender.sent < sender.size
         assert "migrate_cancel" not in world.qmp.commands
@@ -61,7 +61,7 @@ def test_nobody_reads_until_the_end(world: World, sender: _Sender) -> None:
 def test_a_stream_that_never_begins_is_not_stalled(world: World, sender: _Sender) -> None:
     def cancel(_: Any) -> dict[str, Any]:
         # What follows does come, and may take its time.
-        world.machine.pace = type(world.machine.pace)(1.0)
+        world.machine.timeout_scale = type(world.machine.timeout_scale)(1.0)
         return {}
 
     sender.size = 0

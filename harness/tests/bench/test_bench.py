@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness.bench import race, rows
-from harness.bench.benchmarks import CONTESTS
+from harness.bench.benchmarks import BENCHMARKS
 from harness.bench.profile import TOTAL, stages
 from harness.errors import GuestError, SetupError
 from harness.history import History, Kind, read
@@ -59,7 +59,7 @@ def run() -> Iterator[RunFolder]:
 
 @pytest.mark.qemu
 @pytest.mark.parametrize(
-    ("contest", "name"),
+    ("benchmark", "name"),
     [
         ("start", "bare script, booted"),
         ("start", "labgrid, booted"),
@@ -68,17 +68,17 @@ def run() -> Iterator[RunFolder]:
         ("qmp", "harness"),
     ],
 )
-def test_a_turn_takes_time_and_leaves_nothing(contest: str, name: str, cell: Cell, run: RunFolder) -> None:
+def test_a_turn_takes_time_and_leaves_nothing(benchmark: str, name: str, cell: Cell, run: RunFolder) -> None:
     if name.startswith("labgrid"):
         pytest.importorskip("labgrid", reason="labgrid is not installed: pip install -e '.[bench]'")
-    assert CONTESTS[contest](cell, run)[name]() > 0
+    assert BENCHMARKS[benchmark](cell, run)[name]() > 0
     assert run.processes() == []
     assert not [path for path in run.path.iterdir() if path.name.startswith(("bare", "labgrid", "qmp"))]
 
 
 def test_the_stages_of_a_start_add_up(tmp_path: Path) -> None:
     history = History(tmp_path / "history.ndjson")
-    history.note("source", "guest:born", "restored")
+    history.note("source", "guest:started", "restored")
     history.note("source", "machine:launch", {})
     with history.operation("guest:source", "guest:restore"):
         with history.operation("source", "qmp:migrate-incoming"):
@@ -93,7 +93,7 @@ def test_the_stages_of_a_start_add_up(tmp_path: Path) -> None:
 
 def test_a_guest_that_was_booted_has_no_such_stages(tmp_path: Path) -> None:
     history = History(tmp_path / "history.ndjson")
-    history.note("source", "guest:born", {"cold": "--cold"})
+    history.note("source", "guest:started", {"cold": "--cold"})
     history.close()
-    with pytest.raises(SetupError, match="no guest:born: was the guest restored"):
+    with pytest.raises(SetupError, match="no guest:started: was the guest restored"):
         stages(read(tmp_path / "history.ndjson"))

@@ -14,8 +14,8 @@ import pytest
 
 from harness.background import Background
 from harness.channel import Completed, handshake
-from harness.channel.guestfwd import Frozen, Line
-from harness.channel.handshake import LineTransport
+from harness.channel.guestfwd import GuestfwdSocket, SavedSession
+from harness.channel.handshake import GuestfwdTransport
 from harness.channel.remote_shell import RemoteShell
 from harness.channel.ssh import Ssh
 from harness.deadline import Deadline, wait_until
@@ -82,17 +82,17 @@ class Network:
         self.held_back = False
         self._upstream.sendall(b"".join(self.late))
 
-    def ssh(self, frozen: Frozen | None = None, *, timeout_s: float = 60, ahead: bool = False) -> Ssh:
+    def ssh(self, frozen: SavedSession | None = None, *, timeout_s: float = 60, ahead: bool = False) -> Ssh:
         """A session; ``ahead`` of the machine that has the line."""
-        keys, line = self.keys, Line(None if ahead else self.here, frozen)
+        keys, guestfwd = self.keys, GuestfwdSocket(None if ahead else self.here, frozen)
         ssh = Ssh(
             None if ahead else self.sshd.port,
             client_key=keys.client_path,
             host_key=keys.host_line,
             timeout_s=timeout_s,
-            line=line,
+            guestfwd=guestfwd,
         )
-        ssh.line_lost = self.lost.append
+        ssh.guestfwd_lost = self.lost.append
         return ssh
 
     def close(self) -> None:
@@ -110,7 +110,7 @@ def network(tmp_path: Path) -> Iterator[Network]:
 
 
 class Patience:
-    """When a silent line is given up: by a condition, so that nothing depends on how fast the machine is.
+    """When a silent guestfwd is given up: by a condition, so that nothing depends on how fast the machine is.
 
     :ivar given_up: what came of each attempt to give it up.
     """
@@ -121,15 +121,15 @@ class Patience:
 
     def ends(self, when: Callable[[], object] = lambda: True) -> None:
         """From now on a command waits no longer than a moment for a sign of life, and then for ``when``."""
-        give_up = Ssh._give_up_line
+        give_up = Ssh._give_up_guestfwd
 
         def gated(ssh: Ssh, why: str) -> bool:
             wait_until(lambda: bool(when()), what="the moment to give the line up", timeout_s=60)
             self.given_up.append(give_up(ssh, why))
             return self.given_up[-1]
 
-        self._monkeypatch.setattr(Ssh, "_give_up_line", gated)
-        self._monkeypatch.setattr("harness.channel.ssh._LINE_OPEN_S", 0.1)
+        self._monkeypatch.setattr(Ssh, "_give_up_guestfwd", gated)
+        self._monkeypatch.setattr("harness.channel.ssh._GUESTFWD_OPEN_S", 0.1)
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_a_session_over_a_line(network: Network) -> None:
 def test_a_frozen_session_is_gone_on_with(network: Network, tmp_path: Path) -> None:
     """By a client that was not there when it began."""
     network.ssh().freeze().write(tmp_path / "session")
-    ssh = network.ssh(Frozen.read(tmp_path / "session"))
+    ssh = network.ssh(SavedSession.read(tmp_path / "session"))
     assert ssh.resumed is True
     assert answers(ssh)
     assert answers(ssh)
@@ -346,7 +346,7 @@ def test_a_deadline_that_passes_while_the_line_is_replaced(
     network.deaf = True
     network.sshd.lets_in.clear()
     deadlines: list[Deadline] = []
-    tell, reconnect = Ssh._tell, Ssh._reconnect
+    tell, reconnect = Ssh._submit, Ssh._reconnect
 
     def noted(ssh: Ssh, shell: RemoteShell, command: str, deadline: Deadline, **how: bool) -> Completed:
         deadlines.append(deadline)
@@ -356,10 +356,10 @@ def test_a_deadline_that_passes_while_the_line_is_replaced(
         reconnect(ssh)
         object.__setattr__(deadlines[0], "started_s", float("-inf"))  # By now it has passed.
 
-    monkeypatch.setattr(Ssh, "_tell", noted)
+    monkeypatch.setattr(Ssh, "_submit", noted)
     monkeypatch.setattr(Ssh, "_reconnect", late)
     # Given up at once: nothing is waited for.
-    monkeypatch.setattr("harness.channel.ssh._LINE_OPEN_S", 0.0)
+    monkeypatch.setattr("harness.channel.ssh._GUESTFWD_OPEN_S", 0.0)
     monkeypatch.setattr(Ssh, "_begins", lambda *_: False)
     command = Background(lambda: ssh.run(f"touch {tmp_path}/ran", timeout_s=90.0))
     wait_until(lambda: network.sshd.connections == 2, what="the connection", timeout_s=60)
@@ -388,14 +388,14 @@ def _wrong(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        (LineTransport, "__init__"),
-        (LineTransport, "_send_message"),
+        (GuestfwdTransport, "__init__"),
+        (GuestfwdTransport, "_send_message"),
         (handshake._Curve25519, "start_kex"),
-        (Line, "_send"),
-        (Line, "_recv"),
-        (RemoteShell, "tell"),
+        (GuestfwdSocket, "_send"),
+        (GuestfwdSocket, "_recv"),
+        (RemoteShell, "submit"),
         (Ssh, "_rehearse"),
-        (Line, "go_on"),
+        (GuestfwdSocket, "go_on"),
     ],
 )
 @pytest.mark.parametrize("resumed", [True, False])
@@ -417,7 +417,7 @@ def test_an_error_of_our_own_later_is_not_the_lines_either(
 ) -> None:
     ssh = network.ssh()
     assert answers(ssh)
-    monkeypatch.setattr(Line, name, _wrong)
+    monkeypatch.setattr(GuestfwdSocket, name, _wrong)
     with pytest.raises(TypeError, match="an error of our own"):
         ssh.run("echo hello", timeout_s=60)
     assert not network.lost
@@ -450,11 +450,11 @@ def test_a_connection_of_its_own_does_not_move(network: Network) -> None:
 
 def test_there_is_no_line(tmp_path: Path) -> None:
     with pytest.raises(ChannelLost, match=f"cannot open the line {tmp_path}/nothing: No such file"):
-        Line(tmp_path / "nothing")
+        GuestfwdSocket(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"cookie": "x", "key": "", "received": []}'])
 def test_what_is_no_session(tmp_path: Path, content: str) -> None:
     (tmp_path / "session").write_text(content)
     with pytest.raises((ValueError, KeyError)):
-        Frozen.read(tmp_path / "session")
+        SavedSession.read(tmp_path / "session")

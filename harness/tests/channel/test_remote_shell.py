@@ -7,15 +7,15 @@ import pytest
 from harness.actions.hotplug import Hotplug
 from harness.background import Background
 from harness.holds.hold import DATA, Hold
-from harness.testbed import Lab
+from harness.testbed import Testbed
 
 pytestmark = pytest.mark.qemu
 
 
-def test_a_file_of_9p_whose_end_comes_late(lab: Lab) -> None:
+def test_a_file_of_9p_whose_end_comes_late(testbed: Testbed) -> None:
     """What is spliced into a pipe from 9p looks readable before it is known that there is nothing."""
-    hold = Hold(lab)
-    guest, share = lab.boot(), lab.shares[0]
+    hold = Hold(testbed)
+    guest, share = testbed.boot(), testbed.shares[0]
     Hotplug(guest).plug(share)
     mount = guest.mount(share)
     (share.path / "file").touch()
@@ -27,7 +27,7 @@ def test_a_file_of_9p_whose_end_comes_late(lab: Lab) -> None:
     assert guest.succeed("echo again") == "again\n"
 
 
-def test_what_a_signal_ends(lab: Lab) -> None:
-    guest = lab.boot()
+def test_what_a_signal_ends(testbed: Testbed) -> None:
+    guest = testbed.boot()
     assert guest.run("kill -9 $(exec sh -c 'echo $PPID')").returncode == 128 + 9
     assert guest.succeed("echo again") == "again\n"

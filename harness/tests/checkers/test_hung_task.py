@@ -8,21 +8,21 @@ from harness.actions.hotplug import Hotplug
 from harness.checkers import Record, Verdict
 from harness.checkers.guest_kernel_quiet import guest_kernel_quiet
 from harness.holds.hold import Hold
-from harness.testbed import Lab
+from harness.testbed import Testbed
 
 pytestmark = pytest.mark.qemu
 
 
 @pytest.mark.parametrize("tolerated", [False, True])
-def test_a_task_that_hangs(lab: Lab, tolerated: bool) -> None:
+def test_a_task_that_hangs(testbed: Testbed, tolerated: bool) -> None:
     """A mkdir whose request is held keeps its folder's lock; the next one waits for that, deaf to signals.
 
     (kernel: ``fs/namei.c``, ``filename_create``: ``inode_lock_nested``.) The first, which waits in 9p for the
     answer, can be killed and so does not hang.
     """
-    hold = Hold(lab)
-    guest = lab.boot()
-    share = lab.shares[0]
+    hold = Hold(testbed)
+    guest = testbed.boot()
+    share = testbed.shares[0]
     Hotplug(guest).plug(share)
     folder = guest.mount(share).mountpoint
     if tolerated:
@@ -33,8 +33,8 @@ def test_a_task_that_hangs(lab: Lab, tolerated: bool) -> None:
             lambda: guest.machine.kernel_log.contains("</TASK>"), what="the kernel to see it", timeout_s=30
         )
     guest.wait_until_succeeds(f"ls -d {folder}/a {folder}/b", what="both folders")
-    lab.close()
-    verdict, summary, evidence = guest_kernel_quiet(Record.load(lab.artifacts.folder))
+    testbed.close()
+    verdict, summary, evidence = guest_kernel_quiet(Record.load(testbed.artifacts.folder))
     if tolerated:
         assert verdict is Verdict.VALID
         return

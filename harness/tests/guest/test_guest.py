@@ -20,18 +20,18 @@ from harness.guest import guest
 from harness.guest.guest import NETWORK_IS_UP
 from harness.history import Kind, read
 from harness.restore import reseed
-from harness.restore.session import Resuming, wait_restored
+from harness.restore.session import SessionReplay, wait_restored
 from harness.tests import fakes
 from harness.tests.fakes import World
 
 _TIMEOUT = CommandTimeout("ssh", "x", 1.0, "", "")
-_NEWBORN = rf"^echo [a-p]+ >{reseed.PROGRAM}"
+_RESEED = rf"^echo [a-p]+ >{reseed.PROGRAM}"
 #: The sixteen letters that a message is told in.
 _HEX = str.maketrans("abcdefghijklmnop", "0123456789abcdef")
 
 
 class Session:
-    """A template's session that goes on, or does not: stands in for :class:`Resuming`."""
+    """A template's session that goes on, or does not: stands in for :class:`SessionReplay`."""
 
     def __init__(self, found: object) -> None:
         self._found = found
@@ -41,7 +41,7 @@ class Session:
 
 
 def _restored(world: World, found: object = None) -> None:
-    wait_restored(world.guest, cast(Resuming, Session(found or world.ssh)))
+    wait_restored(world.guest, cast(SessionReplay, Session(found or world.ssh)))
 
 
 def _ends(world: World) -> list[tuple[str, Kind]]:
@@ -153,14 +153,14 @@ def test_moved_to_another_machine(world: World, tmp_path: Any) -> None:
     world.guest.succeed("true")
     other = fakes.machine(
         tmp_path / "export",
-        world.machine.spec.successor("successor-1", plugged=frozenset()),
+        world.machine.spec.destination("destination-1", plugged=frozenset()),
         world.machine.history,
     )
     world.guest.moved_to(cast(Any, other))
     assert world.ssh.closed == 1
-    assert world.guest.actor == "guest:successor-1"
+    assert world.guest.actor == "guest:destination-1"
     world.guest.succeed("true")
-    assert read(world.machine.history.path)[-1].actor == "guest:successor-1"
+    assert read(world.machine.history.path)[-1].actor == "guest:destination-1"
     world.guest.disconnect()
     assert world.ssh.closed == 2
     world.guest.disconnect()
@@ -180,8 +180,8 @@ def test_a_session_that_is_not_kept_is_on_record(
     world.ssh.on("^true$", "")
     world.guest.succeed("true")
     world.ssh.resumed, world.ssh.move = resumed, move  # type: ignore[method-assign]
-    successor = world.machine.spec.successor("successor-1", plugged=frozenset())
-    other = fakes.machine(tmp_path / "export", successor, world.machine.history)
+    destination = world.machine.spec.destination("destination-1", plugged=frozenset())
+    other = fakes.machine(tmp_path / "export", destination, world.machine.history)
     world.guest.moved_to(cast(Any, other))
     assert [note.value for note in world.notes("ssh:not-moved")] == noted
 
@@ -197,7 +197,7 @@ def test_tolerate_is_on_record_for_the_machine(world: World) -> None:
 
 def test_a_restored_guest_gets_the_time_and_randomness_of_now(world: World) -> None:
     world.machine.artifacts.kernel.write_text(f"{NETWORK_IS_UP}\n")
-    world.ssh.on(_NEWBORN, "")
+    world.ssh.on(_RESEED, "")
     for _ in range(2):
         _restored(world)
     told = [re.findall(r"^echo ([a-p]+) ", command)[0] for command in world.ssh.commands]
@@ -214,7 +214,7 @@ def test_a_restored_guest_gets_the_time_and_randomness_of_now(world: World) -> N
 
 
 def test_a_restored_guest_that_does_not_answer(world: World) -> None:
-    world.ssh.on(_NEWBORN, ChannelLost("nobody there"))
+    world.ssh.on(_RESEED, ChannelLost("nobody there"))
     with pytest.raises(ChannelLost):
         _restored(world)
     (entry,) = [e for e in read(world.machine.history.path) if e.f == "guest:restore" and e.kind is Kind.INFO]
@@ -223,7 +223,7 @@ def test_a_restored_guest_that_does_not_answer(world: World) -> None:
 
 def test_a_restored_guest_whose_session_cannot_go_on(world: World) -> None:
     """It gets another one, and the history says why."""
-    world.ssh.on(_NEWBORN, "")
+    world.ssh.on(_RESEED, "")
     _restored(world, "the server said something else")
     (note,) = world.notes("ssh:resumed")
     assert note.value == "the server said something else"
@@ -231,6 +231,6 @@ def test_a_restored_guest_whose_session_cannot_go_on(world: World) -> None:
 
 
 def test_a_restored_guest_that_could_not_take_the_time_of_now(world: World) -> None:
-    world.ssh.on(_NEWBORN, (3, "", ""))
+    world.ssh.on(_RESEED, (3, "", ""))
     with pytest.raises(CommandFailed, match="exited with 3"):
         _restored(world)

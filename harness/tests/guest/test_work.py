@@ -86,24 +86,24 @@ def test_a_writer_whose_bytes_did_not_arrive(world: World, mount: Mount) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_occupant_comes_and_leaves_once(world: World, mount: Mount, kind: str) -> None:
+def test_a_mount_user_comes_and_leaves_once(world: World, mount: Mount, kind: str) -> None:
     world.ssh.on(".", "4711\n")
-    with occupied(mount, kind) as occupant:
-        occupant.expect_present()
-        occupant.leave()
+    with occupied(mount, kind) as mount_user:
+        mount_user.expect_present()
+        mount_user.leave()
     leaving = [c for c in world.ssh.commands if c.startswith(("kill 4711;", "umount /mnt/.bind"))]
     assert len(leaving) == 1
 
 
-def test_an_occupant_that_is_gone_is_no_witness(world: World, mount: Mount) -> None:
+def test_a_mount_user_that_is_gone_is_no_witness(world: World, mount: Mount) -> None:
     world.ssh.on(".", "4711\n")
-    with occupied(mount, "open_file") as occupant:
+    with occupied(mount, "open_file") as mount_user:
         world.ssh.on("/proc/4711/fd/0", (1, "", "cat: can't open"))
         with pytest.raises(CommandFailed):
-            occupant.expect_present()
+            mount_user.expect_present()
 
 
-def test_an_occupant_that_never_was(world: World, mount: Mount) -> None:
+def test_a_mount_user_that_never_was(world: World, mount: Mount) -> None:
     world.ssh.on(".", "sh: fork: no memory\n")
     with pytest.raises(GuestError, match="no process id from"), occupied(mount, "open_file"):
         pass

@@ -14,7 +14,7 @@ from harness.errors import GuestError, SetupError, WaitTimeout
 from harness.holds.hold import DATA, Held, Hold
 from harness.holds.supervisor import Call, Rule, Rules
 from harness.qemu.machine import Machine
-from harness.testbed import Lab
+from harness.testbed import Testbed
 from harness.tests.fakes import FakeMachine, World, machine, world
 
 
@@ -29,8 +29,10 @@ def rule(w: World) -> Rule:
 
 
 @pytest.fixture
-def lab(w: World) -> Lab:
-    return cast(Lab, SimpleNamespace(machines=[w.machine], history=w.machine.history, attach=lambda _: None))
+def testbed(w: World) -> Testbed:
+    return cast(
+        Testbed, SimpleNamespace(machines=[w.machine], history=w.machine.history, attach=lambda _: None)
+    )
 
 
 @pytest.fixture
@@ -39,8 +41,8 @@ def rules(w: World) -> Rules:
 
 
 @pytest.fixture
-def held(w: World, lab: Lab, rules: Rules, rule: Rule) -> Held:
-    return Held(lab, rules, rule, w.share)
+def held(w: World, testbed: Testbed, rules: Rules, rule: Rule) -> Held:
+    return Held(testbed, rules, rule, w.share)
 
 
 def a_call() -> Call:
@@ -88,28 +90,28 @@ def test_a_held_call_that_is_no_request(w: World, held: Held, rule: Rule) -> Non
 
 
 def test_a_hold_stays_with_the_machine_of_its_request_when_that_is_migrated(
-    w: World, tmp_path: Path, lab: Lab, rules: Rules, held: Held, rule: Rule
+    w: World, tmp_path: Path, testbed: Testbed, rules: Rules, held: Held, rule: Rule
 ) -> None:
-    """The destination is the lab's newest machine, and has no request in flight."""
+    """The destination is the testbed's newest machine, and has no request in flight."""
     w.qmp.on("x-query-virtio-queue-status", {"inuse": 1})
     rules.add(rule)
     tid = threading.get_native_id()
     rules.decide(Call(w.machine.name, "preadv", tid, str(w.share.path), [], lambda answer: None))
     held.wait_caught()
-    destination = machine(tmp_path, replace(w.machine.spec, name="successor-1"), w.machine.history)
+    destination = machine(tmp_path, replace(w.machine.spec, name="destination-1"), w.machine.history)
     destination.qmp.on("x-query-virtio-queue-status", {"inuse": 0})
-    lab.machines.append(cast(Machine, destination))
+    testbed.machines.append(cast(Machine, destination))
     held.in_flight()
     assert destination.qmp.sent == []
     assert [entry.actor for entry in w.notes("hold:inuse")] == [w.machine.name] * 2
 
 
-def test_a_hold_of_a_machine_that_is_given(w: World, tmp_path: Path, lab: Lab) -> None:
+def test_a_hold_of_a_machine_that_is_given(w: World, tmp_path: Path, testbed: Testbed) -> None:
     """Of two that run, the older one; the other's calls go on."""
-    destination = machine(tmp_path, replace(w.machine.spec, name="successor-1"), w.machine.history)
-    lab.machines.append(cast(Machine, destination))
+    destination = machine(tmp_path, replace(w.machine.spec, name="destination-1"), w.machine.history)
+    testbed.machines.append(cast(Machine, destination))
     w.qmp.on("x-query-virtio-queue-status", {"inuse": 1})
-    hold, went_on = Hold(lab), []
+    hold, went_on = Hold(testbed), []
 
     def call(by: FakeMachine) -> Call:
         tid = threading.get_native_id()
@@ -117,10 +119,10 @@ def test_a_hold_of_a_machine_that_is_given(w: World, tmp_path: Path, lab: Lab) -
 
     with hold.requests(w.share, machine=cast(Machine, w.machine)) as held:
         hold._rules.decide(call(destination))
-        assert (held.count, went_on) == (0, ["successor-1"])
+        assert (held.count, went_on) == (0, ["destination-1"])
         hold._rules.decide(call(w.machine))
         held.wait_caught()
-    assert went_on == ["successor-1", w.machine.name]
+    assert went_on == ["destination-1", w.machine.name]
 
 
 def test_a_supervisor_that_failed_is_the_cause_of_a_request_that_is_never_held(
@@ -132,9 +134,9 @@ def test_a_supervisor_that_failed_is_the_cause_of_a_request_that_is_never_held(
 
 
 @pytest.mark.parametrize("passing", [True, False])
-def test_a_supervisor_that_failed_fails_the_block(w: World, lab: Lab, passing: bool) -> None:
+def test_a_supervisor_that_failed_fails_the_block(w: World, testbed: Testbed, passing: bool) -> None:
     """Whatever the block itself came to."""
-    hold = Hold(lab)
+    hold = Hold(testbed)
 
     def use() -> None:
         with hold.requests(w.share):

@@ -17,7 +17,7 @@ import pytest
 from harness.errors import Unsupported
 from harness.holds import probe
 from harness.holds.hold import Hold
-from harness.testbed import Lab
+from harness.testbed import Testbed
 from harness.tests.holds.policy import RECEIVE, SEND, under
 
 REPOSITORY = Path(probe.__file__).parents[2]
@@ -80,9 +80,9 @@ def test_a_host_on_which_it_hangs() -> None:
 
 def test_a_hold_on_such_a_host_skips_before_anything_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "why_no_holds", lambda: "somebody's policy")
-    lab = SimpleNamespace()  # Whoever touches it fails.
+    testbed = SimpleNamespace()  # Whoever touches it fails.
     with pytest.raises(Unsupported, match=r"^this host cannot hold a system call: somebody's policy$"):
-        Hold(cast(Lab, lab))
+        Hold(cast(Testbed, testbed))
 
 
 def doctors(*command: str, cache: Path) -> dict[str, Any]:

@@ -357,9 +357,9 @@ def test_a_rule_that_holds_a_call_is_of_that_machine_from_then_on(rules: Rules, 
         return Call(machine, "preadv", 1, str(file), [], lambda answer: went_on.append(machine))
 
     rules.add(rule := Rule(READ, file.parent))
-    for machine in ("source", "successor-1", "source"):
+    for machine in ("source", "destination-1", "source"):
         rules.decide(call(machine))
-    assert went_on == ["successor-1"]
+    assert went_on == ["destination-1"]
     assert [held.machine for held in rule.held] == ["source", "source"]
 
 

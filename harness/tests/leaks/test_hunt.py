@@ -19,7 +19,7 @@ from harness.leaks import vmstate
 from harness.leaks.heap_profile import Live, Site
 from harness.leaks.hunt import LeakHunt, Plan, _less
 from harness.qemu.machine import Machine
-from harness.testbed import Lab
+from harness.testbed import Testbed
 
 pytestmark = pytest.mark.qemu
 PLAN = Plan(warm_up=4, part=12)
@@ -64,10 +64,10 @@ def plants(folder: Path) -> list[Plant]:
     ]
 
 
-def hunted(lab: Lab, *planted: Plant, every: int = 1, thorough: bool = False) -> Judgement:
+def hunted(testbed: Testbed, *planted: Plant, every: int = 1, thorough: bool = False) -> Judgement:
     """The verdict over cycles of which each, or one of so many, sends the commands."""
     numbers = itertools.count(1)
-    hunt = LeakHunt(lab, thorough=thorough)
+    hunt = LeakHunt(testbed, thorough=thorough)
 
     def cycle(machine: Machine) -> None:
         machine.qmp.execute("query-status")
@@ -77,8 +77,8 @@ def hunted(lab: Lab, *planted: Plant, every: int = 1, thorough: bool = False) ->
                 plant.send(machine, times)
 
     hunt.repeat_without_guest(cycle, PLAN, "-device", "virtio-scsi-pci,id=scsi")
-    lab.close()
-    (judgement,) = judge(lab.artifacts.folder, [no_leak])
+    testbed.close()
+    (judgement,) = judge(testbed.artifacts.folder, [no_leak])
     return judgement
 
 
@@ -87,14 +87,14 @@ def kinds(judgement: Judgement) -> set[str]:
     return {line.split(":")[0] for line in judgement.evidence if not line.startswith(" ")}
 
 
-def test_cycles_that_leave_nothing(lab: Lab) -> None:
-    judgement = hunted(lab)
+def test_cycles_that_leave_nothing(testbed: Testbed) -> None:
+    judgement = hunted(testbed)
     assert judgement.verdict is Verdict.VALID, judgement
 
 
-def test_a_leak_of_each_kind_in_one_cycle_of_eight(lab: Lab, tmp_path: Path) -> None:
+def test_a_leak_of_each_kind_in_one_cycle_of_eight(testbed: Testbed, tmp_path: Path) -> None:
     planted = plants(tmp_path)
-    judgement = hunted(lab, *planted, every=8)
+    judgement = hunted(testbed, *planted, every=8)
     assert judgement.verdict is Verdict.INVALID
     assert set[str]().union(*(plant.kinds for plant in planted)) <= kinds(judgement), judgement
     assert any(f"{tmp_path}/planted: +" in line for line in judgement.evidence), judgement
@@ -102,10 +102,10 @@ def test_a_leak_of_each_kind_in_one_cycle_of_eight(lab: Lab, tmp_path: Path) -> 
     assert min(int(size) for size in sizes) <= 8, judgement
 
 
-def test_a_leak_of_each_kind_in_one_cycle_of_twenty(lab: Lab, tmp_path: Path) -> None:
+def test_a_leak_of_each_kind_in_one_cycle_of_twenty(testbed: Testbed, tmp_path: Path) -> None:
     """Private memory is too noisy for that."""
     planted = plants(tmp_path)
-    judgement = hunted(lab, *planted, every=20, thorough=True)
+    judgement = hunted(testbed, *planted, every=20, thorough=True)
     assert judgement.verdict is Verdict.INVALID
     assert set[str]().union(*(plant.kinds for plant in planted)) - {"private_kib"} <= kinds(judgement), (
         judgement
@@ -116,57 +116,59 @@ def test_a_leak_of_each_kind_in_one_cycle_of_twenty(lab: Lab, tmp_path: Path) ->
 HEAP_ALONE = Plant("blockdev-add", {"driver": "null-co", "node-name": "node{n}"}, {"heap"})
 
 
-def test_what_leaks_on_the_heap_alone(lab: Lab) -> None:
+def test_what_leaks_on_the_heap_alone(testbed: Testbed) -> None:
     """No count decides: the control has run, and the hunt has gone on."""
-    judgement = hunted(lab, HEAP_ALONE, every=8)
+    judgement = hunted(testbed, HEAP_ALONE, every=8)
     assert judgement.verdict is Verdict.INVALID
     assert kinds(judgement) == {"heap"}
 
 
-def test_a_count_is_hunted_where_the_heap_cannot_be_profiled(lab: Lab) -> None:
+def test_a_count_is_hunted_where_the_heap_cannot_be_profiled(testbed: Testbed) -> None:
     """A host without libjemalloc2: no library to preload, and nothing fetched."""
-    lab.cell = replace(lab.cell, qemu=replace(lab.cell.qemu, libraries=(Path("/nowhere"),)))
-    judgement = hunted(lab, Plant("object-add", {"qom-type": "iothread", "id": "thread{n}"}, set()), every=8)
+    testbed.cell = replace(testbed.cell, qemu=replace(testbed.cell.qemu, libraries=(Path("/nowhere"),)))
+    judgement = hunted(
+        testbed, Plant("object-add", {"qom-type": "iothread", "id": "thread{n}"}, set()), every=8
+    )
     assert judgement.verdict is Verdict.INVALID
     assert {"threads", "fds", "qom_children"} <= kinds(judgement)
 
 
-def test_a_verdict_on_counts_alone_says_why(lab: Lab) -> None:
-    lab.cell = replace(lab.cell, qemu=replace(lab.cell.qemu, libraries=(Path("/nowhere"),)))
-    judgement = hunted(lab)
+def test_a_verdict_on_counts_alone_says_why(testbed: Testbed) -> None:
+    testbed.cell = replace(testbed.cell, qemu=replace(testbed.cell.qemu, libraries=(Path("/nowhere"),)))
+    judgement = hunted(testbed)
     assert judgement.verdict is Verdict.VALID
     assert "the heap was not profiled: no libjemalloc.so.2" in judgement.summary
 
 
-def test_a_pool_that_the_device_alone_fills_levels_off(lab: Lab) -> None:
+def test_a_pool_that_the_device_alone_fills_levels_off(testbed: Testbed) -> None:
     """Each cycle makes something, until there are as many as there may be: beyond the first three parts."""
     made = itertools.count(1)
-    hunt = LeakHunt(lab)
+    hunt = LeakHunt(testbed)
 
     def cycle(machine: Machine) -> None:
         if (n := next(made)) <= PLAN.lengths[-1] + PLAN.part:
             HEAP_ALONE.send(machine, n)
 
     hunt.repeat_without_guest(cycle, PLAN)
-    lab.close()
-    (judgement,) = judge(lab.artifacts.folder, [no_leak])
+    testbed.close()
+    (judgement,) = judge(testbed.artifacts.folder, [no_leak])
     assert judgement.verdict is Verdict.VALID, judgement
 
 
 def test_what_grows_without_the_device_as_well_is_none_of_its(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+    testbed: Testbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Being asked makes QEMU keep something: so it does in the control."""
     keep_when_asked(monkeypatch)
-    judgement = hunted(lab)
+    judgement = hunted(testbed)
     assert judgement.verdict is Verdict.VALID, judgement
 
 
-def test_what_grows_faster_with_the_device_leaks(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_grows_faster_with_the_device_leaks(testbed: Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
     """At a site that grows in the control as well, and there only when QEMU is asked."""
     keep_when_asked(monkeypatch)
     several = [replace(HEAP_ALONE, arguments={"driver": "null-co", "node-name": f"{x}{{n}}"}) for x in "abcd"]
-    judgement = hunted(lab, *several)
+    judgement = hunted(testbed, *several)
     assert judgement.verdict is Verdict.INVALID
     assert "heap" in kinds(judgement), judgement
 

@@ -10,7 +10,7 @@ import pytest
 from harness.errors import SetupError
 from harness.mutation import runner, sitting, table
 from harness.mutation.catalogue import Fault
-from harness.mutation.sitting import Sitting, units
+from harness.mutation.sitting import Measurement, units
 from harness.mutation.table import Detection
 from harness.report.summary import Outcome, Run
 from harness.tests.mutation.results import run
@@ -50,11 +50,11 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     return made
 
 
-def sit(tmp_path: Path, told: list[str] | None = None, hashes: dict[str, str] | None = None) -> Sitting:
+def sit(tmp_path: Path, told: list[str] | None = None, hashes: dict[str, str] | None = None) -> Measurement:
     path = tmp_path / "t.json"
     data = table.read(path, missing_is_empty=True)
     report = (told if told is not None else []).append
-    return Sitting(data, path, "7.2-src", tmp_path, report, hashes or FILES)
+    return Measurement(data, path, "7.2-src", tmp_path, report, hashes or FILES)
 
 
 @pytest.mark.parametrize(

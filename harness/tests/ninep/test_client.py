@@ -29,7 +29,7 @@ from harness.ninep.client import (
 )
 from harness.ninep.messages import NOFID, T
 from harness.qemu.spec import MACHINE_TYPES
-from harness.testbed import Lab
+from harness.testbed import Testbed
 from harness.tests.channel.fake_qtest import Answer, FakeQtest, echo
 from harness.tests.fakes import World
 from harness.tests.qemu.specs import share
@@ -298,9 +298,9 @@ def test_an_interrupt_is_acknowledged(drive: Drive, fakes: list[FakeQtest]) -> N
 
 
 def test_another_machine_type_is_refused() -> None:
-    lab = SimpleNamespace(cell=SimpleNamespace(machine_type=MACHINE_TYPES["q35"]))
+    testbed = SimpleNamespace(cell=SimpleNamespace(machine_type=MACHINE_TYPES["q35"]))
     with pytest.raises(UsageError, match="only pc offers"):
-        RawGuest(cast(Lab, lab))
+        RawGuest(cast(Testbed, testbed))
 
 
 def test_bodies_of_the_unix_protocol() -> None:
@@ -325,13 +325,13 @@ def test_files_on_the_host(tmp_path: Path) -> None:
 
 
 @pytest.mark.qemu
-def test_as_many_requests_as_the_ring_takes_beside_another_device(lab: Lab) -> None:
+def test_as_many_requests_as_the_ring_takes_beside_another_device(testbed: Testbed) -> None:
     """Each reads its own file to the end, and leaves the memory of the device in the next place alone."""
-    hold = Hold(lab)
-    first, second = lab.shares[:2]
+    hold = Hold(testbed)
+    first, second = testbed.shares[:2]
     names = make_files(first.path, 64)
     make_files(second.path, 1)
-    raw = RawGuest(lab)
+    raw = RawGuest(testbed)
     busy, other = raw.plug(first), raw.plug(second)
     for driver in (busy, other):
         driver.version()
@@ -354,16 +354,16 @@ def test_as_many_requests_as_the_ring_takes_beside_another_device(lab: Lab) -> N
 
 
 @pytest.mark.qemu
-def test_a_hold_stays_with_the_source_of_a_migration(lab: Lab) -> None:
+def test_a_hold_stays_with_the_source_of_a_migration(testbed: Testbed) -> None:
     """A Tattach in flight does not block it, so both machines are there, and the witness asks the source."""
-    hold, share = Hold(lab), lab.shares[0]
-    raw = RawGuest(lab)
+    hold, share = Hold(testbed), testbed.shares[0]
+    raw = RawGuest(testbed)
     driver = raw.plug(share)
     driver.version()
     with hold.requests(share, *STAT) as held:
         driver.send(T.ATTACH, p9.attach(0))
         held.wait_caught()
-        destination = lab.launch_successor(raw.machine)
+        destination = testbed.launch_destination(raw.machine)
         UNIX.prepare(raw.machine, destination)
         raw.machine.qmp.execute("migrate", {"uri": UNIX.open(raw.machine, destination)})
         raw.machine.wait_until(
@@ -373,5 +373,5 @@ def test_a_hold_stays_with_the_source_of_a_migration(lab: Lab) -> None:
         )
         held.in_flight()
         held.waiting()
-    told = [e.actor for e in read(lab.history.path) if e.f in ("hold:inuse", "hold:waiting")]
+    told = [e.actor for e in read(testbed.history.path) if e.f in ("hold:inuse", "hold:waiting")]
     assert set(told) == {raw.machine.name}

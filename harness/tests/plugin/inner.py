@@ -1,6 +1,6 @@
 """The conftest of the pytest runs that these tests start: the real plugin over recorded machines.
 
-It replaces the plugin's ``lab`` by one that launches nothing, and writes what became of each test to
+It replaces the plugin's ``testbed`` by one that launches nothing, and writes what became of each test to
 ``outcomes.json``.
 """
 
@@ -18,8 +18,8 @@ import pytest
 from harness.artifacts import Artifacts
 from harness.history import History
 from harness.matrix import Matrix
-from harness.plugin.fixtures import FOLDER, LAB
-from harness.testbed import Lab
+from harness.plugin.fixtures import FOLDER, TESTBED
+from harness.testbed import Testbed
 
 pytest_plugins = ["harness.plugin"]
 
@@ -33,7 +33,7 @@ def pytest_configure() -> None:
 
 
 class RecordedLab:
-    """A lab whose one machine was launched, ran, and quit, as far as the record shows.
+    """A testbed whose one machine was launched, ran, and quit, as far as the record shows.
 
     :param launched: whether there was a machine at all.
     """
@@ -75,12 +75,12 @@ class RecordedLab:
 
 
 @pytest.fixture
-def lab(request: pytest.FixtureRequest, artifacts_root: Path) -> Iterator[RecordedLab]:
+def testbed(request: pytest.FixtureRequest, artifacts_root: Path) -> Iterator[RecordedLab]:
     yield from _recorded(request, artifacts_root, launched=True)
 
 
 @pytest.fixture
-def empty_lab(request: pytest.FixtureRequest, artifacts_root: Path) -> Iterator[RecordedLab]:
+def empty_testbed(request: pytest.FixtureRequest, artifacts_root: Path) -> Iterator[RecordedLab]:
     yield from _recorded(request, artifacts_root, launched=False)
 
 
@@ -88,7 +88,7 @@ def _recorded(request: pytest.FixtureRequest, root: Path, *, launched: bool) -> 
     artifacts = Artifacts.create(root, request.node.nodeid)
     request.node.stash[FOLDER] = artifacts
     made = RecordedLab(artifacts, launched=launched)
-    request.node.stash[LAB] = cast(Lab, made)
+    request.node.stash[TESTBED] = cast(Testbed, made)
     yield made
     made.close()
 

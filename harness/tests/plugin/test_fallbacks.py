@@ -16,29 +16,29 @@ _CASES = """
 import pytest
 from harness.errors import Violation
 
-def note(lab, f, value):
-    lab.history.note("source", f, value)
+def note(testbed, f, value):
+    testbed.history.note("source", f, value)
 
 @pytest.mark.parametrize("number", range(3))
-def test_not_resumed(lab, number):
-    note(lab, "guest:born", "restored")
-    note(lab, "ssh:resumed", f"nobody listens on /tmp/run{number}/source/line.sock")
+def test_not_resumed(testbed, number):
+    note(testbed, "guest:started", "restored")
+    note(testbed, "ssh:resumed", f"nobody listens on /tmp/run{number}/source/guestfwd.sock")
 
-def test_resumed(lab):
-    note(lab, "guest:born", "restored")
-    note(lab, "ssh:resumed", True)
+def test_resumed(testbed):
+    note(testbed, "guest:started", "restored")
+    note(testbed, "ssh:resumed", True)
 
-def test_by_choice(lab):
-    note(lab, "guest:born", {"cold": "the scenario asks for it"})
-    note(lab, "guest:born", {"cold": "kvm boots a guest in a second"})
+def test_by_choice(testbed):
+    note(testbed, "guest:started", {"cold": "the scenario asks for it"})
+    note(testbed, "guest:started", {"cold": "kvm boots a guest in a second"})
 
-def test_fails_and_was_booted(lab):
-    note(lab, "guest:born", {"cold": "the template was not saved: no space"})
+def test_fails_and_was_booted(testbed):
+    note(testbed, "guest:started", {"cold": "the template was not saved: no space"})
     raise Violation("it leaks")
 
 @pytest.fixture
-def broken(lab):
-    note(lab, "guest:born", {"cold": "the template was not saved: no space"})
+def broken(testbed):
+    note(testbed, "guest:started", {"cold": "the template was not saved: no space"})
     raise Violation("never booted")
 
 def test_set_up_fails(broken): pass
@@ -53,7 +53,7 @@ def test_they_are_told_at_the_end_of_a_run(run_pytest: Pytest, tmp_path: Path, w
     done = run_pytest(tmp_path, "-n", workers)
     lines = done.stdout.splitlines()
     first = lines.index("fallback: guests whose SSH session was not resumed: 3 of 4")
-    assert lines[first + 1] == "  3: nobody listens on …/line.sock"
+    assert lines[first + 1] == "  3: nobody listens on …/guestfwd.sock"
     first = lines.index("fallback: guests that were booted for want of a template: 2 of 6")
     assert lines[first + 1] == "  2: the template was not saved: no space"
     assert "the scenario asks for it" not in done.stdout
@@ -79,7 +79,7 @@ def _counted(*notes: tuple[str, Any]) -> list[str]:
 def test_sessions_that_were_lost_later() -> None:
     assert _counted(
         ("ssh:resumed", True),
-        ("ssh:line-lost", "no answer for 15 s"),
+        ("ssh:guestfwd-lost", "no answer for 15 s"),
         ("ssh:not-moved", "a command was running"),
         ("ssh:not-moved", "a command was running"),
     ) == [

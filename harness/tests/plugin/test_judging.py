@@ -19,118 +19,118 @@ import unittest
 import pytest
 from harness.errors import GuestError, Unsupported, Violation, WaitTimeout
 
-def test_passes(lab):
+def test_passes(testbed):
     pass
 
-def test_without_a_lab():
+def test_without_a_testbed():
     pass
 
-def test_qemu_died(lab):
-    lab.dies()
+def test_qemu_died(testbed):
+    testbed.dies()
 
-def test_process_left(lab):
-    lab.left = ["4711 qemu-system-x86_64"]
+def test_process_left(testbed):
+    testbed.left = ["4711 qemu-system-x86_64"]
 
-def test_two_findings(lab):
-    lab.left = ["4711 qemu-system-x86_64"]
-    lab.dies()
+def test_two_findings(testbed):
+    testbed.left = ["4711 qemu-system-x86_64"]
+    testbed.dies()
 
-def test_nobody_looked(lab):
-    lab.looked = False
+def test_nobody_looked(testbed):
+    testbed.looked = False
 
-def test_nobody_looked_and_a_finding(lab):
-    lab.looked = False
-    lab.dies()
+def test_nobody_looked_and_a_finding(testbed):
+    testbed.looked = False
+    testbed.dies()
 
-def test_own_assertion(lab):
+def test_own_assertion(testbed):
     assert 1 == 2, "the scenario's own"
 
-def test_own_assertion_and_qemu_died(lab):
-    lab.dies()
+def test_own_assertion_and_qemu_died(testbed):
+    testbed.dies()
     assert 1 == 2, "the scenario's own"
 
-def test_own_assertion_and_something_left(lab):
-    lab.left = ["4711 qemu-system-x86_64"]
+def test_own_assertion_and_something_left(testbed):
+    testbed.left = ["4711 qemu-system-x86_64"]
     assert 1 == 2, "the scenario's own"
 
-def test_symptom_and_qemu_died(lab):
-    lab.dies()
+def test_symptom_and_qemu_died(testbed):
+    testbed.dies()
     raise GuestError("ssh: the connection broke")
 
-def test_violation_and_qemu_died(lab):
-    lab.dies()
+def test_violation_and_qemu_died(testbed):
+    testbed.dies()
     raise Violation("device_del completed while the share was in use")
 
-def test_pytest_fail_and_qemu_died(lab):
-    lab.dies()
+def test_pytest_fail_and_qemu_died(testbed):
+    testbed.dies()
     pytest.fail("the scenario's own")
 
-def test_chained_error(lab):
+def test_chained_error(testbed):
     try:
         raise GuestError("the symptom")
     except GuestError as exc:
         raise Violation("the cause", details="more about it") from exc
 
-def test_full_disk(lab):
-    lab.history.lose(lab.history.path, OSError(28, "No space left on device"))
+def test_full_disk(testbed):
+    testbed.history.lose(testbed.history.path, OSError(28, "No space left on device"))
 
-def test_full_disk_and_a_symptom(lab):
-    lab.history.lose(lab.history.path, OSError(28, "No space left on device"))
+def test_full_disk_and_a_symptom(testbed):
+    testbed.history.lose(testbed.history.path, OSError(28, "No space left on device"))
     raise WaitTimeout("the guest", last=None, elapsed_s=1.0)
 
-def test_skips(lab):
+def test_skips(testbed):
     pytest.skip("not on this machine")
 
-def test_skips_before_a_machine(empty_lab):
+def test_skips_before_a_machine(empty_testbed):
     pytest.skip("not on this machine")
 
-def test_skips_before_a_machine_unseen(empty_lab):
-    empty_lab.looked = False
+def test_skips_before_a_machine_unseen(empty_testbed):
+    empty_testbed.looked = False
     raise Unsupported("not on this QEMU")
 
-def test_unsupported(lab):
+def test_unsupported(testbed):
     raise Unsupported("file: this QEMU has no such URIs")
 
-def test_skip_and_qemu_died(lab):
-    lab.dies()
+def test_skip_and_qemu_died(testbed):
+    testbed.dies()
     pytest.skip("not on this machine")
 
-def test_unsupported_and_qemu_died(lab):
-    lab.dies()
+def test_unsupported_and_qemu_died(testbed):
+    testbed.dies()
     raise Unsupported("not on this machine")
 
-def test_unittest_skip_and_qemu_died(lab):
-    lab.dies()
+def test_unittest_skip_and_qemu_died(testbed):
+    testbed.dies()
     raise unittest.SkipTest("not on this machine")
 
-def test_xfail_and_qemu_died(lab):
-    lab.dies()
+def test_xfail_and_qemu_died(testbed):
+    testbed.dies()
     pytest.xfail("not on this machine")
 
-def test_skip_and_something_left(lab):
-    lab.left = ["4711 qemu-system-x86_64"]
+def test_skip_and_something_left(testbed):
+    testbed.left = ["4711 qemu-system-x86_64"]
     pytest.skip("not on this machine")
 
-def test_skip_and_nobody_looked(lab):
-    lab.looked = False
+def test_skip_and_nobody_looked(testbed):
+    testbed.looked = False
     pytest.skip("not on this machine")
 
-def test_skip_in_the_middle_of_a_leak_hunt(lab):
-    lab.history.note("host", "leak:plan", {"warm_up": 5, "guest": False, "lengths": [5, 10, 15]})
-    pytest.skip("not on this machine")
-
-@pytest.fixture
-def skips(lab):
+def test_skip_in_the_middle_of_a_leak_hunt(testbed):
+    testbed.history.note("host", "leak:plan", {"warm_up": 5, "guest": False, "lengths": [5, 10, 15]})
     pytest.skip("not on this machine")
 
 @pytest.fixture
-def skips_after_a_death(lab):
-    lab.dies()
+def skips(testbed):
     pytest.skip("not on this machine")
 
 @pytest.fixture
-def unsupported_after_a_death(lab):
-    lab.dies()
+def skips_after_a_death(testbed):
+    testbed.dies()
+    pytest.skip("not on this machine")
+
+@pytest.fixture
+def unsupported_after_a_death(testbed):
+    testbed.dies()
     raise Unsupported("not on this machine")
 
 def test_set_up_skips(skips):
@@ -143,28 +143,28 @@ def test_set_up_unsupported_and_qemu_died(unsupported_after_a_death):
     pass
 
 @pytest.mark.xfail(strict=True, reason="a known bug")
-def test_known_bug_that_a_checker_finds(lab):
-    lab.dies()
+def test_known_bug_that_a_checker_finds(testbed):
+    testbed.dies()
 
 @pytest.mark.xfail(strict=True, reason="a known bug")
-def test_known_bug_that_is_gone(lab):
+def test_known_bug_that_is_gone(testbed):
     pass
 
 @pytest.mark.xfail(strict=True, raises=Violation, reason="a known bug")
-def test_known_bug_and_an_inconclusive_record(lab):
-    lab.looked = False
+def test_known_bug_and_an_inconclusive_record(testbed):
+    testbed.looked = False
 
 @pytest.fixture
-def broken(lab):
+def broken(testbed):
     raise GuestError("the guest never booted")
 
 @pytest.fixture
-def broken_by_a_death(lab):
-    lab.dies()
+def broken_by_a_death(testbed):
+    testbed.dies()
     raise GuestError("the guest never booted")
 
 @pytest.fixture
-def broken_afterwards(lab):
+def broken_afterwards(testbed):
     yield
     raise GuestError("the fixture's own end")
 
@@ -178,7 +178,7 @@ def test_tear_down_fails(broken_afterwards):
     pass
 
 @pytest.mark.parametrize("value", ["a/b", "a b"])
-def test_parametrized(lab, value):
+def test_parametrized(testbed, value):
     assert False
 """
 
@@ -234,7 +234,7 @@ def test_a_valid_record_lets_a_test_pass(ran: Ran) -> None:
 
 
 def test_a_test_without_machines_is_not_judged(ran: Ran) -> None:
-    assert ran["without_a_lab"].phases["call"] == "passed"
+    assert ran["without_a_testbed"].phases["call"] == "passed"
 
 
 @pytest.mark.parametrize(
@@ -356,16 +356,16 @@ def test_a_skip_hides_nothing_and_keeps_its_folder(ran: Ran, name: str, first: s
 @pytest.mark.parametrize(
     ("body", "returncode", "said"),
     [
-        ("lab.dies()", 1, "Exit: enough; QEMU 'source' was killed by SIGSEGV after qmp:device_del"),
-        ("lab.left = ['4711 qemu']", 1, "Exit: enough; left behind: processes: 4711 qemu"),
+        ("testbed.dies()", 1, "Exit: enough; QEMU 'source' was killed by SIGSEGV after qmp:device_del"),
+        ("testbed.left = ['4711 qemu']", 1, "Exit: enough; left behind: processes: 4711 qemu"),
         ("pass", 0, "Exit: enough"),
     ],
 )
 def test_an_exit_ends_the_run_and_is_no_success_beside_a_finding(
     run_pytest: Pytest, tmp_path: Path, body: str, returncode: int, said: str
 ) -> None:
-    cases = f"import pytest\ndef test_exits(lab):\n    {body}\n    pytest.exit('enough', returncode=0)\n"
-    ran = _ran(tmp_path, run_pytest, cases=f"{cases}def test_comes_later(lab): pass\n")
+    cases = f"import pytest\ndef test_exits(testbed):\n    {body}\n    pytest.exit('enough', returncode=0)\n"
+    ran = _ran(tmp_path, run_pytest, cases=f"{cases}def test_comes_later(testbed): pass\n")
     assert ran.returncode == returncode
     assert f" _pytest.outcomes.{said} !" in ran.stdout
     assert "test_comes_later" not in ran.outcomes
@@ -424,7 +424,7 @@ def test_parametrized_tests_have_folders_of_their_own(ran: Ran) -> None:
 
 def test_the_failed_ones_alone_are_kept(ran: Ran) -> None:
     kept = {path.name for path in ran.folder.iterdir()}
-    gone = {"passes", "skips", "unsupported", "without_a_lab", "set_up_skips"}
+    gone = {"passes", "skips", "unsupported", "without_a_testbed", "set_up_skips"}
     gone |= {"skips_before_a_machine", "skips_before_a_machine_unseen", "skip_in_the_middle_of_a_leak_hunt"}
     assert not {f"test_cases.test_{name}" for name in gone} & kept
     assert len(kept) == len(ran.outcomes) - len(gone)

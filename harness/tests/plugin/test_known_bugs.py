@@ -58,35 +58,35 @@ def machine_name(request): return request.param
 def leak():
     raise Violation("a fid leaked", details="more")
 
-def test_as_described(lab): leak()
-def test_otherwise(lab): raise Violation("something else", details="a fid leaked")
-def test_gone(lab): pass
-def test_other_version(lab): leak()
-def test_other_machine(lab): leak()
-def test_not_listed(lab): leak()
-def test_dies(lab): lab.dies()
-def test_skips(lab): pytest.skip("not here")
-def test_leaves_a_process(lab):
-    lab.left = ["4711 qemu-system-x86_64"]
+def test_as_described(testbed): leak()
+def test_otherwise(testbed): raise Violation("something else", details="a fid leaked")
+def test_gone(testbed): pass
+def test_other_version(testbed): leak()
+def test_other_machine(testbed): leak()
+def test_not_listed(testbed): leak()
+def test_dies(testbed): testbed.dies()
+def test_skips(testbed): pytest.skip("not here")
+def test_leaves_a_process(testbed):
+    testbed.left = ["4711 qemu-system-x86_64"]
     leak()
-def test_leaks_and_dies(lab):
-    lab.dies()
+def test_leaks_and_dies(testbed):
+    testbed.dies()
     leak()
 @pytest.mark.parametrize("how", ["expected", "unheard"])
-def test_leaks_and_hangs(lab, how):
-    log = lab.artifacts.folder / "guest-kernel.log"
+def test_leaks_and_hangs(testbed, how):
+    log = testbed.artifacts.folder / "guest-kernel.log"
     log.write_text("INFO: task mount:9 blocked for more than 10 seconds")
     leak()
-def test_raises_nothing(lab):
+def test_raises_nothing(testbed):
     with pytest.raises(Violation): pass
 
-def test_unknown_shows(lab): leak()
-def test_unknown_is_absent(lab): pass
-def test_unknown_and_otherwise(lab): raise Violation("something else")
-def test_two_bugs(lab): leak()
+def test_unknown_shows(testbed): leak()
+def test_unknown_is_absent(testbed): pass
+def test_unknown_and_otherwise(testbed): raise Violation("something else")
+def test_two_bugs(testbed): leak()
 
 @pytest.mark.parametrize("size", ["small", "large"])
-def test_parameters(lab, size): leak()
+def test_parameters(testbed, size): leak()
 """
 
 
@@ -145,7 +145,7 @@ def test_the_summary_says_what_was_seen_where_the_range_is_unknown(
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     head = _CASES.partition("def test_as_described")[0]
     (tmp_path / "test_leak.py").write_text(
-        f"{head}\ndef test_shows(lab): leak()\ndef test_is_absent(lab): pass\n"
+        f"{head}\ndef test_shows(testbed): leak()\ndef test_is_absent(testbed): pass\n"
     )
     done = run_pytest(tmp_path, "--machine", "pc", "--summary", "out", "-n", workers, "test_leak.py")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -24,16 +24,16 @@ from harness.errors import Violation
 @pytest.fixture(autouse=True)
 def axes(qemu_name, kernel_name, machine_name): pass
 
-def test_passes(lab): pass
-def test_fails(lab): raise Violation("migrate was accepted\\nmore")
-def test_dies(lab): lab.dies()
-def test_skips(lab): pytest.skip("no file: URIs")
+def test_passes(testbed): pass
+def test_fails(testbed): raise Violation("migrate was accepted\\nmore")
+def test_dies(testbed): testbed.dies()
+def test_skips(testbed): pytest.skip("no file: URIs")
 @pytest.mark.pin_machine("q35-pcie")
-def test_pinned(lab): pass
+def test_pinned(testbed): pass
 @pytest.mark.xfail(reason="R1: a bug", strict=True)
-def test_known(lab): assert 0
+def test_known(testbed): assert 0
 @pytest.mark.xfail(reason="R2: a bug", strict=True)
-def test_fixed(lab): pass
+def test_fixed(testbed): pass
 @pytest.fixture
 def broken(): raise Violation("never booted")
 def test_error(broken): pass
@@ -89,7 +89,7 @@ NAMES = ("mykey", "outcome", "qemu", "test", "guarantee", "leaks", "seconds", "b
 def axes(qemu_name, kernel_name, machine_name): pass
 
 @pytest.mark.parametrize("value", [1, None, "text", [1, {2}], object(), Odd(), "\\ud800", b"x"], ids=range(8))
-def test_records(lab, request, record_property, value):
+def test_records(testbed, request, record_property, value):
     for name in NAMES:
         if not isinstance(value, Odd):
             record_property(name, value)
@@ -97,9 +97,9 @@ def test_records(lab, request, record_property, value):
             record_property(name, value)
 
 @pytest.mark.of_the_users(object())
-def test_marked(lab): pass
+def test_marked(testbed): pass
 
-def test_subtests(lab, subtests):
+def test_subtests(testbed, subtests):
     with subtests.test("one"):
         pass
 """
@@ -139,7 +139,7 @@ def test_properties_marks_and_plugins_of_the_users(run_pytest: Pytest, tmp_path:
 def test_a_test_that_is_interrupted_has_not_passed(run_pytest: Pytest, tmp_path: Path) -> None:
     """Although its set-up has."""
     _cases(tmp_path)
-    more = "\n\ndef test_interrupted(lab): raise KeyboardInterrupt\n"
+    more = "\n\ndef test_interrupted(testbed): raise KeyboardInterrupt\n"
     (tmp_path / "test_leak.py").write_text(_CASES + more)
     chosen = "test_passes or test_interrupted"
     done = run_pytest(tmp_path, "--machine", "pc", "--summary", "out", "-k", chosen)

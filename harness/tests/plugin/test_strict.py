@@ -20,9 +20,9 @@ from harness.errors import Unsupported, Violation
 @pytest.fixture(autouse=True)
 def axes(qemu_name, kernel_name, machine_name): pass
 
-def test_skips(lab): pytest.skip("no libjemalloc2")
-def test_skips_too(lab): pytest.skip("no libjemalloc2")
-def test_unsupported(lab): raise Unsupported("no such command")
+def test_skips(testbed): pytest.skip("no libjemalloc2")
+def test_skips_too(testbed): pytest.skip("no libjemalloc2")
+def test_unsupported(testbed): raise Unsupported("no such command")
 """
 _ASSERTED = """
 import pytest
@@ -30,8 +30,8 @@ import pytest
 @pytest.fixture(autouse=True)
 def axes(qemu_name, kernel_name, machine_name): pass
 
-def test_passes(lab): pass
-def test_skips(lab): pytest.skip("no such command")
+def test_passes(testbed): pass
+def test_skips(testbed): pytest.skip("no such command")
 """
 _PINNED = """
 import pytest
@@ -102,7 +102,7 @@ def test_what_the_user_did_not_select_is_not_missed(
 def test_another_machine_type_may_assert_it(folder: Path, run_pytest: Pytest) -> None:
     (folder / "test_leak.py").write_text(
         _SKIPPED.replace(
-            "def test_skips(lab)", "def test_skips(lab, machine_name):\n    if machine_name != 'pc'"
+            "def test_skips(testbed)", "def test_skips(testbed, machine_name):\n    if machine_name != 'pc'"
         )
     )
     done = run_pytest(folder, "--machine", "pc", "--machine", "q35", "--strict")
@@ -130,7 +130,7 @@ def test_what_a_default_run_leaves_out_is_named(folder: Path, run_pytest: Pytest
 
 
 def test_a_run_that_is_broken_off_names_what_it_did_not_get_to(folder: Path, run_pytest: Pytest) -> None:
-    (folder / "test_crash.py").write_text(_ASSERTED.replace("(lab): pass", "(lab): assert 0"))
+    (folder / "test_crash.py").write_text(_ASSERTED.replace("(testbed): pass", "(testbed): assert 0"))
     done = run_pytest(folder, "--machine", "pc", "-x", "-p", "no:randomly")
     assert _named(done) == ["not asserted: no leak on 7.2 (7.2.22) (why: none of 3 ran)"]
     assert done.returncode == 1

@@ -18,7 +18,7 @@ from harness.matrix import Matrix, Selection
 from harness.provision import Cache, keys
 from harness.reaper import RunFolder
 from harness.restore.store import TemplateStore
-from harness.testbed import Lab
+from harness.testbed import Testbed
 
 NOBODY = 65534
 
@@ -222,15 +222,15 @@ def test_a_template_is_private_and_no_secret_is_among_the_artefacts(tmp_path: Pa
     root.chmod(0o777)
     before = os.umask(0)
     try:
-        lab = Lab(
+        testbed = Testbed(
             replace(cell, templates=TemplateStore(Cache(root))), run, Artifacts.create(tmp_path, "private")
         )
         try:
-            guest = lab.boot()
+            guest = testbed.boot()
             assert guest.machine.spec.from_template
             guest.succeed("true")
         finally:
-            lab.close()
+            testbed.close()
     finally:
         os.umask(before)
         run.close()
@@ -241,7 +241,7 @@ def test_a_template_is_private_and_no_secret_is_among_the_artefacts(tmp_path: Pa
     secrets = [line for line in cell.image.client_key.read_text().splitlines() if "-----" not in line]
     secrets += re.findall(r'"([A-Za-z0-9+/=]{20,})"', session.read_text())
     assert len(secrets) > 5
-    kept = [path for path in lab.artifacts.folder.rglob("*") if path.is_file()]
+    kept = [path for path in testbed.artifacts.folder.rglob("*") if path.is_file()]
     assert kept
     found = [(path, text) for path in kept for text in secrets if text.encode() in path.read_bytes()]
     assert found == []

@@ -20,7 +20,7 @@ from harness.qemu.accel import Accel
 from harness.qemu.binary import probe
 from harness.qemu.spec import MACHINE_TYPES
 from harness.reaper import RunFolder
-from harness.testbed import Cell, Lab
+from harness.testbed import Cell, Testbed
 from harness.tests.provision import cpio_reader
 from harness.tests.provision.archive import ELF, HOOK_MARK, KERNEL, SPLIT_KERNEL, Archive
 
@@ -316,19 +316,19 @@ def test_the_default_image_boots_and_reads_a_share(tmp_path: Path) -> None:
     image, install = made.guest_image(), made.qemu_release()
     run = RunFolder()
     cell = Cell(install, probe(install), image, MACHINE_TYPES["pc"], Accel("tcg", "for a test"))
-    lab = Lab(cell, run, Artifacts.create(tmp_path, "boot"))
+    testbed = Testbed(cell, run, Artifacts.create(tmp_path, "boot"))
     try:
-        share = lab.shares[0]
+        share = testbed.shares[0]
         (share.path / "file").write_text("hello from the host\n")
-        guest = lab.boot(lab.spec(plugged=frozenset({share.id})))
+        guest = testbed.boot(testbed.spec(plugged=frozenset({share.id})))
         mount = guest.mount(share)
         assert guest.succeed(f"cat {mount.mountpoint}/file") == "hello from the host\n"
         assert guest.succeed("uname -r").strip() == image.kernel_version
         missing = guest.succeed(f"for tool in {TOOLS}; do command -v $tool >/dev/null || echo $tool; done")
         assert missing == ""
-        assert "guest: network is up" in lab.machines[0].artifacts.kernel.read_text()
+        assert "guest: network is up" in testbed.machines[0].artifacts.kernel.read_text()
     finally:
-        lab.close()
+        testbed.close()
         run.close()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.artifacts import Artifacts
-from harness.deadline import Pace, wait_until
+from harness.deadline import TimeoutScale, wait_until
 from harness.history import History
 from harness.qemu.binary import QemuInstall
 from harness.qemu.machine import Machine
@@ -73,7 +73,7 @@ def launch(tmp_path: Path, run: RunFolder, history: History) -> Iterator[Launch]
             folder,
             artifacts.machine(name, first=not made_so_far),
             history,
-            pace=Pace(),
+            timeout_scale=TimeoutScale(),
             source=source,
             started=started,
         )

@@ -14,7 +14,7 @@ INSTALL = QemuInstall(name="7.2", binary=Path("/q/qemu"), command=("/q/qemu",), 
 PATHS = MachinePaths(
     qmp=Path("/r/m/qmp.sock"),
     console=Path("/r/m/console.sock"),
-    line=Path("/r/m/line.sock"),
+    guestfwd=Path("/r/m/guestfwd.sock"),
     disk=Path("/r/m/disk.qcow2"),
     kernel_log=Path("/a/guest-kernel.log"),
     console_log=Path("/a/console.log"),

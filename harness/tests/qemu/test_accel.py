@@ -204,4 +204,4 @@ def test_a_boot_that_is_interrupted_is_not_remembered(
 
 
 def test_guests_without_hardware_help_are_given_more_time() -> None:
-    assert Accel("tcg", "").pace.seconds(10) > Accel("kvm", "").pace.seconds(10) == 10
+    assert Accel("tcg", "").timeout_scale.seconds(10) > Accel("kvm", "").timeout_scale.seconds(10) == 10

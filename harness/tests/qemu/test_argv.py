@@ -49,8 +49,8 @@ def _expected(qemu_machine: str, after_display: list[str], before_fsdev: list[st
         "-chardev",
         "socket,id=ttyS1,path=/r/m/console.sock,server=on,wait=off,logfile=/a/console.log,logappend=on",
         *("-serial", "chardev:ttyS1"),
-        *("-chardev", "socket,id=line,path=/r/m/line.sock,server=on,wait=off", "-netdev"),
-        "user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:0-:22,guestfwd=tcp:10.0.2.100:22-chardev:line",
+        *("-chardev", "socket,id=guestfwd,path=/r/m/guestfwd.sock,server=on,wait=off", "-netdev"),
+        "user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:0-:22,guestfwd=tcp:10.0.2.100:22-chardev:guestfwd",
         *(
             "-device",
             "virtio-net-pci,id=nic0,netdev=net0,mac=52:54:00:9b:00:01,romfile=,addr=0x8,guest_announce=off,"
@@ -83,8 +83,8 @@ def test_a_qemu_that_lacks_options() -> None:
         "socket,id=ttyS1,path=/r/m/console.sock,server=on,wait=off,logfile=/a/console.log,logappend=on": (
             "socket,id=ttyS1,path=/r/m/console.sock,server=on,wait=off"
         ),
-        "user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:0-:22,guestfwd=tcp:10.0.2.100:22-chardev:line": (
-            "user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:4022-:22,guestfwd=tcp:10.0.2.100:22-chardev:line"
+        "user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:0-:22,guestfwd=tcp:10.0.2.100:22-chardev:guestfwd": (
+            "user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:4022-:22,guestfwd=tcp:10.0.2.100:22-chardev:guestfwd"
         ),
         "/c/vmlinuz": "/c/bzImage",
     }
@@ -121,11 +121,13 @@ def test_a_cold_plugged_share_sits_in_its_own_root_port() -> None:
     assert words[-1].endswith(",bus=rp2,addr=0x0")
 
 
-def test_a_successor_differs_in_its_name_and_its_incoming_alone() -> None:
+def test_a_destination_differs_in_its_name_and_its_incoming_alone() -> None:
     source = spec("q35", plugged=frozenset({"share0"}))
-    successor = render(source.successor("successor-1", plugged=source.plugged), PATHS)
-    expected = ["harness-successor-1" if word == "harness-source" else word for word in render(source, PATHS)]
-    assert successor == [*expected, "-incoming", "defer"]
+    destination = render(source.destination("destination-1", plugged=source.plugged), PATHS)
+    expected = [
+        "harness-destination-1" if word == "harness-source" else word for word in render(source, PATHS)
+    ]
+    assert destination == [*expected, "-incoming", "defer"]
 
 
 def test_fsdev_and_device_options_are_appended() -> None:

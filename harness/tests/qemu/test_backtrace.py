@@ -18,7 +18,7 @@ from harness.matrix import Matrix, Selection
 from harness.qemu import backtrace
 from harness.qemu.binary import QemuInstall
 from harness.reaper import RunFolder
-from harness.testbed import Lab
+from harness.testbed import Testbed
 
 _PYTHON = Path(os.path.realpath(sys.executable))
 _INSTALL = QemuInstall("fake", _PYTHON, (str(_PYTHON),))
@@ -194,11 +194,11 @@ def test_a_sigkill_leaves_no_core_file(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
+def testbed(tmp_path: Path) -> Iterator[Testbed]:
     if shutil.which("gdb") is None:
         pytest.skip("no gdb on PATH")
     run = RunFolder()
-    made = Lab(
+    made = Testbed(
         Matrix(Selection(accel="tcg")).cell("default", "default", "pc"), run, Artifacts.create(tmp_path, "x")
     )
     yield made
@@ -206,9 +206,9 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     run.close()
 
 
-def _expect_qemus_functions(lab: Lab) -> None:
+def _expect_qemus_functions(testbed: Testbed) -> None:
     """Some thread has functions that Debian's QEMU exports, and was unwound through them to its begin."""
-    text = lab.machines[0].artifacts.backtrace.read_text()
+    text = testbed.machines[0].artifacts.backtrace.read_text()
     threads = text.split("\nThread ")
     assert any(re.search(r" in (qemu|cpu|tcg)_\w+ \(.* in start_thread \(", t, re.DOTALL) for t in threads), (
         text
@@ -216,20 +216,20 @@ def _expect_qemus_functions(lab: Lab) -> None:
 
 
 @pytest.mark.qemu
-def test_a_real_qemu_that_crashed(lab: Lab) -> None:
+def test_a_real_qemu_that_crashed(testbed: Testbed) -> None:
     if Path("/proc/sys/kernel/core_pattern").read_text().startswith("|"):
         pytest.skip("core files go to a program")
-    machine = lab.launch(lab.spec())
+    machine = testbed.launch(testbed.spec())
     machine.expect_exit("a test")
     os.kill(machine.pid, signal.SIGSEGV)
-    lab.close()
-    _expect_qemus_functions(lab)
+    testbed.close()
+    _expect_qemus_functions(testbed)
 
 
 @pytest.mark.qemu
-def test_a_real_qemu_that_hangs(lab: Lab) -> None:
-    machine = lab.launch(lab.spec())
+def test_a_real_qemu_that_hangs(testbed: Testbed) -> None:
+    machine = testbed.launch(testbed.spec())
     os.kill(machine.pid, signal.SIGSTOP)
     machine.qmp.silent = True
-    lab.close()
-    _expect_qemus_functions(lab)
+    testbed.close()
+    _expect_qemus_functions(testbed)

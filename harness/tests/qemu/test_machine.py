@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness.deadline import Pace, wait_until
+from harness.deadline import TimeoutScale, wait_until
 from harness.errors import (
     ChannelLost,
     GuestError,
@@ -57,10 +57,10 @@ def _await_no_exit(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Machine, "_await_exit", only_if_asked)
 
 
-def _blame_of_the_living(source: Machine, symptom: HarnessError) -> HarnessError:
+def _root_cause_while_alive(source: Machine, symptom: HarnessError) -> HarnessError:
     with pytest.MonkeyPatch.context() as patch:
         _await_no_exit(patch)
-        return source.blame(symptom)
+        return source.root_cause(symptom)
 
 
 def _noted(history: History, f: str) -> list[Entry]:
@@ -109,17 +109,17 @@ def test_launch_and_quit(launch: Launch, history: History) -> None:
     assert expected.seq < ended.seq
 
 
-def test_a_successor_has_a_folder_of_its_own_and_its_sources_disk(launch: Launch, history: History) -> None:
+def test_a_destination_has_a_folder_of_its_own_and_its_sources_disk(launch: Launch, history: History) -> None:
     source = launch()
-    successor = launch(name="successor-1", source=source)
-    assert successor.paths.disk == source.paths.disk
-    assert (successor.artifacts.folder, successor.artifacts.folder.parent) == (
-        source.artifacts.folder / "successor-1",
+    destination = launch(name="destination-1", source=source)
+    assert destination.paths.disk == source.paths.disk
+    assert (destination.artifacts.folder, destination.artifacts.folder.parent) == (
+        source.artifacts.folder / "destination-1",
         source.artifacts.folder,
     )
-    assert successor.folder != source.folder
+    assert destination.folder != source.folder
     launched = _noted(history, "machine:launch")[1]
-    assert (launched.value["artifacts"], launched.value["first"]) == ("successor-1", False)
+    assert (launched.value["artifacts"], launched.value["first"]) == ("destination-1", False)
 
 
 def test_a_source_gets_a_copy_of_the_disk(launch: Launch) -> None:
@@ -167,14 +167,14 @@ def test_a_program_that_cannot_be_started(launch: Launch, run: RunFolder, histor
     good = launch()
     spec = replace(good.spec, qemu=replace(good.spec.qemu, command=("/no/such/program",)))
     with pytest.raises(SetupError, match=r"^cannot start QEMU .*: No such file or directory$"):
-        Machine.launch(spec, run, run.path / "none", good.artifacts, history, pace=Pace())
+        Machine.launch(spec, run, run.path / "none", good.artifacts, history, timeout_scale=TimeoutScale())
 
 
 def test_a_share_without_its_folder_starts_nothing(launch: Launch, run: RunFolder, history: History) -> None:
     good = launch()
     spec = replace(good.spec, shares=(share(path=Path("/no/such/folder")),))
     with pytest.raises(UsageError, match=r"^share share0: /no/such/folder: no such folder$"):
-        Machine.launch(spec, run, run.path / "never", good.artifacts, history, pace=Pace())
+        Machine.launch(spec, run, run.path / "never", good.artifacts, history, timeout_scale=TimeoutScale())
     assert not (run.path / "never").exists()
     assert len(_noted(history, "machine:launch")) == 1
 
@@ -207,7 +207,7 @@ def test_a_death_names_the_signal_the_last_command_and_the_last_words(
 ) -> None:
     source = launch()
     symptom = _die(source, number, _ASSERTION)
-    cause = source.blame(symptom)
+    cause = source.root_cause(symptom)
     assert isinstance(cause, QemuDied)
     assert cause.message == (
         f"QEMU 'source' was killed by {number.name} (last QMP command: x-die): {_ASSERTION}"
@@ -223,7 +223,7 @@ def test_an_exit_that_nobody_asked_for(launch: Launch) -> None:
     source = launch()
     with pytest.raises(QmpLost) as caught:
         source.qmp.execute("x-exit", {"status": 0}, timeout_s=_PATIENCE_S)
-    cause = source.blame(caught.value)
+    cause = source.root_cause(caught.value)
     assert isinstance(cause, QemuDied)
     assert cause.message == "QEMU 'source' exited with 0 (last QMP command: x-exit)"
 
@@ -340,13 +340,13 @@ _LOST = ChannelLost("ssh: the connection broke")
 
 
 def test_a_healthy_machine_is_not_to_blame(launch: Launch) -> None:
-    assert _blame_of_the_living(launch(), _LOST) is _LOST
+    assert _root_cause_while_alive(launch(), _LOST) is _LOST
 
 
 def test_a_panicked_guest_is(launch: Launch) -> None:
     source = launch()
     _panic(source)
-    cause = _blame_of_the_living(source, _LOST)
+    cause = _root_cause_while_alive(source, _LOST)
     assert isinstance(cause, GuestPanicked)
     assert "'source'" in cause.message
     assert "Attempted to kill init" in cause.message
@@ -358,14 +358,14 @@ def test_a_dead_qemu_comes_before_everything(launch: Launch, symptom: HarnessErr
     _die(source)
     wait_until(lambda: not source.running, what="its end", timeout_s=_PATIENCE_S)
     _panic(source)
-    assert isinstance(source.blame(symptom), QemuDied)
+    assert isinstance(source.root_cause(symptom), QemuDied)
 
 
 def test_a_panic_comes_before_a_silent_qmp(launch: Launch) -> None:
     source = launch()
     source.qmp.execute("x-silence")
     _panic(source)
-    assert isinstance(_blame_of_the_living(source, _LOST), GuestPanicked)
+    assert isinstance(_root_cause_while_alive(source, _LOST), GuestPanicked)
     source.kill()
 
 
@@ -373,7 +373,7 @@ def test_a_silent_qmp_comes_before_a_silent_guest(launch: Launch, monkeypatch: p
     source = launch()
     source.qmp.execute("x-silence")
     monkeypatch.setattr(machine, "_POST_MORTEM_S", _SHORT_S)
-    assert isinstance(_blame_of_the_living(source, _LOST), QmpSilent)
+    assert isinstance(_root_cause_while_alive(source, _LOST), QmpSilent)
     source.kill()
 
 
@@ -381,7 +381,7 @@ def test_a_silent_qmp_is_itself_the_cause(launch: Launch) -> None:
     source = launch()
     with pytest.raises(QmpSilent, match=r"^QEMU 'source' did not answer x-hang") as caught:
         source.qmp.execute("x-hang", timeout_s=_SHORT_S)
-    assert source.blame(caught.value) is caught.value
+    assert source.root_cause(caught.value) is caught.value
 
 
 @pytest.mark.parametrize("symptom", [_LOST, QmpLost("the QMP connection broke")])
@@ -401,20 +401,20 @@ def test_a_death_that_shows_a_moment_after_the_sockets_is_waited_for(
 
     with monkeypatch.context() as patch:
         patch.setattr(source, "_await_exit", dies_while_waited_for)
-        assert isinstance(source.blame(symptom), QemuDied)
+        assert isinstance(source.root_cause(symptom), QemuDied)
 
 
 def test_a_connection_that_broke_with_qemu_alive(launch: Launch) -> None:
     source = launch()
     with pytest.raises(QmpLost) as caught:
         source.qmp.execute("x-close", timeout_s=_PATIENCE_S)
-    assert _blame_of_the_living(source, caught.value) is caught.value
+    assert _root_cause_while_alive(source, caught.value) is caught.value
     source.kill()
 
 
 def test_a_refused_command_is_no_symptom(launch: Launch) -> None:
     refusal = QemuError("source", {"execute": "device_del"}, {}, "no")
-    assert launch().blame(refusal) is refusal
+    assert launch().root_cause(refusal) is refusal
 
 
 # Ending

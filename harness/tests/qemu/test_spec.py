@@ -34,15 +34,15 @@ def test_only_q35_pcie_uses_native_hotplug() -> None:
     assert [kind.name for kind in MACHINE_TYPES.values() if kind.native] == ["q35-pcie"]
 
 
-def test_a_successor_keeps_everything_else() -> None:
+def test_a_destination_keeps_everything_else() -> None:
     source = spec("q35", plugged=frozenset({"share0"}), memory_mib=512, cpu="max", extra=("-S",))
-    successor = source.successor("successor-1", plugged=frozenset({"share1"}))
+    destination = source.destination("destination-1", plugged=frozenset({"share1"}))
     changed = {
-        field.name: getattr(successor, field.name)
+        field.name: getattr(destination, field.name)
         for field in fields(MachineSpec)
-        if getattr(successor, field.name) != getattr(source, field.name)
+        if getattr(destination, field.name) != getattr(source, field.name)
     }
-    assert changed == {"name": "successor-1", "plugged": frozenset({"share1"}), "incoming": True}
+    assert changed == {"name": "destination-1", "plugged": frozenset({"share1"}), "incoming": True}
 
 
 def test_a_shares_path_must_be_a_folder(tmp_path: Path) -> None:

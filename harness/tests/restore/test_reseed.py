@@ -10,7 +10,7 @@ import pytest
 from harness.actions.migration import Migration
 from harness.history import read
 from harness.restore import reseed
-from harness.testbed import Lab
+from harness.testbed import Testbed
 
 pytestmark = pytest.mark.qemu
 _SAYS = reseed.text(reseed.message()).encode() + b"\n"
@@ -18,9 +18,9 @@ _SAYS = reseed.text(reseed.message()).encode() + b"\n"
 _NO_TIME = reseed.text(struct.pack("<qq", 1, 10**9) + bytes(reseed.MESSAGE_SIZE - 16)).encode() + b"\n"
 
 
-def test_two_guests_of_one_template(lab: Lab) -> None:
+def test_two_guests_of_one_template(testbed: Testbed) -> None:
     """The time of now, and random numbers of their own; a message that is cut short is refused."""
-    first, second = lab.boot(), lab.boot(lab.spec(name="second"))
+    first, second = testbed.boot(), testbed.boot(testbed.spec(name="second"))
     random = {guest.succeed("cat /proc/sys/kernel/random/uuid") for guest in (first, second)}
     assert len(random) == 2
     for guest in (first, second):
@@ -36,17 +36,17 @@ def test_two_guests_of_one_template(lab: Lab) -> None:
         assert (done.returncode, done.stdout) == (1, answer)  # What is no message ends it, and be it none.
 
 
-def test_the_session_goes_on_and_moves_along(lab: Lab) -> None:
-    guest = lab.boot()
+def test_the_session_goes_on_and_moves_along(testbed: Testbed) -> None:
+    guest = testbed.boot()
     ssh = guest.ssh
     assert ssh.resumed is True
     for _ in range(3):
-        Migration(guest, lab).migrate()
+        Migration(guest, testbed).migrate()
         assert guest.ssh is ssh, "a new connection was made"
-    resumed = [entry.value for entry in read(lab.artifacts.history) if entry.f == "ssh:resumed"]
+    resumed = [entry.value for entry in read(testbed.artifacts.history) if entry.f == "ssh:resumed"]
     assert resumed == [True]
     guest.disconnect()
     guest.succeed("true")
     assert guest.ssh is not ssh
-    Migration(guest, lab).migrate()
+    Migration(guest, testbed).migrate()
     guest.succeed("true")

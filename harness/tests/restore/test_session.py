@@ -11,12 +11,12 @@ from typing import cast
 
 import pytest
 
-from harness.channel.handshake import LineTransport
+from harness.channel.handshake import GuestfwdTransport
 from harness.channel.ssh import Ssh
-from harness.deadline import Pace, wait_until
+from harness.deadline import TimeoutScale, wait_until
 from harness.guest.image import GuestImage
 from harness.qemu.machine import Machine
-from harness.restore.session import Resuming
+from harness.restore.session import SessionReplay
 from harness.tests.channel.test_guestfwd import Network
 from harness.tests.channel.test_ssh import Keys
 
@@ -28,24 +28,24 @@ class World:
         self.image = cast(GuestImage, SimpleNamespace(client_key=keys.client_path, host_key=keys.host_line))
         self.frozen = self.network.ssh().freeze()
 
-    def machine(self, line: Path) -> Machine:
+    def machine(self, guestfwd: Path) -> Machine:
         return cast(
             Machine,
             SimpleNamespace(
-                paths=SimpleNamespace(line=line),
+                paths=SimpleNamespace(guestfwd=guestfwd),
                 ssh_port=self.network.sshd.port,
                 watch=lambda: None,
                 wait_until=_wait_long,
             ),
         )
 
-    def resuming(self, *, patience: float = 20.0, **wrong: object) -> Resuming:
-        """:param patience: the pace: that of a session that will not be resumed may be small."""
-        return Resuming(replace(self.frozen, **wrong), self.image, Pace(patience))  # type: ignore[arg-type]
+    def resuming(self, *, patience: float = 20.0, **wrong: object) -> SessionReplay:
+        """:param patience: the timeout_scale: that of a session that will not be resumed may be small."""
+        return SessionReplay(replace(self.frozen, **wrong), self.image, TimeoutScale(patience))  # type: ignore[arg-type]
 
 
 def _wait_long(probe: Callable[[], bool], *, what: str, timeout_s: float) -> bool:
-    """As a machine's, whose pace is that of a slow guest."""
+    """As a machine's, whose timeout_scale is that of a slow guest."""
     return wait_until(probe, what=what, timeout_s=20 * timeout_s)
 
 
@@ -112,5 +112,5 @@ def _working() -> set[threading.Thread]:
     return {
         thread
         for thread in threading.enumerate()
-        if isinstance(thread, LineTransport) or thread.name == "background"
+        if isinstance(thread, GuestfwdTransport) or thread.name == "background"
     }

@@ -16,7 +16,7 @@ from harness.actions.migration import Migration
 from harness.actions.run_state import RunState
 from harness.artifacts import Artifacts
 from harness.checkers import Judgement, Verdict, judge
-from harness.deadline import Pace
+from harness.deadline import TimeoutScale
 from harness.errors import GuestError
 from harness.guest.image import GuestImage
 from harness.history import read
@@ -28,10 +28,10 @@ from harness.reaper import RunFolder
 from harness.restore import store
 from harness.restore.store import TemplateStore
 from harness.restore.template import Template
-from harness.testbed import Cell, Lab
+from harness.testbed import Cell, Testbed
 from harness.tests.qemu.specs import spec
 
-PACE = Pace(6.0)
+TIMEOUT_SCALE = TimeoutScale(6.0)
 
 
 @pytest.fixture
@@ -39,7 +39,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The machine types of which a template was made, by a hand that boots nothing."""
     names: list[str] = []
 
-    def make(into: Path, spec: MachineSpec, image: GuestImage, pace: Pace, *, plain: bool) -> None:
+    def make(
+        into: Path, spec: MachineSpec, image: GuestImage, timeout_scale: TimeoutScale, *, plain: bool
+    ) -> None:
         names.append(spec.machine_type.name)
         for name in ("stream", "guest-kernel.log", *(() if plain else ("memory",))):
             (into / name).write_bytes(b"x" * 65536)
@@ -62,22 +64,22 @@ def store_in(
 
 
 def test_it_is_made_once_for_all(cache: Cache, image: GuestImage, made: list[str]) -> None:
-    found = [store_in(cache).find(spec(), image, PACE) for _ in range(3)]
+    found = [store_in(cache).find(spec(), image, TIMEOUT_SCALE) for _ in range(3)]
     assert len(set(map(str, found))) == 1
     assert isinstance(found[0], Template)
     assert found[0].memory
     assert made == ["pc"]
-    store_in(cache).find(spec("q35"), image, PACE)
+    store_in(cache).find(spec("q35"), image, TIMEOUT_SCALE)
     assert made == ["pc", "q35"]
 
 
 def test_one_that_was_damaged_is_made_again(cache: Cache, image: GuestImage, made: list[str]) -> None:
-    found = store_in(cache).find(spec(), image, PACE)
+    found = store_in(cache).find(spec(), image, TIMEOUT_SCALE)
     assert isinstance(found, Template)
     assert found.memory
     os.truncate(found.memory, 100)
     found.stream.write_bytes(b"y" * 65536)
-    assert store_in(cache).find(spec(), image, PACE) == found
+    assert store_in(cache).find(spec(), image, TIMEOUT_SCALE) == found
     assert made == ["pc", "pc"]
     assert found.stream.read_bytes()[:1] == b"x"
 
@@ -105,10 +107,10 @@ def test_one_that_was_written_to_is_made_again(
 ) -> None:
     """However large it is: the cache itself only looks at the size then."""
     monkeypatch.setattr("harness.provision.cache._HASH_LIMIT_BYTES", 1000)
-    found = store_in(cache).find(spec(), image, PACE)
+    found = store_in(cache).find(spec(), image, TIMEOUT_SCALE)
     _change(_summed(found, name))
     told: list[str] = []
-    assert store_in(cache, told.append).find(spec(), image, PACE) == found
+    assert store_in(cache, told.append).find(spec(), image, TIMEOUT_SCALE) == found
     assert made == ["pc", "pc"]
     assert any(f"the content of its {name} has changed" in line for line in told)
     assert set(_summed(found, name).read_bytes()) == {ord("x")}
@@ -116,9 +118,9 @@ def test_one_that_was_written_to_is_made_again(
 
 def test_one_that_was_only_copied_is_kept(cache: Cache, image: GuestImage, made: list[str]) -> None:
     """Which gives it another time."""
-    found = store_in(cache).find(spec(), image, PACE)
+    found = store_in(cache).find(spec(), image, TIMEOUT_SCALE)
     os.utime(_summed(found, "memory"), (1, 1))
-    assert store_in(cache).find(spec(), image, PACE) == found
+    assert store_in(cache).find(spec(), image, TIMEOUT_SCALE) == found
     assert made == ["pc"]
 
 
@@ -127,14 +129,14 @@ def test_damage_that_no_time_shows_is_found_when_asked_for(
 ) -> None:
     monkeypatch.setattr("harness.provision.cache._HASH_LIMIT_BYTES", 1000)
     store = store_in(cache)
-    found = store.find(spec(), image, PACE)
+    found = store.find(spec(), image, TIMEOUT_SCALE)
     assert isinstance(found, Template)
     assert store.damage_of(found) is None
     _change(_summed(found, "memory"), secretly=True)
-    assert store.find(spec(), image, PACE) == found
+    assert store.find(spec(), image, TIMEOUT_SCALE) == found
     assert store.damage_of(found) == "the content of its memory has changed since it was made"
     assert not found.folder.exists()
-    assert store.find(spec(), image, PACE) == found
+    assert store.find(spec(), image, TIMEOUT_SCALE) == found
     assert store.damage_of(found) is None
     assert made == ["pc", "pc"]
 
@@ -144,11 +146,11 @@ def test_one_that_another_process_has_made_again_is_not_the_one_that_was_used(
 ) -> None:
     monkeypatch.setattr("harness.provision.cache._HASH_LIMIT_BYTES", 1000)
     store, other = store_in(cache), store_in(cache)
-    found = store.find(spec(), image, PACE)
+    found = store.find(spec(), image, TIMEOUT_SCALE)
     assert isinstance(found, Template)
     _change(_summed(found, "memory"))
     kept = found.stream.open("rb")  # Its number is not given to another file.
-    assert other.find(spec(), image, PACE) == found
+    assert other.find(spec(), image, TIMEOUT_SCALE) == found
     kept.close()
     assert store.damage_of(found) == "another process has removed the template meanwhile"
     assert found.folder.exists()
@@ -156,17 +158,17 @@ def test_one_that_another_process_has_made_again_is_not_the_one_that_was_used(
 
 def test_the_least_recently_used_goes_first(cache: Cache, image: GuestImage, made: list[str]) -> None:
     store = store_in(cache, limit_bytes=500_000)  # Two and a half of them.
-    first, second = (store.find(spec(kind), image, PACE) for kind in ("pc", "q35"))
+    first, second = (store.find(spec(kind), image, TIMEOUT_SCALE) for kind in ("pc", "q35"))
     assert isinstance(first, Template)
     assert isinstance(second, Template)
     os.utime(second.folder, (1, 1))
-    third = store.find(spec("q35-pcie"), image, PACE)
+    third = store.find(spec("q35-pcie"), image, TIMEOUT_SCALE)
     assert isinstance(third, Template)
     assert [t.folder.exists() for t in (first, second, third)] == [True, False, True]
 
 
 def test_the_newest_stays_however_large(cache: Cache, image: GuestImage, made: list[str]) -> None:
-    found = store_in(cache, limit_bytes=1).find(spec(), image, PACE)
+    found = store_in(cache, limit_bytes=1).find(spec(), image, TIMEOUT_SCALE)
     assert isinstance(found, Template)
     assert found.memory
 
@@ -183,14 +185,14 @@ def test_a_qemu_that_cannot_is_asked_once(
     monkeypatch.setattr(store, "_make", cannot)
     told: list[str] = []
     kept = store_in(cache, told.append)
-    assert [kept.find(spec(), image, PACE) for _ in range(2)] == ["it never booted"] * 2
+    assert [kept.find(spec(), image, TIMEOUT_SCALE) for _ in range(2)] == ["it never booted"] * 2
     assert len(asked) == 1
     assert told[-1] == "no template of pc, so guests are booted: it never booted"
     assert not list((cache.root / "template").glob("*"))
 
 
 def test_kvm_needs_none(cache: Cache, image: GuestImage, made: list[str]) -> None:
-    assert "kvm" in str(store_in(cache).find(spec(accel="kvm"), image, PACE))
+    assert "kvm" in str(store_in(cache).find(spec(accel="kvm"), image, TIMEOUT_SCALE))
     assert made == []
 
 
@@ -203,10 +205,10 @@ def test_what_a_qemu_can_is_asked_once(cache: Cache, image: GuestImage, made: li
         return True
 
     store = TemplateStore(cache, plain=plain)
-    found = [store.find(kind, image, PACE) for kind in (spec(), spec(), spec("q35"))]
+    found = [store.find(kind, image, TIMEOUT_SCALE) for kind in (spec(), spec(), spec("q35"))]
     assert all(isinstance(one, Template) and one.memory is None for one in found)
     assert asked == [spec().qemu.key]
-    assert store_in(cache).find(spec(), image, PACE) != found[0]
+    assert store_in(cache).find(spec(), image, TIMEOUT_SCALE) != found[0]
 
 
 @pytest.fixture(scope="module")
@@ -222,22 +224,22 @@ def cell() -> Cell:
 
 
 @pytest.fixture
-def labs(cell: Cell, run: RunFolder, tmp_path: Path) -> Iterator[Callable[[], Lab]]:
-    opened: list[Lab] = []
+def testbeds(cell: Cell, run: RunFolder, tmp_path: Path) -> Iterator[Callable[[], Testbed]]:
+    opened: list[Testbed] = []
 
-    def make() -> Lab:
-        opened.append(Lab(cell, run, Artifacts.create(tmp_path, f"lab{len(opened)}")))
+    def make() -> Testbed:
+        opened.append(Testbed(cell, run, Artifacts.create(tmp_path, f"testbed{len(opened)}")))
         return opened[-1]
 
     yield make
-    for lab in opened:
-        lab.close()
+    for testbed in opened:
+        testbed.close()
 
 
 @pytest.mark.qemu
-def test_restored_guests_are_strangers_to_each_other(labs: Callable[[], Lab]) -> None:
+def test_restored_guests_are_strangers_to_each_other(testbeds: Callable[[], Testbed]) -> None:
     """Same past; but neither sees what the other does, and they draw different numbers."""
-    first, second = (labs().boot() for _ in range(2))
+    first, second = (testbeds().boot() for _ in range(2))
     spec = first.machine.spec
     assert spec.memory_file is not None
     assert second.machine.spec.memory_file == spec.memory_file
@@ -254,19 +256,19 @@ def test_restored_guests_are_strangers_to_each_other(labs: Callable[[], Lab]) ->
 def test_guests_restored_from_a_plain_stream(cell: Cell, run: RunFolder, tmp_path: Path) -> None:
     """As every guest of a QEMU before 5.0; this one has memory of its own from the start."""
     store = TemplateStore(Cache(default_cache_root()), plain=lambda _: True)
-    lab = Lab(replace(cell, templates=store), run, Artifacts.create(tmp_path, "plain"))
+    testbed = Testbed(replace(cell, templates=store), run, Artifacts.create(tmp_path, "plain"))
     try:
-        first, second = lab.boot(), lab.boot(lab.spec(name="second"))
+        first, second = testbed.boot(), testbed.boot(testbed.spec(name="second"))
         assert first.machine.spec.from_template
         assert first.machine.spec.memory_file is None
         assert first.ssh.resumed is True
         first.succeed("echo mine > /tmp/file")
         second.fail("test -e /tmp/file")
-        Hotplug(first).plug(lab.shares[0])
-        Migration(first, lab).migrate()
-        first.mount(lab.shares[0]).expect_usable()
+        Hotplug(first).plug(testbed.shares[0])
+        Migration(first, testbed).migrate()
+        first.mount(testbed.shares[0]).expect_usable()
     finally:
-        lab.close()
+        testbed.close()
 
 
 @pytest.mark.qemu
@@ -277,13 +279,13 @@ def test_a_damaged_template_costs_a_boot_and_is_made_again(
     own = replace(cell, templates=TemplateStore(Cache(tmp_path / "cache")))
 
     def boot(name: str) -> tuple[list[object], list[Judgement]]:
-        lab = Lab(own, run, Artifacts.create(tmp_path, name))
+        testbed = Testbed(own, run, Artifacts.create(tmp_path, name))
         try:
-            assert lab.boot().succeed("echo up") == "up\n"
+            assert testbed.boot().succeed("echo up") == "up\n"
         finally:
-            lab.close()
-        entries = read(lab.artifacts.history)
-        return [e.value for e in entries if e.f == "guest:born"], judge(lab.artifacts.folder)
+            testbed.close()
+        entries = read(testbed.artifacts.history)
+        return [e.value for e in entries if e.f == "guest:started"], judge(testbed.artifacts.folder)
 
     assert boot("sound")[0] == ["restored"]
     (memory,) = (tmp_path / "cache" / "template").glob("*/memory")
@@ -298,23 +300,23 @@ def test_a_damaged_template_costs_a_boot_and_is_made_again(
 
 
 @pytest.mark.qemu
-def test_a_restored_guest_has_the_right_time(labs: Callable[[], Lab]) -> None:
-    guest = labs().boot()
+def test_a_restored_guest_has_the_right_time(testbeds: Callable[[], Testbed]) -> None:
+    guest = testbeds().boot()
     before = int(time.time())
     assert before - 2 <= int(guest.succeed("date +%s")) <= time.time() + 1
 
 
 @pytest.mark.qemu
-def test_a_restored_guest_reboots(labs: Callable[[], Lab]) -> None:
+def test_a_restored_guest_reboots(testbeds: Callable[[], Testbed]) -> None:
     """Firmware, kernel and initramfs are all there, though they were not used so far."""
-    guest = labs().boot()
+    guest = testbeds().boot()
     RunState(guest).system_reset()
     assert guest.succeed("echo up") == "up\n"
 
 
 @pytest.mark.qemu
-def test_who_asks_for_a_boot_gets_one(labs: Callable[[], Lab]) -> None:
-    assert not labs().boot(cold=True).machine.spec.from_template
+def test_who_asks_for_a_boot_gets_one(testbeds: Callable[[], Testbed]) -> None:
+    assert not testbeds().boot(cold=True).machine.spec.from_template
 
 
 def _sha256(path: Path) -> str:

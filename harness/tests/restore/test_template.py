@@ -70,9 +70,9 @@ def test_the_memory_is_shared_while_it_is_made_and_private_in_who_is_restored() 
     assert _memory_arguments(spec()) == []
 
 
-def test_a_successor_has_memory_of_its_own() -> None:
-    successor = spec().restored(Path("/t/memory")).successor("next", plugged=frozenset())
-    assert successor == spec().successor("next", plugged=frozenset())
+def test_a_destination_has_memory_of_its_own() -> None:
+    destination = spec().restored(Path("/t/memory")).destination("next", plugged=frozenset())
+    assert destination == spec().destination("next", plugged=frozenset())
 
 
 def test_the_script_boots_the_guest() -> None:
@@ -80,7 +80,7 @@ def test_the_script_boots_the_guest() -> None:
     restored = spec().restored(Path("/t/memory"))
     assert restored.booted() == spec()
     assert "-incoming" not in script(restored.booted(), Path("/r"))
-    waiting = spec().successor("next", plugged=frozenset())
+    waiting = spec().destination("next", plugged=frozenset())
     assert waiting.booted() == waiting
 
 
