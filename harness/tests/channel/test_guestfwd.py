@@ -118,10 +118,16 @@ class Patience:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
         self.given_up: list[bool] = []
+        #: What each command was allowed to wait for a sign of life, in seconds.
+        self.allowed_s: list[float] = []
 
     def ends(self, when: Callable[[], object] = lambda: True) -> None:
         """From now on a command waits no longer than a moment for a sign of life, and then for ``when``."""
-        give_up = Ssh._give_up_guestfwd
+        give_up, patience_s = Ssh._give_up_guestfwd, Ssh._patience_s
+
+        def noted(ssh: Ssh, deadline: Deadline) -> float:
+            self.allowed_s.append(patience_s(ssh, deadline))
+            return self.allowed_s[-1]
 
         def gated(ssh: Ssh, why: str) -> bool:
             wait_until(lambda: bool(when()), what="the moment to give the line up", timeout_s=60)
@@ -129,6 +135,7 @@ class Patience:
             return self.given_up[-1]
 
         self._monkeypatch.setattr(Ssh, "_give_up_guestfwd", gated)
+        self._monkeypatch.setattr(Ssh, "_patience_s", noted)
         self._monkeypatch.setattr("harness.channel.ssh._GUESTFWD_OPEN_S", 0.1)
 
 
@@ -324,7 +331,8 @@ def test_a_line_is_not_given_up_under_another_command(network: Network, patience
     network.held_back = True
     patience.ends(lambda: len(ssh._running) == 2)
     slow = Background(lambda: ssh.run("echo slow", timeout_s=60))
-    wait_until(lambda: bool(network.late), what="the first command to be told", timeout_s=60)
+    # Alone until then, so that it waits for a moment only.
+    wait_until(lambda: bool(patience.allowed_s), what="the first command to wait", timeout_s=60)
     other = Background(lambda: ssh.run("echo other", timeout_s=60))
     wait_until(lambda: bool(patience.given_up), what="the line to be doubted", timeout_s=60)
     assert not any(patience.given_up)
