@@ -68,7 +68,7 @@ def test_a_stream_that_never_begins_is_not_stalled(world: World, sender: _Sender
     world.qmp.on("migrate_cancel", cancel)
     world.impatient()
     with (
-        pytest.raises(WaitTimeout, match="the stream to stall of source"),
+        pytest.raises(WaitTimeout, match="the migration stream of source to stall"),
         stalled(cast(Machine, world.machine)),
     ):
         pass
@@ -80,7 +80,7 @@ def _schema(world: World, *kinds: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("way", "words"),
-    [("tcp", "does not tell the port"), ("file", "has no file: migration URIs")],
+    [("tcp", "does not report the port"), ("file", "has no file: migration URIs")],
 )
 def test_what_a_qemu_cannot_do_is_known_before_anything_is_plugged(
     world: World, way: str, words: str
