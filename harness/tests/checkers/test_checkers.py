@@ -74,7 +74,7 @@ class TestQemuAlive:
         ("returncode", "how"),
         [(-signal.SIGSEGV, "was killed by SIGSEGV"), (1, "exited with 1"), (0, "exited with 0")],
     )
-    def test_an_end_that_nobody_asked_for(self, story: Story, returncode: int, how: str) -> None:
+    def test_an_exit_that_was_not_requested(self, story: Story, returncode: int, how: str) -> None:
         judgement = story.launched().command("device_del").exited(returncode).closed().judged(qemu_alive)
         assert judgement.verdict is INVALID
         assert judgement.summary == f"QEMU 'source' {how} after qmp:device_del"
@@ -91,7 +91,9 @@ class TestQemuAlive:
         assert judgement.summary.endswith(line)
 
     @pytest.mark.parametrize(("returncode", "quoted"), [(1, True), (-signal.SIGKILL, False)])
-    def test_what_it_ended_itself_for_is_quoted(self, story: Story, returncode: int, quoted: bool) -> None:
+    def test_the_last_message_of_a_qemu_that_exits_is_quoted(
+        self, story: Story, returncode: int, quoted: bool
+    ) -> None:
         line = "qemu: load of migration failed: Invalid argument: device '0000:00:08.0/virtio-net'"
         story.qemu(f"{line}\nqemu: warning: something else\n")
         judgement = story.launched().exited(returncode).closed().judged(qemu_alive)
@@ -101,12 +103,12 @@ class TestQemuAlive:
         judgement = story.launched().quit(-signal.SIGSEGV).closed().judged(qemu_alive)
         assert judgement.verdict is INVALID
 
-    def test_a_kill_that_was_meant_is_none(self, story: Story) -> None:
+    def test_a_kill_by_the_harness_is_no_crash(self, story: Story) -> None:
         story.launched().history.note("source", "machine:expect-exit", {"reason": "kill"})
         assert story.exited(-signal.SIGKILL).closed().judged(qemu_alive).verdict is VALID
 
     @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTRAP])
-    def test_any_signal_that_the_harness_did_not_send_is_a_death(
+    def test_any_signal_that_the_harness_did_not_send_is_a_crash(
         self, story: Story, number: signal.Signals
     ) -> None:
         story.backtrace("note: stripped\n#0  innermost\n#0  innermost\n#1  outer\n\n#0  another thread\n")
@@ -115,14 +117,14 @@ class TestQemuAlive:
         assert number.name in judgement.summary
         assert judgement.evidence[-3:] == ("note: stripped", "#0  innermost", "#1  outer")
 
-    def test_what_glib_calls_a_mistake_is_one(self, story: Story) -> None:
+    def test_a_failed_glib_assertion_is_reported(self, story: Story) -> None:
         line = "qemu-system-x86_64: GLib: g_hash_table_get_values: assertion 'hash_table != NULL' failed"
         story.qemu(f"noise\n{line}\n")
         judgement = story.launched().quit().closed().judged(qemu_alive)
         assert judgement.verdict is INVALID
         assert line in judgement.summary
 
-    def test_other_words_of_glib_are_none(self, story: Story) -> None:
+    def test_other_messages_of_glib_are_not_reported(self, story: Story) -> None:
         story.qemu(
             "(process:7): GLib-WARNING **: gmem.c:489: custom memory allocation vtable not supported\n"
         )
@@ -142,7 +144,7 @@ class TestQemuAlive:
         assert judgement.verdict is INVALID
         assert judgement.evidence[:2] == (report, "    #0 v9fs_reset")
 
-    def test_of_a_judged_report_only_what_counts(self, story: Story) -> None:
+    def test_a_filtered_report_replaces_the_log(self, story: Story) -> None:
         story.qemu("==1==ERROR: LeakSanitizer: detected memory leaks\n")
         story.sanitizer("(not of 9p: 1 leaks in save_snapshot)\n")
         assert story.launched().quit().closed().judged(qemu_alive).verdict is VALID
@@ -165,10 +167,10 @@ class TestQemuExitedCleanly:
         judgement = story.launched().quit(3).closed().judged(qemu_exited_cleanly)
         assert (judgement.verdict, judgement.summary) == (
             INVALID,
-            "QEMU 'source' was asked to quit and ended with 3",
+            "QEMU 'source' was asked to quit and exited with 3",
         )
 
-    def test_a_death_by_a_signal_is_told_once(self, story: Story) -> None:
+    def test_a_crash_is_reported_once(self, story: Story) -> None:
         """By the checker that tells which signal, also when it comes between ``quit`` and the end."""
         record = story.launched().quit(-11).closed()
         assert record.judged(qemu_exited_cleanly).verdict is VALID
@@ -206,7 +208,7 @@ class TestGuestKernelQuiet:
         assert judgement.verdict is INVALID
         assert judgement.summary == f"the guest's kernel of 'source': {line}"
 
-    def test_a_panic_is_named_before_what_led_to_it(self, story: Story) -> None:
+    def test_a_panic_is_reported_before_its_causes(self, story: Story) -> None:
         story.kernel("[1] BUG: unable to handle\n[2] Kernel panic - not syncing: Fatal exception\n")
         judgement = story.launched().quit().closed().judged(guest_kernel_quiet)
         assert "Kernel panic" in judgement.summary
@@ -307,8 +309,8 @@ class TestEventsWellFormed:
         verdict, summary = self.judged(self.stepped(life))
         assert verdict is UNKNOWN
         assert summary == (
-            "QEMU 'source': the host's clock went back by 999.000000 s before event:RESUME, so what "
-            "depends on it cannot be judged; see that nothing sets the clock, and run the test again"
+            "QEMU 'source': the host's clock went back by 999.000000 s before event:RESUME, so the "
+            "events cannot be judged; make sure that nothing sets the clock, then run the test again"
         )
 
     def test_a_clock_that_is_set_back_hides_no_violation(self, life: Story) -> None:
@@ -316,7 +318,7 @@ class TestEventsWellFormed:
         assert verdict is INVALID
         assert "was deleted without its virtio-backend" in summary
 
-    def test_an_event_that_is_read_late_is_none_that_came_late(
+    def test_an_event_that_is_read_late_did_not_come_late(
         self, life: Story, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The process that sent it has ended; on a busy host its socket is read long after."""
@@ -353,7 +355,7 @@ class TestNothingLeftBehind:
         )
         assert (judgement.verdict, judgement.summary) == (INVALID, f"left behind: {kind}: a thing and 1 more")
 
-    def test_nobody_looked(self, story: Story) -> None:
+    def test_a_record_without_a_check(self, story: Story) -> None:
         assert story.launched().quit().judged(nothing_left_behind).verdict is UNKNOWN
 
 

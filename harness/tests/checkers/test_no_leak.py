@@ -121,14 +121,12 @@ def test_a_thread_that_stays_is_seen_although_the_pool_shrinks(story: Story) -> 
     assert summary.startswith("leak: threads")
 
 
-def test_a_pool_whose_threads_are_replaced_is_none(story: Story) -> None:
+def test_a_pool_that_replaces_its_threads_does_not_leak(story: Story) -> None:
     verdict, _, _ = hunted(story, lambda n: {"threads": 6, "thread_ids": [n // 6 + i for i in range(6)]}, [])
     assert verdict is Verdict.VALID
 
 
-def test_what_was_not_measured_is_not_in_what_is_stated(
-    story: Story, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_summary_names_only_what_was_measured(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(HEALTHY, "vmstate_sections")
     verdict, summary, _ = hunted(story, sites=[])
     assert verdict is Verdict.VALID
@@ -137,7 +135,7 @@ def test_what_was_not_measured_is_not_in_what_is_stated(
 
 
 @pytest.mark.parametrize("cycles", [range(20), range(20, FULL)])
-def test_a_count_that_is_there_now_and_then_is_unknown(
+def test_a_count_that_some_samples_lack_is_unknown(
     story: Story, monkeypatch: pytest.MonkeyPatch, cycles: range
 ) -> None:
     monkeypatch.delitem(HEALTHY, "vmstate_sections")
@@ -161,9 +159,7 @@ def test_memory_that_grows_beside_a_step(story: Story, step: int) -> None:
 
 
 @pytest.mark.parametrize(("own", "expected"), [(0, Verdict.VALID), (1, Verdict.INVALID)])
-def test_what_the_control_grows_by_as_well_is_not_the_devices(
-    story: Story, own: int, expected: Verdict
-) -> None:
+def test_growth_of_the_control_is_subtracted(story: Story, own: int, expected: Verdict) -> None:
     grows: Sample = lambda n: {"fds": 16 + n * (2 + own)}  # noqa: E731
     verdict, summary, _ = hunted(story, grows, [], control=lambda n: {"fds": 16 + n * 2})
     assert verdict is expected
@@ -195,7 +191,7 @@ def test_fds_that_grow_are_named(story: Story) -> None:
         ("threads", lambda n: 6 + (n if n < WARM_UP else WARM_UP)),  # Before the warm-up is over.
     ],
 )
-def test_what_moves_and_does_not_grow(story: Story, name: str, change: Callable[[int], int]) -> None:
+def test_counts_that_vary_and_do_not_grow(story: Story, name: str, change: Callable[[int], int]) -> None:
     verdict, summary, _ = hunted(story, lambda n: {name: change(n)}, [])
     assert verdict is Verdict.VALID, summary
 
@@ -271,12 +267,12 @@ def test_the_slopes_of_a_hunt(story: Story) -> None:
     assert found["threads"] == 0
 
 
-def test_the_slope_of_what_moves_by_itself() -> None:
+def test_the_slope_of_a_series_with_steps() -> None:
     assert slope([1, 2, 3]) == 1
     assert slope([1, 2, 13, 14], [0, 2, 4, 6], steps=[4]) == 0.5
 
 
-def test_what_9p_allocated_is_said_whatever_grew_first(story: Story) -> None:
+def test_the_summary_names_every_9p_function_that_leaks(story: Story) -> None:
     grows: Sample = lambda n: {"fds": 16 + n}  # noqa: E731
     _, summary, _ = hunted(story, grows, [site(7, 15, 23, 31)])
     assert summary.startswith("leak: fds: +1.00 a cycle")
