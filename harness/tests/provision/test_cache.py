@@ -21,7 +21,7 @@ def _ignore(line: str) -> None:
     pass
 
 
-def test_a_second_filler_waits_and_says_for_whom(cache: Cache) -> None:
+def test_a_second_process_waits_and_names_the_first(cache: Cache) -> None:
     """The first fills until the second has said that it waits; then the second has nothing to do."""
     filling, second_waits = threading.Event(), threading.Event()
     said: list[str] = []
@@ -61,7 +61,7 @@ def test_a_second_filler_waits_and_says_for_whom(cache: Cache) -> None:
         (KeyboardInterrupt(), KeyboardInterrupt, ""),
     ],
 )
-def test_nothing_half_made_stays(
+def test_an_interrupted_fill_leaves_nothing(
     cache: Cache, raised: BaseException, expected: type[BaseException], words: str
 ) -> None:
     def fill(into: Path) -> None:
@@ -79,7 +79,7 @@ def test_nothing_half_made_stays(
     assert (cache.entry("kind", "key", _fill, _ignore) / "file").exists(), "the lock is free again"
 
 
-def test_the_scratch_of_the_dead_is_removed_and_of_the_living_kept(cache: Cache) -> None:
+def test_scratch_folders_of_dead_processes_are_removed_and_others_kept(cache: Cache) -> None:
     """The living one may be of another container, which shares the cache and no process ids."""
     with cache.scratch() as living:
         dead = living.with_name("fill-dead")
