@@ -79,22 +79,22 @@ def bad_plugs(
             {"iommu_platform": True, "disable-legacy": "off"},
             "VIRTIO_F_IOMMU_PLATFORM was supported by neither legacy nor transitional device",
         ),
-        "failover_of_another_kind": (
+        "failover_of_no_network_device": (
             {"failover_pair_id": "nobody"},
             "failover primary device (must be on PCIExpress bus|is not an Ethernet device)",
         ),
         "rom_missing": ({"romfile": "/nowhere/rom"}, 'failed to find romfile "/nowhere/rom"'),
         "rom_empty": ({"romfile": rom["empty"]}, 'romfile ".*" is empty'),
-        "rom_beyond_any_bar": (
+        "rom_too_large": (
             {"romfile": rom["huge"]},
             # Before 6.0 QEMU kept the size in an int, which overflows.
             r'romfile ".*" too large \(size cannot exceed 2 GiB\)|failed to find romfile ".*"',
         ),
-        "rom_beyond_its_size": (
+        "rom_larger_than_romsize": (
             {"romfile": rom["good"], "romsize": 512},
             r'romfile ".*" \(2048 bytes\) is too large for ROM size 512',
         ),
-        "rom_of_an_odd_size": ({"romsize": 1000}, "ROM size 1000 is not a power of two"),
+        "romsize_no_power_of_two": ({"romsize": 1000}, "ROM size 1000 is not a power of two"),
         "rom_without_bar": (
             {"romfile": rom["good"], "rombar": 0},
             "Hot-plugged device without ROM bar can't have an option ROM",

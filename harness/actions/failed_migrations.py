@@ -25,7 +25,7 @@ from harness.qemu.bandwidth import bandwidth, limit_bandwidth
 from harness.qemu.machine import Machine
 from harness.qemu.migration_socket import fed
 
-#: Bytes of the stream that are read before the reader closes its end: the guest's memory is half sent.
+#: Bytes of the stream that are read before the reader closes its end, while QEMU sends the memory.
 _PART = 1 << 20
 _CHUNK = 1 << 16
 
@@ -37,7 +37,7 @@ def _nobody_listens(migration: Migration) -> None:
     wait_status(machine, "failed")
 
 
-def _the_way_is_cut(migration: Migration) -> None:
+def _the_connection_breaks(migration: Migration) -> None:
     """The reader closes its end after a part of the stream; QEMU then writes to a closed socket."""
     machine = migration.guest.machine
     ours, theirs = socket.socketpair()
@@ -71,7 +71,7 @@ def _the_destination_dies_before_the_switchover(migration: Migration) -> None:
     PAUSED.undo(migration.guest.machine)
 
 
-def _the_destination_is_given_a_part(migration: Migration) -> None:
+def _the_stream_is_truncated(migration: Migration) -> None:
     """The source's migration completes, so the source does not resume the guest by itself; ``cont`` does."""
     source = migration.guest.machine
     path = source.folder / "part"
@@ -102,7 +102,7 @@ def _cancelled_before_the_switchover(migration: Migration) -> None:
         pass
 
 
-def _cancelled_when_it_is_over(migration: Migration) -> None:
+def _cancelled_after_completion(migration: Migration) -> None:
     """``migrate_cancel`` of a migration that has completed changes nothing."""
     source = migration.guest.machine
     migrate_into(source, source.folder / "whole")
@@ -117,14 +117,14 @@ def _cont(source: Machine) -> None:
 
 FAILURES: dict[str, Callable[[Migration], None]] = {
     "nobody_listens": _nobody_listens,
-    "the_way_is_cut": _the_way_is_cut,
+    "the_connection_breaks": _the_connection_breaks,
     "the_destination_dies": _the_destination_dies,
     "the_destination_dies_before_the_switchover": _the_destination_dies_before_the_switchover,
-    "the_destination_is_given_a_part": _the_destination_is_given_a_part,
+    "the_stream_is_truncated": _the_stream_is_truncated,
     "cancelled": _cancelled,
     "cancelled_while_it_stalls": _cancelled_while_it_stalls,
     "cancelled_before_the_switchover": _cancelled_before_the_switchover,
-    "cancelled_when_it_is_over": _cancelled_when_it_is_over,
+    "cancelled_after_completion": _cancelled_after_completion,
 }
 
 

@@ -391,5 +391,5 @@ def expect_blocked_by(machine: Machine, *mounted: Share) -> None:
         return  # This QEMU reports one of several reasons only.
     if sorted(reasons) != sorted(expected):
         tags = ", ".join(share.mount_tag for share in mounted)
-        what = f"blocked-reasons does not name {tags} alone" if tags else "blocked with nothing mounted"
+        what = f"blocked-reasons does not name exactly {tags}" if tags else "blocked with nothing mounted"
         raise Violation(f"migration of {machine.name}: {what}: {reasons}")

@@ -3,11 +3,12 @@
 :mod:`harness.leaks.hunt` has recorded the samples and heap profiles that are judged. After a warm-up, a hunt
 has three parts of equal length (and three longer ones if it was extended), with a profile at the end of each.
 
-- A count is exact: one that grows twice and does not go back leaks, however slowly. - Threads leak when each
-part starts one that stays: the size of a pool varies by one or two. - An allocation site leaks when it has
-more objects after each part than before it. - Private memory is noisy. Its slope per cycle is judged, by the
-Theil-Sen estimator (the median of all pairwise slopes). Writing a heap profile may retain memory, so only
-cycles without a profile between them are compared.
+- A count is exact: one that grows twice and does not go back leaks, however slowly.
+- Threads leak when each part starts one that stays: the size of a pool varies by one or two.
+- An allocation site leaks when it has more objects after each part than before it.
+- Private memory is noisy. Its slope per cycle is judged, by the Theil-Sen estimator (the median of all
+  pairwise slopes). Writing a heap profile may retain memory, so only cycles without a profile between them
+  are compared.
 """
 
 from __future__ import annotations
@@ -192,7 +193,7 @@ def _innermost(site: Mapping[str, Any]) -> str:
     own = ("libjemalloc", "libglib", "libc.so")
     frames = [frame for frame in site["stack"] if not any(name in frame for name in own)]
     named = [frame for frame in frames if " (" in frame]
-    return next(iter([*named, *frames]), "nobody known")
+    return next(iter([*named, *frames]), "an unknown function")
 
 
 def _coverage(samples: Samples, plan: Mapping[str, Any], not_profiled: str | None) -> str:

@@ -120,5 +120,5 @@ def _subject(socket: Path, file: Path, rules: Rules) -> Iterator[subprocess.Pope
 
 def _last_line(subject: subprocess.Popen[bytes]) -> str:
     _, err = subject.communicate()
-    said = err.decode(errors="replace").strip().splitlines()
-    return said[-1] if said else f"the trial process exited with {subject.returncode}"
+    printed = err.decode(errors="replace").strip().splitlines()
+    return printed[-1] if printed else f"the trial process exited with {subject.returncode}"
