@@ -4,8 +4,7 @@ The versions of a recipe's packages are resolved once and stored in the cache (`
 are kept as well (``debs/``), so that a filled cache needs no network, not even to repair a damaged entry.
 They are resolved again with ``refresh``, and when a repair finds that the archive no longer has a version.
 The key of an entry is a hash of the recipe's content, its root's files, those versions, the cache's SSH keys,
-and
-:data:`FORMAT`.
+and :data:`FORMAT`.
 """
 
 from __future__ import annotations
@@ -171,7 +170,7 @@ class Provisioner:
         names = self.heap_names()
         if not names:
             raise SetupError(
-                "this host's libc is not glibc, or is older than every libjemalloc2 with a recipe needs"
+                "no recipe for libjemalloc2 fits this host's libc, which is not glibc or is too old"
             )
         for name in names:
             yield self.heap_library(name)

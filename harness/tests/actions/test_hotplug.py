@@ -97,7 +97,7 @@ def test_plug_that_the_guest_never_sees(world: World) -> None:
         Hotplug(world.guest).plug(world.share)
     assert caught.value.artifacts == world.machine.artifacts.folder
     assert not world.notes("device:plugged")
-    assert world.machine.plugged == {"share0"}, "QEMU has it all the same: a destination needs it"
+    assert world.machine.plugged == {"share0"}, "QEMU has the device, so a destination needs it"
 
 
 def _taken() -> QemuError:

@@ -57,7 +57,7 @@ def migration(world: World, destination: FakeMachine) -> Migration:
 
 @pytest.fixture(autouse=True)
 def version(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A QEMU whose ``query-migrate`` tells what blocks."""
+    """A QEMU whose ``query-migrate`` has ``blocked-reasons``."""
     monkeypatch.setattr(blockers, "_VERSIONS", {})
     world.qmp.on("query-version", {"qemu": {"major": 7, "minor": 2, "micro": 0}})
 

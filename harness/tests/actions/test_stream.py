@@ -14,7 +14,7 @@ from harness.tests.fakes import World
 
 
 class _Sender:
-    """A migration thread: sends until nobody reads, and ends when it is cancelled and its bytes are read."""
+    """A migration thread: sends until the socket is full; ends when it is cancelled and its bytes are read."""
 
     def __init__(self, size: int) -> None:
         self.size, self.sent = size, 0
@@ -47,7 +47,7 @@ def sender(world: World) -> Iterator[_Sender]:
     made.join()
 
 
-def test_nobody_reads_until_the_end(world: World, sender: _Sender) -> None:
+def test_the_stream_is_read_only_at_the_end(world: World, sender: _Sender) -> None:
     world.machine.timeout_scale = type(world.machine.timeout_scale)(1.0)
     with stalled(cast(Machine, world.machine)):
         assert 0 < sender.sent < sender.size

@@ -1,4 +1,4 @@
-"""Each checker meets records in which its property holds, does not hold, and cannot be told."""
+"""Each checker judges records in which its property holds, does not hold, and is not shown either way."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ class TestQemuExitedCleanly:
         )
 
     def test_a_crash_is_reported_once(self, record: RecordWriter) -> None:
-        """By the checker that tells which signal, also when it comes between ``quit`` and the end."""
+        """By the checker that names the signal, also when it comes between ``quit`` and the end."""
         record = record.launched().quit(-11).closed()
         assert record.judged(qemu_exited_cleanly).verdict is VALID
         assert record.judged(qemu_alive).verdict is INVALID

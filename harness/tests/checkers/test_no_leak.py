@@ -1,4 +1,4 @@
-"""The leak checker on hand-written samples: what must be found, what must not, and what cannot be told."""
+"""The leak checker on hand-written samples: leaks, no leaks, and samples that do not show it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_healthy_hunt_states_its_limits(record: RecordWriter) -> None:
 
 
 def test_without_a_heap_profile_counts_are_judged_and_the_verdict_says_why(record: RecordWriter) -> None:
-    """Private memory is not: of a heap that nobody keeps small it says nothing."""
+    """Private memory is not judged: without jemalloc, the heap does not return free pages at once."""
     verdict, summary, _ = hunted(
         record, lambda n: {"private_kib": 1000 * n}, not_profiled="a script starts this QEMU"
     )

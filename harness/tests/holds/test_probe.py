@@ -1,4 +1,4 @@
-"""A host that cannot hold a system call is told from one that can, by doing it; both really are tried."""
+"""The probe distinguishes hosts that can hold a system call from hosts that cannot; both are really tried."""
 
 from __future__ import annotations
 

@@ -43,8 +43,8 @@ def call(name, path):
             os.setxattr(path, "user.x", b"1", follow_symlinks=False)
             answer("ok")
         elif name == "statfs":
-            told = os.fstatvfs(os.open(path, os.O_RDONLY))
-            answer(f"ok {told.f_bsize} {told.f_namemax}")
+            found = os.fstatvfs(os.open(path, os.O_RDONLY))
+            answer(f"ok {found.f_bsize} {found.f_namemax}")
         else:
             fd = os.open(path, os.O_RDWR)
             if name == "fsync":
@@ -207,7 +207,7 @@ def test_the_supervisor_ends_with_a_process_that_is_killed_while_held(
     held(rule)
     child.process.kill()
     child.process.communicate()
-    # By itself, before anybody says that the machine has ended.
+    # By itself, before join() is called.
     wait_until(lambda: not child.supervisor._thread.is_alive(), what="the thread's end", timeout_s=60)
     rules.lift(rule)  # The caller has ended; that is no error.
     rules.check()

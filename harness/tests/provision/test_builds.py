@@ -120,8 +120,8 @@ def test_a_fault_can_be_a_unified_diff(tree: Build, into: Path) -> None:
 
 def test_a_diff_that_does_not_apply_is_an_error_that_names_the_fault(tree: Build, into: Path) -> None:
     elsewhere = [{"file": "hw/9p.c", "diff": "elsewhere"}]
-    said = r"fault one: its edit of hw/9p.c does not apply to QEMU 7.2-src: patch failed: 1 out of 1 hunk"
-    with pytest.raises(SetupError, match=said):
+    message = r"fault one: its edit of hw/9p.c does not apply to QEMU 7.2-src: patch failed: 1 out of 1 hunk"
+    with pytest.raises(SetupError, match=message):
         edits.build(tree, "one", fault(edit=elsewhere), "", into)
 
 

@@ -22,9 +22,9 @@ def _ignore(line: str) -> None:
 
 
 def test_a_second_process_waits_and_names_the_first(cache: Cache) -> None:
-    """The first fills until the second has said that it waits; then the second has nothing to do."""
+    """The first fills until the second has reported that it waits; then the second has nothing to do."""
     filling, second_waits = threading.Event(), threading.Event()
-    said: list[str] = []
+    reported: list[str] = []
     fills: list[str] = []
 
     def slow_fill(into: Path) -> None:
@@ -38,7 +38,7 @@ def test_a_second_process_waits_and_names_the_first(cache: Cache) -> None:
         _fill(into)
 
     def report(line: str) -> None:
-        said.append(line)
+        reported.append(line)
         second_waits.set()
 
     first = threading.Thread(target=cache.entry, args=("kind", "key", slow_fill, _ignore))
@@ -48,8 +48,8 @@ def test_a_second_process_waits_and_names_the_first(cache: Cache) -> None:
     first.join(20)
     assert fills == ["first"]
     assert (folder / "file").read_text() == "content"
-    assert f"waiting for process {os.getpid()} " in said[0]
-    assert "kind-key" in said[0]
+    assert f"waiting for process {os.getpid()} " in reported[0]
+    assert "kind-key" in reported[0]
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.mark.parametrize("made_before", [None, 0o755, 0o777])
 def test_a_cache_that_is_filled(tmp_path: Path, umask: int, made_before: int | None) -> None:
-    """Also where HARNESS_CACHE names a folder that somebody has made, or one below folders to be made."""
+    """Also when HARNESS_CACHE names a folder that exists, or one whose parents do not exist."""
     root = tmp_path / "made" / "cache"
     if made_before is not None:
         root.mkdir(parents=True)
@@ -131,7 +131,7 @@ def test_a_cache_that_stays_open_is_refused(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("use", ["entry", "lock", "scratch", "check_owner"])
-def test_a_cache_of_somebody_else_is_refused(
+def test_a_cache_of_another_user_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: str
 ) -> None:
     """Root is no exception: what it starts from there would be theirs."""
