@@ -14,7 +14,7 @@ from harness.tests.fakes import World
 
 
 class _Sender:
-    """A migration thread: sends until the socket is full; ends when it is cancelled and its bytes are read."""
+    """A migration thread: sends until the socket is full, ends when cancelled and its bytes are read."""
 
     def __init__(self, size: int) -> None:
         self.size, self.sent = size, 0
