@@ -159,7 +159,7 @@ def knows_file_uris(machine: Machine) -> bool:
     return any({"socket", "exec", "rdma", "file"} <= values for values in transports)
 
 
-def _to_reboot(source: Machine, destination: Machine) -> str:
+def _cpr_reboot(source: Machine, destination: Machine) -> str:
     for machine in (source, destination):
         machine.qmp.execute("migrate-set-parameters", {"mode": "cpr-reboot"})
     return _file(source, destination)
@@ -169,12 +169,12 @@ def _require_reboot(source: Machine) -> None:
     require_mode(source, "cpr-reboot")
 
 
-def _slowly(source: Machine, destination: Machine) -> str:
+def _unix_slow(source: Machine, destination: Machine) -> str:
     limit_bandwidth(source, _PRECOPY_BANDWIDTH)
     return _unix(source, destination)
 
 
-def _very_slowly(source: Machine, destination: Machine) -> str:
+def _unix_very_slow(source: Machine, destination: Machine) -> str:
     limit_bandwidth(source, SLOW_BANDWIDTH)
     return _unix(source, destination)
 
@@ -209,7 +209,7 @@ def _wait(machine: Machine, condition: Callable[[], bool], what: str) -> None:
 
 UNIX = Stream("unix", _unix)
 #: So slow that it needs minutes. A caller that wants it to end raises the limit.
-SLOW = Stream("slow", _very_slowly)
+SLOW = Stream("slow", _unix_very_slow)
 #: Waits for ``migrate-continue`` when the guest is stopped and all but the last state is sent (since 2.11).
 PAUSED = Stream("paused", _unix, begun=_wait_pause, source_capabilities=("pause-before-switchover",))
 STREAMS = {
@@ -220,11 +220,11 @@ STREAMS = {
         Stream("fd", _fd, require=lambda source: require_named_fds(source.spec.qemu)),
         Stream("exec", _exec, deliver=_read_exec),
         Stream("file", _file, deliver=_read_file, require=_require_file),
-        Stream("cpr-reboot", _to_reboot, deliver=_read_file, require=_require_reboot),
+        Stream("cpr-reboot", _cpr_reboot, deliver=_read_file, require=_require_reboot),
         Stream("multifd", _unix, capabilities=("multifd",)),
         Stream(
             "postcopy",
-            _slowly,
+            _unix_slow,
             begun=_start_postcopy,
             capabilities=("postcopy-ram",),
             source_capabilities=("events",),

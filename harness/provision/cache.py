@@ -119,7 +119,7 @@ class Cache:
         """A temporary folder inside the cache; removed afterwards, like those of dead processes."""
         with reported_in_one_line(self.root):
             parent = self._folder("tmp")
-            _sweep(parent)
+            _remove_abandoned(parent)
             folder = Path(tempfile.mkdtemp(prefix="fill-", dir=parent))
             lock = reaper.own(folder)
             try:
@@ -208,7 +208,7 @@ def _read_text(path: Path) -> str:
         return ""
 
 
-def _sweep(parent: Path) -> None:
+def _remove_abandoned(parent: Path) -> None:
     """Remove the scratch folders whose process is gone."""
     for folder in parent.iterdir():
         with reaper.abandoned(folder) as gone:
