@@ -9,7 +9,7 @@ import pytest
 
 from harness.actions.bad_plugs import bad_plugs
 from harness.actions.hotplug import Hotplug, plug_refusals
-from harness.actions.migration import Migration, expect_blocked_by, wait_given_up
+from harness.actions.migration import Migration, expect_blocked_by, wait_load_failed
 from harness.actions.raw_migration import cancel, migrate_to_the_pause, require_pause, switch_over
 from harness.actions.run_state import RunState
 from harness.actions.snapshot import Snapshot
@@ -216,7 +216,7 @@ def test_quit_while_the_guest_migrates(
     outgoing = migration.request_migrate(PHASES[phase])
     outgoing.destination.expect_exit("its source quits")
     guest.machine.quit()
-    wait_given_up(outgoing.destination)
+    wait_load_failed(outgoing.destination)
 
 
 @pytest.mark.no_guest_kernel

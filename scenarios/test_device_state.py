@@ -15,7 +15,7 @@ import pytest
 from harness.actions.device_state import registers
 from harness.actions.hotplug import Hotplug
 from harness.actions.migration import Migration, expect_blocked_by
-from harness.actions.raw_migration import expect_given_up, load_stream, migrate_raw, save_stream
+from harness.actions.raw_migration import expect_load_fails, load_stream, migrate_raw, save_stream
 from harness.errors import QemuDied, Violation, WaitTimeout
 from harness.guest.guest import Guest
 from harness.ninep import messages as p9
@@ -199,7 +199,7 @@ def test_damaged_streams(raw_guest: RawGuest, share: Share, stream: bytes) -> No
         assert stream[at : at + len(value)] != value, f"{name}: this is what is there"
         path = write(raw_guest, name, stream[:at] + value + stream[at + len(value) :])
         try:
-            expect_given_up(raw_guest, path)
+            expect_load_fails(raw_guest, path)
         except (Violation, QemuDied) as exc:
             loaded[name] = exc.message
     assert not loaded
@@ -212,7 +212,7 @@ def test_streams_that_end_too_early(raw_guest: RawGuest, share: Share, stream: b
     """At the beginning, in the memory, in the device's section, and right after it: they are not loaded."""
     section = Section.find(stream, share)
     for length in (0, 100, section.config - 400, section.config + 2, section.after + 10):
-        expect_given_up(raw_guest, write(raw_guest, f"{length}-bytes", stream[:length]))
+        expect_load_fails(raw_guest, write(raw_guest, f"{length}-bytes", stream[:length]))
 
 
 @pytest.mark.any_plug

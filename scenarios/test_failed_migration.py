@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.actions.failing import FAILURES, require, wait_goes_on
+from harness.actions.failed_migrations import FAILURES, require, wait_resumed
 from harness.actions.hotplug import Hotplug
 from harness.actions.migration import Migration
 from harness.actions.raw_migration import (
@@ -47,7 +47,7 @@ def test_the_source_goes_on_and_the_second_try_works(
     hotplug.plug(share)
     written = use(guest, migration, share, "before")
     FAILURES[failure](migration)
-    wait_goes_on(migration)
+    wait_resumed(migration)
     mount = guest.mount(share)
     mount.expect_intact("before", written)
     migration.expect_refused(share)
@@ -85,7 +85,7 @@ def test_one_failure_after_another(
     hotplug.plug(share)
     for number, fail in enumerate(FAILURES.values()):
         fail(migration)
-        wait_goes_on(migration)
+        wait_resumed(migration)
         use(guest, migration, share, f"use{number}")
     migration.migrate()
     use(guest, migration, share, "after")

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from harness.actions.hotplug import PLUG_TIMEOUT_S, UNPLUG_TIMEOUT_S, Hotplug, expect_unknown
+from harness.actions.hotplug import PLUG_TIMEOUT_S, UNPLUG_TIMEOUT_S, Hotplug, expect_gone_in_guest
 from harness.actions.migration import Migration
 from harness.deadline import hold_for
 from harness.errors import GuestError
@@ -169,7 +169,7 @@ def insist(hotplug: Hotplug, share: Share) -> None:
             goes, what=f"{share.id} to go", timeout_s=UNPLUG_TIMEOUT_S, interval_s=0.5, watch=machine.watch
         )
         deletion.confirm()
-    expect_unknown(hotplug.guest, share)
+    expect_gone_in_guest(hotplug.guest, share)
 
 
 @pytest.mark.thorough

@@ -1,6 +1,7 @@
-"""``device_add`` commands that QEMU has to refuse, though fsdev, tag and path are in order.
+"""``device_add`` commands that QEMU has to refuse although fsdev, mount tag and path are valid.
 
-Most fail late, in the PCI bus or the virtio bus, when the 9p backend is realized and has to be undone.
+Most of them fail late, in the PCI bus or the virtio bus, after the 9p backend was realized. QEMU then has to
+unrealize it.
 """
 
 from __future__ import annotations
@@ -16,24 +17,26 @@ from harness.qemu.deletion import PERIPHERAL, Deletion
 from harness.qemu.machine import Machine
 from harness.qemu.spec import MachineType, Share, Value
 
-#: A ROM BAR can have 2 GiB (QEMU: ``hw/pci/pci.c``, ``pci_add_option_rom``).
+#: The largest ROM BAR is 2 GiB (QEMU: ``hw/pci/pci.c``, ``pci_add_option_rom``).
 _LARGEST_ROM = 2 << 30
 
 
 @dataclass(frozen=True)
 class BadPlug:
-    """A device that cannot be.
+    """A ``device_add`` that QEMU has to refuse.
 
-    :ivar share: what to plug. :ivar refusal: the whole text of the refusal, as a regular expression.
+    :ivar share: the device to plug.
+    :ivar refusal: a regular expression that matches the whole text of the refusal.
     """
 
     share: Share
     refusal: str
 
     def expect_refused(self, machine: Machine) -> None:
-        """``device_add`` is refused, and the device is not there, if it was not there before.
+        """Assert that ``device_add`` is refused and adds no device.
 
-        :raises Violation: when it was accepted, or refused in other words, or is there all the same.
+        :raises Violation: when QEMU accepts it, refuses it with another text, or refuses it and has the
+            device (unless the device was plugged before).
         """
         asked = f"device_add with {dict(self.share.device_options)}"
         try:
@@ -45,15 +48,16 @@ class BadPlug:
             raise Violation(f"{asked} was accepted")
         with Deletion(machine, self.share.id) as deletion:
             if self.share.id not in machine.plugged and deletion.present():
-                raise Violation(f"{asked} was refused, and {PERIPHERAL} has the device")
+                raise Violation(f"{asked} was refused, but {PERIPHERAL} has the device")
 
 
 def bad_plugs(
     qemu: QemuInstall, machine_type: MachineType, folder: Path, share: Share, mount_user: Share
 ) -> dict[str, BadPlug]:
-    """Every bad plug of ``share`` that this QEMU has the properties for, by name.
+    """Every bad plug of ``share`` whose properties this QEMU has, by name.
 
-    :param folder: for ROM images. :param mount_user: another share, which is plugged in meanwhile.
+    :param folder: where the ROM images are written.
+    :param mount_user: another share, which has to be plugged when the bad plugs run; its slot is taken.
     """
     place = mount_user.device(machine_type)
     there = {"bus": place["bus"], "addr": place["addr"]}
@@ -75,22 +79,22 @@ def bad_plugs(
             {"iommu_platform": True, "disable-legacy": "off"},
             "VIRTIO_F_IOMMU_PLATFORM was supported by neither legacy nor transitional device",
         ),
-        "failover_of_another_kind": (
+        "failover_of_no_network_device": (
             {"failover_pair_id": "nobody"},
             "failover primary device (must be on PCIExpress bus|is not an Ethernet device)",
         ),
         "rom_missing": ({"romfile": "/nowhere/rom"}, 'failed to find romfile "/nowhere/rom"'),
         "rom_empty": ({"romfile": rom["empty"]}, 'romfile ".*" is empty'),
-        "rom_beyond_any_bar": (
+        "rom_too_large": (
             {"romfile": rom["huge"]},
-            # Before 6.0 its size was no number that an int can be.
+            # Before 6.0 QEMU kept the size in an int, which overflows.
             r'romfile ".*" too large \(size cannot exceed 2 GiB\)|failed to find romfile ".*"',
         ),
-        "rom_beyond_its_size": (
+        "rom_larger_than_romsize": (
             {"romfile": rom["good"], "romsize": 512},
             r'romfile ".*" \(2048 bytes\) is too large for ROM size 512',
         ),
-        "rom_of_an_odd_size": ({"romsize": 1000}, "ROM size 1000 is not a power of two"),
+        "romsize_no_power_of_two": ({"romsize": 1000}, "ROM size 1000 is not a power of two"),
         "rom_without_bar": (
             {"romfile": rom["good"], "rombar": 0},
             "Hot-plugged device without ROM bar can't have an option ROM",
@@ -105,10 +109,10 @@ def bad_plugs(
 
 
 def _roms(folder: Path) -> dict[str, str]:
-    """Images to refuse: none is ever run."""
+    """ROM images that QEMU has to refuse; no guest runs them."""
     paths = {what: folder / f"{what}.rom" for what in ("good", "empty", "huge")}
     paths["good"].write_bytes(b"\x55\xaa".ljust(2048, b"\0"))
     paths["empty"].write_bytes(b"")
     with paths["huge"].open("wb") as file:
-        file.truncate(_LARGEST_ROM + 1)  # It takes no space.
+        file.truncate(_LARGEST_ROM + 1)  # A sparse file: it takes no space.
     return {what: str(path) for what, path in paths.items()}

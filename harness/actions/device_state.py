@@ -1,7 +1,7 @@
-"""A device's registers, as a program in the guest reads them.
+"""A virtio device's registers, read by a program in the guest.
 
-Virtio's common configuration is behind a BAR, which a program cannot read without a driver of its own; the
-capability ``VIRTIO_PCI_CAP_PCI_CFG`` shows it through PCI's configuration space (virtio 1.2, 4.1.4.9).
+Virtio's common configuration is in a BAR, which a program cannot read without a driver. The capability
+``VIRTIO_PCI_CAP_PCI_CFG`` gives access to it through the PCI configuration space (virtio 1.2, 4.1.4.9).
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from harness.guest.commands import quote
 from harness.guest.guest import Guest
 from harness.qemu.spec import Share
 
-#: Capabilities are a list of offsets from 0x34; virtio's have the id 9, and their type at offset 3: 1 is the
-#: common configuration, 5 the window. Offsets and sizes of the registers: virtio 1.2, 4.1.4.3.
+#: The list of capabilities begins at offset 0x34. Those of virtio have the id 9 and their type at offset 3:
+#: 1 is the common configuration, 5 is PCI configuration access. Offsets and sizes of the registers:
+#: virtio 1.2, 4.1.4.3.
 _PROGRAM = r"""
 sysopen(my $f, $ARGV[0], 2) or die "$ARGV[0]: $!";
 sub at { my ($at, $size) = @_; sysseek($f, $at, 0); sysread($f, my $b, $size) == $size or die "read $at"; $b }
@@ -49,9 +50,9 @@ printf "queue's %s %x\n", @$_[0], get(@$_[1], @$_[2]) for
 
 
 def registers(guest: Guest, share: Share) -> dict[str, str]:
-    """What the guest reads in the registers of ``share``'s device, by name.
+    """The registers of ``share``'s device as the guest reads them, by name.
 
-    :raises GuestError: when the device has no modern interface.
+    :raises GuestError: when the device has no modern virtio interface.
     """
     function = guest.machine.spec.machine_type.function(share.slot)
     command = f"perl -e {quote(_PROGRAM)} /sys/bus/pci/devices/{function}/config"

@@ -1,7 +1,8 @@
-"""A window in which QEMU has been told to end a device that has a request in flight: does it wait?
+"""Checks whether QEMU waits for a request in flight before it ends the request's device.
 
-QEMU drains under the big lock (``hw/9pfs/9p.c``, ``v9fs_reset``): until the request is done it answers no QMP
-command, and the guest's access that told it does not return. That is the witness that it was told at all.
+QEMU drains under the big lock (``hw/9pfs/9p.c``, ``v9fs_reset``). Until the request completes, QEMU answers
+no QMP command, and the guest access that triggered the drain does not return. This silence is the witness
+that the trigger has reached QEMU.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from harness.qemu.machine import Machine
 
 #: Seconds, before scaling.
 WINDOW_S = 0.35
-TOLD_TIMEOUT_S = 10.0
+TRIGGER_TIMEOUT_S = 10.0
 
 
 def happens_while(
@@ -25,18 +26,18 @@ def happens_while(
     returned: Callable[[], bool] = lambda: False,
     window_s: float = WINDOW_S,
 ) -> bool:
-    """Whether ``happened`` while ``while_`` held, over a window that begins when QEMU has been told.
+    """Whether ``happened`` becomes true while a request is in flight, over a window after the trigger.
 
-    It has been told when the access returned, or when a QMP command gets no answer. A command that is
-    answered begins the window anew.
+    The window begins when the trigger has reached QEMU: the access has returned, or a QMP command gets no
+    answer. Each QMP command that is answered restarts the window.
 
     :param happened: what must not happen while the request is in flight; the window ends when it does.
-    :param while_: the witness that the request is in flight; called at both ends of the window, it must raise
-        when it is not, and must not need QMP.
-    :param what: what QEMU is told, in words, for the timeout.
-    :param returned: whether the access that tells QEMU has returned.
+    :param while_: the witness that the request is in flight. It is called at both ends of the window, has to
+        raise when no request is in flight, and must not use QMP.
+    :param what: the trigger, as text for the timeout, for example "the eject of share0".
+    :param returned: whether the access that triggers the drain has returned.
     :param window_s: seconds, before scaling.
-    :raises WaitTimeout: when QEMU goes on answering: it was not told.
+    :raises WaitTimeout: when QEMU keeps answering QMP commands: the trigger did not reach it.
     """
     scaled_s = machine.timeout_scale.seconds(window_s)
     while_()
@@ -53,8 +54,8 @@ def happens_while(
 
     machine.wait_until(
         over,
-        what=f"QEMU to be told of {what}",
-        timeout_s=TOLD_TIMEOUT_S + window_s,
+        what=f"QEMU to act on {what}",
+        timeout_s=TRIGGER_TIMEOUT_S + window_s,
         watch=machine.watch_process,
     )
     while_()

@@ -1,6 +1,7 @@
-"""A guest that means harm: it takes a device away from itself by force, whatever is in flight.
+"""A hostile guest: its root forces a device out of the machine, whatever requests are in flight.
 
-Nothing here asks the guest's kernel politely: ports and config space are written as its root can.
+The guest's kernel and its drivers are not asked. The guest's root writes to I/O ports and to PCI
+configuration space directly.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from collections.abc import Callable
 from harness.actions.drain import WINDOW_S, happens_while
 from harness.background import Background
 from harness.errors import GuestError, Violation, WaitTimeout
-from harness.guest.commands import quote
 from harness.guest.guest import Guest
 from harness.guest.portio import install
 from harness.qemu.acpi import eject_writes
@@ -23,7 +23,7 @@ _CAPABILITY_LIST, _PCI_EXPRESS = 0x34, 0x10
 _SLOT_CONTROL = 0x18
 _POWER_OFF = 0x0700
 _SYS = "/sys/bus/pci/devices"
-#: What the guest's kernel log says right before the deed: nothing later is sure to come out in time.
+#: Written to the guest's kernel log right before the eject. Anything printed later may not appear in time.
 _ANNOUNCED = "hostile: eject"
 
 #: Seconds, before scaling.
@@ -34,9 +34,9 @@ PANIC_TIMEOUT_S = 10.0
 class Ejection:
     """A forced eject, from the guest's write to the device's end; made by :meth:`HostileGuest.request_eject`.
 
-    The write may not return before QEMU has drained what is in flight, and until then neither the guest nor
-    QMP answers (QEMU ≥ 8.1 or so: ``virtio_9p_device_unrealize`` drains under the big lock). So it runs in a
-    thread of its own, and the device's end is observed through events alone.
+    The write may not return before QEMU has drained the requests in flight. Until then neither the guest nor
+    QMP answers (QEMU ≥ 8.1 or so: ``virtio_9p_device_unrealize`` drains under the big lock). The write
+    therefore runs in a thread, and only events are used to observe the device's end.
     """
 
     def __init__(self, guest: Guest, share: Share, command: str) -> None:
@@ -49,13 +49,13 @@ class Ejection:
 
     @property
     def deleted(self) -> list[str]:
-        """The QOM paths of the device and its backend that were deleted so far, in that order."""
+        """The QOM paths of the device and its backend that DEVICE_DELETED has reported, in that order."""
         return self._deletion.seen
 
     def wait_begun(self) -> None:
         """Wait until the guest is about to write.
 
-        :raises WaitTimeout: when it never was.
+        :raises WaitTimeout: when the guest never reaches this point.
         """
         self._machine.wait_until(
             lambda: self._machine.kernel_log.text().count(_ANNOUNCED) > self._seen_before,
@@ -64,14 +64,15 @@ class Ejection:
         )
 
     def observe(self, *, while_: Callable[[], object], window_s: float = WINDOW_S) -> list[str]:
-        """What was deleted while ``while_`` held: it is called at both ends of the window, and must raise
-        when the request is no longer in flight.
+        """The QOM paths that were deleted while a request was in flight; returns at the first deletion.
 
-        Returns at the first deletion. An empty list means that the device waited for its request: the write
-        has returned, or QEMU drains (see :func:`harness.actions.drain.happens_while`).
+        An empty list means that the device waited for its request: the write has returned, or QEMU drains
+        (see :func:`harness.actions.drain.happens_while`).
 
+        :param while_: the witness that the request is in flight. It is called at both ends of the window and
+            has to raise when no request is in flight.
         :param window_s: seconds, before scaling.
-        :raises WaitTimeout: when the guest's write never reached QEMU.
+        :raises WaitTimeout: when the guest's write does not reach QEMU.
         """
         self.wait_begun()
         happens_while(
@@ -87,9 +88,9 @@ class Ejection:
         return seen
 
     def wait_completed(self) -> None:
-        """Wait for the guest's write to return, and for the device's end: both events, and no QOM object.
+        """Wait until the guest's write has returned, both events have come and the QOM object is gone.
 
-        :raises Violation: when the device, or one of the two events, stays away.
+        :raises Violation: when one of the two events does not come, or the device remains.
         """
         try:
             self._machine.wait_until(
@@ -101,7 +102,7 @@ class Ejection:
             self._deletion.wait(timeout_s=EJECT_TIMEOUT_S)
         except WaitTimeout as exc:
             raise Violation(
-                f"{self.share.id} was ejected, and only {self.deleted} were reported deleted",
+                f"{self.share.id} was ejected, but only {self.deleted} were reported deleted",
                 details=exc.message,
             ) from exc
         finally:
@@ -124,7 +125,7 @@ class HostileGuest:
         return Ejection(self.guest, share, self._power_off(share) if native else self._acpi_eject(share))
 
     def eject(self, share: Share) -> None:
-        """As :meth:`request_eject`, and wait for the device's end."""
+        """As :meth:`request_eject`, then wait for the device's end."""
         self.request_eject(share).wait_completed()
 
     def _acpi_eject(self, share: Share) -> str:
@@ -132,7 +133,7 @@ class HostileGuest:
         return install(self.guest, *eject_writes(self.guest.machine, share))
 
     def _power_off(self, share: Share) -> str:
-        """The command that takes the power from the share's slot."""
+        """The command that switches the power of the share's slot off."""
         config = f"{_SYS}/{self._root_port(share)}/config"
         content = bytes.fromhex(self.guest.succeed(f"hexdump -v -e '1/1 \"%02x\"' {config}"))
         offset = _capability(content, _PCI_EXPRESS) + _SLOT_CONTROL
@@ -142,9 +143,9 @@ class HostileGuest:
         return f"printf '{octal}' | dd of={config} bs=2 seek={offset // 2} conv=notrunc 2>/dev/null"
 
     def panic(self) -> None:
-        """Let the guest's kernel panic, as SysRq's ``c`` does; it then answers nothing until it is reset.
+        """Make the guest's kernel panic, with SysRq's ``c``; the guest then answers nothing until a reset.
 
-        :raises WaitTimeout: when it did not.
+        :raises WaitTimeout: when the kernel does not panic.
         """
         guest, machine = self.guest, self.guest.machine
         for pattern in ("sysrq triggered crash", "Call Trace:"):
@@ -159,16 +160,6 @@ class HostileGuest:
         machine.kernel_log.forgive_panic()
         guest.disconnect()
 
-    def unbind(self, share: Share) -> str:
-        """Take the device from its driver through sysfs; returns its virtio name, for :meth:`bind`."""
-        name = self._virtio_name(share)
-        self.guest.succeed(f"echo {quote(name)} > /sys/bus/virtio/drivers/9pnet_virtio/unbind")
-        return name
-
-    def bind(self, virtio_name: str) -> None:
-        """Give the virtio device ``virtio_name`` to its driver (again)."""
-        self.guest.succeed(f"echo {quote(virtio_name)} > /sys/bus/virtio/drivers/9pnet_virtio/bind")
-
     def _virtio_name(self, share: Share) -> str:
         pattern = "/sys/bus/virtio/drivers/9pnet_virtio/virtio*"
         command = f"for d in {pattern}; do echo $(basename $d) $(tr -d '\\0' < $d/mount_tag); done"
@@ -176,10 +167,10 @@ class HostileGuest:
             name, _, tag = line.partition(" ")
             if tag == share.mount_tag:
                 return name
-        raise GuestError(f"{self.guest.actor}: no 9p device with the tag {share.mount_tag}")
+        raise GuestError(f"{self.guest.actor}: no 9p device has the mount tag {share.mount_tag}")
 
     def _root_port(self, share: Share) -> str:
-        """The PCI address in the guest of the port that the share's device sits behind."""
+        """The PCI address, in the guest, of the root port of the share's device."""
         name = self._virtio_name(share)
         # …/0000:00:10.0 (the port)/0000:01:00.0 (the function)/virtioN
         return self.guest.succeed(f"readlink -f /sys/bus/virtio/devices/{name}").strip().split("/")[-3]
@@ -192,4 +183,4 @@ def _capability(config: bytes, wanted: int) -> int:
         if config[offset] == wanted:
             return offset
         offset = config[offset + 1]
-    raise GuestError(f"the config space has no capability {wanted:#x}")
+    raise GuestError(f"the configuration space has no capability {wanted:#x}")

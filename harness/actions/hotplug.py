@@ -1,7 +1,8 @@
-"""``device_add`` and ``device_del`` of a share, as what they are: requests that the guest has to grant.
+"""``device_add`` and ``device_del`` of a share.
 
-``device_del`` answering ``{}`` means *requested*. An :class:`Unplug` follows the request through its
-states; each transition is recorded in the history together with what showed it.
+``device_del`` is a request: the answer ``{}`` means that QEMU has asked the guest to release the device. An
+:class:`Unplug` follows the request through its states. Each transition is recorded in the history with its
+witness.
 """
 
 from __future__ import annotations
@@ -21,16 +22,15 @@ from harness.qemu.spec import Share
 #: before it acts (kernel: ``drivers/pci/hotplug/pciehp_ctrl.c``, ``pciehp_handle_button_press``).
 PLUG_TIMEOUT_S = 15.0
 UNPLUG_TIMEOUT_S = 20.0
-#: How long a device that must stay is watched; seconds, before scaling. The guest's driver looks every 250 ms
-#: whether its device is still in use (kernel: ``net/9p/trans_virtio.c``, ``p9_virtio_remove``).
+#: How long a device that must stay is watched; seconds, before scaling. The guest's driver checks every
+#: 250 ms whether its device is still in use (kernel: ``net/9p/trans_virtio.c``, ``p9_virtio_remove``).
 WINDOW_S = 0.4
-
 
 _SYS_PCI = "/sys/bus/pci/devices/"
 
 
 class UnplugState(str, Enum):
-    """How far an unplug has come."""
+    """The state of an unplug request."""
 
     REQUESTED = "requested"
     SEEN_BY_GUEST = "seen by guest"
@@ -43,7 +43,7 @@ class UnplugState(str, Enum):
 class Unplug:
     """One ``device_del``, from its answer to the device's end; made by :meth:`Hotplug.request_unplug`.
 
-    The listener for its events was armed before the command was sent.
+    The listener for DEVICE_DELETED is armed before the command is sent.
     """
 
     def __init__(self, guest: Guest, share: Share) -> None:
@@ -71,11 +71,10 @@ class Unplug:
     def wait_seen_by_guest(self) -> None:
         """Wait until the guest has begun the removal of a share that is mounted.
 
-        The witness is exact: ``p9_virtio_remove`` delists the channel before it waits for the last user,
-        so that a further mount of the tag fails with ENOENT instead of EBUSY
-        (kernel: ``net/9p/trans_virtio.c``).
+        The witness: ``p9_virtio_remove`` delists the channel before it waits for the last user, so a second
+        mount of the tag fails with ENOENT instead of EBUSY (kernel: ``net/9p/trans_virtio.c``).
 
-        :raises GuestError: when the guest never began (the request was lost), or the share is not mounted.
+        :raises GuestError: when the guest does not begin (the request was lost), or the share is not mounted.
         """
         self._require(UnplugState.REQUESTED)
         tag = self.share.mount_tag
@@ -83,10 +82,10 @@ class Unplug:
         def delisted() -> bool:
             state = tag_state(self.guest, tag)
             if state is TagState.FREE:
-                raise GuestError(f"{self.guest.actor}: {tag} can be mounted: this witness needs it mounted")
+                raise GuestError(f"{self.guest.actor}: {tag} is not mounted; this witness needs it mounted")
             return state is TagState.DELISTED
 
-        # A native port's driver waits for five seconds first, and each look costs the guest a mount.
+        # The driver of a native port waits five seconds first, and each probe is a mount in the guest.
         interval_s = 0.5 if self.machine.spec.machine_type.native else 0.05
         try:
             self.machine.wait_until(
@@ -104,12 +103,12 @@ class Unplug:
         self._enter(UnplugState.SEEN_BY_GUEST, f"a mount of {tag} fails with ENOENT")
 
     def expect_withheld(self, *, while_: Callable[[], object], window_s: float = WINDOW_S) -> None:
-        """Assert that the device stays, over a window that began after the guest had begun the removal.
+        """Assert that the device stays, over a window that begins after the guest has begun the removal.
 
-        :param while_: the witness that the share is still in use; called at both ends of the window, it
-            must raise when it is not.
+        :param while_: the witness that the share is still in use. It is called at both ends of the window and
+            has to raise when the share is not in use.
         :param window_s: seconds, before scaling.
-        :raises Violation: when the device, or its backend, was deleted.
+        :raises Violation: when the device or its backend is deleted.
         """
         self._require(UnplugState.SEEN_BY_GUEST, UnplugState.WITHHELD)
         while_()
@@ -120,9 +119,10 @@ class Unplug:
         )
 
     def expect_pending(self, *, while_: Callable[[], object], window_s: float = WINDOW_S) -> None:
-        """Assert that the device stays while the guest cannot act on the request, and has not begun to.
+        """Assert that the device stays while the guest cannot act on the request.
 
-        Parameters and errors as for :meth:`expect_withheld`; ``while_`` shows that the guest cannot act.
+        Parameters and errors as for :meth:`expect_withheld`; ``while_`` is the witness that the guest cannot
+        act.
         """
         self._require(UnplugState.REQUESTED)
         while_()
@@ -132,8 +132,8 @@ class Unplug:
     def expect_granted_or_under_way(self, *refusals: str) -> None:
         """Assert that QEMU accepted the request, or refused it because an earlier one is under way.
 
-        :param refusals: other texts that are as good.
-        :raises QemuError: when it was refused with anything else.
+        :param refusals: further texts that are accepted.
+        :raises QemuError: when QEMU refused it with another text.
         """
         if self.refusal is not None and self.refusal.desc not in (*_under_way(self.share), *refusals):
             raise self.refusal
@@ -143,17 +143,18 @@ class Unplug:
         seen = self._deletion.seen
         if seen or not self._deletion.present():
             raise Violation(
-                f"device_del of {self.share.id} completed, and must not have yet",
+                f"device_del of {self.share.id} completed too early: the device has to stay",
                 details=f"reported deleted: {seen}",
             )
 
     def wait_completed(self) -> None:
-        """Wait until the device is gone: both DEVICE_DELETED events, the QOM object, and the guest's view.
+        """Wait for both DEVICE_DELETED events, and until neither QEMU nor the guest has the device.
 
-        The guest has to answer: its kernel forgets the device before it lets QEMU have it (kernel:
+        The guest has to answer commands. Its kernel removes the device before it releases it to QEMU (kernel:
         ``drivers/pci/hotplug/acpiphp_glue.c``, ``disable_slot``; ``pciehp_pci.c``).
 
         :raises Violation: when one of the two events is missing, or QEMU or the guest still has the device.
+        :raises GuestError: when the unplug does not complete. :raises QemuError: when it was refused.
         """
         if self.refusal is not None:
             raise self.refusal
@@ -164,7 +165,7 @@ class Unplug:
         finally:
             self._deletion.close()
         self._deletion.confirm()
-        expect_unknown(self.guest, self.share)
+        expect_gone_in_guest(self.guest, self.share)
         self._enter(UnplugState.COMPLETED, "both DEVICE_DELETED events, no QOM object, nothing in the guest")
 
     def _incomplete(self, timeout: WaitTimeout) -> Violation | GuestError:
@@ -184,8 +185,8 @@ class Unplug:
 
 
 def _under_way(share: Share) -> tuple[str, ...]:
-    """What a second ``device_del`` of native PCIe hotplug is refused with: within five seconds, and later
-    (QEMU: ``system/qdev-monitor.c``, and ``hw/pci/pcie.c``, ``pcie_cap_slot_unplug_request_cb``)."""
+    """The refusals of a second ``device_del`` with native PCIe hotplug: within five seconds, and later (QEMU:
+    ``system/qdev-monitor.c``, and ``hw/pci/pcie.c``, ``pcie_cap_slot_unplug_request_cb``)."""
     return (
         f"Device {share.id} is already in the process of unplug",
         "Hot-unplug failed: guest is busy (power indicator blinking)",
@@ -193,9 +194,9 @@ def _under_way(share: Share) -> tuple[str, ...]:
 
 
 def plug_refusals(wrong: str, share: Share) -> tuple[str, ...]:
-    """What ``device_add`` of ``share`` is refused with: the texts of QEMU's versions, the newest first.
+    """The texts with which QEMU's versions refuse ``device_add`` of ``share``, the newest first.
 
-    :param wrong: what is wrong with it: ``fsdev``, ``no_tag``, ``long_tag``, ``path`` or ``busy_id``.
+    :param wrong: what is wrong with the device: ``fsdev``, ``no_tag``, ``long_tag``, ``path`` or ``busy_id``.
     """
     fsdev = share.device_options.get("fsdev", share.fsdev)
     tag = str(share.device_options.get("mount_tag", share.mount_tag))
@@ -231,7 +232,7 @@ class Hotplug:
         """``device_add``, and wait until the guest lists the share's tag.
 
         :raises QemuError: when QEMU refuses the device.
-        :raises WaitTimeout: when the guest does not see it.
+        :raises WaitTimeout: when the guest does not list the tag.
         """
         machine = self.guest.machine
         before = self.guest.mount_tags()
@@ -248,7 +249,7 @@ class Hotplug:
         return self.guest.mount_tags(more_than=more_than).count(share.mount_tag)
 
     def request_unplug(self, share: Share) -> Unplug:
-        """``device_del``; returns at its answer, whether that was ``{}`` or a refusal."""
+        """``device_del``; returns as soon as QEMU answers, with ``{}`` or with a refusal."""
         unplug = Unplug(self.guest, share)
         unplug._request()
         return unplug
@@ -261,22 +262,24 @@ class Hotplug:
         self.request_unplug(share).wait_completed()
 
 
-def expect_unknown(guest: Guest, share: Share) -> None:
-    """The guest's kernel lists neither the mount tag of ``share``, which is unplugged, nor its PCI function.
+def expect_gone_in_guest(guest: Guest, share: Share) -> None:
+    """Assert that the guest's kernel lists neither the mount tag nor the PCI function of ``share``.
 
-    :raises Violation: when it does.
+    ``share`` has been unplugged.
+
+    :raises Violation: when the kernel lists one of the two.
     """
     spec = guest.machine.spec
     others = [other for other in spec.shares if other.id != share.id and other.id in guest.machine.plugged]
     if share.mount_tag not in [other.mount_tag for other in others] and share.mount_tag in guest.mount_tags():
-        raise Violation(f"{share.id} is gone, and the guest still lists {share.mount_tag}")
+        raise Violation(f"{share.id} is unplugged, but the guest still lists {share.mount_tag}")
     function = _SYS_PCI + spec.machine_type.function(share.slot)
     if left := guest.succeed(f"ls -d {function} 2>/dev/null; true").split():
-        raise Violation(f"{share.id} is gone, and the guest still has its PCI function {left[0]}")
+        raise Violation(f"{share.id} is unplugged, but the guest still has its PCI function {left[0]}")
 
 
 def unplug_without_guest(machine: Machine, share: Share) -> None:
-    """``device_del`` and its two events, where no guest runs: native PCIe hotplug completes it at once.
+    """``device_del`` and its two events when no guest runs: native PCIe hotplug then completes it at once.
 
     :raises Violation: when one of the two events does not come.
     """

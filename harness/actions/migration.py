@@ -1,4 +1,4 @@
-"""``migrate``: to a destination derived from its source, or refused by the share that is mounted."""
+"""``migrate``: to a destination derived from its source, or refused while a share is mounted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.testbed import Testbed
 
 #: Seconds, before scaling.
 MIGRATE_TIMEOUT_S = 20.0
-#: Bytes a second: as fast as it goes. QEMU's own default keeps to 32 or 128 MiB/s.
+#: Bytes a second: in effect unlimited. QEMU's default is 32 or 128 MiB/s.
 _MAX_BANDWIDTH = 1 << 34
 _DEVICES = (
     "for d in /sys/bus/virtio/drivers/9pnet_virtio/virtio*; do [ ! -e $d ] || "
@@ -29,9 +29,9 @@ _DEVICES = (
 
 
 def blocked_reason(share: Share) -> str:
-    """The text with which a mounted share refuses migration (QEMU: ``hw/9pfs/9p.c``, ``v9fs_attach``).
+    """QEMU's text when a mounted share blocks migration (QEMU: ``hw/9pfs/9p.c``, ``v9fs_attach``).
 
-    A driver that exports no folder has no path there, and says ``NULL``.
+    The path is ``NULL`` for an fsdev driver that exports no folder.
     """
     path = share.path if share.fsdriver == "local" else "NULL"
     return (
@@ -56,9 +56,10 @@ class Outgoing:
         self._op, self._stream, self._devices = op, stream, devices
 
     def observe(self, *, while_: Callable[[], object], window_s: float = 1.0) -> bool:
-        """Whether it completed while ``while_`` held: it is called at both ends of the window, and must raise
-        when what it stands for is over. Returns as soon as it has completed.
+        """Whether the migration completes within a window; returns as soon as it has completed.
 
+        :param while_: the witness of the condition under which it is observed. It is called at both ends of
+            the window and has to raise when the condition no longer holds.
         :param window_s: seconds, before scaling.
         """
         while_()
@@ -69,24 +70,25 @@ class Outgoing:
         return finished
 
     def switch_over(self) -> None:
-        """``migrate-continue`` of one that waits before the switch-over (:data:`.stream.PAUSED`)."""
+        """``migrate-continue`` of a migration that waits before the switch-over (:data:`.stream.PAUSED`)."""
         self.source.qmp.execute("migrate-continue", {"state": "pre-switchover"}, watch=self.source.watch)
 
     def cancel(self) -> None:
-        """``migrate_cancel``: the guest goes on in the source, and the destination gives up.
+        """``migrate_cancel``: the guest resumes in the source, and the destination exits with 1.
 
-        :raises Violation: when the migration completes all the same, or the destination crashes.
+        :raises Violation: when the migration completes nevertheless, or the destination crashes.
         """
         self.destination.expect_exit("its source cancels the migration")
         self.source.qmp.execute("migrate_cancel", watch=self.source.watch)
         wait_status(self.source, "cancelled")
-        wait_given_up(self.destination)
+        wait_load_failed(self.destination)
         self._op.info("cancelled")
 
     def wait_arrived(self, *, status: str = "running") -> Machine:
-        """Wait until the guest is in the destination; the source stays.
+        """Wait until the guest is in the destination; the source is not ended.
 
-        :param status: what the destination then is: ``running``, or ``paused`` like its source.
+        :param status: the run state that the destination has to reach: ``running``, or ``paused`` if the
+            source was paused.
         :returns: the destination, which is the guest's machine from now on.
         :raises Violation: when the migration fails, or one of the two QEMUs dies.
         """
@@ -103,7 +105,7 @@ class Outgoing:
         return self.destination
 
     def wait_completed(self) -> Machine:
-        """Wait until the guest runs in the destination, and finds its 9p devices there; end the source.
+        """Wait until the guest runs in the destination and finds its 9p devices there, then end the source.
 
         :returns: the destination, which is the guest's machine from now on.
         :raises Violation: when the migration fails, one of the two QEMUs dies, or a device did not arrive.
@@ -117,7 +119,7 @@ class Outgoing:
         self._op.ok()
         if arrived != self._devices:
             raise Violation(
-                f"in {self.destination.name} the guest finds other 9p devices than in {self.source.name}",
+                f"the guest has other 9p devices in {self.destination.name} than in {self.source.name}",
                 details=f"before:\n{self._devices}after:\n{arrived}",
             )
         if self.source.running:
@@ -136,7 +138,7 @@ class Outgoing:
         status = answer.get("status")
         if status in ("failed", "cancelled"):
             why = answer.get("error-desc", "no error-desc")
-            # The source knows a broken pipe at most; a destination that gave up says why, and exits.
+            # The source reports at most a broken pipe. A destination that cannot load prints why and exits.
             raise self.destination.root_cause(
                 Violation(f"the migration of {self.source.name} {status}: {why}")
             )
@@ -154,21 +156,24 @@ class Migration:
         self.guest, self.testbed = guest, testbed
 
     def require(self, stream: Stream) -> None:
-        """:raises Unsupported: for a ``stream`` that the guest's QEMU cannot do; nothing is changed.
+        """Check that the guest's QEMU supports ``stream``; nothing is changed.
 
-        To be asked before anything is plugged. What only a destination can tell is told by :meth:`migrate`.
+        To be called before a device is plugged. :meth:`migrate` reports what only a destination lacks.
+
+        :raises Unsupported: when it does not.
         """
         stream.check(self.guest.machine)
 
     def migrate(
         self, stream: Stream = UNIX, *, change: Callable[[MachineSpec], MachineSpec] = lambda spec: spec
     ) -> Machine:
-        """Migrate the guest to a destination of its machine, end the source, and wait for the guest's answer.
+        """Migrate the guest to a destination, wait until it answers there, and end the source.
 
-        :param change: makes the destination differ from what its source calls for.
+        :param change: changes the destination's spec, which is otherwise derived from the source's.
         :returns: the destination, which is the guest's machine from now on.
-        :raises QemuError: when ``migrate`` is refused. :raises Unsupported: for a ``stream`` it cannot do.
-        :raises Violation: when it fails, or one of the two QEMUs dies.
+        :raises QemuError: when ``migrate`` is refused.
+        :raises Unsupported: when one of the two QEMUs does not support ``stream``.
+        :raises Violation: when the migration fails, or one of the two QEMUs dies.
         """
         return self.request_migrate(stream, change=change).wait_completed()
 
@@ -181,8 +186,10 @@ class Migration:
     ) -> Outgoing:
         """Launch the destination, send ``migrate``, and return without waiting for its end.
 
-        :param stopped: the guest is, and cannot be asked for the devices that have to arrive.
-        :raises QemuError: when ``migrate`` is refused. :raises Unsupported: for a ``stream`` it cannot do.
+        :param change: as for :meth:`migrate`.
+        :param stopped: the guest is stopped, so it cannot list the devices that have to arrive.
+        :raises QemuError: when ``migrate`` is refused.
+        :raises Unsupported: when one of the two QEMUs does not support ``stream``.
         """
         source = self.guest.machine
         return self._send(self.testbed.launch_destination(source, change), stream, stopped=stopped)
@@ -203,28 +210,29 @@ class Migration:
         return Outgoing(self.guest, source, destination, op, stream, devices)
 
     def expect_not_loaded(self, change: Callable[[MachineSpec], MachineSpec]) -> str:
-        """Migrate to a machine that cannot load the stream: it has to give up, and the source to go on.
+        """Assert that a destination cannot load the stream and exits with 1; the guest resumes in the source.
 
-        :param change: makes the destination differ.
-        :returns: what the destination said.
-        :raises Violation: when the guest runs there.
+        :param change: changes the destination's spec so that it cannot load the stream.
+        :returns: the destination's output.
+        :raises Violation: when the destination loads the stream, or crashes.
         """
         source = self.guest.machine
         destination = self.testbed.launch_destination(source, change)
         destination.expect_exit("a stream that it cannot load")
         self._send(destination)
-        said = wait_given_up(destination)
-        # The source may have sent everything before the other end gave up.
+        output = wait_load_failed(destination)
+        # The source may have sent everything before the destination exited.
         wait_status(source, "failed", "completed")
         source.qmp.execute("cont", watch=source.watch)
         self.guest.succeed("true")
-        return said
+        return output
 
     @contextmanager
     def before_switchover(self) -> Iterator[Outgoing]:
-        """A migration that waits, with its guest stopped, before the destination takes over.
+        """A migration that waits before the switch-over, with its guest stopped.
 
-        Cancelled at the end, where the block has neither cancelled nor completed it; the guest then goes on.
+        At the end of the block it is cancelled, unless the block has cancelled or completed it. After a
+        cancel the guest resumes in the source.
 
         :raises Unsupported: when QEMU has no ``pause-before-switchover`` (it came with 2.11).
         """
@@ -236,9 +244,9 @@ class Migration:
             PAUSED.undo(source)
 
     def expect_refused(self, share: Share) -> None:
-        """Assert that ``migrate`` is refused by ``share``, in QEMU's own words, and stays unstarted.
+        """Assert that ``migrate`` is refused because ``share`` is mounted, and that no migration starts.
 
-        :raises Violation: when it is accepted, or refused for another reason.
+        :raises Violation: when it is accepted, or refused with another text than :func:`blocked_reason`'s.
         """
         machine = self.guest.machine
         before = _status(machine)
@@ -249,7 +257,7 @@ class Migration:
         else:
             raise Violation(f"migrate was accepted while {share.mount_tag!r} was mounted")
         if (after := _status(machine)) != before:
-            raise Violation(f"migrate was refused, and its status went from {before} to {after}")
+            raise Violation(f"migrate was refused, but the migration status went from {before} to {after}")
         self.expect_blocked_by(share)
 
     def under_way(self) -> AbstractContextManager[None]:
@@ -266,28 +274,32 @@ class Migration:
 
 
 def _devices(guest: Guest) -> str:
-    """A line for each 9p device of the guest: the tag that its driver knows, and its PCI function's ids.
+    """One line for each 9p device of the guest: its mount tag, and its PCI vendor and device id.
 
-    The guest keeps the first; for the second it reads the function's config space.
+    The guest has the tag in its memory; it reads the ids from the PCI configuration space.
     """
     return guest.succeed(_DEVICES)
 
 
-def wait_given_up(destination: Machine) -> str:
-    """Wait until a machine that was told to expect its end has given up loading its stream, with 1.
+def wait_load_failed(destination: Machine) -> str:
+    """Wait until a destination has failed to load its stream and exited with 1.
 
-    :returns: what it said.
-    :raises Violation: when it has loaded the stream, or crashes.
+    The caller has called :meth:`.Machine.expect_exit` before.
+
+    :returns: the destination's output.
+    :raises Violation: when it loads the stream, or crashes.
     """
     destination.wait_until(
         lambda: not destination.running,
-        what=f"{destination.name} to give up",
+        what=f"{destination.name} to fail to load its stream and exit",
         timeout_s=MIGRATE_TIMEOUT_S,
         watch=lambda: _expect_not_loaded(destination),
     )
     destination.watch_process()
     if destination.returncode != 1:
-        raise Violation(f"{destination.name} had to give up with 1, and exited with {destination.returncode}")
+        raise Violation(
+            f"{destination.name} failed to load its stream and exited with {destination.returncode}, not 1"
+        )
     return destination.artifacts.qemu.read_text(errors="replace").strip()
 
 
@@ -297,11 +309,11 @@ def _expect_not_loaded(destination: Machine) -> None:
     except QmpLost:
         return
     if status != "inmigrate":
-        raise Violation(f"{destination.name} is {status}, and was expected not to load its stream")
+        raise Violation(f"{destination.name} is {status}, but has to fail to load its stream")
 
 
 def migrate_into(machine: Machine, path: Path) -> None:
-    """``migrate`` into the file ``path``; the machine is stopped then, and can go on (``cont``).
+    """``migrate`` into the file ``path``; the machine is then stopped, and ``cont`` resumes it.
 
     :raises QemuError: when ``migrate`` is refused. :raises SetupError: when the file cannot be written.
     """
@@ -315,13 +327,14 @@ def migrate_into(machine: Machine, path: Path) -> None:
 
 @contextmanager
 def under_way(machine: Machine) -> Iterator[None]:
-    """A migration to nowhere that is active for as long as the context lasts, and cancelled at its end.
+    """A migration without a destination that is active during the context, and cancelled at its end.
 
-    Its bandwidth would need minutes for the guest's memory. (A stream that nobody reads would last as
-    well, but QEMU then waits for it inside an RCU section, and a refused ``device_add`` drains RCU.)
+    Its bandwidth is so low that sending the guest's memory would take minutes. (A migration whose stream
+    nobody reads would also stay active, but QEMU then waits inside an RCU section, and a refused
+    ``device_add`` drains RCU.)
 
     :raises QemuError: when ``migrate`` is refused.
-    :raises Violation: when it ended by itself.
+    :raises Violation: when the migration ends before the context does.
     """
     before = bandwidth(machine)
     limit_bandwidth(machine, SLOW_BANDWIDTH)
@@ -340,13 +353,13 @@ def under_way(machine: Machine) -> Iterator[None]:
 
 
 def _status(machine: Machine) -> str | None:
-    """``query-migrate``'s ``status``; nothing before the first migration."""
+    """``query-migrate``'s ``status``; ``None`` before the first migration."""
     answer = machine.qmp.execute("query-migrate", watch=machine.watch)
     return None if "status" not in answer else str(answer["status"])
 
 
 def wait_status(machine: Machine, *wanted: str) -> None:
-    """Wait until ``query-migrate`` gives one of the ``wanted`` for its status."""
+    """Wait until ``query-migrate``'s status is one of ``wanted``."""
     machine.wait_until(
         lambda: _status(machine) in wanted,
         what=f"the migration of {machine.name} to be {' or '.join(wanted)}",
@@ -355,7 +368,10 @@ def wait_status(machine: Machine, *wanted: str) -> None:
 
 
 def expect_reason(refusal: QemuError, share: Share) -> None:
-    """:raises Violation: when ``refusal`` is not the one that a mounted ``share`` causes."""
+    """Assert that ``refusal`` is the one that a mounted ``share`` causes.
+
+    :raises Violation: when it has another text.
+    """
     if refusal.desc != blocked_reason(share):
         raise Violation(
             f"refused for another reason than the mounted {share.mount_tag!r}: {refusal.desc}",
@@ -364,14 +380,16 @@ def expect_reason(refusal: QemuError, share: Share) -> None:
 
 
 def expect_blocked_by(machine: Machine, *mounted: Share) -> None:
-    """Every mounted share blocks, and nothing else; a QEMU before 6.0 says no more than one of them.
+    """Assert that every mounted share blocks migration, and nothing else does.
 
-    :raises Violation: unless ``blocked-reasons`` has one for each of ``mounted``, and no other.
+    A QEMU before 6.0 reports one reason only; there it is enough that a mounted share is the reason.
+
+    :raises Violation: unless ``blocked-reasons`` has one reason for each of ``mounted``, and no other.
     """
     expected, reasons = [blocked_reason(share) for share in mounted], blocked_reasons(machine)
     if not tells_all(machine) and reasons and reasons[0] in expected:
-        return  # One of several, which is all that it says.
+        return  # This QEMU reports one of several reasons only.
     if sorted(reasons) != sorted(expected):
         tags = ", ".join(share.mount_tag for share in mounted)
-        what = f"blocked-reasons does not name {tags} alone" if tags else "blocked with nothing mounted"
+        what = f"blocked-reasons does not name exactly {tags}" if tags else "blocked with nothing mounted"
         raise Violation(f"migration of {machine.name}: {what}: {reasons}")

@@ -1,8 +1,8 @@
-"""The modes of a migration: how the QEMU that the guest arrives at comes to be.
+"""The modes of a migration (QEMU: ``qapi/migration.json``, ``MigMode``).
 
-Source: QEMU ``qapi/migration.json``, ``MigMode``. Beside ``normal`` there are ``cpr-reboot`` (since 8.2),
-``cpr-transfer`` (10.0) and ``cpr-exec`` (10.2): a new QEMU on the same host, after a reboot, beside the old
-one, or in its place. The last two hand the guest's memory over as it is; what is not shared blocks them.
+Beside ``normal`` there are three modes with a new QEMU on the same host: ``cpr-reboot`` (since 8.2) starts
+it after a reboot, ``cpr-transfer`` (10.0) beside the old QEMU, and ``cpr-exec`` (10.2) in the old QEMU's
+process. The last two keep the guest's memory in place; memory that is not shared blocks them.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ MODES = (NORMAL, "cpr-reboot", "cpr-transfer", "cpr-exec")
 
 
 def require_mode(machine: Machine, mode: str) -> None:
-    """:raises Unsupported: when this QEMU has no such mode; with its reason. Nothing is changed."""
+    """Check that this QEMU has the ``mode``; nothing is changed.
+
+    :raises Unsupported: when it does not, with QEMU's reason.
+    """
     with in_mode(machine, mode):
         pass
 
 
 @contextmanager
 def in_mode(machine: Machine, mode: str) -> Iterator[None]:
-    """The machine's migrations are of that ``mode`` meanwhile.
+    """Set the mode of the machine's migrations for the duration of the context.
 
-    :raises Unsupported: when this QEMU has no such mode; with its reason.
+    :raises Unsupported: when this QEMU does not have the ``mode``, with QEMU's reason.
     """
-    if mode == NORMAL:  # A QEMU before 8.2 has no name for it.
+    if mode == NORMAL:  # A QEMU before 8.2 has no parameter for it.
         yield
         return
     try:

@@ -1,13 +1,13 @@
-"""``migrate`` of a machine that was never started: its stream as a file, whole or damaged.
+"""``migrate`` of a machine that was never started, through a stream in a file that is whole or damaged.
 
-It takes a tenth of a second, and the machine's devices can be looked at register by register on both sides.
+It takes a tenth of a second, and the raw client can read each device register on both sides.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from harness.actions.migration import MIGRATE_TIMEOUT_S, migrate_into, wait_given_up, wait_status
+from harness.actions.migration import MIGRATE_TIMEOUT_S, migrate_into, wait_load_failed, wait_status
 from harness.actions.stream import PAUSED
 from harness.ninep.client import RawDriver, RawGuest
 from harness.qemu.machine import Machine
@@ -15,7 +15,7 @@ from harness.qemu.migration_socket import fed
 
 
 def save_stream(raw: RawGuest, path: Path) -> None:
-    """``migrate`` into the file ``path``; the machine has completed it, and can go on all the same.
+    """``migrate`` into the file ``path``, until it completes; the machine can be used afterwards.
 
     :raises QemuError: when ``migrate`` is refused.
     """
@@ -23,9 +23,9 @@ def save_stream(raw: RawGuest, path: Path) -> None:
 
 
 def load_stream(source: RawGuest, path: Path) -> RawGuest:
-    """A machine that has loaded the stream of ``source`` from the file ``path``.
+    """Launch a destination that loads the stream of ``source`` from the file ``path``.
 
-    :raises QemuDied: when it could not load it.
+    :raises QemuDied: when the destination cannot load it.
     """
     loaded = source.destination()
     with fed(loaded.machine, path):
@@ -45,7 +45,7 @@ def _wait_loaded(machine: Machine) -> None:
 def migrate_raw(source: RawGuest, *drivers: RawDriver) -> tuple[RawGuest, list[RawDriver]]:
     """Migrate, and end the source.
 
-    :returns: where the devices are now, and ``drivers`` that go on with them there.
+    :returns: the destination, and ``drivers`` that use the devices there.
     """
     path = source.machine.folder / "stream"
     save_stream(source, path)
@@ -54,25 +54,28 @@ def migrate_raw(source: RawGuest, *drivers: RawDriver) -> tuple[RawGuest, list[R
     return arrived, [driver.moved_to(arrived) for driver in drivers]
 
 
-def expect_given_up(source: RawGuest, path: Path) -> str:
-    """A destination that is given the damaged stream in ``path``: it has to end with 1.
+def expect_load_fails(source: RawGuest, path: Path) -> str:
+    """Assert that a destination cannot load the damaged stream in ``path``, and exits with 1.
 
-    :returns: what it said.
+    :returns: the destination's output.
     :raises Violation: when it loads the stream, or crashes.
     """
     machine = source.destination().machine
     machine.expect_exit("a stream that is damaged")
     with fed(machine, path):
-        return wait_given_up(machine)
+        return wait_load_failed(machine)
 
 
 def require_pause(raw: RawGuest) -> None:
-    """:raises Unsupported: when this QEMU has no pause before the switch-over. To be asked before a plug."""
+    """Check that this QEMU can pause before the switch-over. To be called before a device is plugged.
+
+    :raises Unsupported: when it cannot.
+    """
     PAUSED.check(raw.machine)
 
 
 def migrate_to_the_pause(source: RawGuest) -> RawGuest:
-    """Begin a migration that waits before the switch-over; returns its destination, which waits, too."""
+    """Begin a migration that waits before the switch-over; returns its destination, which waits as well."""
     destination = source.destination()
     PAUSED.prepare(source.machine, destination.machine)
     uri = PAUSED.open(source.machine, destination.machine)
@@ -82,7 +85,7 @@ def migrate_to_the_pause(source: RawGuest) -> RawGuest:
 
 
 def switch_over(source: RawGuest, destination: RawGuest) -> RawGuest:
-    """``migrate-continue``; returns the destination, which has the devices then. The source ends."""
+    """``migrate-continue``; ends the source and returns the destination, which then has the devices."""
     machine = source.machine
     machine.qmp.execute("migrate-continue", {"state": "pre-switchover"}, watch=machine.watch)
     wait_status(machine, "completed")
@@ -92,12 +95,12 @@ def switch_over(source: RawGuest, destination: RawGuest) -> RawGuest:
 
 
 def cancel(source: RawGuest, destination: RawGuest) -> None:
-    """``migrate_cancel``; the destination gives up.
+    """``migrate_cancel``; the destination exits with 1.
 
-    :raises Violation: when the migration completes all the same, or the destination crashes.
+    :raises Violation: when the migration completes nevertheless, or the destination crashes.
     """
     destination.machine.expect_exit("its source cancels the migration")
     source.machine.qmp.execute("migrate_cancel", watch=source.machine.watch)
     wait_status(source.machine, "cancelled")
     PAUSED.undo(source.machine)
-    wait_given_up(destination.machine)
+    wait_load_failed(destination.machine)

@@ -1,4 +1,4 @@
-"""``stop``, ``cont`` and ``system_reset``: each done, and seen to have happened."""
+"""``stop``, ``cont``, ``system_reset`` and the guest's own reboot; each is waited for."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from harness.qemu.schema import require_command
 #: Seconds, before scaling.
 EVENT_TIMEOUT_S = 10.0
 _WITHOUT_PIXMAN = "it was built without pixman"
-#: What the guest's kernel log says right before it reboots itself.
+#: Written to the guest's kernel log right before the guest reboots itself.
 _REBOOTS = "guest: reboots"
-#: The network goes first, as with any init: kernel 6.1's virtio_net spins for ever when a packet (a delayed
-#: ACK) is to be sent after device_shutdown has reset its device (``drivers/net/virtio_net.c``, start_xmit).
+#: The network is switched off first, as an init does. Kernel 6.1's virtio_net loops for ever when a packet (a
+#: delayed ACK) is sent after device_shutdown has reset the device (``drivers/net/virtio_net.c``, start_xmit).
 _REBOOT = f"echo '{_REBOOTS}' > /dev/kmsg; ip link set eth0 down; reboot -n -f"
 
 
@@ -32,21 +32,27 @@ class RunState:
         self._command("cont", "RESUME")
 
     def expect_stopped(self) -> None:
-        """:raises Violation: when the guest runs."""
+        """Assert that the machine is paused.
+
+        :raises Violation: when it has another run state.
+        """
         machine = self.guest.machine
         status = machine.qmp.execute("query-status", watch=machine.watch)["status"]
         if status != "paused":
             raise Violation(f"{machine.name} is {status} after stop")
 
     def require_screendump(self) -> None:
-        """:raises Unsupported: for a QEMU without ``screendump``. To be asked before anything is plugged."""
+        """Check that this QEMU has ``screendump``. To be called before a device is plugged.
+
+        :raises Unsupported: when it does not.
+        """
         require_command(self.guest.machine, "screendump", _WITHOUT_PIXMAN)
 
     def screendump(self) -> bytes:
-        """``screendump``: what the machine's display shows, as PPM.
+        """``screendump``: the content of the machine's display, as PPM.
 
         :raises QemuError: when the machine has no display.
-        :raises Unsupported: for a QEMU that was built without pixman, which has no such command.
+        :raises Unsupported: when this QEMU has no such command because it was built without pixman.
         """
         machine = self.guest.machine
         picture = machine.folder / "screen.ppm"
@@ -59,7 +65,10 @@ class RunState:
         return picture.read_bytes()
 
     def reboot(self) -> None:
-        """The guest reboots itself, without a sync or umount (``reboot -n -f``); as :meth:`system_reset`."""
+        """Reboot from inside the guest, without sync or umount (``reboot -n -f``).
+
+        Waits and raises as :meth:`system_reset`.
+        """
         before = self.guest.boot_id
         machine = self.guest.machine
         with machine.qmp.listen("RESET") as events:
@@ -68,19 +77,22 @@ class RunState:
         self._wait_booted_again(before)
 
     def system_reset(self, *, boot_id: str | None = None) -> None:
-        """``system_reset``, the RESET event, and a guest that has booted again (its ``boot_id`` differs).
+        """``system_reset``; waits for the RESET event and until the guest has booted again.
 
-        :param boot_id: the guest's, where it cannot be asked for it any more.
-        :raises GuestError: when the guest that answers is still the old one.
+        :param boot_id: the guest's ``boot_id`` before the reset, when the guest cannot be asked for it.
+        :raises GuestError: when the guest that answers has the same ``boot_id`` as before.
         """
         before = boot_id or self.guest.boot_id
         self._command("system_reset", "RESET")
         self._wait_booted_again(before)
 
     def wait_reset_begun(self) -> None:
-        """The witness, while another thread resets: QMP has been asked to, or the guest is about to.
+        """Wait until a reset that another thread does has begun.
 
-        (Nothing later is sure to be seen: the kernel's device shutdown may already make QEMU drain.)
+        The witness: ``system_reset`` has been sent, or the guest has announced its reboot. Nothing later can
+        be relied on, because the kernel's device shutdown may already make QEMU drain.
+
+        :raises WaitTimeout: when no reset begins.
         """
         machine = self.guest.machine
         machine.wait_until(
@@ -94,7 +106,7 @@ class RunState:
         self.guest.disconnect()
         self.guest.wait_booted()
         if self.guest.boot_id == before:
-            raise GuestError(f"{self.guest.actor} answered after a RESET event, and had not rebooted")
+            raise GuestError(f"{self.guest.actor} answered after the RESET event without having rebooted")
 
     def _command(self, command: str, event: str) -> None:
         machine = self.guest.machine

@@ -14,7 +14,7 @@ from harness.qemu.schema import has_command, require_command
 from harness.qemu.spec import MachineSpec, Share
 from harness.testbed import Testbed
 
-#: Seconds, before scaling; QEMU answers only when all of it is written.
+#: Seconds, before scaling. QEMU answers only after it has written the whole snapshot.
 SNAPSHOT_TIMEOUT_S = 30.0
 
 
@@ -32,7 +32,10 @@ class Snapshot:
         self._hmp(f"savevm {tag}")
 
     def loadvm(self, tag: str) -> None:
-        """HMP ``loadvm``; the guest is back in its past, and its channels are opened anew."""
+        """HMP ``loadvm``; the guest has the state of the snapshot, and its channels are reconnected.
+
+        :raises QemuError: when it is refused; ``desc`` is what HMP printed.
+        """
         self._hmp(f"loadvm {tag}")
         self.guest.disconnect()
         self.guest.succeed("true")
@@ -40,15 +43,15 @@ class Snapshot:
     def load_elsewhere(
         self, testbed: Testbed, tag: str, *, change: Callable[[MachineSpec], MachineSpec] = lambda spec: spec
     ) -> None:
-        """``quit``, and ``loadvm`` by another machine with the same disk, which the guest then goes on in.
+        """``quit``, then ``loadvm`` in another machine with the same disk; the guest resumes there.
 
-        :param change: makes that machine differ from what this one calls for.
-        :raises QemuError: when it cannot load the snapshot.
+        :param change: changes that machine's spec, which is otherwise derived from the present one.
+        :raises QemuError: when that machine cannot load the snapshot.
         """
         source = self.guest.machine
-        self.guest.disconnect()  # The guest of the past knows nothing of what its sessions have said since.
+        self.guest.disconnect()  # The snapshot's guest does not know the present sessions.
         source.quit()
-        # Stopped until it has loaded: the guest must not begin to boot on the way.
+        # -S: the guest must not begin to boot before the snapshot is loaded.
         destination = testbed.launch_destination(
             source, lambda spec: change(replace(spec, incoming=False, extra=(*spec.extra, "-S")))
         )
@@ -57,7 +60,7 @@ class Snapshot:
         with destination.qmp.listen("RESUME") as events:
             destination.qmp.execute("cont", watch=destination.watch)
             timeout_s = destination.timeout_scale.seconds(SNAPSHOT_TIMEOUT_S)
-            events.wait(what="the guest to go on", timeout_s=timeout_s, watch=destination.watch)
+            events.wait(what="the guest to resume", timeout_s=timeout_s, watch=destination.watch)
         self.guest.succeed("true")
 
     @property
@@ -66,13 +69,17 @@ class Snapshot:
         return has_command(self.guest.machine, "snapshot-save")
 
     def require_jobs(self) -> None:
-        """:raises Unsupported: for a QEMU without the jobs. To be asked before anything is plugged."""
+        """Check that this QEMU has the jobs. To be called before a device is plugged.
+
+        :raises Unsupported: when it does not.
+        """
         require_command(self.guest.machine, "snapshot-save", "the jobs came with 6.0")
 
     def snapshot_save(self, tag: str) -> None:
         """The ``snapshot-save`` job (QEMU: ``qapi/migration.json``, since 6.0).
 
-        :raises QemuError: when the job ends with an error. :raises Unsupported: for a QEMU without the job.
+        :raises QemuError: when the job ends with an error.
+        :raises Unsupported: when this QEMU has no such job.
         """
         self._job("snapshot-save", tag)
 
@@ -83,9 +90,9 @@ class Snapshot:
         self.guest.succeed("true")
 
     def expect_refused(self, share: Share) -> None:
-        """Assert that neither ``savevm`` nor the ``snapshot-save`` job, if there is one, works while mounted.
+        """Assert that ``savevm`` and ``snapshot-save`` (if this QEMU has it) are refused while mounted.
 
-        :raises Violation: when one does, or is refused for another reason.
+        :raises Violation: when one of them is accepted, or refused for another reason than the mounted share.
         """
         self._expect_refused(self.savevm, share)
         try:
@@ -104,7 +111,7 @@ class Snapshot:
         machine = self.guest.machine
         status = machine.qmp.execute("query-status", watch=machine.watch)["status"]
         if status != "running":
-            raise Violation(f"{save.__name__} was refused, and left the guest {status}")
+            raise Violation(f"{save.__name__} was refused, but left the guest {status}")
 
     def _hmp(self, command_line: str) -> None:
         machine = self.guest.machine

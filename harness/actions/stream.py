@@ -1,6 +1,6 @@
-"""The ways in which a migration stream travels from a source to its destination.
+"""Ways to transfer a migration stream from a source to its destination: transports and capabilities.
 
-Source: QEMU ``qapi/migration.json`` (``migrate``, ``migrate-incoming``, ``MigrationCapability``) and
+Sources: QEMU ``qapi/migration.json`` (``migrate``, ``migrate-incoming``, ``MigrationCapability``) and
 ``docs/devel/migration``.
 """
 
@@ -26,20 +26,22 @@ _PRECOPY_BANDWIDTH = 1 << 20
 #: Bytes a second. Not less than 10: QEMU divides it into tenths of a second, and 0 means no limit.
 SLOW_BANDWIDTH = 100_000
 _STATUS_TIMEOUT_S = 20.0
-#: So many looks in a row, 20 ms apart, at a stream that does not get on.
-_STALLED_LOOKS = 25
-_NO_PORT = "tcp: this QEMU does not tell the port that it chose (socket-address)"
+#: So many equal readings of the unread bytes in a row, 20 ms apart, mean that the stream has stalled.
+_STALLED_READINGS = 25
+_NO_PORT = "tcp: this QEMU does not report the port that it chose (socket-address)"
 
 
 @dataclass(frozen=True)
 class Stream:
-    """One way.
+    """One way to transfer a migration stream.
 
-    :param open: lets the destination wait for the stream, where it can already; returns the source's URI.
-    :param begun: called with the source when ``migrate`` was accepted.
-    :param deliver: called when the source has completed: lets the destination read what is in a file.
-    :param require: raises :class:`Unsupported` where a source's QEMU cannot do it.
-    :param capabilities: migration capabilities to switch on: in both machines, or in the source alone.
+    :param open: makes the destination wait for the stream, if the transport allows it before ``migrate``;
+        returns the source's URI.
+    :param begun: called with the source after ``migrate`` was accepted.
+    :param deliver: called after the source has completed; makes the destination read a stream in a file.
+    :param require: raises :class:`Unsupported` when the source's QEMU does not support it.
+    :param capabilities: migration capabilities that are switched on in both machines.
+    :param source_capabilities: migration capabilities that are switched on in the source only.
     """
 
     name: str
@@ -51,9 +53,9 @@ class Stream:
     source_capabilities: tuple[str, ...] = ()
 
     def check(self, source: Machine) -> None:
-        """Ask, before there is a destination, whether this way can be gone at all; nothing is changed.
+        """Check, before there is a destination, that the source's QEMU supports this; nothing is changed.
 
-        :raises Unsupported: when the source's QEMU cannot; with its reason.
+        :raises Unsupported: when it does not, with QEMU's reason.
         """
         self.require(source)
         names = (*self.capabilities, *self.source_capabilities)
@@ -63,7 +65,7 @@ class Stream:
     def prepare(self, source: Machine, destination: Machine) -> None:
         """Switch the capabilities on.
 
-        :raises Unsupported: when one of the two machines cannot; with its reason.
+        :raises Unsupported: when one of the two machines does not have them, with QEMU's reason.
         """
         for machine, capabilities in (
             (source, (*self.capabilities, *self.source_capabilities)),
@@ -72,7 +74,7 @@ class Stream:
             _switch(machine, capabilities, self.name, on=True)
 
     def undo(self, source: Machine) -> None:
-        """Switch the capabilities off again, in a source whose migration did not complete."""
+        """Switch the capabilities off again in a source whose migration did not complete."""
         _switch(source, (*self.capabilities, *self.source_capabilities), self.name, on=False)
 
 
@@ -97,15 +99,15 @@ def _unix(_source: Machine, destination: Machine) -> str:
 
 def _tcp(_source: Machine, destination: Machine) -> str:
     _incoming(destination, "tcp:127.0.0.1:0")
-    told = destination.qmp.execute("query-migrate").get("socket-address")
-    if not told:
+    addresses = destination.qmp.execute("query-migrate").get("socket-address")
+    if not addresses:
         raise Unsupported(_NO_PORT)
-    (address,) = told
+    (address,) = addresses
     return f"tcp:127.0.0.1:{address['port']}"
 
 
 def _require_tcp(source: Machine) -> None:
-    """``MigrationInfo`` has to have ``socket-address`` (QEMU: ``qapi/migration.json``; since 4.0)."""
+    """Check that ``MigrationInfo`` has ``socket-address`` (QEMU: ``qapi/migration.json``; since 4.0)."""
     objects = [kind for kind in qmp_schema(source) if kind["meta-type"] == "object"]
     members = [{member["name"] for member in kind.get("members", ())} for kind in objects]
     if not any({"status", "ram", "socket-address"} <= names for names in members):
@@ -131,7 +133,7 @@ def _read_exec(source: Machine, destination: Machine) -> None:
 
 
 def _read_snapshot(source: Machine, destination: Machine) -> None:
-    """The source of a background snapshot runs on, and has to end before another may write to its disk."""
+    """End the source, which a background snapshot leaves running, before the destination uses its disk."""
     source.quit()
     _read_exec(source, destination)
 
@@ -157,7 +159,7 @@ def knows_file_uris(machine: Machine) -> bool:
     return any({"socket", "exec", "rdma", "file"} <= values for values in transports)
 
 
-def _to_reboot(source: Machine, destination: Machine) -> str:
+def _cpr_reboot(source: Machine, destination: Machine) -> str:
     for machine in (source, destination):
         machine.qmp.execute("migrate-set-parameters", {"mode": "cpr-reboot"})
     return _file(source, destination)
@@ -167,40 +169,48 @@ def _require_reboot(source: Machine) -> None:
     require_mode(source, "cpr-reboot")
 
 
-def _slowly(source: Machine, destination: Machine) -> str:
+def _unix_slow(source: Machine, destination: Machine) -> str:
     limit_bandwidth(source, _PRECOPY_BANDWIDTH)
     return _unix(source, destination)
 
 
-def _very_slowly(source: Machine, destination: Machine) -> str:
+def _unix_very_slow(source: Machine, destination: Machine) -> str:
     limit_bandwidth(source, SLOW_BANDWIDTH)
     return _unix(source, destination)
 
 
 def _start_postcopy(source: Machine) -> None:
-    _wait(source, lambda: source.qmp.execute("query-migrate").get("status") == "active", "the pre-copy phase")
+    _wait_status(source, "active", "the pre-copy phase")
     with source.qmp.listen("MIGRATION") as events:
         source.qmp.execute("migrate-start-postcopy")
-        # The witness that it was more than a pre-copy that ended.
+        # The witness that post-copy was reached: a short pre-copy may complete first.
         _wait(
             source,
             lambda: any(event.data["status"] == "postcopy-active" for event in events.events),
-            "the post-copy phase",
+            f"the post-copy phase of {source.name}",
         )
 
 
 def _wait_pause(source: Machine) -> None:
-    _wait(source, lambda: source.qmp.execute("query-migrate").get("status") == "pre-switchover", "the pause")
+    _wait_status(source, "pre-switchover", "the pause before the switch-over")
+
+
+def _wait_status(machine: Machine, status: str, phase: str) -> None:
+    _wait(
+        machine,
+        lambda: machine.qmp.execute("query-migrate").get("status") == status,
+        f"{phase} of {machine.name}",
+    )
 
 
 def _wait(machine: Machine, condition: Callable[[], bool], what: str) -> None:
-    machine.wait_until(condition, what=f"{what} of {machine.name}", timeout_s=_STATUS_TIMEOUT_S)
+    machine.wait_until(condition, what=what, timeout_s=_STATUS_TIMEOUT_S)
 
 
 UNIX = Stream("unix", _unix)
-#: So slow that it needs minutes; limited anew by whoever wants it to end.
-SLOW = Stream("slow", _very_slowly)
-#: Waits for ``migrate-continue``, the guest stopped and all but its last state sent (since 2.11).
+#: So slow that it needs minutes. A caller that wants it to end raises the limit.
+SLOW = Stream("slow", _unix_very_slow)
+#: Waits for ``migrate-continue`` when the guest is stopped and all but the last state is sent (since 2.11).
 PAUSED = Stream("paused", _unix, begun=_wait_pause, source_capabilities=("pause-before-switchover",))
 STREAMS = {
     stream.name: stream
@@ -210,11 +220,11 @@ STREAMS = {
         Stream("fd", _fd, require=lambda source: require_named_fds(source.spec.qemu)),
         Stream("exec", _exec, deliver=_read_exec),
         Stream("file", _file, deliver=_read_file, require=_require_file),
-        Stream("cpr-reboot", _to_reboot, deliver=_read_file, require=_require_reboot),
+        Stream("cpr-reboot", _cpr_reboot, deliver=_read_file, require=_require_reboot),
         Stream("multifd", _unix, capabilities=("multifd",)),
         Stream(
             "postcopy",
-            _slowly,
+            _unix_slow,
             begun=_start_postcopy,
             capabilities=("postcopy-ram",),
             source_capabilities=("events",),
@@ -231,7 +241,9 @@ STREAMS = {
 
 @contextmanager
 def stalled(machine: Machine) -> Iterator[None]:
-    """A migration whose destination accepts the stream and does not read it; read, and cancelled, at the end.
+    """A migration whose destination accepts the connection and does not read the stream.
+
+    At the end of the context the migration is cancelled and the stream is read.
 
     :raises QemuError: when ``migrate`` is refused.
     """
@@ -253,14 +265,14 @@ def stalled(machine: Machine) -> Iterator[None]:
 
 
 def _wait_stalled(machine: Machine, connection: socket.socket) -> None:
-    """The witness: bytes have come, and no more do, because there is no room for them."""
+    """Wait until the socket buffer is full: bytes have arrived, and their number no longer changes."""
     sizes: list[int] = []
 
     def full() -> bool:
         sizes.append(unread(connection))
-        return len(sizes) >= _STALLED_LOOKS and sizes[-1] > 0 and len(set(sizes[-_STALLED_LOOKS:])) == 1
+        return len(sizes) >= _STALLED_READINGS and sizes[-1] > 0 and len(set(sizes[-_STALLED_READINGS:])) == 1
 
-    _wait(machine, full, "the stream to stall")
+    _wait(machine, full, f"the migration stream of {machine.name} to stall")
     machine.history.note(machine.name, "stream:stalled", {"unread_bytes": sizes[-1]})
 
 

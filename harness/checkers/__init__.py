@@ -1,6 +1,7 @@
-"""Checkers: a recorded test in, a verdict out. They read the folder on disk and nothing else.
+"""Checkers judge a recorded test. They read its folder on disk and nothing else.
 
-A checker is a function; its name is the property. One that raises cannot tell, so its verdict is *unknown*.
+A checker is a function from a record to a verdict; its name is the property that it checks. The verdict of a
+checker that raises is *unknown*.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from harness.checkers.qemu_exited_cleanly import qemu_exited_cleanly
 from harness.checkers.record import MachineRecord, Record
 from harness.checkers.verdict import Checker, Finding, Judgement, Verdict, worst
 
-#: What every test is judged by, in the order in which a reader wants to hear of it.
+#: The checkers that judge every test, in the order in which a failure reports them.
 STANDARD: tuple[Checker, ...] = (
     qemu_alive,
     qemu_exited_cleanly,
@@ -48,14 +49,14 @@ __all__ = [
 def judge(folder: Path, checkers: Sequence[Checker] = STANDARD) -> list[Judgement]:
     """Judge the record in ``folder``, and write ``verdict.json`` there.
 
-    A checker that raises, or a record that cannot be read, gives *unknown*.
+    The verdict is *unknown* when a checker raises or the record cannot be read.
     """
     try:
         record = Record.load(folder)
     except Exception as exc:
         judgements = [Judgement(_name(checker), Verdict.UNKNOWN, str(exc)) for checker in checkers]
     else:
-        judgements = [_ask(checker, record) for checker in checkers]
+        judgements = [_run(checker, record) for checker in checkers]
     verdict = {
         "verdict": worst([judgement.verdict for judgement in judgements]).value,
         "judgements": [{**vars(judgement), "verdict": judgement.verdict.value} for judgement in judgements],
@@ -64,7 +65,7 @@ def judge(folder: Path, checkers: Sequence[Checker] = STANDARD) -> list[Judgemen
     return judgements
 
 
-def _ask(checker: Checker, record: Record) -> Judgement:
+def _run(checker: Checker, record: Record) -> Judgement:
     try:
         verdict, summary, evidence = checker(record)
     except Exception as exc:

@@ -1,15 +1,16 @@
-"""QMP events came as QEMU promises them.
+"""QMP events come as QEMU documents them.
 
-One unplug of a virtio PCI device gives two ``DEVICE_DELETED``: for its ``…/virtio-backend`` child, without a
-``device``, then for itself. Both are emitted when the object is finalized, so a missing one is a leaked
-reference (QEMU: ``hw/core/qdev.c``, ``device_unparent``; ``qapi/qdev.json``).
+One unplug of a virtio PCI device gives two ``DEVICE_DELETED``: the first for its ``…/virtio-backend`` child,
+without a ``device``, the second for the device itself. Each is emitted when its object is finalized, so a
+missing event is a leaked reference (QEMU: ``hw/core/qdev.c``, ``device_unparent``; ``qapi/qdev.json``).
 
-A plug that fails late has realized the backend, which is then finalized: its event comes, though
-``device_add`` is refused and the device never was (QEMU: ``device_finalize``; seen on 7.2, 10.0 and 11.1).
+A plug that fails late has realized the backend, which is then finalized. Its event comes although
+``device_add`` is refused and the device never existed (QEMU: ``device_finalize``; seen on 7.2, 10.0 and
+11.1).
 
-What is judged is the order in which the events arrived. An event's own timestamp is the host's wall clock
-(QEMU: ``qapi/qmp-event.c``, ``timestamp_put``), which somebody may set; and one that is read after the
-process has ended was sent before: neither says anything about QEMU.
+The order in which the events arrive is judged. An event's own timestamp is the host's wall clock (QEMU:
+``qapi/qmp-event.c``, ``timestamp_put``), which can be set at any time. An event that is read after the
+process has ended was sent before. Neither is a fault of QEMU.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _BACKEND = "/virtio-backend"
 
 @dataclass
 class _Device:
-    """What has been seen of one device since it was last plugged."""
+    """The events of one device since it was last plugged."""
 
     backend: bool = False
     itself: bool = False
@@ -33,7 +34,10 @@ class _Device:
 
 
 def events_well_formed(record: Record) -> Finding:
-    """Both DEVICE_DELETED, once each, in order; one end. Timestamps that go back make it *unknown*."""
+    """Both DEVICE_DELETED events come, once each and in order, and a machine ends once.
+
+    The verdict is *unknown* when the events' timestamps go back.
+    """
     findings: list[Finding] = []
     for machine in record.machines:
         events = [e for e in record.entries if e.actor == machine.name and e.kind is Kind.EVENT]
@@ -56,7 +60,7 @@ def _in_time(machine: str, events: list[Entry]) -> Finding:
                 back_s = last[0] - now[0] + (last[1] - now[1]) / 1e6
                 return unknown(
                     f"QEMU {machine!r}: the host's clock went back by {back_s:.6f} s before {event.f}, so "
-                    "what depends on it cannot be judged; see that nothing sets the clock, and run the test "
+                    "the events cannot be judged; make sure that nothing sets the clock, then run the test "
                     "again",
                     str(event),
                 )
@@ -110,7 +114,7 @@ def _deleted(machine: str, entry: Entry, devices: dict[str, _Device]) -> Finding
         return None
     known = devices.get(name)
     if known is None:
-        return None  # No virtio device, as far as the record shows.
+        return None  # The record shows no virtio device of this name.
     if known.itself:
         return invalid(f"QEMU {machine!r}: DEVICE_DELETED came twice for {path}", str(data))
     if not known.backend:

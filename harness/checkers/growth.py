@@ -1,7 +1,7 @@
-"""Whether something grows again and again, and stays: what a leak does, and a pool or a cache does not.
+"""Recognises growth that recurs and stays, as a leak's does, and a pool's or a cache's does not.
 
-Exact counts have no noise, so no limit is needed: the *floor* of a series is the lowest value from each
-moment to the end. Where it rises, something came that never went.
+Counts are exact and have no noise, so no limit is needed. The *floor* of a series is the lowest value from
+each position to the end. Where the floor rises, something was added that was never removed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-#: So often has growth to be seen, before it is said to recur.
+#: The floor has to rise this many times for growth to recur.
 _RECURS = 2
 
 
@@ -24,31 +24,31 @@ def floor(values: Sequence[float]) -> list[float]:
 def recurs(values: Sequence[float]) -> bool:
     """Whether the floor rises at two positions or more.
 
-    The last position is not counted: nobody saw whether that stays.
+    The last position is not counted: the series does not show whether that growth stays.
     """
     low = floor(values)
     return sum(later > earlier for earlier, later in pairwise(low[:-1])) >= _RECURS
 
 
 def throughout(values: Sequence[float]) -> bool:
-    """Whether the floor rises from each position to the next: it does not level off."""
+    """Whether the floor rises from each position to the next."""
     return all(later > earlier for earlier, later in pairwise(floor(values)))
 
 
 def lasting(members: Sequence[frozenset[int]], parts: Sequence[int]) -> bool:
-    """Whether in each part something began that is there to the end, and there is more of it than before.
+    """Whether each part added a member that stays to the end, and there are more members at the end.
 
-    A pool replaces its members, and may have one or two more or less of them. What is lost while a pool
-    shrinks by as many is not seen.
+    A pool replaces its members, and their number varies by one or two. A leak is not found if a pool loses as
+    many members at the same time.
 
-    :param members: who was there, at each position.
-    :param parts: the position of the last look of each part; the first belongs to what was before.
+    :param members: the members at each position, such as the ids of all threads.
+    :param parts: the last position of each part, beginning with the last position before the first part.
     """
     last = members[-1]
     if len(last) <= len(members[0]):
         return False
-    begun = [
+    added = [
         last & (members[end] - frozenset[int]().union(*members[: start + 1]))
         for start, end in pairwise(parts)
     ]
-    return all(begun)
+    return all(added)

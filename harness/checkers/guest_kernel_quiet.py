@@ -1,4 +1,4 @@
-"""The guest's kernel did not complain, beyond what the scenario declared."""
+"""The guest's kernel logged no complaint that the scenario has not declared."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from harness.checkers.record import MachineRecord, Record, text_of
 from harness.checkers.verdict import VALID, Finding, invalid, unknown
 from harness.history import Kind, as_mapping
 
-#: The first that matches names the finding; a panic comes first, since it is what the others lead to.
+#: The first that matches is reported. A panic comes first, because the others may lead to it.
 _COMPLAINTS = (
     re.compile(r"Kernel panic - not syncing"),
     re.compile(r"\bOops\b"),
@@ -45,7 +45,7 @@ def _check(record: Record, machine: MachineRecord, tolerated: list[re.Pattern[st
     if log is None:
         return unknown(f"there is no kernel log of {machine.name!r}")
     if not log.strip() and _booted_here(record, machine.name):
-        return unknown(f"the guest of {machine.name!r} ran commands, and its kernel log is empty")
+        return unknown(f"the guest of {machine.name!r} ran commands, but its kernel log is empty")
     lines = log.splitlines()
     for complaint in _COMPLAINTS:
         for number, line in enumerate(lines):
@@ -56,5 +56,5 @@ def _check(record: Record, machine: MachineRecord, tolerated: list[re.Pattern[st
 
 
 def _booted_here(record: Record, machine: str) -> bool:
-    """Whether the guest booted in this machine; in a migration's destination it has nothing to print."""
+    """Whether the guest booted in this machine; after a migration, its kernel may log nothing."""
     return any(entry.kind is Kind.OK for entry in record.of(f"guest:{machine}", "guest:boot"))

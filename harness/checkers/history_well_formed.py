@@ -1,4 +1,4 @@
-"""The record itself can be believed."""
+"""The history is consistent and complete, so that the other checkers can rely on it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _ENDS = (Kind.OK, Kind.FAIL, Kind.INFO)
 
 
 def history_well_formed(record: Record) -> Finding:
-    """Time does not run backwards, every end ends one operation that is open, and the record was closed.
+    """Times do not decrease, every end belongs to one open operation, and the history was closed.
 
-    The times are monotonic, so that a host whose clock is set changes nothing. The harness's own errors make
-    the record *unknown*.
+    The times are those of the monotonic clock, which setting the host's clock does not change. An error of
+    the harness makes the verdict *unknown*.
     """
     open_: dict[int, Entry] = {}
     last_s = 0.0
@@ -24,8 +24,8 @@ def history_well_formed(record: Record) -> Finding:
         if entry.kind is Kind.INVOKE:
             open_[entry.seq] = entry
         elif entry.kind in _ENDS:
-            begun = open_.pop(entry.op, None) if entry.op is not None else None
-            if begun is None or (begun.actor, begun.f) != (entry.actor, entry.f):
+            invoked = open_.pop(entry.op, None) if entry.op is not None else None
+            if invoked is None or (invoked.actor, invoked.f) != (entry.actor, entry.f):
                 return invalid(f"entry {entry.seq} ends no open operation of {entry.actor} {entry.f}")
     errors = [str(as_mapping(e.value).get("error")) for e in record.entries if e.f == HARNESS_ERROR]
     if errors:

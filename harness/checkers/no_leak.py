@@ -1,14 +1,14 @@
-"""Nothing grew with the cycles of a leak hunt.
+"""Nothing grows with the cycles of a leak hunt.
 
-Read from a record in which :mod:`harness.leaks.hunt` has left its samples and heap profiles. After a
-warm-up a hunt has parts of equal length (three, or six), and a profile at the end of each.
+:mod:`harness.leaks.hunt` has recorded the samples and heap profiles that are judged. After a warm-up, a hunt
+has three parts of equal length (and three longer ones if it was extended), with a profile at the end of each.
 
-- A count is exact: one that grows twice, and does not come back, leaks, however slowly.
-- Threads leak when in each part one begins that stays: a pool moves by one or two.
+- A count is exact: one that grows twice and does not go back leaks, however slowly.
+- Threads leak when each part starts one that stays: the size of a pool varies by one or two.
 - An allocation site leaks when it has more objects after each part than before it.
-- Private memory is noisy. Its slope is judged, per cycle and robust (Theil and Sen: the median of all
-  pairwise slopes). Where a heap profile is written some of it may be retained, so memory is compared only
-  between cycles that have no profile between them.
+- Private memory is noisy. Its slope per cycle is judged, by the Theil-Sen estimator (the median of all
+  pairwise slopes). Writing a heap profile may retain memory, so only cycles without a profile between them
+  are compared.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from harness.checkers.verdict import VALID, Finding, Verdict, invalid, unknown
 from harness.errors import UsageError
 from harness.history import as_mapping
 
-#: Counts, in the order in which their growth is told. The first two are in each sample, the others in some.
+#: Counts, in the order in which their growth is reported. The first two are in each sample, the rest in some.
 COUNTS = ("threads", "fds", "qom_children", "memory_regions", "blockers", "vmstate_sections")
-#: Not told by every QEMU, nor while the machine runs, nor where the cycle saves by itself.
+#: Missing for some QEMUs, while the machine runs, and when the cycle itself writes migration streams.
 _OPTIONAL = "vmstate_sections"
 _MEMORY = "private_kib"
-#: How much private memory may grow by, in KiB a cycle: it shows what the heap profile cannot, mappings.
+#: How much private memory may grow, in KiB a cycle. It shows mappings, which a heap profile does not.
 MEMORY_LIMIT = 128.0
-#: With a guest: the memory that it touches, code translated for it, and the heap profile of that.
+#: The same with a guest, which adds the memory that it touches, translated code, and a larger heap profile.
 GUEST_MEMORY_LIMIT = 1024.0
 _MIN_SAMPLES = 10
 
@@ -42,7 +42,7 @@ Samples = Sequence[Mapping[str, Any]]
 
 
 def no_leak(record: Record) -> Finding:
-    """No count, no allocation site and no private memory grows with the cycles."""
+    """No count, allocation site or private memory grows with the cycles."""
     plan = _plan(record)
     if plan is None:
         return VALID
@@ -55,23 +55,23 @@ def no_leak(record: Record) -> Finding:
             return unknown(f"a leak hunt ended after {at} of {lengths[-1]} cycles, with {len(found)} samples")
     sites = record.last("host", "leak:heap-sites")
     if sites is None:
-        return unknown("a leak hunt has no word of the heap: a machine did not quit")
-    told = as_mapping(sites.value)
-    heap = json.loads((record.folder / told["file"]).read_text()) if "file" in told else None
+        return unknown("a leak hunt recorded no heap sites: a machine did not quit")
+    note = as_mapping(sites.value)
+    heap = json.loads((record.folder / note["file"]).read_text()) if "file" in note else None
     found_lines = list(growing_counts(samples, control, lengths))
     if heap is not None:
         found_lines += [*_growing_memory(samples, control, plan), *_growing_sites(heap)]
     if found_lines:
         lines = [line for finding in found_lines for line in finding]
-        return invalid(f"leak: {found_lines[0][0]}{_and_of_9p(found_lines[1:])}", *lines)
-    return Verdict.VALID, _stated(samples, plan, told.get("not_profiled")), ()
+        return invalid(f"leak: {found_lines[0][0]}{_leaks_of_9p(found_lines[1:])}", *lines)
+    return Verdict.VALID, _coverage(samples, plan, note.get("not_profiled")), ()
 
 
 def slope(values: Sequence[float], at: Sequence[int] = (), steps: Sequence[int] = ()) -> float:
     """The robust slope of a series.
 
-    :param at: the position of each value; one after the other by default.
-    :param steps: the positions at which it may go up or down by itself.
+    :param at: the position of each value; consecutive by default.
+    :param steps: positions at which the series may jump; values on both sides of one are not compared.
     """
     pairs = itertools.combinations(zip(at or range(len(values)), values, strict=True), 2)
     whole = [pair for pair in pairs if not any(pair[0][0] < step <= pair[1][0] for step in steps)]
@@ -79,7 +79,7 @@ def slope(values: Sequence[float], at: Sequence[int] = (), steps: Sequence[int] 
 
 
 def leaks(folder: Path) -> dict[str, float]:
-    """What a leak hunt measured: the slope of each count, a cycle; empty for a test that hunts none."""
+    """The slope per cycle of each count of a leak hunt; empty for a test without a leak hunt."""
     try:
         record = Record.load(folder)
     except UsageError:
@@ -93,7 +93,10 @@ def leaks(folder: Path) -> dict[str, float]:
 
 
 def growing_counts(samples: Samples, control: Samples, lengths: Sequence[int]) -> list[tuple[str, ...]]:
-    """Which counts leak, beyond what the control (the same cycles without the device) grows by as well."""
+    """The counts that leak, after subtracting the control (the same cycles without the device).
+
+    :returns: for each count a line for the summary, and lines of evidence.
+    """
     found = []
     for name in measured(samples):
         cycles, values = _series(name, samples)
@@ -115,21 +118,21 @@ def measured(samples: Samples) -> list[str]:
 
 
 def hunted(record: Record, plan: Mapping[str, Any], prefix: str = "") -> list[Mapping[str, Any]]:
-    """The samples of a hunt, from the last of its warm-up on."""
+    """The samples of a hunt that are judged: from the last one of the warm-up on."""
     samples = [as_mapping(entry.value) for entry in record.entries if entry.f == f"leak:{prefix}sample"]
     return [sample for sample in samples if plan["warm_up"] - 1 <= sample["cycle"] < plan["lengths"][-1]]
 
 
 def _plan(record: Record) -> Mapping[str, Any] | None:
-    """The last one: a hunt that has to go on says so."""
+    """The last plan: a hunt that is extended records a second one."""
     plan = record.last("host", "leak:plan")
     return None if plan is None else as_mapping(plan.value)
 
 
 def _series(name: str, samples: Samples) -> tuple[list[int], list[int]]:
-    """The cycles after which something was counted, and how much it was.
+    """The cycles after which a count was taken, and its values.
 
-    :raises KeyError: when it was counted now, and then not.
+    :raises KeyError: when a sample that should have the count lacks it.
     """
     rare = name not in ("threads", "fds")
     having = [sample for sample in samples if not rare or "qom_children" in sample]
@@ -178,23 +181,23 @@ def _growing_sites(heap: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return found
 
 
-def _and_of_9p(others: Sequence[tuple[str, ...]]) -> str:
-    """What 9p itself allocated is said at once, whatever else grew: a known leak must not hide it."""
+def _leaks_of_9p(others: Sequence[tuple[str, ...]]) -> str:
+    """For the summary: 9p functions that allocated other growing sites. A known leak must not hide them."""
     stacks = "\n".join(line for finding in others for line in finding if line.startswith("    "))
     functions = dict.fromkeys(re.findall(r"^    ((?:v9fs|fsdev|virtio_9p)\w*)\+", stacks, re.MULTILINE))
     return f"; also leaks of {', '.join(functions)}" if functions else ""
 
 
 def _innermost(site: Mapping[str, Any]) -> str:
-    """The innermost frame that is not the allocator's own, and has a name (stripped binaries keep some)."""
+    """The innermost frame outside of the allocator, preferably with a symbol (stripped files keep some)."""
     own = ("libjemalloc", "libglib", "libc.so")
     frames = [frame for frame in site["stack"] if not any(name in frame for name in own)]
     named = [frame for frame in frames if " (" in frame]
-    return next(iter([*named, *frames]), "nobody known")
+    return next(iter([*named, *frames]), "an unknown function")
 
 
-def _stated(samples: Samples, plan: Mapping[str, Any], not_profiled: str | None) -> str:
-    """What was looked at, and how closely."""
+def _coverage(samples: Samples, plan: Mapping[str, Any], not_profiled: str | None) -> str:
+    """The summary of a valid record: what was measured, and the detection limits."""
     first, last = plan["lengths"][0], plan["lengths"][-1]
     part = plan["lengths"][1] - first
     looked = f"nothing grew in cycles {first} to {last} ({', '.join(measured(samples))}"

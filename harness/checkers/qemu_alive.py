@@ -1,4 +1,4 @@
-"""QEMU did not die, and neither a sanitizer nor GLib complained."""
+"""QEMU did not crash, and neither a sanitizer nor GLib reported an error."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ _SANITIZER = re.compile(
     r"^.*(?:ERROR: (?:Address|Leak|Thread|Memory)Sanitizer|WARNING: ThreadSanitizer|runtime error:).*$", re.M
 )
 _KIND = re.compile(r"AddressSanitizer: \S+|LeakSanitizer")
-#: ``g_return_if_fail``: a GLib function was given what no caller may give it, such as a table that is gone.
+#: ``g_return_if_fail``: a GLib function was called with an invalid argument, such as a hash table that was
+#: freed.
 _GLIB = re.compile(r"^.*\bG(?:Lib|Object|LibObject|io|Module|Thread)\b.*: assertion '.*' failed.*$", re.M)
 _REPORT_LINES = 60
 
 
 def qemu_alive(record: Record) -> Finding:
-    """Each machine ended when it was asked to and not before, without a report of a sanitizer or of GLib."""
+    """Each machine ended when it was asked to and not before, without a report by a sanitizer or by GLib."""
     if not record.machines:
         return unknown("no machine was launched")
     for machine in record.machines:
@@ -35,9 +36,9 @@ def qemu_alive(record: Record) -> Finding:
 
 def _check(record: Record, machine: MachineRecord) -> Finding:
     log = text_of(machine.artifacts.qemu) or ""
-    # Where there is a judged report, it says what counts; without one all of it does.
-    judged = text_of(machine.artifacts.sanitizer)
-    reported = log if judged is None else judged
+    # A filtered report lacks the leaks that are not QEMU's; without one, the whole log counts.
+    filtered = text_of(machine.artifacts.sanitizer)
+    reported = log if filtered is None else filtered
     report = _SANITIZER.search(reported)
     if report is not None:
         lines = reported[report.start() :].splitlines()
@@ -53,7 +54,7 @@ def _check(record: Record, machine: MachineRecord) -> Finding:
 
 
 def _headline(report: list[str]) -> str:
-    """What was reported, how much was lost, and the first function of QEMU's in the stack."""
+    """The kind of error, the size of a leak, and the first function of QEMU in the stack."""
     text = "\n".join(report)
     kind = _KIND.search(report[0])
     leak = re.search(r"^Direct leak of .*?(?= allocated from)", text, re.MULTILINE)
@@ -64,7 +65,7 @@ def _headline(report: list[str]) -> str:
 
 
 def _crashed(exit_: Entry, expected: list[Entry]) -> bool:
-    """Whether it ended by a signal that the harness did not send, even if it had been asked to end."""
+    """Whether it was ended by a signal that the harness did not send, even if it had been asked to end."""
     code = as_mapping(exit_.value).get("returncode")
     if not isinstance(code, int) or code >= 0:
         return False
@@ -78,17 +79,17 @@ def _exit_summary(record: Record, machine: MachineRecord, exit_: Entry, log: str
     if isinstance(code, int) and code < 0:
         how = f"was killed by {signal.Signals(-code).name}"
         how += " (not sent by the harness)" if code == -signal.SIGKILL else ""
-    said = _last_words(code, log)
-    return f"QEMU {machine.name!r} {how} {_when(record, machine, exit_)}{f': {said}' if said else ''}"
+    message = _last_message(code, log)
+    return f"QEMU {machine.name!r} {how} {_when(record, machine, exit_)}{f': {message}' if message else ''}"
 
 
-def _last_words(code: Any, log: str) -> str:
-    """The assertion that failed; of a QEMU that ended by itself, the last thing that it complained of."""
+def _last_message(code: Any, log: str) -> str:
+    """The assertion that failed; else the last message, without warnings, of a QEMU that exited by itself."""
     assertion = _ASSERTION.search(log)
     if assertion is not None:
         return assertion[0].strip()
-    complaints = [line.strip() for line in log.splitlines() if line.strip() and "warning:" not in line]
-    return complaints[-1] if complaints and isinstance(code, int) and code > 0 else ""
+    messages = [line.strip() for line in log.splitlines() if line.strip() and "warning:" not in line]
+    return messages[-1] if messages and isinstance(code, int) and code > 0 else ""
 
 
 def _when(record: Record, machine: MachineRecord, exit_: Entry) -> str:

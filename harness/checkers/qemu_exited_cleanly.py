@@ -1,4 +1,4 @@
-"""A QEMU that was asked to quit ended by itself, with status 0."""
+"""A QEMU that was asked to quit exits by itself, with status 0."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from harness.history import as_mapping
 
 
 def qemu_exited_cleanly(record: Record) -> Finding:
-    """After ``quit``: exit status 0. A machine that had to be killed did not exit cleanly.
+    """After ``quit`` the exit status is 0, and no machine had to be killed.
 
-    A death by a signal is what :mod:`~harness.checkers.qemu_alive` judges, also after ``quit``: one death is
-    told once, so that a known bug which is that death has nothing beside it.
+    A QEMU that was killed by a signal is reported by :mod:`~harness.checkers.qemu_alive` only, also after
+    ``quit``. One crash then gives one finding, which a known bug can match.
     """
     for machine in record.machines:
         killed = record.last(machine.name, "machine:killed")
@@ -26,5 +26,5 @@ def qemu_exited_cleanly(record: Record) -> Finding:
         quit_ = expected is not None and as_mapping(expected.value).get("reason") == "quit"
         died = isinstance(code, int) and code < 0
         if quit_ and code != 0 and not died:
-            return invalid(f"QEMU {machine.name!r} was asked to quit and ended with {code}")
+            return invalid(f"QEMU {machine.name!r} was asked to quit and exited with {code}")
     return VALID

@@ -1,4 +1,4 @@
-"""What a checker may look at: the recorded folder of one test, and nothing else."""
+"""The record that a checker reads: the folder of one test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BACKTRACE_FRAMES = 25
 
 @dataclass(frozen=True)
 class MachineRecord:
-    """One machine of a record: its launch note, and its files."""
+    """One machine of a record: its ``machine:launch`` entry, and its files."""
 
     name: str
     launch: Entry
@@ -24,7 +24,7 @@ class MachineRecord:
 
 @dataclass(frozen=True)
 class Record:
-    """A test's folder, read."""
+    """A test's folder, with its history parsed."""
 
     folder: Path
     entries: tuple[Entry, ...]
@@ -32,17 +32,20 @@ class Record:
 
     @classmethod
     def load(cls, folder: Path) -> Record:
-        """:raises UsageError: when there is no history, or it cannot be read."""
-        entries = _counting(read(folder / HISTORY))
+        """Read the record in ``folder``.
+
+        :raises UsageError: when there is no history, or it cannot be read.
+        """
+        entries = _without_discarded(read(folder / HISTORY))
         machines = tuple(_machine(folder, e) for e in entries if e.f == "machine:launch")
         return cls(folder, entries, machines)
 
     def of(self, actor: str, f: str) -> Iterator[Entry]:
-        """The entries of ``actor`` called ``f``, in order."""
+        """The entries of ``actor`` whose operation is ``f``, in order."""
         return (e for e in self.entries if e.actor == actor and e.f == f)
 
     def last(self, actor: str, f: str) -> Entry | None:
-        """The last of them."""
+        """The last entry of ``actor`` whose operation is ``f``, or ``None``."""
         return next((e for e in reversed(self.entries) if e.actor == actor and e.f == f), None)
 
     def ends(self) -> dict[int, Entry]:
@@ -54,8 +57,8 @@ class Record:
         return [e for e in self.entries if e.actor == machine and e.kind is Kind.INVOKE and _is_qmp(e)]
 
 
-def _counting(entries: list[Entry]) -> tuple[Entry, ...]:
-    """Without those of machines that were discarded: what they did says nothing about QEMU."""
+def _without_discarded(entries: list[Entry]) -> tuple[Entry, ...]:
+    """Leaves out the entries of machines that were discarded, because they are not judged."""
     discarded = {e.actor: e.seq for e in entries if e.f == "machine:discarded"}
     gone = {e.seq for e in entries if e.seq < discarded.get(e.actor.removeprefix("guest:"), 0)}
     return tuple(e for e in entries if e.seq not in gone and e.op not in gone)
@@ -73,7 +76,7 @@ def _machine(folder: Path, launch: Entry) -> MachineRecord:
 
 
 def backtrace_of(machine: MachineRecord) -> list[str]:
-    """What of a machine's backtrace belongs into a failure: our notes, and the frames of its first thread."""
+    """The parts of a machine's backtrace that a failure shows: our notes, and the first thread's frames."""
     lines = (text_of(machine.artifacts.backtrace) or "").splitlines()
     notes = [line for line in lines if line.startswith(("no backtrace:", "note:"))]
     threads: list[list[str]] = []
@@ -82,13 +85,13 @@ def backtrace_of(machine: MachineRecord) -> list[str]:
             threads.append([])
         if line.startswith("#") and threads:
             threads[-1].append(line)
-    # Before everything else gdb prints the innermost frame alone.
+    # gdb first prints the innermost frame alone.
     frames = next((frames for frames in threads if len(frames) > 1), [*threads, []][0])
     return [*notes, *frames[:_BACKTRACE_FRAMES]]
 
 
 def text_of(path: Path) -> str | None:
-    """A log's text, however dirty its bytes; ``None`` when there is no such file."""
+    """A log's text, with invalid UTF-8 replaced and CRs removed; ``None`` when there is no such file."""
     try:
         return path.read_bytes().decode("utf-8", "replace").replace("\r", "")
     except OSError:

@@ -10,7 +10,7 @@ from harness.checkers.record import Record
 
 
 class Verdict(str, Enum):
-    """What a checker says of a record."""
+    """The verdict of a checker on a record."""
 
     VALID = "valid"
     UNKNOWN = "unknown"
@@ -19,7 +19,10 @@ class Verdict(str, Enum):
 
 @dataclass(frozen=True)
 class Judgement:
-    """A checker's word on a record; ``summary`` is one line, the first of a failure's message."""
+    """The verdict of one checker, with evidence.
+
+    :ivar summary: one line, which is the first line of a failure's message.
+    """
 
     checker: str
     verdict: Verdict
@@ -27,7 +30,7 @@ class Judgement:
     evidence: tuple[str, ...] = ()
 
 
-#: What a checker returns: its name is added by :func:`harness.checkers.judge`.
+#: What a checker returns: verdict, summary, evidence. :func:`harness.checkers.judge` adds the checker's name.
 Finding = tuple[Verdict, str, tuple[str, ...]]
 Checker = Callable[[Record], Finding]
 
@@ -35,7 +38,7 @@ VALID: Finding = (Verdict.VALID, "", ())
 
 
 def unknown(summary: str, *evidence: str) -> Finding:
-    """The record does not show it either way."""
+    """The record does not show whether the property holds."""
     return Verdict.UNKNOWN, summary, evidence
 
 
@@ -45,6 +48,6 @@ def invalid(summary: str, *evidence: str) -> Finding:
 
 
 def worst(verdicts: list[Verdict]) -> Verdict:
-    """Invalid before unknown before valid; unknown for none at all."""
+    """The worst of ``verdicts``: invalid, then unknown, then valid. No verdicts at all give unknown."""
     order = (Verdict.INVALID, Verdict.UNKNOWN, Verdict.VALID)
     return next((verdict for verdict in order if verdict in verdicts), Verdict.UNKNOWN)

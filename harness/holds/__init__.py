@@ -1,6 +1,6 @@
-"""Holds: keep a 9p request in flight, deterministically, and let it go on command.
+"""Holds: keep a 9p request in flight for as long as a scenario needs it.
 
-Two kinds, because they exercise different code in QEMU: :class:`harness.holds.hold.Hold` stops the worker
-thread's system call; a share that :func:`harness.holds.throttle.throttled` made keeps the request in the
-throttle's coroutine timer.
+There are two kinds, because they exercise different code in QEMU. :class:`harness.holds.hold.Hold` stops the
+worker thread in its system call. A share made by :func:`harness.holds.throttle.throttled` keeps the request
+in the throttle's coroutine timer.
 """

@@ -1,4 +1,4 @@
-"""A 9p request kept in flight in a worker thread's system call, with the virtqueue as witness."""
+"""Keeps a 9p request in flight in a worker thread's system call; the virtqueue is the witness."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.errors import GuestError, QemuError, Unsupported
-from harness.holds import probe, seccomp, sizeless
+from harness.holds import probe, seccomp, zero_block_size
 from harness.holds.supervisor import Rule, Rules, Supervisor
 from harness.qemu.machine import Machine, Wrapping
 from harness.qemu.schema import require_command
@@ -17,16 +17,16 @@ from harness.testbed import Testbed
 
 #: The data of Tread and Twrite (QEMU: ``hw/9pfs/9p-local.c``, ``local_preadv`` and ``local_pwritev``).
 DATA = ("preadv", "preadv2", "pwritev", "pwritev2")
-#: Tattach's and Tgetattr's look at the file (``local_lstat``).
+#: The file's attributes, for Tattach and Tgetattr (``local_lstat``).
 STAT = ("newfstatat", "lstat")
 #: Treaddir (``local_readdir``, through libc).
 READDIR = ("getdents64", "getdents")
 #: Tfsync (``local_fsync``).
 FSYNC = ("fsync", "fdatasync")
-#: What sets an extended attribute (``hw/9pfs/9p-util-linux.c``, ``fsetxattrat_nofollow``).
+#: The call that sets an extended attribute (``hw/9pfs/9p-util-linux.c``, ``fsetxattrat_nofollow``).
 SETXATTR = ("lsetxattr",)
 
-#: Seconds, before scaling: a guest's request has to reach QEMU.
+#: Seconds, before scaling, for a guest's request to reach QEMU.
 CAUGHT_TIMEOUT_S = 10.0
 _JOIN_TIMEOUT_S = 5.0
 _QUEUE_STATUS, _QUEUE_STATUS_SINCE = "x-query-virtio-queue-status", "it came with 7.2"
@@ -35,8 +35,8 @@ _QUEUE_STATUS, _QUEUE_STATUS_SINCE = "x-query-virtio-queue-status", "it came wit
 class Held:
     """Requests of one share that are kept in flight; made by :meth:`Hold.requests`.
 
-    They are of one machine: the one that was given, or else that whose request is held first. A migration's
-    destination is another.
+    They belong to one machine: the one that was given, or else the one whose request is held first. The
+    destination of a migration is another machine.
     """
 
     def __init__(self, testbed: Testbed, rules: Rules, rule: Rule, share: Share) -> None:
@@ -44,7 +44,7 @@ class Held:
 
     @property
     def count(self) -> int:
-        """How many system calls are held now."""
+        """The number of system calls that are held now."""
         return len(self._rule.held)
 
     def _count(self) -> int:
@@ -54,8 +54,8 @@ class Held:
     def wait_caught(self, count: int = 1) -> None:
         """Wait until ``count`` requests are held.
 
-        :raises WaitTimeout: when the guest did not send that many.
-        :raises SetupError: when the harness failed to hold them.
+        :raises WaitTimeout: when the guest does not send that many.
+        :raises SetupError: when the harness fails to hold them.
         """
         self._machine.wait_until(
             lambda: self._count() >= count,
@@ -65,15 +65,16 @@ class Held:
         self.in_flight()
 
     def wait_in_flight(self, count: int) -> None:
-        """Wait until the virtqueue has ``count`` requests in flight (128 at most: QEMU's ``hw/9pfs/9p.h``).
+        """Wait until the virtqueue has ``count`` requests in flight, and at least one of them is held.
 
-        QEMU counts a request when it takes it, a moment before a thread makes its call. Fewer are held: QEMU
-        serves 64 at a time, and leaves one in the queue when the thread that it took for idle has just been
-        given another (``util/thread-pool.c``, ``idle_threads``).
+        At most 128 can be in flight (QEMU: ``hw/9pfs/9p.h``, ``MAX_REQ``). QEMU counts a request when it
+        takes it from the ring, before a thread makes the system call. Fewer may be held: QEMU runs at most 64
+        worker threads, and a request waits for a thread that was counted as idle but has just got another
+        request (``util/thread-pool.c``, ``idle_threads``).
 
-        :raises Unsupported: when this QEMU does not say how many.
-        :raises WaitTimeout: when the guest did not send that many.
-        :raises SetupError: when the harness failed to hold them.
+        :raises Unsupported: when this QEMU does not report the number.
+        :raises WaitTimeout: when the guest does not send that many.
+        :raises SetupError: when the harness fails to hold them.
         """
         if requests_in_use(self._machine, self.share) is None:
             raise Unsupported(f"this QEMU has no {_QUEUE_STATUS} ({_QUEUE_STATUS_SINCE})")
@@ -85,9 +86,9 @@ class Held:
         self.in_flight()
 
     def in_flight(self) -> None:
-        """The witness: a call is held by a thread that still waits, and the virtqueue counts it.
+        """Assert that a held call's thread still waits and that the virtqueue counts a request in flight.
 
-        :raises GuestError: when nothing is in flight (any more).
+        :raises GuestError: when no request is in flight (any more).
         """
         self.waiting()
         inuse = requests_in_use(self._machine, self.share)
@@ -96,9 +97,9 @@ class Held:
             raise GuestError(f"no request of {self.share.id} is in flight: its virtqueue's inuse is 0")
 
     def waiting(self) -> None:
-        """The witness that needs no QMP, which may stall: a call is held by a thread that still waits.
+        """Assert that a held call's thread still waits; needs no QMP, which may stall.
 
-        :raises GuestError: when none is (any more).
+        :raises GuestError: when no call is held (any more).
         """
         waiting = [call for call in self._rule.held if Path(f"/proc/{call.tid}").exists()]
         if not waiting:
@@ -108,21 +109,21 @@ class Held:
         )
 
     def release(self) -> None:
-        """Let the held requests go on, and hold no more of them; idempotent."""
+        """Let the held requests continue, and hold no further ones. Idempotent."""
         count = self._rules.lift(self._rule)
         self._testbed.history.note("host", "hold:released", {"id": self.share.id, "calls": count})
 
     @property
     def _machine(self) -> Machine:
-        """The machine whose requests these are; as long as none is known, the newest is waited for."""
+        """The machine whose requests are held; the newest machine while no request has been held yet."""
         named = (machine for machine in self._testbed.machines if machine.name == self._rule.machine)
         return next(named, self._testbed.machines[-1])
 
 
 class Hold:
-    """Holds for the machines of one testbed; it has to exist before they are launched.
+    """Holds for the machines of one testbed; to be created before they are launched.
 
-    :raises Unsupported: on a host without seccomp user notification, or that does not let us use it.
+    :raises Unsupported: when the host has no seccomp user notification, or does not permit it.
     """
 
     def __init__(self, testbed: Testbed) -> None:
@@ -139,7 +140,7 @@ class Hold:
         return Wrapping(prefix=seccomp.launcher(path))
 
     def release(self) -> None:
-        """Let everything go on; called before the machines are ended."""
+        """Lift every rule; called before the machines are ended."""
         self._rules.clear()
 
     def close(self) -> None:
@@ -149,11 +150,11 @@ class Hold:
 
     @contextmanager
     def requests(self, share: Share, *calls: str, machine: Machine | None = None) -> Iterator[Held]:
-        """Hold every request of ``share`` that makes one of ``calls`` (default: :data:`DATA`) from now on.
+        """From now on hold every request of ``share`` that makes one of ``calls`` (default: :data:`DATA`).
 
-        They go on when the block is left, or at :meth:`Held.release`.
+        The requests continue when the block is left, or at :meth:`Held.release`.
 
-        :param machine: whose requests; by default of the machine that makes the first one.
+        :param machine: the machine whose requests are held; by default the one that makes the first of them.
         :raises UsageError: for a call that cannot be held.
         :raises SetupError: at the end of the block, when the harness failed to hold them.
         """
@@ -165,33 +166,33 @@ class Hold:
             yield held
         finally:
             held.release()
-            self._rules.check()  # Whatever the block ended with, this is its cause.
+            self._rules.check()  # A failed supervisor is the root cause of any error of the block.
 
     @contextmanager
     def failing(self, share: Share, error: int, *calls: str) -> Iterator[Rule]:
-        """Let every such system call fail with the errno ``error``, as a broken file system does.
+        """Let every such system call fail with the errno ``error``, as on a broken file system.
 
-        The rule's ``hits`` tell how often that happened.
+        The rule's ``hits`` counts the calls that failed.
         """
         with self._applied(Rule(frozenset(calls or DATA), _resolved(share), error=error)) as rule:
             yield rule
 
     @contextmanager
     def halving(self, share: Share) -> Iterator[Rule]:
-        """Let every read and write transfer half of the bytes it was asked for, and return that short count.
+        """Let every read and write transfer half of the requested bytes and return that short count.
 
-        The rule's ``hits`` tell how often that happened.
+        The rule's ``hits`` counts the calls that were shortened.
         """
         with self._applied(Rule(frozenset(DATA), _resolved(share), halved=True)) as rule:
             yield rule
 
     @contextmanager
     def without_block_size(self, share: Share) -> Iterator[Rule]:
-        """Let the export's file system tell a block size of 0, as one in user space (FUSE) may.
+        """Let ``fstatfs`` of the export report a block size of 0, as a file system in user space (FUSE) may.
 
-        The rule's ``hits`` tell how often that happened.
+        The rule's ``hits`` counts these calls.
         """
-        rule = Rule(frozenset([sizeless.CALL]), _resolved(share), sizeless=True)
+        rule = Rule(frozenset([zero_block_size.CALL]), _resolved(share), zero_block_size=True)
         with self._applied(rule) as applied:
             yield applied
 
@@ -206,22 +207,24 @@ class Hold:
 
 
 def _resolved(share: Share) -> Path:
-    """The kernel names a file by its real path."""
+    """The share's real path, which the kernel uses below ``/proc/PID/fd``."""
     return Path(os.path.realpath(share.path))
 
 
 def require_counted_requests(machine: Machine) -> None:
-    """:raises Unsupported: when this QEMU does not say how many requests a virtqueue has in flight.
+    """Check that this QEMU reports how many requests a virtqueue has in flight.
 
-    To be asked before anything is plugged.
+    To be called before a device is plugged.
+
+    :raises Unsupported: when it does not.
     """
     require_command(machine, _QUEUE_STATUS, _QUEUE_STATUS_SINCE)
 
 
 def requests_in_use(machine: Machine, share: Share) -> int | None:
-    """How many requests the share's virtqueue has in flight (``x-query-virtio-queue-status``, ``inuse``).
+    """The number of requests in flight of the share's virtqueue (``x-query-virtio-queue-status``, ``inuse``).
 
-    ``None`` for a QEMU that has no such command (before 7.2), or no such device (any more).
+    ``None`` when this QEMU has no such command (before 7.2), or no such device (any more).
     """
     path = f"/machine/peripheral/{share.id}/virtio-backend"
     try:

@@ -1,4 +1,4 @@
-"""A QEMU that may have few files open, so that a guest soon has more open than that."""
+"""Limits the number of files that QEMU may have open, so that a guest soon reaches the limit."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from harness.testbed import Testbed
 
 
 class OpenFileLimit:
-    """``RLIMIT_NOFILE`` of the machines of one testbed; it has to exist before they are launched.
+    """``RLIMIT_NOFILE`` of the machines of one testbed; to be created before they are launched.
 
-    QEMU reads the limit when it starts, and begins to close the files of idle fids when the guest has more
-    open than two thirds of it (``hw/9pfs/9p.c``, ``v9fs_set_fd_limit`` and ``v9fs_reclaim_fd``).
+    QEMU reads the limit when it starts. It begins to close the files of idle fids when the guest has more
+    files open than two thirds of the limit (``hw/9pfs/9p.c``, ``v9fs_set_fd_limit`` and ``v9fs_reclaim_fd``).
 
     :raises Unsupported: on a host without ``prlimit`` (``man 1 prlimit``, util-linux).
     """
@@ -32,7 +32,7 @@ class OpenFileLimit:
         return Wrapping(prefix=self._prefix)
 
     def release(self) -> None:
-        """Nothing stands in the machines' way."""
+        """Nothing to do: the limit does not keep a machine from ending."""
 
     def close(self) -> None:
-        """Nothing is left of it."""
+        """Nothing to do: the limit ends with its process."""

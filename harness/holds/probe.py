@@ -1,9 +1,9 @@
-"""Whether this host lets a hold work: seccomp user notification, and a look into the process that asks.
+"""Checks whether holds work on this host: seccomp user notification, and access to another process's memory.
 
-A kernel before 5.5 cannot do it; a container's policy may refuse ``seccomp(2)``, or a filter that listens
-where its runtime listens already (EBUSY); Yama may forbid to read another process's memory. None of that can
-be told from a version, so it is done once, with a trivial process in QEMU's place (``man 2 seccomp_unotify``;
-kernel ``Documentation/admin-guide/LSM/Yama.rst``).
+A kernel before 5.5 does not support it. A container's policy may refuse ``seccomp(2)``, or a second listener
+when the container's runtime has one already (EBUSY). Yama may forbid reading another process's memory. No
+version number tells these cases apart, so a hold is tried once, with a trivial process instead of QEMU
+(``man 2 seccomp_unotify``; kernel ``Documentation/admin-guide/LSM/Yama.rst``).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from harness.history import History
 from harness.holds import seccomp
 from harness.holds.supervisor import Rule, Rules, Supervisor
 
-#: Seconds for the whole attempt, which takes 0.2 s on an idle host. One that takes longer is as good as none.
+#: Seconds for the whole attempt, which takes 0.2 s on an idle host.
 _TIMEOUT_S = 60.0
-#: Looks at a file by its name, then reads it, in a thread, as QEMU does.
+#: In a thread, as QEMU does: looks up a file by its name, then reads it.
 _SUBJECT = """
 import os, sys, threading
 def work():
@@ -40,7 +40,10 @@ _STAT, _READ = frozenset(["newfstatat", "lstat"]), frozenset(["preadv", "preadv2
 
 
 def require_holds() -> None:
-    """:raises Unsupported: with the reason, when no request can be held on this host."""
+    """Check that requests can be held on this host.
+
+    :raises Unsupported: when they cannot, with the reason.
+    """
     reason = why_no_holds()
     if reason is not None:
         raise Unsupported(f"this host cannot hold a system call: {reason}")
@@ -48,14 +51,14 @@ def require_holds() -> None:
 
 @cache
 def why_no_holds() -> str | None:
-    """Why no system call can be held on this host, in one line, or ``None``. It is tried once a process."""
+    """Why no system call can be held on this host, in one line, or ``None``. Tried once a process."""
     if platform.machine() != "x86_64":
-        return f"only x86-64's system calls are known, and this is {platform.machine()}"
+        return f"holds support x86-64 only, and this host is {platform.machine()}"
     try:
         with tempfile.TemporaryDirectory(prefix="hold-probe-") as folder:
             _try(Path(folder).resolve())
     except WaitTimeout as exc:
-        return f"it was tried, and waited {exc.elapsed_s:.0f} s for {exc.what}"
+        return f"a trial hold waited {exc.elapsed_s:.0f} s for {exc.what}"
     except HarnessError as exc:
         return exc.message
     except OSError as exc:
@@ -64,9 +67,9 @@ def why_no_holds() -> str | None:
 
 
 def _try(folder: Path) -> None:
-    """Hold a call and let it go on, then do half of another.
+    """Hold a call and let it continue, then do half of another.
 
-    :raises HarnessError: with what went wrong. :raises WaitTimeout: when something does not come.
+    :raises HarnessError: with what went wrong. :raises WaitTimeout: when a call does not arrive or continue.
     """
     file = folder / "file"
     file.write_bytes(b"8 bytes.")
@@ -80,15 +83,15 @@ def _try(folder: Path) -> None:
                 rules.check()
                 ended = subject.poll()
                 if ended or (ended == 0 and not holding.hits):
-                    raise HarnessError(_complaint(subject))
+                    raise HarnessError(_last_line(subject))
 
-            _wait(lambda: bool(holding.held), "a call to ask", watch)
+            _wait(lambda: bool(holding.held), "a system call to be notified", watch)
             rules.lift(holding)
-            _wait(lambda: subject.poll() == 0, "a call to go on", watch)
+            _wait(lambda: subject.poll() == 0, "a held system call to continue", watch)
             out, _ = subject.communicate()
         rules.check()
         if out != b"4":
-            raise HarnessError(f"a read that was to transfer 4 bytes returned {out.decode()!r}")
+            raise HarnessError(f"a read that had to transfer 4 bytes returned {out.decode()!r}")
 
 
 def _wait(probe: Callable[[], bool], what: str, watch: Watch) -> None:
@@ -97,7 +100,7 @@ def _wait(probe: Callable[[], bool], what: str, watch: Watch) -> None:
 
 @contextlib.contextmanager
 def _subject(socket: Path, file: Path, rules: Rules) -> Iterator[subprocess.Popen[bytes]]:
-    """The process that makes the calls, under the filter and its supervisor; it is ended at the end."""
+    """The process that makes the calls, under the filter and its supervisor; ended with the context."""
     supervisor = Supervisor(socket, "probe", rules)
     try:
         subject = subprocess.Popen(
@@ -115,7 +118,7 @@ def _subject(socket: Path, file: Path, rules: Rules) -> Iterator[subprocess.Pope
         supervisor.join(_TIMEOUT_S)
 
 
-def _complaint(subject: subprocess.Popen[bytes]) -> str:
+def _last_line(subject: subprocess.Popen[bytes]) -> str:
     _, err = subject.communicate()
-    said = err.decode(errors="replace").strip().splitlines()
-    return said[-1] if said else f"the process that was to be held ended with {subject.returncode}"
+    printed = err.decode(errors="replace").strip().splitlines()
+    return printed[-1] if printed else f"the trial process exited with {subject.returncode}"

@@ -1,9 +1,9 @@
-"""Seccomp user notification: a process whose chosen system calls ask another one first.
+"""Seccomp user notification: chosen system calls of a process wait for the decision of a supervisor.
 
 Run as a program (``python seccomp.py SOCKET CALLS -- COMMAND…``), this file installs the filter, sends the
-listening descriptor over the unix socket ``SOCKET``, and becomes ``COMMAND``. Nothing has to be compiled,
-preloaded or mounted, and the command's binary may be stripped or static. It imports the standard library
-alone, because it runs by itself. When that fails it prints one line and exits with :data:`FAILED`.
+listening descriptor over the unix socket ``SOCKET``, and executes ``COMMAND``. Nothing has to be compiled,
+preloaded or mounted, and the command's binary may be stripped or static. It imports only the standard
+library, because it runs on its own. On failure it prints one line and exits with :data:`FAILED`.
 
 Sources: ``man 2 seccomp``, ``man 2 seccomp_unotify``; kernel ``include/uapi/linux/seccomp.h``.
 """
@@ -34,13 +34,13 @@ CALLS = {
     "mkdirat": 258,
     "fstatfs": 138,
     "lsetxattr": 189,
-    # A newer libc (2.41) looks at open files so; an older one (2.36) by newfstatat.
+    # libc 2.41 uses it for open files; libc 2.36 uses newfstatat.
     "fstat": 5,
-    # An older local fsdev looked at files by their whole path, and an older libc read folders so.
+    # Older local fsdevs looked up files by their whole path; older libcs read folders with getdents.
     "lstat": 6,
     "getdents": 78,
 }
-#: The exit status when there is no filter, or nobody took its descriptor (as of ``env``, ``man 1 env``).
+#: The exit status when the filter cannot be installed or handed over (the same as ``env``'s, ``man 1 env``).
 FAILED = 125
 _SYS_SECCOMP = 317
 _SET_MODE_FILTER = 1
@@ -54,7 +54,7 @@ _OFFSET_NR, _OFFSET_ARCH = 0, 4
 
 
 def program(numbers: list[int]) -> bytes:
-    """A BPF program that asks for the system calls ``numbers`` and allows all others."""
+    """A BPF program that notifies for the system calls ``numbers`` and allows all others."""
     count = len(numbers)
     lines = [
         (_LD_W_ABS, 0, 0, _OFFSET_ARCH),
@@ -69,9 +69,9 @@ def program(numbers: list[int]) -> bytes:
 
 
 def install(numbers: list[int]) -> int:
-    """Install the filter in this process for good; returns the listening descriptor.
+    """Install the filter in this process; it cannot be removed. Returns the listening descriptor.
 
-    :raises OSError: when the kernel refuses.
+    :raises OSError: when the kernel refuses it.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
@@ -91,7 +91,10 @@ def _refused(call: str) -> OSError:
 
 
 def launcher(path: Path) -> tuple[str, ...]:
-    """The words to put before a command, for it to run under a filter of :data:`CALLS`; ``path`` as above."""
+    """The arguments to put before a command so that it runs under a filter of :data:`CALLS`.
+
+    :param path: the unix socket to which the listening descriptor is sent.
+    """
     return (sys.executable, str(Path(__file__)), str(path), ",".join(CALLS), "--")
 
 

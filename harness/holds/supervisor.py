@@ -1,11 +1,12 @@
-"""The other side of the filter: decides, for each system call that asks, whether it may go on.
+"""The supervisor of the seccomp filter: decides what happens to each system call that is notified.
 
-Without a rule every call goes on at once. A rule keeps the calls it matches until it is lifted, or makes
-them fail, or do half of what they should, as a file system may. Calls of QEMU's main thread are left alone:
-holding one would stop QMP and with it the test, and no 9p request runs there.
+A call that matches no rule continues at once. A rule holds the calls that it matches until it is lifted, or
+makes them fail, or transfer half of their bytes, as a file system may. Calls of QEMU's main thread always
+continue: holding one would stop QMP and with it the test, and no 9p request runs there.
 
-An error of the supervisor itself must neither stop QEMU nor pass for QEMU's: the call that met it goes on,
-and the error is recorded (:meth:`Rules.report`). An error that only says that the caller has ended is none.
+An error of the supervisor must neither stop QEMU nor count as QEMU's error. The call during which it happened
+continues, and the error is recorded (:meth:`Rules.report`). An error that only means that the caller has
+ended is ignored.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 
 from harness.errors import HarnessError, SetupError, UsageError
 from harness.history import HARNESS_ERROR, History
-from harness.holds import shortened, sizeless
+from harness.holds import short_transfer, zero_block_size
 from harness.holds.seccomp import CALLS
 
 _NAMES = {number: name for name, number in CALLS.items()}
@@ -34,11 +35,11 @@ _FLAG_CONTINUE = 1
 _NOTIFICATION = struct.Struct("<QIIiIQ6Q")
 _RESPONSE = struct.Struct("<QqiI")
 _AT_FDCWD = 0xFFFFFF9C
-#: What the kernel says of a thread that has ended (``man 5 proc``).
+#: The errors of ``/proc`` for a thread that has ended (``man 5 proc``).
 _ENDED = (errno.ENOENT, errno.ESRCH)
 _CLOSED = -1
-#: Calls whose second argument is a path relative to the directory in their first, and those whose first is
-#: a path; the others take a descriptor in their first.
+#: Calls whose second argument is a path relative to the directory in their first argument, and calls whose
+#: first argument is a path. The first argument of all others is a descriptor.
 _BY_PATH = ("newfstatat", "openat", "unlinkat", "renameat", "mkdirat")
 _BY_WHOLE_PATH = ("lstat", "lsetxattr")
 #: How QEMU names a file in a folder that it has open (``hw/9pfs/9p-util-linux.c``).
@@ -47,19 +48,22 @@ _IN_DESCRIPTOR = re.compile(r"/proc/self/(fd/\d+)(/.*)?")
 
 @dataclass(frozen=True)
 class Answer:
-    """What becomes of a call: by default it goes on; with ``error``, an errno, it fails; with ``value``, it
-    returns that, and was done by somebody else."""
+    """The answer to a notified call: by default the call continues.
+
+    :ivar error: an errno with which the call fails.
+    :ivar value: the return value of a call that the supervisor has done itself.
+    """
 
     error: int = 0
     value: int | None = None
 
 
-GO_ON = Answer()
+CONTINUE = Answer()
 
 
 @dataclass(frozen=True)
 class Call:
-    """A system call that asked: whose it is, its name, the thread that makes it, the file it is about."""
+    """A notified system call: its machine, its name, the thread that makes it, and the file it is about."""
 
     machine: str
     name: str
@@ -69,42 +73,42 @@ class Call:
     answer: Callable[[Answer], None] = field(repr=False)
 
     def halve(self) -> Answer:
-        """Do half of it.
+        """Do half of the transfer in place of the caller.
 
-        :raises HarnessError: when the memory or the file of its process cannot be reached.
+        :raises HarnessError: when the memory or the file of the caller's process cannot be opened.
         """
         try:
-            return Answer(value=shortened.transfer_half(self.tid, self.name, self.arguments))
+            return Answer(value=short_transfer.transfer_half(self.tid, self.name, self.arguments))
         except OSError as exc:
             return Answer(error=exc.errno or errno.EIO)
 
     def without_block_size(self) -> Answer:
-        """Do it, with a block size of 0 in its answer; errors as for :meth:`halve`."""
+        """Do the ``fstatfs`` with a block size of 0 in its result; errors as for :meth:`halve`."""
         try:
-            return Answer(value=sizeless.fstatfs(self.tid, self.arguments))
+            return Answer(value=zero_block_size.fstatfs(self.tid, self.arguments))
         except OSError as exc:
             return Answer(error=exc.errno or errno.EIO)
 
 
 @dataclass(eq=False)
 class Rule:
-    """What to do with the calls that match: keep them, unless ``error``, ``halved`` or ``sizeless`` is given.
+    """Holds the matching calls, or does what ``error``, ``halved`` or ``zero_block_size`` says instead.
 
     :param calls: names of system calls, each one of :data:`harness.holds.seccomp.CALLS`.
-    :param below: a folder or file.
-    :param error: let them fail with this errno.
-    :param halved: let them transfer half of their bytes; for reads and writes.
-    :param sizeless: let them tell a block size of 0; for ``fstatfs``.
-    :param machine: whose calls; by default everybody's. A rule that holds calls becomes that of the machine
-        whose call it holds first: a migration's destination has the same share, and is not meant.
-    :ivar held: the calls that wait now. :ivar hits: how many have matched so far.
+    :param below: the folder or file that the calls are about.
+    :param error: the calls fail with this errno.
+    :param halved: the calls transfer half of their bytes; for reads and writes.
+    :param zero_block_size: the calls report a block size of 0; for ``fstatfs``.
+    :param machine: the machine whose calls match; by default any. A rule that holds calls then matches only
+        the machine whose call it held first, because a migration's destination has the same share.
+    :ivar held: the calls that are held now. :ivar hits: the number of calls that have matched so far.
     """
 
     calls: frozenset[str]
     below: Path
     error: int | None = None
     halved: bool = False
-    sizeless: bool = False
+    zero_block_size: bool = False
     machine: str | None = None
     held: list[Call] = field(default_factory=list)
     hits: int = 0
@@ -114,14 +118,16 @@ class Rule:
         if unknown or not self.calls:
             known = ", ".join(sorted(CALLS))
             raise UsageError(f"cannot hold {', '.join(unknown) or 'nothing'}; known calls: {known}")
-        whole = sorted(self.calls - {*shortened.READS, *shortened.WRITES})
+        whole = sorted(self.calls - {*short_transfer.READS, *short_transfer.WRITES})
         if self.halved and whole:
-            raise UsageError(f"half of {', '.join(whole)} is nothing: halve reads and writes")
-        if self.sizeless and self.calls != {sizeless.CALL}:
-            raise UsageError(f"only {sizeless.CALL} tells a block size, not {', '.join(sorted(self.calls))}")
+            raise UsageError(f"{', '.join(whole)} transfers no bytes: only reads and writes can be halved")
+        if self.zero_block_size and self.calls != {zero_block_size.CALL}:
+            raise UsageError(
+                f"only {zero_block_size.CALL} reports a block size, not {', '.join(sorted(self.calls))}"
+            )
 
     def matches(self, call: Call) -> bool:
-        """Whether this rule is about ``call``."""
+        """Whether this rule applies to ``call``."""
         below = call.path == str(self.below) or call.path.startswith(f"{self.below}/")
         return below and call.name in self.calls and self.machine in (None, call.machine)
 
@@ -136,11 +142,11 @@ class Rules:
         self._failures: list[str] = []
 
     def report(self, machine: str, doing: str, error: Exception) -> None:
-        """Record an error of a supervisor's own, which makes the test's record inconclusive; each one once.
+        """Record an error of a supervisor, each one once. It makes the test's record inconclusive.
 
-        :param doing: what the supervisor was at, as in "while it handled preadv".
+        :param doing: what the supervisor was doing, as in "while it handled preadv".
         """
-        text = f"the supervisor of {machine!r} failed {doing}: {_told(error)}"
+        text = f"the supervisor of {machine!r} failed {doing}: {_text_of(error)}"
         with self._lock:
             if text in self._failures:
                 return
@@ -148,7 +154,10 @@ class Rules:
         self._history.note("host", HARNESS_ERROR, {"error": text})
 
     def check(self) -> None:
-        """:raises SetupError: when a supervisor has failed; calls are not held reliably since."""
+        """Check that no supervisor has failed; after a failure calls are not held reliably.
+
+        :raises SetupError: when one has.
+        """
         with self._lock:
             if self._failures:
                 raise SetupError(self._failures[0], details="\n".join(self._failures[1:]))
@@ -159,16 +168,16 @@ class Rules:
             self._rules.append(rule)
 
     def lift(self, rule: Rule) -> int:
-        """Stop applying ``rule``, and let what it holds go on; returns how many calls that were."""
+        """Stop applying ``rule``, and let the calls that it holds continue; returns their number."""
         with self._lock:
             if rule in self._rules:
                 self._rules.remove(rule)
             held, rule.held = rule.held, []
         for call in held:
             try:
-                call.answer(GO_ON)
-            except OSError as exc:  # The others are to go on all the same.
-                self.report(call.machine, f"while it let {call.name} go on", exc)
+                call.answer(CONTINUE)
+            except OSError as exc:  # The other calls have to continue nevertheless.
+                self.report(call.machine, f"while it let {call.name} continue", exc)
         return len(held)
 
     def clear(self) -> None:
@@ -177,12 +186,12 @@ class Rules:
             self.lift(rule)
 
     def wants(self, name: str) -> bool:
-        """Whether a rule may be about calls of that name."""
+        """Whether a rule may apply to calls of that name."""
         return any(name in rule.calls for rule in self._rules)
 
     def decide(self, call: Call) -> None:
-        """Hold the call, answer it as its rule says, or let it go on."""
-        answer = GO_ON
+        """Hold the call, answer it as its rule says, or let it continue."""
+        answer = CONTINUE
         with self._lock:
             rule = next((rule for rule in self._rules if rule.matches(call)), None)
             if rule is not None:
@@ -195,9 +204,9 @@ class Rules:
                 elif rule.halved:
                     answer = call.halve()
                     self._history.note(call.machine, "hold:halved", {**what, "bytes": answer.value})
-                elif rule.sizeless:
+                elif rule.zero_block_size:
                     answer = call.without_block_size()
-                    self._history.note(call.machine, "hold:sizeless", what)
+                    self._history.note(call.machine, "hold:zero_block_size", what)
                 else:
                     rule.machine = call.machine
                     rule.held.append(call)
@@ -207,10 +216,10 @@ class Rules:
 
 
 class _Listener:
-    """The filter's descriptor: each call that asks is received from it once, and answered over it once.
+    """The filter's listening descriptor: each notification is received from it once, and answered once.
 
-    It is used and closed under a lock: a rule may be lifted when QEMU is long gone, and by then the number
-    may be another file's.
+    A lock guards the answers and the close: a rule may be lifted after QEMU has ended, when the descriptor's
+    number may belong to another file.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -219,9 +228,9 @@ class _Listener:
         self._closed = False
 
     def receive(self) -> bytes | None:
-        """The next notification; ``None`` when its caller was killed before it was heard.
+        """The next notification; ``None`` when its caller was killed before it could be received.
 
-        :raises OSError: when the kernel refuses to say.
+        :raises OSError: when the kernel returns another error.
         """
         buffer = bytearray(_NOTIFICATION.size)
         try:
@@ -233,9 +242,9 @@ class _Listener:
         return bytes(buffer)
 
     def send(self, response: bytes) -> None:
-        """Answer a call; one whose caller has ended needs no answer.
+        """Answer a notification; one whose caller has ended needs no answer.
 
-        :raises OSError: when the kernel does not take the answer.
+        :raises OSError: when the kernel rejects the answer.
         """
         with self._lock:
             if self._closed:
@@ -243,24 +252,24 @@ class _Listener:
             try:
                 fcntl.ioctl(self.descriptor, _IOCTL_SEND, response)
             except OSError as exc:
-                # ENOENT: the caller was killed. EINPROGRESS: it was answered before.
+                # ENOENT: the caller was killed. EINPROGRESS: the call has been answered already.
                 if exc.errno not in (errno.ENOENT, errno.EINPROGRESS):
                     raise
 
     def close(self) -> None:
-        """Every call that asks from now on fails with ENOSYS."""
+        """Close the descriptor; every call that is notified from now on fails with ENOSYS."""
         with self._lock:
             self._closed = True
             os.close(self.descriptor)
 
 
 class Supervisor:
-    """Listens for one QEMU; its thread ends with that process, and not before.
+    """Answers the notifications of one QEMU; its thread ends after that process, not before.
 
-    (Were the descriptor closed earlier, each call that asks would fail with ENOSYS.)
+    (If the descriptor were closed earlier, each notified call would fail with ENOSYS.)
 
-    :param path: the unix socket at which the filter's descriptor is handed over.
-    :param machine: the actor's name in the history.
+    :param path: the unix socket over which the filter's descriptor is handed over.
+    :param machine: the machine's name, which is the actor in the history.
     """
 
     def __init__(self, path: Path, machine: str, rules: Rules) -> None:
@@ -268,14 +277,19 @@ class Supervisor:
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._server.bind(str(path))
         self._server.listen(1)
-        #: Written to when the machine has ended: it may never have come, and a kernel before 5.9 does not
-        #: tell that no process is left under a filter.
+        #: Written to when the machine has ended. The machine may never have connected, and a kernel before
+        #: 5.9 does not report that no process is left under a filter.
         self._ended = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name=f"hold-{machine}", daemon=True)
         self._thread.start()
 
     def join(self, timeout_s: float) -> None:
-        """The machine has ended: wait for the thread's end, and report one that does not come. Idempotent."""
+        """Called when the machine has ended: wait for the thread's end, or report a thread that does not end.
+
+        Idempotent.
+
+        :param timeout_s: seconds.
+        """
         if self._ended == _CLOSED:
             return
         os.eventfd_write(self._ended, 1)
@@ -296,11 +310,11 @@ class Supervisor:
                     self._serve(listener)
                 finally:
                     listener.close()
-        except Exception as exc:  # In a thread of its own, nobody else would hear of it.
+        except Exception as exc:  # Nothing else reports an exception of this thread.
             self._rules.report(self._machine, "and ended", exc)
 
     def _handed_over(self) -> int | None:
-        """The filter's descriptor; ``None`` when the machine ended first, which whoever waits for it says."""
+        """The filter's descriptor; ``None`` when the machine ended first, which its launch reports."""
         poller = select.poll()
         poller.register(self._server, select.POLLIN)
         poller.register(self._ended, select.POLLIN)
@@ -316,7 +330,7 @@ class Supervisor:
         poller.register(listener.descriptor, select.POLLIN)
         poller.register(self._ended, select.POLLIN)
         while self._ended not in (ready := dict(poller.poll())):
-            # POLLHUP: no process is left that runs under the filter.
+            # POLLHUP: no process is left under the filter.
             if ready[listener.descriptor] & (select.POLLHUP | select.POLLERR):
                 return
             notification = listener.receive()
@@ -328,22 +342,22 @@ class Supervisor:
         name = _NAMES.get(number, str(number))
 
         def answer(given: Answer) -> None:
-            flags = _FLAG_CONTINUE if given == GO_ON else 0
+            flags = _FLAG_CONTINUE if given == CONTINUE else 0
             listener.send(_RESPONSE.pack(identity, given.value or 0, -given.error, flags))
 
         try:
-            # The path is only read where a rule might want it.
+            # The path is read only when a rule may need it.
             path = _path(tid, name, arguments) if self._rules.wants(name) else ""
             if path and not _is_main_thread(tid):
                 self._rules.decide(Call(self._machine, name, tid, path, arguments, answer))
             else:
-                answer(GO_ON)
-        except Exception as exc:  # Whatever it is: QEMU must not wait for its answer for ever.
+                answer(CONTINUE)
+        except Exception as exc:  # After any error the call has to be answered, or QEMU waits for ever.
             self._rules.report(self._machine, f"while it handled {name}", exc)
-            answer(GO_ON)
+            answer(CONTINUE)
 
 
-def _told(error: Exception) -> str:
+def _text_of(error: Exception) -> str:
     return error.message if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
 
 
@@ -357,9 +371,9 @@ def _is_main_thread(tid: int) -> bool:
 
 
 def _path(tid: int, name: str, arguments: list[int]) -> str:
-    """The file that a call is about, as an absolute path; empty when the call is about none.
+    """The file that a call is about, as an absolute path; empty when there is none.
 
-    :raises OSError: when the kernel does not let us look.
+    :raises OSError: when the kernel refuses access to the caller's process.
     """
     try:
         if name in _BY_WHOLE_PATH:
@@ -369,7 +383,7 @@ def _path(tid: int, name: str, arguments: list[int]) -> str:
             return folder
         return os.path.normpath(Path(folder) / _string(tid, arguments[1]))
     except OSError as exc:
-        # The caller has ended, or its descriptor or address (EIO) is wrong: the call itself fails for that.
+        # The caller has ended, or its descriptor or address (EIO) is invalid: the call itself fails then.
         if exc.errno in (*_ENDED, errno.EIO):
             return ""
         raise
@@ -392,7 +406,7 @@ def _string(tid: int, address: int) -> str:
     """The NUL-terminated string at an address of the process (``man 5 proc``, ``/proc/PID/mem``)."""
     with Path(f"/proc/{tid}/mem").open("rb", buffering=0) as memory:
         memory.seek(address)
-        # A page may be followed by none.
+        # The next page may not be mapped, so it is read only when the string continues there.
         text = memory.read(4096 - address % 4096)
         if b"\0" not in text:
             text += memory.read(4096)

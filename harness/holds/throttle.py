@@ -1,7 +1,7 @@
-"""The other kind of hold: a share so slow that a request stays in QEMU's throttle, in a coroutine timer.
+"""The second kind of hold: a share so slow that a request stays in QEMU's throttle, in a coroutine timer.
 
-Portable, and without a worker thread: unrealize destroys the timers, so it shows other faults than a held
-system call does (QEMU: ``fsdev/qemu-fsdev-throttle.c``, ``fsdev_co_throttle_request``).
+It works on every host and occupies no worker thread. Unrealize destroys the timers, so it finds other faults
+than a held system call does (QEMU: ``fsdev/qemu-fsdev-throttle.c``, ``fsdev_co_throttle_request``).
 """
 
 from __future__ import annotations
@@ -21,5 +21,8 @@ def throttled(share: Share, *, bytes_per_s: int) -> Share:
 
 
 def require_throttling(qemu: QemuInstall) -> None:
-    """:raises Unsupported: when this QEMU's fsdev cannot be throttled (it came with 2.10)."""
+    """Check that this QEMU can throttle an fsdev (it came with 2.10).
+
+    :raises Unsupported: when it cannot.
+    """
     require_options(qemu, "-fsdev", f"local,id=slow,path=/,security_model=none,{_OPTION}=1")

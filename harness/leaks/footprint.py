@@ -1,4 +1,4 @@
-"""What a QEMU holds at one moment, as far as it can be seen from outside of a stripped binary."""
+"""What a QEMU process holds at one moment; all of it can be seen without symbols."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from harness.qemu.blockers import blocked_reasons
 from harness.qemu.machine import Machine
 from harness.qemu.spec import MachineSpec
 
-#: Each mapping's first line, and what it has of private dirty memory.
+#: The first line of each mapping, and its private dirty memory in KiB.
 _MAPPING = re.compile(r"^([0-9a-f]+-[0-9a-f]+ .*)\n(?:[A-Z].*\n)*?Private_Dirty: +(\d+) kB", re.MULTILINE)
 _HEADER = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ \d+ *(.*)")
-#: QOM containers in which a plugged device, or a part of it, has its place.
+#: The QOM containers that hold plugged devices and their parts.
 _CONTAINERS = (
     "/machine/peripheral",
     "/machine/peripheral-anon",
@@ -27,7 +27,7 @@ _CONTAINERS = (
 
 
 def handles(pid: int) -> dict[str, Any]:
-    """Threads, and fds by what they point at: what costs next to nothing to ask."""
+    """Threads and fds of a process, fds also by their target; cheap enough to call after each cycle."""
     proc = Path(f"/proc/{pid}")
     threads = sorted(int(task.name) for task in (proc / "task").iterdir())
     fds = _fds(proc)
@@ -50,7 +50,7 @@ def footprint(machine: Machine, pid: int) -> dict[str, Any]:
     :param pid: of QEMU itself (:func:`process`).
     """
     children = {path: _children(machine, path) for path in _CONTAINERS}
-    # Answering these takes QEMU longer than its heap keeps free pages: memory is read after them.
+    # Memory is read last: these commands take longer than the heap keeps free pages.
     regions = len(machine.qmp.hmp("info mtree", watch=machine.watch).splitlines())
     blockers = len(blocked_reasons(machine))
     return {
@@ -62,9 +62,9 @@ def footprint(machine: Machine, pid: int) -> dict[str, Any]:
 
 
 def process(machine: Machine) -> int:
-    """The process of QEMU itself, also where a script that waits for it started it.
+    """The pid of QEMU itself, also when a script started QEMU and waits for it.
 
-    The process that has the thread of a vCPU (QEMU: ``query-cpus-fast``, before 2.12 ``query-cpus``).
+    It is the process that has the thread of a vCPU (QEMU: ``query-cpus-fast``, before 2.12 ``query-cpus``).
     """
     for command, key in (("query-cpus-fast", "thread-id"), ("query-cpus", "thread_id")):
         with contextlib.suppress(QemuError):
@@ -81,14 +81,14 @@ def _fds(proc: Path) -> Counter[str]:
             target = str(entry.readlink())
         except OSError:
             continue  # Closed in the meantime.
-        # The inode numbers of sockets and pipes say nothing; nor does that a file was deleted.
+        # The inode numbers of sockets and pipes differ each time and are left out.
         found[re.sub(r":\[\d+\]", "", target)] += 1
     return found
 
 
 def private_kib(smaps: str, spec: MachineSpec) -> int:
-    """Private dirty memory in ``smaps``, but for the guest's: its memory, the code translated for it."""
-    # The kernel tells where the file really is.
+    """The private dirty memory in ``smaps``, in KiB, without the guest's memory and its translated code."""
+    # smaps has the file's real path.
     memory = None if spec.memory_file is None else str(spec.memory_file.path.resolve())
     size = spec.memory_mib << 20
     mappings = ((_HEADER.match(header), int(kib)) for header, kib in _MAPPING.findall(smaps))
@@ -101,13 +101,13 @@ def _is_guests(header: re.Match[str], memory: str | None, size: int) -> bool:
         return True
     if not path and int(end, 16) - int(start, 16) == size:
         return True
-    # Nothing but TCG's buffer can be executed and comes from no file (QEMU: tcg/region.c).
+    # The only executable mapping without a file is TCG's buffer (QEMU: tcg/region.c).
     return "x" in access and not path
 
 
 def _children(machine: Machine, path: str) -> int:
     parent, _, name = path.rpartition("/")
-    # QEMU 2.4 makes a container when the first thing is put into it, and leaks the error of who asks before.
+    # QEMU 2.4 creates a container with its first child; a qom-list before that leaks its error object.
     if not parent and all(child["name"] != name for child in _listed(machine, "/")):
         return 0
     return sum(child["type"].startswith("child<") for child in _listed(machine, path))

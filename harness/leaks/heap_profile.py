@@ -1,8 +1,8 @@
-"""Heap profiles of a stripped QEMU: Debian's libjemalloc2 preloaded, every allocation sampled.
+"""Heap profiles of a stripped QEMU: Debian's libjemalloc2 is preloaded, and every allocation is sampled.
 
-A profile lists, by the stack that allocated it, every object that is alive (the format is ``heap_v2`` of
-gperftools' pprof). jemalloc writes one whenever a number of bytes has been allocated (``man 3 jemalloc``,
-``opt.lg_prof_interval``), so that making QEMU allocate as much at once is asking for one.
+A profile lists every live object by the stack that allocated it (in the format ``heap_v2`` of gperftools'
+pprof). jemalloc writes a profile whenever a given number of bytes has been allocated (``man 3 jemalloc``,
+``opt.lg_prof_interval``). :func:`profile` makes QEMU allocate that many bytes at once to get one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from harness.errors import QemuError, SetupError
 from harness.qemu.binary import HEAP_LIBRARY, QemuInstall
 from harness.qemu.machine import Machine
 
-#: The binary logarithm of how many bytes are allocated between two profiles.
+#: The binary logarithm of the number of bytes that are allocated between two profiles.
 _LG_INTERVAL = 27
 _TRIGGER = "harness-heap-profile"
 _TRIAL_TIMEOUT_S = 60
@@ -33,23 +33,23 @@ Site = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True)
 class Live:
-    """What is alive of one site."""
+    """The live objects of one allocation site: their number, and their size in bytes."""
 
     objects: int
     bytes: int
 
 
 def library(install: QemuInstall) -> Path:
-    """The library to preload into that QEMU: of its own folders, else one of ``install.profilers``.
+    """The library to preload into that QEMU: from its own folders, else one of ``install.profilers``.
 
-    Each is tried once a process: QEMU is started with it, and has to leave a profile.
+    Each candidate is tried once a process: QEMU is started with it and has to write a profile.
 
-    :raises NotProfiled: why its heap cannot be profiled.
+    :raises NotProfiled: with the reason why the heap cannot be profiled.
     """
     if install.sanitized:
-        raise NotProfiled("AddressSanitizer has the heap, which jemalloc cannot profile")
+        raise NotProfiled("this QEMU uses AddressSanitizer's allocator, which jemalloc cannot profile")
     if not install.libraries:
-        raise NotProfiled("a script starts this QEMU: what it can preload is not known")
+        raise NotProfiled("a script starts this QEMU, so the libraries that it can preload are not known")
     found = [path for folder in install.libraries if (path := folder / HEAP_LIBRARY).exists()]
     refusals = []
     for candidate in dict.fromkeys([*found, *install.profilers]):
@@ -67,11 +67,11 @@ def library(install: QemuInstall) -> Path:
 
 
 class NotProfiled(SetupError):
-    """Why the heap of a QEMU cannot be profiled."""
+    """The heap of a QEMU cannot be profiled; the message is the reason."""
 
 
 class NotFound(NotProfiled):
-    """None of the libraries that are there works; another one may."""
+    """No library that was found works; one that is provisioned may."""
 
 
 _REFUSALS: dict[tuple[str, Path], str | None] = {}
@@ -99,23 +99,23 @@ def _tried(install: QemuInstall, candidate: Path, prefix: Path) -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired) as exc:
         return f"--version: {exc}"
-    said = (done.stderr.decode(errors="replace").strip().splitlines() or ["nothing"])[0]
+    printed = (done.stderr.decode(errors="replace").strip().splitlines() or ["nothing"])[0]
     try:
         if any(live.objects for path in _profiles(prefix) for live in read_profile(path).values()):
             return None
     except SetupError as exc:
         return str(exc)
-    return f"it left no profile; exit status {done.returncode}, it said: {said}"
+    return f"QEMU wrote no profile; exit status {done.returncode}, it printed: {printed}"
 
 
 def environment(preload: Path, prefix: Path, *, at_exit: bool = False) -> dict[str, str]:
-    """Profile every allocation, into files ``PREFIX.PID.SEQ.iSEQ.heap``.
+    """The environment that profiles every allocation, into files ``PREFIX.PID.SEQ.iSEQ.heap``.
 
-    Free pages go back to the kernel within 10 ms, so that private memory means memory in use: at once takes
-    a third of QEMU's time, and pages that never go back are never joined, and grow. ``G_SLICE`` makes GLib
-    before 2.76 allocate each slice by itself.
+    Free pages return to the kernel within 10 ms, so that private memory means memory in use. Returning them
+    at once would take a third of QEMU's time; pages that are never returned are never merged, and memory
+    grows. ``G_SLICE`` makes GLib before 2.76 allocate each slice separately.
 
-    :param at_exit: write one more, ``PREFIX.PID.SEQ.f.heap``, when the process ends.
+    :param at_exit: write one more profile, ``PREFIX.PID.SEQ.f.heap``, when the process ends.
     """
     options = (
         f"prof:true,lg_prof_sample:0,lg_prof_interval:{_LG_INTERVAL},prof_prefix:{prefix},"
@@ -125,14 +125,14 @@ def environment(preload: Path, prefix: Path, *, at_exit: bool = False) -> dict[s
 
 
 def profile(machine: Machine, prefix: Path) -> Path:
-    """Make a QEMU that was started with :func:`environment` write a profile, and return it.
+    """Make a QEMU that was started with :func:`environment` write a profile, and return its path.
 
-    What is to be freed after an RCU grace period is freed first: QEMU waits for that when it refuses a
-    ``device_add`` (QEMU: ``system/qdev-monitor.c``, ``qmp_device_add``, ``drain_call_rcu``). What then asks
-    for the profile is one large allocation, the memory of a ``ringbuf`` character device, which nobody
-    touches (``chardev/char-ringbuf.c``, ``qemu_chr_open_ringbuf``).
+    First, a ``device_add`` that QEMU refuses frees everything that waits for an RCU grace period (QEMU:
+    ``system/qdev-monitor.c``, ``qmp_device_add``, ``drain_call_rcu``). Then one large allocation, the buffer
+    of a ``ringbuf`` character device that is never used, makes jemalloc write the profile
+    (``chardev/char-ringbuf.c``, ``qemu_chr_open_ringbuf``).
 
-    :raises SetupError: when there is none: this libjemalloc cannot profile.
+    :raises SetupError: when no profile was written: this libjemalloc was built without profiling.
     """
     with contextlib.suppress(QemuError):
         machine.qmp.execute("device_add", {"driver": _TRIGGER}, watch=machine.watch)
@@ -151,9 +151,9 @@ def _profiles(prefix: Path) -> list[Path]:
 
 
 def read_profile(path: Path) -> dict[Site, Live]:
-    """Read a profile; addresses become offsets in their files, so that two runs can be compared.
+    """Read a profile; addresses become offsets in their ELF files, so that two runs can be compared.
 
-    :raises SetupError: when it is no such profile.
+    :raises SetupError: when the file is no heap profile of jemalloc.
     """
     text = path.read_text(errors="replace")
     heap, found, mapped = text.partition("MAPPED_LIBRARIES:")
@@ -169,7 +169,7 @@ def read_profile(path: Path) -> dict[Site, Live]:
 
 
 class _Mapping:
-    """From addresses to files, by ``/proc/PID/maps``."""
+    """Translates addresses to files and offsets, by ``/proc/PID/maps``."""
 
     def __init__(self, maps: str) -> None:
         pattern = r"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) \S+ \d+ *(.*)$"

@@ -1,13 +1,13 @@
-"""Looks for what grows: one cycle, repeated in one machine, whose counts and heap profiles are recorded.
+"""Leak hunts: one cycle is repeated in one machine, whose counts and heap profiles are recorded.
 
-After a warm-up come three parts of equal length, with a heap profile at the end of each. What leaks grows in
-every part; what keeps memory for later use fills up. An allocation site (or the number of threads) that grows
-in every part is then judged by its behaviour, never by its name:
+A warm-up is followed by three parts of equal length, with a heap profile at the end of each. A leak grows in
+every part; a cache or pool stops growing. An allocation site (or the number of threads) that grows in every
+part is then judged by its behaviour, never by its name:
 
-1. Does it grow without the device as well? A *control* is a machine of the same kind that does the same, but
-   for the device. What grows there about as fast is none of the device's.
-2. Does it go on? The hunt gets three more parts, each twice as long. A pool whose bound lies beyond the first
-   three levels off.
+1. Does it grow without the device as well? A *control* is a machine of the same kind that does the same
+   without the device. A site that grows about as fast there is not the device's.
+2. Does it keep growing? The hunt is extended by three more parts, each twice as long. A pool whose limit lies
+   beyond the first three parts then stops growing.
 """
 
 from __future__ import annotations
@@ -31,17 +31,19 @@ from harness.testbed import Testbed
 
 #: Written into the artefact folder for the checker ``no_leak``.
 HEAP_SITES = "heap-sites.json"
-#: Threads and fds are counted after each cycle. The rest, which costs as much as a cycle, after so many.
+#: Threads and fds are counted after each cycle, the rest after this many cycles: it costs as much as a cycle.
 _EVERY = 4
 _PARTS = 3
-#: How much longer the parts are of a hunt that has to go on.
-_LONGER = 2
-#: A control has a heap profile after so many cycles. From its beginning: what is kept is kept early.
-_CONTROL = (0, 4 * _EVERY)
-#: What grows so many times as fast with the device leaks, though it grows a little without it: to look at a
-#: machine (:mod:`harness.leaks.heap_profile` has a ``device_add`` refused) goes the same ways as some leaks.
-_ALIKE = 4.0
-#: What the guest of a control does: it uses a file system, and none of 9p.
+#: How many times longer the parts of an extension are.
+_EXTENSION_FACTOR = 2
+#: An idle control has a heap profile after each of these numbers of cycles. The first is before any cycle,
+#: because caches fill in the first cycles.
+_IDLE_LENGTHS = (0, 4 * _EVERY)
+#: A site that grows in the idle control is suspected only if it grows more than this many times as fast with
+#: the device. Measuring itself makes a control grow a little: :mod:`harness.leaks.heap_profile` sends a
+#: ``device_add`` that QEMU refuses, which allocates at the same sites as some leaks.
+_IDLE_RATIO = 4.0
+#: What the guest of an idle control does: it uses a file system other than 9p.
 _GUEST_WITHOUT_DEVICE = (
     "mkdir -p /tmp/control && mount -t tmpfs none /tmp/control && echo text > /tmp/control/file && "
     "cat /tmp/control/file && ls -l /tmp/control && umount /tmp/control"
@@ -53,14 +55,14 @@ _NOTHING = Live(0, 0)
 
 @dataclass(frozen=True)
 class Plan:
-    """How often to repeat: ``warm_up`` cycles, then three parts of ``part`` cycles.
+    """How often a cycle is repeated: ``warm_up`` cycles, then three parts of ``part`` cycles.
 
-    What is lost once in ``part`` cycles is found.
+    A leak that happens at least once in ``part`` cycles is found.
 
-    :param thorough: the same for a hunt that may take longer.
-    :param guest: a guest runs, and makes QEMU's memory grow by using its own.
-    :param saves: the cycle writes streams by itself: none is written in between to count its sections (11.1
-        keeps the description of a stream until the next one is written).
+    :param thorough: the length of a part in a thorough hunt, in cycles.
+    :param guest: a guest runs. It makes QEMU's memory grow by touching its own memory.
+    :param saves: the cycle writes migration streams. No further stream is then written to count the vmstate
+        sections (11.1 keeps the description of a stream until the next one is written).
     """
 
     warm_up: int
@@ -75,10 +77,13 @@ class Plan:
         return tuple(self.warm_up + number * self.part for number in range(_PARTS + 1))
 
     @property
-    def longer(self) -> tuple[int, ...]:
-        """The same of a hunt that has to go on."""
+    def extended(self) -> tuple[int, ...]:
+        """The same, for a hunt that is extended."""
         last = self.lengths[-1]
-        return (*self.lengths, *(last + number * self.part * _LONGER for number in range(1, _PARTS + 1)))
+        return (
+            *self.lengths,
+            *(last + number * self.part * _EXTENSION_FACTOR for number in range(1, _PARTS + 1)),
+        )
 
 
 #: A cycle without a guest takes some 40 to 75 ms.
@@ -88,11 +93,11 @@ WITH_GUEST = Plan(warm_up=5, part=8, guest=True)
 
 
 class LeakHunt:
-    """Repeats a cycle in a machine of one testbed, which it launches; it has to exist before that is.
+    """Repeats a cycle in a machine of one testbed; to be created before the machine is launched.
 
-    Where the heap cannot be profiled, what can be counted is hunted all the same, and the record says why.
+    When the heap cannot be profiled, the counts are hunted nevertheless, and the reason is recorded.
 
-    :param thorough: hunt longer, for what is lost more rarely.
+    :param thorough: repeat more cycles, to find leaks that happen more rarely.
     """
 
     def __init__(self, testbed: Testbed, *, thorough: bool = False) -> None:
@@ -106,22 +111,22 @@ class LeakHunt:
         testbed.attach(self)
 
     def wrap(self, spec: MachineSpec, _folder: Path) -> Wrapping:
-        """Start QEMU with a heap that is profiled, where it can be."""
+        """Start QEMU with heap profiling, if it can be profiled."""
         if self._preload is None:
             return Wrapping()
         return Wrapping(environment=heap_profile.environment(self._preload, self._prefix(spec.name)))
 
     def release(self) -> None:
-        """Nothing is in anybody's way."""
+        """Nothing to do: a hunt does not keep a machine from ending."""
 
     def close(self) -> None:
-        """Nothing is left."""
+        """Nothing to do: a hunt holds nothing."""
 
     def _prefix(self, name: str) -> Path:
         return self.testbed.artifacts.folder / f"heap-{name}"
 
     def repeat(self, cycle: Callable[[Guest], object], plan: Plan = WITH_GUEST) -> None:
-        """Repeat ``cycle`` in a guest; what grew is then in the record, for ``no_leak`` to judge."""
+        """Repeat ``cycle`` in a guest, and record what the checker ``no_leak`` judges."""
 
         def boot(name: str) -> Guest:
             return self.testbed.boot(self.testbed.spec(name=name))
@@ -134,7 +139,7 @@ class LeakHunt:
     def repeat_without_guest(
         self, cycle: Callable[[Machine], object], plan: Plan = WITHOUT_GUEST, *extra: str
     ) -> None:
-        """The same in a machine that was never started (``-S``): no guest takes part, and no boot is needed.
+        """Repeat ``cycle`` in a machine that is never started (``-S``), so that no guest has to boot.
 
         :param extra: further arguments for QEMU.
         """
@@ -151,10 +156,10 @@ class LeakHunt:
         *,
         control: Callable[[RawGuest], object] | None = None,
     ) -> None:
-        """The same with a client of our own in the place of the guest: the device is really used.
+        """Repeat ``cycle`` with the raw 9P client instead of a guest.
 
-        :param control: the cycle without the device, where that leaks by itself; it is always run, and what
-            grows in it is subtracted.
+        :param control: the cycle without the device, for a cycle that leaks even then. It is always run, and
+            what grows in it is subtracted.
         """
 
         def launch(name: str) -> RawGuest:
@@ -178,7 +183,7 @@ class LeakHunt:
         if control is not None:
             runs.append(_Run(self, start, machine_of, control, plan, "control-"))
         for run in runs:
-            run.go_to(plan.lengths)
+            run.run_to(plan.lengths)
         suspects = self._suspects(runs)
         if suspects:
             alone = self._growth_without_device(start, machine_of, idle, plan)
@@ -186,19 +191,19 @@ class LeakHunt:
             suspects = {
                 site
                 for site in suspects
-                if _objects_a_cycle(profiles, lengths, site) > _ALIKE * alone.get(site, 0.0)
+                if _objects_a_cycle(profiles, lengths, site) > _IDLE_RATIO * alone.get(site, 0.0)
             }
         if (suspects or runs[0].threads_grow(plan.lengths)) and not self._is_decided(runs, plan.lengths):
-            self._note_plan(plan, plan.longer, control is not None)
+            self._note_plan(plan, plan.extended, control is not None)
             for run in runs:
-                run.go_to(plan.longer)
+                run.run_to(plan.extended)
             suspects &= self._suspects(runs)
         for run in runs:
             run.machine.quit()
         self._write_sites(runs, suspects)
 
     def profile(self, machine: Machine) -> Path | None:
-        """The heap profile that a machine of this hunt has written now, where it can."""
+        """A new heap profile of a machine of this hunt; ``None`` when its heap cannot be profiled."""
         return None if self._preload is None else heap_profile.profile(machine, self._prefix(machine.name))
 
     def _note_plan(self, plan: Plan, lengths: Sequence[int], control: bool) -> None:
@@ -206,13 +211,13 @@ class LeakHunt:
         self.testbed.history.note("host", "leak:plan", value)
 
     def _is_decided(self, runs: Sequence[_Run[S]], lengths: Sequence[int]) -> bool:
-        """Whether a count has leaked: then there is nothing to wait for."""
+        """Whether a count other than threads has leaked, so that an extension would add nothing."""
         control = runs[1].hunted if len(runs) > 1 else []
         found = growing_counts(runs[0].hunted, control, lengths)
         return any(not line.startswith("threads") for line, *_ in found)
 
     def _suspects(self, runs: Sequence[_Run[S]]) -> set[Site]:
-        """The sites that have more objects after each part."""
+        """The sites that have more objects after each part than before it."""
         profiles = _differences(runs)
         return {
             site
@@ -227,9 +232,9 @@ class LeakHunt:
         idle: Callable[[S], object],
         plan: Plan,
     ) -> dict[Site, float]:
-        """Objects a cycle of the sites that grow in the control."""
+        """Objects a cycle of the sites that grow in the idle control."""
         run = _Run(self, start, machine_of, idle, plan, "idle-")
-        run.go_to(_CONTROL)
+        run.run_to(_IDLE_LENGTHS)
         run.machine.quit()
         grow = {site: _objects_a_cycle(run.profiles, run.lengths, site) for site in run.profiles[-1]}
         return {site: objects for site, objects in grow.items() if objects > 0}
@@ -259,7 +264,7 @@ class LeakHunt:
 
 
 class _Run(Generic[S]):
-    """A machine in which a cycle is repeated, and what was seen of it."""
+    """A machine in which a cycle is repeated, with its samples and heap profiles."""
 
     def __init__(
         self,
@@ -280,8 +285,8 @@ class _Run(Generic[S]):
         self.profiles: list[Profile] = []
         self._samples: list[dict[str, object]] = []
 
-    def go_to(self, lengths: Sequence[int]) -> None:
-        """Repeat the cycle until the last of ``lengths``, with a heap profile after each that is new."""
+    def run_to(self, lengths: Sequence[int]) -> None:
+        """Repeat the cycle up to the last of ``lengths``, with a heap profile at each new one of them."""
         for length in lengths:
             if length in self.lengths:
                 continue
@@ -294,16 +299,16 @@ class _Run(Generic[S]):
 
     @property
     def hunted(self) -> list[dict[str, object]]:
-        """The samples that count: from the last of the warm-up on."""
+        """The samples that are judged: from the last one of the warm-up on."""
         return self._samples[self._plan.warm_up - 1 :]
 
     def threads_grow(self, lengths: Sequence[int]) -> bool:
-        """Whether in each part a thread began that stays."""
+        """Whether in each part a thread was started that did not end."""
         return any(line.startswith("threads") for line, *_ in growing_counts(self.hunted, [], lengths))
 
     def _sample(self, *, last: bool) -> None:
         value: dict[str, object] = {"cycle": self._done - 1, **footprint.handles(self._pid)}
-        # The first cycles are sampled too: what QEMU keeps of being asked, it then has already.
+        # The warm-up is sampled too, so that QEMU has allocated what the commands themselves need.
         if last or self._done % _EVERY == 0:
             value |= {} if self._plan.saves else _sections(self.machine)
             value |= footprint.footprint(self.machine, self._pid)
@@ -316,27 +321,27 @@ class _Run(Generic[S]):
 
 
 def _objects_a_cycle(profiles: Sequence[Profile], lengths: Sequence[int], site: Site) -> float:
-    """How many more objects a site has with each cycle of the last part."""
+    """How many objects a site gained per cycle in the last part."""
     before, last = (profile.get(site, _NOTHING).objects for profile in profiles[-2:])
     return (last - before) / (lengths[-1] - lengths[-2])
 
 
 def _sections(machine: Machine) -> dict[str, object]:
-    """A count that not every machine tells."""
+    """The number of vmstate sections, if this machine can be asked for it."""
     count = vmstate.vmstate_sections(machine)
     return {} if count is None else {"vmstate_sections": count}
 
 
 def _differences(runs: Sequence[_Run[S]]) -> list[Profile]:
-    """The profiles of the hunt, less those of its control where there is one."""
+    """The profiles of the hunt, minus those of its control if there is one."""
     if len(runs) == 1:
         return runs[0].profiles
     hunted, control = runs
-    return [_less(profile, base) for profile, base in zip(hunted.profiles, control.profiles, strict=True)]
+    return [_minus(profile, base) for profile, base in zip(hunted.profiles, control.profiles, strict=True)]
 
 
-def _less(profile: Profile, base: Profile) -> Profile:
-    """What ``profile`` has more than ``base``, site by site; less than nothing, where that has more."""
+def _minus(profile: Profile, base: Profile) -> Profile:
+    """``profile`` minus ``base``, site by site; negative where ``base`` has more."""
 
     def difference(live: Live, other: Live) -> Live:
         return Live(live.objects - other.objects, live.bytes - other.bytes)

@@ -1,4 +1,4 @@
-"""The sections of a machine's device state: what QEMU would write out of every registered vmstate."""
+"""The vmstate sections of a machine: one for each vmstate handler that is registered."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from harness.errors import QemuError
 if TYPE_CHECKING:
     from harness.qemu.machine import Machine
 
-#: How a stream, and in it a section, begins and ends (QEMU: ``migration/savevm.c``, ``migration/savevm.h``).
+#: The marks at the beginning and end of a stream and of a section (QEMU: ``migration/savevm.c``,
+#: ``savevm.h``).
 _MAGIC = b"QEVM\0\0\0\3"
 _FULL, _FOOTER, _EOF = 0x04, 0x7E, 0x00
 _ID_BYTES = 4
@@ -18,12 +19,13 @@ _INSTANCE_AND_VERSION_BYTES = 8
 
 
 def vmstate_sections(machine: Machine) -> int | None:
-    """How many vmstate sections would be sent, but for memory; ``None`` where asking would change something.
+    """The number of vmstate sections of a stopped machine, without the guest's memory.
 
-    Asked of a machine that is stopped: saving stops one that runs, and its devices are told so. The guest's
-    memory is not written, blockers do not matter, and the machine goes on as it was (QEMU:
-    ``migration/savevm.c``, ``qmp_xen_save_devices_state``; built without Xen too). A section whose device
-    has gone is counted when QEMU survives to write it.
+    ``None`` for a machine that runs, because saving would stop it and call the devices' vmstate change
+    handlers, and for a QEMU before 2.11. Uses ``xen-save-devices-state``, which writes no guest memory,
+    ignores migration blockers and leaves the machine as it was (QEMU: ``migration/savevm.c``,
+    ``qmp_xen_save_devices_state``; also in builds without Xen). The section of a device that is gone is
+    counted, if QEMU survives writing it.
     """
     if machine.qmp.execute("query-status", watch=machine.watch)["running"]:
         return None
@@ -32,7 +34,7 @@ def vmstate_sections(machine: Machine) -> int | None:
     try:
         machine.qmp.execute("xen-save-devices-state", arguments, watch=machine.watch)
     except QemuError as exc:
-        # Before 2.11 it had no "live", and there was one way of saving alone.
+        # Before 2.11 the command had no "live" argument, and only one way to save.
         if exc.command_not_found or "'live'" in exc.desc:
             return None
         raise
@@ -42,10 +44,10 @@ def vmstate_sections(machine: Machine) -> int | None:
 def section_names(stream: bytes) -> list[str]:
     """The names of the sections of a stream without memory, in order.
 
-    The length of a section's content is known to its device only; but its footer repeats its number, and is
-    followed by the next section or by the end.
+    A stream does not contain the length of a section. The end is found by the footer, which repeats the
+    section's number and is followed by the next section or by the end of the stream.
 
-    :raises ValueError: for what is no such stream, or ends early.
+    :raises ValueError: when it is no such stream, or ends early.
     """
     if not stream.startswith(_MAGIC):
         raise ValueError(f"no device state: it begins with {stream[: len(_MAGIC)]!r}")

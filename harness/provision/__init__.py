@@ -1,4 +1,4 @@
-"""Recipes in ``images/`` to files in a cache: guest images and QEMU releases."""
+"""Makes guest images and QEMU releases from the recipes in ``images/``, and keeps them in a cache."""
 
 from harness.provision.cache import Cache, default_cache_root
 from harness.provision.provisioner import Provisioner

@@ -1,4 +1,4 @@
-"""``python -m harness.provision``: fill the default cache; print what is in it as JSON."""
+"""``python -m harness.provision``: fill the default cache, and print what was provided as JSON."""
 
 from __future__ import annotations
 

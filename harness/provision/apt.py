@@ -1,7 +1,7 @@
-"""Debian packages of any release, fetched with the host's own apt, without root.
+"""Fetches Debian packages of any release with the host's own apt, without root.
 
-apt is told to keep everything (lists, archives, status) in a private folder, on top of the host's own
-configuration: proxies, certificates and time-outs stay. What apt signs and verifies stays verified.
+apt keeps its lists, archives and status in a private folder. The rest of the host's apt configuration stays
+in effect, such as proxies, certificates and time-outs. apt verifies signatures and hashes as usual.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Report = Callable[[str], None]
 _TIMEOUT_S = 1800
 _REPORT_EVERY_S = 2.0
 _POLL_S = 0.05
-#: Commands of the host that apt runs around an update: they are about the host's packages, not ours.
+#: Commands that the host's configuration runs around an update. They concern the host's packages, not ours.
 _HOOKS = ("APT::Update::Pre-Invoke", "APT::Update::Post-Invoke", "APT::Update::Post-Invoke-Success")
 _ENVIRONMENT = {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
 
 
 class Withdrawn(SetupError):
-    """The archive has replaced a version that was remembered; resolving again finds its destination."""
+    """The archive no longer has a version that was resolved earlier; resolving again finds another."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Package:
         return not self.filename.endswith(".deb")
 
     def is_intact(self, archive: Path) -> bool:
-        """Whether ``archive`` is this package's file, whole."""
+        """Whether the file ``archive`` exists and has this package's digest."""
         algorithm, _, expected = self.digest.partition(":")
         try:
             with archive.open("rb") as file:
@@ -61,10 +61,10 @@ class Package:
 class Apt:
     """apt for one release, in an empty private folder, with fresh package lists.
 
-    :param suite: a suite of the release that a package comes from where it is there (apt's target release).
+    :param suite: a suite of the release that is preferred for packages that it has (apt's target release).
     :param sources_too: fetch the lists of source packages as well.
-    :raises SetupError: without apt, without a Debian archive in the host's configuration, or, with apt's own
-        words, when that archive cannot be reached.
+    :raises SetupError: when the host has no apt, or its apt configuration has no Debian archive, or the
+        archive cannot be reached (with apt's message).
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Apt:
         self._run("update", "--error-on=any")
 
     def resolve(self, *packages: str) -> list[Package]:
-        """``packages`` and all that they depend on, as apt would install them on an empty system."""
+        """``packages`` and all their dependencies, as apt would install them on an empty system."""
         output = self._run("install", "--print-uris", "-y", "--no-install-recommends", *packages)
         found = []
         for match in re.finditer(r"^'[^']+' (\S+\.deb) (\d+) (\S+:\w+)$", output, re.MULTILINE):
@@ -98,7 +98,7 @@ class Apt:
         return sorted(found, key=lambda package: package.name)
 
     def resolve_source(self, package: str) -> list[Package]:
-        """The files of a source package: its description, the original archive, Debian's changes."""
+        """The files of a source package: its description (.dsc), the upstream archive, Debian's changes."""
         output = self._run("source", "--print-uris", package)
         found = re.findall(r"^'[^']+' (\S+) (\d+) (\S+:\w+)$", output, re.MULTILINE)
         description = next((name for name, _, _ in found if name.endswith(".dsc")), None)
@@ -108,28 +108,33 @@ class Apt:
         return [Package(package, version, name, int(size), digest) for name, size, digest in found]
 
     def download(self, packages: list[Package], into: Path, progress: Report) -> None:
-        """Fetch exactly ``packages``; apt verifies their hashes.
+        """Fetch exactly these versions of ``packages`` into the folder ``into``; apt verifies their hashes.
 
+        :param progress: called every two seconds with the number of bytes fetched, as text.
         :raises Withdrawn: when the archive no longer has one of these versions.
         """
         wanted = [f"{package.name}={package.version}" for package in packages if not package.is_source]
         total = sum(package.size for package in packages)
 
-        def tell() -> None:
+        def report_size() -> None:
             done = sum(path.stat().st_size for path in into.iterdir())
             progress(f"  {done / 1e6:.0f} of {total / 1e6:.0f} MB ({100 * done // max(total, 1)} %)")
 
         if wanted:
-            self._run("download", *wanted, cwd=into, tell=tell)
+            self._run("download", *wanted, cwd=into, while_waiting=report_size)
         for name in dict.fromkeys(package.name for package in packages if package.is_source):
-            self._run("source", "--download-only", name, cwd=into, tell=tell)
+            self._run("source", "--download-only", name, cwd=into, while_waiting=report_size)
         for package in packages:
-            # The archive gives its newest: a source cannot be asked for by the version in its file's name.
+            # apt fetches the newest source: it cannot select one by the version in the file's name.
             if package.is_source and not package.is_intact(into / package.filename):
                 raise Withdrawn(f"{package.filename} is no longer in the archive of {self._release}")
 
     def _run(
-        self, command: str, *arguments: str, cwd: Path | None = None, tell: Callable[[], None] | None = None
+        self,
+        command: str,
+        *arguments: str,
+        cwd: Path | None = None,
+        while_waiting: Callable[[], None] | None = None,
     ) -> str:
         argv = ["apt-get", "-c", str(self._config), "-q", command, *arguments]
         log = self._folder / "apt.log"
@@ -143,7 +148,7 @@ class Apt:
                 env={**os.environ, **_ENVIRONMENT},
             )
             try:
-                _await(process, tell)
+                _await(process, while_waiting)
             finally:
                 if process.poll() is None:
                     process.kill()
@@ -155,19 +160,22 @@ class Apt:
 
 
 def require_tools() -> None:
-    """:raises SetupError: when this host has not the tools of Debian."""
+    """Check that this host has ``apt-get`` and ``dpkg-deb``.
+
+    :raises SetupError: when one of them is missing.
+    """
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise SetupError(
-                f"{tool} is not on PATH: Debian packages are unpacked with Debian's own tools; "
-                "use a host that has them, or copy a filled cache here (HARNESS_CACHE)"
+                f"{tool} is not on PATH, and is needed to unpack Debian packages; "
+                "use a host that has it, or copy a filled cache to this one (HARNESS_CACHE)"
             )
 
 
 def unpack(archives: list[Path], root: Path, progress: Report) -> None:
     """Unpack Debian packages into ``root`` (``dpkg-deb -x``); needs no root.
 
-    :raises SetupError: for a broken archive. :raises OSError: for a full disk.
+    :raises SetupError: when an archive is broken. :raises OSError: when the disk is full.
     """
     root.mkdir(parents=True, exist_ok=True)
     for number, archive in enumerate(archives):
@@ -182,28 +190,28 @@ def unpack(archives: list[Path], root: Path, progress: Report) -> None:
         )
         if done.returncode != 0:
             _raise_if_full(done.stderr)
-            said = done.stderr.strip().splitlines() or ["nothing"]
-            raise SetupError(f"cannot unpack {archive.name}; dpkg-deb said: {said[-1]}")
+            printed = done.stderr.strip().splitlines() or ["nothing"]
+            raise SetupError(f"cannot unpack {archive.name}; dpkg-deb printed: {printed[-1]}")
 
 
-def _await(process: subprocess.Popen[bytes], tell: Callable[[], None] | None) -> None:
+def _await(process: subprocess.Popen[bytes], while_waiting: Callable[[], None] | None) -> None:
     turns = 0
 
     def ended() -> bool:
         nonlocal turns
         turns += 1
-        if tell is not None and turns % int(_REPORT_EVERY_S / _POLL_S) == 0:
-            tell()
+        if while_waiting is not None and turns % int(_REPORT_EVERY_S / _POLL_S) == 0:
+            while_waiting()
         return process.poll() is not None
 
     try:
         wait_until(ended, what="apt-get", timeout_s=_TIMEOUT_S, interval_s=_POLL_S)
     except WaitTimeout as exc:
-        raise SetupError(f"apt-get was not done after {_TIMEOUT_S} s; is the mirror stuck?") from exc
+        raise SetupError(f"apt-get did not end within {_TIMEOUT_S} s; check that its mirror answers") from exc
 
 
 def _configuration(folder: Path, suite: str | None) -> str:
-    """Read by apt after the host's configuration, over which it wins."""
+    """apt's configuration. apt reads it after the host's configuration, so these settings override it."""
     lines = [f"#clear {hook};" for hook in _HOOKS]
     lines += [
         f'Dir::State "{folder}";',
@@ -228,8 +236,8 @@ def _configuration(folder: Path, suite: str | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _raise_if_full(said: str) -> None:
-    if "No space left" in said or "enough free space" in said:
+def _raise_if_full(output: str) -> None:
+    if "No space left" in output or "enough free space" in output:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -240,8 +248,8 @@ def _failure(command: str, release: str, output: str) -> SetupError:
     gone = [line for line in errors if re.search(r"Version '.*' for '.*' was not found", line)]
     if gone:
         return Withdrawn(f"apt-get {command} for {release}: {gone[0]}", details=details)
-    # The last line only counts the failures; the one before it has the reason.
+    # The last line is only a summary of the failures; the one before it has the reason.
     causes = [line for line in errors if "Some index files failed" not in line]
-    said = (causes or errors or output.strip().splitlines() or ["nothing"])[-1]
-    hint = "; is there a network? (A filled cache needs none)" if "fetch" in said else ""
-    return SetupError(f"apt-get {command} for {release} failed: {said}{hint}", details=details)
+    cause = (causes or errors or output.strip().splitlines() or ["it printed nothing"])[-1]
+    hint = "; check the network (a filled cache needs none)" if "fetch" in cause else ""
+    return SetupError(f"apt-get {command} for {release} failed: {cause}{hint}", details=details)

@@ -1,8 +1,8 @@
-"""A Debian release's compiler and libraries, unpacked into a folder and worked in as its root, without root.
+"""A build root: a Debian release's compiler and libraries in a folder, with which commands run as their root.
 
-So a QEMU of any release is compiled by that release's own compiler against its own libraries, whatever the
-host is. Nothing is installed: maintainer scripts do not run, and :func:`complete` makes the few links that
-they would have made.
+A QEMU of any release is compiled by that release's own compiler against its own libraries, on any host and
+without root. The packages are unpacked, not installed: maintainer scripts do not run, and :func:`complete`
+makes the few links that they would have made.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from harness.deadline import wait_until
 from harness.errors import SetupError, WaitTimeout
 from harness.provision.apt import Report
 
-#: What ``update-alternatives`` would have linked.
+#: Links that ``update-alternatives`` would have made.
 _ALTERNATIVES = {"usr/bin/awk": "gawk", "usr/bin/cc": "gcc"}
 _WORK = "work"
-#: When this process ends in whatever way, so does ``unshare``, and with it (``--kill-child``) all inside.
-_ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+#: When this process ends in any way, ``unshare`` is killed, and with it (``--kill-child``) all that it runs.
+_DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 _NAMESPACES = ("unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child")
 _POLL_S = 0.2
 _REPORT_EVERY_S = 10.0
-#: Run in the namespaces: the devices and processes of the host, the folder that is worked in, and in.
+#: Runs in the namespaces: mounts the host's /dev and /proc and the work folder, then changes the root.
 _ENTER = """
 set -e
 root=$1 work=$2; shift 2
@@ -35,13 +35,13 @@ exec chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.
 
 
 def complete(root: Path) -> None:
-    """Make a folder of unpacked packages fit to be worked in."""
+    """Make a folder of unpacked packages usable as a build root."""
     for name, target in _ALTERNATIVES.items():
         if not (root / name).exists():
             (root / name).symlink_to(target)
     for name in (_WORK, "dev", "proc", "tmp"):
         (root / name).mkdir(exist_ok=True)
-    # pip, with which QEMU's configure makes itself a venv, loads this file even when it fetches nothing.
+    # QEMU's configure makes a venv with pip, which loads this file even when it fetches nothing.
     certificates = sorted((root / "usr/share/ca-certificates").rglob("*.crt"))
     bundle = root / "etc/ssl/certs/ca-certificates.crt"
     bundle.parent.mkdir(parents=True, exist_ok=True)
@@ -49,25 +49,26 @@ def complete(root: Path) -> None:
 
 
 class BuildRoot:
-    """The unpacked release at ``root``; commands see the folder ``work`` as ``/work``."""
+    """Runs commands in the unpacked release at ``root``, where the folder ``work`` is ``/work``."""
 
     def __init__(self, root: Path, work: Path, report: Report) -> None:
         self._root, self._work, self._report = root, work, report
 
     def run(self, script: str, *, what: str, timeout_s: float = 3600) -> str:
-        """Run a shell script in ``/work`` and return what it printed, which is kept in ``work/WHAT.log``.
+        """Run a shell script in ``/work`` and return its output, which is kept in ``work/WHAT.log``.
 
-        Mounts and the root are those of namespaces of its own (``man 1 unshare``), and end with it.
+        The script has its own mount, pid and user namespaces (``man 1 unshare``), which end with it.
 
+        :param what: the script's name, for messages and the log.
         :param timeout_s: seconds.
-        :raises SetupError: when it fails, with its last lines, or is not done in time; when the host has no
-            user namespaces.
+        :raises SetupError: when the script fails, with its last lines, or does not end in time; when the host
+            has no user namespaces.
         """
-        for tool in (_ENDS_WITH_US[0], _NAMESPACES[0]):
+        for tool in (_DIE_WITH_PARENT[0], _NAMESPACES[0]):
             if shutil.which(tool) is None:
                 raise SetupError(f"{tool} is not on PATH: a QEMU is built in namespaces; install util-linux")
         log = self._work / f"{what}.log"
-        argv = [*_ENDS_WITH_US, *_NAMESPACES, "sh", "-c", _ENTER, "sh"]
+        argv = [*_DIE_WITH_PARENT, *_NAMESPACES, "sh", "-c", _ENTER, "sh"]
         inside = f"cd /{_WORK} && {script}"
         with log.open("wb") as out:
             process = subprocess.Popen(
@@ -99,11 +100,11 @@ class BuildRoot:
         try:
             wait_until(ended, what=what, timeout_s=timeout_s, interval_s=_POLL_S)
         except WaitTimeout as exc:
-            raise SetupError(f"{what} was not done after {timeout_s} s; its output is in {log}") from exc
+            raise SetupError(f"{what} did not end within {timeout_s} s; its output is in {log}") from exc
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a command that was given up, and everything that it started."""
+    """Kill a command that still runs, and everything that it started."""
     if process.poll() is None:
         process.kill()
         process.wait()
@@ -113,9 +114,9 @@ def _failure(what: str, log: Path, output: str) -> SetupError:
     lines = output.strip().splitlines()
     if lines and lines[0].startswith("unshare:"):
         return SetupError(
-            f"this host lets nobody have user namespaces, in which a QEMU is built ({lines[0]}); "
+            f"this host does not permit user namespaces, in which a QEMU is built ({lines[0]}); "
             "see user.max_user_namespaces and kernel.unprivileged_userns_clone in sysctl"
         )
     causes = [line for line in lines if "error:" in line.lower() or line.startswith("FAILED")]
-    said = (causes or lines or ["nothing"])[-1 if not causes else 0]
-    return SetupError(f"{what} failed: {said} (all of it: {log})", details="\n".join(lines[-15:]))
+    cause = (causes or lines or ["it printed nothing"])[-1 if not causes else 0]
+    return SetupError(f"{what} failed: {cause} (its output: {log})", details="\n".join(lines[-15:]))

@@ -1,7 +1,7 @@
-"""QEMU built from a Debian release's source package: a tree that is configured once, and rebuilt in seconds.
+"""Builds QEMU from a Debian release's source package, in a tree that is rebuilt in seconds.
 
-The tree lies in the cache's ``builds/`` and is worked in under a lock. What is built is copied out of it, so
-that a QEMU that runs does not change when the tree is built again.
+The tree is in the cache's ``builds/`` and is used under a lock. Binaries are copied out of it, so that a
+running QEMU does not change when the tree is built again.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from harness.provision.cache import Cache
 from harness.provision.space import reported_in_one_line
 from harness.qemu.binary import PROGRAM
 
-#: Written when a tree is configured: one without it was given up half-way.
+#: Written when a tree is configured; a tree without it was interrupted and is prepared again.
 _READY = "ready"
 _UNPACK = "rm -rf source build && dpkg-source --no-check -x sources/*.dsc source && mkdir build"
 _CONFIGURE = "cd build && ../source/configure --target-list=x86_64-softmmu --disable-werror {}"
 _STRIPPED = "stripped"
 _STRIP = f"strip --strip-all -o {_STRIPPED} build/{PROGRAM}"
 _BUILD = f"cd build && ninja {PROGRAM}"
-#: Where QEMU's own tests are in the build folder.
+#: The folder of QEMU's own tests, below the build folder.
 _TESTS = "tests/qtest"
 
 
@@ -47,7 +47,7 @@ class Build:
 
     @property
     def root(self) -> Path:
-        """The release's libraries and firmware, which what is built here runs with."""
+        """The unpacked release, with the libraries and firmware that the binaries built here run with."""
         return self._tools / "root"
 
     @property
@@ -56,16 +56,16 @@ class Build:
         return self._folder / "source"
 
     def make(self, into: Path) -> None:
-        """Build QEMU as it is, and copy the binary into the folder ``into``.
+        """Build QEMU without edits, and copy the binary into the folder ``into``.
 
-        :raises SetupError: with the compiler's words.
+        :raises SetupError: when it does not compile, with the compiler's message.
         """
         with self.tree():
             self.compile(into)
 
     @contextmanager
     def tree(self) -> Iterator[Path]:
-        """Have the configured tree for oneself; gives the folder with its source."""
+        """Lock the configured tree for the duration of the context; yields the folder with its source."""
         with (
             self._cache.lock(f"build-{self.name}-{self.key}", self._report),
             reported_in_one_line(self._folder),
@@ -75,7 +75,7 @@ class Build:
             yield self.source
 
     def compile(self, into: Path) -> None:
-        """Inside :meth:`tree`: bring the binary up to date, and copy it."""
+        """Inside :meth:`tree`: build the binary, and copy it into the folder ``into``."""
         self._root.run(_BUILD, what="ninja")
         shutil.copyfile(self._folder / "build" / PROGRAM, into / PROGRAM)
         (into / PROGRAM).chmod(0o755)
@@ -90,7 +90,7 @@ class Build:
     def make_tests(self, programs: Iterable[str], into: Path) -> None:
         """Build these test programs of QEMU's own (``tests/qtest``), and copy them into the folder ``into``.
 
-        :raises SetupError: with the compiler's words.
+        :raises SetupError: when they do not compile, with the compiler's message.
         """
         with self.tree():
             wanted = [f"{_TESTS}/{program}" for program in programs]

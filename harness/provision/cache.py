@@ -1,7 +1,7 @@
-"""A folder of entries, keyed by content: filled atomically, checked on use, repaired when damaged.
+"""A folder of entries that are keyed by content, filled atomically, checked on use and repaired when damaged.
 
-Any number of processes may share it. Whoever finds an entry missing fills it under a file lock, in a
-temporary folder beside it, which is renamed into place when it is complete.
+Any number of processes may share it. A process that finds an entry missing fills it under a file lock, in a
+temporary folder, which is renamed into place when it is complete.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from harness.provision import private
 from harness.provision.space import reported_in_one_line
 
 MANIFEST = "manifest.json"
-#: Files up to this size are compared by content, larger ones and large trees by size alone: a check is
-#: made by every worker of every run, and has to cost milliseconds.
+#: Files up to this size are compared by content, larger files and entries of many files by size alone. Every
+#: worker of every run checks its entries, so a check has to take milliseconds.
 _HASH_LIMIT_BYTES = 32 << 20
 _HASH_LIMIT_FILES = 50
 _WAIT_S = 1800
-#: Some of what a cache has in it, also one that was put together by hand.
-_FOLDERS = {"accel", "builds", "debs", "guests", "keys", "locks", "qemu", "resolved", "template", "tools"}
+#: The folders of a cache, by which a folder with other files in it is recognised as one. A cache that was
+#: copied by hand may have any of them. ``tmp`` is left out: ``/`` and many others have one.
+_FOLDERS = {"accel", "builds", "debs", "faults", "guests", "heap", "keys", "locks", "qemu", "qtests"}
+_FOLDERS |= {"resolved", "template", "tools"}
 
 
 def default_cache_root() -> Path:
@@ -46,22 +48,23 @@ def default_cache_root() -> Path:
 class Cache:
     """The cache at ``root``; made when it is first written to.
 
-    It is its user's alone (see :mod:`harness.provision.private`), which is seen to whenever it is used.
+    Only its user may access it (see :mod:`harness.provision.private`). This is enforced on each use.
 
-    :raises UsageError: for a path that no program of a release could be started from.
+    :raises UsageError: for a path from which the programs of a release cannot be started.
     """
 
     def __init__(self, root: Path) -> None:
-        # ld.so(8) splits its library path at colons and semicolons; apt's configuration quotes no quotes.
+        # ld.so(8) splits its library path at : and ; and apt's configuration cannot escape a quotation mark.
         if set(str(root)) & set(':;"'):
             raise UsageError(f'the path of the cache {root} contains one of : ; " (HARNESS_CACHE moves it)')
         self.root = root
 
     def entry(self, kind: str, key: str, fill: Callable[[Path], None], report: Callable[[str], None]) -> Path:
-        """The folder of entry ``key``; when it is missing or damaged, ``fill`` makes it anew.
+        """The folder of entry ``key``; ``fill`` makes it when it is missing or damaged.
 
-        :param fill: gets an empty folder to put the content into.
-        :raises SetupError: what ``fill`` raises, or when the cache cannot be written, or is somebody else's.
+        :param fill: called with an empty folder, into which it writes the content.
+        :raises SetupError: when ``fill`` raises it, the cache cannot be written, or it belongs to another
+            user.
         """
         folder = self.root / kind / key
         with reported_in_one_line(self.root):
@@ -78,11 +81,14 @@ class Cache:
         return folder
 
     def check_owner(self) -> None:
-        """:raises SetupError: when the cache is there and belongs to somebody else. Changes nothing."""
+        """Check that the cache, if it exists, belongs to this user; changes nothing.
+
+        :raises SetupError: when it belongs to another user.
+        """
         private.check_owner(self.root)
 
     def is_sound(self, folder: Path) -> bool:
-        """Whether every file of an entry is there, as long as it was, and (small entries) the same."""
+        """Whether every file of an entry exists with its size and, in a small entry, with its content."""
         try:
             files = json.loads((folder / MANIFEST).read_text())
             return all(_matches(folder / name, facts) for name, facts in files.items())
@@ -91,7 +97,11 @@ class Cache:
 
     @contextmanager
     def lock(self, name: str, report: Callable[[str], None]) -> Iterator[None]:
-        """Hold the lock ``name`` among all processes that use this cache; says whom it waits for."""
+        """Hold the lock ``name`` among all processes that use this cache.
+
+        :param report: called with the name of the process that is waited for.
+        :raises SetupError: when another process holds it for too long, or the cache cannot be written.
+        """
         with reported_in_one_line(self.root):
             folder = self._folder("locks")
             held = filelock.FileLock(folder / f"{name}.lock")
@@ -106,10 +116,10 @@ class Cache:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A temporary folder inside the cache; gone afterwards, and those of dead processes with it."""
+        """A temporary folder inside the cache; removed afterwards, like those of dead processes."""
         with reported_in_one_line(self.root):
             parent = self._folder("tmp")
-            _sweep(parent)
+            _remove_abandoned(parent)
             folder = Path(tempfile.mkdtemp(prefix="fill-", dir=parent))
             lock = reaper.own(folder)
             try:
@@ -119,19 +129,19 @@ class Cache:
                 reaper.disown(lock)
 
     def _folder(self, name: str) -> Path:
-        """The folder ``name``, made if it is missing; nobody else can look into it, nor into the cache."""
-        if self._holds_other_things():
+        """The folder ``name``, made if it is missing; other users get no access to it or to the cache."""
+        if self._is_foreign():
             raise SetupError(
-                f"{self.root} (HARNESS_CACHE) is no cache: it is open to others, and holds other things, "
-                "which would be closed to them; name a folder of its own"
+                f"{self.root} (HARNESS_CACHE) is no cache: it contains other files, and other users would "
+                "lose access to them; name a folder of its own"
             )
         folder = self.root / name
         private.folder(self.root)
         private.folder(folder)
         return folder
 
-    def _holds_other_things(self) -> bool:
-        """Whether the root is such as ``/tmp``, and nothing in it looks like a cache's."""
+    def _is_foreign(self) -> bool:
+        """Whether other users may access the root, and it contains files but no folder of a cache."""
         if not self.root.is_dir() or not private.is_open(self.root):
             return False
         names = {path.name for path in self.root.iterdir() if not path.name.startswith(".")}
@@ -178,17 +188,17 @@ def _sha256(path: Path) -> str:
 
 def _acquire(lock: filelock.BaseFileLock, owner: Path, report: Callable[[str], None]) -> None:
     deadline = Deadline.after(_WAIT_S)
-    patience_s = 0.2
+    timeout_s = 0.2
     while True:
         try:
-            lock.acquire(timeout=patience_s)
+            lock.acquire(timeout=timeout_s)
             return
         except filelock.Timeout:
             holder = _read_text(owner) or "another process"
             if deadline.expired:
                 raise SetupError(f"gave up after {_WAIT_S} s on {lock.lock_file}, held by {holder}") from None
             report(f"waiting for {holder}, which fills the same part of the cache ({owner.stem}) …")
-            patience_s = 10.0
+            timeout_s = 10.0
 
 
 def _read_text(path: Path) -> str:
@@ -198,7 +208,7 @@ def _read_text(path: Path) -> str:
         return ""
 
 
-def _sweep(parent: Path) -> None:
+def _remove_abandoned(parent: Path) -> None:
     """Remove the scratch folders whose process is gone."""
     for folder in parent.iterdir():
         with reaper.abandoned(folder) as gone:

@@ -1,4 +1,4 @@
-"""An initramfs: a cpio archive in the "newc" format, the same bytes for the same content.
+"""Writes an initramfs: a cpio archive in the "newc" format, with the same bytes for the same content.
 
 Format: ``man 5 cpio`` ("New ASCII Format"); the kernel's reader is ``init/initramfs.c``.
 """
@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Member:
-    """A file, folder or symlink; ``mode`` with its type bits, ``content`` a link's target for a link."""
+    """A file, folder or symlink.
+
+    :ivar mode: permissions and type bits (``man 7 inode``). :ivar content: a file's content, a link's target.
+    """
 
     mode: int
     content: bytes = b""
@@ -35,7 +38,7 @@ def symlink(target: str) -> Member:
 def archive(members: dict[str, Member]) -> bytes:
     """The archive of ``members``, by path; missing parent folders are added.
 
-    Not compressed: a guest under TCG takes a quarter of a second to unpack what QEMU loads in no time.
+    It is not compressed: a guest under TCG would take a quarter of a second to unpack it.
     """
     complete = dict(members)
     for path in members:

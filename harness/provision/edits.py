@@ -1,8 +1,8 @@
-"""Edits of QEMU's source, and a build that has them.
+"""Edits of QEMU's source, and builds of the edited source.
 
-An edit is for one file. It is a rule of Coccinelle's semantic patch language (``man 1 spatch``), which fits
-several releases, or a unified diff (``man 1 patch``). An edit is applied to the release's own source; one
-that changes nothing is an error.
+An edit changes one file. It is a rule of Coccinelle's semantic patch language (``man 1 spatch``), which fits
+several releases, or a unified diff (``man 1 patch``). It is applied to the release's own source. An edit that
+changes nothing is an error.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from harness.errors import SetupError
 from harness.provision.builds import Build
 
-#: Beside the faults, for Coccinelle's parser: macros that hide a declaration.
+#: A file beside the faults: macros that hide a declaration from Coccinelle's parser.
 MACROS = "macros.h"
 _SPATCH = (
     "cat source/scripts/cocci-macro-file.h extra-macros.h > macros.h && "
     "spatch --very-quiet --macro-file macros.h --sp-file fault.cocci --in-place source/{}"
 )
-
-
-#: No backup files, which an undo would leave; and no question to the terminal.
+#: Writes no backup files, which an undo would leave, and asks no questions at the terminal.
 _PATCH = "patch --batch --forward --no-backup-if-mismatch source/{} fault.diff"
 
 
 def specifier(text: str) -> str:
-    """:raises ValueError: for what is no PEP 440 specifier."""
+    """Returns ``text``, which has to be a PEP 440 specifier.
+
+    :raises ValueError: when it is none.
+    """
     try:
         SpecifierSet(text)
     except InvalidSpecifier as exc:
@@ -40,11 +41,11 @@ def specifier(text: str) -> str:
 
 
 class Edit(BaseModel):
-    """What is done to one file of QEMU.
+    """An edit of one file of QEMU, by ``patch`` or by ``diff``.
 
-    :ivar file: its path in QEMU's source.
-    :ivar patch: one rule of a semantic patch. :ivar diff: or a unified diff; its file names are not read.
-    :ivar qemu: the versions that the edit is for (PEP 440 specifiers); all, when empty.
+    :ivar file: the file's path in QEMU's source.
+    :ivar patch: one rule of a semantic patch. :ivar diff: a unified diff; its file names are ignored.
+    :ivar qemu: the versions that the edit is for (PEP 440 specifiers); all versions when empty.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -59,7 +60,7 @@ class Edit(BaseModel):
     @model_validator(mode="after")
     def _is_one_of_both(self) -> Self:
         if bool(self.patch) == bool(self.diff):
-            raise ValueError("an edit has a patch (semantic) or a diff (unified)")
+            raise ValueError("an edit has either a patch (semantic) or a diff (unified)")
         return self
 
     def applies_to(self, version: str) -> bool:
@@ -70,8 +71,8 @@ class Edit(BaseModel):
 class Edited(BaseModel):
     """A set of edits, and the QEMU versions that they are for.
 
-    :ivar qemu: the versions (PEP 440 specifiers); all, when empty.
-    :ivar edit: what is done to the source, in this order.
+    :ivar qemu: the versions (PEP 440 specifiers); all versions when empty.
+    :ivar edit: the edits, in the order in which they are applied.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
@@ -87,17 +88,19 @@ class Edited(BaseModel):
 
     @property
     def key(self) -> str:
-        """A hash of what is done to the source."""
+        """A hash of the edits."""
         content = "\0".join(f"{edit.file}\0{edit.patch or edit.diff + edit.qemu}" for edit in self.edit)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def build(tree: Build, name: str, fault: Edited, macros: str, into: Path) -> None:
-    """Build QEMU with ``fault`` into the folder ``into``, and leave the tree as it was.
+    """Build QEMU with ``fault`` into the folder ``into``, then restore the tree's source.
 
-    Edits that are for other versions than the tree's are left out.
+    Edits for other versions than the tree's are left out.
 
-    :raises SetupError: when an edit does not apply, or what it makes does not compile.
+    :param name: the fault's name, for messages.
+    :param macros: the content of :data:`MACROS`.
+    :raises SetupError: when an edit does not apply, or the edited source does not compile.
     """
     with tree.tree() as source, ExitStack() as undo:
         version = (source / "VERSION").read_text().strip()
@@ -121,13 +124,13 @@ def _apply(tree: Build, name: str, edit: Edit, source: Path) -> None:
     )
     (source.parent / file).write_text(edit.patch or edit.diff)
     try:
-        said = tree.run(command.format(edit.file), what=tool)
+        output = tree.run(command.format(edit.file), what=tool)
     except SetupError as exc:
         raise SetupError(
             f"fault {name}: its edit of {edit.file} does not apply to QEMU {tree.name}: {exc.message}"
         ) from exc
     if (source / edit.file).read_bytes() == before:
         raise SetupError(
-            f"fault {name}: its edit of {edit.file} no longer applies to QEMU {tree.name}",
-            details=f"{edit.patch or edit.diff}\n{said}",
+            f"fault {name}: its edit of {edit.file} changes nothing in QEMU {tree.name}",
+            details=f"{edit.patch or edit.diff}\n{output}",
         )

@@ -1,4 +1,4 @@
-"""The guest's initramfs: busybox, dropbear, the modules a 9p mount needs, and the recipe's own files."""
+"""Builds the guest's initramfs: busybox, dropbear, programs, kernel modules, and the recipe's own files."""
 
 from __future__ import annotations
 
@@ -11,25 +11,23 @@ from harness.errors import SetupError
 from harness.provision import cpio
 from harness.provision.keys import Keys
 
-#: Where Debian's dynamic loader looks (``ld.so(8)``); every library of the unpacked packages goes there.
+#: The folder that Debian's dynamic loader searches (``ld.so(8)``); all libraries are put there.
 _LIBRARIES = "lib/x86_64-linux-gnu"
-#: The name by which every program asks for it (the x86-64 psABI).
+#: The dynamic loader's path in every program (the x86-64 psABI).
 _LOADER = "lib64/ld-linux-x86-64.so.2"
-
-
 _DROPBEAR = "usr/sbin/dropbear"
 
 
 def build(
     packages: Path, kernel: Path, programs: list[str], modules: list[str], overlay: Path, keys: Keys
 ) -> bytes:
-    """The archive.
+    """The initramfs, as a cpio archive.
 
-    :param packages: a root with busybox, dropbear, the programs and their libraries unpacked.
-    :param kernel: a root with the packages of a kernel unpacked.
+    :param packages: a root with the unpacked packages of busybox, dropbear, the programs and their libraries.
+    :param kernel: a root with the unpacked packages of a kernel.
     :param programs: further programs, as paths in the packages.
-    :param modules: what to load at boot; their dependencies are added.
-    :param overlay: files to copy over everything else.
+    :param modules: the modules to load at boot; their dependencies are added.
+    :param overlay: a folder whose files replace all others of the same path.
     :raises SetupError: when a program or module is not in the packages.
     """
     members = {
@@ -61,7 +59,7 @@ def _read(root: Path, *candidates: str) -> bytes:
 
 
 def inside(root: Path, name: str) -> Path:
-    """``name`` below ``root``, with absolute symbolic links taken as links inside ``root``."""
+    """``name`` below ``root``; absolute symbolic links are resolved inside ``root``."""
     path = root
     for part in Path(name).parts:
         path = path / part
@@ -74,7 +72,7 @@ def inside(root: Path, name: str) -> Path:
 
 
 def loader(root: Path) -> Path:
-    """The dynamic loader of the packages in ``root`` (trixie has it in ``usr``, with no link to it).
+    """The dynamic loader of the packages in ``root`` (in trixie it is in ``usr``, with no link to it).
 
     :raises SetupError: when there is none.
     """
@@ -86,7 +84,7 @@ def loader(root: Path) -> Path:
 
 
 def _libraries(packages: Path, program: Path) -> dict[str, cpio.Member]:
-    """The libraries that a program is loaded with, asked of the packages' own loader (``ld.so --list``)."""
+    """The libraries that a program needs, as listed by the packages' own loader (``ld.so --list``)."""
     if not program.read_bytes().startswith(b"\x7fELF"):
         return {}  # A script needs none.
     dynamic = loader(packages)
@@ -99,8 +97,8 @@ def _libraries(packages: Path, program: Path) -> dict[str, cpio.Member]:
     )
     found = re.findall(r"^\s*(\S+) => (.+) \(0x", listed.stdout, re.MULTILINE)
     if listed.returncode != 0 or not found:
-        said = (listed.stdout + listed.stderr).strip()
-        raise SetupError(f"cannot list the libraries of {program.name}: {said}")
+        printed = (listed.stdout + listed.stderr).strip()
+        raise SetupError(f"cannot list the libraries of {program.name}: {printed}")
     libraries = {f"{_LIBRARIES}/{name}": cpio.file(Path(path).read_bytes(), 0o755) for name, path in found}
     return libraries | {_LOADER: cpio.file(dynamic.read_bytes(), 0o755)}
 
@@ -108,7 +106,7 @@ def _libraries(packages: Path, program: Path) -> dict[str, cpio.Member]:
 def _modules(kernel: Path, wanted: list[str]) -> dict[str, cpio.Member]:
     folders = [kernel / folder for folder in ("lib/modules", "usr/lib/modules")]
     files = {_module_name(path.name): path for folder in folders for path in folder.rglob("*.ko*")}
-    # What one kernel loads, another has built in (kbuild's list of that is modules.builtin).
+    # A module of one kernel may be built into another, which lists it in modules.builtin.
     lists = [path.read_text() for folder in folders for path in folder.glob("*/modules.builtin")]
     builtin = {_module_name(Path(line).name) for text in lists for line in text.splitlines()}
     contents: dict[str, bytes] = {}
@@ -117,7 +115,7 @@ def _modules(kernel: Path, wanted: list[str]) -> dict[str, cpio.Member]:
         if name in contents or name in builtin:
             return
         if name not in files:
-            raise SetupError(f"the kernel package has no module {name} (a cloud kernel? it has no 9p)")
+            raise SetupError(f"the kernel package has no module {name} (Debian's cloud kernels have no 9p)")
         content = _module(files[name])
         for dependency in _depends(content):
             add(dependency)
@@ -140,7 +138,7 @@ def _module(path: Path) -> bytes:
 
 
 def _depends(module: bytes) -> list[str]:
-    """A module's own list of what it needs (kernel: ``MODULE_INFO(depends, …)``, made by modpost)."""
+    """The modules that a module depends on (kernel: ``MODULE_INFO(depends, …)``, made by modpost)."""
     found = re.search(rb"\0depends=([^\0]*)\0", module)
     return [name.decode().replace("-", "_") for name in found[1].split(b",") if name] if found else []
 

@@ -1,7 +1,7 @@
-"""The SSH keys of a cache: made once, private, never part of a recipe.
+"""The SSH keys of a cache: made once, readable by their user only, and never part of a recipe.
 
-The guest's host key is stored in dropbear's own format (dropbear: ``buf_put_ed25519_priv_key`` in
-``src/ed25519.c``), the client's in OpenSSH's.
+Both are stored in OpenSSH's format. The guest's host key is also given in dropbear's own format (dropbear:
+``buf_put_ed25519_priv_key`` in ``src/ed25519.c``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ from harness.provision import private
 
 @dataclass(frozen=True)
 class Keys:
-    """``client`` is the private key's file; the public keys are ``ssh-ed25519 AAAA…``."""
+    """The keys of a cache.
+
+    :ivar client: the file of the client's private key.
+    :ivar client_public: the client's public key, ``ssh-ed25519 AAAA…``; ``host_public`` likewise.
+    :ivar host_dropbear: the guest's private host key in dropbear's format.
+    """
 
     client: Path
     client_public: str
@@ -35,9 +40,9 @@ class Keys:
 
 
 def load_or_make(folder: Path) -> Keys:
-    """The keys in ``folder``; made when they are not there. Call under the cache's lock.
+    """The keys in ``folder``; made when they do not exist. To be called under the cache's lock.
 
-    :raises SetupError: when a key is unreadable, or somebody else's.
+    :raises SetupError: when a key is unreadable, or belongs to another user.
     """
     private.folder(folder)
     client = _key(folder / "client")
@@ -46,7 +51,7 @@ def load_or_make(folder: Path) -> Keys:
 
 
 def load(folder: Path) -> Keys | None:
-    """The keys in ``folder``, or ``None`` when they are yet to be made; changes at most their modes."""
+    """The keys in ``folder``, or ``None`` when they do not exist; changes at most their modes."""
     present = all((folder / name).exists() for name in ("client", "host"))
     return load_or_make(folder) if present else None
 
@@ -63,9 +68,9 @@ def _key(path: Path) -> Ed25519PrivateKey:
     try:
         key = load_ssh_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError) as exc:
-        raise SetupError(f"{path}: not a usable SSH key ({exc}); remove it, and a new one is made") from exc
+        raise SetupError(f"{path}: not a usable SSH key ({exc}); remove it, and a new key is made") from exc
     if not isinstance(key, Ed25519PrivateKey):
-        raise SetupError(f"{path}: not an ed25519 key; remove it, and a new one is made")
+        raise SetupError(f"{path}: not an ed25519 key; remove it, and a new key is made")
     return key
 
 

@@ -1,7 +1,7 @@
-"""The cache is its user's own: it holds private keys, SSH sessions and the memory of guests.
+"""Keeps other users out of the cache, which contains private keys, SSH sessions and the memory of guests.
 
-Whoever made a folder, and with whatever umask: what is found with permissions for others loses them. What
-belongs to somebody else is refused, since they could read it, or change what is started from it.
+Files and folders lose their permissions for group and others, whichever process made them and with whatever
+umask. Those of another user are refused: that user could read them, or change the programs that are started.
 """
 
 from __future__ import annotations
@@ -18,29 +18,30 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def check_owner(path: Path) -> None:
-    """See that ``path``, if there is such a thing, is this user's own, and what it links to as well.
+    """Check that ``path``, if it exists, belongs to this user, and the target of a link as well.
 
-    :raises SetupError: when it is not.
+    :raises SetupError: when it belongs to another user.
     """
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for owner in (path.lstat().st_uid, path.stat().st_uid):
             if owner != os.geteuid():
                 raise SetupError(
-                    f"{path} in the cache belongs to {_user(owner)}, and this is {_user(os.geteuid())}: "
-                    "they could read its keys, or change what it starts; set HARNESS_CACHE to a folder of "
-                    f"your own (or, if it is yours, chown -R it to uid {os.geteuid()})"
+                    f"{path} in the cache belongs to {_user(owner)}, and this process runs as "
+                    f"{_user(os.geteuid())}: the owner could read the keys, or change the programs that are "
+                    "started; set HARNESS_CACHE to a folder of your own (or, if the cache is yours, chown -R "
+                    f"it to uid {os.geteuid()})"
                 )
 
 
 def is_open(path: Path) -> bool:
-    """Whether others have any permission for ``path``."""
+    """Whether group or others have any permission for ``path``."""
     return bool(path.stat().st_mode & _OTHERS)
 
 
 def folder(path: Path) -> None:
-    """Make the folder ``path`` with mode 0700, missing parents likewise, or give it that mode.
+    """Make the folder ``path`` and its missing parents with mode 0700, or give it that mode.
 
-    :raises SetupError: when it belongs to somebody else, or keeps another mode.
+    :raises SetupError: when it belongs to another user, or its mode cannot be changed.
     """
     for missing in reversed([p for p in (path, *path.parents) if not p.exists()]):
         missing.mkdir(mode=0o700, exist_ok=True)
@@ -49,13 +50,13 @@ def folder(path: Path) -> None:
 
 
 def file(path: Path) -> None:
-    """Take others' permissions from a file, 0600 being what is left of 0644; as :func:`folder`."""
+    """Remove the permissions of group and others from a file: 0644 becomes 0600. Raises as :func:`folder`."""
     check_owner(path)
     _close(path)
 
 
 def tree(path: Path) -> None:
-    """The same for a folder and all that is in it, but not for what links in it lead to."""
+    """As :func:`folder`, for a folder and all that it contains, except for the targets of links."""
     for inner in path.rglob("*"):
         if not inner.is_symlink():
             _close(inner)
@@ -63,13 +64,13 @@ def tree(path: Path) -> None:
 
 
 def entry(path: Path) -> None:
-    """The same for a complete entry of the cache, on each use of it, so it has to be quick.
+    """As :func:`tree`, for a complete entry of the cache; called on each use, so it has to be fast.
 
-    The files directly in it are looked at; what lies deeper only when the folder is still open to others,
-    as an older version of the harness left it.
+    The files directly in the entry are checked on each use. Deeper ones are checked only when the folder is
+    still open to others, as older versions of the harness left it.
     """
     check_owner(path)
-    with contextlib.suppress(FileNotFoundError):  # It was just removed; whoever uses it will say so.
+    with contextlib.suppress(FileNotFoundError):  # It was just removed; its user reports that.
         if is_open(path):
             tree(path)
         for inner in path.iterdir():
@@ -78,7 +79,7 @@ def entry(path: Path) -> None:
 
 
 def _close(path: Path) -> None:
-    """Nothing for the group and others. A file that goes meanwhile needs nothing."""
+    """Remove the permissions of group and others. A file that is removed meanwhile is ignored."""
     with contextlib.suppress(FileNotFoundError):
         mode = stat.S_IMODE(path.stat().st_mode)
         if not mode & _OTHERS:
@@ -87,7 +88,8 @@ def _close(path: Path) -> None:
             path.chmod(mode & ~_OTHERS)
         except OSError as exc:
             raise SetupError(
-                f"{path} in the cache is open to others (mode {mode:04o}), and stays so: {exc.strerror}; "
+                f"{path} in the cache is open to others (mode {mode:04o}), and this cannot be changed: "
+                f"{exc.strerror}; "
                 "chmod -R go= the cache, or set HARNESS_CACHE to another folder"
             ) from exc
 

@@ -1,10 +1,10 @@
-"""From recipes to files in the cache.
+"""Makes the files in the cache from recipes.
 
-Which versions of its packages a recipe means is resolved once and remembered in the cache (``resolved/``),
-and the packages themselves are kept (``debs/``): a filled cache needs no network, not even to repair a
-damaged entry. ``refresh`` resolves again, and so does a repair that finds that the archive has withdrawn a
-version. The key of an entry is a hash of the recipe's content, its root's files, those versions, the cache's
-SSH keys, and :data:`FORMAT`.
+The versions of a recipe's packages are resolved once and stored in the cache (``resolved/``). The packages
+are kept as well (``debs/``), so that a filled cache needs no network, not even to repair a damaged entry.
+They are resolved again with ``refresh``, and when a repair finds that the archive no longer has a version.
+The key of an entry is a hash of the recipe's content, its root's files, those versions, the cache's SSH keys,
+and :data:`FORMAT`.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from harness.provision.recipes import recipes_folder as find_recipes
 from harness.provision.space import reported_in_one_line
 from harness.qemu.binary import HEAP_LIBRARY, PROGRAM, QemuInstall, examined
 
-#: Changed whenever the code makes other files of the same recipe.
+#: To be incremented whenever the code makes different files from the same recipe.
 FORMAT = 2
 _DISK_MIB = 1024
 _KERNEL, _BZIMAGE = "kernel", "bzImage"
 _QEMU = f"usr/bin/{PROGRAM}"
 _LIBRARY_FOLDERS = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/pulseaudio")
-#: What no program reads; a third of an unpacked QEMU.
-_BALLAST = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/icons", "usr/share/info")
+#: Folders that no program reads: a third of an unpacked QEMU.
+_UNUSED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/icons", "usr/share/info")
 
 Packages = dict[str, list[Package]]
 
@@ -48,9 +48,9 @@ class Provisioner:
     """Provides guest images and QEMU releases by the names of their recipes.
 
     :param recipes: the folder of recipes; the project's own by default.
-    :param report: told, in lines for a person, of everything that takes more than a moment.
+    :param report: called with a line of text before everything that takes longer than a moment.
     :param refresh: resolve package versions again, which needs a network.
-    :param offline: fetch nothing: what would need a network is an error.
+    :param offline: fetch nothing; whatever needs a network is an error.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Provisioner:
         self._folder = recipes or find_recipes()
 
     def guest_names(self) -> list[str]:
-        """The names of the guest images that there are recipes for."""
+        """The names of the recipes for guest images."""
         return recipes.names(self._folder / "guests")
 
     def is_provisioned(self, name: str) -> bool:
@@ -74,7 +74,7 @@ class Provisioner:
         return name.partition("+")[0] in self.qemu_names()
 
     def qemu_names(self) -> list[str]:
-        """The names of the QEMU releases that there are recipes for."""
+        """The names of the recipes for QEMU releases."""
         return recipes.names(self._folder / "qemu")
 
     def built_qemus(self, version: tuple[int, int, int]) -> tuple[str, ...]:
@@ -84,7 +84,7 @@ class Provisioner:
         return tuple(name for name in names if recipes.load(folder, name, QemuRecipe).configure)
 
     def guest_image(self, name: str | None = None) -> GuestImage:
-        """The guest image called ``name`` (the default recipe's without one); made when it is missing.
+        """The guest image ``name`` (by default the default recipe's); made when it is missing.
 
         :raises UsageError: for an unknown name or a bad recipe. :raises SetupError: when it cannot be made.
         """
@@ -113,7 +113,7 @@ class Provisioner:
         )
 
     def qemu_release(self, name: str | None = None) -> QemuInstall:
-        """The QEMU release called ``name`` (the default recipe's without one); made when it is missing.
+        """The QEMU release ``name`` (by default the default recipe's); made when it is missing.
 
         ``FLAVOUR+FAULT``, such as ``7.2-src+tag-kept``, is a QEMU built with that fault of the catalogue.
 
@@ -132,7 +132,7 @@ class Provisioner:
 
         def fill(into: Path, packages: dict[str, Path]) -> None:
             root = packages["packages"].rename(into / "root")
-            _remove_ballast(root)
+            _remove_unused(root)
             if not (root / _QEMU).is_file():
                 raise SetupError(f"the packages of QEMU {name} contain no /{_QEMU}")
 
@@ -140,14 +140,14 @@ class Provisioner:
         return _install(name, entry / "root", key)
 
     def heap_names(self) -> list[str]:
-        """The heap libraries that a QEMU with this host's libc can load, the newest first."""
+        """The names of the heap libraries that a QEMU with this host's libc can load, the newest first."""
         host, folder = _host_glibc(), self._folder / "heap"
         needs = {name: recipes.load(folder, name, HeapRecipe).glibc_version for name in recipes.names(folder)}
         fitting = [name for name, needed in needs.items() if needed <= host]
         return sorted(fitting, key=lambda name: needs[name], reverse=True)
 
     def heap_library(self, name: str) -> Path:
-        """What may profile the heap of a QEMU that runs with this host's libc; made when it is missing.
+        """The heap library ``name``, for a QEMU that runs with this host's libc; made when it is missing.
 
         :raises UsageError: for an unknown name or a bad recipe. :raises SetupError: when it cannot be made.
         """
@@ -163,22 +163,23 @@ class Provisioner:
         return entry / HEAP_LIBRARY
 
     def heap_libraries(self) -> Iterator[Path]:
-        """Each of them, made when it is missing as it is asked for, the newest first.
+        """The heap libraries, the newest first; the iterator makes each one that is missing.
 
-        :raises SetupError: where the host has no glibc that is new enough, or when one cannot be made.
+        :raises SetupError: when the host has no glibc that is new enough, or a library cannot be made.
         """
         names = self.heap_names()
         if not names:
             raise SetupError(
-                "this host's libc is no glibc, or older than any libjemalloc2 that there is a recipe for"
+                "no recipe for libjemalloc2 fits this host's libc, which is not glibc or is too old"
             )
         for name in names:
             yield self.heap_library(name)
 
     def build(self, name: str) -> Build:
-        """The build tree of the QEMU flavour called ``name``, such as ``7.2-src``; its tools are unpacked.
+        """The build tree of the QEMU flavour ``name``, such as ``7.2-src``, with its tools unpacked.
 
-        :raises UsageError: when there is no such recipe, or it is not built. :raises SetupError: see above.
+        :raises UsageError: when there is no such recipe, or it is not built from source.
+        :raises SetupError: when the tools cannot be made.
         """
         flavour = recipes.load(self._folder / "qemu", name, QemuRecipe)
         if not flavour.configure:
@@ -188,7 +189,7 @@ class Provisioner:
         def fill(into: Path, packages: dict[str, Path]) -> None:
             packages["packages"].rename(into / "root")
             packages["source"].rename(into / "sources")
-            _remove_ballast(into / "root")
+            _remove_unused(into / "root")
             build_root.complete(into / "root")
 
         entry, key = self._provide("tools", flavour.release, recipe, [], fill)
@@ -196,11 +197,12 @@ class Provisioner:
         return Build(self.cache, name, content, entry, flavour.configure, self._report)
 
     def own_tests(self, name: str, programs: Sequence[str]) -> Path:
-        """The folder with test programs of QEMU's own, built from the tree of the flavour ``name``.
+        """The folder with QEMU's own test programs, built from the tree of the flavour ``name``.
 
         They run with the loader and libraries of :meth:`qemu_release` of that name.
 
-        :raises UsageError: when that flavour is not built. :raises SetupError: with the compiler's words.
+        :raises UsageError: when that flavour is not built from source.
+        :raises SetupError: when they do not compile, with the compiler's message.
         """
         build = self.build(name)
         key = _hash([build.key, *programs])
@@ -249,7 +251,11 @@ class Provisioner:
         content: list[Any],
         fill: Callable[[Path, dict[str, Path]], None],
     ) -> tuple[Path, str]:
-        """The entry for a recipe, and its key; ``fill`` gets roots with its packages unpacked."""
+        """The entry for a recipe, and its key.
+
+        :param content: further values that the key depends on.
+        :param fill: called with an empty folder, and with the roots of the recipe's unpacked packages.
+        """
         with ExitStack() as stack:
 
             @cache
@@ -264,8 +270,8 @@ class Provisioner:
 
             def provide(packages: Packages) -> tuple[Path, str]:
                 versions = {what: [(p.name, p.version) for p in found] for what, found in packages.items()}
-                said = recipe.model_dump(exclude={"default"}, exclude_none=True)
-                key = _hash([FORMAT, said, content, versions])
+                values = recipe.model_dump(exclude={"default"}, exclude_none=True)
+                key = _hash([FORMAT, values, content, versions])
 
                 def make(into: Path) -> None:
                     with self.cache.scratch() as scratch:
@@ -283,26 +289,26 @@ class Provisioner:
     def _resolved(
         self, kind: str, name: str, recipe: Recipe, apt: Callable[[], Apt], *, again: bool
     ) -> Packages:
-        """The packages that ``recipe`` means: remembered, or asked of apt and remembered."""
+        """The resolved packages of ``recipe``, as stored in the cache, or as resolved by apt and stored."""
         wanted = recipe.wanted()
         path = self.cache.root / "resolved" / f"{kind}-{name}-{_hash([*recipe.suites, wanted])}.json"
-        known = None if again else _remembered(path)
+        known = None if again else _stored(path)
         if known is not None:
             return known
         with self.cache.lock(f"resolve-{kind}-{name}", self._report):
-            known = None if again else _remembered(path)  # Somebody else may just have done it.
+            known = None if again else _stored(path)  # Another process may just have stored them.
             if known is not None:
                 return known
             found = {what: apt().resolve(*names) for what, names in wanted.items()}
             if isinstance(recipe, BuildRecipe):
                 found["source"] = apt().resolve_source(recipe.source)
             if "kernel" in found:
-                found["kernel"] = _kernel_alone(found["kernel"], wanted["kernel"])
+                found["kernel"] = _only_kernel(found["kernel"], wanted["kernel"])
             _write(path, json.dumps({what: [vars(p) for p in of] for what, of in found.items()}))
         return found
 
     def _unpack(self, apt: Callable[[], Apt], packages: Packages, scratch: Path) -> dict[str, Path]:
-        """Each group of ``packages`` in a root of its own below ``scratch``."""
+        """Fetch what is missing, and unpack each group of ``packages`` into a root below ``scratch``."""
         require_tools()
         debs = self.cache.root / "debs"
         debs.mkdir(exist_ok=True)
@@ -312,11 +318,11 @@ class Provisioner:
             total_mb = sum(package.size for package in missing) / 1e6
             connection = apt()
             self._report(f"fetching {len(missing)} packages, {total_mb:.0f} MB …")
-            arriving = scratch / "arriving"
-            arriving.mkdir()
-            connection.download(missing, arriving, self._report)
+            fetched = scratch / "fetched"
+            fetched.mkdir()
+            connection.download(missing, fetched, self._report)
             for package in missing:
-                (arriving / package.filename).replace(debs / package.filename)
+                (fetched / package.filename).replace(debs / package.filename)
         for what, found in packages.items():
             _lay_out([debs / package.filename for package in found], scratch / what, self._report)
         return {what: scratch / what for what in packages}
@@ -341,13 +347,13 @@ def _make_guest(
 
 
 def _kernels(root: Path) -> dict[str, Path]:
-    """The kernels that are unpacked in ``root``, by version: in ``/boot``, or (7.2) beside their modules."""
+    """The kernels in ``root``, by version: in ``/boot``, or (Linux 7.2) beside their modules."""
     named = {path.name.removeprefix("vmlinuz-"): path for path in root.glob("boot/vmlinuz-*")}
     return named | {path.parent.name: path for path in root.glob("usr/lib/modules/*/vmlinuz")}
 
 
 def _lay_out(files: list[Path], folder: Path, report: Report) -> None:
-    """Unpack packages into a folder; the files of a source package are put into it as they are."""
+    """Unpack packages into a folder; the files of a source package are copied instead."""
     if all(file.suffix == ".deb" for file in files):
         unpack(files, folder, report)
         return
@@ -356,23 +362,23 @@ def _lay_out(files: list[Path], folder: Path, report: Report) -> None:
         shutil.copyfile(file, folder / file.name)
 
 
-def _kernel_alone(found: list[Package], asked: list[str]) -> list[Package]:
-    """Of all that a kernel's metapackage depends on, only the kernel itself is unpacked.
+def _only_kernel(found: list[Package], requested: list[str]) -> list[Package]:
+    """Of all dependencies of a kernel's metapackage, only the kernel itself.
 
-    Newer ones (7.2) come in parts, which ``linux-image-VERSION`` depends on.
+    Newer kernels (7.2) come in parts, on which ``linux-image-VERSION`` depends.
     """
     kernels = [package for package in found if re.match(r"linux-image-\d", package.name)]
     if len(kernels) != 1:
         names = ", ".join(package.name for package in kernels) or "none"
         raise SetupError(
-            f"{asked[0]} should stand for one kernel package (linux-image-VERSION), found {names}"
+            f"{requested[0]} must depend on one kernel package (linux-image-VERSION), found: {names}"
         )
     version = kernels[0].name.removeprefix("linux-image-")
     parts = {f"linux-{part}-{version}" for part in ("base", "binary", "modules")}
     return kernels + [package for package in found if package.name in parts]
 
 
-def _remembered(path: Path) -> Packages | None:
+def _stored(path: Path) -> Packages | None:
     try:
         known = json.loads(path.read_text())
         return {what: [Package(**facts) for facts in found] for what, found in known.items()}
@@ -387,15 +393,15 @@ def _write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _remove_ballast(root: Path) -> None:
-    for ballast in _BALLAST:
-        shutil.rmtree(root / ballast, ignore_errors=True)
+def _remove_unused(root: Path) -> None:
+    for unused in _UNUSED:
+        shutil.rmtree(root / unused, ignore_errors=True)
 
 
 def _install(name: str, root: Path, key: str, binary: Path | None = None) -> QemuInstall:
-    """How to start the QEMU that is unpacked in ``root``: with its own loader, libraries and firmware.
+    """The QEMU that is unpacked in ``root``, started with its own loader, libraries and firmware.
 
-    :param binary: a QEMU that was built against what is in ``root``.
+    :param binary: a QEMU that was built against the libraries in ``root``, instead of the one in ``root``.
     """
     loader = initramfs.loader(root)
     libraries = tuple(root / folder for folder in _LIBRARY_FOLDERS)
@@ -415,7 +421,7 @@ def _install(name: str, root: Path, key: str, binary: Path | None = None) -> Qem
 
 
 def _host_glibc() -> tuple[int, ...]:
-    """The version of this host's glibc (``man 3 confstr``); nothing where it has another libc."""
+    """The version of this host's glibc (``man 3 confstr``); empty with another libc."""
     try:
         words = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
     except (ValueError, OSError):
@@ -424,7 +430,7 @@ def _host_glibc() -> tuple[int, ...]:
 
 
 def _tree(folder: Path) -> list[tuple[str, bool, str]]:
-    """Every file of a folder, by path, whether it is executable, and content."""
+    """The files of a folder: path, whether it is executable, and the hash of its content."""
     return [
         (
             str(path.relative_to(folder)),

@@ -1,4 +1,4 @@
-"""An empty qcow2 image, written by hand: any QEMU reads it, and none is needed to make it.
+"""Writes an empty qcow2 image without qemu-img, so that no QEMU has to be provided first.
 
 Format: QEMU ``docs/interop/qcow2.txt``, version 2: header, refcount table, one refcount block, L1 table.
 """
@@ -13,9 +13,9 @@ _CLUSTER = 1 << _CLUSTER_BITS
 
 
 def create(path: Path, size_mib: int) -> None:
-    """Write an image of ``size_mib`` MiB (at most 4 TiB) without content; 256 KiB on disk."""
+    """Write an empty image of ``size_mib`` MiB (at most 4 TiB), which takes 256 KiB on disk."""
     size = size_mib << 20
-    # One L2 table of 8-byte entries maps a cluster's worth of them.
+    # An L2 table fills one cluster with entries of 8 bytes, each of which maps one cluster.
     l1_size = -(-size // (_CLUSTER * (_CLUSTER // 8)))
     header = struct.pack(
         ">4sIQIIQIIQQIIQ",

@@ -1,4 +1,4 @@
-"""Recipes: what to provision, as TOML files in ``images/``, read strictly."""
+"""Recipes: TOML files in ``images/`` that describe what to provide. Unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from harness.errors import UsageError
 
 
 class Recipe(BaseModel):
-    """What every recipe says.
+    """The keys that every recipe has.
 
-    ``release`` is the Debian release that the packages come from; ``packages`` are taken together with
-    everything they depend on; ``default`` marks the one that is meant when none is named.
+    ``release`` is the Debian release of the packages. ``packages`` are provided with all their dependencies.
+    ``default`` marks the recipe that is used when none is named.
 
-    With ``suite``, such as ``bookworm-backports``, a package comes from that suite where it is there, and
-    otherwise from the release (apt's target release, ``man 8 apt-get``, ``-t``).
+    With ``suite``, such as ``bookworm-backports``, packages that this suite has come from it, and all others
+    from the release (apt's target release, ``man 8 apt-get``, ``-t``).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -42,7 +42,7 @@ class Recipe(BaseModel):
     def _is_a_release(cls, name: str) -> str:
         release, dash, _ = name.partition("-")
         if dash:
-            raise ValueError(f"{name} is a suite of {release}; say release = {release!r}, suite = {name!r}")
+            raise ValueError(f"{name} is a suite of {release}; set release = {release!r}, suite = {name!r}")
         return name
 
     @field_validator("suite")
@@ -55,19 +55,19 @@ class Recipe(BaseModel):
 
     @property
     def suites(self) -> list[str]:
-        """The release, and the suite that goes before it."""
+        """The release, and the suite that is preferred to it, if any."""
         return [self.release, self.suite] if self.suite else [self.release]
 
     def wanted(self) -> dict[str, list[str]]:
-        """The packages to resolve, in groups that are unpacked apart from each other."""
+        """The packages to resolve, in groups; each group is unpacked into a root of its own."""
         return {"packages": self.packages}
 
 
 class QemuRecipe(Recipe):
     """A QEMU release: unpacked from Debian's ``packages``, or built from the release's source package.
 
-    With ``configure`` it is built, with these options, as the release's :class:`BuildRecipe` says; with
-    ``stripped`` it is the one of that name, which is built, without its symbols.
+    With ``configure`` it is built with these options, by the release's :class:`BuildRecipe`. With
+    ``stripped`` it is the build of that name without its symbols.
     """
 
     packages: list[str] = []
@@ -84,19 +84,19 @@ class QemuRecipe(Recipe):
 class HeapRecipe(Recipe):
     """A library that profiles the heap of a QEMU that runs with the host's libc.
 
-    :ivar glibc: the release's version of it: the library loads into no older one.
+    :ivar glibc: the release's version of glibc; the library does not load with an older one.
     """
 
     glibc: str = Field(pattern=r"^\d+\.\d+$")
 
     @property
     def glibc_version(self) -> tuple[int, ...]:
-        """As numbers, to compare."""
+        """``glibc`` as numbers, for comparison."""
         return tuple(int(part) for part in self.glibc.split("."))
 
 
 class BuildRecipe(Recipe):
-    """What a release's QEMU is built with.
+    """Tools and source to build a release's QEMU.
 
     ``packages`` are compiler, libraries and firmware; ``source`` is the source package.
     """
@@ -107,9 +107,9 @@ class BuildRecipe(Recipe):
 class GuestRecipe(Recipe):
     """A guest image: a Debian kernel and an initramfs.
 
-    ``programs`` are paths in the packages, copied with their libraries, beside busybox and dropbear;
-    ``modules`` are loaded at boot, dependencies first; ``root`` is a folder of files beside the recipe;
-    ``uncompressed`` unpacks the kernel, which QEMU 4.0 and later boot as it is (PVH), a second or two sooner.
+    ``programs`` are paths in the packages; they are copied with their libraries, beside busybox and dropbear.
+    ``modules`` are loaded at boot, dependencies first. ``root`` is a folder of files beside the recipe.
+    ``uncompressed`` unpacks the kernel: QEMU 4.0 and later boot it directly (PVH), one or two seconds faster.
     """
 
     kernel: str = Field(min_length=1)
@@ -138,7 +138,7 @@ def recipes_folder() -> Path:
 
 
 def names(folder: Path) -> list[str]:
-    """The names of the recipes in ``folder``: in the order of their versions; one without (sid) is last."""
+    """The names of the recipes in ``folder``, ordered by version; names without a version (sid) are last."""
     return sorted((path.stem for path in folder.glob("*.toml")), key=_version)
 
 
@@ -148,20 +148,20 @@ def _version(name: str) -> tuple[bool, list[tuple[int, str]]]:
 
 
 def default_name(folder: Path, kind: type[R]) -> str:
-    """The name of the recipe that says ``default = true``.
+    """The name of the recipe with ``default = true``.
 
-    :raises UsageError: when not exactly one does.
+    :raises UsageError: unless exactly one recipe has it.
     """
     marked = [name for name in names(folder) if load(folder, name, kind).default]
     if len(marked) != 1:
-        raise UsageError(f"{folder}: exactly one recipe must say 'default = true', not {marked or 'none'}")
+        raise UsageError(f"{folder}: exactly one recipe must have 'default = true', not {marked or 'none'}")
     return marked[0]
 
 
 def load(folder: Path, name: str, kind: type[M]) -> M:
     """Read one recipe.
 
-    :raises UsageError: with file and line, when it is unknown, unreadable, or says what no recipe says.
+    :raises UsageError: with file and line, when it is unknown, unreadable, or not valid for ``kind``.
     """
     path = folder / f"{name}.toml"
     if name not in names(folder):
@@ -172,7 +172,7 @@ def load(folder: Path, name: str, kind: type[M]) -> M:
 def read(path: Path, kind: type[M]) -> M:
     """Read a TOML file as a ``kind``.
 
-    :raises UsageError: with file and line, when it is unreadable, or says what a ``kind`` does not.
+    :raises UsageError: with file and line, when it is unreadable, or not valid for ``kind``.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -193,9 +193,9 @@ def read(path: Path, kind: type[M]) -> M:
 
 
 def root_of(folder: Path, name: str, recipe: GuestRecipe) -> Path:
-    """The folder of files that a guest recipe names.
+    """The folder of files that a guest recipe names as ``root``.
 
-    :raises UsageError: with file and line, when there is none.
+    :raises UsageError: with file and line, when it is not a folder.
     """
     root = folder / recipe.root
     if not root.is_dir():
@@ -206,7 +206,10 @@ def root_of(folder: Path, name: str, recipe: GuestRecipe) -> Path:
 
 
 def _line_of(key: str, text: str, location: tuple[int | str, ...] = ()) -> int:
-    """The line of ``key``. ``location`` is pydantic's path: ``bug, 3, title`` is in the fourth."""
+    """The line number of ``key``.
+
+    :param location: pydantic's path to the key: ``bug, 3, title`` is in the fourth table ``[[bug]]``.
+    """
     lines = text.splitlines()
     table = rf"\s*\[\[\s*{re.escape(str(location[0]))}\s*\]\]" if location else "(?!)"
     begins = [number for number, line in enumerate(lines) if re.match(table, line)]

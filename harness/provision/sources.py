@@ -1,8 +1,8 @@
-"""Where this host gets Debian packages from, as apt sources for any release.
+"""Makes apt sources for any Debian release from the archives that this host's apt is configured for.
 
-apt itself is asked for the archives that it is configured for (``apt-get indextargets``, ``man 8 apt-get``);
-what it does not tell, such as the keyring, is read from the file it names (``man 5 sources.list``). Mirrors,
-keyrings and trust stay the host's; only the release is another.
+apt lists its archives (``apt-get indextargets``, ``man 8 apt-get``). What it does not list, such as the
+keyring, is read from the file that it names (``man 5 sources.list``). Mirrors, keyrings and trust are those
+of the host; only the release differs.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 
 from harness.errors import SetupError
 
-#: Names by which a configured suite can be recognised as one of Debian's.
+#: Names by which a configured suite is recognised as one of Debian's.
 _RELEASES = "stretch|buster|bullseye|bookworm|trixie|forky|sid|unstable|testing|stable|oldstable|oldoldstable"
-#: Fields that say which packages, not whose: ours differ.
+#: Fields that select packages, which the generated sources set themselves. All other fields are copied.
 _OURS = {"types", "uris", "suites", "components", "architectures", "arch", "languages", "lang"}
 _OURS |= {"targets", "target", "pdiffs", "enabled"}
 
@@ -24,9 +24,9 @@ _OURS |= {"targets", "target", "pdiffs", "enabled"}
 def sources(release: str, suite: str | None = None, *, types: str = "deb") -> str:
     """A deb822 sources file for ``release`` (component main), its updates and its security archive.
 
-    :param suite: a further suite, such as ``bookworm-backports``: it is in the archive of the release itself,
-        and has neither updates nor security of its own.
-    :param types: ``deb``, and ``deb-src`` where source packages are wanted.
+    :param suite: a further suite, such as ``bookworm-backports``. It is in the archive of the release and has
+        no updates or security suites.
+    :param types: ``deb``, or ``deb deb-src`` for source packages as well.
     :raises SetupError: when apt is configured for no Debian archive.
     """
     stanzas = []
@@ -45,14 +45,14 @@ def sources(release: str, suite: str | None = None, *, types: str = "deb") -> st
         )
     if not stanzas:
         raise SetupError(
-            "apt on this host is configured for no Debian archive (component main); "
+            "apt on this host has no Debian archive (component main) configured; "
             "add one to /etc/apt/sources.list.d"
         )
     return "\n".join(dict.fromkeys(stanzas))
 
 
 def _configured() -> list[tuple[str, str, str]]:
-    """The file, address and suite of every archive's component main."""
+    """The sources file, URI and suite of the component main of every configured archive."""
     listed = subprocess.run(
         [
             *("apt-get", "indextargets", "--no-release-info", "--format"),
@@ -65,18 +65,18 @@ def _configured() -> list[tuple[str, str, str]]:
         check=False,
     )
     if listed.returncode != 0:
-        said = listed.stderr.strip().splitlines() or ["nothing"]
-        raise SetupError(f"apt-get indextargets failed; is apt's configuration sound? It said: {said[0]}")
+        printed = (listed.stderr.strip().splitlines() or ["nothing"])[0]
+        raise SetupError(f"apt-get indextargets failed; check apt's configuration; it printed: {printed}")
     rows = [line.split("|") for line in dict.fromkeys(listed.stdout.splitlines())]
     return [(row[0].rpartition(":")[0], row[1], row[2]) for row in rows if len(row) == 4 and row[3] == "main"]
 
 
 def _options(path: Path, uri: str) -> dict[str, str]:
-    """What the entry for ``uri`` in the file ``path`` says besides, such as ``signed-by`` and ``trusted``."""
+    """Further fields of the entry for ``uri`` in the file ``path``, such as ``signed-by`` and ``trusted``."""
     try:
         text = path.read_text()
     except OSError:
-        return {}  # apt has read it; a source that only root may read can carry no more than it told.
+        return {}  # Only root may read it; what apt has listed has to suffice.
     entries = _stanzas(text) if path.suffix == ".sources" else _lines(text)
     for entry in entries:
         addresses = [address.rstrip("/") for address in entry.get("uris", "").split()]
@@ -86,7 +86,7 @@ def _options(path: Path, uri: str) -> dict[str, str]:
 
 
 def _stanzas(text: str) -> list[dict[str, str]]:
-    """The stanzas of a ``.sources`` file; field names in lower case, continuation lines kept."""
+    """The stanzas of a ``.sources`` file, with field names in lower case and with continuation lines."""
     kept = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
     return [
         {

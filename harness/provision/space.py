@@ -1,4 +1,4 @@
-"""A full disk, said in one line."""
+"""Reports errors of the file system under the cache, such as a full disk, in one line."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from pathlib import Path
 
 from harness.errors import SetupError
 
-#: Measured: the archives, the package lists and one unpacked QEMU release at the same time.
+#: Measured: the size of the archives, the package lists and one unpacked QEMU release together.
 _NEEDED_MB = 700
 
 
 @contextmanager
 def reported_in_one_line(where: Path) -> Iterator[None]:
-    """Turns an :class:`OSError` of the block into one :class:`SetupError` about the cache at ``where``."""
+    """Turns an :class:`OSError` of the block into a :class:`SetupError` about the cache at ``where``.
+
+    :raises SetupError: with what to do about it.
+    """
     try:
         yield
     except OSError as exc:

@@ -1,7 +1,7 @@
-"""The ELF kernel inside a bzImage: QEMU loads it directly, and no guest has to decompress it under TCG.
+"""Extracts the ELF kernel from a bzImage, so that no guest has to decompress it under TCG.
 
-The same as the kernel's ``scripts/extract-vmlinux``. QEMU boots the result through its PVH entry point
-(``hw/i386/x86.c``: ``load_elfboot``), which Debian's kernels have (``CONFIG_PVH``).
+It does the same as the kernel's ``scripts/extract-vmlinux``. QEMU boots the result through its PVH entry
+point (``hw/i386/x86.c``: ``load_elfboot``), which Debian's kernels have (``CONFIG_PVH``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def extract(bzimage: bytes) -> bytes:
     Source: ``Documentation/arch/x86/boot.rst``: ``setup_sects`` at 0x1f1, ``payload_offset`` and
     ``payload_length`` at 0x248 and 0x24c, from the end of the setup sectors.
 
-    :raises SetupError: when it is compressed in another way than xz, gzip or zstd.
+    :raises SetupError: when it is no bzImage, or not compressed with xz, gzip or zstd.
     """
     if len(bzimage) < 0x250 or bzimage[0x202:0x206] != b"HdrS":
         raise SetupError("the kernel is no bzImage")
@@ -38,7 +38,9 @@ def extract(bzimage: bytes) -> bytes:
         elif payload.startswith(_ZSTD):
             elf = zstandard.ZstdDecompressor().decompressobj().decompress(payload)
         else:
-            raise SetupError(f"the kernel is compressed in an unknown way ({payload[:4].hex()})")
+            raise SetupError(
+                f"the kernel is not compressed with xz, gzip or zstd (it begins with {payload[:4].hex()})"
+            )
     except (lzma.LZMAError, zlib.error, zstandard.ZstdError) as exc:
         raise SetupError(f"the kernel cannot be decompressed: {exc}") from exc
     if not elf.startswith(_ELF):

@@ -22,7 +22,7 @@ def _happens(world: World, *happened: bool, **options: Any) -> bool:
 
 @pytest.fixture(autouse=True)
 def soon(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drain, "TOLD_TIMEOUT_S", 5.0)
+    monkeypatch.setattr(drain, "TRIGGER_TIMEOUT_S", 5.0)
     world.qmp.on("query-status", {})
 
 
@@ -37,25 +37,25 @@ def test_a_qemu_that_does_not_wait(world: World) -> None:
     assert _happens(world, False, False, True)
 
 
-def test_a_qemu_that_answers_was_not_told_yet(world: World) -> None:
-    """The window begins anew with each answer: a look at a QEMU that was never told shows nothing."""
+def test_the_window_restarts_with_each_answer(world: World) -> None:
+    """A QEMU that answers has not been reached by the trigger yet, so the window cannot have begun."""
 
-    def told(_: Any) -> dict[str, Any]:
+    def answer(_: Any) -> dict[str, Any]:
         world.qmp.stalled = len(world.qmp.commands) >= 3
         return {}
 
-    world.qmp.on("query-status", told)
+    world.qmp.on("query-status", answer)
     assert not _happens(world, False)
     assert world.qmp.commands == ["query-status"] * 3
 
 
-def test_a_qemu_that_is_never_told(world: World) -> None:
+def test_a_trigger_that_never_reaches_qemu(world: World) -> None:
     world.impatient()
-    with pytest.raises(WaitTimeout, match="QEMU to be told of the reset"):
+    with pytest.raises(WaitTimeout, match="QEMU to act on the reset"):
         _happens(world, False)
 
 
-def test_an_access_that_returned_has_told(world: World) -> None:
+def test_an_access_that_returned_has_reached_qemu(world: World) -> None:
     assert not _happens(world, False, returned=lambda: True)
 
 

@@ -63,7 +63,7 @@ def test_an_eject_that_never_reaches_qemu(world: World) -> None:
     ejection = HostileGuest(world.guest).request_eject(world.share)
     world.machine.artifacts.kernel.write_text("hostile: eject share0\n")
     world.impatient()
-    with pytest.raises(WaitTimeout, match="QEMU to be told of the eject of share0"):
+    with pytest.raises(WaitTimeout, match="QEMU to act on the eject of share0"):
         ejection.observe(while_=lambda: None)
     done.set()
 

@@ -150,5 +150,5 @@ def test_a_reset_of_a_guest_that_cannot_be_asked(world: World) -> None:
     world.machine.artifacts.kernel.write_text(f"{NETWORK_IS_UP}\n")
     RunState(world.guest).system_reset(boot_id="one")
     world.machine.artifacts.kernel.write_text(f"{NETWORK_IS_UP}\n" * 2)
-    with pytest.raises(GuestError, match="had not rebooted"):
+    with pytest.raises(GuestError, match="without having rebooted"):
         RunState(world.guest).system_reset(boot_id="two")

@@ -105,7 +105,7 @@ def test_refused_and_the_guest_stands_still(world: World, through: str) -> None:
     world.qmp.on(
         "query-status", *({"status": s} for s in ["running"] * (through == "snapshot_save") + ["paused"])
     )
-    with pytest.raises(Violation, match=rf"^{through} was refused, and left the guest paused$"):
+    with pytest.raises(Violation, match=rf"^{through} was refused, but left the guest paused$"):
         Snapshot(world.guest).expect_refused(world.share)
 
 

@@ -14,7 +14,7 @@ from harness.tests.fakes import World
 
 
 class _Sender:
-    """A migration thread: sends until nobody reads, and ends when it is cancelled and its bytes are read."""
+    """A migration thread: sends until the socket is full, ends when cancelled and its bytes are read."""
 
     def __init__(self, size: int) -> None:
         self.size, self.sent = size, 0
@@ -47,7 +47,7 @@ def sender(world: World) -> Iterator[_Sender]:
     made.join()
 
 
-def test_nobody_reads_until_the_end(world: World, sender: _Sender) -> None:
+def test_the_stream_is_read_only_at_the_end(world: World, sender: _Sender) -> None:
     world.machine.timeout_scale = type(world.machine.timeout_scale)(1.0)
     with stalled(cast(Machine, world.machine)):
         assert 0 < sender.sent < sender.size
@@ -68,7 +68,7 @@ def test_a_stream_that_never_begins_is_not_stalled(world: World, sender: _Sender
     world.qmp.on("migrate_cancel", cancel)
     world.impatient()
     with (
-        pytest.raises(WaitTimeout, match="the stream to stall of source"),
+        pytest.raises(WaitTimeout, match="the migration stream of source to stall"),
         stalled(cast(Machine, world.machine)),
     ):
         pass
@@ -80,7 +80,7 @@ def _schema(world: World, *kinds: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("way", "words"),
-    [("tcp", "does not tell the port"), ("file", "has no file: migration URIs")],
+    [("tcp", "does not report the port"), ("file", "has no file: migration URIs")],
 )
 def test_what_a_qemu_cannot_do_is_known_before_anything_is_plugged(
     world: World, way: str, words: str

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.tests.checkers.story import Story
+from harness.tests.checkers.record_writer import RecordWriter
 
 
 @pytest.fixture
-def story(tmp_path: Path) -> Story:
+def record(tmp_path: Path) -> RecordWriter:
     """The record of a test that went well, up to where its machine would be ended."""
-    return Story(tmp_path)
+    return RecordWriter(tmp_path)

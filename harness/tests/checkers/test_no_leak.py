@@ -1,4 +1,4 @@
-"""The leak checker on hand-written samples: what must be found, what must not, and what cannot be told."""
+"""The leak checker on hand-written samples: leaks, no leaks, and samples that do not show it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from harness.checkers import Verdict, growth
 from harness.checkers.no_leak import COUNTS, leaks, no_leak, slope
-from harness.tests.checkers.story import Story
+from harness.tests.checkers.record_writer import RecordWriter
 
 WARM_UP, FULL = 5, 29
 LENGTHS = [5, 13, 21, 29]
@@ -30,7 +30,7 @@ Sample = Callable[[int], dict[str, Any]]
 
 
 def hunted(
-    story: Story,
+    record: RecordWriter,
     sample: Sample = lambda _: {},
     sites: list[dict[str, Any]] | None = None,
     *,
@@ -39,19 +39,19 @@ def hunted(
     control: Sample | None = None,
     not_profiled: str = "",
 ) -> tuple[Verdict, str, str]:
-    story.launched()
+    record.launched()
     plan = {"warm_up": WARM_UP, "lengths": LENGTHS, "guest": guest, "control": control is not None}
-    story.history.note("host", "leak:plan", plan)
+    record.history.note("host", "leak:plan", plan)
     for cycle in range(count):
-        story.history.note("full", "leak:sample", sampled(cycle, sample))
+        record.history.note("full", "leak:sample", sampled(cycle, sample))
         if control is not None:
-            story.history.note("control-full", "leak:control-sample", sampled(cycle, control))
+            record.history.note("control-full", "leak:control-sample", sampled(cycle, control))
     if sites is not None:
-        (story.folder / "heap-sites.json").write_text(json.dumps({"lengths": LENGTHS, "growing": sites}))
-        story.history.note("host", "leak:heap-sites", {"file": "heap-sites.json"})
+        (record.folder / "heap-sites.json").write_text(json.dumps({"lengths": LENGTHS, "growing": sites}))
+        record.history.note("host", "leak:heap-sites", {"file": "heap-sites.json"})
     elif not_profiled:
-        story.history.note("host", "leak:heap-sites", {"not_profiled": not_profiled})
-    judgement = story.quit().closed().judged(no_leak)
+        record.history.note("host", "leak:heap-sites", {"not_profiled": not_profiled})
+    judgement = record.quit().closed().judged(no_leak)
     return judgement.verdict, judgement.summary, "\n".join(judgement.evidence)
 
 
@@ -69,12 +69,12 @@ def site(*objects: int, size: int = 3, stack: tuple[str, ...] = ("malloc+0x1", "
     return {"objects": list(objects), "bytes": [size * n for n in objects], "stack": list(stack)}
 
 
-def test_a_record_without_a_hunt(story: Story) -> None:
-    assert story.launched().quit().closed().judged(no_leak).verdict is Verdict.VALID
+def test_a_record_without_a_hunt(record: RecordWriter) -> None:
+    assert record.launched().quit().closed().judged(no_leak).verdict is Verdict.VALID
 
 
-def test_a_healthy_hunt_states_its_limits(story: Story) -> None:
-    verdict, summary, _ = hunted(story, sites=[])
+def test_a_healthy_hunt_states_its_limits(record: RecordWriter) -> None:
+    verdict, summary, _ = hunted(record, sites=[])
     assert verdict is Verdict.VALID
     assert summary == (
         "nothing grew in cycles 5 to 29 (threads, fds, qom_children, memory_regions, blockers, "
@@ -83,17 +83,17 @@ def test_a_healthy_hunt_states_its_limits(story: Story) -> None:
     )
 
 
-def test_without_a_heap_profile_counts_are_judged_and_the_verdict_says_why(story: Story) -> None:
-    """Private memory is not: of a heap that nobody keeps small it says nothing."""
+def test_without_a_heap_profile_counts_are_judged_and_the_verdict_says_why(record: RecordWriter) -> None:
+    """Private memory is not judged: without jemalloc, the heap does not return free pages at once."""
     verdict, summary, _ = hunted(
-        story, lambda n: {"private_kib": 1000 * n}, not_profiled="a script starts this QEMU"
+        record, lambda n: {"private_kib": 1000 * n}, not_profiled="a script starts this QEMU"
     )
     assert verdict is Verdict.VALID
     assert summary.endswith("but the heap was not profiled: a script starts this QEMU")
 
 
-def test_without_a_heap_profile_a_count_that_grows_is_a_leak(story: Story) -> None:
-    verdict, summary, _ = hunted(story, lambda n: {"fds": 16 + n // 8}, not_profiled="no library")
+def test_without_a_heap_profile_a_count_that_grows_is_a_leak(record: RecordWriter) -> None:
+    verdict, summary, _ = hunted(record, lambda n: {"fds": 16 + n // 8}, not_profiled="no library")
     assert verdict is Verdict.INVALID
     assert summary.startswith("leak: fds: +0.1")
 
@@ -101,14 +101,14 @@ def test_without_a_heap_profile_a_count_that_grows_is_a_leak(story: Story) -> No
 @pytest.mark.parametrize("offset", range(8))
 @pytest.mark.parametrize("every", [1, 3, 8])
 @pytest.mark.parametrize("name", COUNTS)
-def test_a_count_that_grows(story: Story, name: str, every: int, offset: int) -> None:
+def test_a_count_that_grows(record: RecordWriter, name: str, every: int, offset: int) -> None:
     """In each cycle, or in one of eight, wherever in the hunt that begins."""
-    verdict, summary, _ = hunted(story, lambda n: {name: HEALTHY[name] + (n + offset) // every}, [])
+    verdict, summary, _ = hunted(record, lambda n: {name: HEALTHY[name] + (n + offset) // every}, [])
     assert verdict is Verdict.INVALID
     assert summary.startswith(f"leak: {name}: +{'1.00' if every == 1 else '0.'}")
 
 
-def test_a_thread_that_stays_is_seen_although_the_pool_shrinks(story: Story) -> None:
+def test_a_thread_that_stays_is_seen_although_the_pool_shrinks(record: RecordWriter) -> None:
     """One is lost in every eighth cycle; meanwhile two that were idle for long end."""
 
     def sample(n: int) -> dict[str, Any]:
@@ -116,63 +116,61 @@ def test_a_thread_that_stays_is_seen_although_the_pool_shrinks(story: Story) -> 
         lost = range(100, 100 + n // 8)
         return {"threads": len(pool) + len(lost), "thread_ids": [*pool, *lost]}
 
-    verdict, summary, _ = hunted(story, sample, [])
+    verdict, summary, _ = hunted(record, sample, [])
     assert verdict is Verdict.INVALID
     assert summary.startswith("leak: threads")
 
 
-def test_a_pool_whose_threads_are_replaced_is_none(story: Story) -> None:
-    verdict, _, _ = hunted(story, lambda n: {"threads": 6, "thread_ids": [n // 6 + i for i in range(6)]}, [])
+def test_a_pool_that_replaces_its_threads_does_not_leak(record: RecordWriter) -> None:
+    verdict, _, _ = hunted(record, lambda n: {"threads": 6, "thread_ids": [n // 6 + i for i in range(6)]}, [])
     assert verdict is Verdict.VALID
 
 
-def test_what_was_not_measured_is_not_in_what_is_stated(
-    story: Story, monkeypatch: pytest.MonkeyPatch
+def test_the_summary_names_only_what_was_measured(
+    record: RecordWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(HEALTHY, "vmstate_sections")
-    verdict, summary, _ = hunted(story, sites=[])
+    verdict, summary, _ = hunted(record, sites=[])
     assert verdict is Verdict.VALID
     assert "blockers, heap" in summary
     assert "vmstate_sections" not in summary
 
 
 @pytest.mark.parametrize("cycles", [range(20), range(20, FULL)])
-def test_a_count_that_is_there_now_and_then_is_unknown(
-    story: Story, monkeypatch: pytest.MonkeyPatch, cycles: range
+def test_a_count_that_some_samples_lack_is_unknown(
+    record: RecordWriter, monkeypatch: pytest.MonkeyPatch, cycles: range
 ) -> None:
     monkeypatch.delitem(HEALTHY, "vmstate_sections")
-    verdict, _, _ = hunted(story, lambda n: {"vmstate_sections": 41} if n in cycles else {}, sites=[])
+    verdict, _, _ = hunted(record, lambda n: {"vmstate_sections": 41} if n in cycles else {}, sites=[])
     assert verdict is Verdict.UNKNOWN
 
 
 @pytest.mark.parametrize(("grows", "expected"), [(900, Verdict.VALID), (1200, Verdict.INVALID)])
-def test_a_guest_may_use_more_of_its_own_memory(story: Story, grows: int, expected: Verdict) -> None:
-    verdict, _, _ = hunted(story, lambda n: {"private_kib": 250_000 + n * grows}, [], guest=True)
+def test_a_guest_may_use_more_of_its_own_memory(record: RecordWriter, grows: int, expected: Verdict) -> None:
+    verdict, _, _ = hunted(record, lambda n: {"private_kib": 250_000 + n * grows}, [], guest=True)
     assert verdict is expected
 
 
 @pytest.mark.parametrize("step", [-52_000, 52_000])
-def test_memory_that_grows_beside_a_step(story: Story, step: int) -> None:
+def test_memory_that_grows_beside_a_step(record: RecordWriter, step: int) -> None:
     """The one that is retained, or given back, when a heap profile is written."""
     grows: Sample = lambda n: {"private_kib": 250_000 + n * 150 + step * (n >= LENGTHS[2])}  # noqa: E731
-    verdict, summary, _ = hunted(story, grows, [])
+    verdict, summary, _ = hunted(record, grows, [])
     assert verdict is Verdict.INVALID
     assert summary.startswith("leak: private_kib: +150.00 a cycle")
 
 
 @pytest.mark.parametrize(("own", "expected"), [(0, Verdict.VALID), (1, Verdict.INVALID)])
-def test_what_the_control_grows_by_as_well_is_not_the_devices(
-    story: Story, own: int, expected: Verdict
-) -> None:
+def test_growth_of_the_control_is_subtracted(record: RecordWriter, own: int, expected: Verdict) -> None:
     grows: Sample = lambda n: {"fds": 16 + n * (2 + own)}  # noqa: E731
-    verdict, summary, _ = hunted(story, grows, [], control=lambda n: {"fds": 16 + n * 2})
+    verdict, summary, _ = hunted(record, grows, [], control=lambda n: {"fds": 16 + n * 2})
     assert verdict is expected
     assert own == 0 or summary.startswith("leak: fds: +1.00 a cycle")
 
 
-def test_fds_that_grow_are_named(story: Story) -> None:
+def test_fds_that_grow_are_named(record: RecordWriter) -> None:
     grown: Sample = lambda n: {"fds": 16 + n, "fd_targets": {"socket": 4, "/share": n}}  # noqa: E731
-    verdict, _, evidence = hunted(story, grown, [])
+    verdict, _, evidence = hunted(record, grown, [])
     assert verdict is Verdict.INVALID
     assert "    /share: +24" in evidence
 
@@ -195,13 +193,15 @@ def test_fds_that_grow_are_named(story: Story) -> None:
         ("threads", lambda n: 6 + (n if n < WARM_UP else WARM_UP)),  # Before the warm-up is over.
     ],
 )
-def test_what_moves_and_does_not_grow(story: Story, name: str, change: Callable[[int], int]) -> None:
-    verdict, summary, _ = hunted(story, lambda n: {name: change(n)}, [])
+def test_counts_that_vary_and_do_not_grow(
+    record: RecordWriter, name: str, change: Callable[[int], int]
+) -> None:
+    verdict, summary, _ = hunted(record, lambda n: {name: change(n)}, [])
     assert verdict is Verdict.VALID, summary
 
 
-def test_one_small_object_a_cycle_is_found_and_its_site_named(story: Story) -> None:
-    verdict, summary, evidence = hunted(story, sites=[site(7, 15, 23, 31)])
+def test_one_small_object_a_cycle_is_found_and_its_site_named(record: RecordWriter) -> None:
+    verdict, summary, evidence = hunted(record, sites=[site(7, 15, 23, 31)])
     assert verdict is Verdict.INVALID
     assert summary == "leak: heap: +1.00 objects of 3 bytes a cycle, allocated by v9fs_x+0x2 (qemu)"
     assert "v9fs_x+0x2 (qemu)" in evidence
@@ -211,9 +211,9 @@ def test_one_small_object_a_cycle_is_found_and_its_site_named(story: Story) -> N
     "stack", [("v9fs_x+0x2 (qemu)",), ("qemu+0x1234",), ("qemu_coroutine_new+0x3b (qemu)",)]
 )
 def test_an_object_in_each_part_is_a_leak_whatever_its_site_is_called(
-    story: Story, stack: tuple[str, ...]
+    record: RecordWriter, stack: tuple[str, ...]
 ) -> None:
-    verdict, summary, _ = hunted(story, sites=[site(7, 8, 9, 10, stack=("malloc+0x1", *stack))])
+    verdict, summary, _ = hunted(record, sites=[site(7, 8, 9, 10, stack=("malloc+0x1", *stack))])
     assert verdict is Verdict.INVALID
     assert summary.startswith("leak: heap: +0.12 objects")
 
@@ -227,23 +227,23 @@ def test_an_object_in_each_part_is_a_leak_whatever_its_site_is_called(
         (10, 18, 12, 26),  # What comes and goes.
     ],
 )
-def test_sites_that_do_not_keep_growing(story: Story, objects: tuple[int, ...]) -> None:
-    verdict, _, _ = hunted(story, sites=[site(*objects)])
+def test_sites_that_do_not_keep_growing(record: RecordWriter, objects: tuple[int, ...]) -> None:
+    verdict, _, _ = hunted(record, sites=[site(*objects)])
     assert verdict is Verdict.VALID
 
 
-def test_too_few_samples_are_unknown(story: Story) -> None:
-    verdict, _, _ = hunted(story, sites=[], count=WARM_UP + 9)
+def test_too_few_samples_are_unknown(record: RecordWriter) -> None:
+    verdict, _, _ = hunted(record, sites=[], count=WARM_UP + 9)
     assert verdict is Verdict.UNKNOWN
 
 
-def test_no_heap_profile_is_unknown(story: Story) -> None:
-    verdict, _, _ = hunted(story)
+def test_no_heap_profile_is_unknown(record: RecordWriter) -> None:
+    verdict, _, _ = hunted(record)
     assert verdict is Verdict.UNKNOWN
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_noise_is_silent_and_a_leak_in_it_is_found(story: Story, seed: int) -> None:
+def test_noise_is_silent_and_a_leak_in_it_is_found(record: RecordWriter, seed: int) -> None:
     """Threads of a pool begin (one or two) and end, fds come and go: never an alarm; with a leak, always."""
     noise = random.Random(seed)
     begin = [noise.randrange(FULL) for _ in range(2)]
@@ -256,28 +256,28 @@ def test_noise_is_silent_and_a_leak_in_it_is_found(story: Story, seed: int) -> N
             pool.remove(noise.choice(pool))
         came = noise.random() < 0.2
         samples.append({"threads": len(pool), "thread_ids": list(pool), "fds": 16 + came})
-    verdict, summary, _ = hunted(story, lambda n: samples[n], [])
+    verdict, summary, _ = hunted(record, lambda n: samples[n], [])
     assert verdict is Verdict.VALID, summary
     with_leak = [{*sample["thread_ids"], *range(100, 100 + n)} for n, sample in enumerate(samples)]
     assert growth.lasting([frozenset(ids) for ids in with_leak[WARM_UP - 1 :]], [0, 8, 16, 24])
     assert growth.recurs([sample["fds"] + n // 8 for n, sample in enumerate(samples)])
 
 
-def test_the_slopes_of_a_hunt(story: Story) -> None:
-    hunted(story, lambda n: {"fds": 16 + 2 * n, "private_kib": 250_000 + 5 * n}, [])
-    found = leaks(story.folder)
+def test_the_slopes_of_a_hunt(record: RecordWriter) -> None:
+    hunted(record, lambda n: {"fds": 16 + 2 * n, "private_kib": 250_000 + 5 * n}, [])
+    found = leaks(record.folder)
     assert found["fds"] == 2
     assert found["private_kib"] == 5
     assert found["threads"] == 0
 
 
-def test_the_slope_of_what_moves_by_itself() -> None:
+def test_the_slope_of_a_series_with_steps() -> None:
     assert slope([1, 2, 3]) == 1
     assert slope([1, 2, 13, 14], [0, 2, 4, 6], steps=[4]) == 0.5
 
 
-def test_what_9p_allocated_is_said_whatever_grew_first(story: Story) -> None:
+def test_the_summary_names_every_9p_function_that_leaks(record: RecordWriter) -> None:
     grows: Sample = lambda n: {"fds": 16 + n}  # noqa: E731
-    _, summary, _ = hunted(story, grows, [site(7, 15, 23, 31)])
+    _, summary, _ = hunted(record, grows, [site(7, 15, 23, 31)])
     assert summary.startswith("leak: fds: +1.00 a cycle")
     assert summary.endswith("; also leaks of v9fs_x")

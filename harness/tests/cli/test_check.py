@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from harness.artifacts import HISTORY, VERDICT
-from harness.tests.checkers.story import Story
+from harness.tests.checkers.record_writer import RecordWriter
 from harness.tests.cli.conftest import Harness
 
 
 def _record(folder: Path, **left: list[str]) -> Path:
     """A test that went well, but for what it left behind."""
     folder.mkdir(parents=True)
-    Story(folder).launched().quit().closed(**left)
+    RecordWriter(folder).launched().quit().closed(**left)
     return folder
 
 

@@ -51,7 +51,7 @@ def impose(call: str, answer: str) -> None:
     descriptor = libc.syscall(NUMBERS["seccomp"], seccomp._SET_MODE_FILTER, flags, filter_)
     assert descriptor >= 0, os.strerror(ctypes.get_errno())
     if hang:
-        os.set_inheritable(descriptor, True)  # Nobody reads it, and as long as it is open, the call waits.
+        os.set_inheritable(descriptor, True)  # Never read; while it is open, the call waits.
 
 
 def under(call: str, answer: str, *command: str) -> list[str]:

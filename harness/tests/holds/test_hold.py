@@ -107,7 +107,7 @@ def test_a_hold_stays_with_the_machine_of_its_request_when_that_is_migrated(
 
 
 def test_a_hold_of_a_machine_that_is_given(w: World, tmp_path: Path, testbed: Testbed) -> None:
-    """Of two that run, the older one; the other's calls go on."""
+    """Of two that run, the older one; the other's calls continue."""
     destination = machine(tmp_path, replace(w.machine.spec, name="destination-1"), w.machine.history)
     testbed.machines.append(cast(Machine, destination))
     w.qmp.on("x-query-virtio-queue-status", {"inuse": 1})

@@ -1,4 +1,4 @@
-"""A host that cannot hold a system call is told from one that can, by doing it; both really are tried."""
+"""The probe distinguishes hosts that can hold a system call from hosts that cannot; both are really tried."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def reason(call: str, answer: str, *, timeout_s: float = probe._TIMEOUT_S) -> st
 
 
 def test_this_host_holds_calls() -> None:
-    """Where the host of the own tests cannot, their other results say little; the reason is told."""
+    """Skipped with the reason on a host that cannot hold calls: the other tests mean little there."""
     if (why_not := probe.why_no_holds()) is not None:
         pytest.skip(why_not)
     probe.require_holds()
@@ -63,24 +63,24 @@ def test_a_host_that_refuses_the_filter(number: int) -> None:
         raise AssertionError(reason("seccomp", str(number)))
 
 
-def test_a_host_that_does_not_say_who_asks() -> None:
+def test_a_host_that_refuses_to_receive_notifications() -> None:
     assert reason(RECEIVE, str(errno.EPERM)).startswith("the supervisor of 'probe' failed and ended: ")
 
 
-def test_a_kernel_that_cannot_let_a_call_go_on() -> None:
+def test_a_kernel_that_cannot_let_a_call_continue() -> None:
     """Before 5.5 there was no SECCOMP_USER_NOTIF_FLAG_CONTINUE."""
     assert "failed while it handled" in reason(SEND, str(errno.EINVAL))
 
 
-def test_a_host_on_which_it_hangs() -> None:
+def test_a_host_on_which_the_trial_hangs() -> None:
     """The limit is short because the call never returns, however long one waits."""
-    told = reason("seccomp", "hang", timeout_s=2.0)
-    assert re.fullmatch(r"it was tried, and waited \d+ s for a call to ask", told)
+    found = reason("seccomp", "hang", timeout_s=2.0)
+    assert re.fullmatch(r"a trial hold waited \d+ s for a system call to be notified", found)
 
 
 def test_a_hold_on_such_a_host_skips_before_anything_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "why_no_holds", lambda: "somebody's policy")
-    testbed = SimpleNamespace()  # Whoever touches it fails.
+    testbed = SimpleNamespace()  # Any use of it fails.
     with pytest.raises(Unsupported, match=r"^this host cannot hold a system call: somebody's policy$"):
         Hold(cast(Testbed, testbed))
 

@@ -43,8 +43,8 @@ def call(name, path):
             os.setxattr(path, "user.x", b"1", follow_symlinks=False)
             answer("ok")
         elif name == "statfs":
-            told = os.fstatvfs(os.open(path, os.O_RDONLY))
-            answer(f"ok {told.f_bsize} {told.f_namemax}")
+            found = os.fstatvfs(os.open(path, os.O_RDONLY))
+            answer(f"ok {found.f_bsize} {found.f_namemax}")
         else:
             fd = os.open(path, os.O_RDWR)
             if name == "fsync":
@@ -149,7 +149,7 @@ def test_other_folders_are_not_concerned(child: Child, rules: Rules, file: Path,
 
 
 @pytest.mark.parametrize(("word", "call"), [("stat", "newfstatat"), ("lstat", "lstat")])
-def test_a_call_by_path_is_told_from_another_file_of_the_folder(
+def test_a_call_by_path_is_distinguished_from_another_file_of_the_folder(
     child: Child, rules: Rules, file: Path, word: str, call: str
 ) -> None:
     (file.parent / "other").write_text("")
@@ -207,9 +207,9 @@ def test_the_supervisor_ends_with_a_process_that_is_killed_while_held(
     held(rule)
     child.process.kill()
     child.process.communicate()
-    # By itself, before anybody says that the machine has ended.
+    # By itself, before join() is called.
     wait_until(lambda: not child.supervisor._thread.is_alive(), what="the thread's end", timeout_s=60)
-    rules.lift(rule)  # Nobody is there to go on; that is no error.
+    rules.lift(rule)  # The caller has ended; that is no error.
     rules.check()
 
 
@@ -241,7 +241,7 @@ def test_a_halved_read_at_the_end_of_the_file(child: Child, rules: Rules, file: 
 
 
 def test_a_call_without_bytes_cannot_be_halved(file: Path) -> None:
-    with pytest.raises(UsageError, match="half of fsync is nothing"):
+    with pytest.raises(UsageError, match="fsync transfers no bytes"):
         Rule(frozenset(["fsync", "preadv"]), file.parent, halved=True)
 
 
@@ -252,9 +252,9 @@ def test_a_write_transfers_half_of_what_it_should(child: Child, rules: Rules, fi
     assert file.read_text() == "WXYZent"
 
 
-def test_a_file_system_that_tells_no_block_size(child: Child, rules: Rules, file: Path) -> None:
+def test_a_file_system_that_reports_a_block_size_of_0(child: Child, rules: Rules, file: Path) -> None:
     """Everything else of its answer is true."""
-    rules.add(rule := Rule(frozenset(["fstatfs"]), file.parent, sizeless=True))
+    rules.add(rule := Rule(frozenset(["fstatfs"]), file.parent, zero_block_size=True))
     child.ask(f"worker statfs {file}")
     assert child.answer() == f"ok 0 {os.statvfs(file).f_namemax}"
     rules.lift(rule)
@@ -262,9 +262,9 @@ def test_a_file_system_that_tells_no_block_size(child: Child, rules: Rules, file
     assert child.answer() == f"ok {os.statvfs(file).f_bsize} {os.statvfs(file).f_namemax}"
 
 
-def test_only_statfs_tells_a_block_size(file: Path) -> None:
-    with pytest.raises(UsageError, match="only fstatfs tells a block size, not fsync"):
-        Rule(frozenset(["fsync"]), file.parent, sizeless=True)
+def test_only_fstatfs_reports_a_block_size(file: Path) -> None:
+    with pytest.raises(UsageError, match="only fstatfs reports a block size, not fsync"):
+        Rule(frozenset(["fsync"]), file.parent, zero_block_size=True)
 
 
 def test_a_call_by_a_descriptor_in_its_path(child: Child, rules: Rules, file: Path) -> None:
@@ -325,7 +325,7 @@ def test_a_call_that_cannot_be_halved_is_done_in_full_and_that_is_on_record(
                 raise PermissionError(errno.EACCES, "Permission denied", path)
             return real(path, *more)
 
-        patch.setattr("harness.holds.shortened.os.open", denied)
+        patch.setattr("harness.holds.short_transfer.os.open", denied)
         child.ask(f"worker preadv {file}")
         assert child.answer() == "ok 7 content"
     (error,) = errors(tmp_path)
@@ -350,7 +350,7 @@ def test_a_file_whose_name_is_not_text(rules: Rules, file: Path, tmp_path: Path)
 
 
 def test_a_rule_that_holds_a_call_is_of_that_machine_from_then_on(rules: Rules, file: Path) -> None:
-    """A migration's destination has the same share; its calls go on."""
+    """A migration's destination has the same share; its calls continue."""
     went_on: list[str] = []
 
     def call(machine: str) -> Call:
@@ -363,7 +363,7 @@ def test_a_rule_that_holds_a_call_is_of_that_machine_from_then_on(rules: Rules, 
     assert [held.machine for held in rule.held] == ["source", "source"]
 
 
-def test_a_machine_that_never_came_ends_its_supervisor(rules: Rules, tmp_path: Path) -> None:
+def test_a_machine_that_never_starts_ends_its_supervisor(rules: Rules, tmp_path: Path) -> None:
     waiting = Supervisor(tmp_path / "hold", "nobody", rules)
     waiting.join(60)
     waiting.join(60)

@@ -55,7 +55,7 @@ def test_the_guests_part_is_left_out(what: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["", " (deleted)"])
-def test_a_memory_file_is_known_by_where_it_really_is(tmp_path: Path, suffix: str) -> None:
+def test_a_memory_file_is_recognised_by_its_real_path(tmp_path: Path, suffix: str) -> None:
     """Behind a link, as a cache may be; evicted meanwhile, as a template may be."""
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
@@ -94,7 +94,7 @@ def test_a_container_that_an_old_qemu_has_not_made_yet_is_empty() -> None:
     ]
 
 
-def test_threads_are_told_by_their_ids_and_fds_by_what_they_point_at(tmp_path: Path) -> None:
+def test_threads_are_listed_by_id_and_fds_by_target(tmp_path: Path) -> None:
     done = threading.Event()
     thread = threading.Thread(target=done.wait)
     thread.start()

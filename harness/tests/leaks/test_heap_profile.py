@@ -43,20 +43,22 @@ def given(install: QemuInstall, *names: str) -> QemuInstall:
     )
 
 
-def test_the_first_that_leaves_a_profile_is_taken(install: QemuInstall, tmp_path: Path) -> None:
+def test_the_first_library_that_writes_a_profile_is_used(install: QemuInstall, tmp_path: Path) -> None:
     assert heap_profile.library(given(install, "foreign", "empty", "works")) == tmp_path / "works"
 
 
-def test_the_one_beside_its_libraries_is_tried_first(install: QemuInstall, tmp_path: Path) -> None:
+def test_the_library_in_qemus_own_folders_is_tried_first(install: QemuInstall, tmp_path: Path) -> None:
     (tmp_path / HEAP_LIBRARY).touch()
     with pytest.raises(heap_profile.NotFound) as error:
         heap_profile.library(given(install, "empty"))
     refusals = error.value.message
-    assert refusals.index(f"{HEAP_LIBRARY}: it left no profile") < refusals.index("empty: it left no profile")
+    assert refusals.index(f"{HEAP_LIBRARY}: QEMU wrote no profile") < refusals.index(
+        "empty: QEMU wrote no profile"
+    )
     assert "cannot be preloaded" in refusals
 
 
-def test_without_any_it_says_where_it_looked(install: QemuInstall, tmp_path: Path) -> None:
+def test_without_a_library_the_error_names_the_folders(install: QemuInstall, tmp_path: Path) -> None:
     with pytest.raises(heap_profile.NotFound, match=f"^no libjemalloc.so.2 for QEMU q .*none in {tmp_path}"):
         heap_profile.library(install)
 
@@ -64,7 +66,7 @@ def test_without_any_it_says_where_it_looked(install: QemuInstall, tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"sanitized": True}, "AddressSanitizer has the heap"),
+        ({"sanitized": True}, "this QEMU uses AddressSanitizer's allocator"),
         ({"libraries": ()}, "a script starts this QEMU"),
     ],
 )

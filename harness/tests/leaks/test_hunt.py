@@ -17,7 +17,7 @@ from harness.checkers import Judgement, Verdict, judge
 from harness.checkers.no_leak import no_leak
 from harness.leaks import vmstate
 from harness.leaks.heap_profile import Live, Site
-from harness.leaks.hunt import LeakHunt, Plan, _less
+from harness.leaks.hunt import LeakHunt, Plan, _minus
 from harness.qemu.machine import Machine
 from harness.testbed import Testbed
 
@@ -117,7 +117,7 @@ HEAP_ALONE = Plant("blockdev-add", {"driver": "null-co", "node-name": "node{n}"}
 
 
 def test_what_leaks_on_the_heap_alone(testbed: Testbed) -> None:
-    """No count decides: the control has run, and the hunt has gone on."""
+    """No count grows: the idle control has run, and the hunt has been extended."""
     judgement = hunted(testbed, HEAP_ALONE, every=8)
     assert judgement.verdict is Verdict.INVALID
     assert kinds(judgement) == {"heap"}
@@ -141,7 +141,7 @@ def test_a_verdict_on_counts_alone_says_why(testbed: Testbed) -> None:
 
 
 def test_a_pool_that_the_device_alone_fills_levels_off(testbed: Testbed) -> None:
-    """Each cycle makes something, until there are as many as there may be: beyond the first three parts."""
+    """Each cycle allocates until the pool is full, which happens after the first three parts."""
     made = itertools.count(1)
     hunt = LeakHunt(testbed)
 
@@ -155,7 +155,7 @@ def test_a_pool_that_the_device_alone_fills_levels_off(testbed: Testbed) -> None
     assert judgement.verdict is Verdict.VALID, judgement
 
 
-def test_what_grows_without_the_device_as_well_is_none_of_its(
+def test_a_site_that_grows_without_the_device_is_not_its_leak(
     testbed: Testbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Being asked makes QEMU keep something: so it does in the control."""
@@ -185,9 +185,9 @@ def keep_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vmstate, "vmstate_sections", and_keep)
 
 
-def test_what_leaks_without_the_device_as_well_is_not_its_leak() -> None:
-    """A profile less its control, site by site; also where that has more: growth is not cut off."""
+def test_the_control_is_subtracted_from_the_hunt() -> None:
+    """Site by site, and below zero where the control has more."""
     shared: Site = (("qemu", 1),)
     own: Site = (("qemu", 2),)
     profile = {shared: Live(9, 90), own: Live(5, 50)}
-    assert _less(profile, {shared: Live(7, 95)}) == {shared: Live(2, -5), own: Live(5, 50)}
+    assert _minus(profile, {shared: Live(7, 95)}) == {shared: Live(2, -5), own: Live(5, 50)}

@@ -42,12 +42,12 @@ def test_a_machine_that_runs_is_not_asked(world: World) -> None:
         ("GenericError", "Parameter 'live' is unexpected"),
     ],
 )
-def test_a_qemu_that_cannot_tell(world: World, kind: str, desc: str) -> None:
+def test_a_qemu_that_cannot_be_asked(world: World, kind: str, desc: str) -> None:
     world.qmp.on(_SAVE, QemuError("source", {"execute": _SAVE}, {"class": kind, "desc": desc}, desc))
     assert _counted(world) is None
 
 
-def test_any_other_error_is_one(world: World) -> None:
+def test_any_other_error_is_raised(world: World) -> None:
     world.qmp.refuse(_SAVE, "Could not open '/full': No space left on device")
     with pytest.raises(QemuError, match="No space left"):
         _counted(world)

@@ -247,7 +247,7 @@ def test_a_test_without_machines_is_not_judged(ran: Ran) -> None:
         (
             "nobody_looked",
             "harness.errors.HarnessError: inconclusive: nothing_left_behind: "
-            "nobody looked for what stayed behind",
+            "the test ended without a check for what it left behind",
         ),
     ],
 )
@@ -341,7 +341,7 @@ def test_a_skip_with_nothing_to_hide_stays_one(ran: Ran, name: str) -> None:
         (
             "skip_and_nobody_looked",
             "harness.errors.HarnessError: inconclusive: nothing_left_behind: "
-            "nobody looked for what stayed behind",
+            "the test ended without a check for what it left behind",
         ),
     ],
 )

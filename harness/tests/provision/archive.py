@@ -56,7 +56,7 @@ CONTENT: dict[str, dict[str, bytes | str]] = {
     "libjemalloc2": {"usr/lib/x86_64-linux-gnu/libjemalloc.so.2": "profiles"},
     "qemu-system-x86": {
         "usr/bin/qemu-system-x86_64": "\x7fELF",
-        "usr/share/doc/qemu/README": "ballast",
+        "usr/share/doc/qemu/README": "unused",
     },
 }
 DEPENDS = {

@@ -21,10 +21,10 @@ def _ignore(line: str) -> None:
     pass
 
 
-def test_a_second_filler_waits_and_says_for_whom(cache: Cache) -> None:
-    """The first fills until the second has said that it waits; then the second has nothing to do."""
+def test_a_second_process_waits_and_names_the_first(cache: Cache) -> None:
+    """The first fills until the second has reported that it waits; then the second has nothing to do."""
     filling, second_waits = threading.Event(), threading.Event()
-    said: list[str] = []
+    reported: list[str] = []
     fills: list[str] = []
 
     def slow_fill(into: Path) -> None:
@@ -38,7 +38,7 @@ def test_a_second_filler_waits_and_says_for_whom(cache: Cache) -> None:
         _fill(into)
 
     def report(line: str) -> None:
-        said.append(line)
+        reported.append(line)
         second_waits.set()
 
     first = threading.Thread(target=cache.entry, args=("kind", "key", slow_fill, _ignore))
@@ -48,8 +48,8 @@ def test_a_second_filler_waits_and_says_for_whom(cache: Cache) -> None:
     first.join(20)
     assert fills == ["first"]
     assert (folder / "file").read_text() == "content"
-    assert f"waiting for process {os.getpid()} " in said[0]
-    assert "kind-key" in said[0]
+    assert f"waiting for process {os.getpid()} " in reported[0]
+    assert "kind-key" in reported[0]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_second_filler_waits_and_says_for_whom(cache: Cache) -> None:
         (KeyboardInterrupt(), KeyboardInterrupt, ""),
     ],
 )
-def test_nothing_half_made_stays(
+def test_an_interrupted_fill_leaves_nothing(
     cache: Cache, raised: BaseException, expected: type[BaseException], words: str
 ) -> None:
     def fill(into: Path) -> None:
@@ -79,7 +79,7 @@ def test_nothing_half_made_stays(
     assert (cache.entry("kind", "key", _fill, _ignore) / "file").exists(), "the lock is free again"
 
 
-def test_the_scratch_of_the_dead_is_removed_and_of_the_living_kept(cache: Cache) -> None:
+def test_scratch_folders_of_dead_processes_are_removed_and_others_kept(cache: Cache) -> None:
     """The living one may be of another container, which shares the cache and no process ids."""
     with cache.scratch() as living:
         dead = living.with_name("fill-dead")

@@ -1,4 +1,4 @@
-"""Nobody else can look into the cache, whoever made it and with whatever umask; another's is refused."""
+"""Other users have no access to the cache, whatever umask made it; another user's cache is refused."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.mark.parametrize("made_before", [None, 0o755, 0o777])
 def test_a_cache_that_is_filled(tmp_path: Path, umask: int, made_before: int | None) -> None:
-    """Also where HARNESS_CACHE names a folder that somebody has made, or one below folders to be made."""
+    """Also when HARNESS_CACHE names a folder that exists, or one whose parents do not exist."""
     root = tmp_path / "made" / "cache"
     if made_before is not None:
         root.mkdir(parents=True)
@@ -125,13 +125,13 @@ def test_a_cache_that_stays_open_is_refused(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(SetupError) as error:
         Cache(root).entry("template", "key", _never, _ignore)
     assert str(error.value) == (
-        f"{root} in the cache is open to others (mode 0755), and stays so: Read-only file system; "
-        "chmod -R go= the cache, or set HARNESS_CACHE to another folder"
+        f"{root} in the cache is open to others (mode 0755), and this cannot be changed: "
+        "Read-only file system; chmod -R go= the cache, or set HARNESS_CACHE to another folder"
     )
 
 
 @pytest.mark.parametrize("use", ["entry", "lock", "scratch", "check_owner"])
-def test_a_cache_of_somebody_else_is_refused(
+def test_a_cache_of_another_user_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: str
 ) -> None:
     """Root is no exception: what it starts from there would be theirs."""
@@ -144,9 +144,10 @@ def test_a_cache_of_somebody_else_is_refused(
         _use(Cache(root), use)
     text = str(error.value)
     assert re.match(
-        rf"{root} in the cache belongs to .*\(uid {mine}\), and this is uid {mine + 4242}: ", text
+        rf"{root} in the cache belongs to .*\(uid {mine}\), and this process runs as uid {mine + 4242}: ",
+        text,
     )
-    what_to_do = "set HARNESS_CACHE to a folder of your own (or, if it is yours, chown -R it to uid"
+    what_to_do = "set HARNESS_CACHE to a folder of your own (or, if the cache is yours, chown -R it to uid"
     assert text.endswith(f"{what_to_do} {mine + 4242})")
     assert dict(everything(root)) == before
 
@@ -163,7 +164,7 @@ def _use(cache: Cache, use: str) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives files away, which root alone can")
 @pytest.mark.parametrize("what", [".", "template", "template/key", "link", "link to theirs"])
-def test_what_was_given_away_is_refused(tmp_path: Path, what: str) -> None:
+def test_an_entry_of_another_user_is_refused(tmp_path: Path, what: str) -> None:
     root = tmp_path / "cache"
     Cache(root).entry("template", "key", fill, _ignore)
     link = tmp_path / "link"
@@ -180,7 +181,7 @@ def test_what_was_given_away_is_refused(tmp_path: Path, what: str) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives files away, which root alone can")
 @pytest.mark.parametrize("what", [".", "client", "host"])
-def test_keys_that_were_given_away_are_refused(tmp_path: Path, what: str) -> None:
+def test_keys_of_another_user_are_refused(tmp_path: Path, what: str) -> None:
     folder = tmp_path / "keys"
     keys.load_or_make(folder)
     os.chown(folder / what, NOBODY, -1)
@@ -196,7 +197,7 @@ def test_a_cache_that_is_a_link_to_a_folder_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_other_things_in_it_is_not_closed(tmp_path: Path) -> None:
-    """As ``/tmp``, by mistake; an empty file system, with its lost+found, is none."""
+    """Such as ``/tmp``, by mistake. An empty file system, with its lost+found, is accepted."""
     tmp_path.chmod(0o777)
     (tmp_path / "lost+found").mkdir()
     (tmp_path / ".hidden").touch()
@@ -210,6 +211,16 @@ def test_a_folder_with_other_things_in_it_is_not_closed(tmp_path: Path) -> None:
     other.touch()
     tmp_path.chmod(0o777)
     Cache(tmp_path).entry("template", "key", _never, _ignore)
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("name", ["debs", "faults", "guests", "heap", "qemu", "qtests", "template"])
+def test_a_cache_is_recognised_by_any_of_its_folders(tmp_path: Path, name: str) -> None:
+    """A cache that was copied by hand, in part and with a file beside it, is closed to others and used."""
+    (tmp_path / name).mkdir()
+    (tmp_path / "notes.txt").touch()
+    tmp_path.chmod(0o755)
+    Cache(tmp_path).entry("kind", "key", fill, _ignore)
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
 
 

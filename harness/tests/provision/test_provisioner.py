@@ -16,6 +16,7 @@ import pytest
 from harness.artifacts import Artifacts
 from harness.errors import SetupError, UsageError
 from harness.provision import Cache, Provisioner, default_cache_root
+from harness.provision.cache import _FOLDERS
 from harness.qemu.accel import Accel
 from harness.qemu.binary import probe
 from harness.qemu.spec import MACHINE_TYPES
@@ -79,6 +80,18 @@ def test_the_cache_is_private_and_left_tidy(archive: Archive, make: Make, cache:
     assert list((cache.root / "tmp").iterdir()) == []
 
 
+def test_a_cache_is_recognised_by_all_that_is_provided(
+    archive: Archive, make: Make, cache: Cache, glibc: Callable[[str], None]
+) -> None:
+    """All but tmp, which many folders have."""
+    glibc("glibc 2.40")
+    provisioner = make()
+    provisioner.guest_image()
+    provisioner.qemu_release()
+    next(provisioner.heap_libraries())
+    assert {path.name for path in cache.root.iterdir()} - {"tmp"} <= _FOLDERS
+
+
 def test_a_release_starts_through_its_own_loader(archive: Archive, make: Make) -> None:
     install = make().qemu_release()
     printed = subprocess.run(install.argv("-version"), check=True, capture_output=True, text=True).stdout
@@ -93,7 +106,7 @@ def test_a_release_starts_through_its_own_loader(archive: Archive, make: Make) -
     assert install.origin == "provisioned"
 
 
-def test_a_suite_goes_before_its_release(
+def test_a_suite_is_preferred_to_its_release(
     archive: Archive, make: Make, recipes: Path, cache: Cache, reports: Reports
 ) -> None:
     """What backports have comes from there, also what is depended on; the rest from the release."""
@@ -239,13 +252,13 @@ def test_the_hosts_hooks_do_not_run(archive: Archive, make: Make) -> None:
     assert not (archive.folder / HOOK_MARK).exists()
 
 
-def test_without_an_archive_one_line_says_so(archive: Archive, make: Make, cache: Cache) -> None:
+def test_without_an_archive_the_error_is_one_line(archive: Archive, make: Make, cache: Cache) -> None:
     archive.vanish()
     with pytest.raises(SetupError) as error:
         make().guest_image()
     assert "apt-get update for bookworm failed: E: " in error.value.message
     assert f"file:{archive.folder}/archive" in error.value.message
-    assert "is there a network?" in error.value.message
+    assert "check the network" in error.value.message
     assert leftovers(cache) == []
 
 
@@ -338,10 +351,10 @@ def glibc(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return lambda version: monkeypatch.setattr(os, "confstr", lambda _: version)
 
 
-def test_what_profiles_a_heap_is_of_no_newer_libc_than_the_hosts(
+def test_a_heap_library_needs_no_newer_libc_than_the_hosts(
     archive: Archive, make: Make, cache: Cache, glibc: Callable[[str], None]
 ) -> None:
-    """The newest first; the next is made only when it is asked for."""
+    """The newest first; the next one is made only when the iterator reaches it."""
     glibc("glibc 2.40")
     found = make().heap_libraries()
     first = next(found)
@@ -351,7 +364,7 @@ def test_what_profiles_a_heap_is_of_no_newer_libc_than_the_hosts(
     assert [path.parent.name.split("-")[0] for path in found] == ["old"]
 
 
-def test_a_filled_cache_gives_it_without_a_network(
+def test_a_filled_cache_has_the_heap_library_without_a_network(
     archive: Archive, make: Make, glibc: Callable[[str], None]
 ) -> None:
     glibc("glibc 2.36")
@@ -363,7 +376,7 @@ def test_a_filled_cache_gives_it_without_a_network(
 
 
 @pytest.mark.parametrize("version", ["glibc 2.8", "musl", ""])
-def test_a_libc_that_none_is_for(make: Make, glibc: Callable[[str], None], version: str) -> None:
+def test_a_libc_without_a_heap_library(make: Make, glibc: Callable[[str], None], version: str) -> None:
     glibc(version)
     with pytest.raises(SetupError, match="this host's libc"):
         next(make().heap_libraries())

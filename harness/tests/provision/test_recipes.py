@@ -27,7 +27,7 @@ def load(folder: Path, text: str) -> QemuRecipe:
         (
             GOOD.replace("bookworm", "bookworm-backports"),
             2,
-            "release: Value error, bookworm-backports is a suite of bookworm; say release = ",
+            "release: Value error, bookworm-backports is a suite of bookworm; set release = ",
         ),
         (GOOD + 'suite = "trixie-backports"\n', 4, "trixie-backports is no suite of bookworm, such as"),
         ('default = true\nrelease = "x"\n', 1, "a QEMU recipe has one of packages, configure and stripped"),
@@ -46,7 +46,7 @@ def test_a_good_recipe_is_read(tmp_path: Path) -> None:
     assert load(tmp_path, GOOD) == QemuRecipe(default=True, release="bookworm", packages=["qemu-system-x86"])
 
 
-def test_a_recipe_may_name_a_suite_that_goes_before_its_release(tmp_path: Path) -> None:
+def test_a_recipe_may_name_a_suite_that_is_preferred_to_its_release(tmp_path: Path) -> None:
     assert load(tmp_path, GOOD).suites == ["bookworm"]
     recipe = load(tmp_path, GOOD + 'suite = "bookworm-backports"\n')
     assert recipe.suites == ["bookworm", "bookworm-backports"]
@@ -72,7 +72,7 @@ def test_bytes_that_are_no_text_are_a_bad_recipe(tmp_path: Path) -> None:
 def test_there_is_one_default(tmp_path: Path, defaults: tuple[bool, bool], words: str) -> None:
     for name, default in zip(("1", "2"), defaults, strict=True):
         (tmp_path / f"{name}.toml").write_text(GOOD.replace("true", str(default).lower()))
-    with pytest.raises(UsageError, match=f"exactly one recipe must say 'default = true', {words}"):
+    with pytest.raises(UsageError, match=f"exactly one recipe must have 'default = true', {words}"):
         recipes.default_name(tmp_path, QemuRecipe)
 
 

@@ -88,7 +88,7 @@ def test_one_line_sources_keep_all_but_the_release(host: Path) -> None:
     assert "signed-by" not in second
 
 
-def test_a_further_suite_is_in_the_releases_own_archive_alone(host: Path) -> None:
+def test_a_further_suite_is_only_in_the_releases_own_archive(host: Path) -> None:
     """Backports have neither updates nor a security archive: apt would find no Release file there."""
     (host / "debian.sources").write_text(DEB822)
     found = {(s["URIs"], s["Suites"]) for s in stanzas(sources("bookworm", "bookworm-backports"))}
@@ -112,13 +112,13 @@ def test_unstable_has_neither_updates_nor_security(host: Path) -> None:
     assert [s["Suites"] for s in stanzas(sources("sid"))] == ["sid"]
 
 
-def test_a_host_without_debian_is_told_so(host: Path) -> None:
+def test_a_host_without_a_debian_archive(host: Path) -> None:
     (host / "other.list").write_text("deb http://other.invalid/nodistro nodistro main\n")
-    with pytest.raises(SetupError, match="configured for no Debian archive"):
+    with pytest.raises(SetupError, match="has no Debian archive"):
         sources("bookworm")
 
 
-def test_a_broken_configuration_is_told_in_apts_words(host: Path) -> None:
+def test_a_broken_configuration_is_reported_with_apts_message(host: Path) -> None:
     (host / "broken.list").write_text("deb\n")
     with pytest.raises(SetupError, match=r"apt-get indextargets failed.*E: Malformed line 1"):
         sources("bookworm")

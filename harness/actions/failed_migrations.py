@@ -1,7 +1,8 @@
-"""Ways in which a migration does not arrive, as data: each leaves the guest in its source, running.
+"""Ways in which a migration fails, as data. After each of them the guest runs in its source.
 
-What ends a migration is the destination (it is not there, it dies, it cannot load what it reads), the way to
-it, or ``migrate_cancel``: early, in the middle, or when the guest is stopped and the devices' state is left.
+A migration fails because of its destination (it does not exist, it dies, it cannot load the stream), because
+the connection breaks, or by ``migrate_cancel``: early, in the middle, or when the guest is stopped and only
+the devices' state remains to be sent.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from harness.actions.migration import (
     Migration,
     migrate_into,
     under_way,
-    wait_given_up,
+    wait_load_failed,
     wait_status,
 )
 from harness.actions.stream import PAUSED, SLOW, stalled
@@ -24,20 +25,20 @@ from harness.qemu.bandwidth import bandwidth, limit_bandwidth
 from harness.qemu.machine import Machine
 from harness.qemu.migration_socket import fed
 
-#: Bytes of the stream that are read before its reader goes: in the middle of the guest's memory.
+#: Bytes of the stream that are read before the reader closes its end, while QEMU sends the memory.
 _PART = 1 << 20
 _CHUNK = 1 << 16
 
 
 def _nobody_listens(migration: Migration) -> None:
     machine = migration.guest.machine
-    with contextlib.suppress(QemuError):  # It says so at once, or its status does.
+    with contextlib.suppress(QemuError):  # Either migrate is refused, or the status becomes "failed".
         machine.qmp.execute("migrate", {"uri": f"unix:{machine.folder / 'nobody.sock'}"}, watch=machine.watch)
     wait_status(machine, "failed")
 
 
-def _the_way_is_cut(migration: Migration) -> None:
-    """The reader goes after a part: QEMU writes into a socket that nobody has."""
+def _the_connection_breaks(migration: Migration) -> None:
+    """The reader closes its end after a part of the stream; QEMU then writes to a closed socket."""
     machine = migration.guest.machine
     ours, theirs = socket.socketpair()
     with ours:
@@ -61,7 +62,8 @@ def _the_destination_dies(migration: Migration) -> None:
 
 
 def _the_destination_dies_before_the_switchover(migration: Migration) -> None:
-    """The source learns it when it sends the devices' state, and has stopped its guest and left its disk."""
+    """The source notices it when it sends the devices' state; by then it has stopped the guest and released
+    the disk."""
     with migration.before_switchover() as outgoing:
         outgoing.destination.kill()
         outgoing.switch_over()
@@ -69,8 +71,8 @@ def _the_destination_dies_before_the_switchover(migration: Migration) -> None:
     PAUSED.undo(migration.guest.machine)
 
 
-def _the_destination_is_given_a_part(migration: Migration) -> None:
-    """The source has completed, and knows nothing of it; told to, it goes on (``cont``)."""
+def _the_stream_is_truncated(migration: Migration) -> None:
+    """The source's migration completes, so the source does not resume the guest by itself; ``cont`` does."""
     source = migration.guest.machine
     path = source.folder / "part"
     migrate_into(source, path)
@@ -79,8 +81,8 @@ def _the_destination_is_given_a_part(migration: Migration) -> None:
     destination = migration.testbed.launch_destination(source)
     destination.expect_exit("a stream that ends too early")
     with fed(destination, path):
-        wait_given_up(destination)
-    _go_on(source)
+        wait_load_failed(destination)
+    _cont(source)
 
 
 def _cancelled(migration: Migration) -> None:
@@ -100,49 +102,49 @@ def _cancelled_before_the_switchover(migration: Migration) -> None:
         pass
 
 
-def _cancelled_when_it_is_over(migration: Migration) -> None:
+def _cancelled_after_completion(migration: Migration) -> None:
     """``migrate_cancel`` of a migration that has completed changes nothing."""
     source = migration.guest.machine
     migrate_into(source, source.folder / "whole")
     source.qmp.execute("migrate_cancel", watch=source.watch)
     wait_status(source, "completed")
-    _go_on(source)
+    _cont(source)
 
 
-def _go_on(source: Machine) -> None:
+def _cont(source: Machine) -> None:
     source.qmp.execute("cont", watch=source.watch)
 
 
 FAILURES: dict[str, Callable[[Migration], None]] = {
     "nobody_listens": _nobody_listens,
-    "the_way_is_cut": _the_way_is_cut,
+    "the_connection_breaks": _the_connection_breaks,
     "the_destination_dies": _the_destination_dies,
     "the_destination_dies_before_the_switchover": _the_destination_dies_before_the_switchover,
-    "the_destination_is_given_a_part": _the_destination_is_given_a_part,
+    "the_stream_is_truncated": _the_stream_is_truncated,
     "cancelled": _cancelled,
     "cancelled_while_it_stalls": _cancelled_while_it_stalls,
     "cancelled_before_the_switchover": _cancelled_before_the_switchover,
-    "cancelled_when_it_is_over": _cancelled_when_it_is_over,
+    "cancelled_after_completion": _cancelled_after_completion,
 }
 
 
 def require(migration: Migration, failure: str) -> None:
-    """Asked before anything is plugged.
+    """Check that a migration can fail in this way. To be called before a device is plugged.
 
-    :raises Unsupported: when the guest's QEMU cannot fail in this way.
+    :raises Unsupported: when the guest's QEMU lacks the capability that this way needs.
     """
     if "switchover" in failure:
         migration.require(PAUSED)
 
 
-def wait_goes_on(migration: Migration) -> None:
+def wait_resumed(migration: Migration) -> None:
     """Wait until the guest runs in its source again.
 
-    :raises WaitTimeout: when it stays stopped.
+    :raises WaitTimeout: when the guest stays stopped.
     """
     machine = migration.guest.machine
     machine.wait_until(
         lambda: machine.qmp.execute("query-status", watch=machine.watch)["status"] == "running",
-        what=f"{machine.name} to go on after a migration that did not arrive",
+        what=f"{machine.name} to resume after a failed migration",
         timeout_s=MIGRATE_TIMEOUT_S,
     )

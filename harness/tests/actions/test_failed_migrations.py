@@ -4,7 +4,7 @@ from typing import cast
 
 import pytest
 
-from harness.actions.failing import FAILURES, require, wait_goes_on
+from harness.actions.failed_migrations import FAILURES, require, wait_resumed
 from harness.actions.migration import Migration
 from harness.errors import Unsupported, WaitTimeout
 from harness.testbed import Testbed
@@ -32,8 +32,8 @@ def test_only_what_needs_the_pause_asks_for_it(world: World, migration: Migratio
 
 def test_a_guest_that_stays_stopped(world: World, migration: Migration) -> None:
     world.qmp.on("query-status", {"status": "finish-migrate"}, {"status": "running"})
-    wait_goes_on(migration)
+    wait_resumed(migration)
     world.qmp.on("query-status", {"status": "finish-migrate"})
     world.impatient()
-    with pytest.raises(WaitTimeout, match="source to go on after a migration that did not arrive"):
-        wait_goes_on(migration)
+    with pytest.raises(WaitTimeout, match="source to resume after a failed migration"):
+        wait_resumed(migration)

@@ -1,6 +1,6 @@
-"""A read or write of another process that transfers less than it was asked to, as any file system may.
+"""Does a read or write of another process and transfers fewer bytes than requested, as any file system may.
 
-The process waits in its system call meanwhile (see :mod:`harness.holds.supervisor`), so its memory and its
+Meanwhile the process waits in its system call (see :mod:`harness.holds.supervisor`), so its memory and its
 descriptors can be used from outside.
 """
 
@@ -24,10 +24,10 @@ Piece = tuple[int, int]
 def transfer_half(tid: int, name: str, arguments: list[int]) -> int:
     """Do the first half of a ``preadv`` or ``pwritev`` in place of thread ``tid``; at least one byte.
 
-    :param arguments: of the call: descriptor, iovec, its length, offset.
-    :returns: how many bytes were transferred; fewer at the end of the file.
-    :raises OSError: what the call itself would meet.
-    :raises SetupError: when the thread's memory or file cannot be opened, which says nothing about the call.
+    :param arguments: the call's arguments: descriptor, iovec, its length, offset.
+    :returns: the number of bytes transferred; fewer than half at the end of the file.
+    :raises OSError: the error that the call itself would return.
+    :raises SetupError: when the thread's memory or file cannot be opened, which is no result of the call.
     """
     descriptor, iovec, count, offset = arguments[:4]
     mode = os.O_RDONLY if name in READS else os.O_WRONLY
@@ -39,15 +39,15 @@ def transfer_half(tid: int, name: str, arguments: list[int]) -> int:
 
 @contextmanager
 def opened(path: str, mode: int) -> Iterator[int]:
-    """A file below ``/proc/TID``, for a block.
+    """A file below ``/proc/TID``, open for the duration of the context.
 
-    :raises OSError: when the thread has ended. :raises SetupError: when it cannot be opened otherwise.
+    :raises OSError: when the thread has ended. :raises SetupError: when the file cannot be opened.
     """
     try:
         descriptor = os.open(path, mode)
     except OSError as exc:
         if exc.errno in (errno.ENOENT, errno.ESRCH):
-            raise  # The thread has ended, or has closed the file meanwhile, which the call meets as well.
+            raise  # The thread has ended, or has closed the file: the call itself would fail as well.
         raise SetupError(f"cannot open {path}: {exc.strerror}") from exc
     try:
         yield descriptor
