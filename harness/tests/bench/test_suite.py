@@ -13,7 +13,7 @@ from harness.errors import SetupError
 
 @pytest.fixture
 def scenarios(tmp_path: Path) -> Path:
-    """A folder for scenarios in a project of its own."""
+    """An empty folder of scenarios, in a project without the harness."""
     folder = tmp_path / "project" / "scenarios"
     folder.mkdir(parents=True)
     (folder.parent / "pytest.ini").write_text("[pytest]\n")

@@ -42,7 +42,7 @@ def test_a_default_run_catches_every_fault(qemu: str, fault: str, default: tuple
         pytest.skip(f"not measured with all of a default run; caught by {', '.join(sorted(caught))}")
     assert caught & set(default), (
         f"a default run does not catch {fault} on {qemu}; these do: {', '.join(sorted(caught))} "
-        "('harness faults cover' says which marks should change)"
+        "('harness faults cover' lists the marks that should change)"
     )
 
 

@@ -49,6 +49,11 @@ def test_a_file_that_is_not_a_table(tmp_path: Path, text: str | None, message: s
         table.read(tmp_path / "t.json")
 
 
+def test_an_older_table_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text('{"qemus": {"7.2-src": {"alarms": {"test_a.py::test_a[pc]": "why"}}}}')
+    assert table.read(tmp_path / "t.json").on("7.2-src").false_positives == {"test_a.py::test_a[pc]": "why"}
+
+
 def test_a_new_table_is_empty(tmp_path: Path) -> None:
     assert table.read(tmp_path / "t.json", missing_is_empty=True) == Detection()
 

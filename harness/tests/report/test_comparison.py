@@ -11,8 +11,8 @@ def _run(*results: Result) -> Run:
     return Run(results=results)
 
 
-def _on(qemu: str, scenario: str, **said: object) -> Result:
-    return result(f"{scenario}[{qemu}]", scenario=scenario, qemu=qemu, version=qemu, **said)
+def _on(qemu: str, scenario: str, **fields: object) -> Result:
+    return result(f"{scenario}[{qemu}]", scenario=scenario, qemu=qemu, version=qemu, **fields)
 
 
 def test_two_qemus_are_compared_scenario_by_scenario() -> None:

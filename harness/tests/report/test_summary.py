@@ -14,9 +14,9 @@ from harness.report import summary
 from harness.report.summary import NO_QEMU, Outcome, Result, Run, Shard, Wanted
 
 
-def result(test: str = "t", **said: Any) -> Result:
+def result(test: str = "t", **fields: Any) -> Result:
     given = {"guarantee": "no leak", "qemu": "7.2", "version": "7.2.22", "kernel": "6.1.0", "machine": "pc"}
-    return Result(test=test, **{**given, "outcome": Outcome.PASSED, **said})
+    return Result(test=test, **{**given, "outcome": Outcome.PASSED, **fields})
 
 
 def _shown(run: Run) -> str:
