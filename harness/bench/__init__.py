@@ -1,6 +1,6 @@
-"""What things take, measured side by side: every candidate once a round, so that a noisy host hits them all.
+"""Benchmarks: candidates are timed in turn, once each a round, so that load on the host affects all of them.
 
-Absolute times say as much about the host as about the harness; the ratios are what to compare.
+Absolute times depend on the host as much as on the harness. Compare the ratios.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-#: Returns the seconds that one turn took.
+#: Runs a candidate once and returns the seconds that it took.
 Turn = Callable[[], float]
 
 
@@ -25,11 +25,11 @@ class Row:
     ratio: float
 
 
-def race(candidates: Mapping[str, Turn], rounds: int, report: Callable[[str], None]) -> list[Row]:
-    """Let each candidate take its turn, ``rounds`` times in a row of all.
+def measure(candidates: Mapping[str, Turn], rounds: int, report: Callable[[str], None]) -> list[Row]:
+    """Run every candidate once, one after the other, and repeat that ``rounds`` times.
 
-    :param report: told of each round.
-    :raises HarnessError: when a turn fails; there is no result then.
+    :param report: is given a line for each round.
+    :raises HarnessError: when a turn fails.
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(1, rounds + 1):
@@ -40,7 +40,7 @@ def race(candidates: Mapping[str, Turn], rounds: int, report: Callable[[str], No
 
 
 def rows(times: Mapping[str, Sequence[float]]) -> list[Row]:
-    """The table: the first candidate is what the others are compared to."""
+    """Compute the table from the seconds of each candidate. The others are compared with the first."""
     first = statistics.median(next(iter(times.values())))
     return [
         Row(name, len(took), median := statistics.median(took), min(took), max(took), first / median)

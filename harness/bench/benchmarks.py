@@ -1,4 +1,4 @@
-"""The benchmarks: who takes part, and what one turn of each is."""
+"""The benchmarks: the candidates of each, and what one turn of a candidate does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.actions.hotplug import Hotplug
 from harness.actions.migration import Migration
 from harness.artifacts import Artifacts
 from harness.bench import Turn
-from harness.bench.peers import bare_boot, has_labgrid, labgrid_boot
+from harness.bench.baselines import bare_boot, has_labgrid, labgrid_boot
 from harness.bench.profile import stages
 from harness.channel.qmp import Qmp
 from harness.deadline import Deadline, wait_until
@@ -29,14 +29,14 @@ from harness.reaper import RunFolder
 from harness.restore.store import TemplateStore
 from harness.testbed import Cell, Testbed
 
-#: Commands that a turn of the QMP benchmark sends, each after the answer to the one before.
+#: Commands in one turn of the QMP benchmark. Each is sent after the answer to the previous one.
 ROUND_TRIPS = 1000
 _GREETING_TIMEOUT_S = 20.0
 _numbers = itertools.count(1)
 
 
 def start(cell: Cell, run: RunFolder) -> dict[str, Turn]:
-    """From nothing to a guest's first answer over SSH: a bare script, labgrid, our boot, our restores."""
+    """From no QEMU to a guest's first answer over SSH: by a bare script, by labgrid, and by the harness."""
     plain = replace(cell, templates=TemplateStore(Cache(default_cache_root()), plain=lambda _: True))
     labgrid: dict[str, Turn] = {"labgrid, booted": lambda: labgrid_boot(cell, run)} if has_labgrid() else {}
     return {
@@ -45,12 +45,12 @@ def start(cell: Cell, run: RunFolder) -> dict[str, Turn]:
         "harness, booted": lambda: _testbed_start(cell, run, cold=True),
         "harness, restored from a plain stream": lambda: _testbed_start(plain, run, cold=False),
         "harness, restored": lambda: _testbed_start(cell, run, cold=False),
-        "… and a process was run": lambda: _testbed_start(cell, run, cold=False, warm=True),
+        "harness, restored, and one process run": lambda: _testbed_start(cell, run, cold=False, warm=True),
     }
 
 
 def cycle(cell: Cell, run: RunFolder) -> dict[str, Turn]:
-    """A share's life in a guest: plug, mount, a round trip, umount, unplug."""
+    """A share is plugged, mounted, used once, unmounted and unplugged."""
     return {
         "booted guest": lambda: _testbed_cycle(cell, run, cold=True),
         "restored guest": lambda: _testbed_cycle(cell, run, cold=False),
@@ -58,7 +58,7 @@ def cycle(cell: Cell, run: RunFolder) -> dict[str, Turn]:
 
 
 def migrate(cell: Cell, run: RunFolder) -> dict[str, Turn]:
-    """An unmounted guest with a share moves to a new QEMU, from asking to its answer over SSH there."""
+    """A guest with an unmounted share migrates, until it answers over SSH on the destination."""
     return {
         "booted guest": lambda: _testbed_migrate(cell, run, cold=True),
         "restored guest": lambda: _testbed_migrate(cell, run, cold=False),
@@ -66,7 +66,7 @@ def migrate(cell: Cell, run: RunFolder) -> dict[str, Turn]:
 
 
 def qmp(cell: Cell, run: RunFolder) -> dict[str, Turn]:
-    """A thousand round trips on QMP: a bare socket, and the harness, which records each."""
+    """A thousand round trips on QMP: over a bare socket, and through the harness, which records each."""
     return {
         "bare socket": lambda: _bare_round_trips(cell, run),
         "harness": lambda: _round_trips(cell, run),
@@ -74,7 +74,7 @@ def qmp(cell: Cell, run: RunFolder) -> dict[str, Turn]:
 
 
 def profile(cell: Cell, run: RunFolder) -> dict[str, float]:
-    """One restored guest's start, stage by stage (see :func:`harness.bench.profile.stages`)."""
+    """The seconds of each stage of one restored guest's start (:func:`harness.bench.profile.stages`)."""
     with _testbed(cell, run) as testbed:
         _boot(testbed, cold=False)
     return stages(read(testbed.artifacts.history))
@@ -91,7 +91,7 @@ def _testbed_start(cell: Cell, run: RunFolder, *, cold: bool, warm: bool = False
     with _testbed(cell, run) as testbed:
         clock = Deadline.after(0)
         guest = _boot(testbed, cold=cold)
-        if warm:  # A restored guest's first answer is its shell's own.
+        if warm:  # The first answer of a restored guest comes from its shell, without a new process.
             guest.succeed("true")
         return clock.elapsed_s
 
@@ -99,7 +99,7 @@ def _testbed_start(cell: Cell, run: RunFolder, *, cold: bool, warm: bool = False
 def _boot(testbed: Testbed, *, cold: bool) -> Guest:
     guest = testbed.boot(cold=cold)
     if not cold and not guest.machine.spec.from_template:
-        raise SetupError("there is no template to restore from: 'guest:started' in the history says why")
+        raise SetupError("the guest was booted, not restored: 'guest:started' in the history has the reason")
     return guest
 
 
@@ -126,7 +126,7 @@ def _testbed_migrate(cell: Cell, run: RunFolder, *, cold: bool) -> float:
 
 @contextlib.contextmanager
 def _bare_qemu(cell: Cell, run: RunFolder) -> Iterator[Path]:
-    """The QMP socket of a QEMU that has no machine to speak of."""
+    """A QEMU without a machine (``-machine none``); yields the folder with its ``qmp.sock``."""
     folder = run.path / f"qmp{next(_numbers)}"
     folder.mkdir()
     listening = ("-chardev", f"socket,id=qmp,path={folder / 'qmp.sock'},server=on,wait=off")
@@ -137,7 +137,7 @@ def _bare_qemu(cell: Cell, run: RunFolder) -> Iterator[Path]:
         stdin=subprocess.DEVNULL,
     )
     try:
-        # That there is a socket is not enough: QEMU binds it first, and listens then.
+        # The socket file is not enough: QEMU binds the socket before it listens.
         listens = partial(_listens, folder / "qmp.sock")
         wait_until(listens, what="the QMP socket", timeout_s=_GREETING_TIMEOUT_S)
         yield folder

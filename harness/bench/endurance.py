@@ -1,4 +1,4 @@
-"""Many guests, one after another: does anything stay in the process that started and ended them?"""
+"""Starts and ends many guests in one process, and measures what the process does not release."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from harness.matrix import Matrix, Selection
 from harness.reaper import RunFolder
 from harness.testbed import Cell, Testbed
 
-#: What may stay, a guest. Python's memory is noisy; one forgotten connection to a guest is some 100 KiB.
+#: The most that each count may grow a guest. Python's memory is noisy; one connection to a guest that is not
+#: released is some 100 KiB.
 LIMITS: Mapping[str, float] = {
     "threads": 0.02,
     "fds": 0.02,
@@ -26,14 +27,14 @@ LIMITS: Mapping[str, float] = {
     "disk_kib": 1.0,
     "private_kib": 8.0,
 }
-#: Fewer guests say nothing: a fifth of them warm up.
+#: Fewer guests are not enough for a slope. The first fifth of them is the warm-up.
 LEAST = 20
 _WARM_UP = 5
 
 
 @dataclass(frozen=True)
 class Growth:
-    """One count of one process: at its first guest after the warm-up, at its last, and what a guest adds."""
+    """One count of one process: after its first guest behind the warm-up, after its last, and its slope."""
 
     worker: int
     count: str
@@ -48,7 +49,7 @@ class Growth:
 
 
 def footprint(folder: Path) -> dict[str, float]:
-    """This process now: its threads, descriptors and private memory, and what is in ``folder``.
+    """Count this process's threads, descriptors and private memory, and the files in ``folder``.
 
     Source: ``man 5 proc``, ``/proc/PID/smaps_rollup``.
     """
@@ -70,13 +71,15 @@ def _count(folder: Path) -> int:
 
 
 def endure(turn: Callable[[], object], folder: Path, guests: int, worker: int = 0) -> list[Growth]:
-    """Take ``turn``, which starts and ends a guest, so many times; what grew meanwhile.
+    """Call ``turn``, which starts and ends a guest, ``guests`` times, and return the growth of each count.
 
-    :param folder: where everything lies that guests leave for a while.
-    :raises SetupError: when there are too few to tell. :raises HarnessError: when a guest fails.
+    :param folder: the run folder, where guests put their files.
+    :raises SetupError: when ``guests`` is less than :data:`LEAST`. :raises HarnessError: when a guest fails.
     """
     if guests < LEAST:
-        raise SetupError(f"{guests} guests in one process say nothing about growth; take {LEAST} or more")
+        raise SetupError(
+            f"{guests} guests in one process are too few to measure growth; at least {LEAST} are needed"
+        )
     samples = []
     for _ in range(guests):
         turn()
@@ -92,18 +95,22 @@ def _growth(samples: Sequence[Mapping[str, float]], worker: int) -> list[Growth]
 
 
 def _per_guest(values: Sequence[float]) -> float:
-    """The slope of the half that grows less: what stays of each guest grows in both, and Python's memory goes
-    up once by itself, by some 200 KiB."""
+    """The smaller of the slopes of both halves.
+
+    What every guest leaves behind grows in both halves. Python's memory also grows once, by some 200 KiB.
+    """
     half = len(values) // 2
     return round(min(slope(values[:half]), slope(values[half:])), 3)
 
 
 def one_guest(cell: Cell, run: RunFolder, artifacts: Path) -> None:
-    """A restored guest answers, and ends; its artefacts go, like those of a test that passed."""
+    """Restore a guest, wait for its answer and end it. Its artefacts are removed."""
     testbed = Testbed(cell, run, Artifacts.create(artifacts, "guest"))
     try:
         if not testbed.boot().machine.spec.from_template:
-            raise SetupError("guests are not restored here; 'guest:started' in the history says why")
+            raise SetupError(
+                "the guest was booted, not restored: 'guest:started' in the history has the reason"
+            )
     finally:
         testbed.close()
     shutil.rmtree(testbed.artifacts.folder)
@@ -112,15 +119,16 @@ def one_guest(cell: Cell, run: RunFolder, artifacts: Path) -> None:
 def endure_in_workers(
     selection: Selection, guests: int, workers: int, report: Callable[[str], None]
 ) -> list[Growth]:
-    """Share ``guests`` among so many processes at once, as pytest-xdist does with tests.
+    """Share ``guests`` among several processes, as pytest-xdist does with tests.
 
-    :param selection: of one cell. :param guests: in all; what is left over by the division, less.
-    :param report: told of each process that is done.
+    :param selection: of one cell. :param guests: the number in all processes, rounded down to a multiple of
+        ``workers``.
+    :param report: is given a line for each process that is done.
     :raises SetupError: see :func:`endure`. :raises HarnessError: when a guest fails, in any process.
     """
     each = guests // workers
     found: list[Growth] = []
-    # Not forked: a worker starts as empty as one of xdist's.
+    # Spawned, not forked: like a worker of xdist, it inherits nothing.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         working = [pool.submit(_work, selection, each, worker) for worker in range(workers)]
         for done in as_completed(working):
@@ -135,7 +143,7 @@ def _work(selection: Selection, guests: int, worker: int) -> list[Growth]:
     try:
         found = endure(lambda: one_guest(cell, run, artifacts), run.path, guests, worker)
     except HarnessError as exc:
-        # The others have members of their own, which do not pass from process to process.
+        # Other errors have attributes that cannot be pickled.
         kind = SetupError if isinstance(exc, SetupError) else HarnessError
         raise kind(f"{exc} (artefacts: {artifacts})") from None
     finally:

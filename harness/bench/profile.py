@@ -1,4 +1,4 @@
-"""Where the time goes from asking for a restored guest to its first answer, read from the test's history."""
+"""The stages of a restored guest's start, from the call to the first answer, read from the test's history."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Callable, Sequence
 from harness.errors import SetupError
 from harness.history import Entry, Kind
 
-#: The first row: what the others are parts of.
-TOTAL = "from asking to the first answer"
+#: The first row: the sum of the others.
+TOTAL = "from the call to the first answer"
 
 
 def stages(entries: Sequence[Entry]) -> dict[str, float]:
     """Seconds by stage, :data:`TOTAL` first.
 
-    :raises SetupError: when the history does not tell of a restored guest that answered.
+    :raises SetupError: when the history has no restored guest that answered.
     """
 
     def at(what: str, wanted: Callable[[Entry], bool]) -> Entry:
         found = next((entry for entry in entries if wanted(entry)), None)
         if found is None:
-            raise SetupError(f"the history of this start has no {what}: was the guest restored?")
+            raise SetupError(f"the history of this start has no {what}; only a restored guest has it")
         return found
 
     asked = at("guest:started", lambda entry: entry.f == "guest:started" and entry.value == "restored").t_s

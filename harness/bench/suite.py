@@ -1,28 +1,27 @@
-"""A whole run of the scenarios: how long it takes with so many workers, and what of it is Python's work."""
+"""Times a whole run of the scenarios, and measures Python's share of its processor time."""
 
 from __future__ import annotations
 
 import contextlib
 import resource
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
+from harness.deadline import Deadline
 from harness.errors import SetupError
+from harness.mutation.runner import SILENCE_S, run_pytest
 
-#: What a process has used is looked at so often; of its last moments nothing is seen.
-_LOOK_EVERY_S = 0.25
+#: Seconds between two samples of the processes. What a process uses after its last sample is not seen.
+_SAMPLE_EVERY_S = 0.25
 
 
 @dataclass(frozen=True)
 class SuiteRun:
-    """One run: seconds on the wall, and seconds of processor time, of all processes and of Python's."""
+    """One run: its duration, and the processor time of all processes and of Python's, in seconds."""
 
     workers: int
     wall_s: float
@@ -31,58 +30,64 @@ class SuiteRun:
 
     @property
     def python_share(self) -> float:
-        """What of the processor time Python took, 0 to 1."""
+        """Python's share of the processor time, 0 to 1."""
         return self.python_s / self.cpu_s if self.cpu_s else 0.0
 
 
-def run_suite(folder: Path, workers: int, options: Sequence[str], log: Path) -> SuiteRun:
+def run_suite(
+    folder: Path, workers: int, options: Sequence[str], log: Path, *, silence_s: float = SILENCE_S
+) -> SuiteRun:
     """Run the scenarios in ``folder`` with pytest and ``options``, as a user would.
 
-    :param log: where its output goes.
-    :raises SetupError: when a scenario failed, or none ran: the time of such a run says nothing.
+    :param log: the file for pytest's output. :param silence_s: the longest time without output, in seconds.
+    :raises SetupError: when a scenario failed or none ran, because the time of such a run means nothing; when
+        pytest printed nothing for ``silence_s``.
     """
     argv = [sys.executable, "-m", "pytest", str(folder), "-n", str(workers), "-p", "no:cacheprovider"]
-    before, began = _reaped_s(), time.monotonic()
+    before, clock, python = _reaped_s(), Deadline.after(0), _PythonTime()
     with log.open("wb") as output:
-        process = psutil.Popen(
+        done = run_pytest(
             [*argv, *options],
-            cwd=folder.parent,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
+            folder.parent,
+            what=f"the scenarios with -n {workers}",
+            show=output,
+            silence_s=silence_s,
+            observe=python.sample,
+            interval_s=_SAMPLE_EVERY_S,
         )
-        try:
-            python_s = _watch(process)
-        finally:
-            if process.poll() is None:  # Given up half-way: as with Ctrl-C, pytest ends its guests.
-                process.send_signal(signal.SIGINT)
-                process.wait()
-    if process.returncode != 0:
-        last = (log.read_text(errors="replace").strip().splitlines() or ["nothing"])[-1]
-        raise SetupError(f"with -n {workers}, pytest exited with {process.returncode}: {last} (all: {log})")
-    return SuiteRun(workers, time.monotonic() - began, _reaped_s() - before, python_s)
+    wall_s = clock.elapsed_s
+    if done.returncode != 0:
+        last = ((done.stderr.strip() or done.stdout.strip()).splitlines() or ["no output"])[-1]
+        raise SetupError(f"with -n {workers}, pytest exited with {done.returncode}: {last} (log: {log})")
+    return SuiteRun(workers, wall_s, _reaped_s() - before, python.total_s)
 
 
 def _reaped_s() -> float:
-    """Processor seconds of all children that have ended, and of theirs (``man 2 getrusage``)."""
+    """Processor seconds of all children that have ended, and of their children (``man 2 getrusage``)."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
-def _watch(process: psutil.Popen) -> float:
-    """Wait for the end of ``process``; what Python used, in it and in its descendants."""
-    used: dict[int, float] = {}
-    while True:
+@dataclass
+class _PythonTime:
+    """Samples the processor time of the Python processes of a run."""
+
+    by_pid: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def total_s(self) -> float:
+        """Processor seconds of all processes, by the last sample of each."""
+        return sum(self.by_pid.values())
+
+    def sample(self, pid: int) -> None:
+        """Sample a process and its descendants."""
         with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
             for one in (process, *process.children(recursive=True)):
-                _look(one, used)
-        with contextlib.suppress(psutil.TimeoutExpired):
-            process.wait(timeout=_LOOK_EVERY_S)
-            return sum(used.values())
+                self._sample(one)
 
-
-def _look(process: psutil.Process, used: dict[int, float]) -> None:
-    with contextlib.suppress(psutil.Error):
-        if process.name().startswith(("python", "pytest")):
-            times = process.cpu_times()
-            used[process.pid] = times.user + times.system
+    def _sample(self, process: psutil.Process) -> None:
+        with contextlib.suppress(psutil.Error):
+            if process.name().startswith(("python", "pytest")):
+                times = process.cpu_times()
+                self.by_pid[process.pid] = times.user + times.system

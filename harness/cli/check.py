@@ -1,4 +1,4 @@
-"""``harness check``: judge recorded runs again."""
+"""``harness check``: judges recorded tests again."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import sys
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from harness.artifacts import HISTORY
 from harness.checkers import Judgement, Verdict, judge, worst
 from harness.errors import SetupError, UsageError
+from harness.report import tables
 
-_UNWRAPPED = 10_000
 _STYLES = {Verdict.VALID: "green", Verdict.UNKNOWN: "yellow", Verdict.INVALID: "red"}
 
 
@@ -23,9 +22,10 @@ _STYLES = {Verdict.VALID: "green", Verdict.UNKNOWN: "yellow", Verdict.INVALID: "
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print every judgement as JSON.")
 def check(folder: Path, as_json: bool) -> None:
-    """Judge the recorded tests in DIR again: one test's folder, or a folder of them.
+    """Judge recorded tests again.
 
-    Writes each one's verdict.json anew. Exits with 1 unless every verdict is valid.
+    DIR is the folder of one test, or a folder that contains such folders. The verdict.json of each test is
+    written again. Exits with 1 unless every verdict is valid.
     """
     judged = {path: _judge(path) for path in _records(folder)}
     if as_json:
@@ -42,7 +42,7 @@ def _records(folder: Path) -> list[Path]:
         raise UsageError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
     found = sorted(path.parent for path in folder.rglob(HISTORY))
     if not found:
-        raise UsageError(f"{folder}: no recorded test in it (no {HISTORY})")
+        raise UsageError(f"{folder}: contains no recorded test (no {HISTORY})")
     return found
 
 
@@ -63,7 +63,6 @@ def _print(folder: Path, judged: dict[Path, list[Judgement]]) -> None:
         verdict = worst([judgement.verdict for judgement in found])
         why = [f"{j.checker}: {j.summary}" for j in found if j.verdict is not Verdict.VALID]
         name = str(path.relative_to(folder)) if path != folder else path.name
-        # As Text: what a checker quotes may look like markup.
+        # As Text: a quoted message may look like markup.
         table.add_row(Text(name), Text(verdict.value, _STYLES[verdict]), Text("\n".join(why)))
-    # In a pipe nobody needs the lines to fit, and a reader with grep needs them whole.
-    Console(width=None if sys.stdout.isatty() else _UNWRAPPED).print(table)
+    tables.show(table)

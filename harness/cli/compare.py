@@ -1,4 +1,4 @@
-"""``harness compare``: two QEMUs, or two recorded runs, side by side."""
+"""``harness compare``: compares two QEMUs, or two recorded runs."""
 
 from __future__ import annotations
 
@@ -7,38 +7,35 @@ import tempfile
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from harness.cli.report import progress
 from harness.errors import SetupError
 from harness.mutation.runner import run_pytest, scenarios_folder
-from harness.report import comparison, summary
+from harness.report import comparison, summary, tables
 from harness.report.summary import Run
 
-#: pytest's exit statuses for "all passed" and "some failed"; anything else is no result.
+#: pytest's exit codes for "all passed" and "some failed"; anything else is no result.
 _RESULTS = (0, 1)
 
 
 @click.command(epilog="Example: harness compare 7.2 10.0 -k blocker")
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
-@click.option("-k", "expression", metavar="EXPRESSION", help="Only these scenarios (pytest's -k).")
+@click.option("-k", "expression", metavar="EXPRESSION", help="Run only these scenarios (pytest's -k).")
 @click.option("-n", "workers", default="auto", show_default=True, help="Workers (pytest-xdist's -n).")
 def compare(a: str, b: str, expression: str | None, workers: str) -> None:
-    """Show which verdicts changed from A to B, what got slower, and which leak slopes differ.
+    """List the outcomes that changed from A to B, the scenarios that got slower, and leak slopes that differ.
 
-    A and B are folders that pytest --summary wrote, or QEMUs (names or paths), which are then run now.
-    Exits with 1 when a scenario fails on B that does not on A.
+    A and B are folders written by pytest --summary, or QEMUs (provisioned names or paths). The scenarios are
+    run against a QEMU. Exits with 1 when a scenario fails on B and does not fail on A.
     """
     options = ["--thorough", "-n", workers, *(["-k", expression] if expression else [])]
     runs = [_recorded(name) or _run(name, options) for name in (a, b)]
     found = comparison.pairs(*runs)
-    console = Console()
-    tables = comparison.tables(found, a, b)
-    for table in tables:
-        console.print(table)
-    if not tables:
-        console.print(f"{len(found)} scenarios, and no difference")
+    different = comparison.tables(found, a, b)
+    tables.show(*different)
+    if not different:
+        click.echo(f"{len(found)} scenarios, no difference")
     sys.exit(1 if any(pair.worse for pair in found) else 0)
 
 

@@ -1,4 +1,4 @@
-"""``harness doctor``: what this host can run, and why not the rest. Looks, and changes nothing."""
+"""``harness doctor``: reports what this host can run, and why not the rest. It changes nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 import psutil
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from harness.errors import HarnessError
@@ -21,18 +21,19 @@ from harness.holds.probe import why_no_holds
 from harness.provision import Cache, Provisioner, default_cache_root
 from harness.qemu import binary
 from harness.qemu.accel import KVM, TIMEOUT_KEPT_S, Verdict, remembered
+from harness.report import tables
 
 _OK, _WARNING, _MISSING = "ok", "warning", "missing"
 _STYLES = {_OK: "green", _WARNING: "yellow", _MISSING: "red"}
-#: MB: a guest image and one QEMU, with their packages while they are unpacked.
+#: MB: a guest image and one QEMU, and their packages while they are unpacked.
 _CACHE_MB = 700
-#: MiB: a guest's memory and QEMU's own, twice for a migration.
+#: MiB: the memory of a guest and of its QEMU, twice for a migration.
 _MEMORY_MIB = 2 * 400
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about this host: ``missing`` stops the scenarios, a ``warning`` takes something away."""
+    """One property of this host. ``missing``: no scenario runs; ``warning``: some are slower or skipped."""
 
     name: str
     state: str
@@ -42,24 +43,24 @@ class Finding:
 @click.command(epilog="Example: harness doctor --json")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(as_json: bool) -> None:
-    """Say what this host can run, and why not the rest.
+    """Report what this host can run, and why it cannot run the rest.
 
-    Exits with 0 when the scenarios can run, else with 1.
+    Changes nothing on the host. Exits with 0 when the scenarios can run, otherwise with 1.
     """
     findings = list(examine())
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
-        table = Table("", "", "what")
+        table = Table("property", "state", "details")
         for finding in findings:
-            table.add_row(finding.name, f"[{_STYLES[finding.state]}]{finding.state}[/]", finding.what)
-        Console().print(table)
+            table.add_row(finding.name, f"[{_STYLES[finding.state]}]{finding.state}[/]", escape(finding.what))
+        tables.show(table)
     if any(finding.state == _MISSING for finding in findings):
         sys.exit(1)
 
 
 def examine() -> Iterator[Finding]:
-    """Every finding, in the order in which a run would meet them."""
+    """Every finding, in the order in which a run would reach them."""
     cache = Cache(default_cache_root())
     for name, look in (
         ("cache", lambda: _cache(cache)),
@@ -87,10 +88,10 @@ def _cache(cache: Cache) -> tuple[str, str]:
     cache.check_owner()
     there = next(p for p in (cache.root, *cache.root.parents) if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        return _MISSING, f"{cache.root} cannot be written; move it with HARNESS_CACHE"
+        return _MISSING, f"{cache.root} cannot be written; set HARNESS_CACHE to another folder"
     free_mb = shutil.disk_usage(there).free / 1e6
     if free_mb < _CACHE_MB and not _entries(cache, "guests"):
-        return _MISSING, f"{cache.root}: {free_mb:.0f} MB free, {_CACHE_MB} are needed to fill it"
+        return _MISSING, f"{cache.root}: {free_mb:.0f} MB free, {_CACHE_MB} MB needed"
     return _OK, f"{cache.root}, {free_mb:.0f} MB free"
 
 
@@ -106,14 +107,14 @@ def _qemu(cache: Cache) -> tuple[str, str]:
 
 def _guest(cache: Cache) -> tuple[str, str]:
     made = _entries(cache, "guests")
-    return (_OK, f"in the cache: {', '.join(made)}") if made else _fetchable("not made yet")
+    return (_OK, f"in the cache: {', '.join(made)}") if made else _fetchable("not built yet")
 
 
 def _fetchable(why: str) -> tuple[str, str]:
-    """Something that a run would fetch by itself, if this host can fetch."""
+    """The state of something that the first run fetches, if this host has the tools for it."""
     tools = [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]
     if tools:
-        return _MISSING, f"{why}, and {' and '.join(tools)} not installed to fetch it with"
+        return _MISSING, f"{why}, and it cannot be fetched without {' and '.join(tools)}"
     known = ", ".join(Provisioner(Cache(default_cache_root())).qemu_names())
     return _WARNING, f"{why}: the first run, or 'harness provision', fetches it (QEMU recipes: {known})"
 
@@ -125,17 +126,19 @@ def _entries(cache: Cache, kind: str) -> list[str]:
 
 def _kvm(cache: Cache) -> tuple[str, str]:
     if not KVM.exists():
-        return _WARNING, f"no {KVM}: guests run under TCG, some six times slower"
+        return _WARNING, f"no {KVM}: guests run under TCG, about six times slower"
     if not os.access(KVM, os.R_OK | os.W_OK):
         return _WARNING, f"no permission to open {KVM}: add this user to the group kvm"
     verdicts = [found for path in (cache.root / "accel").glob("kvm-*.json") if (found := remembered(path))]
     if not verdicts:
-        return _OK, f"{KVM} opens; whether a guest boots under it is tried in the first run"
-    reasons = sorted({_said(verdict) for verdict in verdicts if verdict.reason})
-    return (_WARNING, f"TCG is used instead: {'; '.join(reasons)}") if reasons else (_OK, "guests boot")
+        return _OK, f"{KVM} can be opened; the first run tries whether a guest boots under it"
+    reasons = sorted({_reason(verdict) for verdict in verdicts if verdict.reason})
+    return (
+        (_WARNING, f"TCG is used instead: {'; '.join(reasons)}") if reasons else (_OK, "guests boot under it")
+    )
 
 
-def _said(verdict: Verdict) -> str:
+def _reason(verdict: Verdict) -> str:
     minutes = TIMEOUT_KEPT_S / 60
     return f"{verdict.reason}" + (f" (tried again after {minutes:.0f} minutes)" if verdict.timed_out else "")
 
@@ -150,7 +153,7 @@ def _memory() -> tuple[str, str]:
 def _holds() -> tuple[str, str]:
     reason = why_no_holds()
     if reason is not None:
-        return _WARNING, f"tests that keep a 9p request in flight are skipped: {reason}"
+        return _WARNING, f"tests that hold a 9p request in flight are skipped: {reason}"
     return _OK, "system calls can be held (seccomp user notification)"
 
 
@@ -160,12 +163,12 @@ def _backtraces() -> tuple[str, str]:
     pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
     if pattern.startswith("|"):
         return _WARNING, f"kernel.core_pattern is {pattern!r}: core files go elsewhere, so no backtraces"
-    return _OK, "gdb, and core files in place"
+    return _OK, "gdb is installed, and core files are written"
 
 
 def _temporary() -> tuple[str, str]:
     folder = Path(tempfile.gettempdir())
-    # A unix socket's path has at most 107 bytes (man 7 unix); ours add about 50.
+    # The path of a unix socket has at most 107 bytes (man 7 unix); the harness appends about 50.
     if len(str(folder)) > 50:
-        return _MISSING, f"{folder} is too long a path for unix sockets; set TMPDIR"
+        return _MISSING, f"{folder} is too long for the paths of unix sockets; set TMPDIR to a shorter path"
     return _OK, f"{folder}, {shutil.disk_usage(folder).free / 1e6:.0f} MB free"

@@ -1,4 +1,4 @@
-"""``harness endurance``: many guests, and what stays of them."""
+"""``harness endurance``: starts and ends many guests, and finds resources that are not released."""
 
 from __future__ import annotations
 
@@ -8,18 +8,30 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from harness import reaper
 from harness.bench.endurance import LIMITS, Growth, endure_in_workers
 from harness.cli.report import axes, progress
 from harness.matrix import Matrix, Selection
+from harness.report import tables
 
 
 @click.command(epilog="Example: harness endurance --guests 500 --workers 4")
-@click.option("--guests", default=200, show_default=True, type=click.IntRange(1), help="In all.")
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes at once.")
+@click.option(
+    "--guests",
+    default=200,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Guests in all processes together.",
+)
+@click.option(
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Processes that run at the same time.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 @axes
 def endurance(
@@ -32,11 +44,11 @@ def endurance(
     kernel: str,
     accel: str,
 ) -> None:
-    """Start and end many guests, and see whether anything stays in the processes that did it.
+    """Start and end many guests, and check that the harness releases their resources.
 
-    Each guest is restored from a template, answers a command, and ends. Threads, descriptors, files, disk and
-    private memory are counted after each; what grows with the guests is a defect of the harness, and makes
-    the command fail.
+    Each guest is restored from a template, answers a command and ends. After each guest the process counts
+    its threads, file descriptors and private memory, and the files and disk space of the run. Exits with 1
+    when one of these grows with the number of guests.
     """
     reaper.sweep()
     selection = Selection((qemu,), (machine,), (kernel,), accel, qemu_data=qemu_data)
@@ -53,9 +65,9 @@ def endurance(
 
 def _print(table: list[Growth], title: str) -> None:
     shown = Table(title=title)
-    for name in ("process", "", "first", "last", "a guest", "limit", ""):
-        shown.add_column(name, justify="left" if not name else "right")
+    for name in ("process", "resource", "first", "last", "per guest", "limit", ""):
+        shown.add_column(name, justify="left" if name in ("resource", "") else "right")
     for row in table:
         numbers = (f"{row.first:g}", f"{row.last:g}", f"{row.per_guest:+g}", f"{LIMITS[row.count]:g}")
         shown.add_row(str(row.worker), row.count, *numbers, "grows" if row.too_much else "")
-    Console().print(shown)
+    tables.show(shown)

@@ -1,4 +1,4 @@
-"""``harness faults``: what the scenarios are worth, shown on QEMUs with one fault each."""
+"""``harness faults``: mutation testing of the scenarios, on QEMUs with one fault each."""
 
 from __future__ import annotations
 
@@ -16,47 +16,48 @@ from rich.table import Table
 
 from harness.cli.report import progress
 from harness.errors import UsageError
-from harness.mutation import cover, peers, runner, table
+from harness.mutation import cover, runner, table
 from harness.mutation.catalogue import Catalogue, Fault
 from harness.mutation.figures import Figures, figures
-from harness.mutation.peers import PeerFinding
-from harness.mutation.sitting import SCOPES, Measurement
+from harness.mutation.measurement import SCOPES, Measurement
+from harness.mutation.qtests import PROGRAMS, QtestResult, Qtests
 from harness.mutation.table import Detection
-from harness.mutation.verdicts import CAUGHT, SILENT, Beside, Controls, Finding, look_for_all
+from harness.mutation.verdicts import CAUGHT, PASSED, Controls, Finding, RunQtests, run_all
 from harness.provision import Cache, Provisioner, default_cache_root
 from harness.qemu import binary
+from harness.report import tables
 
 _PAGE_WIDTH = 160
 _flavour = click.option(
-    "--qemu", "flavour", default="7.2", show_default=True, help="The release to build: 7.2 or 10.0."
+    "--qemu", "flavour", default="7.2", show_default=True, help="The release that is built: 7.2 or 10.0."
 )
-_named = click.option("--fault", "names", multiple=True, metavar="NAME", help="Only this one; repeatable.")
+_named = click.option("--fault", "names", multiple=True, metavar="NAME", help="Only this fault; repeatable.")
 _table = click.option(
     "--table",
     "path",
     type=click.Path(path_type=Path),
-    help="The table of fault and scenario; images/detection.json by default.",
+    help="The table of faults and scenarios; images/detection.json by default.",
 )
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group(epilog="Example: harness faults run --fault tag-kept")
 def faults() -> None:
-    """Faults that are put into QEMU one at a time, and the scenarios that have to find them."""
+    """Put faults into QEMU one at a time, and check that the scenarios find them."""
 
 
 @faults.command("list", epilog="Example: harness faults list --json")
 @_as_json
 def list_faults(as_json: bool) -> None:
-    """What there is in the catalogue."""
+    """List the catalogue."""
     found = {name: Catalogue().load(name) for name in Catalogue().names()}
     if as_json:
         print(json.dumps({name: fault.model_dump() for name, fault in found.items()}, indent=2))
         return
-    table = Table("fault", "guarantee", "what is wrong", "like", title=f"{len(found)} faults")
+    table = Table("fault", "guarantee", "what is wrong", "resembles", title=f"{len(found)} faults")
     for name, fault in found.items():
-        table.add_row(name, fault.guarantee, fault.title, fault.stands_for)
-    Console().print(table)
+        table.add_row(name, fault.guarantee, escape(fault.title), escape(fault.stands_for))
+    tables.show(table)
 
 
 @faults.command("build", epilog="Example: harness faults build --qemu 10.0")
@@ -64,7 +65,10 @@ def list_faults(as_json: bool) -> None:
 @_named
 @_as_json
 def build_faults(flavour: str, names: tuple[str, ...], as_json: bool) -> None:
-    """Build every fault; QEMU itself first, which takes some minutes."""
+    """Build a QEMU for each fault.
+
+    The QEMU without a fault is built first, which takes some minutes.
+    """
     made = {name: str(path) for name, path in _build(_source(flavour), names).items()}
     print(json.dumps(made, indent=2) if as_json else "\n".join(f"{n}  {p}" for n, p in made.items()))
 
@@ -77,40 +81,50 @@ def build_faults(flavour: str, names: tuple[str, ...], as_json: bool) -> None:
 )
 @_flavour
 @_named
-@click.option("--sample", is_flag=True, help="Only one fault of each guarantee.")
-@click.option("-n", "at_once", type=click.IntRange(1), help="Faults at the same time; one a core by default.")
-@click.option("--beside", type=click.Choice(["qtest"]), help="Run QEMU's own tests on each fault, too.")
+@click.option("--sample", is_flag=True, help="Run one fault of each guarantee.")
+@click.option(
+    "-n",
+    "at_once",
+    type=click.IntRange(1),
+    help="The number of faults that run at the same time; by default, of cores.",
+)
+@click.option("--beside", type=click.Choice(["qtest"]), help="Also run QEMU's own tests against each fault.")
 @click.option(
     "--controls",
     type=click.IntRange(0),
     metavar="N",
-    help="Run the control, which has no fault, N times on each QEMU; once by default.",
+    help="Run the scenarios N times against each QEMU without a fault; once by default.",
 )
 @click.option(
     "--control-qemu",
     "control_qemus",
     multiple=True,
     metavar="NAME|PATH",
-    help="A control on this QEMU as well, such as Debian's own (7.2) or one without symbols; repeatable.",
+    help="Also run the scenarios against this QEMU, which has no fault, such as Debian's own (7.2) or one "
+    "without symbols; repeatable.",
 )
 @click.option(
     "--per-test",
     is_flag=True,
-    help="Run scenarios to the end, also after one failed, and put what is found into --table. What the "
-    "table knows is not run again, so this can be interrupted and started anew.",
+    help="Run all scenarios, also after one has failed, and write the results into --table. Results that the "
+    "table has are not measured again, so this can be interrupted and started again.",
 )
 @click.option(
     "--scenarios",
     "scope",
     type=click.Choice(SCOPES),
-    help="With --per-test: the tests that have to find the fault, also the files of its guarantee, or (by "
-    "default) all.",
+    help="With --per-test, which scenarios to run: those that have to find the fault; these, and all of its "
+    "guarantee; or all (the default).",
 )
 @_table
 @click.option(
-    "--artifacts", type=click.Path(path_type=Path), default=Path("artifacts/faults"), show_default=True
+    "--artifacts",
+    type=click.Path(path_type=Path),
+    default=Path("artifacts/faults"),
+    show_default=True,
+    help="Folder for the artefacts of scenarios that fail.",
 )
-@click.option("--page", type=click.Path(path_type=Path), help="Write the tables as a page, too.")
+@click.option("--page", type=click.Path(path_type=Path), help="Also write the tables into this HTML file.")
 @_as_json
 def run_faults(
     flavour: str,
@@ -127,56 +141,64 @@ def run_faults(
     page: Path | None,
     as_json: bool,
 ) -> None:
-    """Run each fault's scenarios against a QEMU that has it, and all of them against one that has none.
+    """Run scenarios against QEMUs with a fault, and one without.
 
-    Exits with 1 when a fault is missed, is caught by another guarantee than the one it breaks, or when
-    there is an alarm without a fault.
+    The scenarios that have to find a fault are run against a QEMU that has it. All of them are then run
+    against the QEMU without a fault.
+
+    Exits with 1 when a fault is missed, when only scenarios of another guarantee than the broken one find it,
+    or when a scenario fails although there is no fault (a false positive).
     """
-    of_a_table = {"-n": at_once, "--beside": beside, "--controls": controls, "--control-qemu": control_qemus}
-    for option, given in of_a_table.items():
+    excluded = {"-n": at_once, "--beside": beside, "--controls": controls, "--control-qemu": control_qemus}
+    for option, given in excluded.items():
         if per_test and given not in (None, ()):
-            raise UsageError(f"--per-test measures one fault after the other and nothing else: no {option}")
+            raise UsageError(
+                f"--per-test measures one fault after the other: {option} cannot be used with it"
+            )
     if scope and not per_test:
-        raise UsageError("--scenarios says how much --per-test runs: give both, or none")
+        raise UsageError("--scenarios can only be used with --per-test")
     path = path or table.default_path()
     data = table.read(path, missing_is_empty=True)
     source = _source(flavour)
     chosen = {name: fault for name, fault in _chosen(source, names).items() if fault.sample or not sample}
-    asked = [_known_qemu(name) for name in control_qemus]
+    others = [_control_qemu(name) for name in control_qemus]
     default = runner.collected()
     _build(source, tuple(chosen))
     folder = artifacts.absolute()
     if per_test:
         hashes = table.fingerprints(runner.files())
-        sitting = Measurement(data, path, source, folder, progress, hashes)
-        findings = list(sitting.measure(chosen, scope or "all"))
+        measurement = Measurement(data, path, source, folder, progress, hashes)
+        findings = list(measurement.measure(chosen, scope or "all"))
     else:
-        found = look_for_all(
+        found = run_all(
             chosen,
             source,
             folder,
             at_once=at_once or len(os.sched_getaffinity(0)),
             report=progress,
-            controls=Controls((source, *asked), 1 if controls is None else controls),
-            beside=_own_tests(source) if beside else None,
+            controls=Controls((source, *others), 1 if controls is None else controls),
+            run_qtests=_run_qtests(source) if beside else None,
         )
         findings = sorted(found, key=lambda one: (not one.fault, one.fault))
     _show(findings, figures(findings, data, default), source, page=page, as_json=as_json)
-    sys.exit(0 if all(one.verdict in (CAUGHT, SILENT) for one in findings) else 1)
+    sys.exit(0 if all(one.verdict in (CAUGHT, PASSED) for one in findings) else 1)
 
 
 @faults.command("cover", epilog="Example: harness faults cover images/detection.json --budget 90")
 @click.argument("path", metavar="[TABLE]", required=False, type=click.Path(path_type=Path))
-@click.option("--budget", type=click.FloatRange(0), metavar="SECONDS", help="What a default run may take.")
+@click.option(
+    "--budget", type=click.FloatRange(0), metavar="SECONDS", help="The longest time of a default run."
+)
 @_as_json
 def cover_faults(path: Path | None, budget: float | None, as_json: bool) -> None:
-    """Compute the default set from a table of 'run --per-test', and say which marks should change.
+    """Compute the default set from a table, and list changes of marks.
 
-    It is the cheapest set of scenarios that catches every fault, with all that are marked 'always' and in a
-    default run. Those that have to find a fault which was not measured stay in it.
+    'harness faults run --per-test' writes TABLE, images/detection.json by default. The default set is the
+    cheapest set of scenarios that catches every fault and has all scenarios that are marked 'always'. A
+    scenario of today's default set that has to find a fault which was not measured stays in it.
 
-    Exits with 1 when marks should change, a fault is caught by no scenario, or the set takes longer than the
-    budget.
+    Exits with 1 when marks should change, when no scenario catches some fault, or when the set takes longer
+    than the budget.
     """
     data = table.read(path or table.default_path())
     default, every = runner.collected(), runner.collected("--thorough")
@@ -193,23 +215,23 @@ def cover_faults(path: Path | None, budget: float | None, as_json: bool) -> None
 
 
 def _source(name: str) -> str:
-    """The flavour that is meant by a release's name."""
+    """The QEMU built from source, such as ``7.2-src``, of a release such as ``7.2``."""
     known = Provisioner(Cache(default_cache_root())).qemu_names()
     flavour = name if name in known and name.endswith("-src") else f"{name}-src"
     if flavour not in known:
         choices = ", ".join(one.removesuffix("-src") for one in known if one.endswith("-src"))
-        raise UsageError(f"--qemu {name}: no QEMU by that name is built from source; known: {choices}")
+        raise UsageError(f"--qemu {name}: no QEMU of that name is built from source; known: {choices}")
     return flavour
 
 
 def _chosen(flavour: str, names: tuple[str, ...]) -> dict[str, Fault]:
-    """The faults that were named, or all that can be put into that QEMU."""
+    """The faults with these names, or all that apply to that QEMU."""
     catalogue = Catalogue()
     version = binary.probe(_provisioner().qemu_release(flavour)).version_text
     found = {name: catalogue.load(name) for name in names or catalogue.names()}
     for name in names:
         if not found[name].applies_to(version):
-            raise UsageError(f"--fault {name}: it is for QEMU {found[name].qemu}, not {version}")
+            raise UsageError(f"--fault {name}: applies to QEMU {found[name].qemu}, not to {version}")
     return {name: fault for name, fault in found.items() if fault.applies_to(version)}
 
 
@@ -223,10 +245,11 @@ def _provisioner() -> Provisioner:
     return Provisioner(Cache(default_cache_root()), report=progress)
 
 
-def _known_qemu(name: str) -> str:
-    """A QEMU as pytest is to be told of it, which runs in another folder.
+def _control_qemu(name: str) -> str:
+    """The value of pytest's ``--qemu``: a provisioned name, or an absolute path (pytest runs elsewhere).
 
-    :raises UsageError: for what is neither a provisioned QEMU nor a file."""
+    :raises UsageError: when it is neither a provisioned QEMU nor a file.
+    """
     provisioner = _provisioner()
     if provisioner.is_provisioned(name):
         return name
@@ -236,12 +259,12 @@ def _known_qemu(name: str) -> str:
     return str(Path(name).absolute())
 
 
-def _own_tests(flavour: str) -> Beside:
-    """What QEMU's own tests say of a fault; they are tried on the QEMU without one first."""
+def _run_qtests(flavour: str) -> RunQtests:
+    """Run QEMU's own tests without a fault, and return a function that runs them against a fault."""
     provisioner = _provisioner()
-    folder = provisioner.own_tests(flavour, tuple(peers.PROGRAMS))
-    tests = peers.Peers.of(folder, provisioner.qemu_release(flavour), progress)
-    return lambda name: tests.look(provisioner.qemu_release(f"{flavour}+{name}"))
+    folder = provisioner.own_tests(flavour, tuple(PROGRAMS))
+    tests = Qtests.of(folder, provisioner.qemu_release(flavour), progress)
+    return lambda name: tests.run(provisioner.qemu_release(f"{flavour}+{name}"))
 
 
 def _show(
@@ -250,31 +273,30 @@ def _show(
     if as_json:
         found = [{**asdict(one), "verdict": one.verdict} for one in findings]
         print(json.dumps({"findings": found, "figures": [asdict(one) for one in numbers]}, indent=2))
-    consoles = [Console(stderr=as_json)]
+    made = [_findings_table(findings, flavour), _figures_table(numbers)]
+    tables.show(*made, stderr=as_json)
     if page is not None:
-        consoles.append(Console(record=True, file=io.StringIO(), width=_PAGE_WIDTH))
-    for console in consoles:
-        console.print(_findings_table(findings, flavour))
-        console.print(_figures_table(numbers))
-    if page is not None:
-        consoles[-1].save_html(str(page))
+        console = Console(record=True, file=io.StringIO(), width=_PAGE_WIDTH)
+        for one in made:
+            tables.put(one, console)
+        console.save_html(str(page))
 
 
 def _findings_table(findings: list[Finding], flavour: str) -> Table:
-    beside = any(one.beside for one in findings)
-    shown = Table("fault", "breaks", "verdict", "failed", title=f"QEMU {flavour}")
-    if beside:
+    with_qtests = any(one.qtests for one in findings)
+    shown = Table("fault", "guarantee", "verdict", "first failure", title=f"QEMU {flavour}")
+    if with_qtests:
         shown.add_column("QEMU's own tests")
     for one in findings:
         failed = "; ".join(f"{failure.name}: {failure.why}" for failure in one.failures[:1])
-        good = one.verdict in (CAUGHT, SILENT)
+        good = one.verdict in (CAUGHT, PASSED)
         verdict = f"[{'green' if good else 'red'}]{one.verdict}[/]"
         row = [escape(one.name), one.guarantee, verdict, escape(failed) or f"{one.ran} passed"]
-        shown.add_row(*row, *([escape(_peer(one.beside))] if beside else []))
+        shown.add_row(*row, *([escape(_qtests(one.qtests))] if with_qtests else []))
     return shown
 
 
-def _peer(found: PeerFinding | None) -> str:
+def _qtests(found: QtestResult | None) -> str:
     if found is None:
         return ""
     return ": ".join(part for part in (found.verdict, found.test, found.why) if part)
@@ -284,14 +306,14 @@ def _figures_table(numbers: list[Figures]) -> Table:
     names = (
         "faults",
         "caught",
-        "by the guarantee that they break",
+        "by the broken guarantee",
         "by the default set",
         "by QEMU's own tests",
     )
-    table = Table("", *names, title="how many were caught")
+    table = Table("", *names, title="faults that were caught")
     for one in numbers:
         parts = [(one.caught, one.faults), (one.by_guarantee, one.faults)]
-        parts += [(one.by_default, one.in_table), (one.by_peers, one.beside)]
+        parts += [(one.by_default, one.in_table), (one.by_qtests, one.with_qtests)]
         table.add_row(one.of, str(one.faults), *(_share(*part) for part in parts))
     return table
 
@@ -301,20 +323,20 @@ def _share(part: int, whole: int) -> str:
 
 
 def _show_plan(made: cover.Plan, unmeasured: cover.Unmeasured, data: Detection, budget: float | None) -> None:
-    costs, console = cover.seconds_of(data), Console()
+    costs = cover.seconds_of(data)
     finds = cover.catches(data, (*made.chosen, *made.leave_out))
     changes = Table("mark", "scenario", "seconds", "faults", title="marks that should change")
     for mark, names in (("by default", made.take), ("thorough", made.leave_out)):
         for name in names:
             changes.add_row(mark, escape(name), f"{costs[name]:.1f}", str(len(finds[name])))
     if changes.row_count:
-        console.print(changes)
+        tables.show(changes)
     for qemu, fault in made.never:
-        console.print(f"caught by no scenario that was measured: {fault} on {qemu}")
+        click.echo(f"no measured scenario catches {fault} on {qemu}")
     for what, names in asdict(unmeasured).items():
         if names:
-            console.print(f"not measured, {len(names)} {what}: {escape(', '.join(names))}", soft_wrap=True)
-    console.print(
+            click.echo(f"{len(names)} {what} were not measured: {', '.join(names)}")
+    click.echo(
         f"default set: {len(made.chosen)} scenarios catch {len(made.caught)} faults in {made.seconds:.0f} s"
         + (f" (budget: {budget:g} s)" if budget is not None else "")
     )

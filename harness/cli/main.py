@@ -1,4 +1,4 @@
-"""``harness``: what a person runs by hand. Bad input is one line and an exit status of its own."""
+"""The command ``harness``. Bad input gives one line on stderr and exit status 2."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _INTERRUPTED = 130
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
-    """Real QEMU guests with virtio-9p-pci: hotplug and migration, asserted.
+    """Test hotplug and migration of virtio-9p-pci devices in real QEMU guests.
 
     The scenarios themselves run under pytest: pytest scenarios --help
     """
@@ -36,7 +36,7 @@ for command in (doctor, provision, shell, check, bench, endurance, faults, merge
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The entry point: runs a command and exits with its status."""
+    """The entry point. Runs a command and exits with its status."""
     try:
         status = cli.main(args=argv, prog_name="harness", standalone_mode=False)
     except click.ClickException as exc:

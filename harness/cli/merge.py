@@ -1,4 +1,4 @@
-"""``harness merge``: the shards of one run, joined."""
+"""``harness merge``: joins the shards of a run."""
 
 from __future__ import annotations
 
@@ -6,27 +6,24 @@ import sys
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from harness.errors import SetupError
-from harness.report import summary
+from harness.report import summary, tables
 from harness.report.summary import Outcome
 
 
 @click.command(epilog="Example: harness merge shard-1 shard-2 --into summary")
 @click.argument("shards", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--into", type=click.Path(path_type=Path), help="Write the joined summary into this folder.")
-@click.option("--strict", is_flag=True, help="A guarantee that nothing asserted on a QEMU is a failure.")
+@click.option("--strict", is_flag=True, help="Fail if no test asserted some guarantee on some QEMU.")
 def merge(shards: tuple[Path, ...], into: Path | None, strict: bool) -> None:
-    """Join the summaries (pytest --summary DIR --shard I/N) of all shards of a run into one.
+    """Join the summaries of all shards of a run (pytest --summary DIR --shard I/N) into one.
 
-    A missing, doubled or incomplete shard is an error, and so is one of another run. Each guarantee that
-    nothing asserted on a QEMU is named. Exits with 1 when a test failed, or a known bug is gone.
+    It is an error when a shard is missing, incomplete, given twice, or of another run. Each guarantee that
+    no test asserted on a QEMU is listed. Exits with 1 when a test failed or a known bug is fixed.
     """
     run = summary.merge([(str(path), summary.read(path)) for path in shards])
-    console = Console()
-    for table in summary.tables(run):
-        console.print(table)
+    tables.show(*summary.tables(run))
     for gap in run.not_asserted:
         click.echo(gap)
     if into is not None:

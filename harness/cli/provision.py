@@ -1,4 +1,4 @@
-"""``harness provision``: fetch and build what a run needs, now."""
+"""``harness provision``: fetches and builds what a run needs, in advance."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from harness.qemu import binary
 
 @click.command(epilog="Example: harness provision qemu:10.0 guest:6.1")
 @click.argument("names", nargs=-1, metavar="[qemu:NAME|guest:NAME|heap:NAME]...")
-@click.option("--all", "everything", is_flag=True, help="Everything that there is a recipe for.")
-@click.option("--refresh", is_flag=True, help="Ask the archive again which package versions are current.")
-@click.option("--json", "as_json", is_flag=True, help="Print what there is as JSON.")
+@click.option("--all", "everything", is_flag=True, help="Provision every recipe.")
+@click.option("--refresh", is_flag=True, help="Ask the archive which package versions are current.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def provision(names: tuple[str, ...], everything: bool, refresh: bool, as_json: bool) -> None:
     """Fetch and build guest images, QEMU releases and heap libraries into the cache.
 
-    A heap library profiles the heap of a QEMU that is installed or given by path. Without names: the default
-    guest image, and the default QEMU, or a heap library for the one on PATH. What is there already is
-    checked, and repaired when it is damaged.
+    Without names, the default guest image and the default QEMU are provisioned; where a QEMU is on PATH, a
+    heap library for that one instead of a QEMU. A heap library profiles the heap of a QEMU that is installed
+    or given by path. Entries that are in the cache are checked, and repaired when they are damaged.
     """
     provisioner = Provisioner(Cache(default_cache_root()), report=progress, refresh=refresh)
     made = [_provide(provisioner, kind, name) for kind, name in _wanted(provisioner, names, everything)]
@@ -51,7 +51,7 @@ def _wanted(
         kind, _, name = word.partition(":")
         if kind not in known or name not in known[kind]:
             choices = " ".join(f"{kind}:{name}" for kind, found_ in known.items() for name in found_)
-            raise UsageError(f"{word}: nothing to provision by that name; known: {choices}")
+            raise UsageError(f"{word}: there is no recipe of that name; known: {choices}")
         wanted.append((kind, name))
     return wanted
 

@@ -1,4 +1,4 @@
-"""Progress and axes, shared by the commands."""
+"""Progress lines and the options for a cell of the matrix, shared by the commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def progress(line: str) -> None:
-    """One line of progress, on stderr so that stdout stays the answer."""
+    """Print one line of progress to stderr. stdout has only the result."""
     print(f"harness: {line}", file=sys.stderr, flush=True)
 
 
@@ -26,8 +26,18 @@ def axes(command: F) -> F:
         click.option("--accel", default="auto", metavar="|".join(ACCELS), help="Accelerator."),
         click.option("--kernel", default=DEFAULT, metavar="NAME", help="A provisioned guest kernel."),
         click.option("--machine", default="pc", metavar="|".join(MACHINE_TYPES), help="Machine type."),
-        click.option("--qemu-data", type=Path, metavar="DIR", help="Its firmware, if not beside it."),
-        click.option("--qemu", default=DEFAULT, metavar="NAME|PATH", help="A provisioned QEMU or a binary."),
+        click.option(
+            "--qemu-data",
+            type=Path,
+            metavar="DIR",
+            help="The folder of QEMU's firmware, if it is not beside the binary.",
+        ),
+        click.option(
+            "--qemu",
+            default=DEFAULT,
+            metavar="NAME|PATH",
+            help="A provisioned QEMU, or the path of a binary.",
+        ),
     ):
         command = option(command)
     return command

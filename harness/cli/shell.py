@@ -1,4 +1,4 @@
-"""``harness shell``: a live guest with a share plugged in and mounted, to look around in."""
+"""``harness shell``: opens a shell in a guest with a mounted share."""
 
 from __future__ import annotations
 
@@ -32,14 +32,20 @@ _SCRIPT_TIMEOUT_S = 3600.0
 
 @click.command(epilog="Example: harness shell --machine q35 --share ~/src")
 @axes
-@click.option("--share", "folder", type=click.Path(path_type=Path), help="The folder to export.")
+@click.option(
+    "--share",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="The folder to export; a temporary one by default.",
+)
 def shell(
     qemu: str, qemu_data: Path | None, machine: str, kernel: str, accel: str, folder: Path | None
 ) -> None:
-    """Boot a guest, plug and mount a share, and open an SSH session in it.
+    """Boot a guest, plug and mount a share, and open an SSH session in the guest.
 
-    Prints how to reach the serial console, QMP and gdb as well. When stdin is no terminal, its lines are run
-    as a script in the guest, whose exit status becomes this command's. Everything is gone on exit.
+    Also prints how to reach the serial console, QMP and gdb. When stdin is not a terminal, it is run as a
+    shell script in the guest, and this command exits with the status of the script. The guest ends with the
+    command.
     """
     if folder is not None and not folder.is_dir():
         raise UsageError(f"--share {folder}: {'not a folder' if folder.exists() else 'no such folder'}")
@@ -56,7 +62,7 @@ def shell(
             status = _session(guest, mount)
     finally:
         testbed.close()
-        _keep_what_is_bad(artifacts)
+        _keep_if_not_valid(artifacts)
         run.close()
     sys.exit(status)
 
@@ -67,7 +73,7 @@ def _boot(testbed: Testbed, folder: Path | None) -> tuple[Guest, Mount]:
         share = replace(share, path=folder.resolve())
         testbed.shares = (share, *testbed.shares[1:])
     progress("booting a guest …")
-    # A second monitor: QMP serves one client at a time, and the first one's is the harness.
+    # A second monitor: a QMP socket serves one client at a time, and the harness uses the first.
     monitor = f"socket,id=qmp2,path={testbed.folder}/qmp2.sock,server=on,wait=off"
     extra = ("-chardev", monitor, "-mon", "chardev=qmp2,mode=control")
     guest = testbed.boot(replace(testbed.spec(), extra=extra))
@@ -103,7 +109,7 @@ def _session(guest: Guest, mount: Mount) -> int:
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the session as Ctrl-C does: through the clean-up."""
+    """Turn SIGTERM and SIGHUP into KeyboardInterrupt, so that the clean-up runs."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -116,8 +122,8 @@ def _ended_by_sigterm() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _keep_what_is_bad(artifacts: Artifacts) -> None:
-    """The evidence outlives the run folder when there is something to see in it."""
+def _keep_if_not_valid(artifacts: Artifacts) -> None:
+    """Copy the artefacts out of the run folder unless every checker finds them valid."""
     bad = [found for found in judge(artifacts.folder) if found.verdict is not Verdict.VALID]
     if bad:
         kept = Path(tempfile.mkdtemp(prefix="shell-"))

@@ -1,5 +1,7 @@
-"""Do the scenarios find what is wrong? Faults that are put into QEMU, against scenarios and QEMU's own tests.
+"""Mutation testing: faults are put into QEMU one at a time, and the scenarios have to fail.
 
-``runner`` starts pytest, ``verdicts`` judges a fault by what failed, ``peers`` runs QEMU's own tests beside
-it, ``table`` keeps which scenario catches which fault, and ``cover`` computes the default set from it.
+``catalogue`` reads the faults, ``runner`` starts pytest, ``verdicts`` judges a fault by the scenarios that
+failed, and ``qtests`` runs QEMU's own tests against the same fault. ``table`` keeps which scenario catches
+which fault, ``measurement`` fills that table, ``cover`` computes the default set from it, and ``figures``
+counts.
 """

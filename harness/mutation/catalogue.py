@@ -1,7 +1,7 @@
-"""The catalogue of faults, each put into a QEMU that is built from source: what the scenarios must find.
+"""The catalogue of faults. Each is put into a QEMU that is built from source, and the scenarios must find it.
 
-A fault is data (``images/faults/NAME.toml``): what it breaks, which scenarios find it, and the edits
-(:mod:`harness.provision.edits`).
+A fault is data (``images/faults/NAME.toml``): the guarantee that it breaks, the scenarios that find it, and
+the edits of QEMU's source (:mod:`harness.provision.edits`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class Fault(Edited):
 
     :ivar guarantee: the guarantee that it breaks.
     :ivar title: what is wrong, in one line.
-    :ivar sample: it is the one of its guarantee to try when there is no time for all.
-    :ivar stands_for: the commit or CVE of the real world that it is like.
+    :ivar sample: whether ``--sample`` runs it. Each guarantee has one such fault.
+    :ivar stands_for: a real commit or CVE that it resembles.
     :ivar takes_back: the fixes of QEMU's history that the edits undo (commit and subject, CVE, issue). A
-        fault that has some is a real one.
-    :ivar machines: the machine types to look on.
+        fault that undoes a fix is a real one, any other is planted.
+    :ivar machines: the machine types on which the scenarios are run.
     :ivar caught_by: the scenarios that have to find it, as ``file.py::test`` or ``file.py::test[parameter]``.
     """
 
@@ -62,9 +62,12 @@ class Catalogue:
         self._folder = folder or recipes.recipes_folder() / "faults"
 
     def names(self) -> list[str]:
-        """Their names, in order."""
+        """The names of all faults, sorted."""
         return recipes.names(self._folder)
 
     def load(self, name: str) -> Fault:
-        """:raises UsageError: with file and line, when it is unknown or says what no fault says."""
+        """Read a fault.
+
+        :raises UsageError: with file and line, when there is none of that name, or its file is not valid.
+        """
         return recipes.load(self._folder, name, Fault)

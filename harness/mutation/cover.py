@@ -1,8 +1,8 @@
-"""The cheapest scenarios that catch every fault which any scenario catches, computed from the table.
+"""Computes the cheapest set of scenarios that catches every fault in the table that any scenario catches.
 
-The smallest weighted set cover cannot be computed quickly (it is NP-hard); taking what catches most per
-second first, and then dropping what turns out not to be needed, comes close, and gives the same answer every
-time.
+The smallest weighted set cover is NP-hard. A greedy approximation is used: the scenario that catches most new
+faults per second is taken first, and at the end those that are not needed are dropped. The result depends on
+the table alone.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from harness.mutation.table import Detection
 
 #: A fault, and the QEMU that has it.
 Target = tuple[str, str]
-#: A scenario that takes no time would be taken for nothing.
+#: Seconds: the least that a scenario is taken to cost. With a cost of zero, any number would be free.
 _LEAST_S = 0.1
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a default run should be of.
+    """The scenarios that a default run should have.
 
-    :ivar chosen: its scenarios. :ivar take: those that a default run does not have today.
-    :ivar leave_out: those that it has, and need not. :ivar seconds: what it takes.
-    :ivar caught: the faults that the chosen ones catch. :ivar never: those that nothing measured catches.
+    :ivar chosen: the scenarios. :ivar take: those of them that a default run does not have today.
+    :ivar leave_out: those that a default run has today and does not need. :ivar seconds: of a default run.
+    :ivar caught: the faults that the chosen scenarios catch.
+    :ivar never: the faults that no measured scenario catches.
     """
 
     chosen: tuple[str, ...]
@@ -42,11 +43,14 @@ def plan(
     always: Collection[str],
     needed: Collection[str] = (),
 ) -> Plan:
-    """The default set that a table asks for.
+    """Compute the default set from a table.
 
-    :param every: the scenarios that there are. :param default: those that a default run has today.
-    :param always: those that it has in any case. A scenario that the table does not know stays what it is.
-    :param needed: tests (``file.py::test``) that have to find a fault which was not measured: they stay, too.
+    A scenario that is not in the table stays in the default set, or out of it.
+
+    :param every: all scenarios. :param default: the scenarios of a default run today.
+    :param always: scenarios that are never left out.
+    :param needed: tests (``file.py::test``) that have to find a fault which was not measured. They are not
+        left out either.
     """
     costs = seconds_of(table)
     kept = {name for name in default if name in always or name not in costs}
@@ -66,31 +70,31 @@ def plan(
 
 @dataclass(frozen=True)
 class Unmeasured:
-    """What the table does not know: faults of the catalogue, and scenarios, as they are now."""
+    """What is not in the table: faults of the catalogue in their present state, and scenarios."""
 
     faults: tuple[str, ...]
     scenarios: tuple[str, ...]
 
 
 def unmeasured(table: Detection, every: Collection[str], keys: Mapping[str, str]) -> Unmeasured:
-    """What the table does not know.
+    """Return what is not in the table.
 
-    :param every: the scenarios that there are; those that were skipped count as not measured.
-    :param keys: the faults that there are, and :attr:`harness.mutation.catalogue.Fault.key` of each.
+    :param every: all scenarios. One that was skipped counts as not measured.
+    :param keys: :attr:`harness.mutation.catalogue.Fault.key` by the name of each fault of the catalogue.
     """
     known = {(fault, one.key) for on in table.qemus.values() for fault, one in on.faults.items()}
-    ran = {name for on in table.qemus.values() for name in (*on.scenarios, *on.alarms)}
+    ran = {name for on in table.qemus.values() for name in (*on.scenarios, *on.false_positives)}
     faults = [name for name, key in keys.items() if (name, key) not in known]
     return Unmeasured(tuple(faults), tuple(sorted(set(every) - ran)))
 
 
 def targets(table: Detection) -> set[Target]:
-    """Every fault that the table knows something of."""
+    """Every fault in the table, with the QEMU that has it."""
     return {(qemu, fault) for qemu, known in table.qemus.items() for fault in known.faults}
 
 
 def catches(table: Detection, among: Collection[str]) -> dict[str, set[Target]]:
-    """What each of these scenarios catches."""
+    """The faults that each of these scenarios catches."""
     found: dict[str, set[Target]] = {name: set() for name in among}
     for qemu, known in table.qemus.items():
         for fault in known.faults:
@@ -100,7 +104,7 @@ def catches(table: Detection, among: Collection[str]) -> dict[str, set[Target]]:
 
 
 def seconds_of(table: Detection) -> dict[str, float]:
-    """What each scenario takes on a QEMU without a fault; on the slowest, where it was run on several."""
+    """The seconds of each scenario on a QEMU without a fault. Of several QEMUs, the slowest counts."""
     costs: dict[str, float] = {}
     for known in table.qemus.values():
         for name, seconds in known.scenarios.items():
@@ -109,7 +113,7 @@ def seconds_of(table: Detection) -> dict[str, float]:
 
 
 def predicted_s(table: Detection, scenarios: Collection[str]) -> float:
-    """What a run of these takes, as many at once as in the fault-free runs of the table."""
+    """The seconds of a run of these scenarios, as many at once as in the fault-free runs of the table."""
     costs = seconds_of(table)
     at_once = min((known.at_once for known in table.qemus.values()), default=1.0)
     return sum(costs.get(name, 0.0) for name in scenarios) / at_once
@@ -118,7 +122,10 @@ def predicted_s(table: Detection, scenarios: Collection[str]) -> float:
 def cheapest_cover(
     finds: Mapping[str, Collection[Target]], costs: Mapping[str, float], kept: Collection[str]
 ) -> set[str]:
-    """The ``kept`` ones, and of the others as few seconds as catch whatever any of them catches."""
+    """The ``kept`` scenarios, and the cheapest others that together catch every fault in ``finds``.
+
+    :param finds: the faults that each scenario catches. :param costs: seconds of each scenario.
+    """
     left = {target for found in finds.values() for target in found}
     left -= {target for name in kept for target in finds.get(name, ())}
     chosen: list[str] = []

@@ -1,11 +1,11 @@
-"""What the findings come to, in numbers: of all faults, of the real ones, and of those that were planted."""
+"""Counts how many faults were caught: of all, of the real ones, and of the planted ones."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from harness.mutation import peers
+from harness.mutation import qtests
 from harness.mutation.table import Detection
 from harness.mutation.verdicts import CAUGHT, MISSED, Finding
 
@@ -14,11 +14,12 @@ from harness.mutation.verdicts import CAUGHT, MISSED, Finding
 class Figures:
     """How many faults were caught.
 
-    :ivar of: which faults. :ivar faults: how many. :ivar caught: by any scenario.
-    :ivar by_guarantee: by one of the guarantee that the fault breaks.
-    :ivar in_table: how many the table knows well enough to say whether a default run catches them.
-    :ivar by_default: how many of those it does.
-    :ivar beside: how many QEMU's own tests were run on. :ivar by_peers: how many of those they caught.
+    :ivar of: which faults: ``all``, ``real`` or ``planted``. :ivar faults: their number.
+    :ivar caught: by any scenario. :ivar by_guarantee: by a scenario of the guarantee that the fault breaks.
+    :ivar in_table: the faults for which the table says whether a default run catches them.
+    :ivar by_default: those of them that a default run catches.
+    :ivar with_qtests: the faults that QEMU's own tests were run against.
+    :ivar by_qtests: those of them that QEMU's own tests caught.
     """
 
     of: str
@@ -27,15 +28,15 @@ class Figures:
     by_guarantee: int
     in_table: int
     by_default: int
-    beside: int
-    by_peers: int
+    with_qtests: int
+    by_qtests: int
 
 
 def by_default(table: Detection, default: Collection[str], qemu: str, fault: str) -> bool | None:
-    """Whether a default run catches a fault; ``None`` when the table cannot know.
+    """Whether a default run catches a fault; ``None`` when the table does not say.
 
-    It can when a scenario of the default run is known to fail, or all of them that run on that QEMU were
-    measured with the fault.
+    The table says it when a scenario of the default run failed, or when all its scenarios that run on that
+    QEMU were measured with the fault.
     """
     known = table.qemus.get(qemu)
     measured = known.faults.get(fault) if known else None
@@ -47,7 +48,7 @@ def by_default(table: Detection, default: Collection[str], qemu: str, fault: str
 
 
 def figures(findings: Iterable[Finding], table: Detection, default: Collection[str]) -> list[Figures]:
-    """The numbers: of all faults, and, where there are both, of the real and of the planted ones."""
+    """Count all faults and, where there are both kinds, the real and the planted ones."""
     found = [one for one in findings if one.fault]
     kinds = {"real": [one for one in found if one.real], "planted": [one for one in found if not one.real]}
     groups = {"all": found} | (kinds if all(kinds.values()) else {})
@@ -55,15 +56,15 @@ def figures(findings: Iterable[Finding], table: Detection, default: Collection[s
 
 
 def _count(name: str, found: Collection[Finding], table: Detection, default: Collection[str]) -> Figures:
-    told = [by_default(table, default, one.qemu, one.fault) for one in found]
-    beside = [one.beside for one in found if one.beside and one.beside.verdict != peers.NOT_RUN]
+    known = [by_default(table, default, one.qemu, one.fault) for one in found]
+    ran = [one.qtests for one in found if one.qtests and one.qtests.verdict != qtests.NOT_RUN]
     return Figures(
         of=name,
         faults=len(found),
         caught=sum(one.verdict != MISSED for one in found),
         by_guarantee=sum(one.verdict == CAUGHT for one in found),
-        in_table=sum(one is not None for one in told),
-        by_default=sum(one is True for one in told),
-        beside=len(beside),
-        by_peers=sum(one.verdict == peers.CAUGHT for one in beside),
+        in_table=sum(one is not None for one in known),
+        by_default=sum(one is True for one in known),
+        with_qtests=len(ran),
+        by_qtests=sum(one.verdict == qtests.CAUGHT for one in ran),
     )

@@ -1,4 +1,4 @@
-"""Runs of pytest on the scenarios: what they give is read from their summary, never from their output."""
+"""Runs pytest on the scenarios. Results are read from the summary that it writes, not from its output."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -22,20 +22,20 @@ from harness.report.summary import Run
 
 #: pytest's exit codes for "all passed" and "some failed"; anything else is no result.
 _RESULTS = (0, 1)
-#: Those of a collection: some tests, or none.
+#: The same for a collection: some tests, or none.
 _COLLECTED = (0, 5)
-#: Seconds without a word after which a run of pytest hangs. It has one for each test that ends, and one
-#: before whatever it provisions; the longest of both (a leak hunt, QEMU's build) take some minutes on a busy
+#: Seconds without output after which pytest is taken to hang. It prints something when a test ends, and
+#: before it provisions something. The longest steps (a leak hunt, QEMU's build) take some minutes on a busy
 #: machine.
 SILENCE_S = 1800.0
-#: Seconds for pytest to end its guests when it is interrupted.
+#: Seconds that pytest has to end its guests after SIGINT.
 _END_S = 60.0
 
 
 def scenarios_folder() -> Path:
     """The scenarios of this checkout.
 
-    :raises UsageError: when the harness was installed without them.
+    :raises UsageError: when there is no such folder.
     """
     folder = recipes_folder().parent / "scenarios"
     if not folder.is_dir():
@@ -53,8 +53,9 @@ def run_scenarios(
 ) -> Run:
     """Run scenarios against the QEMU called ``qemu``.
 
-    :param selection: pytest's arguments and options that say which; paths are relative to the scenarios.
-    :param run: the folder whose processes end with this one.
+    :param selection: pytest's arguments and options that select the scenarios.
+    :param artifacts: the folder for artefacts (pytest's ``--artifacts``).
+    :param run: a run folder. Closing it ends the processes that are started here.
     :param alone: nothing else runs meanwhile, so pytest takes as many workers as the machine has room for.
     :raises SetupError: when the run gives no result.
     """
@@ -70,12 +71,12 @@ def run_scenarios(
 
 
 def collected(*options: str) -> tuple[str, ...]:
-    """The scenarios that a run with these options is of, as ``file.py::test[parameters]``.
+    """The scenarios that pytest runs with these options, as ``file.py::test[parameters]``.
 
-    pytest itself collects them: which are left out by default, and on which machine types each runs, is
-    written nowhere else.
+    pytest collects them, because only the plugin knows which scenarios are left out by default and on which
+    machine types each runs.
 
-    :raises SetupError: when it cannot.
+    :raises SetupError: when the collection fails.
     """
     folder = scenarios_folder()
     argv = [sys.executable, "-m", "pytest", str(folder), "--collect-only", "-q", "-p", "no:cacheprovider"]
@@ -88,7 +89,7 @@ def collected(*options: str) -> tuple[str, ...]:
 
 
 def short(scenario: str) -> str:
-    """A scenario's name as faults give it: without the folder of all scenarios."""
+    """A scenario's name as it is written in faults: without the folder of the scenarios."""
     path, _, test = scenario.partition("::")
     return f"{path.rpartition('/')[2]}::{test.removesuffix('[]')}"
 
@@ -100,15 +101,15 @@ def paths(scenarios: Iterable[str]) -> list[str]:
 
 
 def files() -> list[Path]:
-    """The files of scenarios."""
+    """The files of the scenarios."""
     return sorted(scenarios_folder().glob("test_*.py"))
 
 
 def _no_result(what: str, done: subprocess.CompletedProcess[str]) -> SetupError:
-    said = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["nothing"]
+    lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no output"]
     return SetupError(
-        f"{what} gave no result (pytest exited with {done.returncode}): {said[-1]}",
-        details="\n".join(said[-20:]),
+        f"{what} gave no result (pytest exited with {done.returncode}): {lines[-1]}",
+        details="\n".join(lines[-20:]),
     )
 
 
@@ -120,15 +121,19 @@ def run_pytest(
     environment: Mapping[str, str] | None = None,
     show: IO[bytes] | None = None,
     silence_s: float = SILENCE_S,
+    observe: Callable[[int], None] | None = None,
+    interval_s: float = 0.1,
 ) -> subprocess.CompletedProcess[str]:
-    """Run pytest in ``folder``, in a process group of its own; end it when it says nothing for too long.
+    """Run pytest in ``folder``, in a new session, and end it when it prints nothing for too long.
 
-    How long a whole run takes depends on the scenarios, the machine and what else runs there; how long it is
-    silent does not.
+    There is no limit for the whole run: its time depends on the number of scenarios and on the machine. The
+    time without output does not.
 
-    :param what: is run, for the error. :param show: where its output goes as well, as it comes.
-    :param silence_s: seconds.
-    :raises SetupError: when it was silent for so long; nothing of it is left then.
+    :param what: a description of the run, for the error.
+    :param show: a file to which the output is copied while it is written.
+    :param silence_s: the longest time without output, in seconds.
+    :param observe: is called with pytest's process id while it runs, every ``interval_s`` seconds.
+    :raises SetupError: when there was no output for ``silence_s``. By then all its processes have ended.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = subprocess.Popen(
@@ -140,57 +145,62 @@ def run_pytest(
             stderr=err,
             start_new_session=True,
         )
-        heard = _Heard((out, err), show)
-        silent = Deadline.after(silence_s)
+        output = _Output((out, err), show)
+        silence = Deadline.after(silence_s)
 
         def watch() -> None:
-            nonlocal silent
-            if heard.more():
-                silent = Deadline.after(silence_s)
-            if silent.expired:
-                text = heard.text(out) + heard.text(err)
+            nonlocal silence
+            if observe is not None:
+                observe(process.pid)
+            if output.has_grown():
+                silence = Deadline.after(silence_s)
+            if silence.expired:
+                text = output.text(out) + output.text(err)
                 raise SetupError(
-                    f"{what}: pytest said nothing for {silence_s:g} s, and was ended",
+                    f"{what}: pytest printed nothing for {silence_s:g} s, and was ended",
                     details="\n".join(text.splitlines()[-20:]),
                 )
 
         try:
-            forever = float("inf")
             wait_until(
-                lambda: process.poll() is not None, what=what, timeout_s=forever, watch=watch, interval_s=0.1
+                lambda: process.poll() is not None,
+                what=what,
+                timeout_s=float("inf"),
+                watch=watch,
+                interval_s=interval_s,
             )
         finally:
             _end(process)
-        heard.more()
-        return subprocess.CompletedProcess(argv, process.returncode, heard.text(out), heard.text(err))
+        output.has_grown()
+        return subprocess.CompletedProcess(argv, process.returncode, output.text(out), output.text(err))
 
 
-class _Heard:
-    """What a process has written to its files."""
+class _Output:
+    """The output that a process has written to its files."""
 
     def __init__(self, files: tuple[IO[bytes], ...], show: IO[bytes] | None) -> None:
         self._sizes, self._show = dict.fromkeys(files, 0), show
 
-    def more(self) -> bool:
-        """Whether there is more than last time; it is shown."""
+    def has_grown(self) -> bool:
+        """Copy the new output to ``show``; return whether there was any."""
         grown = False
         for file, before in self._sizes.items():
-            # At a place of its own: the process writes where the file's one position is.
-            said = os.pread(file.fileno(), os.fstat(file.fileno()).st_size - before, before)
-            self._sizes[file] += len(said)
-            grown = grown or bool(said)
-            if said and self._show is not None:
-                self._show.write(said)
+            # pread() leaves the file's position alone, at which the process writes.
+            new = os.pread(file.fileno(), os.fstat(file.fileno()).st_size - before, before)
+            self._sizes[file] += len(new)
+            grown = grown or bool(new)
+            if new and self._show is not None:
+                self._show.write(new)
                 self._show.flush()
         return grown
 
     def text(self, file: IO[bytes]) -> str:
-        """All of it."""
+        """The whole output in ``file``."""
         return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode("utf-8", "replace")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process that still runs, and its group: as with Ctrl-C at first, so that it ends its guests."""
+    """End a process that still runs, and its group. SIGINT comes first, so that pytest ends its guests."""
     for number in (signal.SIGINT, signal.SIGKILL):
         if process.poll() is not None and number != signal.SIGKILL:
             return

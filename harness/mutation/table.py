@@ -1,10 +1,10 @@
-"""Which scenario catches which fault, and how long each takes: measured, kept in ``images/detection.json``.
+"""The table of faults and scenarios in ``images/detection.json``: what catches what, and in how many seconds.
 
 A scenario is written as pytest collects it, ``file.py::test[parameters]``, the machine type among the
-parameters. What was measured of a fault is kept by file of scenarios (``test_leak.py``) or by test
-(``test_leak.py::test_heavy_use``), with a hash of the file: a table can be made in parts, and a part that was
-changed since is measured again. Scenarios that passed are not listed: they are those of the fault-free run
-that belong to what was measured, and did not fail.
+parameters. A measurement covers *units*: files of scenarios (``test_leak.py``) or tests
+(``test_leak.py::test_heavy_use``). Each unit is kept with a hash of its file, so that a table can be made in
+parts, and a unit whose file has changed is measured again. For a fault, only the scenarios that failed are
+listed. Those of the fault-free run that belong to a measured unit and are not listed passed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import SetupError, UsageError
 from harness.provision.recipes import recipes_folder
 
-#: Scenarios (``file.py::test[parameters]``), by what they take in seconds.
+#: Seconds by scenario (``file.py::test[parameters]``).
 Seconds = dict[str, float]
 T = TypeVar("T")
 _DOCUMENTED = ast.Module | ast.FunctionDef | ast.ClassDef
@@ -33,11 +33,11 @@ class _Data(BaseModel):
 
 
 class Measured(_Data):
-    """What the scenarios say of one fault.
+    """The measurement of one fault.
 
-    :ivar key: what was done to the source (:attr:`harness.mutation.catalogue.Fault.key`).
-    :ivar of: what was measured, by the hash of its file at that time.
-    :ivar failed: the scenarios that failed, and after how many seconds.
+    :ivar key: a hash of the edits (:attr:`harness.mutation.catalogue.Fault.key`).
+    :ivar of: the units that were measured, each with the hash of its file at that time.
+    :ivar failed: the scenarios that failed, each with its seconds until then.
     """
 
     key: str
@@ -48,27 +48,30 @@ class Measured(_Data):
 class OnQemu(_Data):
     """What was measured on one QEMU that is built from source.
 
-    :ivar of: what was run without a fault, as in :class:`Measured`.
-    :ivar scenarios: what passed then, or was a known bug.
-    :ivar alarms: what failed then, and why: such a scenario says nothing of a fault.
+    :ivar of: the units that were run without a fault, as in :class:`Measured`.
+    :ivar scenarios: those that passed without a fault, or met a known bug.
+    :ivar false_positives: those that failed without a fault, with the first line of the failure. Their
+        failures do not count as catching a fault. (Older tables call this ``alarms``.)
     :ivar at_once: how many scenarios ran at the same time, on average, in the fault-free run.
     """
 
     of: dict[str, str] = {}
     scenarios: Seconds = {}
-    alarms: dict[str, str] = {}
+    false_positives: dict[str, str] = Field(
+        default={}, validation_alias=AliasChoices("false_positives", "alarms")
+    )
     at_once: float = 1.0
     faults: dict[str, Measured] = {}
 
     def catches(self, fault: str) -> set[str]:
-        """The scenarios that find a fault; none when nothing is known of it."""
+        """The scenarios that catch a fault; none for a fault that was not measured."""
         measured = self.faults.get(fault)
-        return set(measured.failed) - set(self.alarms) if measured else set()
+        return set(measured.failed) - set(self.false_positives) if measured else set()
 
     def has_all(self, scenarios: Iterable[str], fault: str) -> bool:
-        """Whether each of these was measured with the fault, but for what is skipped on that QEMU."""
+        """Whether each of these was measured with the fault, or is skipped on that QEMU."""
         of = self.faults[fault].of if fault in self.faults else {}
-        ran = {*self.scenarios, *self.alarms}
+        ran = {*self.scenarios, *self.false_positives}
         skipped = [name for name in scenarios if is_of(name, self.of) and name not in ran]
         return all(is_of(name, of) for name in scenarios if name not in skipped)
 
@@ -82,27 +85,31 @@ class Detection(_Data):
     qemus: dict[str, OnQemu] = {}
 
     def on(self, qemu: str) -> OnQemu:
-        """What is known of that QEMU; entered when nothing is."""
+        """The entry of that QEMU. An empty one is added where there is none."""
         return self.qemus.setdefault(qemu, OnQemu())
 
 
 def default_path() -> Path:
-    """The table that goes with the marks."""
+    """The project's own table, from which the scenarios' marks were computed."""
     return recipes_folder() / "detection.json"
 
 
 def read(path: Path, *, missing_is_empty: bool = False) -> Detection:
-    """:raises UsageError: when there is none, or it is no such table."""
+    """Read a table.
+
+    :param missing_is_empty: return an empty table where there is no file.
+    :raises UsageError: when there is no file, or it is not a table.
+    """
     try:
         return Detection.model_validate_json(path.read_text())
     except FileNotFoundError as exc:
         if missing_is_empty:
             return Detection()
-        raise UsageError(f"{path}: there is no table; 'harness faults run --per-test' makes one") from exc
+        raise UsageError(f"{path}: no such file; 'harness faults run --per-test' writes one") from exc
     except OSError as exc:
         raise UsageError(f"{path}: cannot be read: {exc.strerror}") from exc
     except (ValidationError, UnicodeDecodeError) as exc:
-        raise UsageError(f"{path}: no table of 'harness faults run --per-test': {_first(exc)}") from exc
+        raise UsageError(f"{path}: not a table of 'harness faults run --per-test': {_first(exc)}") from exc
 
 
 def _first(exc: ValidationError | UnicodeDecodeError) -> str:
@@ -113,9 +120,9 @@ def _first(exc: ValidationError | UnicodeDecodeError) -> str:
 
 
 def write(table: Detection, path: Path) -> None:
-    """Write it, sorted and a line for each entry, so that versions of it can be compared.
+    """Write a table, sorted and one line an entry, so that ``diff`` shows what changed.
 
-    The file is replaced as a whole.
+    The file is replaced atomically.
 
     :raises SetupError: when it cannot be written.
     """
@@ -128,30 +135,34 @@ def write(table: Detection, path: Path) -> None:
 
 
 def text(table: Detection) -> str:
-    """What :func:`write` writes."""
+    """The text that :func:`write` writes."""
     return json.dumps(table.model_dump(), indent=1, sort_keys=True) + "\n"
 
 
 def covers(measured: Mapping[str, str], unit: str, now: str) -> bool:
-    """Whether a file or a test is among what was measured, in the state of its file whose hash is ``now``."""
+    """Whether a unit was measured when its file had the hash ``now``.
+
+    :param measured: the hashes by measured unit. A test is measured when its file was.
+    """
     return now in (measured.get(unit), measured.get(unit.partition("::")[0]))
 
 
 def is_of(scenario: str, units: Collection[str]) -> bool:
-    """Whether a scenario belongs to one of these files and tests."""
+    """Whether a scenario belongs to one of these units."""
     return scenario.partition("[")[0] in units or scenario.partition("::")[0] in units
 
 
 def replace(kept: Mapping[str, T], units: Collection[str], found: Mapping[str, T]) -> dict[str, T]:
-    """Put ``found`` in the place of whatever was known of these files and tests."""
+    """Replace in ``kept`` every entry of these units by those in ``found``."""
     return {name: value for name, value in kept.items() if not is_of(name, units)} | dict(found)
 
 
 def fingerprint(source: str) -> str:
-    """A hash of a file of scenarios: of what it does, not of its comments, nor of its marks.
+    """A hash of a file of scenarios that ignores its comments, docstrings and marks.
 
-    Marks are what is computed from the table, which would not be valid for a single run if they counted.
-    Decorators hold them, and the parameters, which show in the scenarios' names; ``by_default`` as well.
+    The marks are computed from the table, so a change of marks must not make the table out of date. Therefore
+    decorators and the arguments of ``by_default`` are ignored. Decorators also hold the parameters, which are
+    part of the scenarios' names.
     """
     tree = ast.parse(source)
     for node in ast.walk(tree):

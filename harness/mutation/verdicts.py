@@ -1,4 +1,4 @@
-"""What the scenarios, and QEMU's own tests, say of each fault; and the scenarios of a QEMU without one."""
+"""Runs the scenarios against each fault, and against QEMUs without one (controls), and judges the results."""
 
 from __future__ import annotations
 
@@ -10,28 +10,24 @@ from pathlib import Path
 from harness.guarantees import BY_FILE
 from harness.mutation import runner
 from harness.mutation.catalogue import Fault
-from harness.mutation.peers import PeerFinding
+from harness.mutation.qtests import QtestResult
 from harness.reaper import RunFolder
 from harness.report.summary import Outcome, Run
 
 Report = Callable[[str], None]
-#: Says what QEMU's own tests make of the fault of that name.
-Beside = Callable[[str], PeerFinding]
-#: The verdicts on a fault; the first is what is wanted.
-CAUGHT, ELSEWHERE, MISSED, ALARM, SILENT = (
-    "caught",
-    "caught by another guarantee",
-    "missed",
-    "alarm",
-    "silent",
-)
-#: What makes a run red. A known bug does not.
+#: Runs QEMU's own tests against the fault of that name.
+RunQtests = Callable[[str], QtestResult]
+#: The verdicts on a fault. Only the first is good.
+CAUGHT, ELSEWHERE, MISSED = "caught", "caught by another guarantee", "missed"
+#: The verdicts on a control: a scenario failed although there is no fault; or none did.
+FALSE_POSITIVE, PASSED = "false positive", "passed"
+#: The outcomes that are failures. A known bug is not one.
 BAD = (Outcome.FAILED, Outcome.FIXED)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A scenario that failed: its file, its name with parameters, and the first line of why."""
+    """A scenario that failed: its file, its name with parameters, and the first line of the failure."""
 
     file: str
     name: str
@@ -40,13 +36,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of one fault, or of one control: the scenarios against a QEMU without a fault.
+    """The result of one fault, or of one control (the scenarios against a QEMU without a fault).
 
-    :ivar fault: its name; empty for a control.
+    :ivar fault: its name; empty for a control. :ivar guarantee: the guarantee that it breaks.
     :ivar qemu: the QEMU; of a fault, the one that it was put into.
-    :ivar real: the fault takes back a fix of QEMU's history.
-    :ivar ran: how many tests ran, skipped ones and known bugs not counted. :ivar failures: those that failed.
-    :ivar beside: what QEMU's own tests say, where they ran.
+    :ivar ran: the number of tests that ran. Skipped ones and known bugs do not count.
+    :ivar failures: the tests that failed.
+    :ivar real: whether the fault undoes a fix of QEMU's history.
+    :ivar qtests: the result of QEMU's own tests, where they ran.
     """
 
     fault: str
@@ -55,18 +52,18 @@ class Finding:
     ran: int
     failures: tuple[Failure, ...]
     real: bool = False
-    beside: PeerFinding | None = None
+    qtests: QtestResult | None = None
 
     @property
     def name(self) -> str:
-        """What a table calls it."""
+        """Its name in a printed table."""
         return self.fault or f"(none, {self.qemu})"
 
     @property
     def verdict(self) -> str:
-        """What that says of the scenarios: one of the words above."""
+        """One of the verdicts above."""
         if not self.fault:
-            return ALARM if self.failures else SILENT
+            return FALSE_POSITIVE if self.failures else PASSED
         if not self.failures:
             return MISSED
         return CAUGHT if self.guarantee in self.guarantees else ELSEWHERE
@@ -79,14 +76,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Controls:
-    """Which QEMUs without a fault the scenarios are run against, and how often each."""
+    """The QEMUs without a fault that the scenarios are run against, and the number of runs of each."""
 
     qemus: tuple[str, ...]
     times: int = 1
 
 
 def judge(fault: str, guarantee: str, qemu: str, run: Run, *, real: bool = False) -> Finding:
-    """What a run of scenarios says."""
+    """Judge a run of scenarios."""
     judged = [one for one in run.results if one.outcome not in (Outcome.SKIPPED, Outcome.KNOWN)]
     bad = [one for one in judged if one.outcome in BAD]
     failures = [failure(runner.short(one.scenario or one.test), one.why) for one in bad]
@@ -94,12 +91,12 @@ def judge(fault: str, guarantee: str, qemu: str, run: Run, *, real: bool = False
 
 
 def failure(scenario: str, why: str) -> Failure:
-    """That a scenario (``file.py::test[parameters]``) failed."""
+    """Make the :class:`Failure` of a scenario (``file.py::test[parameters]``)."""
     file, _, test = scenario.partition("::")
     return Failure(file, test, why or "no reason given")
 
 
-def look_for_all(
+def run_all(
     faults: Mapping[str, Fault],
     flavour: str,
     artifacts: Path,
@@ -107,29 +104,31 @@ def look_for_all(
     at_once: int,
     report: Report,
     controls: Controls,
-    beside: Beside | None = None,
+    run_qtests: RunQtests | None = None,
 ) -> Iterator[Finding]:
-    """Every fault, ``at_once`` of them at the same time, each as it is found; then the controls.
+    """Run the scenarios of every fault, then the controls. Each finding is yielded when it is complete.
 
-    A control runs the scenarios of all ``faults``, with as many workers as there is room for: nothing else
-    runs by then.
+    A control runs the scenarios of all ``faults`` with as many workers as the machine has room for, because
+    nothing else runs by then.
 
     :param flavour: a QEMU that is built from source, such as ``7.2-src``.
+    :param at_once: the number of faults that run at the same time.
+    :param report: is given a line for each finding.
     """
     run = RunFolder()
 
-    def look(name: str, fault: Fault) -> Finding:
+    def run_fault(name: str, fault: Fault) -> Finding:
         selection, folder = [*_of([fault]), "--maxfail=1"], artifacts / name
         found = runner.run_scenarios(f"{flavour}+{name}", selection, folder, run, alone=False)
         judged = judge(name, fault.guarantee, flavour, found, real=bool(fault.takes_back))
-        return judged if beside is None else replace(judged, beside=beside(name))
+        return judged if run_qtests is None else replace(judged, qtests=run_qtests(name))
 
     with ThreadPoolExecutor(at_once) as pool:
         try:
-            jobs = [pool.submit(look, name, fault) for name, fault in faults.items()]
+            jobs = [pool.submit(run_fault, name, fault) for name, fault in faults.items()]
             for job in as_completed(jobs):
                 found = job.result()
-                report(_told(found))
+                report(_line(found))
                 yield found
             for qemu in controls.qemus:
                 for number in range(1, controls.times + 1):
@@ -139,18 +138,19 @@ def look_for_all(
                     report(f"no fault, QEMU {qemu}, {number} of {controls.times}: {found.verdict}")
                     yield found
         finally:
-            # Given up half-way: what still runs is ended, and so the pool has nothing to wait for.
+            # After an interrupt some faults still run. Closing the run folder ends their processes, so that
+            # the threads of the pool end too.
             pool.shutdown(wait=False, cancel_futures=True)
             run.close()
 
 
-def _told(found: Finding) -> str:
-    beside = f"; QEMU's own tests: {found.beside.verdict}" if found.beside else ""
-    return f"{found.fault}: {found.verdict}{beside}"
+def _line(found: Finding) -> str:
+    qtests = f"; QEMU's own tests: {found.qtests.verdict}" if found.qtests else ""
+    return f"{found.fault}: {found.verdict}{qtests}"
 
 
 def _of(faults: Iterable[Fault]) -> list[str]:
-    """pytest's arguments for the scenarios that have to find ``faults``, on the machines to look on."""
+    """pytest's arguments for the scenarios that have to find ``faults``, on the machine types of these."""
     chosen = list(faults)
     scenarios = list(dict.fromkeys(scenario for fault in chosen for scenario in fault.caught_by))
     machines = dict.fromkeys(machine for fault in chosen for machine in fault.machines)

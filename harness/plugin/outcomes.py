@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,11 @@ from harness.plugin.sharding import SHARD
 from harness.plugin.strict import is_strict, wanted
 from harness.report import summary
 from harness.report.summary import Outcome, Result, Run
+from harness.report.tables import put
 
 _AXES = ("qemu_name", "kernel_name", "machine_name")
+#: Characters: a narrower table has one word a line.
+_LEAST_WIDTH = 80
 _XPASS = "[XPASS(strict)]"
 #: The attribute of a report that has what its test ran on.
 _FACTS = "harness_facts"
@@ -192,11 +196,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if run is None:
         return
     out = io.StringIO()
-    console = Console(
-        file=out, force_terminal=terminalreporter.hasmarkup, width=max(80, terminalreporter._tw.fullwidth)
-    )
+    width = max(_LEAST_WIDTH, shutil.get_terminal_size().columns)
+    console = Console(file=out, force_terminal=terminalreporter.hasmarkup, width=width, emoji=False)
     for table in summary.tables(run):
-        console.print(table)
+        put(table, console)
     terminalreporter.write_sep("=", "guarantees")
     terminalreporter.write_line(out.getvalue().rstrip())
     _write_gaps(terminalreporter, run, strict=is_strict(config))

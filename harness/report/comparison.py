@@ -1,4 +1,4 @@
-"""Two runs side by side: what changed its verdict, what got slower, what leaks more."""
+"""Compares two runs: outcomes that changed, scenarios that got slower, leak slopes that differ."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from rich.table import Table
 
 from harness.report.summary import Outcome, Result, Run
 
-#: A test is slower by this factor and by at least so many seconds; a slope differs by at least this, a cycle.
+#: A test is slower by at least this factor and these seconds. Slopes differ by at least this, per cycle.
 _SLOWER, _SLOWER_BY_S, _SLOPE = 1.5, 2.0, 0.05
 _WORSE = (Outcome.FAILED,)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The same scenario in both runs; one of the two may be missing."""
+    """The results of one scenario in both runs. One of the two may be missing."""
 
     scenario: str
     a: Result | None
@@ -25,7 +25,7 @@ class Pair:
 
     @property
     def changed(self) -> bool:
-        """Whether the outcome is another, or there is one on one side only."""
+        """Whether the outcomes differ, or one of the runs has none."""
         return (
             self.a is None or self.b is None or (self.a.outcome, self.a.bug) != (self.b.outcome, self.b.bug)
         )
@@ -38,7 +38,7 @@ class Pair:
 
     @property
     def slower(self) -> bool:
-        """Whether both passed, and B took longer by more than a test's usual scatter."""
+        """Whether both passed, and B took longer by more than the usual variation of a test."""
         if self.a is None or self.b is None or {self.a.outcome, self.b.outcome} != {Outcome.PASSED}:
             return False
         more = self.b.seconds - self.a.seconds
@@ -46,7 +46,7 @@ class Pair:
 
     @property
     def slopes(self) -> Iterator[tuple[str, float, float]]:
-        """The counts of a leak hunt whose slopes differ."""
+        """Each count of a leak hunt whose slopes differ, with the slopes of A and B (per cycle)."""
         if self.a is not None and self.b is not None:
             for name in self.a.leaks.keys() & self.b.leaks.keys():
                 if abs(self.a.leaks[name] - self.b.leaks[name]) >= _SLOPE:
@@ -54,15 +54,16 @@ class Pair:
 
 
 def pairs(a: Run, b: Run) -> list[Pair]:
-    """Every scenario of either run, A's first.
+    """Pair the results of every scenario of both runs, those of A first.
 
-    Where each run is about one QEMU and kernel, those are compared; otherwise like with like.
+    Where each run has one QEMU and kernel, these are compared with each other. Otherwise the results of a
+    QEMU and kernel are compared with those of the same QEMU and kernel.
     """
-    alone = all(len({result.column for result in run.results}) <= 1 for run in (a, b))
+    one_each = all(len({result.column for result in run.results}) <= 1 for run in (a, b))
 
     def by_key(run: Run) -> dict[str, Result]:
         return {
-            (r.scenario or r.test) if alone else f"{r.scenario or r.test} on {r.column}": r
+            (r.scenario or r.test) if one_each else f"{r.scenario or r.test} on {r.column}": r
             for r in run.results
         }
 
@@ -71,11 +72,11 @@ def pairs(a: Run, b: Run) -> list[Pair]:
 
 
 def tables(found: Iterable[Pair], a: str, b: str) -> list[Table]:
-    """For a person; only what differs."""
+    """The tables to print. They list differences only."""
     listed = list(found)
-    changed = Table("scenario", escape(a), escape(b), "why", title="verdicts that changed")
+    changed = Table("scenario", escape(a), escape(b), "why", title="outcomes that changed")
     slower = Table("scenario", escape(a), escape(b), title="slower")
-    slopes = Table("scenario", "a cycle", escape(a), escape(b), title="leak slopes that differ")
+    slopes = Table("scenario", "per cycle", escape(a), escape(b), title="leak slopes that differ")
     for pair in listed:
         if pair.changed:
             why = (pair.b.why if pair.b else "") or (pair.a.why if pair.a else "")

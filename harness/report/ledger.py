@@ -1,11 +1,11 @@
-"""The known-bug ledger: faults of QEMU that a scenario finds, as data in ``images/known-bugs.toml``.
+"""The known-bug ledger: bugs of QEMU that scenarios find, as data in ``images/known-bugs.toml``.
 
-An entry excuses nothing but itself: it names the scenario, the versions and machine types, and a pattern
-that the failure has to match. A listed bug that does not show up is a failure as well: it may be fixed.
+An entry names the scenarios, the versions and machine types, and a pattern. A failure is that of the known
+bug only if all of them match. A listed bug that does not appear is also a failure, because it may be fixed.
 
-Stable branches get fixes that newer releases lack, so an entry has lists of ranges: versions that are
-affected, and versions that are not. About any other version the ledger knows nothing, and a run records what
-it saw.
+Stable branches get fixes that newer releases lack, so an entry has two lists of ranges: versions that are
+affected, and versions that are not. For any other version the bug's status is unknown, and a run records
+whether the bug appeared.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NAME = "known-bugs.toml"
 
 
 class Status(StrEnum):
-    """What the ledger knows of a bug in a version; the words are those of CVE records."""
+    """The status of a bug in a version. The words are those of CVE records."""
 
     AFFECTED = "affected"
     UNAFFECTED = "unaffected"
@@ -35,21 +35,21 @@ class Status(StrEnum):
 
 
 class Bug(BaseModel):
-    """One known fault of QEMU.
+    """One known bug of QEMU.
 
     :ivar id: a short name, such as ``R1``.
     :ivar guarantee: the guarantee that it breaks.
-    :ivar affected: ranges of versions that have it, by what was seen or by QEMU's source: PEP 440 specifiers,
-        such as ``>=6.1,<10.0.13``. A version is affected when it is in one of them.
-    :ivar unaffected: ranges of versions that do not have it: fixed there, or not there yet.
-    :ivar seen_broken: versions on which it was seen.
-    :ivar seen_fixed: versions on which it was seen to be absent.
-    :ivar references: where it, or its fix, is public: commits of QEMU with their subjects, addresses, CVEs.
-    :ivar scenarios: ``file.py::test``, or ``file.py::test[parameter]`` for one of a test's own parameters.
+    :ivar affected: ranges of versions that have it, known from runs or from QEMU's source: PEP 440
+        specifiers, such as ``>=6.1,<10.0.13``. A version is affected when it is in one of them.
+    :ivar unaffected: ranges of versions that do not have it: it is fixed, or not introduced yet.
+    :ivar seen_broken: versions on which a run showed it.
+    :ivar seen_fixed: versions on which a run showed that it is absent.
+    :ivar references: public references to it or its fix: commits of QEMU with their subjects, URLs, CVEs.
+    :ivar scenarios: ``file.py::test``, or ``file.py::test[parameter]`` for one parameter of the test.
     :ivar machines: the machine types that show it; all, if none is named.
     :ivar failure: a regular expression that the failure's first line matches.
-    :ivar guest_kernel: one for what the guest's kernel then complains of, where it does.
-    :ivar evidence: one paragraph: what happens, and how it was seen.
+    :ivar guest_kernel: a regular expression for the message that the guest's kernel then prints, if it does.
+    :ivar evidence: one paragraph: what happens, and how it was observed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -79,7 +79,7 @@ class Bug(BaseModel):
         except InvalidSpecifier as exc:
             raise ValueError(str(exc)) from None
         if empty:
-            raise ValueError(f"the range '{empty[0]}' holds no version")
+            raise ValueError(f"the range '{empty[0]}' contains no version")
         return ranges
 
     @field_validator("guarantee")
@@ -107,8 +107,8 @@ class Bug(BaseModel):
         return machines
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> Bug:
-        # Of two ranges that overlap, one begins in the other: at a version that it names, or just above.
+    def _is_consistent(self) -> Bug:
+        # Of two ranges that overlap, one begins in the other: at a version in its specifier, or just above.
         boundaries = _boundaries([*self.affected, *self.unaffected])
         both = [v for v in boundaries if self._in(self.affected, v) and self._in(self.unaffected, v)]
         if both:
@@ -133,21 +133,21 @@ class Bug(BaseModel):
         return Status.UNAFFECTED if self._in(self.unaffected, version) else Status.UNKNOWN
 
     def concerns(self, scenario: str, parameters: Iterable[str], machine: str) -> bool:
-        """Whether a scenario (``file.py::test``) with those parameters meets this bug where QEMU has it."""
+        """Whether a scenario (``file.py::test``) with these parameters shows this bug on an affected QEMU."""
         named = {scenario, *(f"{scenario}[{parameter}]" for parameter in parameters)}
         return not named.isdisjoint(self.scenarios) and (not self.machines or machine in self.machines)
 
     def explains(self, failure: str) -> bool:
-        """Whether ``failure`` (a message) is this bug's."""
+        """Whether ``failure`` (a message) is the failure of this bug."""
         return re.search(self.failure, failure.partition("\n")[0]) is not None
 
     def explains_guest_kernel(self, complaint: str) -> bool:
-        """Whether what the guest's kernel complains of is this bug's consequence."""
+        """Whether ``complaint``, a message of the guest's kernel, is a consequence of this bug."""
         return self.guest_kernel is not None and re.search(self.guest_kernel, complaint) is not None
 
 
 def _boundaries(ranges: Iterable[str]) -> list[str]:
-    """Versions at which these ranges may begin or end, and just above; and one below all."""
+    """The versions at which these ranges begin or end, one just above each, and one below all."""
     named = {part.version for text in ranges for part in SpecifierSet(text)}
     versions = [version.removesuffix(".*") for version in sorted(named)]
     return ["0", *versions, *(f"{version}.0.0.1" for version in versions)]
@@ -162,7 +162,7 @@ class Ledger(BaseModel):
 
     @field_validator("bug")
     @classmethod
-    def _have_ids_of_their_own(cls, bugs: list[Bug]) -> list[Bug]:
+    def _have_different_ids(cls, bugs: list[Bug]) -> list[Bug]:
         ids = [bug.id for bug in bugs]
         twice = sorted({id_ for id_ in ids if ids.count(id_) > 1})
         if twice:
@@ -170,19 +170,19 @@ class Ledger(BaseModel):
         return bugs
 
     def expected(self, scenario: str, parameters: Iterable[str], version: str, machine: str) -> list[Bug]:
-        """The bugs that this scenario meets there, or may meet: those of unknown status are the last.
+        """The bugs that this scenario shows, or may show, on a QEMU version and machine type.
 
-        An old QEMU can have several that one scenario meets.
+        Those of unknown status come last. On an old QEMU one scenario can show several bugs.
         """
         parameters = tuple(parameters)
         found = [bug for bug in self.bug if bug.concerns(scenario, parameters, machine)]
-        met = [bug for bug in found if bug.status(version) is not Status.UNAFFECTED]
-        return sorted(met, key=lambda bug: bug.status(version) is Status.UNKNOWN)
+        possible = [bug for bug in found if bug.status(version) is not Status.UNAFFECTED]
+        return sorted(possible, key=lambda bug: bug.status(version) is Status.UNKNOWN)
 
 
 @cache
 def load(path: Path | None = None) -> Ledger:
-    """The ledger in ``path``, or the project's own.
+    """Read the ledger in ``path``, by default the project's.
 
     :raises UsageError: with file and line, when it cannot be read.
     """

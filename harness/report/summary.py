@@ -1,10 +1,10 @@
-"""What a run found, as data: one result a test, and the table of guarantees against QEMUs.
+"""The summary of a run: one result a test, and the table of guarantees and QEMUs.
 
-The plugin collects results; this module reads, writes, joins and compares them. A run that was split into
-shards is as many files; :func:`merge` accepts them only when they are exactly the shards of one run.
+The plugin collects the results. This module reads, writes and joins them, and makes the tables. Each shard of
+a run writes one file; :func:`merge` joins them if they are exactly the shards of one run.
 
-A guarantee is *asserted* on a QEMU when at least one of its tests was judged there: it passed, failed, was a
-known bug, or is fixed. One that was wanted and not asserted is named (:attr:`Run.not_asserted`).
+A guarantee is *asserted* on a QEMU when at least one of its tests there has an outcome other than a skip.
+:attr:`Run.not_asserted` lists the guarantees that were selected and not asserted.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from rich.table import Column, Table
 
 from harness.errors import UsageError
 from harness.guarantees import GUARANTEES
+from harness.report.tables import put
 
 #: The name of the file in a ``--summary`` folder.
 NAME = "matrix.json"
 PAGE = "matrix.html"
-#: In the place of a QEMU's name: a test that ran on none, such as one of the user's own beside the scenarios.
+#: The QEMU's name of a test that ran on none, such as a user's test beside the scenarios.
 NO_QEMU = "?"
 
 
 class Outcome(StrEnum):
-    """What became of a test."""
+    """The outcome of a test. A known bug that does not appear is ``fixed``."""
 
     PASSED = "passed"
     KNOWN = "known bug"
@@ -54,12 +55,12 @@ _STYLES = {
 class Result(BaseModel):
     """One test.
 
-    :ivar test: pytest's id of it. :ivar scenario: the same without the names of QEMU and kernel.
-    :ivar qemu: as the user named it. :ivar version: what the binary says, such as ``7.2.22``.
+    :ivar test: pytest's node id. :ivar scenario: the same without the names of QEMU and kernel.
+    :ivar qemu: as the user named it. :ivar version: the version of the binary, such as ``7.2.22``.
     :ivar why: the first line of the failure, or the reason of a skip. :ivar bug: the ledger's id.
-    :ivar range_unknown: the ids of bugs of which the ledger does not know whether this version has them.
+    :ivar range_unknown: the ids of bugs whose status in this version is unknown to the ledger.
     :ivar seconds: set-up, call and teardown together.
-    :ivar leaks: for a leak hunt, what grew by how much a cycle.
+    :ivar leaks: for a leak hunt, the growth of each count per cycle.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -80,13 +81,13 @@ class Result(BaseModel):
 
     @property
     def column(self) -> str:
-        """What the test ran on, but for the machine type."""
+        """The QEMU and the guest's kernel, as printed in the head of a column."""
         qemu = _qemu(self.qemu, self.version)
         return f"{qemu}, Linux {self.kernel}" if self.kernel else qemu
 
 
 def scenario_of(test: str, *names: str) -> str:
-    """A test's id without the ``names`` that say which QEMU and kernel it ran on."""
+    """Remove from a test's id the ``names`` of the QEMU and kernel among its parameters."""
     before, _, parameters = test.partition("[")
     for name in names:
         parameters = re.sub(rf"(^|-){re.escape(name)}(?=[-\]])", "", parameters, count=1)
@@ -98,10 +99,10 @@ def _qemu(name: str, version: str) -> str:
 
 
 class Wanted(BaseModel):
-    """What a run was to assert: the tests of one guarantee on one QEMU, as the user selected them.
+    """The number of selected tests of one guarantee on one QEMU.
 
     :ivar qemu: as in :class:`Result`. :ivar version: as in :class:`Result`.
-    :ivar tests: how many were selected. :ivar left_out: how many of them a default run left out.
+    :ivar tests: the number that the user selected. :ivar left_out: those of them that a default run left out.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -114,9 +115,9 @@ class Wanted(BaseModel):
 
 
 class Gap(BaseModel):
-    """A guarantee that nothing asserted.
+    """A guarantee that no test asserted on a QEMU.
 
-    :ivar on: the QEMU, and its guest's kernel. :ivar why: the reasons.
+    :ivar on: the QEMU and the guest's kernel. :ivar why: the reasons.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -130,10 +131,10 @@ class Gap(BaseModel):
 
 
 class Shard(BaseModel):
-    """Which part of a run this is: ``index`` of ``count``, counted from 1.
+    """The part of a run that a shard is: ``index`` of ``count``, counted from 1.
 
-    :ivar collected: a hash of every test of the whole run and of the durations that it was split by.
-    :ivar tests: how many of them are this part's.
+    :ivar collected: a hash of all tests of the run and of the durations by which they were shared out.
+    :ivar tests: the number of tests in this shard.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -147,7 +148,7 @@ class Shard(BaseModel):
 class Run(BaseModel):
     """A run, or a shard of one.
 
-    :ivar wanted: what the whole run was to assert, also where this is a shard.
+    :ivar wanted: the tests that were selected for the whole run, also in a shard.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -158,19 +159,19 @@ class Run(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_what_follows(cls, given: Any) -> Any:
-        """``not_asserted`` is in the file for its readers; it follows from the rest."""
+    def _without_computed_fields(cls, given: Any) -> Any:
+        """Ignore ``not_asserted``: it is in the file for its readers, and is computed from the rest."""
         return {k: v for k, v in given.items() if k != "not_asserted"} if isinstance(given, dict) else given
 
-    @computed_field  # type: ignore[prop-decorator]  # pydantic's own way of a property that is written
+    @computed_field  # type: ignore[prop-decorator]  # pydantic: mypy does not support decorated properties
     @property
     def not_asserted(self) -> tuple[Gap, ...]:
-        """The guarantees that nothing asserted, by QEMU and kernel; of a shard nothing is known."""
+        """The guarantees that no test asserted, by QEMU and kernel; empty for a shard, which cannot know."""
         return () if self.shard is not None else tuple(_gaps(self.results, self.wanted))
 
     @property
     def counts(self) -> Counter[Outcome]:
-        """How many tests had each outcome."""
+        """The number of tests with each outcome."""
         return Counter(result.outcome for result in self.results)
 
 
@@ -202,9 +203,9 @@ def _why_none_ran(wanted: Wanted) -> str:
 
 
 def read(path: Path) -> Run:
-    """Read a file, or the one in a ``--summary`` folder.
+    """Read a summary file, or the one in a ``--summary`` folder.
 
-    :raises UsageError: when there is none, or it is no such file.
+    :raises UsageError: when there is none, or it is not a summary.
     """
     path = path / NAME if path.is_dir() else path
     try:
@@ -212,11 +213,11 @@ def read(path: Path) -> Run:
     except OSError as exc:
         raise UsageError(f"{path}: cannot be read: {exc.strerror}; pytest writes it with --summary") from exc
     except (ValidationError, UnicodeDecodeError) as exc:
-        raise UsageError(f"{path}: not the {NAME} of a run: {str(exc).splitlines()[0]}") from exc
+        raise UsageError(f"{path}: not a summary of a run: {str(exc).splitlines()[0]}") from exc
 
 
 def write(run: Run, folder: Path) -> None:
-    """Write a run's data and its page into ``folder``.
+    """Write a run's data and its HTML page into ``folder``.
 
     :raises OSError: when it cannot be written.
     """
@@ -224,19 +225,20 @@ def write(run: Run, folder: Path) -> None:
     (folder / NAME).write_text(run.model_dump_json(indent=1) + "\n")
     page = Console(record=True, file=io.StringIO(), width=160)
     for table in tables(run):
-        page.print(table)
+        put(table, page)
     if run.not_asserted:
         gaps = Table("guarantee", "on", "why", title="not asserted")
         for gap in run.not_asserted:
             gaps.add_row(escape(gap.guarantee), escape(gap.on), escape(gap.why))
-        page.print(gaps)
+        put(gaps, page)
     page.save_html(str(folder / PAGE))
 
 
 def merge(runs: Sequence[tuple[str, Run]]) -> Run:
-    """Join the shards of one run, each given with its name for a person.
+    """Join the shards of one run.
 
-    :raises UsageError: unless they are all of its shards, each once.
+    :param runs: each shard with a name for messages.
+    :raises UsageError: unless they are all shards of one run, each once.
     """
     shards: dict[int, str] = {}
     first = next((run.shard for _, run in runs if run.shard is not None), None)
@@ -247,13 +249,13 @@ def merge(runs: Sequence[tuple[str, Run]]) -> Run:
         if (shard.count, shard.collected) != (first.count, first.collected):
             raise UsageError(
                 f"{name}: shard {shard.index}/{shard.count} is of another run than {runs[0][0]}: "
-                "other options or tests, or other recorded durations (give all shards one --durations-from)"
+                "the options, tests or recorded durations differ (give all shards the same --durations-from)"
             )
         if len(run.results) != shard.tests:
             raise UsageError(f"{name}: only {len(run.results)} of its {shard.tests} tests ran")
         if shard.index in shards:
             raise UsageError(
-                f"{name}: shard {shard.index}/{shard.count} is there already: {shards[shard.index]}"
+                f"{name}: shard {shard.index}/{shard.count} was already given: {shards[shard.index]}"
             )
         shards[shard.index] = name
     missing = sorted(set(range(1, first.count + 1)) - set(shards)) if first else []
@@ -266,7 +268,11 @@ def merge(runs: Sequence[tuple[str, Run]]) -> Run:
 
 
 def tables(run: Run) -> list[Table]:
-    """Guarantee by QEMU and kernel (by machine type where those are one), and what is to be looked at."""
+    """The tables of a run.
+
+    The first has a row for each guarantee and a column for each QEMU and kernel; where there is one QEMU and
+    kernel, a column for each machine type. The others list failures, bugs of unknown status, and skips.
+    """
     columns = list(dict.fromkeys(result.column for result in run.results))
     by_machine = len(columns) == 1
 
@@ -298,20 +304,19 @@ def _cell(results: Iterable[Result]) -> str:
 
 
 def _notable(results: Iterable[Result]) -> Iterable[Table]:
-    """What a person has to look at, and what was left out and why."""
+    """The failures, the bugs of unknown status, and the skips."""
     listed = list(results)
     bad = [result for result in listed if result.outcome in (Outcome.FAILED, Outcome.FIXED)]
     if bad:
-        table = Table("", "test", "why", title="to be looked at")
+        table = Table("outcome", "test", "why", title="failures")
         for result in bad:
             style = _STYLES[result.outcome]
             table.add_row(f"[{style}]{result.outcome}[/]", escape(result.test), escape(result.why))
         yield table
     unknown = [line for result in listed for line in _range_unknown(result)]
     if unknown:
-        seen = Column("seen", no_wrap=True)  # People search a log for its lines.
-        where = Column("test", overflow="fold")
-        table = Table(seen, where, title="versions that images/known-bugs.toml does not know")
+        seen = Column("seen", no_wrap=True)  # Its lines are searched for in logs.
+        table = Table(seen, "test", title="bugs of unknown status in this version (images/known-bugs.toml)")
         for test, line in unknown:
             table.add_row(escape(line), escape(test))
         yield table
@@ -324,7 +329,7 @@ def _notable(results: Iterable[Result]) -> Iterable[Table]:
 
 
 def _range_unknown(result: Result) -> Iterable[tuple[str, str]]:
-    """For each bug whose range is unknown there: the test, and what it saw, if it saw anything."""
+    """The test, and whether it saw the bug, for each bug whose status in this version is unknown."""
     for bug in result.range_unknown.split():
         if result.outcome is Outcome.KNOWN and bug in result.bug.split():
             yield result.test, f"{bug}: seen broken on {result.version}, range unknown"

@@ -27,7 +27,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("leaks",),
     ("matrix",),
     ("report",),
-    ("bench", "mutation"),
+    ("mutation",),
+    ("bench",),  # It times whole runs of pytest, which mutation/runner.py starts.
     ("cli", "plugin"),
 )
 #: Rooms that judge a record on disk, and need no other: they import the kernel alone.

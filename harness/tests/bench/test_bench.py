@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.bench import race, rows
+from harness.bench import measure, rows
 from harness.bench.benchmarks import BENCHMARKS
 from harness.bench.profile import TOTAL, stages
 from harness.errors import GuestError, SetupError
@@ -15,34 +15,36 @@ from harness.reaper import RunFolder
 from harness.testbed import Cell
 
 
-def test_everybody_takes_a_turn_in_every_round() -> None:
+def test_every_candidate_runs_once_a_round() -> None:
     turns: list[str] = []
 
     def turn(name: str, seconds: float) -> float:
         turns.append(name)
         return seconds
 
-    told: list[str] = []
-    table = race({"slow": lambda: turn("slow", 5.0), "fast": lambda: turn("fast", 0.5)}, 3, told.append)
+    reported: list[str] = []
+    table = measure(
+        {"slow": lambda: turn("slow", 5.0), "fast": lambda: turn("fast", 0.5)}, 3, reported.append
+    )
     assert turns == ["slow", "fast"] * 3
-    assert told == ["round 1 of 3 …", "round 2 of 3 …", "round 3 of 3 …"]
+    assert reported == ["round 1 of 3 …", "round 2 of 3 …", "round 3 of 3 …"]
     assert [(row.name, row.rounds, row.median_s, row.ratio) for row in table] == [
         ("slow", 3, 5.0, 1.0),
         ("fast", 3, 0.5, 10.0),
     ]
 
 
-def test_the_median_is_what_counts_and_the_spread_is_told() -> None:
+def test_the_ratio_is_that_of_the_medians() -> None:
     (_, row) = rows({"first": [2.0, 2.0, 2.0], "second": [1.0, 9.0, 0.5]})
     assert (row.median_s, row.min_s, row.max_s, row.ratio) == (1.0, 0.5, 9.0, 2.0)
 
 
-def test_a_turn_that_fails_gives_no_table() -> None:
+def test_a_turn_that_fails_is_an_error() -> None:
     def fails() -> float:
-        raise GuestError("it never booted")
+        raise GuestError("it did not boot")
 
     with pytest.raises(GuestError):
-        race({"one": fails}, 2, lambda _: None)
+        measure({"one": fails}, 2, lambda _: None)
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def run() -> Iterator[RunFolder]:
         ("qmp", "harness"),
     ],
 )
-def test_a_turn_takes_time_and_leaves_nothing(benchmark: str, name: str, cell: Cell, run: RunFolder) -> None:
+def test_a_turn_of_a_benchmark_leaves_nothing(benchmark: str, name: str, cell: Cell, run: RunFolder) -> None:
     if name.startswith("labgrid"):
         pytest.importorskip("labgrid", reason="labgrid is not installed: pip install -e '.[bench]'")
     assert BENCHMARKS[benchmark](cell, run)[name]() > 0
@@ -91,9 +93,9 @@ def test_the_stages_of_a_start_add_up(tmp_path: Path) -> None:
     assert sum(found.values()) == pytest.approx(total)
 
 
-def test_a_guest_that_was_booted_has_no_such_stages(tmp_path: Path) -> None:
+def test_a_booted_guest_has_no_stages(tmp_path: Path) -> None:
     history = History(tmp_path / "history.ndjson")
     history.note("source", "guest:started", {"cold": "--cold"})
     history.close()
-    with pytest.raises(SetupError, match="no guest:started: was the guest restored"):
+    with pytest.raises(SetupError, match="no guest:started; only a restored guest has it"):
         stages(read(tmp_path / "history.ndjson"))

@@ -1,4 +1,4 @@
-"""What stays of many guests is found, whatever it is (real ones: ``cli/test_endurance.py``)."""
+"""Planted leaks of each kind are found (with real guests: ``cli/test_endurance.py``)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.errors import SetupError
 
 @pytest.fixture
 def kept() -> Iterator[list[object]]:
-    """What guests leave behind, until the test is over."""
+    """Objects that leak until the test is over."""
     things: list[object] = []
     yield things
     for thing in things:
@@ -42,8 +42,8 @@ def a_block(folder: Path) -> None:
         log.write(b"x" * 4096)
 
 
-def a_page_of_its_own(kept: list[object]) -> None:
-    """Python's own memory would do only in a process that has none to spare."""
+def a_memory_mapping(kept: list[object]) -> None:
+    """Not a Python object: Python may have free memory for it, and not grow."""
     memory = mmap.mmap(-1, 65536)
     memory.write(b"x" * 65536)
     kept.append(memory)
@@ -54,7 +54,7 @@ PLANTED: dict[str, Callable[[list[object], Path], None]] = {
     "threads": lambda kept, _: a_thread(kept),
     "files": a_file,
     "disk_kib": lambda _, folder: a_block(folder),
-    "private_kib": lambda kept, _: a_page_of_its_own(kept),
+    "private_kib": lambda kept, _: a_memory_mapping(kept),
 }
 
 
@@ -63,19 +63,19 @@ def test_every_limit_has_a_planted_leak() -> None:
 
 
 @pytest.mark.parametrize("what", PLANTED)
-def test_what_stays_is_found(what: str, kept: list[object], tmp_path: Path) -> None:
+def test_a_planted_leak_is_found(what: str, kept: list[object], tmp_path: Path) -> None:
     found = endure(lambda: PLANTED[what](kept, tmp_path), tmp_path, 2 * LEAST)
     assert what in [growth.count for growth in found if growth.too_much]
 
 
 @pytest.mark.parametrize("at", range(16))
-def test_memory_that_goes_up_once_is_no_growth(at: int) -> None:
-    """Seen of the fewest guests, 16 of them after the warm-up: 4 KiB a guest, and once 200 KiB more."""
+def test_memory_that_grows_once_is_not_a_leak(at: int) -> None:
+    """The fewest guests, 16 after the warm-up: 4 KiB a guest, and once 200 KiB more."""
     values = [4.0 * number + (200.0 if number >= at else 0.0) for number in range(16)]
     assert _per_guest(values) == 4.0
 
 
-def test_guests_that_leave_nothing(tmp_path: Path) -> None:
+def test_guests_without_a_leak(tmp_path: Path) -> None:
     def turn() -> None:
         with socket.socket():
             (tmp_path / "guest").write_bytes(b"x" * 4096)
@@ -84,6 +84,6 @@ def test_guests_that_leave_nothing(tmp_path: Path) -> None:
     assert not [growth for growth in endure(turn, tmp_path, 2 * LEAST) if growth.too_much]
 
 
-def test_too_few_to_tell(tmp_path: Path) -> None:
-    with pytest.raises(SetupError, match=r"^3 guests in one process say nothing about growth"):
+def test_too_few_guests(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match=r"^3 guests in one process are too few to measure growth"):
         endure(lambda: None, tmp_path, 3)

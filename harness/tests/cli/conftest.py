@@ -13,7 +13,7 @@ from harness.cli.main import main
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: its exit status, and what it printed."""
+    """The exit status and the output of a command."""
 
     status: int
     out: str
@@ -51,7 +51,7 @@ def harness(capsys: pytest.CaptureFixture[str]) -> Harness:
 
 @pytest.fixture
 def cache_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache that does not exist yet, on a host without a QEMU."""
+    """A cache folder that does not exist yet, on a host without a QEMU."""
     root = tmp_path / "cache"
     monkeypatch.setenv("HARNESS_CACHE", str(root))
     monkeypatch.setattr("harness.qemu.binary.PROGRAM", "qemu-that-nobody-has")

@@ -5,7 +5,7 @@ import pytest
 from harness.tests.cli.conftest import Harness
 
 
-def test_bad_input_is_one_line(harness: Harness) -> None:
+def test_bad_input(harness: Harness) -> None:
     assert "start" in harness("bench", "nothing").err
     assert harness("bench", "--rounds", "0").status == 2
 
@@ -28,7 +28,7 @@ def test_the_profile_of_a_start(harness: Harness) -> None:
 
 
 @pytest.mark.qemu
-def test_the_suite_with_so_many_workers(harness: Harness) -> None:
+def test_the_suite_with_1_2_and_4_workers(harness: Harness) -> None:
     chosen = ("-k", "test_names_that_are_taken_or_unknown", "--machine", "pc", "--accel", "tcg")
     ended = harness("bench", "suite", *chosen, "--json")
     assert ended.status == 0, ended.err
@@ -37,7 +37,7 @@ def test_the_suite_with_so_many_workers(harness: Harness) -> None:
     assert all(0 < row["python_s"] < row["cpu_s"] for row in rows), rows
 
 
-def test_a_suite_that_fails_has_no_time(harness: Harness) -> None:
+def test_a_suite_that_fails_gives_an_error(harness: Harness) -> None:
     ended = harness("bench", "suite", "-k", "no_such_scenario")
     assert ended.status != 0
     assert "with -n 1, pytest exited with 5" in ended.err

@@ -11,7 +11,7 @@ from harness.tests.cli.conftest import Harness
 
 
 def _record(folder: Path, **left: list[str]) -> Path:
-    """A test that went well, but for what it left behind."""
+    """The record of a test that passed. ``left`` is what it left behind."""
     folder.mkdir(parents=True)
     RecordWriter(folder).launched().quit().closed(**left)
     return folder
@@ -26,7 +26,7 @@ def test_a_valid_record(harness: Harness, tmp_path: Path) -> None:
     assert json.loads((folder / VERDICT).read_text())["verdict"] == "valid"
 
 
-def test_a_folder_of_them_and_one_is_bad(harness: Harness, tmp_path: Path) -> None:
+def test_a_folder_with_a_valid_and_an_invalid_record(harness: Harness, tmp_path: Path) -> None:
     _record(tmp_path / "test_good")
     _record(tmp_path / "test_bad", mounts=["/tmp/some [red]where[/] :key: else"])
     ended = harness("check", tmp_path)
@@ -35,11 +35,11 @@ def test_a_folder_of_them_and_one_is_bad(harness: Harness, tmp_path: Path) -> No
     (bad,) = (line for line in ended.out.splitlines() if "test_bad" in line)
     assert "invalid" not in good
     assert "invalid" in bad
-    # On one line however long, and as it is: no markup, no emoji.
+    # On one line, and unchanged: no markup, no emoji.
     assert "nothing_left_behind: left behind: mounts: /tmp/some [red]where[/] :key: else" in bad
 
 
-def test_unknown_is_not_valid(harness: Harness, tmp_path: Path) -> None:
+def test_an_unknown_verdict_is_not_valid(harness: Harness, tmp_path: Path) -> None:
     folder = _record(tmp_path / "test_it")
     (folder / HISTORY).write_text('{"not": "an entry"}\n')
     ended = harness("check", tmp_path)
@@ -65,7 +65,7 @@ def test_json(harness: Harness, tmp_path: Path) -> None:
     [
         ("nowhere", "no such folder"),
         ("file", "not a folder"),
-        ("empty", "no recorded test in it (no history.ndjson)"),
+        ("empty", "contains no recorded test (no history.ndjson)"),
     ],
 )
 def test_a_bad_folder(harness: Harness, tmp_path: Path, name: str, complaint: str) -> None:

@@ -19,7 +19,7 @@ def _states(harness: Harness) -> tuple[int, dict[str, tuple[str, str]]]:
     return ended.status, {f["name"]: (f["state"], f["what"]) for f in ended.json}
 
 
-def test_a_fresh_host_can_run_because_it_can_fetch(
+def test_a_fresh_host_with_apt_can_run(
     harness: Harness, cache_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -29,13 +29,13 @@ def test_a_fresh_host_can_run_because_it_can_fetch(
     assert status == 0
     assert found["QEMU"][0] == found["guest image"][0] == "warning"
     assert "harness provision" in found["QEMU"][1]
-    assert not cache_root.exists(), "the doctor looks, and changes nothing"
+    assert not cache_root.exists(), "the doctor must not change anything"
 
 
 def test_why_kvm_is_not_used(
     harness: Harness, cache_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And what is remembered no longer counts is not said."""
+    """A verdict that has expired is not reported."""
     device = tmp_path / "kvm"
     device.write_text("")
     for name in ("harness.cli.doctor.KVM", "harness.qemu.accel.KVM"):
@@ -50,11 +50,11 @@ def test_why_kvm_is_not_used(
         kept = {"reason": reason, "timed_out": timed_out, "state": state, "at": at}
         (cache_root / "accel" / f"kvm-{name}.json").write_text(json.dumps(kept))
     _, found = _states(harness)
-    said = "TCG is used instead: it hung (tried again after 60 minutes); no nesting"
-    assert found["KVM"] == ("warning", said)
+    details = "TCG is used instead: it hung (tried again after 60 minutes); no nesting"
+    assert found["KVM"] == ("warning", details)
 
 
-def test_a_host_that_cannot_fetch_is_told_what_is_missing(
+def test_a_host_without_apt_lacks_a_qemu(
     harness: Harness, cache_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not cache_root.exists()
@@ -63,7 +63,7 @@ def test_a_host_that_cannot_fetch_is_told_what_is_missing(
     assert status == 1
     assert found["QEMU"] == (
         "missing",
-        "none on PATH, and apt-get and dpkg-deb not installed to fetch it with",
+        "none on PATH, and it cannot be fetched without apt-get and dpkg-deb",
     )
 
 
@@ -97,9 +97,7 @@ def test_a_cache_that_cannot_be_written(
     assert "HARNESS_CACHE" in found["cache"][1]
 
 
-def test_a_cache_of_somebody_else(
-    harness: Harness, cache_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_of_another_user(harness: Harness, cache_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache_root.mkdir(mode=0o755)
     mine = os.geteuid()
     monkeypatch.setattr("os.geteuid", lambda: mine + 4242)
@@ -108,13 +106,13 @@ def test_a_cache_of_somebody_else(
     assert found["cache"][0] == "missing"
     assert "belongs to" in found["cache"][1]
     assert "HARNESS_CACHE" in found["cache"][1]
-    assert cache_root.stat().st_mode & 0o777 == 0o755, "the doctor looks, and changes nothing"
+    assert cache_root.stat().st_mode & 0o777 == 0o755, "the doctor must not change anything"
 
 
-def test_a_qemu_on_path_gets_what_profiles_its_heap(
+def test_a_heap_library_is_provisioned_for_a_qemu_on_path(
     cache_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Later runs need no network, so it is fetched as well: the newest that this host's libc can load."""
+    """The newest that this host's libc can load, so that later runs need no network."""
     monkeypatch.setattr("harness.provision.provisioner._host_glibc", lambda: (2, 36))
     provisioner = Provisioner(Cache(cache_root))
     monkeypatch.setattr("harness.qemu.binary.on_path", lambda *_: SimpleNamespace(binary="/usr/bin/qemu"))
@@ -129,5 +127,5 @@ def test_a_qemu_on_path_gets_what_profiles_its_heap(
 def test_an_unknown_name_to_provision(harness: Harness, cache_root: Path, word: str) -> None:
     ended = harness("provision", word)
     assert ended.status == 2
-    assert ended.line.startswith(f"harness: {word}: nothing to provision by that name; known: guest:")
+    assert ended.line.startswith(f"harness: {word}: there is no recipe of that name; known: guest:")
     assert not cache_root.exists()

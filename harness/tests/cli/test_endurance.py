@@ -6,7 +6,7 @@ from harness.bench.endurance import LEAST, LIMITS
 from harness.tests.cli.conftest import Harness
 
 
-def test_bad_input_is_one_line(harness: Harness) -> None:
+def test_bad_input(harness: Harness) -> None:
     assert "--workers" in harness("endurance", "--workers", "0").err
     assert harness("endurance", "--qemu", "/nothing").line == (
         "harness: --qemu /nothing: no such file (give a path to a binary, or a provisioned name)"
@@ -17,7 +17,7 @@ def test_bad_input_is_one_line(harness: Harness) -> None:
 def test_too_few_guests(harness: Harness) -> None:
     ended = harness("endurance", "--guests", "8", "--workers", "2", "--accel", "tcg")
     assert ended.status == 3
-    assert "harness: 4 guests in one process say nothing about growth" in ended.err
+    assert "harness: 4 guests in one process are too few to measure growth" in ended.err
 
 
 @pytest.mark.qemu

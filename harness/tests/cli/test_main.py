@@ -34,7 +34,7 @@ def raising(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
         (errors.Violation("no such thing"), 1),
     ],
 )
-def test_an_error_is_one_line_and_a_status(
+def test_an_error_gives_one_line_and_a_status(
     harness: Harness, raising: list[BaseException], error: HarnessError, status: int
 ) -> None:
     raising.append(error)
@@ -48,7 +48,7 @@ def test_ctrl_c_is_quiet(harness: Harness, raising: list[BaseException]) -> None
     assert (ended.status, ended.out, ended.err.strip()) == (130, "", "")
 
 
-def test_a_defect_of_the_harness_is_not_hidden(raising: list[BaseException]) -> None:
+def test_an_unexpected_exception_is_not_hidden(raising: list[BaseException]) -> None:
     raising.append(ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
         main_module.main(["fails"])

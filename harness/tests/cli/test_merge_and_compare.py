@@ -37,16 +37,16 @@ def test_shards_are_joined(harness: Harness, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.FIXED])
-def test_a_failure_in_one_is_a_failure(harness: Harness, tmp_path: Path, outcome: Outcome) -> None:
+def test_a_failure_in_a_shard_is_a_failure(harness: Harness, tmp_path: Path, outcome: Outcome) -> None:
     assert harness("merge", *_shards(tmp_path, outcome)).status == 1
 
 
-def test_a_missing_shard_is_one_line(harness: Harness, tmp_path: Path) -> None:
+def test_a_missing_shard_gives_one_line(harness: Harness, tmp_path: Path) -> None:
     ended = harness("merge", _shards(tmp_path)[1])
     assert (ended.status, ended.line) == (2, "harness: shards missing: 1/2")
 
 
-def test_two_recorded_runs(harness: Harness, tmp_path: Path) -> None:
+def test_two_recorded_runs_are_compared(harness: Harness, tmp_path: Path) -> None:
     good = _written(tmp_path / "good", Run(results=(result(scenario="s"),)))
     failed = result(scenario="s", outcome=Outcome.FAILED, why="killed by SIGSEGV")
     bad = _written(tmp_path / "bad", Run(results=(failed,)))
@@ -57,13 +57,13 @@ def test_two_recorded_runs(harness: Harness, tmp_path: Path) -> None:
     assert harness("compare", bad, good).status == 0
 
 
-def test_a_folder_without_a_run(harness: Harness, tmp_path: Path) -> None:
+def test_a_folder_without_a_summary(harness: Harness, tmp_path: Path) -> None:
     ended = harness("compare", tmp_path, tmp_path)
     assert ended.status == 2
     assert "matrix.json: cannot be read" in ended.line
 
 
-def test_two_qemus_are_run(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scenarios_are_run_against_two_qemus(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def run(qemu: str, options: list[str]) -> Run:

@@ -1,4 +1,4 @@
-"""``harness shell`` as a user has it: a real guest, by pipe or terminal, and its end by any means."""
+"""``harness shell`` with a real guest: with a pipe or a terminal as stdin, and ended by signals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HARNESS = [sys.executable, "-c", "from harness.cli.main import main; main()"]
 
 @pytest.fixture
 def temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A temporary folder of the test's own, short enough for sockets, so that what stays can be seen."""
+    """A temporary folder for this test alone, whose path is short enough for sockets."""
     with tempfile.TemporaryDirectory(prefix="sh-", dir="/tmp") as name:
         assert tmp_path_factory
         yield Path(name)
@@ -70,7 +70,7 @@ def test_a_script_on_stdin(temporary: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_signal_ends_it_and_leaves_nothing(temporary: Path, number: signal.Signals) -> None:
+def test_after_a_signal_nothing_is_left(temporary: Path, number: signal.Signals) -> None:
     process = subprocess.Popen(
         [*HARNESS, "shell"],
         stdin=subprocess.PIPE,
@@ -82,18 +82,18 @@ def test_a_signal_ends_it_and_leaves_nothing(temporary: Path, number: signal.Sig
     )
     assert process.stderr is not None
     lines = iter(process.stderr.readline, "")
-    assert any(line.startswith("SSH:") for line in lines), "it never came up"
+    assert any(line.startswith("SSH:") for line in lines), "the guest did not boot"
     process.send_signal(number)
     process.wait(timeout=60)
     assert process.returncode != 0
     expect_nothing_left(temporary)
 
 
-def test_a_session_on_a_terminal_and_the_printed_ways_in(temporary: Path) -> None:
+def test_a_session_on_a_terminal_and_the_printed_addresses(temporary: Path) -> None:
     session = pexpect.spawn(
         HARNESS[0],
         [*HARNESS[1:], "shell"],
-        env={**environment(temporary), "COLUMNS": "80", "LINES": "24"},  # not what the terminal says
+        env={**environment(temporary), "COLUMNS": "80", "LINES": "24"},  # other than the terminal's size
         dimensions=(33, 111),
         encoding="utf-8",
         timeout=120,

@@ -1,4 +1,4 @@
-"""Runs of the tests' own, instead of pytest's."""
+"""Runs and results that the tests make up, in the place of pytest's."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from harness.report.summary import Outcome, Result, Run
 
 
 def run(**outcomes: Outcome) -> Run:
-    """A run of ``test_leak.py``: each test by its outcome, on ``pc``; each took two seconds."""
+    """A run of ``test_leak.py`` on ``pc``: the outcome of each test, which took two seconds."""
     return Run(results=tuple(result(f"test_leak.py::{name}[pc]", one) for name, one in outcomes.items()))
 
 
 def result(scenario: str, outcome: Outcome, seconds: float = 2.0) -> Result:
-    """One of ``scenarios/``, on QEMU 7.2."""
+    """The result of a scenario in ``scenarios/`` on QEMU 7.2."""
     before, _, after = scenario.partition("[")
     return Result(
         test=f"scenarios/{before}[7.2-default-{after}",

@@ -1,4 +1,4 @@
-"""The catalogue of faults: what each says of itself, and what it names."""
+"""The catalogue of faults: each is complete, and names scenarios that exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.mutation.catalogue import Catalogue
 
 CATALOGUE = Catalogue()
 FAULTS = {name: CATALOGUE.load(name) for name in CATALOGUE.names()}
-#: A commit (12 digits, if it is known), its subject, the releases that had it first; or a public number.
+#: A commit (12 hex digits, if known), its subject and the first releases that have it; or a CVE or an issue.
 FIX = re.compile(
     r"([0-9a-f]{12} |(?![0-9a-f]{7,} ))\S.* \(\d+\.\d+(\.\d+)?(, \d+\.\d+(\.\d+)?)*\)"
     r"|CVE-\d{4}-\d{4,}"
@@ -32,15 +32,14 @@ def test_every_fault_names_scenarios_that_exist(name: str) -> None:
 
 
 def test_the_catalogue_has_faults_of_every_guarantee() -> None:
-    """The seven of the series, and what has to hold beside them."""
     assert {fault.guarantee for fault in FAULTS.values()} == set(GUARANTEES)
     assert len(FAULTS) >= 90
 
 
 def test_each_guarantee_has_one_sample() -> None:
     samples = [fault.guarantee for fault in FAULTS.values() if fault.sample]
-    assert len(samples) == len(set(samples)), "at most one"
-    assert set(samples) == {fault.guarantee for fault in FAULTS.values()}, "and one at least"
+    assert len(samples) == len(set(samples)), "more than one"
+    assert set(samples) == {fault.guarantee for fault in FAULTS.values()}, "none"
 
 
 def test_no_two_faults_are_the_same() -> None:
@@ -55,9 +54,9 @@ def test_a_name_is_plain_words_and_a_title_is_one_line(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if fault.takes_back])
-def test_a_real_fault_names_the_fixes_that_it_takes_back(name: str) -> None:
+def test_a_real_fault_names_the_fixes_that_it_undoes(name: str) -> None:
     for fix in FAULTS[name].takes_back:
-        assert FIX.fullmatch(fix), f"{name}: {fix!r} is no '<12 hex> subject (release)', CVE or issue"
+        assert FIX.fullmatch(fix), f"{name}: {fix!r} is not a '<12 hex> subject (release)', CVE or issue"
 
 
 @pytest.mark.parametrize(
@@ -75,5 +74,5 @@ def test_a_real_fault_names_the_fixes_that_it_takes_back(name: str) -> None:
         ("a fix", False),
     ],
 )
-def test_how_a_fix_is_named(fix: str, good: bool) -> None:
+def test_the_form_of_a_fix(fix: str, good: bool) -> None:
     assert (FIX.fullmatch(fix) is not None) is good

@@ -1,4 +1,4 @@
-"""The cheapest set of scenarios that catches everything."""
+"""The cheapest set of scenarios that catches every fault."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from harness.mutation import cover
 from harness.mutation.cover import cheapest_cover
 from harness.mutation.figures import by_default, figures
-from harness.mutation.peers import PeerFinding
+from harness.mutation.qtests import QtestResult
 from harness.mutation.table import Detection, Measured, OnQemu
 from harness.mutation.verdicts import Failure, Finding
 
@@ -25,21 +25,21 @@ def found(**scenarios: str) -> dict[str, set[cover.Target]]:
 @pytest.mark.parametrize(
     ("finds", "costs", "kept", "chosen"),
     [
-        # What catches most per second.
+        # The scenario that catches most per second comes first.
         (found(a="x", b="y", c="xy"), {"a": 1, "b": 1, "c": 1.5}, (), {"c"}),
         (found(a="x", b="y", c="xy"), {"a": 1, "b": 1, "c": 5}, (), {"a", "b"}),
-        # What is kept counts.
+        # Faults that a kept scenario catches are covered.
         (found(a="x", b="y", c="xy"), {"a": 1, "b": 1, "c": 1.5}, ("a",), {"a", "b"}),
-        # What was taken first and is not needed in the end goes.
+        # A scenario that was taken first is dropped when the later ones make it unnecessary.
         (found(a="uvw", b="uvx", c="wyz"), {"a": 1, "b": 1.1, "c": 1.2}, (), {"b", "c"}),
-        # Of equals the first one, whatever their order.
+        # Of equal scenarios, the first by name.
         (found(b="x", a="x"), {"a": 1, "b": 1}, (), {"a"}),
-        # What takes no time to speak of is not taken in by the dozen.
+        # Two scenarios that take no time are not cheaper than one.
         (found(a="x", b="y", c="xy"), {"a": 0, "b": 0, "c": 0}, (), {"c"}),
         (found(a=""), {"a": 1}, (), set()),
     ],
 )
-def test_the_cheapest(
+def test_the_cheapest_set_is_chosen(
     finds: dict[str, set[cover.Target]], costs: dict[str, float], kept: tuple[str, ...], chosen: set[str]
 ) -> None:
     assert cheapest_cover(finds, costs, kept) == chosen
@@ -50,7 +50,7 @@ def test_the_cheapest(
     st.lists(st.floats(0.1, 10), min_size=6, max_size=6),
     st.frozensets(st.sampled_from("abcdef"), max_size=2),
 )
-def test_it_catches_everything_needs_each_of_its_own_and_is_near_the_best(
+def test_the_set_is_complete_minimal_and_near_the_optimum(
     faults: dict[str, frozenset[str]], seconds: list[float], kept: frozenset[str]
 ) -> None:
     finds = found(**{name: "".join(sorted(caught)) for name, caught in faults.items()})
@@ -75,7 +75,7 @@ def test_it_catches_everything_needs_each_of_its_own_and_is_near_the_best(
 
 
 def data() -> Detection:
-    """``x`` is found by ``a`` and ``b``, ``y`` by ``c``, ``z`` by none."""
+    """``a`` and ``b`` catch fault ``x``, ``c`` catches ``y``, none catches ``z``."""
     faults = {
         "x": Measured(key="1", of={"t.py": "h"}, failed={"t.py::a[pc]": 1.0, "t.py::b[pc]": 1.0}),
         "y": Measured(key="2", of={"t.py": "h"}, failed={"t.py::c[pc]": 1.0}),
@@ -93,26 +93,26 @@ def test_a_plan_says_which_marks_should_change() -> None:
     made = cover.plan(data(), EVERY, default, always=("t.py::d[pc]", "t.py::b[pc]"))
     assert made.chosen == ("t.py::b[pc]", "t.py::c[pc]", "t.py::d[pc]", "t.py::new[pc]")
     assert (made.take, made.leave_out) == (("t.py::b[pc]",), ("t.py::a[pc]",))
-    assert made.seconds == (2 + 3 + 4) / 2, "two at once; of a new one nothing is known"
+    assert made.seconds == (2 + 3 + 4) / 2, "two run at once; the new one is not measured"
     assert made.caught == ((Q, "x"), (Q, "y"))
     assert made.never == ((Q, "z"),)
 
 
-def test_what_has_to_find_an_unmeasured_fault_stays() -> None:
+def test_a_scenario_that_has_to_find_an_unmeasured_fault_stays() -> None:
     default = ("t.py::a[pc]", "t.py::c[pc]", "t.py::d[pc]")
     assert cover.plan(data(), EVERY, default, (), needed=("t.py::d",)).leave_out == ("t.py::a[pc]",)
     assert cover.plan(data(), EVERY, default, (), needed=("t.py::a",)).leave_out == ("t.py::d[pc]",)
     assert cover.plan(data(), EVERY, default, ()).leave_out == ("t.py::a[pc]", "t.py::d[pc]")
 
 
-def test_what_the_table_does_not_know() -> None:
-    told = cover.unmeasured(data(), EVERY, {"x": "1", "y": "changed", "new": "4", "z": "3"})
-    assert told.faults == ("y", "new")
-    assert told.scenarios == ("t.py::new[pc]", "t.py::new_one[pc]")
+def test_unmeasured_faults_and_scenarios_are_listed() -> None:
+    missing = cover.unmeasured(data(), EVERY, {"x": "1", "y": "changed", "new": "4", "z": "3"})
+    assert missing.faults == ("y", "new")
+    assert missing.scenarios == ("t.py::new[pc]", "t.py::new_one[pc]")
 
 
 @pytest.mark.parametrize(
-    ("fault", "default", "told"),
+    ("fault", "default", "caught"),
     [
         ("x", ["t.py::b[pc]"], True),
         ("x", ["t.py::b[pc]", "t.py::new[pc]", "other.py::n[pc]"], True),
@@ -121,22 +121,22 @@ def test_what_the_table_does_not_know() -> None:
         ("unknown", ["t.py::b[pc]"], None),
     ],
 )
-def test_whether_a_default_run_catches_a_fault(fault: str, default: list[str], told: bool | None) -> None:
-    assert by_default(data(), default, Q, fault) is told
+def test_whether_a_default_run_catches_a_fault(fault: str, default: list[str], caught: bool | None) -> None:
+    assert by_default(data(), default, Q, fault) is caught
 
 
-def test_the_figures_tell_real_faults_from_planted_ones() -> None:
+def test_real_and_planted_faults_are_counted_separately() -> None:
     failed = (Failure("test_leak.py", "t", "why"),)
     findings = [
-        Finding("x", "no leak", Q, 1, failed, real=True, beside=PeerFinding("caught", "t", "why")),
-        Finding("y", "lifecycle", Q, 1, failed, beside=PeerFinding("passed")),
-        Finding("new", "no leak", Q, 1, (), beside=PeerFinding("not run", why="so")),
+        Finding("x", "no leak", Q, 1, failed, real=True, qtests=QtestResult("caught", "t", "why")),
+        Finding("y", "lifecycle", Q, 1, failed, qtests=QtestResult("passed")),
+        Finding("new", "no leak", Q, 1, (), qtests=QtestResult("not run", why="so")),
         Finding("", "", Q, 1, ()),
     ]
     every, real, planted = figures(findings, data(), ["t.py::b[pc]"])
     assert (every.of, every.faults, every.caught, every.by_guarantee) == ("all", 3, 2, 1)
     assert (every.by_default, every.in_table) == (1, 2)
-    assert (every.by_peers, every.beside) == (1, 2)
-    assert (real.of, real.faults, real.by_guarantee, real.by_peers) == ("real", 1, 1, 1)
-    assert (planted.of, planted.faults, planted.by_guarantee, planted.by_peers) == ("planted", 2, 0, 0)
+    assert (every.by_qtests, every.with_qtests) == (1, 2)
+    assert (real.of, real.faults, real.by_guarantee, real.by_qtests) == ("real", 1, 1, 1)
+    assert (planted.of, planted.faults, planted.by_guarantee, planted.by_qtests) == ("planted", 2, 0, 0)
     assert [one.of for one in figures(findings[1:], data(), [])] == ["all"]

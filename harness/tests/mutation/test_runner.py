@@ -1,4 +1,4 @@
-"""Starting pytest on the scenarios, and reading what it found."""
+"""Starting pytest on the scenarios, and reading its results."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from harness.reaper import RunFolder, start_time
 
 @pytest.fixture
 def scenarios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of scenarios that is empty yet."""
-    # One level down: pytest is started beside it, and reads conftest.py in each folder ``test*`` there, of
-    # which the tests that ran before have left some (pytest: ``_pytest/config``, ``_set_initial_conftests``).
+    """An empty folder of scenarios."""
+    # One level down: pytest is started in its parent, and reads conftest.py in each folder ``test*`` there
+    # (pytest: ``_pytest/config``, ``_set_initial_conftests``). Beside tmp_path there are such folders.
     folder = tmp_path / "project/scenarios"
     folder.mkdir(parents=True)
     (folder.parent / "pytest.ini").write_text("[pytest]\n")
@@ -35,7 +35,7 @@ def test_a_run_without_a_result_is_an_error(scenarios: Path, tmp_path: Path) -> 
         run.close()
 
 
-def test_pytest_says_which_scenarios_there_are(scenarios: Path) -> None:
+def test_pytest_collects_the_scenarios(scenarios: Path) -> None:
     (scenarios / "test_leak.py").write_text(
         """
 import pytest
@@ -62,10 +62,10 @@ def test_a_collection_that_fails_is_an_error(scenarios: Path) -> None:
         runner.collected()
 
 
-def test_a_run_that_says_nothing_is_ended_with_all_of_it(
+def test_a_run_without_output_is_ended_with_its_children(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also what ignores an interrupt, and what it has started. It is silent from when that has begun."""
+    """Also when it ignores SIGINT. The time without output is over as soon as the child runs."""
 
     class Silence:
         @classmethod
@@ -80,16 +80,16 @@ def test_a_run_that_says_nothing_is_ended_with_all_of_it(
     monkeypatch.setattr(runner, "_END_S", 1.0)
     script = "trap '' INT; echo begun; sleep 1000 & echo $! > new; mv new child; wait; wait"
     with pytest.raises(
-        SetupError, match=r"^the scenarios: pytest said nothing for 2 s, and was ended"
-    ) as told:
+        SetupError, match=r"^the scenarios: pytest printed nothing for 2 s, and was ended"
+    ) as caught:
         runner.run_pytest(["sh", "-c", script], tmp_path, what="the scenarios", silence_s=2.0)
-    assert "begun" in told.value.details
+    assert "begun" in caught.value.details
     child = int((tmp_path / "child").read_text())
-    wait_until(lambda: start_time(child) == 0, what="the end of what it has started", timeout_s=60)
+    wait_until(lambda: start_time(child) == 0, what="the end of the child", timeout_s=60)
 
 
-def test_what_a_run_says_is_kept_and_shown_as_it_comes(tmp_path: Path) -> None:
-    """The process goes on only when its first word was shown."""
+def test_output_is_kept_and_shown_while_it_is_written(tmp_path: Path) -> None:
+    """The process waits until its first line was shown."""
 
     class Shown(io.BytesIO):
         def flush(self) -> None:

@@ -1,4 +1,4 @@
-"""The table of fault and scenario as a file, and when it has to be measured anew."""
+"""The table of faults and scenarios: its file, and which entries are out of date."""
 
 from __future__ import annotations
 
@@ -24,31 +24,34 @@ def test_a(way):
 '''
 
 
-def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     measured = Measured(key="k", of={"test_a.py": "h"}, failed={"test_a.py::test_a[pc]": 1.5})
     data = Detection(qemus={"7.2-src": OnQemu(at_once=5.5, faults={"f": measured})})
     table.write(data, tmp_path / "t.json")
     assert table.read(tmp_path / "t.json") == data
     assert [path.name for path in tmp_path.iterdir()] == ["t.json"]
     lines = (tmp_path / "t.json").read_text().splitlines()
-    assert '"test_a.py::test_a[pc]": 1.5' in [line.strip() for line in lines], (
-        "an entry is a line, for who compares two versions"
-    )
+    assert '"test_a.py::test_a[pc]": 1.5' in [line.strip() for line in lines], "one line an entry, for diff"
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        (None, r"t.json: there is no table; 'harness faults run --per-test' makes one"),
-        ("[]", r"t.json: no table of 'harness faults run --per-test': it: "),
-        ('{"qemus": {"7.2-src": {"fault": {}}}}', r"t.json: no table .*: qemus.7.2-src.fault: Extra"),
+        (None, r"t.json: no such file; 'harness faults run --per-test' writes one"),
+        ("[]", r"t.json: not a table of 'harness faults run --per-test': it: "),
+        ('{"qemus": {"7.2-src": {"fault": {}}}}', r"t.json: not a table .*: qemus.7.2-src.fault: Extra"),
     ],
 )
-def test_what_is_no_table_is_one_clear_error(tmp_path: Path, text: str | None, told: str) -> None:
+def test_a_file_that_is_not_a_table(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / "t.json").write_text(text)
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         table.read(tmp_path / "t.json")
+
+
+def test_an_older_table_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text('{"qemus": {"7.2-src": {"alarms": {"test_a.py::test_a[pc]": "why"}}}}')
+    assert table.read(tmp_path / "t.json").on("7.2-src").false_positives == {"test_a.py::test_a[pc]": "why"}
 
 
 def test_a_new_table_is_empty(tmp_path: Path) -> None:
@@ -69,12 +72,12 @@ def test_a_new_table_is_empty(tmp_path: Path) -> None:
         ("import pytest", "import pytest\nLIMIT = 3", False),
     ],
 )
-def test_marks_and_comments_do_not_make_a_file_another(before: str, after: str, same: bool) -> None:
+def test_the_hash_of_a_file_ignores_marks_and_comments(before: str, after: str, same: bool) -> None:
     assert before in SOURCE
     assert (fingerprint(SOURCE) == fingerprint(SOURCE.replace(before, after))) is same
 
 
-def test_a_file_stands_for_its_tests() -> None:
+def test_a_measured_file_covers_its_tests() -> None:
     measured = {"test_a.py": "h", "test_b.py::test_x": "h"}
     assert covers(measured, "test_a.py", "h")
     assert covers(measured, "test_a.py::test_y", "h")
@@ -84,7 +87,7 @@ def test_a_file_stands_for_its_tests() -> None:
     assert not covers(measured, "test_c.py", "h")
 
 
-def test_what_is_measured_again_takes_the_place_of_what_was() -> None:
+def test_a_new_measurement_replaces_the_old_one() -> None:
     kept = {"test_a.py::test_x[pc]": 1.0, "test_a.py::test_xy[pc]": 2.0, "test_b.py::test_x[pc]": 3.0}
     assert table.replace(kept, ["test_a.py::test_x"], {"test_a.py::test_x[q35]": 4.0}) == {
         "test_a.py::test_xy[pc]": 2.0,
@@ -96,12 +99,14 @@ def test_what_is_measured_again_takes_the_place_of_what_was() -> None:
 
 def test_a_scenario_that_fails_without_a_fault_catches_none() -> None:
     failed = {"test_a.py::test_x[pc]": 1.0, "test_a.py::test_y[pc]": 1.0}
-    known = OnQemu(alarms={"test_a.py::test_x[pc]": "why"}, faults={"f": Measured(key="k", failed=failed)})
+    known = OnQemu(
+        false_positives={"test_a.py::test_x[pc]": "why"}, faults={"f": Measured(key="k", failed=failed)}
+    )
     assert known.catches("f") == {"test_a.py::test_y[pc]"}
     assert known.catches("unknown") == set()
 
 
-def test_whether_all_was_measured() -> None:
+def test_whether_all_scenarios_were_measured_with_a_fault() -> None:
     known = OnQemu(
         of={"test_a.py": "h"},
         scenarios={"test_a.py::test_x[pc]": 1.0},

@@ -76,6 +76,17 @@ def test_every_outcome(run_pytest: Pytest, tmp_path: Path, workers: str) -> None
     assert "3 new failure" in done.stdout
 
 
+def test_the_printed_summary_is_whole(run_pytest: Pytest, tmp_path: Path) -> None:
+    """The output is 80 columns wide, and the test's name is longer than that."""
+    name = "test_a_name_that_is_wider_than_the_terminal_of_eighty_columns_on_which_it_is_printed"
+    _cases(tmp_path)
+    (tmp_path / "test_crash.py").write_text(f"def {name}(qemu_name, testbed): assert 0, 'it has failed'\n")
+    done = run_pytest(tmp_path, "--machine", "pc", "test_crash.py", "test_leak.py")
+    table = done.stdout.partition(" guarantees ")[2]
+    assert "…" not in table
+    assert any(name in line and "it has failed" in line for line in table.splitlines()), table
+
+
 #: A test file and a plugin of a user's. The names are fields of ours, or none; the values are anything.
 _PROPERTIES = """
 import pytest

@@ -11,8 +11,8 @@ def _run(*results: Result) -> Run:
     return Run(results=results)
 
 
-def _on(qemu: str, scenario: str, **said: object) -> Result:
-    return result(f"{scenario}[{qemu}]", scenario=scenario, qemu=qemu, version=qemu, **said)
+def _on(qemu: str, scenario: str, **fields: object) -> Result:
+    return result(f"{scenario}[{qemu}]", scenario=scenario, qemu=qemu, version=qemu, **fields)
 
 
 def test_two_qemus_are_compared_scenario_by_scenario() -> None:
@@ -26,14 +26,14 @@ def test_two_qemus_are_compared_scenario_by_scenario() -> None:
     assert not any(pair.worse for pair in found.values())
 
 
-def test_of_several_qemus_each_is_compared_with_itself() -> None:
+def test_each_of_several_qemus_is_compared_with_itself() -> None:
     run = _run(_on("7.2", "s"), _on("10.0", "s", outcome=Outcome.FAILED))
     found = comparison.pairs(run, run)
     assert len(found) == 2
     assert not any(pair.changed for pair in found)
 
 
-def test_what_fails_only_on_b_is_worse() -> None:
+def test_a_failure_only_on_b_is_worse() -> None:
     failed = _on("B", "s", outcome=Outcome.FAILED, why="killed by SIGSEGV")
     (pair,) = comparison.pairs(_run(_on("A", "s")), _run(failed))
     assert pair.worse
@@ -52,18 +52,18 @@ def test_another_known_bug_is_a_change() -> None:
     assert pair.changed
 
 
-def test_slower_means_by_more_than_scatter() -> None:
+def test_slower_means_more_than_the_usual_variation() -> None:
     def slower(a: float, b: float) -> bool:
         (pair,) = comparison.pairs(_run(_on("A", "s", seconds=a)), _run(_on("B", "s", seconds=b)))
         return pair.slower
 
     assert slower(4.0, 8.0)
     assert not slower(8.0, 4.0)
-    assert not slower(0.5, 1.5), "a second is nothing"
-    assert not slower(30.0, 35.0), "nor are some per cent"
+    assert not slower(0.5, 1.5), "less than two seconds"
+    assert not slower(30.0, 35.0), "less than half as long again"
 
 
-def test_the_tables_show_only_what_differs() -> None:
+def test_the_tables_list_only_differences() -> None:
     a = _run(
         _on("A", "same"), _on("A", "leaky", leaks={"fds": 0.0, "threads": 0.01}), _on("A", "slow", seconds=1)
     )

@@ -48,7 +48,7 @@ def bug(path: Path) -> Bug:
         ("test_leak.py::test_three", [], "pc", False),
     ],
 )
-def test_what_an_entry_concerns(
+def test_the_scenarios_and_machine_types_of_an_entry(
     path: Path, scenario: str, parameters: list[str], machine: str, expected: bool
 ) -> None:
     assert bug(path).concerns(scenario, parameters, machine) is expected
@@ -68,16 +68,14 @@ def test_what_an_entry_concerns(
         ("11.1.0", Status.UNAFFECTED),
     ],
 )
-def test_versions_are_lists_of_ranges_and_the_rest_is_unknown(
-    path: Path, version: str, status: Status
-) -> None:
+def test_a_version_outside_all_ranges_is_unknown(path: Path, version: str, status: Status) -> None:
     """A stable branch has a fix that newer releases lack."""
     assert bug(path).status(version) is status
-    met = ledger.load(path).expected("test_leak.py::test_one", [], version, "pc")
-    assert bool(met) is (status is not Status.UNAFFECTED)
+    expected = ledger.load(path).expected("test_leak.py::test_one", [], version, "pc")
+    assert bool(expected) is (status is not Status.UNAFFECTED)
 
 
-def test_an_entry_explains_the_first_line_only(path: Path) -> None:
+def test_the_pattern_matches_only_the_first_line(path: Path) -> None:
     assert bug(path).explains("QEMU leaked 12 bytes\nand more")
     assert not bug(path).explains("QEMU died\nleaked 12 bytes")
 
@@ -88,8 +86,8 @@ def test_an_entry_explains_the_first_line_only(path: Path) -> None:
         ("title", "titel", "unknown key 'titel'|title: Field required"),
         ('"<=7.2.22"', '"before ten"', r":6: affected: .*before ten"),
         ('">=11.1"', '">=eleven"', r":7: unaffected: .*eleven"),
-        ('"<=7.2.22"', '"<=7.2.22", ">=9,<8"', r":6: affected: .*the range '>=9,<8' holds no version"),
-        ('">=11.1"', '">=11.1", ""', r":7: unaffected: .*the range '' holds no version"),
+        ('"<=7.2.22"', '"<=7.2.22", ">=9,<8"', r":6: affected: .*the range '>=9,<8' contains no version"),
+        ('">=11.1"', '">=11.1", ""', r":7: unaffected: .*the range '' contains no version"),
         ('"pc"', '"arm"', ":11: machines: .*unknown machine types: arm"),
         ("leaked ", "leaked (", ":12: failure: .*not a regular expression"),
         ("[[bug]]", "[[bug]", ":2: not TOML"),
@@ -100,13 +98,15 @@ def test_an_entry_explains_the_first_line_only(path: Path) -> None:
         ('"10.0.13"]', '"10.0.13", "10.2.3"]', "X1: seen_fixed has 10.2.3, which 'unaffected' does not"),
     ],
 )
-def test_a_bad_entry_is_told_with_its_line(path: Path, before: str, after: str, complaint: str) -> None:
+def test_an_invalid_entry_is_reported_with_its_line(
+    path: Path, before: str, after: str, complaint: str
+) -> None:
     path.write_text(ENTRY.replace(before, after))
     with pytest.raises(UsageError, match=complaint):
         ledger.load(path)
 
 
-def test_a_bad_entry_is_told_with_the_line_in_its_own_table(path: Path) -> None:
+def test_an_invalid_second_entry_is_reported_with_its_line(path: Path) -> None:
     second = ENTRY.replace("X1", "X2").replace("no leak", "no luck")
     path.write_text(ENTRY + second)
     with pytest.raises(UsageError, match=r":17: guarantee: .*no such guarantee"):
@@ -119,11 +119,11 @@ def test_two_entries_with_one_id_are_refused(path: Path) -> None:
         ledger.load(path)
 
 
-def test_a_scenario_can_meet_several_bugs_and_the_unknown_come_last(path: Path) -> None:
+def test_bugs_of_unknown_status_come_last(path: Path) -> None:
     unknown = ENTRY.replace("X1", "X2").replace('"<=7.2.22", ', "").replace("7.2.22", "9.0.0")
     path.write_text(unknown + ENTRY)
-    met = ledger.load(path).expected("test_leak.py::test_one", [], "7.2.22", "pc")
-    assert [bug.id for bug in met] == ["X1", "X2"]
+    expected = ledger.load(path).expected("test_leak.py::test_one", [], "7.2.22", "pc")
+    assert [bug.id for bug in expected] == ["X1", "X2"]
 
 
 def test_every_scenario_of_the_projects_own_ledger_exists() -> None:
@@ -139,8 +139,8 @@ def test_every_scenario_of_the_projects_own_ledger_exists() -> None:
             assert test.partition("[")[0] in names, f"{entry.id}: no {scenario}"
 
 
-def test_the_fix_that_a_stable_branch_got_before_newer_releases() -> None:
-    """R1, R2, and R9: fixed in 10.0.13 and 11.1, neither in 10.0.2 nor in 10.2.2, and who knows of 11.0.3."""
+def test_a_fix_that_a_stable_branch_has_before_newer_releases() -> None:
+    """R1, R2 and R9 are fixed in 10.0.13 and 11.1, not in 10.0.2 and 10.2.2, and unknown in 11.0.3."""
     fixed = {entry.id: entry for entry in ledger.load().bug if entry.id in ("R1", "R2", "R9")}
     assert len(fixed) == 3
     for entry in fixed.values():
@@ -152,14 +152,17 @@ def test_the_fix_that_a_stable_branch_got_before_newer_releases() -> None:
             assert entry.status(version) is Status.UNKNOWN, (entry.id, version)
 
 
-def test_no_two_bugs_explain_the_same_failure() -> None:
-    """Where two of them concern one test, on a version that one was seen on, patterns tell them apart."""
+def test_bugs_of_one_scenario_have_different_patterns() -> None:
     bugs = ledger.load().bug
     versions = {version for bug in bugs for version in (*bug.seen_broken, *bug.seen_fixed)}
     scenarios = {scenario.partition("[") for bug in bugs for scenario in bug.scenarios}
     for scenario, _, parameter in scenarios:
         for machine in MACHINE_TYPES:
             for version in versions:
-                met = ledger.load().expected(scenario, [parameter.rstrip("]")], version, machine)
-                told = [entry.failure for entry in met]
-                assert len(set(told)) == len(told), (scenario, version, [entry.id for entry in met])
+                listed = ledger.load().expected(scenario, [parameter.rstrip("]")], version, machine)
+                patterns = [entry.failure for entry in listed]
+                assert len(set(patterns)) == len(patterns), (
+                    scenario,
+                    version,
+                    [entry.id for entry in listed],
+                )

@@ -1,4 +1,4 @@
-"""The summary of a run: its table, its files, and the joining of shards."""
+"""The summary of a run: its tables, its files, and the joining of shards."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from harness.report import summary
 from harness.report.summary import NO_QEMU, Outcome, Result, Run, Shard, Wanted
 
 
-def result(test: str = "t", **said: Any) -> Result:
+def result(test: str = "t", **fields: Any) -> Result:
     given = {"guarantee": "no leak", "qemu": "7.2", "version": "7.2.22", "kernel": "6.1.0", "machine": "pc"}
-    return Result(test=test, **{**given, "outcome": Outcome.PASSED, **said})
+    return Result(test=test, **{**given, "outcome": Outcome.PASSED, **fields})
 
 
 def _shown(run: Run) -> str:
@@ -26,7 +26,7 @@ def _shown(run: Run) -> str:
     return console.export_text()
 
 
-def test_one_qemu_is_shown_by_machine_type() -> None:
+def test_one_qemu_has_a_column_for_each_machine_type() -> None:
     run = Run(results=(result("a"), result("b", machine="q35"), result("c", machine="q35")))
     shown = _shown(run)
     assert "7.2 (7.2.22), Linux 6.1.0" in shown
@@ -34,14 +34,14 @@ def test_one_qemu_is_shown_by_machine_type() -> None:
     assert row.split("│")[2:4] == [" 1 passed ", " 2 passed "]
 
 
-def test_several_are_shown_side_by_side() -> None:
+def test_several_qemus_have_a_column_each() -> None:
     run = Run(results=(result("a"), result("b", qemu="10.0", version="10.0.13")))
     shown = _shown(run)
     assert "7.2 (7.2.22)" in shown
     assert "10.0 (10.0.13)" in shown
 
 
-def test_a_cell_says_everything_that_happened_in_it() -> None:
+def test_a_cell_counts_every_outcome() -> None:
     results = (
         result("a"),
         result("b", outcome=Outcome.KNOWN, bug="R1"),
@@ -58,7 +58,7 @@ def test_a_cell_says_everything_that_happened_in_it() -> None:
     assert "no file: URIs" in shown
 
 
-def test_what_was_seen_where_the_ledger_knows_nothing_is_a_line() -> None:
+def test_a_bug_of_unknown_status_has_a_row() -> None:
     results = (
         result("a", range_unknown="R1"),
         result("b", outcome=Outcome.KNOWN, bug="R2", range_unknown="R1 R2"),
@@ -68,10 +68,10 @@ def test_what_was_seen_where_the_ledger_knows_nothing_is_a_line() -> None:
     shown = _shown(Run(results=results))
     assert "R1: not seen on 7.2.22, range unknown" in shown
     assert "R2: seen broken on 7.2.22, range unknown" in shown
-    assert shown.count("range unknown") == 2, "what failed otherwise, or was skipped, has seen nothing of it"
+    assert shown.count("range unknown") == 2, "a skip and another failure do not show whether it is there"
 
 
-def test_what_is_written_can_be_read(tmp_path: Path) -> None:
+def test_a_summary_is_read_as_it_was_written(tmp_path: Path) -> None:
     run = Run(results=(result(leaks={"fds": 1.0}),), shard=Shard(index=1, count=2, collected="x", tests=1))
     summary.write(run, tmp_path / "new")
     assert summary.read(tmp_path / "new") == run
@@ -80,7 +80,7 @@ def test_what_is_written_can_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"results": [{}]}'])
-def test_what_is_no_summary_is_one_line(tmp_path: Path, content: str | None) -> None:
+def test_a_file_that_is_not_a_summary_gives_one_line(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / summary.NAME).write_text(content)
     with pytest.raises(UsageError, match=str(tmp_path / summary.NAME)) as caught:
@@ -93,7 +93,7 @@ def _shard(index: int, *tests: str, count: int = 2, collected: str = "x", of: in
     return Run(results=tuple(result(test) for test in tests), shard=shard)
 
 
-def test_shards_become_one_run() -> None:
+def test_shards_are_joined_to_one_run() -> None:
     joined = summary.merge([("two", _shard(2, "b")), ("one", _shard(1, "a", "c"))])
     assert [result.test for result in joined.results] == ["a", "b", "c"]
     assert joined.shard is None
@@ -103,7 +103,7 @@ def test_shards_become_one_run() -> None:
     ("runs", "words"),
     [
         ([_shard(1, "a")], "shards missing: 2/2"),
-        ([_shard(1, "a"), _shard(1, "b")], "shard 1/2 is there already: run0"),
+        ([_shard(1, "a"), _shard(1, "b")], "shard 1/2 was already given: run0"),
         ([_shard(1, "a"), _shard(2, "b", collected="y")], "run1: shard 2/2 is of another run than run0"),
         ([_shard(1, "a"), _shard(2, "b", count=3)], "is of another run"),
         ([_shard(1, "a"), _shard(2, "b", of=3)], "run1: only 1 of its 3 tests ran"),
@@ -111,7 +111,7 @@ def test_shards_become_one_run() -> None:
         ([Run(results=())], "run0: not a shard"),
     ],
 )
-def test_anything_else_is_refused(runs: list[Run], words: str) -> None:
+def test_shards_that_are_not_one_run_are_refused(runs: list[Run], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         summary.merge([(f"run{number}", run) for number, run in enumerate(runs)])
 
@@ -127,27 +127,27 @@ def test_anything_else_is_refused(runs: list[Run], words: str) -> None:
         ([], False),
     ],
 )
-def test_a_guarantee_is_asserted_by_one_test_that_was_judged(outcomes: list[Outcome], named: bool) -> None:
+def test_one_test_that_is_not_skipped_asserts_a_guarantee(outcomes: list[Outcome], named: bool) -> None:
     run = Run(results=tuple(result(str(n), outcome=o, why="why") for n, o in enumerate(outcomes)))
     gaps = [str(gap) for gap in run.not_asserted]
     text = "not asserted: no leak on 7.2 (7.2.22), Linux 6.1.0 (why: 2 skipped: why)"
     assert gaps == ([text] if named else [])
 
 
-def test_a_test_without_a_qemu_is_to_assert_nothing() -> None:
-    """Such as a user's own beside the scenarios, which skips."""
+def test_a_test_without_a_qemu_does_not_count() -> None:
+    """Such as a user's test beside the scenarios, which is skipped."""
     own = result("own", qemu=NO_QEMU, version="", kernel="", outcome=Outcome.SKIPPED, why="not today")
     assert Run(results=(result("a"), own)).not_asserted == ()
 
 
-def test_it_is_asserted_on_each_qemu_or_named() -> None:
+def test_a_guarantee_has_to_be_asserted_on_each_qemu() -> None:
     skipped = result("b", qemu="10.0", version="10.0.13", outcome=Outcome.SKIPPED)
     (gap,) = Run(results=(result("a"), skipped)).not_asserted
     assert gap.on == "10.0 (10.0.13), Linux 6.1.0"
     assert gap.why == "1 skipped: no reason given"
 
 
-def test_what_was_wanted_and_did_not_run_is_named(tmp_path: Path) -> None:
+def test_a_selected_guarantee_that_did_not_run_is_not_asserted(tmp_path: Path) -> None:
     refusal = Wanted(guarantee="refusal", qemu="7.2", version="7.2.22", tests=3)
     run = Run(results=(result(),), wanted=(refusal.model_copy(update={"guarantee": "no leak"}), refusal))
     (gap,) = run.not_asserted

@@ -1,4 +1,4 @@
-"""How others start a guest: what the harness is compared to, on the same QEMU, kernel and initramfs."""
+"""Baselines of the benchmark ``start``: a bare script and labgrid, on the same QEMU, kernel and initramfs."""
 
 from __future__ import annotations
 
@@ -26,11 +26,14 @@ _numbers = itertools.count(1)
 
 
 def bare_boot(cell: Cell, run: RunFolder) -> float:
-    """What a plain script does: start QEMU, try SSH until a command is answered, kill QEMU."""
+    """Start a guest as a plain script does: start QEMU, try SSH until a command is answered, kill QEMU.
+
+    :returns: the seconds until the answer.
+    """
     folder = run.path / f"bare{next(_numbers)}"
     folder.mkdir()
     paths = MachinePaths(
-        *(folder / name for name in ("qmp", "console", "line", "disk", "kernel.log", "console.log"))
+        *(folder / name for name in ("qmp", "console", "guestfwd", "disk", "kernel.log", "console.log"))
     )
     spec, port = cell.spec("bare", (), frozenset()), free_port()
     shutil.copyfile(spec.disk, paths.disk)
@@ -72,7 +75,7 @@ def _answers(port: int, key: paramiko.PKey) -> bool:
 
 
 def free_port() -> int:
-    """A port that nobody has now: good enough for a script, as scripts do."""
+    """A TCP port that is free now. Another process may take it before it is used, as in any script."""
     with reserved_port() as port:
         return port
 
@@ -83,9 +86,10 @@ def has_labgrid() -> bool:
 
 
 def labgrid_boot(cell: Cell, run: RunFolder) -> float:
-    """What labgrid does: QEMUDriver starts QEMU and reads its console, SSHDriver runs a command.
+    """Start a guest with labgrid: QEMUDriver starts QEMU and reads its console, SSHDriver runs a command.
 
-    :raises SetupError: when labgrid raises anything.
+    :returns: the seconds until the command's answer.
+    :raises SetupError: when labgrid raises any exception.
     """
     from labgrid import Environment
 
@@ -101,13 +105,13 @@ def labgrid_boot(cell: Cell, run: RunFolder) -> float:
     try:
         target.activate(qemu)
         qemu.on()
-        # Somebody has to read the console, or the guest waits for that.
+        # The guest blocks when nothing reads its console.
         qemu.expect(NETWORK_IS_UP, timeout=cell.accel.timeout_scale.seconds(BOOT_TIMEOUT_S))
         target.activate(ssh)
         ssh.run_check("true")
         return clock.elapsed_s
-    except Exception as exc:  # Its own, pexpect's, and plain ones.
-        raise SetupError(f"labgrid gave up: {exc}") from exc
+    except Exception as exc:  # labgrid's exceptions, pexpect's and built-in ones.
+        raise SetupError(f"labgrid failed: {exc}") from exc
     finally:
         environment.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
@@ -145,7 +149,7 @@ def _labgrid_config(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
 
 
 def _wrapper(spec: MachineSpec, run: RunFolder, folder: Path) -> Path:
-    """A provisioned QEMU is more than one word, and labgrid's tools are one."""
+    """A script that starts QEMU: labgrid takes a tool as one path, and a provisioned QEMU has arguments."""
     given = {**spec.qemu.environment, MARK: str(run.path)}
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in given.items())
     script = folder / "qemu"

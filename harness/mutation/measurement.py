@@ -1,7 +1,7 @@
-"""Fills the table: every chosen fault against every chosen scenario, over as many sittings as it takes.
+"""Fills the table: runs the chosen scenarios against each chosen fault, and against no fault.
 
-What the table knows, in the state that fault and scenarios are in now, is not run again; what is found is
-written at once. So a run that is interrupted goes on where it was, with the fault that it was at.
+Each result is written to the table at once. A result that is in the table is measured again only if the fault
+or the scenario has changed since. So a run that was interrupted can be started again, and continues.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ from harness.mutation.verdicts import BAD, Finding, Report, failure
 from harness.reaper import RunFolder
 from harness.report.summary import Outcome, Result, Run
 
-#: How much of the scenarios is run against a fault: the tests that have to find it; with the files of the
+#: The scenarios that are run against a fault: the tests that have to find it; these, and the files of the
 #: guarantee that it breaks; all.
 SCOPES = ("caught-by", "guarantee", "all")
-#: No time limit: this deadline is a clock.
+#: No limit: the deadline serves as a clock.
 _NEVER = float("inf")
 
 
 def units(fault: Fault, scope: str, files: Iterable[str]) -> tuple[str, ...]:
-    """The files (``file.py``) and tests (``file.py::test``) that a scope means, of the ``files`` there are.
+    """The files (``file.py``) and tests (``file.py::test``) of a scope.
 
-    A test is one with all its parameters and machine types.
+    A test stands for all its parameters and machine types.
+
+    :param scope: one of :data:`SCOPES`. :param files: the names of all files of scenarios.
     """
     known = sorted(files)
     if scope == "all":
@@ -42,7 +44,12 @@ def units(fault: Fault, scope: str, files: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One table, one QEMU that is built from source, and the state of the scenarios now."""
+    """Measures faults on one QEMU that is built from source, and writes one table.
+
+    :ivar data: the table. :ivar path: its file. :ivar flavour: the QEMU, such as ``7.2-src``.
+    :ivar artifacts: the folder for artefacts. :ivar report: is given lines of progress.
+    :ivar hashes: the present hash of each file of scenarios, by its name.
+    """
 
     data: Detection
     path: Path
@@ -53,17 +60,17 @@ class Measurement:
 
     @property
     def known(self) -> OnQemu:
-        """What the table has of that QEMU."""
+        """The table's entry of that QEMU."""
         return self.data.on(self.flavour)
 
     def measure(self, faults: Mapping[str, Fault], scope: str) -> Iterator[Finding]:
-        """The QEMU without a fault, then each fault; what the table knows is not run again.
+        """Measure the QEMU without a fault, then each fault, and yield each finding.
 
-        :raises SetupError: when the run without a fault gives no result; at the end, when one with a fault
+        :raises SetupError: when the run without a fault gives no result; at the end, when the run of a fault
             gave none.
         """
         wanted = {name: units(fault, scope, self.hashes) for name, fault in faults.items()}
-        silent: list[str] = []
+        failed: list[str] = []
         run = RunFolder()
         try:
             self._control(run)
@@ -74,29 +81,30 @@ class Measurement:
                     yield self._fault(name, fault, wanted[name], where, run)
                 except SetupError as exc:
                     self.report(f"{where}: no result: {exc}")
-                    silent.append(name)
+                    failed.append(name)
         finally:
             run.close()
-        if silent:
-            raise SetupError(f"no result, and nothing in the table, of: {', '.join(silent)}")
+        if failed:
+            raise SetupError(f"no result, so nothing in the table, for: {', '.join(failed)}")
 
     def _control(self, run: RunFolder) -> None:
-        """Every scenario, whatever the scope: the default set depends on what each of them takes."""
+        """Run all scenarios without a fault, in any scope: the default set depends on the time of each."""
         missing = self._missing(sorted(self.hashes), self.known.of)
         if not missing:
             return
-        self.report(f"no fault: running {len(missing)} files of scenarios …")
+        self.report(f"no fault: running the scenarios of {len(missing)} files …")
         clock = Deadline.after(_NEVER)
         judged = _judged(self._run(self.flavour, missing, self.artifacts / "control", run))
         took_s, known, bad = clock.elapsed_s, self.known, _failed(judged)
         good = {name: round(one.seconds, 1) for name, one in judged.items() if name not in bad}
         known.scenarios = table.replace(known.scenarios, missing, good)
-        known.alarms = table.replace(known.alarms, missing, {name: one.why for name, one in bad.items()})
+        whys = {name: one.why for name, one in bad.items()}
+        known.false_positives = table.replace(known.false_positives, missing, whys)
         known.of = table.replace(known.of, missing, self._now(missing))
         known.at_once = round(max(1.0, sum(one.seconds for one in judged.values()) / took_s), 1)
         table.write(self.data, self.path)
         for name, one in bad.items():
-            self.report(f"no fault: alarm: {name}: {one.why}")
+            self.report(f"no fault: false positive: {name}: {one.why}")
 
     def _fault(self, name: str, fault: Fault, wanted: Sequence[str], where: str, run: RunFolder) -> Finding:
         measured = self.known.faults.get(name)
@@ -111,19 +119,19 @@ class Measurement:
             self.known.faults[name] = measured
             table.write(self.data, self.path)
         found = self._finding(name, fault, measured)
-        self.report(f"{where}: {found.verdict}, {len(found.failures)} scenarios fail")
+        self.report(f"{where}: {found.verdict}, {len(found.failures)} scenarios failed")
         return found
 
     def _finding(self, name: str, fault: Fault, measured: Measured) -> Finding:
-        """What the table says of a fault."""
+        """The finding of a fault, from the table."""
         caught = sorted(self.known.catches(name))
         failures = [failure(one, f"failed after {measured.failed[one]} s") for one in caught]
         ran = sum(table.is_of(scenario, measured.of) for scenario in self.known.scenarios)
         return Finding(name, fault.guarantee, self.flavour, ran, tuple(failures), bool(fault.takes_back))
 
     def _without_a_fault(self) -> Finding:
-        """What the table says of the run without a fault."""
-        failures = [failure(name, why) for name, why in sorted(self.known.alarms.items())]
+        """The finding of the run without a fault, from the table."""
+        failures = [failure(name, why) for name, why in sorted(self.known.false_positives.items())]
         ran = len(self.known.scenarios) + len(failures)
         return Finding("", "", self.flavour, ran, tuple(failures))
 
@@ -141,7 +149,7 @@ class Measurement:
 
 
 def _judged(run: Run) -> dict[str, Result]:
-    """What was not skipped, by the scenario's name."""
+    """The results that are not skips, by the scenario's name."""
     found = {runner.short(one.scenario or one.test): one for one in run.results}
     return {name: one for name, one in found.items() if one.outcome is not Outcome.SKIPPED}
 

@@ -1,11 +1,11 @@
-"""QEMU's own tests of the same source tree, run against a QEMU with a fault: what the peer sees of it.
+"""Runs QEMU's own tests of the same source tree against a QEMU with a fault, for comparison.
 
-They are qtests (QEMU: ``docs/devel/testing.rst``): GLib test programs that start the QEMU that
-``QTEST_QEMU_BINARY`` names and talk to it over QMP and the qtest protocol; no guest runs. Each of their test
-cases is run in a process of its own, so that one that takes the program down hides no other.
+They are qtests (QEMU: ``docs/devel/testing.rst``): GLib test programs that start the QEMU in
+``QTEST_QEMU_BINARY`` and talk to it over QMP and the qtest protocol; no guest runs. Each test case is run in
+a separate process, because a case that aborts ends its program, and the later cases would not run.
 
-``device-introspect-test`` is left out: it takes half a minute to some minutes, a device at a time, and none
-of the catalogue's faults is about what a device says of itself.
+``device-introspect-test`` is left out: it takes half a minute to some minutes, and no fault of the catalogue
+changes the properties that a device lists.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from harness.qemu.binary import PROGRAM, QemuInstall
 from harness.reaper import RunFolder
 
 Report = Callable[[str], None]
-#: The test programs, and what the cases that are wanted have in their path.
+#: The test programs, and a text that the path of each wanted case contains.
 PROGRAMS = {"qos-test": "/virtio-9p", "device-plug-test": "/", "drive_del-test": "/"}
 CAUGHT, PASSED, NOT_RUN = "caught", "passed", "not run"
 #: Seconds for one case. The longest takes six on a busy machine.
 TIMEOUT_S = 120.0
 _END_S = 10.0
 #: Option ROMs of network cards, which Debian's source package does not have (QEMU: ``pc-bios/efi-*.rom``).
-#: QEMU loads them into its default devices; what is in them is of no interest, because no guest runs.
+#: QEMU needs the files for its default devices. Their content does not matter, because no guest runs.
 _ROMS = ("e1000", "e1000e", "eepro100", "ne2k_pci", "pcnet", "rtl8139", "virtio", "vmxnet3")
 _ROM = b"\x55\xaa\x01".ljust(512, b"\0")
 
 
 @dataclass(frozen=True)
-class PeerFinding:
-    """What QEMU's own tests say of a fault.
+class QtestResult:
+    """The result of QEMU's own tests for one fault.
 
-    :ivar verdict: one of the words above. :ivar test: the case that failed. :ivar why: its first line, or
-        why nothing ran.
+    :ivar verdict: :data:`CAUGHT`, :data:`PASSED` or :data:`NOT_RUN`. :ivar test: the case that failed.
+    :ivar why: the first line of its failure, or the reason why nothing ran.
     """
 
     verdict: str
@@ -51,10 +51,11 @@ class PeerFinding:
 
 
 @dataclass(frozen=True)
-class Peers:
-    """The cases that pass on the QEMU without a fault, and so may accuse one with a fault.
+class Qtests:
+    """The cases that pass on the QEMU without a fault. Only their failures count against a fault.
 
-    :ivar cases: the paths of each program's cases. :ivar broken: those that fail there, and why.
+    :ivar folder: has the test programs. :ivar cases: the paths of each program's cases that pass.
+    :ivar broken: the paths of those that fail, with the first line of each failure.
     """
 
     folder: Path
@@ -62,47 +63,47 @@ class Peers:
     broken: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, folder: Path, install: QemuInstall, report: Report) -> Peers:
+    def of(cls, folder: Path, install: QemuInstall, report: Report) -> Qtests:
         """Run every case against ``install``, which has no fault.
 
         :param folder: has the test programs.
-        :raises SetupError: when the programs do not say which cases they have.
+        :raises SetupError: when a program does not list its cases.
         """
         made = cls(folder)
-        with _Bench(folder, install) as bench:
+        with _Session(folder, install) as session:
             for program, wanted in PROGRAMS.items():
-                found = [path for path in bench.cases(program) if wanted in path]
-                said = {path: bench.why_it_fails(program, path) for path in found}
-                made.cases[program] = [path for path, why in said.items() if why is None]
-                made.broken.update({path: why for path, why in said.items() if why is not None})
+                found = [path for path in session.cases(program) if wanted in path]
+                reasons = {path: session.why_it_fails(program, path) for path in found}
+                made.cases[program] = [path for path, why in reasons.items() if why is None]
+                made.broken.update({path: why for path, why in reasons.items() if why is not None})
         for path, why in made.broken.items():
             report(f"QEMU's own test {path} fails on {install.name} and is not counted: {why}")
         report(f"QEMU's own tests: {sum(map(len, made.cases.values()))} pass on {install.name}")
         return made
 
-    def look(self, install: QemuInstall) -> PeerFinding:
-        """Run them against ``install``, which has a fault, until one fails."""
+    def run(self, install: QemuInstall) -> QtestResult:
+        """Run the cases against ``install``, which has a fault, until one fails."""
         if not any(self.cases.values()):
-            return PeerFinding(NOT_RUN, why="none of them passes on the QEMU without a fault")
+            return QtestResult(NOT_RUN, why="no case passes on the QEMU without a fault")
         try:
-            with _Bench(self.folder, install) as bench:
+            with _Session(self.folder, install) as session:
                 for program, paths in self.cases.items():
                     for path in paths:
-                        why = bench.why_it_fails(program, path)
+                        why = session.why_it_fails(program, path)
                         if why is not None:
-                            return PeerFinding(CAUGHT, f"{program} {path}", why)
+                            return QtestResult(CAUGHT, f"{program} {path}", why)
         except OSError as exc:
-            return PeerFinding(NOT_RUN, why=str(exc))
-        return PeerFinding(PASSED)
+            return QtestResult(NOT_RUN, why=str(exc))
+        return QtestResult(PASSED)
 
 
-class _Bench:
-    """A folder to run test programs in; when it is closed, nothing of them is left."""
+class _Session:
+    """A folder in which test programs run against one QEMU. Its end ends all processes and removes files."""
 
     def __init__(self, folder: Path, install: QemuInstall) -> None:
         self._folder, self._install = folder, install
 
-    def __enter__(self) -> _Bench:
+    def __enter__(self) -> _Session:
         self._run = RunFolder()
         roms = self._run.path / "roms"
         roms.mkdir()
@@ -121,10 +122,10 @@ class _Bench:
     def cases(self, program: str) -> list[str]:
         """The paths of a program's cases, slow ones included.
 
-        :raises SetupError: when it does not say.
+        :raises SetupError: when the program does not list them.
         """
         status, out, err = self._start(program, "-l")
-        # Newer GLibs (trixie's) write a comment of TAP, "# /path", and older ones the path alone.
+        # Newer GLibs (trixie's) write a TAP comment, "# /path"; older ones write the path alone.
         lines = [line.removeprefix("# ") for line in out.splitlines()]
         found = [line for line in lines if line.startswith("/")]
         if status != 0 or not found:
@@ -132,15 +133,15 @@ class _Bench:
         return found
 
     def why_it_fails(self, program: str, path: str) -> str | None:
-        """The first line of why a case fails; ``None`` when it passes."""
+        """Run a case; return the first line of its failure, or ``None`` when it passes."""
         try:
             status, out, err = self._start(program, "-p", path)
         except WaitTimeout:
-            return f"was not done after {TIMEOUT_S:g} s"
+            return f"did not end within {TIMEOUT_S:g} s"
         return None if status == 0 else _reason(status, out, err)
 
     def _start(self, program: str, *options: str) -> tuple[int, str, str]:
-        """Run a test program with the loader and libraries that QEMU is run with."""
+        """Run a test program with the loader and the libraries with which QEMU is run."""
         loader = self._install.command[:-1]
         environment = {
             **self._run.environment(),
@@ -170,10 +171,10 @@ class _Bench:
 
 
 def _reason(status: int, out: str, err: str) -> str:
-    """One line: the assertion, what libqtest says of QEMU's death, or whatever was said last."""
+    """One line: the failed assertion, libqtest's message that QEMU died, or the last line of output."""
     for line in out.splitlines():
         if line.startswith("not ok") and " - " in line:
             return line.partition(" - ")[2]
-    said = [line for line in (*err.splitlines(), *out.splitlines()) if line.strip(" *")]
-    told = [line for line in said if "kill_qemu()" in line or line.startswith("ERROR:")]
-    return (told or said[-1:] or [f"exited with {status}"])[0]
+    lines = [line for line in (*err.splitlines(), *out.splitlines()) if line.strip(" *")]
+    errors = [line for line in lines if "kill_qemu()" in line or line.startswith("ERROR:")]
+    return (errors or lines[-1:] or [f"exited with {status}"])[0]

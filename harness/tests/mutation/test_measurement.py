@@ -1,4 +1,4 @@
-"""Filling the table: what is run, what is not run again, and what an interrupted run leaves."""
+"""Filling the table: what is measured, what is not measured again, and what an interrupted run keeps."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from harness.errors import SetupError
-from harness.mutation import runner, sitting, table
+from harness.mutation import measurement, runner, table
 from harness.mutation.catalogue import Fault
-from harness.mutation.sitting import Measurement, units
+from harness.mutation.measurement import Measurement, units
 from harness.mutation.table import Detection
 from harness.report.summary import Outcome, Run
 from harness.tests.mutation.results import run
@@ -20,12 +20,12 @@ FILES = {"test_leak.py": "h1", "test_crash.py": "h2"}
 
 def fault(title: str = "a title", caught_by: str = "test_leak.py::test_a[x]") -> Fault:
     edit = {"file": "hw/9p.c", "patch": title}
-    told = {"guarantee": "no leak", "title": title, "caught_by": [caught_by], "edit": [edit]}
-    return Fault.model_validate(told)
+    content = {"guarantee": "no leak", "title": title, "caught_by": [caught_by], "edit": [edit]}
+    return Fault.model_validate(content)
 
 
 class Runs:
-    """Plays the runs of pytest: ``test_a`` fails where there is a fault, ``test_b`` everywhere."""
+    """Takes the place of pytest: ``test_a`` fails where there is a fault, ``test_b`` everywhere."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, list[str]]] = []
@@ -50,72 +50,78 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     return made
 
 
-def sit(tmp_path: Path, told: list[str] | None = None, hashes: dict[str, str] | None = None) -> Measurement:
+def start(
+    tmp_path: Path, reported: list[str] | None = None, hashes: dict[str, str] | None = None
+) -> Measurement:
     path = tmp_path / "t.json"
     data = table.read(path, missing_is_empty=True)
-    report = (told if told is not None else []).append
+    report = (reported if reported is not None else []).append
     return Measurement(data, path, "7.2-src", tmp_path, report, hashes or FILES)
 
 
 @pytest.mark.parametrize(
-    ("scope", "of"),
+    ("scope", "expected"),
     [
         ("caught-by", ("test_crash.py::test_a",)),
         ("guarantee", ("test_leak.py", "test_crash.py::test_a")),
         ("all", ("test_crash.py", "test_leak.py")),
     ],
 )
-def test_what_a_scope_is_of(scope: str, of: tuple[str, ...]) -> None:
-    assert units(fault(caught_by="test_crash.py::test_a[x]"), scope, FILES) == of
-    assert scope in sitting.SCOPES
+def test_the_units_of_a_scope(scope: str, expected: tuple[str, ...]) -> None:
+    assert units(fault(caught_by="test_crash.py::test_a[x]"), scope, FILES) == expected
+    assert scope in measurement.SCOPES
 
 
-def test_a_guarantee_s_file_has_its_tests() -> None:
+def test_a_file_includes_its_tests() -> None:
     assert units(fault(), "guarantee", FILES) == ("test_leak.py",)
 
 
-def test_it_is_measured_once_and_told_from_the_table_afterwards(tmp_path: Path, runs: Runs) -> None:
-    told: list[str] = []
-    control, found = sit(tmp_path, told).measure({"one": fault()}, "all")
+def test_a_fault_is_measured_once_and_read_from_the_table_afterwards(tmp_path: Path, runs: Runs) -> None:
+    reported: list[str] = []
+    control, found = start(tmp_path, reported).measure({"one": fault()}, "all")
     every = ["test_crash.py", "test_leak.py"]
     assert runs.asked == [("7.2-src", every), ("7.2-src+one", every)]
-    assert (control.verdict, control.ran, control.fault) == ("alarm", 3, "")
+    assert (control.verdict, control.ran, control.fault) == ("false positive", 3, "")
     assert [one.name for one in control.failures] == ["test_b[pc]"]
     assert (found.verdict, found.ran) == ("caught", 2)
-    assert [one.name for one in found.failures] == ["test_a[pc]"], "what fails anyway catches nothing"
-    assert "no fault: alarm: test_leak.py::test_b[pc]: leak: fds" in told
-    assert list(sit(tmp_path).measure({"one": fault()}, "all")) == [control, found]
-    assert list(sit(tmp_path).measure({"one": fault()}, "caught-by")) == [control, found]
-    assert len(runs.asked) == 2, "all of it was known"
+    assert [one.name for one in found.failures] == ["test_a[pc]"], (
+        "a scenario that fails without a fault catches none"
+    )
+    assert "no fault: false positive: test_leak.py::test_b[pc]: leak: fds" in reported
+    assert list(start(tmp_path).measure({"one": fault()}, "all")) == [control, found]
+    assert list(start(tmp_path).measure({"one": fault()}, "caught-by")) == [control, found]
+    assert len(runs.asked) == 2, "nothing was measured again"
 
 
-def test_what_has_changed_is_measured_again_and_nothing_else(tmp_path: Path, runs: Runs) -> None:
-    list(sit(tmp_path).measure({"one": fault()}, "all"))
+def test_only_changed_files_and_faults_are_measured_again(tmp_path: Path, runs: Runs) -> None:
+    list(start(tmp_path).measure({"one": fault()}, "all"))
     runs.asked.clear()
     changed = FILES | {"test_leak.py": "another"}
-    list(sit(tmp_path, hashes=changed).measure({"one": fault()}, "all"))
+    list(start(tmp_path, hashes=changed).measure({"one": fault()}, "all"))
     assert runs.asked == [("7.2-src", ["test_leak.py"]), ("7.2-src+one", ["test_leak.py"])]
     runs.asked.clear()
-    list(sit(tmp_path, hashes=changed).measure({"one": fault("another title")}, "all"))
+    list(start(tmp_path, hashes=changed).measure({"one": fault("another title")}, "all"))
     assert runs.asked == [("7.2-src+one", ["test_crash.py", "test_leak.py"])]
 
 
-def test_a_scope_goes_on_where_a_smaller_one_ended(tmp_path: Path, runs: Runs) -> None:
-    list(sit(tmp_path).measure({"one": fault()}, "caught-by"))
-    list(sit(tmp_path).measure({"one": fault()}, "guarantee"))
-    list(sit(tmp_path).measure({"one": fault()}, "all"))
+def test_a_larger_scope_measures_only_what_a_smaller_one_left_out(tmp_path: Path, runs: Runs) -> None:
+    list(start(tmp_path).measure({"one": fault()}, "caught-by"))
+    list(start(tmp_path).measure({"one": fault()}, "guarantee"))
+    list(start(tmp_path).measure({"one": fault()}, "all"))
     assert [of for qemu, of in runs.asked if "+" in qemu] == [
         ["test_leak.py::test_a"],
         ["test_leak.py"],
         ["test_crash.py"],
     ]
     every = ["test_crash.py", "test_leak.py"]
-    assert [of for qemu, of in runs.asked if "+" not in qemu] == [every], "what each takes has to be known"
+    assert [of for qemu, of in runs.asked if "+" not in qemu] == [every], (
+        "the time of every scenario is needed"
+    )
     known = table.read(tmp_path / "t.json").qemus["7.2-src"]
     assert set(known.faults["one"].of) == {"test_leak.py", "test_crash.py"}
 
 
-def test_an_interrupted_run_has_kept_what_it_found(tmp_path: Path, runs: Runs) -> None:
+def test_an_interrupted_run_keeps_its_results(tmp_path: Path, runs: Runs) -> None:
     def interrupt() -> None:
         if len(runs.asked) == 3:
             raise KeyboardInterrupt
@@ -123,31 +129,31 @@ def test_an_interrupted_run_has_kept_what_it_found(tmp_path: Path, runs: Runs) -
     runs.on_fault = interrupt
     faults = {"one": fault("1"), "two": fault("2")}
     with pytest.raises(KeyboardInterrupt):
-        list(sit(tmp_path).measure(faults, "all"))
-    list(sit(tmp_path).measure(faults, "all"))
+        list(start(tmp_path).measure(faults, "all"))
+    list(start(tmp_path).measure(faults, "all"))
     asked = [qemu for qemu, _ in runs.asked]
     assert asked == ["7.2-src", "7.2-src+one", "7.2-src+two", "7.2-src+two"]
 
 
-def test_a_fault_without_a_result_stops_no_other(tmp_path: Path, runs: Runs) -> None:
+def test_a_fault_without_a_result_does_not_stop_the_others(tmp_path: Path, runs: Runs) -> None:
     def fail() -> None:
         if len(runs.asked) == 2:
             raise SetupError("it does not start")
 
     runs.on_fault = fail
-    told: list[str] = []
+    reported: list[str] = []
     faults = {"one": fault("1"), "two": fault("2")}
-    with pytest.raises(SetupError, match="no result, and nothing in the table, of: one"):
-        list(sit(tmp_path, told).measure(faults, "all"))
-    assert "one (1 of 2): no result: it does not start" in told
+    with pytest.raises(SetupError, match="no result, so nothing in the table, for: one"):
+        list(start(tmp_path, reported).measure(faults, "all"))
+    assert "one (1 of 2): no result: it does not start" in reported
     assert set(table.read(tmp_path / "t.json").qemus["7.2-src"].faults) == {"two"}
 
 
 def test_seconds_are_those_of_the_run_without_a_fault(tmp_path: Path, runs: Runs) -> None:
-    list(sit(tmp_path).measure({"one": fault()}, "all"))
+    list(start(tmp_path).measure({"one": fault()}, "all"))
     known = table.read(tmp_path / "t.json").qemus["7.2-src"]
     assert known.scenarios == {"test_leak.py::test_a[pc]": 2.0, "test_leak.py::test_d[pc]": 2.0}
-    assert known.alarms == {"test_leak.py::test_b[pc]": "leak: fds"}
+    assert known.false_positives == {"test_leak.py::test_b[pc]": "leak: fds"}
     assert known.at_once >= 1
     assert known.faults["one"].failed["test_leak.py::test_a[pc]"] == 2.0
     assert Detection().on("7.2-src").at_once == 1

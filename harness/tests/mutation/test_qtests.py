@@ -1,4 +1,4 @@
-"""QEMU's own tests beside a fault: the programs are scripts, and so are the loader and QEMU."""
+"""QEMU's own tests against a fault. The test programs, the loader and QEMU are shell scripts here."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from harness.errors import SetupError
-from harness.mutation import peers
-from harness.mutation.peers import PeerFinding, Peers
+from harness.mutation import qtests
+from harness.mutation.qtests import QtestResult, Qtests
 from harness.qemu.binary import QemuInstall
 from harness.reaper import MARK, PREFIX
 
-#: A test program: ``-l`` lists; a case asks the QEMU that it is told of, which says what is wrong with it.
+#: A test program. ``-l`` lists its cases. A case starts QEMU, which prints the name of its fault.
 PROGRAM = """
 case "$*" in
 *-l*) echo "# starting QEMU"; printf '{form}%s\\n' {cases}; exit {listed};;
@@ -38,7 +38,7 @@ CASES = {
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The test programs; and the scratch folders are below the test's own."""
+    """The folder of the test programs. Run folders are made beside it."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     programs = tmp_path / "programs"
     programs.mkdir()
@@ -47,16 +47,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return programs
 
 
-def test_a_list_is_read_in_either_form(folder: Path) -> None:
-    cases = Peers.of(folder, qemu(folder, ""), lambda _: None).cases
+def test_both_forms_of_a_list_are_read(folder: Path) -> None:
+    cases = Qtests.of(folder, qemu(folder, ""), lambda _: None).cases
     for name, listed in CASES.items():
         (folder / name).write_text(PROGRAM.format(form="# ", cases=listed, listed=0))
-    assert Peers.of(folder, qemu(folder, ""), lambda _: None).cases == cases
+    assert Qtests.of(folder, qemu(folder, ""), lambda _: None).cases == cases
     assert cases["drive_del-test"] == ["/x86_64/drive_del"]
 
 
 def qemu(folder: Path, fault: str) -> QemuInstall:
-    """One that is started by a loader, as what is built here is; it says its fault, and its arguments."""
+    """A QEMU that is started through a loader. It prints its environment, fault and arguments."""
     binary = folder / f"qemu-{fault or 'without'}"
     binary.write_text(f'echo "$MODULES {fault} $@"\n')
     return QemuInstall(
@@ -67,17 +67,17 @@ def qemu(folder: Path, fault: str) -> QemuInstall:
     )
 
 
-def scratch(folder: Path) -> list[Path]:
+def run_folders(folder: Path) -> list[Path]:
     return list(folder.parent.glob(f"{PREFIX}*"))
 
 
 @pytest.mark.parametrize(
     ("fault", "found"),
     [
-        ("none", PeerFinding("passed")),
+        ("none", QtestResult("passed")),
         (
             "dies",
-            PeerFinding(
+            QtestResult(
                 "caught",
                 "device-plug-test /x86_64/last",
                 "libqtest.c:165: kill_qemu() detected QEMU death",
@@ -85,54 +85,56 @@ def scratch(folder: Path) -> list[Path]:
         ),
         (
             "asserts",
-            PeerFinding("caught", "qos-test /x86_64/pc/virtio-9p/local", "ERROR:9p.c:1: assertion failed"),
+            QtestResult("caught", "qos-test /x86_64/pc/virtio-9p/local", "ERROR:9p.c:1: assertion failed"),
         ),
     ],
 )
-def test_what_they_say_of_a_fault(folder: Path, fault: str, found: PeerFinding) -> None:
-    tests = Peers.of(folder, qemu(folder, ""), lambda _: None)
-    assert tests.cases["qos-test"] == ["/x86_64/pc/virtio-9p/local"], "what is not about 9p is not run"
-    assert tests.look(qemu(folder, fault)) == found
-    assert scratch(folder) == []
+def test_the_result_of_a_fault(folder: Path, fault: str, found: QtestResult) -> None:
+    tests = Qtests.of(folder, qemu(folder, ""), lambda _: None)
+    assert tests.cases["qos-test"] == ["/x86_64/pc/virtio-9p/local"], "other cases of qos-test are not run"
+    assert tests.run(qemu(folder, fault)) == found
+    assert run_folders(folder) == []
 
 
-def test_nothing_stays_behind(folder: Path) -> None:
-    """Also where a test has left a file, and a process in a session of its own."""
-    tests = Peers.of(folder, qemu(folder, ""), lambda _: None)
-    assert tests.look(qemu(folder, "dies")).verdict == "caught"
-    assert scratch(folder) == []
+def test_no_file_and_no_process_is_left(folder: Path) -> None:
+    """Not even a file that the case left, and a process in another session."""
+    tests = Qtests.of(folder, qemu(folder, ""), lambda _: None)
+    assert tests.run(qemu(folder, "dies")).verdict == "caught"
+    assert run_folders(folder) == []
     assert [path.parent.name for path in Path("/proc").glob("[0-9]*/environ") if _is_of(path, folder)] == []
 
 
 def _is_of(environ: Path, folder: Path) -> bool:
-    """Whether a process was started for one of the scratch folders."""
+    """Whether a process was started for one of the run folders."""
     with contextlib.suppress(OSError):
         return f"{MARK}={folder.parent}/{PREFIX}".encode() in environ.read_bytes()
     return False
 
 
-def test_one_that_does_not_end_is_ended(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "TIMEOUT_S", 0.5)
-    tests = Peers(folder, {"device-plug-test": ["/x86_64/last"]})
-    assert tests.look(qemu(folder, "hangs")) == PeerFinding(
-        "caught", "device-plug-test /x86_64/last", "was not done after 0.5 s"
+def test_a_case_that_hangs_is_ended(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qtests, "TIMEOUT_S", 0.5)
+    tests = Qtests(folder, {"device-plug-test": ["/x86_64/last"]})
+    assert tests.run(qemu(folder, "hangs")) == QtestResult(
+        "caught", "device-plug-test /x86_64/last", "did not end within 0.5 s"
     )
 
 
-def test_what_fails_without_a_fault_is_told_and_accuses_none(folder: Path) -> None:
-    told: list[str] = []
-    tests = Peers.of(folder, qemu(folder, "dies"), told.append)
+def test_a_case_that_fails_without_a_fault_is_reported_and_not_counted(folder: Path) -> None:
+    reported: list[str] = []
+    tests = Qtests.of(folder, qemu(folder, "dies"), reported.append)
     assert list(tests.broken) == ["/x86_64/last"]
-    assert told[0].startswith("QEMU's own test /x86_64/last fails on 7.2-src+dies and is not counted: libq")
-    assert tests.look(qemu(folder, "dies")) == PeerFinding("passed")
+    assert reported[0].startswith(
+        "QEMU's own test /x86_64/last fails on 7.2-src+dies and is not counted: libq"
+    )
+    assert tests.run(qemu(folder, "dies")) == QtestResult("passed")
 
 
-def test_where_none_passes_nothing_is_run(folder: Path) -> None:
-    found = Peers(folder, {"qos-test": []}).look(qemu(folder, "dies"))
-    assert found == PeerFinding("not run", why="none of them passes on the QEMU without a fault")
+def test_nothing_is_run_when_no_case_passes_without_a_fault(folder: Path) -> None:
+    found = Qtests(folder, {"qos-test": []}).run(qemu(folder, "dies"))
+    assert found == QtestResult("not run", why="no case passes on the QEMU without a fault")
 
 
-def test_a_program_that_does_not_list_its_tests(folder: Path) -> None:
+def test_a_program_that_does_not_list_its_cases(folder: Path) -> None:
     (folder / "qos-test").write_text(PROGRAM.format(form="", cases="", listed=1))
     with pytest.raises(SetupError, match="QEMU's own qos-test does not list its tests: # starting QEMU"):
-        Peers.of(folder, qemu(folder, ""), lambda _: None)
+        Qtests.of(folder, qemu(folder, ""), lambda _: None)
