@@ -1,4 +1,8 @@
-"""A hostile guest cannot hurt QEMU: messages of 9P at each limit of counts, offsets, names and msize."""
+"""A hostile guest cannot hurt QEMU: 9P messages at and beyond each limit of msize, counts, offsets and names.
+
+What is within a limit works. What is beyond it is answered with an error, or with as much as the protocol
+allows; no memory is read or written beyond what the message is about, and QEMU serves on.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +26,18 @@ from harness.ninep.client import (
 from harness.ninep.messages import UNIX_VERSION, VERSION, T
 from harness.ninep.session import (
     ANSWERED,
-    BOTH,
     CONTENT,
     FILE,
     FOLDER,
     OTHER,
+    PROTOCOLS,
     ROOT,
     SPARE,
-    about,
-    begin,
+    error_context,
     expect_serving,
-    started,
-    tell,
+    outcome,
+    plug_and_attach,
+    start_session,
 )
 from harness.qemu.binary import require_options
 from harness.qemu.spec import Share
@@ -42,12 +46,13 @@ from harness.testbed import Testbed
 pytestmark = [pytest.mark.no_guest_kernel, pytest.mark.pin_machine("pc")]
 
 
-#: QEMU: ``hw/9pfs/9p.h``, ``P9_MIN_MSIZE``; ``hw/9pfs/virtio-9p-device.c``, ``virtio_9p_msize_limit``.
-_LEAST, _MOST = 4096, (1024 - 2) * 4096
+#: The smallest msize that QEMU accepts, and the largest that its transport carries (QEMU: ``hw/9pfs/9p.h``,
+#: ``P9_MIN_MSIZE``; ``hw/9pfs/virtio-9p-device.c``, ``virtio_9p_msize_limit``).
+_MIN_MSIZE, _MAX_MSIZE = 4096, (1024 - 2) * 4096
 
 
-def negotiated(driver: RawDriver, msize: int, protocol: str = VERSION) -> int | str:
-    """The session's msize that QEMU answers to an offer, or what it says instead."""
+def negotiate(driver: RawDriver, msize: int, protocol: str = VERSION) -> int | str:
+    """Offer an msize: the one in QEMU's Rversion, or the name of the errno that it answers with."""
     try:
         return int.from_bytes(driver.call(T.VERSION, p9.version(msize, protocol))[:4], "little")
     except NineError as exc:
@@ -55,50 +60,52 @@ def negotiated(driver: RawDriver, msize: int, protocol: str = VERSION) -> int | 
 
 
 def expect_session(driver: RawDriver) -> None:
-    """The session that was just agreed on works."""
+    """Attach to the export in the session that Tversion has just begun, and read the file."""
     driver.attach(ROOT)
     expect_serving(driver)
 
 
 def test_msize(raw_guest: RawGuest, share: Share) -> None:
-    """One that is too small for all messages is refused, and any other taken; either way QEMU serves on."""
-    driver = started(raw_guest, share)
-    for msize in (0, 1, 7, 11, 23, 24, _LEAST - 1):
-        with about(f"an msize of {msize}"):
-            assert negotiated(driver, msize) == "EMSGSIZE", msize
-            begin(driver)
+    """An msize below QEMU's minimum is refused with EMSGSIZE, any other up to the maximum is accepted."""
+    driver = plug_and_attach(raw_guest, share)
+    for msize in (0, 1, 7, 11, 23, 24, _MIN_MSIZE - 1):
+        with error_context(f"an msize of {msize}"):
+            assert negotiate(driver, msize) == "EMSGSIZE", msize
+            start_session(driver)
             expect_serving(driver)
-    for msize in (_LEAST, _LEAST + 1, MSIZE, _MOST - 1, _MOST):
-        with about(f"an msize of {msize}"):
-            assert negotiated(driver, msize) == msize
+    for msize in (_MIN_MSIZE, _MIN_MSIZE + 1, MSIZE, _MAX_MSIZE - 1, _MAX_MSIZE):
+        with error_context(f"an msize of {msize}"):
+            assert negotiate(driver, msize) == msize
             expect_session(driver)
 
 
 def test_an_msize_beyond_the_transport(raw_guest: RawGuest, share: Share) -> None:
-    """A virtqueue's chain has at most 1024 buffers, of a page each: QEMU does not promise more."""
-    driver = started(raw_guest, share)
-    for msize in (_MOST + 1, 1 << 31, 0xFFFFFFFF):
-        seen = negotiated(driver, msize)
+    """QEMU accepts no msize that its transport cannot carry: at most 1024 buffers of one page each."""
+    driver = plug_and_attach(raw_guest, share)
+    for msize in (_MAX_MSIZE + 1, 1 << 31, 0xFFFFFFFF):
+        seen = negotiate(driver, msize)
         if seen == "EMSGSIZE":
-            begin(driver)
+            start_session(driver)
         else:
             assert isinstance(seen, int), seen
-            assert seen <= _MOST, f"an msize of {seen} was promised, and the transport carries {_MOST}"
+            assert seen <= _MAX_MSIZE, (
+                f"an msize of {seen} was promised, and the transport carries {_MAX_MSIZE}"
+            )
             driver.attach(ROOT)
         expect_serving(driver)
 
 
 def test_a_protocol_that_is_none(raw_guest: RawGuest, share: Share) -> None:
-    """The answer is "unknown", and the next Tversion works."""
-    driver = started(raw_guest, share)
+    """A Tversion with an unknown protocol is answered with "unknown", and the next Tversion works."""
+    driver = plug_and_attach(raw_guest, share)
     for protocol in ("", "9P", "9P2000", "9P2000.", "9P2000.l", "9P2000.Lx", "x" * 5000):
-        with about(f"the protocol {protocol[:20]!r}"):
+        with error_context(f"the protocol {protocol[:20]!r}"):
             assert driver.call(T.VERSION, p9.version(MSIZE, protocol))[6:] == b"unknown"
-            begin(driver)
+            start_session(driver)
             expect_serving(driver)
 
 
-#: Counts and offsets that are, or were, somebody's limit.
+#: Counts and offsets around sizes of headers, the msize, and the ranges of integers.
 COUNTS = (0, 1, 23, 24, 25, 279, MSIZE - 24, MSIZE - 11)
 HUGE_COUNTS = (
     MSIZE - 10,
@@ -123,12 +130,15 @@ OFFSETS = (
     (1 << 64) - 8,
     (1 << 64) - 1,
 )
-#: Entries of the folder that is read: more than fit in a message.
+#: Files in the folder that is listed: more than one message has room for.
 _ENTRIES = 400
 
 
 def entries(listing: bytes) -> Iterator[tuple[int, str]]:
-    """The names in an Rreaddir, each with the offset of the next; raises where one is cut."""
+    """The names in an Rreaddir, each with the offset of the next entry.
+
+    :raises Violation: when the last entry is incomplete.
+    """
     at = 0
     while at < len(listing):
         offset, _, size = struct.unpack_from("<QBH", listing, at + 13)
@@ -140,19 +150,22 @@ def entries(listing: bytes) -> Iterator[tuple[int, str]]:
 
 
 def test_counts_of_readdir(raw_guest: RawGuest, share: Share) -> None:
-    """No answer is larger than what was asked for, and than the msize; none has a part of an entry."""
-    driver = started(raw_guest, share)
+    """An Rreaddir has no more bytes than were asked for and fit into the msize, and only whole entries.
+
+    Read in parts, the folder has each name exactly once.
+    """
+    driver = plug_and_attach(raw_guest, share)
     names = set(make_files(share.path, _ENTRIES)) | {"file", ".", ".."}
     driver.walk(ROOT, FOLDER)
     driver.open(FOLDER)
     for count in (*COUNTS, *HUGE_COUNTS):
-        with about(f"a Treaddir of {count} bytes"):
+        with error_context(f"a Treaddir of {count} bytes"):
             answer = driver.call(T.READDIR, p9.read(FOLDER, 0, count))
             limit = min(count, MSIZE - p9.READ_HEADER)
             assert len(answer) - 4 == int.from_bytes(answer[:4], "little") <= limit, f"asked for {count}"
             assert {name for _, name in entries(answer[4:])} <= names
     for count in (279 + 24, 1000, MSIZE - 11):
-        with about(f"a whole folder in parts of {count} bytes"):
+        with error_context(f"a whole folder in parts of {count} bytes"):
             seen: list[str] = []
             offset = 0
             while part := list(entries(driver.call(T.READDIR, p9.read(FOLDER, offset, count))[4:])):
@@ -162,32 +175,32 @@ def test_counts_of_readdir(raw_guest: RawGuest, share: Share) -> None:
 
 
 def test_counts_and_offsets_of_files(raw_guest: RawGuest, share: Share) -> None:
-    """What is beyond the end is empty, or an error; what is written far out is an error, or there."""
-    driver = started(raw_guest, share)
+    """Reads beyond the end of a file, and writes at offsets that a file cannot have, change nothing in it."""
+    driver = plug_and_attach(raw_guest, share)
     (share.path / "large").write_bytes(b"x" * 4 * MSIZE)
     driver.walk(ROOT, FILE, "large")
     driver.open(FILE, os.O_RDWR)
     driver.walk(ROOT, FOLDER)
     driver.open(FOLDER)
     for count in COUNTS:
-        with about(f"a Tread of {count} bytes"):
+        with error_context(f"a Tread of {count} bytes"):
             assert driver.read(FILE, 0, count) == b"x" * count
     for offset in OFFSETS[4:]:
-        with about(f"offset {offset:#x}"):
+        with error_context(f"offset {offset:#x}"):
             for kind, body in (
                 (T.READ, p9.read(FILE, offset, 10)),
                 (T.READDIR, p9.read(FOLDER, offset, 4096)),
                 (T.SETATTR, p9.truncate(OTHER, offset)),
                 (T.WRITE, p9.write(FILE, offset, b"")),
             ):
-                tell(driver, kind, body)
+                outcome(driver, kind, body)
             if offset >= 1 << 63:
-                assert tell(driver, T.WRITE, p9.write(FILE, offset, b"y")) in (
+                assert outcome(driver, T.WRITE, p9.write(FILE, offset, b"y")) in (
                     "EINVAL",
                     "EFBIG",
                     "EOVERFLOW",
                 )
-                assert tell(driver, T.READ, p9.read(FILE, offset, 1)) in (
+                assert outcome(driver, T.READ, p9.read(FILE, offset, 1)) in (
                     ANSWERED,
                     "EINVAL",
                     "EOVERFLOW",
@@ -196,71 +209,75 @@ def test_counts_and_offsets_of_files(raw_guest: RawGuest, share: Share) -> None:
     expect_serving(driver)
 
 
-#: QEMU: ``hw/9pfs/9p.c``, ``P9_XATTR_SIZE_MAX``; Linux: ``include/uapi/linux/limits.h``.
+#: The largest extended attribute (QEMU: ``hw/9pfs/9p.c``, ``P9_XATTR_SIZE_MAX``; kernel:
+#: ``include/uapi/linux/limits.h``, ``XATTR_SIZE_MAX``).
 _LARGEST_XATTR = 65536
 
 
 def test_sizes_and_flags_of_attributes(raw_guest: RawGuest, share: Share) -> None:
-    """Txattrcreate reserves memory of the size that the guest says: no more than an attribute can have."""
-    driver = started(raw_guest, share)
+    """Txattrcreate of more bytes than an attribute can have is E2BIG, because QEMU allocates that many bytes.
+
+    Unknown flags are EINVAL.
+    """
+    driver = plug_and_attach(raw_guest, share)
     sizes = dict.fromkeys((0, 1, _LARGEST_XATTR - 1, _LARGEST_XATTR), ANSWERED)
     sizes |= dict.fromkeys((_LARGEST_XATTR + 1, 1 << 31, 1 << 32, 1 << 63, (1 << 64) - 1), "E2BIG")
     for size, expected in sizes.items():
-        with about(f"an attribute of {size} bytes"):
+        with error_context(f"an attribute of {size} bytes"):
             driver.walk(ROOT, FILE, "file")
             body = p9.xattrcreate(FILE, "user.harness", size)
-            assert tell(driver, T.XATTRCREATE, body) == expected, f"{size} bytes"
-            tell(driver, T.CLUNK, p9.fid(FILE))
+            assert outcome(driver, T.XATTRCREATE, body) == expected, f"{size} bytes"
+            outcome(driver, T.CLUNK, p9.fid(FILE))
     for flags in (4, 8, 1 << 31, 0xFFFFFFFF):
         driver.walk(ROOT, FILE, "file")
-        assert tell(driver, T.XATTRCREATE, p9.xattrcreate(FILE, "user.harness", 1, flags)) == "EINVAL"
+        assert outcome(driver, T.XATTRCREATE, p9.xattrcreate(FILE, "user.harness", 1, flags)) == "EINVAL"
         driver.clunk(FILE)
     expect_serving(driver)
 
 
-def attribute(driver: RawDriver, size: int) -> None:
-    """:data:`FILE` becomes an attribute to be written."""
+def create_attribute(driver: RawDriver, size: int) -> None:
+    """Make :data:`FILE` the fid of a new attribute of ``size`` bytes, which Twrite can fill."""
     driver.walk(ROOT, FILE, "file")
     driver.call(T.XATTRCREATE, p9.xattrcreate(FILE, "user.harness", size))
 
 
 def test_offsets_of_attributes(raw_guest: RawGuest, share: Share) -> None:
-    """Nothing beyond the end is read; nothing is written there."""
-    driver = started(raw_guest, share)
+    """Nothing is read beyond the end of an attribute, and nothing is written there."""
+    driver = plug_and_attach(raw_guest, share)
     size = 100
-    attribute(driver, size)
+    create_attribute(driver, size)
     assert driver.write(FILE, 0, b"x" * size) == size
     for offset in (0, 1, size - 1, size, size + 1, *OFFSETS[4:]):
-        with about(f"offset {offset:#x}"):
+        with error_context(f"offset {offset:#x}"):
             for count in (0, 1, size, MSIZE - 11):
                 expected = b"x" * max(0, min(count, size - offset))
                 assert driver.read(FILE, offset, count) == expected, f"offset {offset:#x}"
             if offset > size:
-                assert tell(driver, T.WRITE, p9.write(FILE, offset, b"y" * 10)) == "ENOSPC", (
+                assert outcome(driver, T.WRITE, p9.write(FILE, offset, b"y" * 10)) == "ENOSPC", (
                     f"offset {offset:#x}"
                 )
             elif offset:
                 assert driver.write(FILE, offset, b"x" * 1000) == size - offset
-    tell(driver, T.CLUNK, p9.fid(FILE))
+    outcome(driver, T.CLUNK, p9.fid(FILE))
     expect_serving(driver)
 
 
 def test_a_new_attribute_reads_as_zeros(raw_guest: RawGuest, share: Share) -> None:
-    """… and not as what was in that memory before: here the last attribute's value."""
-    driver = started(raw_guest, share)
+    """A new attribute does not show what its memory held before, here the value of the previous attribute."""
+    driver = plug_and_attach(raw_guest, share)
     for size in (100, 1000, 5000, _LARGEST_XATTR):
         for _ in range(3):
-            attribute(driver, size)
+            create_attribute(driver, size)
             driver.write(FILE, 0, b"secret" * 500)
-            tell(driver, T.CLUNK, p9.fid(FILE))
-            attribute(driver, size)
+            outcome(driver, T.CLUNK, p9.fid(FILE))
+            create_attribute(driver, size)
             assert not driver.read(FILE, 0, min(size, 4000)).strip(b"\0"), f"{size} bytes of old memory"
-            tell(driver, T.CLUNK, p9.fid(FILE))
+            outcome(driver, T.CLUNK, p9.fid(FILE))
 
 
 @pytest.fixture
 def guest_of_few_attributes(testbed: Testbed) -> RawGuest:
-    """A guest that may have three fids of attributes at a time, on its first share."""
+    """A guest whose first share allows three fids of attributes at a time (``max_xattr=3``)."""
     option = "max_xattr"
     require_options(testbed.cell.qemu, "-fsdev", f"local,id=few,path=/,security_model=none,{option}=3")
     testbed.declare(replace(testbed.shares[0], fsdev_options={option: "3"}), *testbed.shares[1:])
@@ -268,30 +285,30 @@ def guest_of_few_attributes(testbed: Testbed) -> RawGuest:
 
 
 def test_the_limit_on_fids_of_attributes(testbed: Testbed, guest_of_few_attributes: RawGuest) -> None:
-    """``max_xattr``: of those that are read and those that are written, together; a clunk makes room."""
-    driver = started(guest_of_few_attributes, testbed.shares[0])
+    """``max_xattr`` limits the fids of Txattrwalk and Txattrcreate together; a clunk allows another one."""
+    driver = plug_and_attach(guest_of_few_attributes, testbed.shares[0])
 
     def reading(fid: int) -> str:
-        return tell(driver, T.XATTRWALK, p9.xattrwalk(ROOT, fid, ""))
+        return outcome(driver, T.XATTRWALK, p9.xattrwalk(ROOT, fid, ""))
 
     def writing(fid: int) -> str:
         driver.walk(ROOT, fid, "file")
-        return tell(driver, T.XATTRCREATE, p9.xattrcreate(fid, "user.harness", 9))
+        return outcome(driver, T.XATTRCREATE, p9.xattrcreate(fid, "user.harness", 9))
 
     for ways in ((reading,) * 3, (writing,) * 3, (reading, writing, reading)):
         assert [way(10 + fid) for fid, way in enumerate(ways)] == [ANSWERED] * 3
         for number, way in enumerate((reading, writing)):
             assert way(20 + number) == "ENOSPC"
-        tell(driver, T.CLUNK, p9.fid(10))
+        outcome(driver, T.CLUNK, p9.fid(10))
         assert reading(10) == ANSWERED
         assert writing(22) == "ENOSPC"
-        begin(driver)  # Which ends them all.
+        start_session(driver)  # It ends all fids of the session before.
     expect_serving(driver)
 
 
-#: A name that each message with a name is given: none of them is one file's.
+#: Names that are not the name of one file in the folder; each message that has a name is sent with each.
 ILLEGAL = ("", "/", "a/b", "/a", "a/", "../outside", "../../outside", ".", "..")
-#: Messages that make, rename or remove what they name; :data:`ROOT` is the folder, :data:`FILE` a file.
+#: Messages that create, rename or remove the file of that name, in the folder :data:`ROOT`.
 NAMING: dict[str, dict[str, Callable[[str], tuple[T, bytes]]]] = {
     VERSION: {
         "Tlcreate": lambda name: (T.LCREATE, p9.create(SPARE, name)),
@@ -323,16 +340,16 @@ NAMING: dict[str, dict[str, Callable[[str], tuple[T, bytes]]]] = {
 def expect_names_refused(
     raw_guest: RawGuest, share: Share, protocol: str, messages: dict[str, Callable[[str], tuple[T, bytes]]]
 ) -> None:
-    """Each message with each illegal name fails, and nothing has another name or content afterwards."""
+    """Send each message with each illegal name: it has to fail, and the files have to stay as they are."""
     outside = share.path.parent / "outside"
     outside.write_bytes(CONTENT)
-    driver = started(raw_guest, share, protocol)
+    driver = plug_and_attach(raw_guest, share, protocol)
     driver.walk(ROOT, FILE, "file")
     for what, message in messages.items():
         for name in ILLEGAL:
-            with about(f"{what} with the name {name!r}"):
+            with error_context(f"{what} with the name {name!r}"):
                 driver.walk(ROOT, SPARE)
-                seen = tell(driver, *message(name))
+                seen = outcome(driver, *message(name))
                 assert seen != ANSWERED, f"{what} with the name {name!r} was answered"
                 driver.clunk(SPARE)
                 expect_serving(driver)
@@ -340,45 +357,45 @@ def expect_names_refused(
                 assert [path.name for path in share.path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("protocol", BOTH)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_names_that_are_none(raw_guest: RawGuest, share: Share, protocol: str) -> None:
-    """A name is one file's: what has a slash, is empty, or leads up, is not made, renamed or removed."""
+    """No file is created, renamed or removed by a name that has a slash, is empty, ``.`` or ``..``."""
     expect_names_refused(raw_guest, share, protocol, NAMING[protocol])
 
 
 def test_a_twstat_to_a_name_that_is_none(raw_guest: RawGuest, share: Share) -> None:
-    """The same for the rename of 9P2000.u, where "" means that the name stays."""
+    """The same for Twstat, which renames in 9P2000.u; an empty name is allowed there and changes nothing."""
     outside = share.path.parent / "outside"
     outside.write_bytes(CONTENT)
-    driver = started(raw_guest, share, UNIX_VERSION)
+    driver = plug_and_attach(raw_guest, share, UNIX_VERSION)
     driver.walk(ROOT, FILE, "file")
     for name in filter(None, ILLEGAL):
-        with about(f"the name {name!r}", raw_guest.machine):
-            assert tell(driver, T.WSTAT, p9.wstat(FILE, name=name)) != ANSWERED, f"the name {name!r}"
+        with error_context(f"the name {name!r}", raw_guest.machine):
+            assert outcome(driver, T.WSTAT, p9.wstat(FILE, name=name)) != ANSWERED, f"the name {name!r}"
             expect_serving(driver)
     assert outside.read_bytes() == CONTENT
 
 
 def test_lengths_and_numbers_of_names(raw_guest: RawGuest, share: Share) -> None:
-    """The longest name works, as do sixteen; a longer one, and one more, do not."""
-    driver = started(raw_guest, share)
+    """A name of 255 bytes and a Twalk of 16 names work; a longer name and a 17th name are refused."""
+    driver = plug_and_attach(raw_guest, share)
     for name in ("n" * 254, "n" * 255):
         driver.call(T.MKDIR, p9.mkdir(ROOT, name))
         driver.walk(ROOT, FOLDER, name)
         driver.clunk(FOLDER)
     for length in (256, 1000, 4095, 4096, 8000):
-        with about(f"a name of {length} bytes"):
+        with error_context(f"a name of {length} bytes"):
             for kind, body in (
                 (T.MKDIR, p9.mkdir(ROOT, "n" * length)),
                 (T.WALK, p9.walk(ROOT, FOLDER, "n" * length)),
                 (T.XATTRWALK, p9.xattrwalk(ROOT, FOLDER, "n" * length)),
                 (T.SYMLINK, p9.symlink(ROOT, "n" * length, "to")),
             ):
-                assert tell(driver, kind, body) != ANSWERED
+                assert outcome(driver, kind, body) != ANSWERED
     for length in (1, 4095, 4096, 8000):
-        with about(f"a symlink to {length} bytes"):
-            made = tell(driver, T.SYMLINK, p9.symlink(ROOT, f"link{length}", "t" * length))
-            assert (made == ANSWERED) == (length < 4096), made  # Linux: PATH_MAX, with a NUL.
+        with error_context(f"a symlink to {length} bytes"):
+            made = outcome(driver, T.SYMLINK, p9.symlink(ROOT, f"link{length}", "t" * length))
+            assert (made == ANSWERED) == (length < 4096), made  # Linux: PATH_MAX includes the NUL.
     deep = ["d" * 250] * 16
     path = share.path
     for name in deep:
@@ -387,5 +404,5 @@ def test_lengths_and_numbers_of_names(raw_guest: RawGuest, share: Share) -> None
     for count in range(17):
         driver.walk(ROOT, FOLDER, *deep[:count])
         driver.clunk(FOLDER)
-    assert tell(driver, T.WALK, p9.walk(ROOT, FOLDER, *deep, "d")) == "EINVAL"
+    assert outcome(driver, T.WALK, p9.walk(ROOT, FOLDER, *deep, "d")) == "EINVAL"
     expect_serving(driver)

@@ -1,4 +1,7 @@
-"""A hostile guest cannot hurt QEMU: nothing changes what a read-only export holds."""
+"""A hostile guest cannot hurt QEMU: no message changes an export that is ``readonly=on``.
+
+Linux refuses to write to a read-only mount itself, so a raw client sends the messages.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +18,18 @@ from harness.ninep.client import (
 )
 from harness.ninep.messages import UNIX_VERSION, VERSION, T
 from harness.ninep.session import (
-    BOTH,
     FILE,
     FOLDER,
     OTHER,
+    PROTOCOLS,
     ROOT,
     SPARE,
-    about,
-    begin,
+    error_context,
     expect_serving,
-    furnish,
     open_request,
-    tell,
+    outcome,
+    reset_export,
+    start_session,
 )
 from harness.qemu.spec import Share
 from harness.testbed import Testbed
@@ -34,7 +37,7 @@ from harness.testbed import Testbed
 pytestmark = [pytest.mark.no_guest_kernel, pytest.mark.pin_machine("pc")]
 
 
-#: Messages that would change what is exported, and those that only look.
+#: Messages that would change the export, or open it for a change.
 CHANGING: dict[str, dict[str, tuple[T, bytes]]] = {
     VERSION: {
         "Tlopen to write": (T.LOPEN, p9.open_(FILE, os.O_WRONLY)),
@@ -76,20 +79,20 @@ CHANGING: dict[str, dict[str, tuple[T, bytes]]] = {
 
 @pytest.fixture
 def guest_of_a_read_only_export(testbed: Testbed) -> RawGuest:
-    """A guest whose first share is ``readonly=on``."""
+    """A machine whose first share is ``readonly=on``."""
     testbed.declare(replace(testbed.shares[0], fsdev_options={"readonly": "on"}), *testbed.shares[1:])
     return RawGuest(testbed)
 
 
-def with_fids(driver: RawDriver) -> None:
-    """Fids for :data:`CHANGING`; :data:`SPARE` is open for reading."""
+def walk_to_files(driver: RawDriver) -> None:
+    """Make the fids that :data:`CHANGING` uses; :data:`SPARE` is open for reading."""
     for fid, name in ((FILE, "file"), (OTHER, "file"), (FOLDER, "folder"), (SPARE, "file")):
         driver.walk(ROOT, fid, name)
     driver.call(*open_request(driver.protocol, SPARE, os.O_RDONLY))
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int, bytes]]:
-    """What is in a folder: names, modes, times and content."""
+    """The mode, modification time and content of each file below ``folder``, by path."""
     found = {}
     for path in folder.rglob("*"):
         stat_ = path.lstat()
@@ -101,28 +104,28 @@ def tree(folder: Path) -> dict[str, tuple[int, int, bytes]]:
 def expect_refused(
     guest: RawGuest, share: Share, protocol: str, messages: dict[str, tuple[T, bytes]]
 ) -> None:
-    """Each of ``messages`` is EROFS, and nothing is changed."""
-    furnish(share)
+    """Send each of ``messages``: it has to fail with EROFS and to change nothing on the host."""
+    reset_export(share)
     before = tree(share.path)
     driver = guest.plug(share)
-    begin(driver, protocol)
-    with_fids(driver)
+    start_session(driver, protocol)
+    walk_to_files(driver)
     for what, message in messages.items():
-        with about(what):
-            assert tell(driver, *message) == "EROFS", what
+        with error_context(what):
+            assert outcome(driver, *message) == "EROFS", what
             assert tree(share.path) == before, f"{what} changed what is exported"
     expect_serving(driver)
 
 
-@pytest.mark.parametrize("protocol", BOTH)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_read_only_export(testbed: Testbed, guest_of_a_read_only_export: RawGuest, protocol: str) -> None:
-    """Every message that would change something is refused, and says so."""
+    """Every message that would change the export is refused with EROFS, and the export stays as it is."""
     expect_refused(guest_of_a_read_only_export, testbed.shares[0], protocol, CHANGING[protocol])
 
 
 def test_a_topen_that_truncates_on_a_read_only_export(
     testbed: Testbed, guest_of_a_read_only_export: RawGuest
 ) -> None:
-    """The same for one that opens for reading, and would empty the file all the same."""
+    """The same for a Topen that opens for reading with OTRUNC, which would truncate the file."""
     messages = {"Topen to truncate": (T.OPEN, p9.unix_open(FILE, p9.OREAD | p9.OTRUNC))}
     expect_refused(guest_of_a_read_only_export, testbed.shares[0], UNIX_VERSION, messages)

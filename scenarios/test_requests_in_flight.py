@@ -1,4 +1,8 @@
-"""A hostile guest cannot hurt QEMU: messages about requests that are in flight."""
+"""A hostile guest cannot hurt QEMU: messages and resets that meet requests in flight.
+
+A raw client sends a request whose system call is held on the host, and acts while QEMU waits for that call:
+it flushes the request, ends its session, renames its folder, or resets the device.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +34,10 @@ from harness.ninep.session import (
     FOLDER,
     OTHER,
     ROOT,
-    begin,
     expect_serving,
-    revived,
-    started,
+    plug_and_attach,
+    reset_and_attach,
+    start_session,
 )
 from harness.qemu.spec import Share
 
@@ -42,7 +46,7 @@ pytestmark = [pytest.mark.no_guest_kernel, pytest.mark.pin_machine("pc")]
 
 @dataclass(frozen=True)
 class InFlight:
-    """A read that is held: its request, and what can be done meanwhile."""
+    """A read of :data:`FILE` that is held on the host, and the ways to send further messages meanwhile."""
 
     guest: RawGuest
     driver: RawDriver
@@ -53,7 +57,7 @@ class InFlight:
         return self.driver.send(kind, body, tag=tag)
 
     def flush(self, old: Request | int) -> Request:
-        """Send a Tflush of a request, or of a tag."""
+        """Send a Tflush whose oldtag is that of a request, or a given tag."""
         return self.send(T.FLUSH, p9.flush(old if isinstance(old, int) else old.tag))
 
 
@@ -76,7 +80,7 @@ def _flush_and(kind: T, body: bytes) -> Callable[[InFlight], list[Request]]:
     return lambda it: [it.flush(it.read), it.send(kind, body), it.flush(it.read)]
 
 
-#: What is said while a read is in flight.
+#: What is sent while a read is in flight; each returns the requests.
 MEANWHILE: dict[str, Callable[[InFlight], list[Request]]] = {
     "a flush": _flushes(1),
     "two flushes": _flushes(2),
@@ -94,7 +98,10 @@ MEANWHILE: dict[str, Callable[[InFlight], list[Request]]] = {
 
 
 def expect_each_answered_once(driver: RawDriver, requests: list[Request]) -> None:
-    """Those of ``requests`` that were not flushed have an answer or an error."""
+    """Wait until each of ``requests`` has an answer, an error, or was given back because it was flushed.
+
+    :raises Violation: when one was answered twice, or none is left that QEMU should have answered.
+    """
     for request in requests:
         with suppress(NineError, FlushedError):
             driver.wait_answer(request)
@@ -103,26 +110,26 @@ def expect_each_answered_once(driver: RawDriver, requests: list[Request]) -> Non
 
 @pytest.mark.parametrize("what", MEANWHILE)
 def test_flushes_of_a_request_in_flight(raw_guest: RawGuest, share: Share, hold: Hold, what: str) -> None:
-    """Every Tflush is answered, and the read no more than once; what else was said is answered, too.
+    """Every Tflush is answered, the read at most once, and every other message exactly once.
 
-    Then the ring takes as many requests as before: none of QEMU's is lost.
+    Afterwards QEMU takes as many requests at a time as before (it has a fixed number of them), and no file of
+    the share stays open.
     """
-    driver = started(raw_guest, share)
+    driver = plug_and_attach(raw_guest, share)
     before = open_fds(raw_guest.machine)
     driver.walk(ROOT, FILE, "file")
     driver.open(FILE)
     with hold.requests(share) as held:
         it = InFlight(raw_guest, driver, driver.send(T.READ, p9.read(FILE, 0, 100)))
         held.wait_caught()
-        said = MEANWHILE[what](it)
+        sent = MEANWHILE[what](it)
         raw_guest.machine.qmp.execute("query-status")
         held.in_flight()
-    expect_each_answered_once(driver, [it.read, *said])
+    expect_each_answered_once(driver, [it.read, *sent])
     (share.path / "file").write_bytes(CONTENT)
-    begin(driver)
+    start_session(driver)
     expect_serving(driver)
-    sent = [driver.send(T.GETATTR, p9.getattr_(ROOT)) for _ in range(driver.places)]
-    for request in sent:
+    for request in [driver.send(T.GETATTR, p9.getattr_(ROOT)) for _ in range(driver.places)]:
         driver.wait_answer(request)
     driver.expect_none_in_flight()
     driver.clunk(ROOT)
@@ -134,8 +141,8 @@ def test_flushes_of_a_request_in_flight(raw_guest: RawGuest, share: Share, hold:
 def test_a_reset_with_flushed_requests_in_flight(
     raw_guest: RawGuest, share: Share, hold: Hold, end: str
 ) -> None:
-    """The reset waits for the requests, and not for ever for what waits for them."""
-    driver = started(raw_guest, share)
+    """The reset waits for the requests in flight, also where flushes wait for them; then the device works."""
+    driver = plug_and_attach(raw_guest, share)
     before = open_fds(raw_guest.machine)
     for fid in (FILE, OTHER):
         driver.walk(ROOT, fid, "file")
@@ -151,12 +158,12 @@ def test_a_reset_with_flushed_requests_in_flight(
         )
     reset.wait(timeout_s=raw_guest.machine.timeout_scale.seconds(30))
     expect_blocked_by(raw_guest.machine)
-    revived(raw_guest, share).clunk(ROOT)
+    reset_and_attach(raw_guest, share).clunk(ROOT)
     assert open_fds(raw_guest.machine) == before
     assert not done_while_held, "the reset was done with requests in flight"
 
 
-#: Messages that change the path of :data:`FOLDER`, a folder that is in use.
+#: Messages that change the path of :data:`FOLDER`, while a request uses that path.
 MOVES: dict[str, Callable[[], tuple[T, bytes]]] = {
     "walk": lambda: (T.WALK, p9.walk(FOLDER, FOLDER, "inside")),
     "rename": lambda: (T.RENAME, p9.rename(OTHER, ROOT, "renamed")),
@@ -169,11 +176,12 @@ MOVES: dict[str, Callable[[], tuple[T, bytes]]] = {
 def test_a_path_changes_when_no_thread_uses_it(
     raw_guest: RawGuest, share: Share, hold: Hold, how: str
 ) -> None:
-    """A thread makes a folder in one whose fid is walked on, or which is renamed: that has to wait.
+    """A worker thread makes a directory below :data:`FOLDER`; meanwhile the guest moves the fid or folder.
 
-    Afterwards both are done, and the fids go by the new path.
+    The move has to wait for the thread, which uses the fid's path (QEMU: ``hw/9pfs/9p.h``,
+    ``v9fs_path_write_lock``). Then both complete, and the fids have the new path.
     """
-    driver = started(raw_guest, share, UNIX_VERSION if how == "wstat" else VERSION)
+    driver = plug_and_attach(raw_guest, share, UNIX_VERSION if how == "wstat" else VERSION)
     (share.path / "folder" / "inside").mkdir(parents=True)
     driver.walk(ROOT, FOLDER, "folder")
     driver.walk(ROOT, OTHER, "folder")
@@ -182,7 +190,7 @@ def test_a_path_changes_when_no_thread_uses_it(
         held.wait_caught()
         moving = driver.send(*MOVES[how]())
         answered = driver.answered()
-        # Each look needs QMP's answer as well: QEMU's main loop has been round, and has seen the message.
+        # in_flight() sends a QMP command: once that is answered, QEMU's main loop has read the message.
         held.in_flight()
         hold_for(raw_guest.machine.timeout_scale.seconds(0.1), lambda: driver.expect_answered(answered))
         held.in_flight()
