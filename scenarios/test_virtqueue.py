@@ -373,6 +373,7 @@ def test_an_eject_with_requests_that_nobody_told_of(raw_guest: RawGuest, share: 
     They are dropped with the device: nothing blocks migration, no file stays open, and the device can be
     plugged again.
     """
+    raw_guest.qtest.read(0, 1)  # Once it is answered, QEMU has accepted qtest's connection, which is an fd.
     before = open_fds(raw_guest.machine)
     for notify in (False, True):
         driver = plug_and_attach(raw_guest, share)
