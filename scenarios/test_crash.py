@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from harness.actions.bad_plugs import bad_plugs
+from harness.actions.bad_plugs import bad_plugs, unrealizable
 from harness.actions.hotplug import Hotplug, plug_refusals
 from harness.actions.migration import Migration, expect_blocked_by, wait_given_up
 from harness.actions.raw_migration import cancel, migrate_to_the_pause, require_pause, switch_over
@@ -134,12 +134,7 @@ def test_everything_after_a_plug_that_failed(
 ) -> None:
     """device_add fails with each error of realize in turn; then every state change works."""
     share, other = shares[:2]
-    failing = {
-        "fsdev": replace(share, device_options={"fsdev": "nowhere"}),
-        "no_tag": replace(share, mount_tag=""),
-        "long_tag": replace(share, device_options={"mount_tag": "t" * 32}),
-        "path": replace(share, path=other.path, fsdev_of=other.id),
-    }
+    failing = unrealizable(share) | {"path": replace(share, path=other.path, fsdev_of=other.id)}
     away = other.path.rename(other.path.with_suffix(".away"))
     for what, wrong in failing.items():
         with pytest.raises(QemuError) as refused:

@@ -24,8 +24,9 @@ from harness.holds.hold import DATA, FSYNC, READDIR, STAT, Hold, require_counted
 from harness.holds.open_files import OpenFileLimit
 from harness.leaks import footprint
 from harness.ninep import messages as p9
-from harness.ninep.client import NineError, RawDriver, RawGuest
+from harness.ninep.client import RawDriver, RawGuest
 from harness.ninep.messages import T
+from harness.ninep.session import ANSWERED, outcome
 from harness.plugin.thorough import by_default
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
@@ -268,8 +269,8 @@ def test_attributes_of_an_open_file_that_is_unlinked(raw_guest: RawGuest, share:
     driver.walk(0, TESTED, "file")
     driver.call(T.LOPEN, p9.open_(TESTED, os.O_RDWR))
     driver.call(T.UNLINKAT, p9.unlinkat(0, "file"))
-    said = errno_of(driver, T.SETATTR, struct.pack("<I", TESTED) + ATTRIBUTES[what])
-    assert said == "no error", f"{what} of an open file that is unlinked: {said}"
+    said = outcome(driver, T.SETATTR, struct.pack("<I", TESTED) + ATTRIBUTES[what])
+    assert said == ANSWERED, f"{what} of an open file that is unlinked: {said}"
     length = 3 if what == "ftruncate" else len(CONTENT)
     assert driver.read(TESTED, 0, 5000) == CONTENT[:length]
 
@@ -640,7 +641,7 @@ def test_an_error_of_opening_again_is_told(few_files: FewFiles, share: Share, ho
     few_files.open(TESTED + 1, "folder", O_DIRECTORY)
     few_files.open_others()
     with hold.failing(share, errno.EIO, "openat") as rule:
-        seen = {name: errno_of(few_files.driver, *message) for name, message in AGAIN.items()}
+        seen = {name: outcome(few_files.driver, *message) for name, message in AGAIN.items()}
     assert rule.hits, "no file was opened again"
     wrong = [f"{name}: {said}" for name, said in seen.items() if said != "EIO"]
     assert not wrong, f"not EIO, but {', '.join(wrong)}"
@@ -657,7 +658,7 @@ def test_an_unlink_that_cannot_open_the_file_again_says_why(
     few_files.open_tested()
     few_files.open_others()
     with hold.failing(share, errno.ENOMEM, "openat") as rule:
-        said = errno_of(few_files.driver, T.UNLINKAT, p9.unlinkat(0, "tested"))
+        said = outcome(few_files.driver, T.UNLINKAT, p9.unlinkat(0, "tested"))
     assert rule.hits, "the file was not opened again"
     assert said == "ENOMEM", f"the unlink was answered with {said}"
     assert (share.path / "tested").exists(), "the file was unlinked although the answer is an error"
@@ -675,15 +676,6 @@ def test_a_file_is_emptied_once_only(few_files: FewFiles) -> None:
     few_files.open_others()
     assert few_files.driver.read(TESTED, 0, 5000) == CONTENT, "what was written since the open is lost"
     few_files.expect_all_closed()
-
-
-def errno_of(driver: RawDriver, kind: int, body: bytes) -> str:
-    """The name of the errno that a request fails with; "no error" when it succeeds."""
-    try:
-        driver.call(kind, body)
-    except NineError as exc:
-        return errno.errorcode.get(exc.errno, str(exc.errno))
-    return "no error"
 
 
 # Requests that are interrupted.
@@ -837,27 +829,22 @@ def test_a_folder_is_read_from_any_of_its_offsets(raw_guest: RawGuest, share: Sh
     assert sorted(name for name, _ in entries) == sorted([*NAMES[:300], ".", ".."])
     assert every_entry(driver, 300) == entries, "small answers give other entries than large ones"
     for at in random.Random(7).sample(range(len(entries) - 1), 60):
-        following = entries_of(driver, entries[at][1], 300)
+        following = entries_from(driver, entries[at][1], 300)
         assert following, f"nothing comes after entry {at} of {len(entries)}"
         assert following == entries[at + 1 : at + 1 + len(following)], f"others come after entry {at}"
-    assert entries_of(driver, entries[-1][1], 300) == [], "something comes after the last entry"
+    assert entries_from(driver, entries[-1][1], 300) == [], "something comes after the last entry"
 
 
 def every_entry(driver: RawDriver, count: int) -> list[tuple[str, int]]:
     """The name and offset of each entry, read with requests of ``count`` bytes."""
     found: list[tuple[str, int]] = []
-    while more := entries_of(driver, found[-1][1] if found else 0, count):
+    while more := entries_from(driver, found[-1][1] if found else 0, count):
         found += more
     return found
 
 
-def entries_of(driver: RawDriver, offset: int, count: int) -> list[tuple[str, int]]:
-    """The entries in the answer to one Treaddir from ``offset`` (``qid[13] offset[8] type[1] name[s]``)."""
-    body = driver.call(T.READDIR, p9.read(1, offset, count))[4:]
-    assert len(body) <= count, "the answer is longer than it may be"
-    found = []
-    while body:
-        following, _, length = struct.unpack_from("<QBH", body, 13)
-        found.append((body[24 : 24 + length].decode(), following))
-        body = body[24 + length :]
-    return found
+def entries_from(driver: RawDriver, offset: int, count: int) -> list[tuple[str, int]]:
+    """The name and offset of each entry in the answer to one Treaddir from ``offset``."""
+    listing = driver.call(T.READDIR, p9.read(1, offset, count))[4:]
+    assert len(listing) <= count, "the answer is longer than it may be"
+    return p9.entries(listing)

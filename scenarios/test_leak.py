@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.actions.bad_plugs import bad_plugs
+from harness.actions.bad_plugs import bad_plugs, unrealizable
 from harness.actions.hotplug import Hotplug, plug_refusals, unplug_without_guest
 from harness.actions.migration import expect_blocked_by, under_way
 from harness.errors import QemuError, Unsupported
@@ -277,12 +277,10 @@ def test_a_plug_that_fails(leak_hunt: LeakHunt, shares: tuple[Share, ...], wrong
     """device_add fails with each error of realize, beside a device that stays plugged."""
     share, other = shares[:2]
     broken = {
-        "fsdev": lambda: replace(share, device_options={"fsdev": "nowhere"}),
-        "no_tag": lambda: replace(share, mount_tag=""),
-        "long_tag": lambda: replace(share, device_options={"mount_tag": "t" * 32}),
-        "path": lambda: share,
-        "busy_id": lambda: replace(share, id=other.id, fsdev_of=share.id),
-    }[wrong]()
+        **unrealizable(share),
+        "path": share,
+        "busy_id": replace(share, id=other.id, fsdev_of=share.id),
+    }[wrong]
 
     def cycle(machine: Machine) -> None:
         if other.id not in machine.plugged:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
-from harness.errors import Violation
 from harness.ninep import messages as p9
 from harness.ninep.client import (
     MSIZE,
@@ -134,21 +132,6 @@ OFFSETS = (
 _ENTRIES = 400
 
 
-def entries(listing: bytes) -> Iterator[tuple[int, str]]:
-    """The names in an Rreaddir, each with the offset of the next entry.
-
-    :raises Violation: when the last entry is incomplete.
-    """
-    at = 0
-    while at < len(listing):
-        offset, _, size = struct.unpack_from("<QBH", listing, at + 13)
-        at += 24
-        if len(listing) < at + size:
-            raise Violation(f"the last entry of an Rreaddir is cut: {listing[at:]!r}")
-        yield offset, listing[at : at + size].decode()
-        at += size
-
-
 def test_counts_of_readdir(raw_guest: RawGuest, share: Share) -> None:
     """An Rreaddir has no more bytes than were asked for and fit into the msize, and only whole entries.
 
@@ -163,14 +146,14 @@ def test_counts_of_readdir(raw_guest: RawGuest, share: Share) -> None:
             answer = driver.call(T.READDIR, p9.read(FOLDER, 0, count))
             limit = min(count, MSIZE - p9.READ_HEADER)
             assert len(answer) - 4 == int.from_bytes(answer[:4], "little") <= limit, f"asked for {count}"
-            assert {name for _, name in entries(answer[4:])} <= names
+            assert {name for name, _ in p9.entries(answer[4:])} <= names
     for count in (279 + 24, 1000, MSIZE - 11):
         with error_context(f"a whole folder in parts of {count} bytes"):
             seen: list[str] = []
             offset = 0
-            while part := list(entries(driver.call(T.READDIR, p9.read(FOLDER, offset, count))[4:])):
-                seen += [name for _, name in part]
-                offset = part[-1][0]
+            while part := p9.entries(driver.call(T.READDIR, p9.read(FOLDER, offset, count))[4:]):
+                seen += [name for name, _ in part]
+                offset = part[-1][1]
             assert sorted(seen) == sorted(names)
 
 

@@ -31,6 +31,7 @@ from harness.holds.hold import SETXATTR, Hold
 from harness.ninep import messages as p9
 from harness.ninep.client import NineError, RawDriver, RawGuest
 from harness.ninep.messages import T
+from harness.ninep.session import start_session
 from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
 from harness.testbed import Testbed
@@ -846,8 +847,7 @@ def _error(driver: RawDriver, kind: int, body: bytes) -> str | None:
 def attached(raw_guest: RawGuest, share: Share) -> RawDriver:
     """Plug the device in, and start a session that has the export attached (fid 1)."""
     driver = raw_guest.plug(share)
-    driver.version()
-    driver.attach(1)
+    start_session(driver)
     return driver
 
 
