@@ -269,8 +269,8 @@ def test_attributes_of_an_open_file_that_is_unlinked(raw_guest: RawGuest, share:
     driver.walk(0, TESTED, "file")
     driver.call(T.LOPEN, p9.open_(TESTED, os.O_RDWR))
     driver.call(T.UNLINKAT, p9.unlinkat(0, "file"))
-    said = outcome(driver, T.SETATTR, struct.pack("<I", TESTED) + ATTRIBUTES[what])
-    assert said == ANSWERED, f"{what} of an open file that is unlinked: {said}"
+    seen = outcome(driver, T.SETATTR, struct.pack("<I", TESTED) + ATTRIBUTES[what])
+    assert seen == ANSWERED, f"{what} of an open file that is unlinked: {seen}"
     length = 3 if what == "ftruncate" else len(CONTENT)
     assert driver.read(TESTED, 0, 5000) == CONTENT[:length]
 
@@ -634,7 +634,7 @@ AGAIN = {
 
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
-def test_an_error_of_opening_again_is_told(few_files: FewFiles, share: Share, hold: Hold) -> None:
+def test_an_error_of_opening_again_is_answered(few_files: FewFiles, share: Share, hold: Hold) -> None:
     """QEMU has closed a file to stay below its limit and cannot open it again: the answer is the host's
     errno."""
     few_files.open_tested()
@@ -643,24 +643,22 @@ def test_an_error_of_opening_again_is_told(few_files: FewFiles, share: Share, ho
     with hold.failing(share, errno.EIO, "openat") as rule:
         seen = {name: outcome(few_files.driver, *message) for name, message in AGAIN.items()}
     assert rule.hits, "no file was opened again"
-    wrong = [f"{name}: {said}" for name, said in seen.items() if said != "EIO"]
+    wrong = [f"{name}: {error}" for name, error in seen.items() if error != "EIO"]
     assert not wrong, f"not EIO, but {', '.join(wrong)}"
     few_files.expect_all_closed()
 
 
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
-def test_an_unlink_that_cannot_open_the_file_again_says_why(
-    few_files: FewFiles, share: Share, hold: Hold
-) -> None:
+def test_an_unlink_that_cannot_open_the_file_again(few_files: FewFiles, share: Share, hold: Hold) -> None:
     """QEMU opens a file again before it unlinks it. If that fails, the answer is the host's errno, and
     the file is not unlinked."""
     few_files.open_tested()
     few_files.open_others()
     with hold.failing(share, errno.ENOMEM, "openat") as rule:
-        said = outcome(few_files.driver, T.UNLINKAT, p9.unlinkat(0, "tested"))
+        seen = outcome(few_files.driver, T.UNLINKAT, p9.unlinkat(0, "tested"))
     assert rule.hits, "the file was not opened again"
-    assert said == "ENOMEM", f"the unlink was answered with {said}"
+    assert seen == "ENOMEM", f"the unlink was answered with {seen}"
     assert (share.path / "tested").exists(), "the file was unlinked although the answer is an error"
     assert few_files.driver.read(TESTED, 0, 5000) == CONTENT
     few_files.expect_all_closed()

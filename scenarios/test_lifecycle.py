@@ -303,8 +303,8 @@ def use(mount: Mount, variant: Variant, name: str) -> None:
     if variant.writable:
         mount.expect_intact(name, mount.write(name, size_kib=64))
     else:
-        said = mount.guest.fail(f"touch {mount.mountpoint}/refused").stderr
-        assert os.strerror(_CANNOT_BE_WRITTEN[mount.share.fsdriver]) in said, said
+        stderr = mount.guest.fail(f"touch {mount.mountpoint}/refused").stderr
+        assert os.strerror(_CANNOT_BE_WRITTEN[mount.share.fsdriver]) in stderr, stderr
 
 
 @pytest.mark.any_plug
@@ -347,8 +347,8 @@ def test_an_export_whose_file_system_fails(
     hotplug.plug(share)
     mount = guest.mount(share)
     with hold.failing(share, number, *calls) as rule:
-        said = guest.fail(f"cd {mount.mountpoint} && {command}").stderr
-        assert os.strerror(number) in said, "the guest got another error"
+        stderr = guest.fail(f"cd {mount.mountpoint} && {command}").stderr
+        assert os.strerror(number) in stderr, "the guest got another error"
         assert rule.hits, "the command failed for another reason"
     migration.expect_blocked_by(share)
     mount.expect_intact("later", mount.write("later", size_kib=64))

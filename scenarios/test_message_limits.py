@@ -93,7 +93,7 @@ def test_an_msize_beyond_the_transport(raw_guest: RawGuest, share: Share) -> Non
         expect_serving(driver)
 
 
-def test_a_protocol_that_is_none(raw_guest: RawGuest, share: Share) -> None:
+def test_an_unknown_protocol(raw_guest: RawGuest, share: Share) -> None:
     """A Tversion with an unknown protocol is answered with "unknown", and the next Tversion works."""
     driver = plug_and_attach(raw_guest, share)
     for protocol in ("", "9P", "9P2000", "9P2000.", "9P2000.l", "9P2000.Lx", "x" * 5000):
@@ -341,12 +341,12 @@ def expect_names_refused(
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_names_that_are_none(raw_guest: RawGuest, share: Share, protocol: str) -> None:
+def test_invalid_names(raw_guest: RawGuest, share: Share, protocol: str) -> None:
     """No file is created, renamed or removed by a name that has a slash, is empty, ``.`` or ``..``."""
     expect_names_refused(raw_guest, share, protocol, NAMING[protocol])
 
 
-def test_a_twstat_to_a_name_that_is_none(raw_guest: RawGuest, share: Share) -> None:
+def test_a_twstat_to_an_invalid_name(raw_guest: RawGuest, share: Share) -> None:
     """The same for Twstat, which renames in 9P2000.u; an empty name is allowed there and changes nothing."""
     outside = share.path.parent / "outside"
     outside.write_bytes(CONTENT)

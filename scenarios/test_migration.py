@@ -213,7 +213,7 @@ def test_files_that_changed_in_between(
 
 #: The texts of a destination that has no device for the section. With native PCIe hotplug the root port may
 #: fail first.
-COMPLAINTS = ("/virtio-9p'", "Failed to load pcie-root-port")
+LOAD_ERRORS = ("/virtio-9p'", "Failed to load pcie-root-port")
 
 
 @pytest.mark.any_plug
@@ -229,8 +229,8 @@ def test_a_destination_that_does_not_match(
         "at_another_address": {"shares": (elsewhere,)},
     }
     hotplug.plug(share)
-    said = migration.expect_not_loaded(lambda spec: replace(spec, **changes[difference]))
-    assert any(complaint in said for complaint in COMPLAINTS), said
+    error = migration.expect_not_loaded(lambda spec: replace(spec, **changes[difference]))
+    assert any(text in error for text in LOAD_ERRORS), error
     mount = guest.mount(share)
     mount.expect_usable()
     mount.unmount()

@@ -44,12 +44,12 @@ def shares(request: pytest.FixtureRequest, testbed: Testbed) -> tuple[Share, ...
 
 @pytest.mark.always
 @pytest.mark.any_plug
-@pytest.mark.parametrize("goes", by_default("first", of=["first", "second"]))
+@pytest.mark.parametrize("unplugged", by_default("first", of=["first", "second"]))
 def test_unplugging_one_leaves_the_other_working(
-    guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...], goes: str
+    guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...], unplugged: str
 ) -> None:
     """Unplug one of two devices: the other reads and writes as before, and is then unplugged as well."""
-    leaving, staying = shares if goes == "first" else reversed(shares)
+    leaving, staying = shares if unplugged == "first" else reversed(shares)
     for share in shares:
         hotplug.plug(share)
         mount = guest.mount(share)

@@ -215,7 +215,7 @@ _REPEATS, _PAUSE_S = 3, 0.3
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 @pytest.mark.parametrize("before", ["the_machine_starts", "the_guest_is_up"])
-def test_device_del_that_nobody_hears(raw_guest: RawGuest, share: Share, before: str) -> None:
+def test_device_del_that_no_guest_handles(raw_guest: RawGuest, share: Share, before: str) -> None:
     """device_del while no guest handles it: the device stays, and device_del can be repeated any number of
     times."""
     machine = raw_guest.machine

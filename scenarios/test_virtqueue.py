@@ -367,7 +367,7 @@ def test_more_requests_than_qemu_has_room_for(raw_guest: RawGuest, share: Share,
     reset_and_attach(raw_guest, share)
 
 
-def test_an_eject_with_requests_that_nobody_told_of(raw_guest: RawGuest, share: Share) -> None:
+def test_an_eject_with_requests_in_the_ring(raw_guest: RawGuest, share: Share) -> None:
     """The ring has requests when the device is ejected, and QEMU was not notified of them, or only just.
 
     They are dropped with the device: nothing blocks migration, no file stays open, and the device can be
