@@ -1,8 +1,8 @@
 """A hostile guest cannot hurt QEMU: QEMU drains a device that is ejected or reset with requests in flight.
 
 Whatever the guest does, QEMU must not crash, leak, keep a migration blocker or touch a file outside the
-export. In the first scenarios the guest's root is hostile; in the others a raw client sends what no kernel
-sends.
+export. In the first scenarios the guest's root is hostile. In the others the raw client, a 9p client in
+Python over qtest (:mod:`harness.ninep.client`), sends what no kernel sends.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A hostile guest cannot hurt QEMU: it answers each 9P message correctly, in whatever state the fid is.
 
-The raw client sends messages that no kernel sends. QEMU has to answer each request exactly once, with the
-right answer or an error. Afterwards it still runs, serves the export, and has no more files open than before.
+The raw client (:mod:`harness.ninep.client`) sends messages that no kernel sends. QEMU has to answer each
+request exactly once, with the right answer or an error. Afterwards it still runs, serves the export, and has
+no more files open than before.
 
 The cases are generated: each of :data:`MESSAGES` is sent about a fid in each of :data:`STATES`.
 """

@@ -1,6 +1,6 @@
 """A hostile guest cannot hurt QEMU: no message changes an export that is ``readonly=on``.
 
-Linux refuses to write to a read-only mount itself, so a raw client sends the messages.
+The raw client sends the messages, also those that a kernel would not send to such an export.
 """
 
 from __future__ import annotations
