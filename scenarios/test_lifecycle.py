@@ -255,7 +255,7 @@ def noting(options: object) -> Iterator[None]:
 
 @pytest.mark.any_plug
 def test_a_share_is_used_over_the_serial_console(guest: Guest, hotplug: Hotplug, share: Share) -> None:
-    """The same over the serial console, without a network."""
+    """A share is plugged, mounted, used and unplugged over the serial console, without a network."""
     guest.use("console")
     hotplug.plug(share)
     mount = guest.mount(share)
