@@ -1,4 +1,7 @@
-"""Blocked while mounted: migrate and savevm are refused, by name, for as long as a share is mounted."""
+"""Blocked while mounted: QEMU refuses migrate and savevm for as long as a share is mounted, and only then.
+
+``query-migrate`` lists one reason for each mounted device in ``blocked-reasons``: its path and mount tag.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ from harness.qemu.spec import Share
 def test_migrate_is_refused_while_mounted(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share
 ) -> None:
-    """The refusal names the share's own path and tag; it comes with the mount and goes with it."""
+    """migrate is refused from mount to umount, and the refusal names the share's path and mount tag."""
     hotplug.plug(share)
     migration.expect_not_blocked()
     mount = guest.mount(share)
@@ -48,7 +51,7 @@ def test_migrate_is_refused_while_mounted(
 def test_savevm_is_refused_while_mounted(
     guest: Guest, hotplug: Hotplug, snapshot: Snapshot, share: Share
 ) -> None:
-    """savevm and the snapshot-save job, if there is one, alike; both work once the share is unmounted."""
+    """savevm, and the snapshot-save job where QEMU has it, are refused until the share is unmounted."""
     hotplug.plug(share)
     mount = guest.mount(share)
     mount.expect_usable()
@@ -63,7 +66,7 @@ def test_savevm_is_refused_while_mounted(
 def test_each_mounted_share_blocks_by_itself(
     guest: Guest, hotplug: Hotplug, migration: Migration, shares: tuple[Share, ...]
 ) -> None:
-    """One reason for each mounted device; unmounting one leaves the other's."""
+    """Each mounted device has its own reason in blocked-reasons; unmounting one leaves the other's."""
     first, second = shares[:2]
     hotplug.plug(first)
     hotplug.plug(second)
@@ -83,7 +86,8 @@ def test_each_mounted_share_blocks_by_itself(
 def test_migrate_while_a_mount_is_being_made(
     guest: Guest, migration: Migration, hotplug: Hotplug, share: Share, hold: Hold
 ) -> None:
-    """A Tattach in flight: migrate is refused, or waits for it; the guest's mount never hangs."""
+    """While a Tattach is in flight, migrate is refused or waits for it, and the guest's mount does not
+    hang."""
     hotplug.plug(share)
     with hold.requests(share, *STAT) as held:
         mounting = Mount.request(guest, share)
@@ -109,7 +113,7 @@ def test_migrate_while_a_mount_is_being_made(
 
 
 def expect_mounted(mount: Mount, migration: Migration) -> None:
-    """It works, blocks, and can be unmounted."""
+    """The mount can be used, blocks migration, and can be unmounted."""
     mount.expect_usable()
     migration.expect_refused(mount.share)
     mount.unmount()
@@ -117,7 +121,7 @@ def expect_mounted(mount: Mount, migration: Migration) -> None:
 
 
 def expect_nothing_mounted(guest: Commands, migration: Migration) -> None:
-    """No share is mounted, nothing still tries to, and nothing blocks."""
+    """The guest has no 9p mount and no mount command that still runs, and nothing blocks migration."""
     expect_no_mount(guest)
     migration.expect_not_blocked()
 
@@ -127,7 +131,7 @@ def expect_nothing_mounted(guest: Commands, migration: Migration) -> None:
 def test_blocked_whatever_the_protocol(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, version: str
 ) -> None:
-    """Both dialects attach, and clunk, alike."""
+    """A mount blocks migration in 9P2000.u as in 9P2000.L."""
     hotplug.plug(share)
     mount = guest.mount(share, options=f"version={version}")
     mount.expect_usable()
@@ -141,7 +145,7 @@ def test_blocked_whatever_the_protocol(
 def test_the_blocker_is_of_the_device_that_is_mounted(
     guest: Guest, hotplug: Hotplug, migration: Migration, shares: tuple[Share, ...]
 ) -> None:
-    """Another device that comes, is used, and goes, changes nothing about it."""
+    """The blocker of a mounted device stays while another device is plugged, mounted and unplugged."""
     mounted, other = shares[:2]
     hotplug.plug(mounted)
     mount = guest.mount(mounted)
@@ -160,7 +164,8 @@ def test_the_blocker_is_of_the_device_that_is_mounted(
 def test_a_detached_share_blocks_until_its_last_user_is_gone(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share
 ) -> None:
-    """umount -l ends the blocker at once where nobody uses the share, else with its last user."""
+    """``umount -l`` ends the blocker at once if no process uses the mount, else when the last one has
+    gone."""
     hotplug.plug(share)
     guest.mount(share).detach()
     migration.expect_not_blocked()
@@ -178,7 +183,8 @@ def test_a_detached_share_blocks_until_its_last_user_is_gone(
 def test_a_reset_ends_the_blocker(
     guest: Guest, hotplug: Hotplug, migration: Migration, run_state: RunState, share: Share, how: str
 ) -> None:
-    """The guest that mounted the share is no more; its destination finds a device that works."""
+    """A reset ends the blocker of a mounted share; the share can be mounted again, and the guest
+    migrates."""
     hotplug.plug(share)
     mount = guest.mount(share)
     mount.expect_usable()
@@ -196,7 +202,7 @@ def test_a_reset_ends_the_blocker(
 def test_loadvm_ends_the_blocker(
     guest: Guest, hotplug: Hotplug, migration: Migration, snapshot: Snapshot, share: Share
 ) -> None:
-    """Back to a time at which nothing was mounted, over a share that is: nothing blocks any more."""
+    """loadvm of a snapshot without a mount ends the blocker of the share that is mounted now."""
     hotplug.plug(share)
     snapshot.savevm("unmounted")
     guest.mount(share).expect_usable()
@@ -214,7 +220,7 @@ def test_loadvm_ends_the_blocker(
 def test_the_driver_unbound_and_bound(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share
 ) -> None:
-    """A driver that lets the device go and takes it again leaves nothing blocked, and a device that works."""
+    """Unbinding and binding the guest's driver leaves no blocker, and the share can be mounted again."""
     hotplug.plug(share)
     guest.mount(share).unmount()
     guest.rebind_9p()
@@ -225,7 +231,7 @@ def test_the_driver_unbound_and_bound(
     migration.expect_not_blocked()
 
 
-#: QEMU says EINVAL for whatever keeps it from looking at the root (``hw/9pfs/9p.c``, ``v9fs_attach``).
+#: QEMU answers EINVAL when it cannot stat the export's root (``hw/9pfs/9p.c``, ``v9fs_attach``).
 MOUNT_FAILS = "Invalid argument"
 
 
@@ -233,7 +239,7 @@ MOUNT_FAILS = "Invalid argument"
 def test_a_mount_that_fails_blocks_nothing(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, hold: Hold
 ) -> None:
-    """The export's file system is broken when the guest attaches; later it is not."""
+    """A mount that fails, because the host's file system does, leaves no blocker; a later mount blocks."""
     hotplug.plug(share)
     with hold.failing(share, errno.EIO, *STAT) as rule:
         with pytest.raises(CommandFailed, match=MOUNT_FAILS):
@@ -245,14 +251,15 @@ def test_a_mount_that_fails_blocks_nothing(
 
 
 def sequence(seed: int, devices: int) -> list[int]:
-    """Which device is mounted, or unmounted if it is, step by step; all are unmounted at the end."""
+    """A random order of devices. At each step that device is mounted, or unmounted if it is mounted; at
+    the end none is mounted."""
     chosen = random.Random(seed)
     steps = [chosen.randrange(devices) for _ in range(5 * devices)]
     left = [device for device in range(devices) if steps.count(device) % 2]
     return [*steps, *chosen.sample(left, len(left))]
 
 
-#: How a client that is not a kernel ends its session.
+#: The ways in which the raw client ends a session.
 ENDS: tuple[Callable[[RawDriver], None], ...] = (RawDriver.clunk_all, RawDriver.version, RawDriver.reset)
 
 
@@ -260,7 +267,8 @@ ENDS: tuple[Callable[[RawDriver], None], ...] = (RawDriver.clunk_all, RawDriver.
 @pytest.mark.pin_machine("pc")
 @pytest.mark.parametrize("devices", [2, 3, 4])
 def test_devices_block_in_any_order(raw_guest: RawGuest, shares: tuple[Share, ...], devices: int) -> None:
-    """Each blocks while its export is attached, whatever the others do, and however its session ends."""
+    """Each device blocks exactly while its export is attached, whatever the others do and however its
+    session ends."""
     drivers = [raw_guest.plug(share) for share in shares[:devices]]
     mounted: dict[int, Share] = {}
     for number, device in enumerate(sequence(devices, devices)):
@@ -284,7 +292,8 @@ def test_devices_block_in_any_order(raw_guest: RawGuest, shares: tuple[Share, ..
 def test_an_export_that_is_attached_several_times_blocks_once(
     raw_guest: RawGuest, share: Share, attaches: int
 ) -> None:
-    """Each user of a mount attaches (``access=user``): one blocker, until the first of them is clunked."""
+    """An export attached several times, as by ``access=user``, has one blocker, which ends with the last
+    clunk."""
     driver = raw_guest.plug(share)
     for _ in range(2):
         driver.version()
@@ -307,7 +316,8 @@ def test_an_export_that_is_attached_several_times_blocks_once(
 def test_an_attach_that_fails_leaves_the_blocker_as_it_was(
     raw_guest: RawGuest, share: Share, hold: Hold
 ) -> None:
-    """Of a fid that is in use, and of an export that is broken; before, during and after a session."""
+    """A Tattach fails, because the host's file system does or the fid is in use: blocked-reasons stays
+    the same before, during and after a session."""
     driver = raw_guest.plug(share)
 
     def fails() -> None:
@@ -331,7 +341,7 @@ def test_an_attach_that_fails_leaves_the_blocker_as_it_was(
 @pytest.mark.any_plug
 @pytest.mark.parametrize("mode", by_default("normal", "cpr-reboot", of=MODES))
 def test_blocked_in_each_mode(guest: Guest, hotplug: Hotplug, share: Share, mode: str) -> None:
-    """Those that start QEMU anew move a guest, too: the share blocks them, beside whatever else does."""
+    """A mounted share blocks migration in every mode, also in those that restart QEMU (``cpr-*``)."""
     machine = guest.machine
     with in_mode(machine, mode):
         hotplug.plug(share)
@@ -341,8 +351,8 @@ def test_blocked_in_each_mode(guest: Guest, hotplug: Hotplug, share: Share, mode
         assert sorted(blocked_reasons(machine)) == sorted([*without, blocked_reason(share)])
         with pytest.raises(QemuError) as refused:
             machine.qmp.execute("migrate", {"uri": "exec:cat > /dev/null"}, watch=machine.watch)
-        # The first of them is told; cpr-transfer asks for a second channel before it looks at any of them
-        # (migration/migration.c, qmp_migrate), so there the list is all that can be asked.
+        # The error names only the first blocker. For cpr-transfer it may name none: QEMU first demands a
+        # second channel (migration/migration.c, qmp_migrate). So the list is compared above.
         reasons = [*without, blocked_reason(share), "missing 'cpr' migration channel"]
         assert any(reason in str(refused.value) for reason in reasons)
         mount.unmount()

@@ -1,4 +1,7 @@
-"""No crash in a vmstate change: after an unplug nothing calls back into the dead device."""
+"""No crash in a vmstate change: QEMU does not call into a device that was unplugged or failed to be plugged.
+
+After an unplug, stop, cont, migrate, savevm, loadvm, reset and quit all work.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from harness.actions.bad_plugs import bad_plugs
+from harness.actions.bad_plugs import bad_plugs, unrealizable
 from harness.actions.hotplug import Hotplug, plug_refusals
 from harness.actions.migration import Migration, expect_blocked_by, wait_load_failed
 from harness.actions.raw_migration import cancel, migrate_to_the_pause, require_pause, switch_over
@@ -25,7 +28,7 @@ from harness.testbed import Testbed
 
 @pytest.fixture
 def after_unplug(guest: Guest, hotplug: Hotplug, share: Share) -> Guest:
-    """A guest whose only share was plugged, mounted, used, unmounted and unplugged."""
+    """A guest in which a share was plugged, mounted, used, unmounted and unplugged."""
     hotplug.plug(share)
     mount = guest.mount(share)
     mount.expect_usable()
@@ -37,7 +40,7 @@ def after_unplug(guest: Guest, hotplug: Hotplug, share: Share) -> Guest:
 @pytest.mark.always
 @pytest.mark.any_plug
 def test_stop_and_cont_after_unplug(after_unplug: Guest, run_state: RunState) -> None:
-    """A stale vm change state handler is called here (the bug of 2015)."""
+    """stop and cont would call a stale vm change state handler (the bug that the 2015 series fixed)."""
     run_state.stop()
     run_state.cont()
     after_unplug.succeed("true")
@@ -46,7 +49,7 @@ def test_stop_and_cont_after_unplug(after_unplug: Guest, run_state: RunState) ->
 @pytest.mark.always
 @pytest.mark.any_plug
 def test_migrate_after_unplug(after_unplug: Guest, migration: Migration) -> None:
-    """No section of the dead device is sent: the destination has no such device."""
+    """The stream has no section of the unplugged device, which the destination does not have."""
     migration.expect_not_blocked()
     migration.migrate()
     after_unplug.succeed("true")
@@ -55,7 +58,7 @@ def test_migrate_after_unplug(after_unplug: Guest, migration: Migration) -> None
 @pytest.mark.always
 @pytest.mark.any_plug
 def test_savevm_and_loadvm_after_unplug(after_unplug: Guest, snapshot: Snapshot) -> None:
-    """Neither saving nor loading meets a stale vmstate handler."""
+    """Neither savevm nor loadvm calls a stale vmstate handler."""
     snapshot.savevm("unplugged")
     snapshot.loadvm("unplugged")
     after_unplug.succeed("true")
@@ -64,7 +67,7 @@ def test_savevm_and_loadvm_after_unplug(after_unplug: Guest, snapshot: Snapshot)
 @pytest.mark.always
 @pytest.mark.any_plug
 def test_system_reset_after_unplug(after_unplug: Guest, run_state: RunState) -> None:
-    """No reset handler of the dead device is left; the guest boots again."""
+    """system_reset calls no stale reset handler, and the guest boots again."""
     run_state.system_reset()
     after_unplug.succeed("true")
 
@@ -72,7 +75,7 @@ def test_system_reset_after_unplug(after_unplug: Guest, run_state: RunState) -> 
 @pytest.mark.thorough
 @pytest.mark.any_plug
 def test_screendump_after_unplug(testbed: Testbed, share: Share) -> None:
-    """A machine with a display is looked at while nothing of the device is left."""
+    """screendump of a machine with a display works after an unplug."""
     guest = testbed.boot(replace(testbed.spec(), extra=("-device", "VGA,addr=0x1d")))
     hotplug, run_state = Hotplug(guest), RunState(guest)
     run_state.require_screendump()
@@ -90,12 +93,12 @@ def test_screendump_after_unplug(testbed: Testbed, share: Share) -> None:
 @pytest.mark.always
 @pytest.mark.any_plug
 def test_quit_after_unplug(after_unplug: Guest) -> None:
-    """QEMU ends cleanly."""
+    """QEMU exits cleanly on quit after an unplug."""
     after_unplug.machine.quit()
 
 
-def everything(guest: Guest, testbed: Testbed) -> None:
-    """Every change of state after another, in one machine and its destination."""
+def change_every_state(guest: Guest, testbed: Testbed) -> None:
+    """stop, cont, savevm, loadvm, migrate; then reset, stop, cont and quit on the destination."""
     run_state, snapshot = RunState(guest), Snapshot(guest)
     run_state.stop()
     run_state.cont()
@@ -112,7 +115,8 @@ def everything(guest: Guest, testbed: Testbed) -> None:
 @pytest.mark.thorough
 @pytest.mark.any_plug
 def test_everything_after_an_unplug_with_a_poisoned_heap(testbed: Testbed, share: Share) -> None:
-    """What was freed is overwritten: a list that still has the device leads nowhere."""
+    """The heap overwrites freed memory (:class:`PoisonedHeap`), so that a stale pointer to the device
+    crashes."""
     testbed.attach(PoisonedHeap())
     guest = testbed.boot()
     hotplug = Hotplug(guest)
@@ -121,60 +125,57 @@ def test_everything_after_an_unplug_with_a_poisoned_heap(testbed: Testbed, share
     mount.expect_usable()
     mount.unmount()
     hotplug.unplug(share)
-    everything(guest, testbed)
+    change_every_state(guest, testbed)
 
 
 @pytest.mark.any_plug
 def test_everything_after_a_plug_that_failed(
     guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...], testbed: Testbed
 ) -> None:
-    """Each error of realize, one after another; nothing of what failed is ever called back."""
+    """device_add fails with each error of realize in turn; then every state change works."""
     share, other = shares[:2]
-    failing = {
-        "fsdev": replace(share, device_options={"fsdev": "nowhere"}),
-        "no_tag": replace(share, mount_tag=""),
-        "long_tag": replace(share, device_options={"mount_tag": "t" * 32}),
-        "path": replace(share, path=other.path, fsdev_of=other.id),
-    }
+    failing = unrealizable(share) | {"path": replace(share, path=other.path, fsdev_of=other.id)}
     away = other.path.rename(other.path.with_suffix(".away"))
     for what, wrong in failing.items():
         with pytest.raises(QemuError) as refused:
             hotplug.plug(wrong)
         assert refused.value.desc in plug_refusals(what, wrong)
     away.rename(other.path)
-    everything(guest, testbed)
+    change_every_state(guest, testbed)
 
 
 @pytest.mark.any_plug
 def test_everything_after_a_plug_that_failed_late(
     guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...], testbed: Testbed
 ) -> None:
-    """What the PCI bus or the virtio bus refuses is undone to the end: id, slot and tag are free again."""
+    """device_add fails late, in the PCI bus or the virtio bus: id, slot and mount tag are free again, and
+    every state change works."""
     share, other = shares[:2]
     hotplug.plug(other)
-    beside = guest.mount(other)
+    other_mount = guest.mount(other)
     machine = guest.machine
     refused = bad_plugs(testbed.cell.qemu, testbed.cell.machine_type, testbed.folder, share, other)
     for bad in refused.values():
         bad.expect_refused(machine)
     expect_blocked_by(machine, other)
     assert guest.mount_tags() == [other.mount_tag]
-    beside.expect_usable()
-    beside.unmount()
+    other_mount.expect_usable()
+    other_mount.unmount()
     hotplug.plug(share)
     mount = guest.mount(share)
     mount.expect_usable()
     mount.unmount()
     hotplug.unplug(share)
     hotplug.unplug(other)
-    everything(guest, testbed)
+    change_every_state(guest, testbed)
 
 
 @pytest.mark.thorough
 def test_everything_after_an_unplug_that_had_to_wait(
     guest: Guest, hotplug: Hotplug, share: Share, testbed: Testbed
 ) -> None:
-    """device_del came while the share was mounted, and again; it completed after the umount."""
+    """Two device_del while the share is mounted; the unplug completes after umount, and every state change
+    works."""
     hotplug.plug(share)
     mount = guest.mount(share)
     unplug = hotplug.request_unplug(share)
@@ -184,23 +185,24 @@ def test_everything_after_an_unplug_that_had_to_wait(
     mount.unmount()
     unplug.wait_completed()
     again.expect_granted_or_under_way()
-    everything(guest, testbed)
+    change_every_state(guest, testbed)
 
 
 @pytest.mark.thorough
 def test_everything_after_a_replug(
     guest: Guest, hotplug: Hotplug, share: Share, testbed: Testbed, variant: Variant
 ) -> None:
-    """The same id and tag, twice; the second device is there all the while, and works at the end."""
+    """A device with the same id and mount tag is plugged three times; the third stays plugged during
+    every state change."""
     for _ in range(2):
         hotplug.plug(share)
         guest.mount(share, options=variant.mount_options).unmount()
         hotplug.unplug(share)
     hotplug.plug(share)
-    everything(guest, testbed)
+    change_every_state(guest, testbed)
 
 
-#: How far a migration gets before something happens to its source.
+#: How far a migration gets before its source quits.
 PHASES = {"active": SLOW, "before_switchover": PAUSED}
 
 
@@ -210,7 +212,7 @@ PHASES = {"active": SLOW, "before_switchover": PAUSED}
 def test_quit_while_the_guest_migrates(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, phase: str
 ) -> None:
-    """QEMU ends cleanly, whatever the migration is doing; its destination gives up."""
+    """QEMU exits cleanly on quit during a migration, and the destination exits because its stream ends."""
     migration.require(PHASES[phase])
     hotplug.plug(share)
     outgoing = migration.request_migrate(PHASES[phase])
@@ -223,7 +225,8 @@ def test_quit_while_the_guest_migrates(
 @pytest.mark.pin_machine("pc")
 @pytest.mark.parametrize("ends", ["completes", "is cancelled"])
 def test_a_reset_before_the_switchover(raw_guest: RawGuest, share: Share, ends: str) -> None:
-    """system_reset of a source that waits for migrate-continue: whichever goes on has a device as new."""
+    """system_reset of a source that waits for migrate-continue. Whether the migration then completes or is
+    cancelled, the device works where the guest goes on."""
     require_pause(raw_guest)
     raw_guest.plug(share).version()
     destination = migrate_to_the_pause(raw_guest)

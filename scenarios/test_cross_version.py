@@ -1,6 +1,6 @@
-"""Migrates when unmounted, between versions of QEMU: forward, back, along a chain, through a snapshot.
+"""Migrates when unmounted: also between versions of QEMU, forward, back, along a chain and by a snapshot.
 
-With one ``--qemu`` there is nothing to do; with several, every ordered pair.
+These scenarios run when ``--qemu`` is given several times: for every ordered pair, or once through all.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from harness.qemu.spec import MachineSpec, Share
 from harness.testbed import Testbed
 
 
-def by(qemu: QemuInstall) -> Callable[[MachineSpec], MachineSpec]:
-    """The same machine, run by ``qemu``."""
+def run_by(qemu: QemuInstall) -> Callable[[MachineSpec], MachineSpec]:
+    """A change of a machine's spec: ``qemu`` runs it."""
     return lambda spec: replace(spec, qemu=qemu)
 
 
 def use(guest: Guest, share: Share, name: str) -> None:
-    """Mount, write, read on both sides, let go."""
+    """Mount the share, write a file, read it in the guest and on the host, unmount."""
     mount = guest.mount(share)
     mount.expect_intact(name, mount.write(name, size_kib=64))
     mount.unmount()
@@ -35,7 +35,7 @@ def use(guest: Guest, share: Share, name: str) -> None:
 def test_a_device_arrives_at_another_version(
     testbed: Testbed, share: Share, peer: QemuInstall, plugged: str
 ) -> None:
-    """And comes back, alive each time."""
+    """The device works after a migration to another version, and after the migration back."""
     home = testbed.cell.qemu
     guest = testbed.boot(testbed.spec(plugged=frozenset([share.id] if plugged == "cold" else [])))
     hotplug, migration = Hotplug(guest), Migration(guest, testbed)
@@ -43,7 +43,7 @@ def test_a_device_arrives_at_another_version(
         hotplug.plug(share)
     use(guest, share, "before")
     for where in (peer, home):
-        migration.migrate(change=by(where))
+        migration.migrate(change=run_by(where))
         use(guest, share, f"on-{where.name.replace('/', '-')}")
     hotplug.unplug(share)
 
@@ -56,10 +56,10 @@ def test_one_life_in_all_versions(
     peers: list[QemuInstall],
     testbed: Testbed,
 ) -> None:
-    """From one to the next and back again, with a device that is plugged in one and unplugged in another."""
+    """The guest migrates through all versions and back; its device works in each of them."""
     hotplug.plug(share)
     for number, where in enumerate([*peers, *reversed(peers[:-1]), testbed.cell.qemu]):
-        migration.migrate(change=by(where))
+        migration.migrate(change=run_by(where))
         use(guest, share, f"turn-{number}")
     hotplug.unplug(share)
 
@@ -67,12 +67,12 @@ def test_one_life_in_all_versions(
 def test_a_snapshot_is_loaded_by_another_version(
     guest: Guest, hotplug: Hotplug, snapshot: Snapshot, share: Share, peer: QemuInstall, testbed: Testbed
 ) -> None:
-    """savevm by one, loadvm by the other: the guest goes on there, and its device with it."""
+    """A snapshot saved by one version is loaded by another, and the device works there."""
     hotplug.plug(share)
     use(guest, share, "before")
     guest.succeed("echo saved > /tmp/state")
     snapshot.savevm("crossing")
-    snapshot.load_elsewhere(testbed, "crossing", change=by(peer))
+    snapshot.load_elsewhere(testbed, "crossing", change=run_by(peer))
     assert guest.succeed("cat /tmp/state") == "saved\n"
     use(guest, share, "after")
     hotplug.unplug(share)

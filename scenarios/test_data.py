@@ -1,4 +1,8 @@
-"""Plain use, data: what programs write, append, truncate, map, unlink and list on a share is there."""
+"""Plain use: no byte is lost or wrong, and no error is swallowed, in what programs do with a share's files.
+
+Programs read, write, append, truncate, map, unlink and list; the host's file system fails; programs have more
+files open than QEMU may; requests are interrupted.
+"""
 
 from __future__ import annotations
 
@@ -20,34 +24,36 @@ from harness.holds.hold import DATA, FSYNC, READDIR, STAT, Hold, require_counted
 from harness.holds.open_files import OpenFileLimit
 from harness.leaks import footprint
 from harness.ninep import messages as p9
-from harness.ninep.client import NineError, RawDriver, RawGuest
+from harness.ninep.client import RawDriver, RawGuest
 from harness.ninep.messages import T
+from harness.ninep.session import ANSWERED, outcome
 from harness.plugin.thorough import by_default
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
 from harness.testbed import Testbed
 
-#: Flags of the guest's kernel, x86-64; not in every :mod:`os`.
+#: Flags of open(2) in the guest (x86-64), which :mod:`os` need not have.
 O_DIRECT, O_DIRECTORY = 0o40000, 0o200000
 CREATE = os.O_RDWR | os.O_CREAT
-#: Of a raw client: the fid of what it looks at, what that contains, and from where on many others' fids are.
-LOOKED_AT, CONTENT, OTHERS = 1, b"what is looked at" * 100, 1000
+#: The raw client's fid of the file under test, that file's content, and the first of the fids of other
+#: files.
+TESTED, CONTENT, OTHERS = 1, b"the file under test" * 90, 1000
 
 # Bytes: requests of every size, at every kind of offset.
 
-#: Of single calls: around a page, around what a request of each msize carries (24 bytes less, kernel:
-#: ``include/net/9p/9p.h``, ``P9_IOHDRSZ``), beyond 60 KB, and several requests long.
+#: Lengths of single calls: around a page, around what one request of each msize carries (24 bytes less,
+#: kernel: ``include/net/9p/9p.h``, ``P9_IOHDRSZ``), beyond 60 KB, and of several requests.
 LENGTHS = (1, 511, 4095, 4096, 4097, 61_441, 65_536, 131_047, 131_048, 131_049, 300_001, 511_977, 1_048_579)
-#: The first pages, and beyond 200 KB; aligned, and not.
+#: Offsets of single calls: in the first pages and beyond 200 KB, aligned and not.
 OFFSETS = (0, 204_801, 4096, 1_048_575, 4095, 262_144, 1)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How a share is mounted. With a cache the guest's kernel makes other requests of the same calls.
+    """The options of a mount. With a cache, the guest's kernel sends other requests for the same calls.
 
-    :ivar maps: whether it takes shared mappings that are written to (kernel: ``fs/9p/vfs_file.c``).
-    :ivar longest: of single calls: with a small msize each is many requests.
+    :ivar maps: whether shared writable mappings work (kernel: ``fs/9p/vfs_file.c``).
+    :ivar longest: the longest single call; with a small msize each call is many requests.
     """
 
     options: str = ""
@@ -64,7 +70,8 @@ KINDS = {
 
 
 def every_length(program: Program, name: str, longest: int) -> None:
-    """Each length, written and read back by one call each, at every offset or some; then all of the file."""
+    """Write and read back each length with one call, at every offset or some of them; then read the whole
+    file."""
     for index, length in enumerate(length for length in LENGTHS if length <= longest):
         some = OFFSETS if length <= 65_536 else (OFFSETS[index % 7], OFFSETS[(index + 3) % 7])
         for offset in some:
@@ -73,8 +80,9 @@ def every_length(program: Program, name: str, longest: int) -> None:
     program.whole(name, 1_000_003)
 
 
-def every_other_way(program: Program, kind: Kind) -> None:
-    """Appended, sparse, cut, extended, direct, emptied, through mappings, by several processes."""
+def write_in_other_ways(program: Program, kind: Kind) -> None:
+    """Append, leave holes, truncate, extend; write with O_DIRECT, through mappings and by several
+    processes."""
     file = File("other")
     program.open("o", file, CREATE, "other")
     program.open("end", file, os.O_WRONLY | os.O_APPEND, "other")
@@ -111,7 +119,8 @@ def every_other_way(program: Program, kind: Kind) -> None:
 @pytest.mark.any_plug
 @pytest.mark.parametrize("name", by_default("plain", of=KINDS))
 def test_bytes_written_in_any_way_arrive(guest: Guest, hotplug: Hotplug, share: Share, name: str) -> None:
-    """Every byte of every call, on both sides, also of calls that are larger than a request."""
+    """Every byte of every call arrives, in the guest and on the host, also of calls larger than a
+    request."""
     kind = KINDS[name]
     hotplug.plug(share)
     mount = guest.mount(share, options=kind.options)
@@ -119,7 +128,7 @@ def test_bytes_written_in_any_way_arrive(guest: Guest, hotplug: Hotplug, share: 
     program.open("d", file, CREATE, "data")
     every_length(program, "d", kind.longest)
     program.close("d")
-    every_other_way(program, kind)
+    write_in_other_ways(program, kind)
     program.run(guest, mount.mountpoint)
     mount.unmount()
     for each in program.files:
@@ -129,9 +138,9 @@ def test_bytes_written_in_any_way_arrive(guest: Guest, hotplug: Hotplug, share: 
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_requests_of_one_fid_run_at_the_same_time(raw_guest: RawGuest, share: Share) -> None:
-    """Dozens that QEMU takes at once, and its threads serve together: each has its own offset.
+    """QEMU's worker threads serve 40 requests of one fid at the same time, each at its own offset.
 
-    Written through to the disk (``O_DSYNC``), which takes so long that they do overlap.
+    The file is open with ``O_DSYNC``: writing to the disk takes long enough for the requests to overlap.
     """
     size, offsets = 4096, [4096 * number for number in range(40)]
     (share.path / "file").touch()
@@ -139,7 +148,7 @@ def test_requests_of_one_fid_run_at_the_same_time(raw_guest: RawGuest, share: Sh
     driver.version()
     driver.attach(0)
     driver.walk(0, 1, "file")
-    driver.call(T.LOPEN, struct.pack("<II", 1, os.O_RDWR | os.O_DSYNC))
+    driver.call(T.LOPEN, p9.open_(1, os.O_RDWR | os.O_DSYNC))
     for turn in range(5):
         new = content(turn, size * len(offsets))
         writes = [(T.WRITE, p9.write(1, offset, new[offset : offset + size])) for offset in offsets]
@@ -150,22 +159,23 @@ def test_requests_of_one_fid_run_at_the_same_time(raw_guest: RawGuest, share: Sh
 
 
 def at_once(driver: RawDriver, messages: list[tuple[T, bytes]]) -> list[bytes]:
-    """Send all, and let QEMU take them together; the answers."""
+    """Send all messages with one notification, so that QEMU takes them together; returns the answers."""
     *first, last = messages
     sent = [driver.send(*message, notify=False) for message in first]
     sent.append(driver.send(*last))
     return [driver.wait_answer(request) for request in sent]
 
 
-# Files that are unlinked, or are replaced, while they are open.
+# Files that are unlinked or replaced while they are open.
 
 
 @dataclass(frozen=True)
 class Unlinking:
     """How an open file loses its name.
 
-    :ivar in_guest: the program's operations. :ivar on_host: or what the host does. The guest's kernel
-        does not know of that, and may look at the file by its name (``fs/9p/fid.c``, ``v9fs_fid_find``).
+    :ivar in_guest: the program's operations, if the guest does it.
+    :ivar on_host: what the host does otherwise. The guest's kernel does not know of that, and may look the
+        file up by its name (``fs/9p/fid.c``, ``v9fs_fid_find``).
     """
 
     in_guest: Callable[[Program], None] | None = None
@@ -180,8 +190,8 @@ UNLINKING = {
 REPLACED = Unlinking(lambda p: p.add("rename", "other", "file"))
 
 
-def unlinked(program: Program, how: Unlinking, file: File) -> None:
-    """A file that is open twice, as "made" and as "opened", and then has no name."""
+def open_and_unlink(program: Program, how: Unlinking, file: File) -> None:
+    """Open a file twice, as "made" and as "opened"; then it loses its name."""
     program.open("made", file, CREATE, "file")
     program.pwrite("made", 0, 150_000, 1)
     program.open("opened", file, os.O_RDWR, "file")
@@ -192,8 +202,8 @@ def unlinked(program: Program, how: Unlinking, file: File) -> None:
     program.pause("unlinked")
 
 
-def perform(program: Program, mount: Mount, how: Unlinking) -> None:
-    """Let the host do its part at the pause."""
+def run_with_host(program: Program, mount: Mount, how: Unlinking) -> None:
+    """Run the program; at its pause the host does its part."""
     running = program.start(mount.guest, mount.mountpoint)
     running.wait_paused("unlinked")
     how.on_host(mount.share.path)
@@ -202,9 +212,12 @@ def perform(program: Program, mount: Mount, how: Unlinking) -> None:
 
 
 def use_without_a_name(mount: Mount, how: Unlinking) -> None:
-    """Read, write, sync, map and look at an open file that has lost its name, as before; then close it."""
+    """Read, write, sync, map and stat an open file that has lost its name; then close it.
+
+    QEMU must not keep it open after that.
+    """
     program = Program()
-    unlinked(program, how, File("unlinked"))
+    open_and_unlink(program, how, File("unlinked"))
     for name in ("made", "opened"):
         program.pread(name, 3, 149_000)
         program.pwrite(name, 149_990, 131_072, 2)
@@ -214,14 +227,14 @@ def use_without_a_name(mount: Mount, how: Unlinking) -> None:
         if how.in_guest:
             program.add("fstat", name, 0)
     program.close("made", "opened")
-    perform(program, mount, how)
+    run_with_host(program, mount, how)
     kept = open_below(mount.guest.machine, mount.share)
     assert kept == 0, "QEMU keeps a file that has no name and no user"
 
 
 @pytest.mark.any_plug
 def test_an_open_file_that_is_unlinked(guest: Guest, hotplug: Hotplug, share: Share) -> None:
-    """It can be used as before, whoever unlinked it, and is gone once it is closed."""
+    """A file that is unlinked while it is open can be used until it is closed, whoever unlinked it."""
     hotplug.plug(share)
     mount = guest.mount(share, options="cache=none")
     for how in UNLINKING.values():
@@ -230,12 +243,13 @@ def test_an_open_file_that_is_unlinked(guest: Guest, hotplug: Hotplug, share: Sh
 
 @pytest.mark.any_plug
 def test_an_open_file_that_another_replaces(guest: Guest, hotplug: Hotplug, share: Share) -> None:
-    """A file over which the guest renames another is still the old one for who has it open."""
+    """A program that has a file open still uses it after another file was renamed over it."""
     hotplug.plug(share)
     use_without_a_name(guest.mount(share, options="cache=none"), REPLACED)
 
 
-#: What of a Tsetattr is valid (kernel: ``include/net/9p/9p.h``, ``P9_ATTR_MODE`` and so on), and its values.
+#: Bodies of Tsetattr after the fid: which attributes are valid (kernel: ``include/net/9p/9p.h``,
+#: ``P9_ATTR_MODE`` and so on), and their values.
 ATTRIBUTES = {
     "fchmod": struct.pack("<IIIIQQQQQ", 0x1, 0o600, 0, 0, 0, 0, 0, 0, 0),
     "ftruncate": struct.pack("<IIIIQQQQQ", 0x8, 0, 0, 0, 3, 0, 0, 0, 0),
@@ -247,18 +261,18 @@ ATTRIBUTES = {
 @pytest.mark.pin_machine("pc")
 @pytest.mark.parametrize("what", ATTRIBUTES)
 def test_attributes_of_an_open_file_that_is_unlinked(raw_guest: RawGuest, share: Share, what: str) -> None:
-    """They can be set as long as it is open."""
+    """The mode, size and times of an unlinked file can be set as long as the file is open."""
     (share.path / "file").write_bytes(CONTENT)
     driver = raw_guest.plug(share)
     driver.version()
     driver.attach(0)
-    driver.walk(0, LOOKED_AT, "file")
-    driver.call(T.LOPEN, struct.pack("<II", LOOKED_AT, os.O_RDWR))
+    driver.walk(0, TESTED, "file")
+    driver.call(T.LOPEN, p9.open_(TESTED, os.O_RDWR))
     driver.call(T.UNLINKAT, p9.unlinkat(0, "file"))
-    said = errno_of(driver, T.SETATTR, struct.pack("<I", LOOKED_AT) + ATTRIBUTES[what])
-    assert said == "no error", f"{what} of an open file that is unlinked: {said}"
+    seen = outcome(driver, T.SETATTR, struct.pack("<I", TESTED) + ATTRIBUTES[what])
+    assert seen == ANSWERED, f"{what} of an open file that is unlinked: {seen}"
     length = 3 if what == "ftruncate" else len(CONTENT)
-    assert driver.read(LOOKED_AT, 0, 5000) == CONTENT[:length]
+    assert driver.read(TESTED, 0, 5000) == CONTENT[:length]
 
 
 # Errors of the host's file system.
@@ -266,7 +280,8 @@ def test_attributes_of_an_open_file_that_is_unlinked(raw_guest: RawGuest, share:
 
 @dataclass(frozen=True)
 class Failing:
-    """System calls that fail on the host, and the guest's operations that have to say so."""
+    """System calls that fail on the host, the errnos, and the guest's operations that have to fail with
+    them."""
 
     calls: tuple[str, ...]
     errors: tuple[int, ...]
@@ -306,7 +321,7 @@ FAILING = {
 
 @pytest.mark.any_plug
 def test_an_error_reaches_the_guest(guest: Guest, hotplug: Hotplug, share: Share, hold: Hold) -> None:
-    """As the host's own errno, whatever the operation; and nothing stays open for it."""
+    """Each operation of the guest fails with the host's errno, and QEMU keeps no file open because of it."""
     (share.path / "name").write_text("content")
     (share.path / "sub").mkdir()
     hotplug.plug(share)
@@ -338,7 +353,7 @@ def test_an_error_reaches_the_guest(guest: Guest, hotplug: Hotplug, share: Share
 @pytest.mark.thorough
 @pytest.mark.any_plug
 def test_an_interrupted_call_is_made_again(guest: Guest, hotplug: Hotplug, share: Share, hold: Hold) -> None:
-    """EINTR on the host is none of the guest's business."""
+    """QEMU repeats a system call that fails with EINTR on the host; the guest sees no error."""
     hotplug.plug(share)
     mount = guest.mount(share)
     program, file = Program(), File("file")
@@ -359,7 +374,8 @@ def test_an_interrupted_call_is_made_again(guest: Guest, hotplug: Hotplug, share
 @pytest.mark.thorough
 @pytest.mark.any_plug
 def test_an_error_at_the_end_of_setxattr(guest: Guest, hotplug: Hotplug, share: Share) -> None:
-    """The attribute is set by the Tclunk; what the export has to say against it comes then."""
+    """setxattr fails with the host's errno, although only the Tclunk after Txattrcreate sets the
+    attribute."""
     (share.path / "file").write_text("content")
     hotplug.plug(share)
     mount = guest.mount(share)
@@ -368,15 +384,15 @@ def test_an_error_at_the_end_of_setxattr(guest: Guest, hotplug: Hotplug, share: 
     program.run(guest, mount.mountpoint)
 
 
-# More open files than QEMU may have.
+# More open files than QEMU may have: it closes some of them, and opens them again when they are used.
 
-#: Of QEMU, and what the guest has open of each kind: more than that of folders alone.
+#: QEMU's limit of open files, and how many files and folders the guest has open; together they exceed it.
 LIMIT, FILES, FOLDERS = 160, 60, 140
 READ_ONLY_FOLDER = os.O_RDONLY | O_DIRECTORY
 
 
 def open_below(machine: Machine, share: Share) -> int:
-    """How many files and folders inside a share QEMU has open (the share itself is always)."""
+    """The number of files and folders inside a share that QEMU has open, without the share itself."""
     inside = f"{os.path.realpath(share.path)}/"
     folder = Path(f"/proc/{footprint.process(machine)}/fd")
     return sum(target.startswith(inside) for target in _targets(folder))
@@ -387,11 +403,11 @@ def _targets(folder: Path) -> Iterator[str]:
         try:
             yield str(entry.readlink())
         except FileNotFoundError:
-            continue  # Closed meanwhile.
+            continue  # QEMU has closed it meanwhile.
 
 
-class Many:
-    """A guest whose program has more open than QEMU may have."""
+class ManyFiles:
+    """A guest whose program has more files open than QEMU may have."""
 
     def __init__(self, testbed: Testbed, share: Share, *, files: int = FILES, folders: int = FOLDERS) -> None:
         OpenFileLimit(testbed, LIMIT)
@@ -410,7 +426,7 @@ class Many:
             self.program.open(name, File("none"), READ_ONLY_FOLDER, name)
 
     def use_all(self) -> None:
-        """Read and write in each file, look at each folder: each is opened again if it has to be."""
+        """Read and write in each file, and list each folder; QEMU opens again those that it has closed."""
         for number, file in enumerate(self.files):
             self.program.pread(file.name, 0, 5000)
             self.program.pwrite(file.name, 50 + number, 200, 7 * number)
@@ -419,24 +435,24 @@ class Many:
         self.program.whole(self.files[0].name)
 
     def open_more(self, count: int = LIMIT) -> None:
-        """Open others, until those from before are the oldest, and close them again."""
+        """Open and close other files, so many that QEMU closes those that were open before."""
         names = [f"more{number}" for number in range(count)]
         for name in names:
             self.program.open(name, File(name), CREATE, name)
         self.program.close(*names)
 
     def close_all(self) -> None:
-        """All that is open."""
+        """Close all files and folders."""
         self.program.close(*(file.name for file in self.files), *self.folders)
 
     def run(self) -> None:
-        """Perform the program, close what is open, and look at what the host has."""
+        """Close everything at the end of the program, run it, and check the host's files."""
         self.close_all()
         self.program.run(self.guest, self.mount.mountpoint)
-        self.expect_back()
+        self.expect_closed_and_intact()
 
-    def expect_back(self) -> None:
-        """Nothing stays open, and every byte of the files that still have their name is there."""
+    def expect_closed_and_intact(self) -> None:
+        """QEMU has no file of the share open, and the files that still have their name have every byte."""
         assert open_below(self.guest.machine, self.share) == 0, "QEMU keeps a file that no one has open"
         for file in self.files:
             path = self.share.path / file.name
@@ -446,8 +462,8 @@ class Many:
 
 @pytest.mark.any_plug
 def test_more_open_files_than_the_limit(testbed: Testbed, share: Share) -> None:
-    """All can be used, in any order."""
-    many = Many(testbed, share)
+    """A program can use more open files and folders than QEMU may have open."""
+    many = ManyFiles(testbed, share)
     many.use_all()
     many.run()
 
@@ -455,8 +471,9 @@ def test_more_open_files_than_the_limit(testbed: Testbed, share: Share) -> None:
 @pytest.mark.thorough
 @pytest.mark.any_plug
 def test_what_loses_its_name_keeps_its_content_beyond_the_limit(testbed: Testbed, share: Share) -> None:
-    """What QEMU has closed to make room it opens again before its name goes, or becomes another."""
-    many = Many(testbed, share, files=25, folders=25)
+    """QEMU has closed a file to stay below its limit, and the file is unlinked or renamed: it still has its
+    content for the program that has it open."""
+    many = ManyFiles(testbed, share, files=25, folders=25)
     program = many.program
     many.open_more()
     for number in range(10):
@@ -476,8 +493,8 @@ def test_what_loses_its_name_keeps_its_content_beyond_the_limit(testbed: Testbed
 @pytest.mark.thorough
 @pytest.mark.any_plug
 def test_what_another_replaces_keeps_its_content_beyond_the_limit(testbed: Testbed, share: Share) -> None:
-    """An open file over which another is renamed, as programs do that save a file, is still the old one."""
-    many = Many(testbed, share, files=20, folders=0)
+    """The same when another file is renamed over it, as programs do that save a file."""
+    many = ManyFiles(testbed, share, files=20, folders=0)
     for number in range(10):
         many.program.add("rename", f"file{10 + number}", f"file{number}")
     many.open_more()
@@ -489,6 +506,7 @@ def test_what_another_replaces_keeps_its_content_beyond_the_limit(testbed: Testb
     assert open_below(many.guest.machine, share) == 0, "QEMU keeps a file that no one has open"
 
 
+#: Flags that a file is opened with.
 FLAGS = {
     "append": os.O_RDWR | os.O_APPEND,
     "truncate": os.O_RDWR | os.O_TRUNC,
@@ -503,8 +521,9 @@ FLAGS = {
 @pytest.mark.thorough
 @pytest.mark.any_plug
 def test_a_file_is_what_it_was_when_it_is_opened_again(testbed: Testbed, share: Share) -> None:
-    """However it was opened: that QEMU closed it meanwhile, to make room, changes nothing."""
-    many = Many(testbed, share, files=0, folders=0)
+    """QEMU has closed a file to stay below its limit, and opens it again: the flags it was first opened
+    with still have their effect, and O_TRUNC or O_EXCL are not applied twice."""
+    many = ManyFiles(testbed, share, files=0, folders=0)
     program, files = many.program, [File(name) for name in FLAGS]
     for file in files:
         if not FLAGS[file.name] & os.O_CREAT:
@@ -522,11 +541,12 @@ def test_a_file_is_what_it_was_when_it_is_opened_again(testbed: Testbed, share: 
         file.expect_on_host(share.path / file.name)
 
 
-# The same with a client that holds and flushes what no kernel does, and asks for each errno.
+# The same with a raw client, which can hold and flush any request, and sees each errno.
 
 
-class Crowd:
-    """A raw client of a QEMU that may have few files open; it has one of its own, :data:`LOOKED_AT`."""
+class FewFiles:
+    """A raw client of a QEMU with the limit :data:`LIMIT`; :data:`TESTED` is the fid of the file under
+    test."""
 
     def __init__(self, testbed: Testbed, share: Share) -> None:
         OpenFileLimit(testbed, LIMIT)
@@ -534,59 +554,60 @@ class Crowd:
         self.machine, self._share = raw.machine, share
         for number in range(LIMIT):
             (share.path / f"file{number}").write_bytes(b"another file's bytes")
-        (share.path / "looked-at").write_bytes(CONTENT)
+        (share.path / "tested").write_bytes(CONTENT)
         (share.path / "folder").mkdir()
         self.driver = raw.plug(share)
         self.driver.version()
         self.driver.attach(0)
 
-    def look(self, flags: int = os.O_RDWR) -> None:
-        """Open its own file."""
-        self.open(LOOKED_AT, "looked-at", flags)
+    def open_tested(self, flags: int = os.O_RDWR) -> None:
+        """Open the file under test."""
+        self.open(TESTED, "tested", flags)
 
     def open(self, fid: int, name: str, flags: int = os.O_RDONLY) -> None:
-        """Twalk and Tlopen."""
+        """Send Twalk and Tlopen."""
         self.driver.walk(0, fid, name)
-        self.driver.call(T.LOPEN, struct.pack("<II", fid, flags))
+        self.driver.call(T.LOPEN, p9.open_(fid, flags))
 
-    def gather(self) -> None:
-        """Open so many others, one after the other, that QEMU closes those from before."""
+    def open_others(self) -> None:
+        """Open so many other files that QEMU closes those that were open before."""
         for number in range(LIMIT):
             self.open(OTHERS + number, f"file{number}")
 
-    def expect_back(self) -> None:
-        """When every fid was clunked nothing is open."""
+    def expect_all_closed(self) -> None:
+        """Clunk every fid; QEMU must have no file of the share open then."""
         self.driver.clunk_all()
         assert open_below(self.machine, self._share) == 0, "QEMU keeps a file of which no fid is left"
 
 
 @pytest.fixture
-def crowd(testbed: Testbed, share: Share, hold: Hold) -> Crowd:  # noqa: ARG001 (the machine is started under it)
-    """Lives until the machine has ended, as the plugin's own."""
-    return Crowd(testbed, share)
+def few_files(testbed: Testbed, share: Share, hold: Hold) -> FewFiles:  # noqa: ARG001 (hold has to be set up before)
+    """The raw client; the hold is requested first, because QEMU has to be started under its supervisor."""
+    return FewFiles(testbed, share)
 
 
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
-def test_a_file_that_a_request_uses_stays_open(crowd: Crowd, share: Share, hold: Hold) -> None:
-    """What is being read is not closed to make room: the read is of this file, and not of another."""
-    crowd.look()
+def test_a_file_that_a_request_uses_stays_open(few_files: FewFiles, share: Share, hold: Hold) -> None:
+    """QEMU does not close a file while a request uses it: the read returns this file's bytes."""
+    few_files.open_tested()
     with hold.requests(share) as held:
-        read = crowd.driver.send(T.READ, p9.read(LOOKED_AT, 0, 5000))
+        read = few_files.driver.send(T.READ, p9.read(TESTED, 0, 5000))
         held.wait_caught()
-        crowd.gather()
+        few_files.open_others()
         held.in_flight()
-    assert crowd.driver.wait_answer(read)[4:] == CONTENT, "the read got other bytes"
-    crowd.expect_back()
+    assert few_files.driver.wait_answer(read)[4:] == CONTENT, "the read got other bytes"
+    few_files.expect_all_closed()
 
 
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
-def test_an_open_that_is_flushed_while_it_makes_room(crowd: Crowd, share: Share, hold: Hold) -> None:
-    """The flush is the guest's way to interrupt one request: what is closed for it belongs to others."""
-    driver, some = crowd.driver, LIMIT * 3 // 5
+def test_an_open_that_is_flushed_while_it_makes_room(few_files: FewFiles, share: Share, hold: Hold) -> None:
+    """A Tlopen makes QEMU close other files, and is flushed meanwhile: QEMU still closes those files, and
+    keeps none of them open after the clunk."""
+    driver, some = few_files.driver, LIMIT * 3 // 5
     for number in range(some):
-        crowd.open(OTHERS + number, f"file{number}")
+        few_files.open(OTHERS + number, f"file{number}")
     for number in range(some, some + 20):
         driver.walk(0, OTHERS + number, f"file{number}")
         with hold.requests(replace(share, path=share.path / f"file{number}"), "openat") as held:
@@ -595,68 +616,64 @@ def test_an_open_that_is_flushed_while_it_makes_room(crowd: Crowd, share: Share,
             flush = driver.send(T.FLUSH, p9.flush(opening.tag))
             held.in_flight()
         driver.wait_answer(flush)
-    assert open_below(crowd.machine, share) < LIMIT // 2, "QEMU has closed too few files to make room"
-    crowd.expect_back()
+    assert open_below(few_files.machine, share) < LIMIT // 2, (
+        "QEMU has closed too few files to stay below its limit"
+    )
+    few_files.expect_all_closed()
 
 
-#: What needs the file, or the folder, that was closed to make room.
+#: Requests for which QEMU has to open the file or folder again.
 AGAIN = {
-    "read": (T.READ, p9.read(LOOKED_AT, 0, 10)),
-    "write": (T.WRITE, p9.write(LOOKED_AT, 0, b"new")),
-    "fsync": (T.FSYNC, p9.fsync(LOOKED_AT)),
-    "getattr": (T.GETATTR, p9.getattr_(LOOKED_AT)),
-    "readdir": (T.READDIR, p9.read(LOOKED_AT + 1, 0, 4096)),
+    "read": (T.READ, p9.read(TESTED, 0, 10)),
+    "write": (T.WRITE, p9.write(TESTED, 0, b"new")),
+    "fsync": (T.FSYNC, p9.fsync(TESTED)),
+    "getattr": (T.GETATTR, p9.getattr_(TESTED)),
+    "readdir": (T.READDIR, p9.read(TESTED + 1, 0, 4096)),
 }
 
 
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
-def test_an_error_of_opening_again_is_told(crowd: Crowd, share: Share, hold: Hold) -> None:
-    """When a file that was closed to make room cannot be opened, the answer is the host's errno."""
-    crowd.look()
-    crowd.open(LOOKED_AT + 1, "folder", O_DIRECTORY)
-    crowd.gather()
+def test_an_error_of_opening_again_is_answered(few_files: FewFiles, share: Share, hold: Hold) -> None:
+    """QEMU has closed a file to stay below its limit and cannot open it again: the answer is the host's
+    errno."""
+    few_files.open_tested()
+    few_files.open(TESTED + 1, "folder", O_DIRECTORY)
+    few_files.open_others()
     with hold.failing(share, errno.EIO, "openat") as rule:
-        seen = {name: errno_of(crowd.driver, *message) for name, message in AGAIN.items()}
+        seen = {name: outcome(few_files.driver, *message) for name, message in AGAIN.items()}
     assert rule.hits, "no file was opened again"
-    wrong = [f"{name}: {said}" for name, said in seen.items() if said != "EIO"]
+    wrong = [f"{name}: {error}" for name, error in seen.items() if error != "EIO"]
     assert not wrong, f"not EIO, but {', '.join(wrong)}"
-    crowd.expect_back()
+    few_files.expect_all_closed()
 
 
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
-def test_an_unlink_that_cannot_open_the_file_again_says_why(crowd: Crowd, share: Share, hold: Hold) -> None:
-    """Before a file loses its name QEMU opens it again; what the host says against it is the answer."""
-    crowd.look()
-    crowd.gather()
+def test_an_unlink_that_cannot_open_the_file_again(few_files: FewFiles, share: Share, hold: Hold) -> None:
+    """QEMU opens a file again before it unlinks it. If that fails, the answer is the host's errno, and
+    the file is not unlinked."""
+    few_files.open_tested()
+    few_files.open_others()
     with hold.failing(share, errno.ENOMEM, "openat") as rule:
-        said = errno_of(crowd.driver, T.UNLINKAT, p9.unlinkat(0, "looked-at"))
+        seen = outcome(few_files.driver, T.UNLINKAT, p9.unlinkat(0, "tested"))
     assert rule.hits, "the file was not opened again"
-    assert said == "ENOMEM", f"the unlink was answered with {said}"
-    assert (share.path / "looked-at").exists(), "the file is gone all the same"
-    assert crowd.driver.read(LOOKED_AT, 0, 5000) == CONTENT
-    crowd.expect_back()
+    assert seen == "ENOMEM", f"the unlink was answered with {seen}"
+    assert (share.path / "tested").exists(), "the file was unlinked although the answer is an error"
+    assert few_files.driver.read(TESTED, 0, 5000) == CONTENT
+    few_files.expect_all_closed()
 
 
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
-def test_a_file_is_emptied_once_only(crowd: Crowd) -> None:
-    """Opened with P9_DOTL_TRUNC, and closed to make room: opened again it keeps what was written since."""
-    crowd.look(os.O_RDWR | os.O_TRUNC)
-    crowd.driver.write(LOOKED_AT, 0, CONTENT)
-    crowd.gather()
-    assert crowd.driver.read(LOOKED_AT, 0, 5000) == CONTENT, "what was written since the open is lost"
-    crowd.expect_back()
-
-
-def errno_of(driver: RawDriver, kind: int, body: bytes) -> str:
-    """How a request fails; "no error" when it does not."""
-    try:
-        driver.call(kind, body)
-    except NineError as exc:
-        return errno.errorcode.get(exc.errno, str(exc.errno))
-    return "no error"
+def test_a_file_is_emptied_once_only(few_files: FewFiles) -> None:
+    """A file opened with P9_DOTL_TRUNC is truncated once: not when QEMU, which has closed it, opens it
+    again."""
+    few_files.open_tested(os.O_RDWR | os.O_TRUNC)
+    few_files.driver.write(TESTED, 0, CONTENT)
+    few_files.open_others()
+    assert few_files.driver.read(TESTED, 0, 5000) == CONTENT, "what was written since the open is lost"
+    few_files.expect_all_closed()
 
 
 # Requests that are interrupted.
@@ -668,13 +685,14 @@ def errno_of(driver: RawDriver, kind: int, body: bytes) -> str:
 def test_a_flushed_request_has_its_own_answer_or_none(
     raw_guest: RawGuest, share: Share, hold: Hold, kind: str
 ) -> None:
-    """Never an error of being flushed: the guest would take it for the result."""
+    """A flushed request is answered with its own result or not at all, and never with an error of the
+    flush: the guest would take that for the result."""
     (share.path / "file").write_bytes(b"half")
     driver = raw_guest.plug(share)
     driver.version()
     driver.attach(0)
     driver.walk(0, 1, "file")
-    driver.call(T.LOPEN, struct.pack("<II", 1, os.O_RDWR))
+    driver.call(T.LOPEN, p9.open_(1, os.O_RDWR))
     message = {"read": p9.read(1, 0, 100), "write": p9.write(1, 0, b"new" * 30)}[kind]
     with hold.requests(share) as held:
         request = driver.send({"read": T.READ, "write": T.WRITE}[kind], message)
@@ -687,13 +705,15 @@ def test_a_flushed_request_has_its_own_answer_or_none(
     assert driver.read(1, 0, 100) == {"read": b"half", "write": b"new" * 30}[kind]
 
 
+#: Signals that a process gets during a request.
 SIGNALS = {"handled": ("USR1",), "stopped_and_continued": ("STOP", "CONT")}
 
 
 @pytest.mark.thorough
 @pytest.mark.any_plug
 def test_a_signal_during_a_request(guest: Guest, hotplug: Hotplug, share: Share, hold: Hold) -> None:
-    """A process that is to handle a signal, or is stopped and goes on, reads and writes each byte once."""
+    """A process that handles a signal, or is stopped and continued, during a request reads and writes
+    each byte once."""
     hotplug.plug(share)
     mount = guest.mount(share)
     program, file = Program(), File("file")
@@ -719,7 +739,7 @@ def test_a_signal_during_a_request(guest: Guest, hotplug: Hotplug, share: Share,
     file.expect_on_host(share.path / "file")
 
 
-#: Whether the guest's kernel flushes the request (6.1: a write is waited for).
+#: Whether the guest's kernel flushes the request of a killed process (Linux 6.1 waits for a write).
 KILLED = {"read": True, "write": False}
 
 
@@ -728,7 +748,8 @@ KILLED = {"read": True, "write": False}
 def test_a_process_that_is_killed_during_a_request(
     guest: Guest, hotplug: Hotplug, share: Share, hold: Hold
 ) -> None:
-    """Its request is flushed, or waited for: the process ends, its file is closed, and all is as it was."""
+    """The kernel flushes the request of a killed process, or waits for it. The process ends, QEMU closes
+    its file, the file has its content, and the share works."""
     require_counted_requests(guest.machine)
     hotplug.plug(share)
     mount = guest.mount(share)
@@ -753,7 +774,7 @@ def test_a_process_that_is_killed_during_a_request(
 
 # Folders of thousands of entries.
 
-#: Names of 1 to 255 bytes: many of the short ones, and few of the longest, fit into one answer.
+#: Names of 2 to 254 bytes: many of the short ones, and few of the longest, fit into one answer.
 NAMES = [f"s{number}{'x' * (number * 37 % 250)}" for number in range(1200)]
 
 
@@ -766,7 +787,8 @@ def fill(folder: Path) -> None:
 @pytest.mark.thorough
 @pytest.mark.any_plug
 def test_a_folder_of_thousands_of_names(guest: Guest, hotplug: Hotplug, share: Share) -> None:
-    """Each name is there once, whatever the sizes of requests and calls, and while others come and go."""
+    """Each name is listed once, whatever the sizes of requests and calls, also while other files are made
+    and unlinked."""
     fill(share.path)
     hotplug.plug(share)
     for options, size in (("msize=8192", 600), ("", 32_768)):
@@ -792,39 +814,35 @@ def test_a_folder_of_thousands_of_names(guest: Guest, hotplug: Hotplug, share: S
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_a_folder_is_read_from_any_of_its_offsets(raw_guest: RawGuest, share: Share) -> None:
-    """From the offset of each entry come those that follow it, however few fit into an answer."""
+    """A Treaddir from the offset of any entry lists those that follow it, however few fit into the
+    answer."""
     for name in NAMES[:300]:
         (share.path / name).touch()
     driver = raw_guest.plug(share)
     driver.version()
     driver.attach(0)
     driver.walk(0, 1)
-    driver.call(T.LOPEN, struct.pack("<II", 1, O_DIRECTORY))
+    driver.call(T.LOPEN, p9.open_(1, O_DIRECTORY))
     entries = every_entry(driver, 8000)
     assert sorted(name for name, _ in entries) == sorted([*NAMES[:300], ".", ".."])
     assert every_entry(driver, 300) == entries, "small answers give other entries than large ones"
     for at in random.Random(7).sample(range(len(entries) - 1), 60):
-        following = entries_of(driver, entries[at][1], 300)
+        following = entries_from(driver, entries[at][1], 300)
         assert following, f"nothing comes after entry {at} of {len(entries)}"
         assert following == entries[at + 1 : at + 1 + len(following)], f"others come after entry {at}"
-    assert entries_of(driver, entries[-1][1], 300) == [], "something comes after the last entry"
+    assert entries_from(driver, entries[-1][1], 300) == [], "something comes after the last entry"
 
 
 def every_entry(driver: RawDriver, count: int) -> list[tuple[str, int]]:
-    """Name and offset of each entry, by requests of ``count`` bytes."""
+    """The name and offset of each entry, read with requests of ``count`` bytes."""
     found: list[tuple[str, int]] = []
-    while more := entries_of(driver, found[-1][1] if found else 0, count):
+    while more := entries_from(driver, found[-1][1] if found else 0, count):
         found += more
     return found
 
 
-def entries_of(driver: RawDriver, offset: int, count: int) -> list[tuple[str, int]]:
-    """What one Treaddir from ``offset`` gives (``qid[13] offset[8] type[1] name[s]``)."""
-    body = driver.call(T.READDIR, p9.read(1, offset, count))[4:]
-    assert len(body) <= count, "the answer is longer than it may be"
-    found = []
-    while body:
-        following, _, length = struct.unpack_from("<QBH", body, 13)
-        found.append((body[24 : 24 + length].decode(), following))
-        body = body[24 + length :]
-    return found
+def entries_from(driver: RawDriver, offset: int, count: int) -> list[tuple[str, int]]:
+    """The name and offset of each entry in the answer to one Treaddir from ``offset``."""
+    listing = driver.call(T.READDIR, p9.read(1, offset, count))[4:]
+    assert len(listing) <= count, "the answer is longer than it may be"
+    return p9.entries(listing)

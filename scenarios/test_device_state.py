@@ -1,6 +1,6 @@
-"""Migrates when unmounted: what a device consists of travels, register by register; nothing wrong is loaded.
+"""Migrates when unmounted: registers, rings and interrupts arrive as they were; a damaged stream is refused.
 
-The devices are driven by hand, on machines that are never started; one scenario looks from inside a guest.
+A raw client drives the devices, on machines that are never started. The last scenario has a real guest.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from harness.qemu.spec import Share
 
 
 def use(driver: RawDriver) -> None:
-    """A session from its beginning to its end: nothing is mounted before or after."""
+    """Start a session, use it and clunk everything: nothing is attached before or after."""
     driver.version()
     driver.attach(1)
     driver.walk(1, 2)
@@ -36,7 +36,8 @@ def use(driver: RawDriver) -> None:
 @pytest.mark.pin_machine("pc")
 @pytest.mark.parametrize("times", [0, 1, 30])
 def test_each_register_arrives(raw_guest: RawGuest, share: Share, times: int) -> None:
-    """Unused, used a little, and used until the ring has begun anew (it has 128 entries)."""
+    """The registers arrive unchanged: of an unused device, and after so many requests that the ring's 128
+    entries have wrapped around."""
     driver = raw_guest.plug(share)
     for _ in range(times):
         use(driver)
@@ -53,7 +54,7 @@ def test_each_register_arrives(raw_guest: RawGuest, share: Share, times: int) ->
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_the_rings_go_on_from_where_they_were(raw_guest: RawGuest, share: Share) -> None:
-    """Over several machines, in each of which the ring is used further."""
+    """Over several migrations in a row the ring continues at the index that it had."""
     driver = raw_guest.plug(share)
     for count in (1, 20, 30):
         for _ in range(count):
@@ -68,7 +69,7 @@ def test_the_rings_go_on_from_where_they_were(raw_guest: RawGuest, share: Share)
 @pytest.mark.pin_machine("pc")
 @pytest.mark.parametrize("taken", [True, False])
 def test_an_interrupt_that_nobody_has_taken_arrives(raw_guest: RawGuest, share: Share, taken: bool) -> None:
-    """The device's ISR is what it was: a driver that has not looked yet finds the interrupt, once."""
+    """The ISR arrives as it was: a driver that has not read it yet finds the interrupt, once."""
     driver = raw_guest.plug(share)
     use(driver)
     if taken:
@@ -80,8 +81,8 @@ def test_an_interrupt_that_nobody_has_taken_arrives(raw_guest: RawGuest, share: 
     assert driver.acknowledge()
 
 
-def expect_silent(driver: RawDriver) -> None:
-    """A device that is broken answers nothing: QEMU has been round, and the ring is as it was."""
+def expect_broken(driver: RawDriver) -> None:
+    """The device is broken: it does not answer a request."""
     answered = driver.answered()
     request = driver.send(T.VERSION, p9.version(MSIZE))
     with pytest.raises(WaitTimeout):
@@ -92,13 +93,13 @@ def expect_silent(driver: RawDriver) -> None:
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_a_broken_device_stays_broken(raw_guest: RawGuest, share: Share) -> None:
-    """A guest that talked nonsense does not get its device back by a migration, and does by a reset."""
+    """A device that QEMU marked broken stays broken in a migration; only a reset makes it work again."""
     driver = raw_guest.plug(share)
     use(driver)
     driver.break_device()
-    expect_silent(driver)
+    expect_broken(driver)
     raw_guest, (driver,) = migrate_raw(raw_guest, driver)
-    expect_silent(driver)
+    expect_broken(driver)
     driver = raw_guest.driver(share)
     use(driver)
     raw_guest.eject(share)
@@ -107,7 +108,7 @@ def test_a_broken_device_stays_broken(raw_guest: RawGuest, share: Share) -> None
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_several_devices_arrive_each_as_it_was(raw_guest: RawGuest, shares: tuple[Share, ...]) -> None:
-    """Four, of which each was used another number of times; one goes before, and one after."""
+    """Four devices with different numbers of requests; one is ejected before the migration, one after it."""
     drivers = [raw_guest.plug(share) for share in shares]
     for times, driver in enumerate(drivers):
         for _ in range(times):
@@ -126,9 +127,10 @@ def test_several_devices_arrive_each_as_it_was(raw_guest: RawGuest, shares: tupl
 
 @dataclass(frozen=True)
 class Section:
-    """Where a device's state lies in a stream (QEMU: ``hw/virtio/virtio.c``, ``virtio_save``).
+    """Where a device's state is in a stream, in bytes (QEMU: ``hw/virtio/virtio.c``, ``virtio_save``).
 
-    :ivar config: the offset of the device's own configuration, which the mount tag is in.
+    :ivar config: the offset of the device's configuration, which has the mount tag.
+    :ivar length: the length of that configuration.
     """
 
     config: int
@@ -136,20 +138,20 @@ class Section:
 
     @classmethod
     def find(cls, stream: bytes, share: Share) -> Section:
-        """By the mount tag, as the device has it: how long it is, and the text."""
+        """Find it by the mount tag, which is its length (16 bits) and its text."""
         tag = struct.pack("<H", len(share.mount_tag)) + share.mount_tag.encode()
         begin = stream.index(b"/virtio-9p")
         return cls(stream.index(struct.pack(">I", len(tag)) + tag, begin) + 4, len(tag))
 
     @property
     def after(self) -> int:
-        """The offset of the number of virtqueues; each of them follows."""
+        """The offset of the number of virtqueues, which the virtqueues follow."""
         return self.config + self.length
 
 
-#: A change of a stream: which bytes of it, given its section, become which.
+#: A damage to a stream: the offset, and the bytes that are written there.
 Damage = Callable[[Section], tuple[int, bytes]]
-#: What nobody loads. The right length of what follows would be no excuse: each is wrong in itself.
+#: Damages that QEMU has to refuse.
 DAMAGES: dict[str, Damage] = {
     "queue_selector": lambda section: (section.config - 10, struct.pack(">H", 0xFFFF)),
     "one_queue_too_far": lambda section: (section.config - 10, struct.pack(">H", 1024)),
@@ -157,7 +159,7 @@ DAMAGES: dict[str, Damage] = {
     "negative_queues": lambda section: (section.after, struct.pack(">I", 0xFFFFFFFF)),
     "more_queues_than_a_device_has": lambda section: (section.after, struct.pack(">I", 1025)),
     "long_config": lambda section: (section.config - 4, struct.pack(">I", 0x20000)),
-    # With what they announce, so that whoever believes them writes all of it.
+    # These also have as many bytes as they announce: a QEMU that does not check would load all of them.
     "queues_that_are_there": lambda section: (section.after, struct.pack(">I", 1 << 16) + bytes(16 << 16)),
     "config_that_is_there": lambda section: (
         section.config - 4,
@@ -172,7 +174,7 @@ DAMAGES: dict[str, Damage] = {
 
 @pytest.fixture
 def stream(raw_guest: RawGuest, share: Share) -> bytes:
-    """Of a device that was used once, and whose mount tag was read."""
+    """The stream of a machine with one device, which was used once."""
     driver = raw_guest.plug(share)
     assert driver.tag() == share.mount_tag
     use(driver)
@@ -182,7 +184,7 @@ def stream(raw_guest: RawGuest, share: Share) -> bytes:
 
 
 def write(raw_guest: RawGuest, name: str, content: bytes) -> Path:
-    """A file of that content."""
+    """Write a file into the machine's folder; its path."""
     path = raw_guest.machine.folder / name
     path.write_bytes(content)
     return path
@@ -191,12 +193,12 @@ def write(raw_guest: RawGuest, name: str, content: bytes) -> Path:
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_damaged_streams(raw_guest: RawGuest, share: Share, stream: bytes) -> None:
-    """None is loaded: QEMU ends, whatever the damage would have written where; the whole one is."""
+    """QEMU loads no damaged stream: it exits with an error instead. The undamaged stream is loaded."""
     section = Section.find(stream, share)
     loaded = {}
     for name, damage in DAMAGES.items():
         at, value = damage(section)
-        assert stream[at : at + len(value)] != value, f"{name}: this is what is there"
+        assert stream[at : at + len(value)] != value, f"{name}: the stream has these bytes already"
         path = write(raw_guest, name, stream[:at] + value + stream[at + len(value) :])
         try:
             expect_load_fails(raw_guest, path)
@@ -209,7 +211,8 @@ def test_damaged_streams(raw_guest: RawGuest, share: Share, stream: bytes) -> No
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_streams_that_end_too_early(raw_guest: RawGuest, share: Share, stream: bytes) -> None:
-    """At the beginning, in the memory, in the device's section, and right after it: they are not loaded."""
+    """QEMU does not load a stream that ends early: at its beginning, in the guest's memory, in the device's
+    section or just after it."""
     section = Section.find(stream, share)
     for length in (0, 100, section.config - 400, section.config + 2, section.after + 10):
         expect_load_fails(raw_guest, write(raw_guest, f"{length}-bytes", stream[:length]))
@@ -219,7 +222,7 @@ def test_streams_that_end_too_early(raw_guest: RawGuest, share: Share, stream: b
 def test_the_guest_finds_the_device_as_it_was(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share
 ) -> None:
-    """Virtio's modern registers and PCI's configuration, as a guest reads them, before and after."""
+    """The guest reads the same virtio registers and PCI configuration before and after a migration."""
     hotplug.plug(share)
     guest.mount(share).unmount()
     before = registers(guest, share)

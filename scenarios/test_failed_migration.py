@@ -1,6 +1,6 @@
-"""Migrates when unmounted: a migration that does not arrive costs nothing; the second try does.
+"""Migrates when unmounted: after a migration that failed or was cancelled, the next one succeeds.
 
-The guest goes on in its source; its share is what it was, with everything that can be done to it.
+In between the guest goes on in the source, and its share works as before.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def test_the_source_goes_on_and_the_second_try_works(
     shares: tuple[Share, ...],
     failure: str,
 ) -> None:
-    """The share mounts, works, blocks, saves, goes and comes again in the source, and arrives afterwards."""
+    """After a failed migration the share can be mounted, blocks, is saved, unplugged and plugged again in
+    the source; then it migrates."""
     require(migration, failure)
     share, other = shares[:2]
     hotplug.plug(share)
@@ -65,7 +66,7 @@ def test_the_source_goes_on_and_the_second_try_works(
 
 
 def use(guest: Guest, migration: Migration, share: Share, name: str) -> str:
-    """Mount, write, be in the way of a migration, let go; returns the checksum of what was written."""
+    """Mount the share, write a file, check the blocker, unmount; returns the file's checksum."""
     mount = guest.mount(share)
     written = mount.write(name, size_kib=64)
     mount.expect_intact(name, written)
@@ -79,7 +80,8 @@ def use(guest: Guest, migration: Migration, share: Share, name: str) -> str:
 def test_one_failure_after_another(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share
 ) -> None:
-    """All of them, in one source: no state of one is left for the next, nor for the one that works."""
+    """Every kind of failure in turn, in one source; each time the share works, and at the end it
+    migrates."""
     for failure in FAILURES:
         require(migration, failure)
     hotplug.plug(share)
@@ -97,7 +99,8 @@ def test_one_failure_after_another(
 def test_a_stopped_guest_arrives_stopped(
     guest: Guest, hotplug: Hotplug, migration: Migration, run_state: RunState, share: Share, testbed: Testbed
 ) -> None:
-    """Whether it was stopped before or after a try that failed: it does not run before it is told to."""
+    """A guest that was stopped before a failed migration stays stopped, also on the destination, until
+    cont."""
     hotplug.plug(share)
     use(guest, migration, share, "before")
     run_state.stop()
@@ -114,7 +117,8 @@ def test_a_stopped_guest_arrives_stopped(
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_a_stopped_machine_migrates_at_the_second_try(raw_guest: RawGuest, share: Share) -> None:
-    """The first is cancelled when only the devices' state is left; nothing has run before or in between."""
+    """A machine that never ran: its first migration is cancelled before the switchover, the second
+    completes."""
     require_pause(raw_guest)
     driver = raw_guest.plug(share)
     driver.version()

@@ -1,4 +1,8 @@
-"""No leak: after an unplug, and after a plug that failed, QEMU holds nothing of the device."""
+"""No leak: after an unplug, and after a plug that failed, QEMU holds nothing of the device.
+
+Each scenario is a cycle that a leak hunt repeats (:class:`LeakHunt`): threads, fds, heap, memory regions,
+QOM objects and blockers must not grow from cycle to cycle.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.actions.bad_plugs import bad_plugs
+from harness.actions.bad_plugs import bad_plugs, unrealizable
 from harness.actions.hotplug import Hotplug, plug_refusals, unplug_without_guest
 from harness.actions.migration import expect_blocked_by, under_way
 from harness.errors import QemuError, Unsupported
@@ -31,7 +35,7 @@ from harness.testbed import Testbed
 @pytest.mark.pin_variant(*DEVICE_KINDS)
 @pytest.mark.usefixtures("variant")
 def test_plug_and_unplug_without_a_guest(leak_hunt: LeakHunt, share: Share) -> None:
-    """realize and unrealize alone: on a machine that was never started, device_del is synchronous."""
+    """realize and unrealize alone. On a machine that was never started, device_del completes at once."""
 
     def cycle(machine: Machine) -> None:
         machine.device_add(share)
@@ -43,7 +47,7 @@ def test_plug_and_unplug_without_a_guest(leak_hunt: LeakHunt, share: Share) -> N
 @pytest.mark.always
 @pytest.mark.pin_machine("pc")
 def test_plug_mount_use_unmount_unplug(leak_hunt: LeakHunt, share: Share) -> None:
-    """A share's whole life in a real guest."""
+    """A real guest mounts and uses the share between plug and unplug."""
 
     def cycle(guest: Guest) -> None:
         hotplug = Hotplug(guest)
@@ -56,6 +60,7 @@ def test_plug_mount_use_unmount_unplug(leak_hunt: LeakHunt, share: Share) -> Non
     leak_hunt.repeat(cycle)
 
 
+#: The ways in which a session ends before its device is ejected.
 ENDINGS: dict[str, Callable[[RawGuest, RawDriver], None]] = {
     "clunked": lambda _, driver: driver.clunk_all(),
     "version": lambda _, driver: driver.version(),
@@ -71,7 +76,8 @@ ENDINGS: dict[str, Callable[[RawGuest, RawDriver], None]] = {
 def test_a_session_with_open_files_that_ends_in_any_way(
     leak_hunt: LeakHunt, share: Share, ending: str
 ) -> None:
-    """Folder, files, directory and extended attributes are open; then the session ends, and the device."""
+    """A session with open files, folders and extended attributes ends in each way; then the device is
+    ejected."""
     make_files(share.path, 3)
 
     def cycle(guest: RawGuest) -> None:
@@ -86,7 +92,7 @@ def test_a_session_with_open_files_that_ends_in_any_way(
         assert driver.read(3, 0, 100) == b"file0"
         driver.walk(1, 4)
         driver.open(4)
-        with contextlib.suppress(NineError):  # A file system without extended attributes says so.
+        with contextlib.suppress(NineError):  # The host's file system may have no extended attributes.
             driver.xattrwalk(3, 5)
         ENDINGS[ending](guest, driver)
         guest.eject(share)
@@ -110,7 +116,7 @@ def session(driver: RawDriver) -> None:
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_mount_and_umount_without_unplug(leak_hunt: LeakHunt, share: Share) -> None:
-    """One device, mounted again and again."""
+    """One device stays plugged and is used by one session after another."""
     make_files(share.path, 3)
 
     def cycle(guest: RawGuest) -> None:
@@ -125,7 +131,7 @@ def test_mount_and_umount_without_unplug(leak_hunt: LeakHunt, share: Share) -> N
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_heavy_use(leak_hunt: LeakHunt, share: Share) -> None:
-    """Requests of every kind, many of them, good and bad, before the device goes."""
+    """Many requests of every kind, also failing ones, before the device is ejected."""
     make_files(share.path, 16)
 
     def cycle(guest: RawGuest) -> None:
@@ -154,7 +160,8 @@ def test_heavy_use(leak_hunt: LeakHunt, share: Share) -> None:
     leak_hunt.repeat_raw(cycle)
 
 
-#: On fid 1, the export's root, and fid 2, a file that is open; each leaves the folder as it was.
+#: Requests about fid 1, the export's root, and fid 2, an open file. Together they leave the folder as it
+#: was.
 EVERY_KIND = (
     (T.FSYNC, p9.fsync(2)),
     (T.STATFS, p9.fid(1)),
@@ -182,7 +189,7 @@ EVERY_KIND = (
 
 
 def extended_attributes(driver: RawDriver) -> None:
-    """One is set, read, listed and removed; a file system that has none says so, at the end of each."""
+    """Set, read, list and remove an attribute; errors of a file system without attributes are ignored."""
     for value in (b"value", b""):
         driver.call(T.WALK, p9.walk(1, 802, "file0"))
         driver.call(T.XATTRCREATE, p9.xattrcreate(802, "user.harness", len(value)))
@@ -200,7 +207,7 @@ def extended_attributes(driver: RawDriver) -> None:
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_loadvm_over_a_mounted_share(leak_hunt: LeakHunt, share: Share) -> None:
-    """The session that loadvm ends leaves no fid, fd or blocker."""
+    """loadvm ends the session of a mounted share, and leaves no fid, fd or blocker of it."""
     make_files(share.path, 3)
 
     def cycle(guest: RawGuest) -> None:
@@ -220,7 +227,8 @@ def test_loadvm_over_a_mounted_share(leak_hunt: LeakHunt, share: Share) -> None:
             assert not guest.machine.qmp.hmp("savevm unmounted")
         assert not guest.machine.qmp.hmp("loadvm unmounted")
 
-    # loadvm by itself leaks its channel (QEMU: migration/savevm.c, qemu_fopen_bdrv).
+    # loadvm itself leaks its channel (QEMU: migration/savevm.c, qemu_fopen_bdrv); the control measures
+    # that.
     leak_hunt.repeat_raw(cycle, SAVING, control=control)
 
 
@@ -228,7 +236,8 @@ def test_loadvm_over_a_mounted_share(leak_hunt: LeakHunt, share: Share) -> None:
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_an_unmounted_device_is_saved(leak_hunt: LeakHunt, share: Share) -> None:
-    """Written out in a snapshot: nothing of it, nor of its description, is kept when it goes."""
+    """The device is saved in a snapshot before it is ejected: nothing of it or its vmstate description
+    stays."""
     make_files(share.path, 3)
 
     def control(guest: RawGuest) -> None:
@@ -239,7 +248,8 @@ def test_an_unmounted_device_is_saved(leak_hunt: LeakHunt, share: Share) -> None
         control(guest)
         guest.eject(share)
 
-    # savevm by itself leaks its channel and, in 10.0, the writer of its description.
+    # savevm itself leaks its channel and, in 10.0, the writer of the vmstate description; the control
+    # measures that.
     leak_hunt.repeat_raw(cycle, SAVING, control=control)
 
 
@@ -247,7 +257,7 @@ def test_an_unmounted_device_is_saved(leak_hunt: LeakHunt, share: Share) -> None
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_an_unmounted_device_begins_to_migrate(leak_hunt: LeakHunt, share: Share) -> None:
-    """A migration that is cancelled leaves nothing of the device behind."""
+    """A migration begins and is cancelled before the device is ejected: nothing of the device stays."""
     make_files(share.path, 3)
 
     def cycle(guest: RawGuest) -> None:
@@ -264,15 +274,13 @@ def test_an_unmounted_device_begins_to_migrate(leak_hunt: LeakHunt, share: Share
 @pytest.mark.pin_machine("q35-pcie")
 @pytest.mark.parametrize("wrong", by_default("path", of=["fsdev", "no_tag", "long_tag", "path", "busy_id"]))
 def test_a_plug_that_fails(leak_hunt: LeakHunt, shares: tuple[Share, ...], wrong: str) -> None:
-    """Every error of realize; the device that was there before stays."""
+    """device_add fails with each error of realize, beside a device that stays plugged."""
     share, other = shares[:2]
     broken = {
-        "fsdev": lambda: replace(share, device_options={"fsdev": "nowhere"}),
-        "no_tag": lambda: replace(share, mount_tag=""),
-        "long_tag": lambda: replace(share, device_options={"mount_tag": "t" * 32}),
-        "path": lambda: share,
-        "busy_id": lambda: replace(share, id=other.id, fsdev_of=share.id),
-    }[wrong]()
+        **unrealizable(share),
+        "path": share,
+        "busy_id": replace(share, id=other.id, fsdev_of=share.id),
+    }[wrong]
 
     def cycle(machine: Machine) -> None:
         if other.id not in machine.plugged:
@@ -297,7 +305,8 @@ def test_a_plug_that_fails(leak_hunt: LeakHunt, shares: tuple[Share, ...], wrong
 def test_a_plug_that_fails_late(
     leak_hunt: LeakHunt, shares: tuple[Share, ...], testbed: Testbed, wrong: str
 ) -> None:
-    """The PCI bus or the virtio bus refuses the device: before its realize, after it, or in its midst."""
+    """device_add fails late: the PCI bus or the virtio bus refuses the device before, in or after
+    realize."""
     share, other = shares[:2]
     refused = bad_plugs(testbed.cell.qemu, testbed.cell.machine_type, testbed.folder, share, other)
     if wrong not in refused:
@@ -313,7 +322,7 @@ def test_a_plug_that_fails_late(
 
 @contextlib.contextmanager
 def without(path: Path) -> Iterator[None]:
-    """The folder is away for a while."""
+    """Rename the folder for the duration of the block."""
     away = path.rename(path.with_suffix(".away"))
     try:
         yield

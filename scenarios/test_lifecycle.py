@@ -1,4 +1,8 @@
-"""A share's whole life in one guest: plugged, mounted, used, unmounted, unplugged."""
+"""Lifecycle: a share is plugged, mounted, used, unmounted and unplugged in one guest, and plugged again.
+
+Also in unusual circumstances: while the guest boots, in every slot at once, with other device properties,
+over the serial console, and with a file system on the host that fails.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +34,10 @@ from harness.testbed import Testbed
 @pytest.mark.always
 @pytest.mark.thorough("q35-pcie")
 def test_plug_mount_use_unmount_unplug(guest: Guest, hotplug: Hotplug, share: Share) -> None:
-    """Bytes written on either side are read on the other, and the device goes when it is free.
+    """The guest reads what the host wrote and the host what the guest wrote; then the device is unplugged.
 
-    Little by little, and in requests as large as there can be: of the kernel's own ``msize`` (128 KiB), and
-    of the largest that virtio's ring takes (500 KiB; kernel: ``net/9p/trans_virtio.c``, ``maxsize``).
+    Files are transferred in small requests, in requests of the kernel's default ``msize`` (128 KiB), and in
+    the largest that the virtqueue takes (500 KiB; kernel: ``net/9p/trans_virtio.c``, ``maxsize``).
     """
     (share.path / "from-host").write_bytes(random.Random(0).randbytes(_LARGE_KIB * 1024 + 1))
     sent = host_sha256(share.path / "from-host")
@@ -49,12 +53,12 @@ def test_plug_mount_use_unmount_unplug(guest: Guest, hotplug: Hotplug, share: Sh
     hotplug.unplug(share)
 
 
-#: More than two requests of any msize.
+#: KiB in a file: more than two requests of any msize.
 _LARGE_KIB = 1024
 
 
 def expect_large_requests(mount: Mount, sent: str) -> None:
-    """What is read, and written, with one system call arrives, however far into the file."""
+    """Read and write a file with system calls that are larger than a request; all bytes arrive."""
     mount.expect_intact("from-host", sent, block_kib=2 * _LARGE_KIB)
     written = mount.write("large", size_kib=_LARGE_KIB, block_kib=_LARGE_KIB)
     mount.expect_intact("large", written, block_kib=_LARGE_KIB)
@@ -63,7 +67,7 @@ def expect_large_requests(mount: Mount, sent: str) -> None:
 @pytest.mark.always
 @pytest.mark.thorough("q35-pcie")
 def test_a_share_can_be_plugged_again(guest: Guest, hotplug: Hotplug, share: Share) -> None:
-    """The same id, tag and place serve a second time, and the files are still there."""
+    """The same id, mount tag and slot can be used again after an unplug, and the files are still there."""
     hotplug.plug(share)
     mount = guest.mount(share)
     written = mount.write("kept", size_kib=64)
@@ -80,8 +84,9 @@ def test_a_share_can_be_plugged_again(guest: Guest, hotplug: Hotplug, share: Sha
 @pytest.mark.thorough
 @pytest.mark.cold
 def test_plugs_while_the_guest_boots(testbed: Testbed) -> None:
-    """At any time between power-on and the first process: the device stays, and is found at the latest when
-    the guest looks for new devices. One that was there before is unplugged like any other."""
+    """Devices are plugged at three moments between power-on and the first process. The guest finds each
+    of them, at the latest in a PCI rescan. They, and the device of the command line, can be used and
+    unplugged."""
     cold, *others = testbed.shares
     guest = testbed.begin_boot(testbed.spec(plugged=frozenset([cold.id])))
     machine = guest.machine
@@ -96,14 +101,16 @@ def test_plugs_while_the_guest_boots(testbed: Testbed) -> None:
 
 
 def wait_printed(machine: Machine, line: str) -> None:
-    """Wait until the guest's kernel has printed it."""
+    """Wait until the guest's kernel has printed ``line``."""
     machine.wait_until(
-        lambda: machine.kernel_log.contains(line), what=f"the kernel's {line!r}", timeout_s=BOOT_TIMEOUT_S
+        lambda: machine.kernel_log.contains(line),
+        what=f"the kernel to print {line!r}",
+        timeout_s=BOOT_TIMEOUT_S,
     )
 
 
 def use_and_unplug(guest: Guest, hotplug: Hotplug, *shares: Share) -> None:
-    """Each is mounted and used; then all are unplugged, without waiting for one another."""
+    """Mount and use each share, then unplug all of them without waiting in between."""
     for share in shares:
         mount = guest.mount(share)
         mount.expect_usable()
@@ -113,7 +120,7 @@ def use_and_unplug(guest: Guest, hotplug: Hotplug, *shares: Share) -> None:
 
 
 def wait_listed(guest: Guest, *shares: Share) -> None:
-    """Wait until the guest has the tags of all of these, and no other."""
+    """Wait until the guest lists the mount tags of these shares, and no others."""
     wanted = sorted(share.mount_tag for share in shares)
     guest.machine.wait_until(
         lambda: sorted(guest.mount_tags(more_than=len(shares) - 1)) == wanted,
@@ -124,8 +131,8 @@ def wait_listed(guest: Guest, *shares: Share) -> None:
 
 @pytest.mark.thorough
 def test_every_place_at_once(guest: Guest, hotplug: Hotplug, testbed: Testbed) -> None:
-    """All are plugged, and later unplugged, without waiting for one another; and plugged again at once, or
-    some seconds later: the guest is still busy with the unplug then (native PCIe)."""
+    """All slots are plugged at the same time, and unplugged at the same time. They are plugged again at
+    once, or up to two seconds later, when a guest with native PCIe hotplug still handles the unplug."""
     machine = guest.machine
     for share in testbed.shares:
         machine.device_add(share)
@@ -142,12 +149,12 @@ def test_every_place_at_once(guest: Guest, hotplug: Hotplug, testbed: Testbed) -
 @pytest.mark.thorough
 @pytest.mark.any_plug
 def test_an_unplug_right_after_the_plug(guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]) -> None:
-    """The guest may not have seen the device yet: it goes all the same, at the latest when it is asked again,
-    and the place can be used again."""
+    """device_del comes before the guest has seen the device. The device is unplugged, at the latest after a
+    further device_del, and its slot can be used again."""
     machine = guest.machine
     for share in shares:
         machine.device_add(share)
-        insist(hotplug, share)
+        unplug_with_repeats(hotplug, share)
     for share in shares:
         machine.device_add(share)
     wait_listed(guest, *shares)
@@ -155,18 +162,18 @@ def test_an_unplug_right_after_the_plug(guest: Guest, hotplug: Hotplug, shares: 
         guest.mount(share).expect_usable()
 
 
-def insist(hotplug: Hotplug, share: Share) -> None:
-    """``device_del`` until the device goes: a guest that is busy with the plug does not listen."""
+def unplug_with_repeats(hotplug: Hotplug, share: Share) -> None:
+    """Repeat ``device_del`` until the device is gone: a guest that still handles the plug ignores it."""
     machine = hotplug.guest.machine
     with Deletion(machine, share.id) as deletion:
 
-        def goes() -> bool:
-            asked = hotplug.request_unplug(share)
-            asked.expect_granted_or_under_way(f"Device '{share.id}' not found")
+        def gone() -> bool:
+            unplug = hotplug.request_unplug(share)
+            unplug.expect_granted_or_under_way(f"Device '{share.id}' not found")
             return deletion.reported
 
         machine.wait_until(
-            goes, what=f"{share.id} to go", timeout_s=UNPLUG_TIMEOUT_S, interval_s=0.5, watch=machine.watch
+            gone, what=f"{share.id} to go", timeout_s=UNPLUG_TIMEOUT_S, interval_s=0.5, watch=machine.watch
         )
         deletion.confirm()
     expect_gone_in_guest(hotplug.guest, share)
@@ -174,8 +181,8 @@ def insist(hotplug: Hotplug, share: Share) -> None:
 
 @pytest.mark.thorough
 def test_two_functions_of_one_slot(guest: Guest, hotplug: Hotplug, testbed: Testbed) -> None:
-    """The guest sees neither before function 0 comes, which is the last; then both. A function that it has
-    not seen can be taken back. An unplug of one takes the whole slot."""
+    """The guest sees the functions of a slot only once function 0 is plugged, which has to be the last. A
+    function that it has not seen can be unplugged. An unplug of one function unplugs the whole slot."""
     first, second = testbed.shares[:2]
     place = first.device(testbed.cell.machine_type)
     function = {"bus": place["bus"], "multifunction": True}
@@ -192,9 +199,9 @@ def test_two_functions_of_one_slot(guest: Guest, hotplug: Hotplug, testbed: Test
         mount = guest.mount(share)
         mount.expect_usable()
         mount.unmount()
-    with Deletion(machine, one.id) as with_it:
+    with Deletion(machine, one.id) as deletion:
         hotplug.unplug(zero)
-        with_it.wait(timeout_s=UNPLUG_TIMEOUT_S)
+        deletion.wait(timeout_s=UNPLUG_TIMEOUT_S)
     hotplug.plug(first)
     guest.mount(first).expect_usable()
 
@@ -204,7 +211,8 @@ def test_two_functions_of_one_slot(guest: Guest, hotplug: Hotplug, testbed: Test
 def test_a_device_with_other_properties(
     guest: Guest, hotplug: Hotplug, share: Share, testbed: Testbed
 ) -> None:
-    """However it notifies, interrupts and lays out its rings: it is plugged, used and unplugged."""
+    """Devices with other properties for notification, interrupts and ring layout are plugged, used and
+    unplugged."""
     known = properties(testbed.cell.qemu, share.driver)
     rom = testbed.folder / "rom"
     rom.write_bytes(b"\x55\xaa".ljust(2048, b"\0"))
@@ -212,7 +220,7 @@ def test_a_device_with_other_properties(
     for options in (with_rom, *PROPERTIES):
         if not known.issuperset(options):
             continue
-        with named(options):
+        with noting(options):
             hotplug.plug(replace(share, device_options=options))
             mount = guest.mount(share)
             mount.expect_intact("file", mount.write("file", size_kib=64))
@@ -220,7 +228,7 @@ def test_a_device_with_other_properties(
             hotplug.unplug(share)
 
 
-#: Of virtio-9p-pci, virtio-pci and PCI devices (QEMU: ``-device virtio-9p-pci,help``).
+#: Sets of properties of virtio-9p-pci (QEMU: ``-device virtio-9p-pci,help``).
 PROPERTIES: tuple[dict[str, Value], ...] = (
     {"ioeventfd": False, "event_idx": False},
     {"disable-modern": True, "disable-legacy": "off"},
@@ -236,8 +244,8 @@ PROPERTIES: tuple[dict[str, Value], ...] = (
 
 
 @contextmanager
-def named(options: object) -> Iterator[None]:
-    """What fails says with which options."""
+def noting(options: object) -> Iterator[None]:
+    """Add the options to an error of the block, as a note."""
     try:
         yield
     except BaseException as exc:
@@ -247,7 +255,7 @@ def named(options: object) -> Iterator[None]:
 
 @pytest.mark.any_plug
 def test_a_share_is_used_over_the_serial_console(guest: Guest, hotplug: Hotplug, share: Share) -> None:
-    """The same life without a network: every command goes through the console."""
+    """A share is plugged, mounted, used and unplugged over the serial console, without a network."""
     guest.use("console")
     hotplug.plug(share)
     mount = guest.mount(share)
@@ -261,7 +269,8 @@ def test_a_share_is_used_over_the_serial_console(guest: Guest, hotplug: Hotplug,
 def test_the_whole_life_of_any_kind_of_share(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, variant: Variant
 ) -> None:
-    """Every guarantee in one life: blocked while mounted, busy until unmounted, alive where it arrives."""
+    """A share of any kind blocks migration while mounted, is not unplugged until it is unmounted, and works
+    after a migration."""
     hotplug.plug(share)
     mount = guest.mount(share, options=variant.mount_options)
     use(mount, variant, "before")
@@ -280,12 +289,13 @@ def test_the_whole_life_of_any_kind_of_share(
     hotplug.unplug(share)
 
 
-#: What a share that cannot be written to says, by its driver (QEMU: ``hw/9pfs/9p-synth.c``, ``synth_open2``).
+#: The errno of a write to a share that cannot be written to, by fsdriver (QEMU: ``hw/9pfs/9p-synth.c``,
+#: ``synth_open2``).
 _CANNOT_BE_WRITTEN = {"local": errno.EROFS, "synth": errno.ENOSYS}
 
 
 def use(mount: Mount, variant: Variant, name: str) -> None:
-    """Read what the host wrote, and write where that is allowed."""
+    """Read a file that the host wrote, and write one; the write has to fail where the share is read-only."""
     mount.guest.succeed(f"ls {mount.mountpoint}/")
     if variant.files:
         (mount.share.path / f"host-{name}").write_bytes(name.encode() * 4096)
@@ -293,15 +303,16 @@ def use(mount: Mount, variant: Variant, name: str) -> None:
     if variant.writable:
         mount.expect_intact(name, mount.write(name, size_kib=64))
     else:
-        said = mount.guest.fail(f"touch {mount.mountpoint}/refused").stderr
-        assert os.strerror(_CANNOT_BE_WRITTEN[mount.share.fsdriver]) in said, said
+        stderr = mount.guest.fail(f"touch {mount.mountpoint}/refused").stderr
+        assert os.strerror(_CANNOT_BE_WRITTEN[mount.share.fsdriver]) in stderr, stderr
 
 
 @pytest.mark.any_plug
 def test_an_export_that_transfers_less_than_asked(
     guest: Guest, hotplug: Hotplug, share: Share, hold: Hold
 ) -> None:
-    """A short count is no error and no end: QEMU goes on with the rest, and every byte arrives."""
+    """The host transfers half of each read and write: QEMU transfers the rest as well, and every byte
+    arrives."""
     hotplug.plug(share)
     mount = guest.mount(share)
     with hold.halving(share) as rule:
@@ -314,6 +325,8 @@ def test_an_export_that_transfers_less_than_asked(
     hotplug.unplug(share)
 
 
+#: The errno that the host's file system gives, for which system calls, and the guest's command that gets
+#: it.
 FAILURES = {
     "read_eio": (errno.EIO, DATA, "cat file"),
     "write_enospc": (errno.ENOSPC, DATA, "echo content > new"),
@@ -327,14 +340,15 @@ FAILURES = {
 def test_an_export_whose_file_system_fails(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, hold: Hold, failure: str
 ) -> None:
-    """The guest gets the error, and nothing else changes: the share works, blocks, and can be unplugged."""
+    """The guest gets the errno of the host's file system. Afterwards the share works, blocks migration
+    and can be unplugged."""
     number, calls, command = FAILURES[failure]
     (share.path / "file").write_text("content")
     hotplug.plug(share)
     mount = guest.mount(share)
     with hold.failing(share, number, *calls) as rule:
-        said = guest.fail(f"cd {mount.mountpoint} && {command}").stderr
-        assert os.strerror(number) in said, "the guest got another error"
+        stderr = guest.fail(f"cd {mount.mountpoint} && {command}").stderr
+        assert os.strerror(number) in stderr, "the guest got another error"
         assert rule.hits, "the command failed for another reason"
     migration.expect_blocked_by(share)
     mount.expect_intact("later", mount.write("later", size_kib=64))

@@ -1,10 +1,12 @@
-"""Plain use: what a file is beside its content. Types, owners, modes, times, links, attributes, names, sizes.
+"""Plain use: types, owners, modes, times, links, attributes and names of files are as in any file system.
 
-Most scenarios are tables of shell commands and what each of them prints; an errno's name stands for a
-command that fails with it. A share's security model says what of a file is on the host (``man 1
-qemu-system-x86_64``, ``-fsdev local``): with ``none`` and ``passthrough`` all that the guest made of it; with
-the mapped models it is a plain file of QEMU's user there, and the rest is in extended attributes, or in a
-file in ``.virtfs_metadata``.
+Most scenarios are tables of shell commands and the output that each must have. An errno's name in place of
+the output means that the command must fail with it.
+
+The security model of a share defines how the guest's files are kept on the host (``man 1
+qemu-system-x86_64``, ``-fsdev local``). With ``none`` and ``passthrough`` they are there as the guest made
+them. With the mapped models they are plain files of QEMU's user; owner, mode and type are in extended
+attributes (``mapped-xattr``) or in a file in ``.virtfs_metadata`` (``mapped-file``).
 """
 
 from __future__ import annotations
@@ -29,18 +31,19 @@ from harness.holds.hold import SETXATTR, Hold
 from harness.ninep import messages as p9
 from harness.ninep.client import NineError, RawDriver, RawGuest
 from harness.ninep.messages import T
+from harness.ninep.session import start_session
 from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
 from harness.testbed import Testbed
 
-#: The first two show the guest's files as they are on the host.
+#: With the first two the guest's files have their type, owner and mode on the host as well.
 MODELS = ("none", "passthrough", "mapped-xattr", "mapped-file")
 MAPPED = MODELS[2:]
 _METADATA = (".virtfs_metadata", ".virtfs_metadata_root")
 
 
 def _id(model: str) -> str:
-    """Of a test: a dash separates its parameters."""
+    """The model as a parameter id, in which a dash would separate two parameters."""
     return model.replace("-", "_")
 
 
@@ -54,12 +57,15 @@ def shares(testbed: Testbed) -> tuple[Share, ...]:
 
 @pytest.fixture
 def modelled(shares: tuple[Share, ...], model: str) -> Share:
-    """The export of the test's security model."""
+    """The export with the test's security model."""
     return _of(shares, model)
 
 
 def _of(shares: tuple[Share, ...], model: str) -> Share:
-    """:raises Unsupported: when this host cannot have a share of that kind."""
+    """The export with that security model.
+
+    :raises Unsupported: when this host cannot have such an export.
+    """
     share = shares[MODELS.index(model)]
     if model not in MAPPED:
         _require_owners()
@@ -69,7 +75,7 @@ def _of(shares: tuple[Share, ...], model: str) -> Share:
 
 
 def _require_owners() -> None:
-    """The guest's files get the guest's owners on the host, and are devices there."""
+    """Require root: QEMU has to call chown and mknod on the host for the guest's files."""
     if os.geteuid() != 0:
         raise Unsupported("security_model=none, passthrough: chown and mknod need a QEMU that runs as root")
 
@@ -83,14 +89,14 @@ def _require_xattrs(folder: Path) -> None:
 
 
 def mounted(guest: Guest, hotplug: Hotplug, share: Share, options: str = "") -> Mount:
-    """A share, plugged and mounted, in a guest that has the program for what no shell command does."""
+    """Plug and mount a share, and install the guest's program for calls that no shell command makes."""
     calls(guest)
     hotplug.plug(share)
     return guest.mount(share, options=options)
 
 
 def on_host(share: Share) -> dict[str, os.stat_result]:
-    """What the guest has made, as the host sees it, by relative path."""
+    """The status of each file that the guest has made, as the host sees it, by relative path."""
     found = sorted(share.path.rglob("*"))
     names = {str(path.relative_to(share.path)): path for path in found}
     return {name: path.lstat() for name, path in names.items() if not set(path.parts) & set(_METADATA)}
@@ -119,7 +125,8 @@ SPECIAL_REMOVED: tuple[Row, ...] = (
     ("rm d/linked d/c d/b d/sock d/sock2 top && ls -A d", ""),
     ("rmdir d && ls -A", ""),
 )
-#: The types that Treaddir tells: the host's are the guest's, or not told (``include/linux/fs_types.h``).
+#: The types in a Treaddir (kernel: ``include/linux/fs_types.h``): those of the host's files, or 0 (unknown)
+#: in a mapped share.
 TYPES = {
     "real": "b:6 c:2 linked:1 moved:1 sock:12 sock2:12",
     "mapped": "b:0 c:0 linked:0 moved:0 sock:0 sock2:0",
@@ -129,7 +136,7 @@ TYPES = {
 @pytest.mark.any_plug
 @pytest.mark.parametrize("model", by_default("none", "mapped-xattr", of=MODELS), ids=_id)
 def test_special_files(guest: Guest, hotplug: Hotplug, modelled: Share, model: str) -> None:
-    """FIFOs, sockets and device nodes: made, looked at, used, changed, renamed, linked, removed."""
+    """FIFOs, sockets and device nodes can be made, listed, used, changed, renamed, linked and removed."""
     mount = mounted(guest, hotplug, modelled)
     kind = "mapped" if model in MAPPED else "real"
     expect_printed(guest, mount.mountpoint, [*SPECIAL, ("calls types d", TYPES[kind])])
@@ -146,7 +153,10 @@ def test_special_files(guest: Guest, hotplug: Hotplug, modelled: Share, model: s
 
 
 def expect_plain(seen: Mapping[str, os.stat_result]) -> None:
-    """Mapped: the host has plain files and folders of QEMU's user, that nobody else may use."""
+    """The host has only plain files and folders of QEMU's user, and no other user may use them.
+
+    :raises Violation: when there is another one.
+    """
     for name, found in seen.items():
         plain = {stat.S_IFREG | 0o600, stat.S_IFDIR | 0o700}
         if found.st_mode not in plain or found.st_uid != os.geteuid():
@@ -154,7 +164,10 @@ def expect_plain(seen: Mapping[str, os.stat_result]) -> None:
 
 
 def expect_nothing_left(share: Share) -> None:
-    """Everything was removed: no file, and no metadata of one."""
+    """The host has no file of the share, and no metadata of one.
+
+    :raises Violation: with what is left.
+    """
     left = {str(path.relative_to(share.path)) for path in share.path.rglob("*")} - set(_METADATA)
     if left:
         raise Violation(f"{share.security_model}: on the host is left: {', '.join(sorted(left))}")
@@ -196,7 +209,7 @@ LINKS: tuple[Row, ...] = (
 @pytest.mark.any_plug
 @pytest.mark.parametrize("model", by_default("mapped-file", of=MODELS[1:]), ids=_id)
 def test_links(guest: Guest, hotplug: Hotplug, modelled: Share) -> None:
-    """Symbolic links, also dangling, looping, as long as there can be; hard links and their counts."""
+    """Symbolic links, also dangling, looping and of the maximum length; hard links and their counts."""
     mount = mounted(guest, hotplug, modelled)
     expect_printed(guest, mount.mountpoint, LINKS)
     expect_nothing_left(modelled)
@@ -223,7 +236,7 @@ MODES: tuple[Row, ...] = (
     ("ln -s made link && chown -h 11:12 link && stat -c '%u %g' link made", "11 12\n7 5"),
     ("echo in > d/in && chmod 622 d/in", ""),
 )
-#: After the share was taken away and has come back.
+#: After the share was unplugged and plugged again.
 MODES_LATER: tuple[Row, ...] = (
     ("rm made && echo > made && stat -c '%a %u %g' made", "644 0 0"),
     ("rmdir d/sub && mkdir -m 700 d/sub && stat -c '%a %u' d/sub", "700 0"),
@@ -234,7 +247,7 @@ MODES_LATER: tuple[Row, ...] = (
         "echo > e/sub/x && chmod 400 e/sub/x && rm -r e d && mkdir e && echo > e/moved && stat -c %a e e/*",
         "755\n644",
     ),
-    # What the host has made has no metadata until the guest gives it some.
+    # A file that the host has made has no metadata until the guest changes it.
     ("stat -c '%F %a' alien alien/f", "directory 750\nregular file 640"),
     ("rm alien/f2 && chmod 600 alien/f && stat -c %a alien/f", "600"),
     ("mv alien/f3 f3 && stat -c %a f3 && ln alien/f f4 && stat -c '%a %h' f4", "640\n600 2"),
@@ -247,19 +260,19 @@ MODES_LATER: tuple[Row, ...] = (
 @pytest.mark.any_plug
 @pytest.mark.parametrize("model", by_default("mapped-file", of=MODELS[1:]), ids=_id)
 def test_modes_and_owners(guest: Guest, hotplug: Hotplug, modelled: Share, model: str) -> None:
-    """What the guest set is what it sees: after a replug, a rename, in a folder, at the share's root.
+    """The guest sees the modes and owners that it set, also after a replug or a rename, and of the root.
 
-    A name that is used again has nothing of the file that had it before. The host sees the same, or, mapped,
-    nothing of it: no set-uid file, and nobody's but QEMU's user's.
+    A new file does not inherit them from a removed file of the same name. The host sees the same modes and
+    owners; in a mapped share it sees only plain files of QEMU's user, none of them set-uid.
     """
     mount = mounted(guest, hotplug, modelled)
     expect_printed(guest, mount.mountpoint, MODES)
-    looks = [
+    stat_commands = [
         "stat -c '%n %F %a %u %g %s %h' made link d/*",
         "stat -c '%n %F %a %u %g' . d",
         "stat -c '%Y' made link",
     ]
-    before = printed(guest, mount.mountpoint, looks)
+    before = printed(guest, mount.mountpoint, stat_commands)
     seen = on_host(modelled)
     if model in MAPPED:
         expect_plain(seen)
@@ -270,16 +283,16 @@ def test_modes_and_owners(guest: Guest, hotplug: Hotplug, modelled: Share, model
     mount.unmount()
     hotplug.unplug(modelled)
 
-    make_alien(modelled.path / "alien")
+    make_host_files(modelled.path / "alien")
     hotplug.plug(modelled)
     mount = guest.mount(modelled)
-    expect_printed(guest, mount.mountpoint, list(zip(looks, before, strict=True)))
+    expect_printed(guest, mount.mountpoint, list(zip(stat_commands, before, strict=True)))
     expect_printed(guest, mount.mountpoint, MODES_LATER)
     expect_nothing_left(modelled)
 
 
-def make_alien(folder: Path) -> None:
-    """Some files that no guest has made."""
+def make_host_files(folder: Path) -> None:
+    """Make files on the host, for which there is no metadata."""
     folder.mkdir()
     folder.chmod(0o750)
     for name in ("f", "f2", "f3"):
@@ -309,9 +322,9 @@ USERS: tuple[Row, ...] = (
 @pytest.mark.thorough
 @pytest.mark.any_plug
 def test_users_of_a_share(guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]) -> None:
-    """With ``access=user`` each of the guest's users has its own rights, and its files are its own.
+    """With ``access=user`` each of the guest's users has its own rights and owns the files that it makes.
 
-    9p2000.u tells no group: its files are the group's that the server gives them.
+    9P2000.u sends no group: there, files get the group that the server gives them.
     """
     usable = [_of(shares, model) for model in MODELS]
     for share in usable:
@@ -337,7 +350,7 @@ DOT_U: tuple[Row, ...] = (
     ("calls as 1001 1001 'chmod 600 p/f'", "EPERM"),
     ("rm -r a p && ls -A", ""),
 )
-#: In a mapped share, so that it matters not what QEMU makes of special files on the host.
+#: For a mapped share, in which special files are plain files on the host.
 DOT_U_SPECIAL: tuple[Row, ...] = (
     ("mkdir d && mkfifo -m 640 d/fifo && stat -c '%F %a' d/fifo", "fifo 640"),
     ("echo carried > d/fifo & cat d/fifo", "carried"),
@@ -353,7 +366,8 @@ DOT_U_SPECIAL: tuple[Row, ...] = (
 @pytest.mark.any_plug
 @pytest.mark.parametrize("model", by_default("none", of=["none", "mapped-file"]), ids=_id)
 def test_9p2000u(guest: Guest, hotplug: Hotplug, modelled: Share, model: str) -> None:
-    """The older protocol, in folders: made, listed, changed, renamed, removed; by several users."""
+    """The same operations with 9P2000.u: files are made, listed, changed, renamed and removed, by several
+    users."""
     mount = mounted(guest, hotplug, modelled, "version=9p2000.u,access=user")
     expect_printed(guest, mount.mountpoint, DOT_U)
     if model in MAPPED:
@@ -365,7 +379,7 @@ def test_9p2000u(guest: Guest, hotplug: Hotplug, modelled: Share, model: str) ->
 def test_9p2000u_changes_the_mode_of_a_device(
     guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]
 ) -> None:
-    """A character device stays one."""
+    """chmod of a character device over 9P2000.u does not make it a block device."""
     mount = mounted(guest, hotplug, _of(shares, "mapped-file"), "version=9p2000.u")
     rows = (
         ("mknod c c 1 3 && stat -c '%F %t %T' c", "character special file 1 3"),
@@ -405,7 +419,8 @@ RENAMES: tuple[Row, ...] = (
 
 @pytest.mark.any_plug
 def test_renames(guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]) -> None:
-    """Over a file, over an empty folder, into another folder; of open files and of folders in use."""
+    """Renames over a file, over an empty folder and into another folder; of open files and of folders in
+    use."""
     for model in ("none", "mapped-file"):
         share = _of(shares, model)
         mount = mounted(guest, hotplug, share)
@@ -413,7 +428,7 @@ def test_renames(guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]) -> N
         expect_nothing_left(share)
 
 
-#: 255 bytes, the most that a file system of Linux takes.
+#: 255 bytes, the longest name in a Linux file system.
 _LONG = "$(printf '%255s' | tr ' ' n)"
 NAMES: tuple[Row, ...] = (
     (f"echo 1 > {_LONG} && cat {_LONG} && ls | wc -c", "1\n256"),
@@ -435,7 +450,7 @@ NAMES: tuple[Row, ...] = (
     ),
     ('for n in .* * ; do rm -rf "./$n"; done 2>/dev/null; ls -A', ""),
 )
-#: Paths are only this long below the export where each step is made from the folder before.
+#: A path of 5,000 bytes, which is longer than PATH_MAX: the program enters one folder after another.
 _DEEP = """perl -e '
 sub must { $_[0] or die "$_[1]: $!\\n" }
 my ($name, $deep) = ("d" x 250, 20);
@@ -465,7 +480,7 @@ DEEP: tuple[Row, ...] = ((_DEEP, "cont 600 2 5 6 8 3 g"), ("ls -A", ""))
 
 @pytest.mark.any_plug
 def test_names_and_paths(guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]) -> None:
-    """Names of 255 bytes, of odd bytes; a path of 5,000 bytes below the export."""
+    """Names of 255 bytes and of unusual bytes work, and so does a path of 5,000 bytes below the export."""
     for model in ("none", "mapped-file"):
         share = _of(shares, model)
         mount = mounted(guest, hotplug, share)
@@ -473,7 +488,7 @@ def test_names_and_paths(guest: Guest, hotplug: Hotplug, shares: tuple[Share, ..
         expect_nothing_left(share)
 
 
-#: A reply of the smallest msize takes some fifteen names of that length.
+#: Files with long names, of which about fifteen fit into one reply of the smallest msize.
 _SMALL: tuple[Row, ...] = (
     ("for i in $(seq 100 139); do echo $i > $i$(printf '%252s' | tr ' ' n) || break; done; ls | wc -l", "40"),
     ("cat 13* | tr '\\n' ' '", "130 131 132 133 134 135 136 137 138 139 "),
@@ -486,20 +501,21 @@ _SMALL: tuple[Row, ...] = (
 @pytest.mark.thorough
 @pytest.mark.any_plug
 def test_the_smallest_msize(guest: Guest, hotplug: Hotplug, share: Share) -> None:
-    """Replies of 4,096 bytes: long names, many of them, a long link, a long attribute."""
+    """With the smallest msize, 4,096 bytes, many long names, a long link and a long attribute arrive
+    whole."""
     _require_xattrs(share.path)
     mount = mounted(guest, hotplug, share, "msize=4096")
     rows = [*_SMALL, ("grep -o msize=4096 /proc/mounts", "msize=4096")]
     expect_printed(guest, mount.mountpoint, rows)
 
 
-#: The longest that QEMU takes is 31 (``hw/9pfs/9p.h``, ``MAX_TAG_LEN``); a longer one is refused.
+#: Mount tags up to the longest that QEMU accepts, 31 bytes (``hw/9pfs/9p.h``, ``MAX_TAG_LEN``).
 TAGS = ("t", "sixteen-letters-", "seventeen-letters", "thirty-one-letters-of-mount-tag")
 
 
 @pytest.mark.any_plug
 def test_mount_tags(testbed: Testbed) -> None:
-    """Tags of 1 to 31 characters arrive whole."""
+    """The guest reads mount tags of 1 to 31 characters in full."""
     shares = testbed.declare(
         *(replace(share, mount_tag=tag) for share, tag in zip(testbed.shares, TAGS, strict=True))
     )
@@ -527,7 +543,8 @@ XATTRS: tuple[Row, ...] = (
     ("calls getxattr d/f trusted.x", "ENOTSUP"),
     ("calls setxattr d/f trusted.x 1", "ENOTSUP"),
     ("calls removexattr d/f security.x", "ENOTSUP"),
-    # The protocol knows no empty value: a Txattrcreate of size 0 removes (kernel: fs/9p/xattr.c).
+    # There are no empty values in 9P: a Txattrcreate of size 0 removes the attribute (kernel:
+    # fs/9p/xattr.c).
     ("calls setxattr d/f user.y '' && calls listxattr d/f", "user.big"),
     ("calls setxattr d/f user.$(printf '%250s' | tr ' ' n) 1 && calls listxattr d/f | wc -c", "265"),
     ("calls number d user. 20 && calls listxattr d | wc -w", "20"),
@@ -538,7 +555,7 @@ XATTRS: tuple[Row, ...] = (
     ),
     ("rm h && echo 2 > h && calls listxattr h", ""),
 )
-#: What keeps owners and modes there is no attribute of the guest's.
+#: For mapped-xattr: the attributes in which QEMU keeps owners and modes are hidden from the guest.
 XATTRS_HIDDEN: tuple[Row, ...] = (
     ("chown 5:6 h && chmod 600 h && calls listxattr h", ""),
     ("calls getxattr h user.virtfs.uid", "ENODATA"),
@@ -551,7 +568,8 @@ XATTRS_HIDDEN: tuple[Row, ...] = (
 @pytest.mark.any_plug
 @pytest.mark.parametrize("model", by_default("mapped-xattr", of=MODELS), ids=_id)
 def test_xattrs(guest: Guest, hotplug: Hotplug, modelled: Share, model: str) -> None:
-    """Set, listed, replaced, removed; large ones and many; the right errno for what is refused."""
+    """Extended attributes can be set, listed, replaced and removed, also large ones and many; what is
+    refused fails with the right errno."""
     _require_xattrs(modelled.path)
     mount = mounted(guest, hotplug, modelled)
     expect_printed(guest, mount.mountpoint, XATTRS)
@@ -563,28 +581,29 @@ def test_xattrs(guest: Guest, hotplug: Hotplug, modelled: Share, model: str) -> 
 def test_an_export_that_refuses_xattrs(
     guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...], hold: Hold
 ) -> None:
-    """ENOTSUP is what the guest gets; a mapped share, which cannot do without, makes no file then."""
+    """The guest gets ENOTSUP when the host's file system refuses attributes. A ``mapped-xattr`` share
+    needs them, so it makes no file then."""
     plain, mapped = _of(shares, "none"), _of(shares, "mapped-xattr")
     for share in (plain, mapped):
         mounted(guest, hotplug, share)
     with hold.failing(plain, errno.ENOTSUP, *SETXATTR) as rule:
         rows = [("echo 1 > f && calls setxattr f user.x 1", "ENOTSUP"), ("cat f", "1")]
         expect_printed(guest, f"/mnt/{plain.id}", rows)
-        assert rule.hits, "no attribute was set for another reason"
+        assert rule.hits, "QEMU did not try to set an attribute"
     with hold.failing(mapped, errno.ENOTSUP, *SETXATTR) as rule:
         commands = ("touch f", "mkdir d", "mkfifo p", "ln -s x l", "chmod 700 .")
         rows = [*((command, "ENOTSUP") for command in commands), ("ls -A", "")]
         expect_printed(guest, f"/mnt/{mapped.id}", rows)
-        assert rule.hits, "no attribute was set for another reason"
+        assert rule.hits, "QEMU did not try to set an attribute"
     expect_nothing_left(mapped)
     expect_printed(guest, f"/mnt/{mapped.id}", [("mkfifo p && stat -c %F p", "fifo")])
 
 
 @contextmanager
 def refused(*numbers: int) -> Iterator[None]:
-    """The request is answered by one of these errnos.
+    """Expect the request in this block to fail with one of these errnos.
 
-    :raises Violation: by another, or by none.
+    :raises Violation: when it fails with another, or succeeds.
     """
     names = [errno.errorcode[number] for number in numbers]
     try:
@@ -597,23 +616,24 @@ def refused(*numbers: int) -> Iterator[None]:
 
 
 _ACCESS, _DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
-#: user::rwx user:1000:rwx group::r-x mask::rwx other::r-x (kernel: ``include/uapi/linux/posix_acl_xattr.h``).
+#: user::rwx user:1000:rwx group::r-x mask::rwx other::r-x (kernel:
+#: ``include/uapi/linux/posix_acl_xattr.h``).
 _NOBODY = 0xFFFFFFFF
 _ENTRIES = ((1, 7, _NOBODY), (2, 7, 1000), (4, 5, _NOBODY), (16, 7, _NOBODY), (32, 5, _NOBODY))
 ACL = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in _ENTRIES)
-#: Where a model keeps one on the host; ``none`` refuses.
+#: The attribute in which a model keeps an ACL on the host; ``none`` refuses ACLs.
 ACL_KEPT = {"passthrough": "{}", "mapped-xattr": "user.virtfs.{}", "mapped-file": "{}"}
 
 
 class Attributes:
-    """Extended attributes over the raw client; of a folder of the export."""
+    """The extended attributes of one folder, through the raw client."""
 
     def __init__(self, raw_guest: RawGuest, share: Share) -> None:
         (share.path / "folder").mkdir()
-        self.share, self.driver = share, session(raw_guest, share)
+        self.share, self.driver = share, attached(raw_guest, share)
 
     def set(self, name: str, value: bytes) -> None:
-        """Txattrcreate, Twrite, Tclunk; an empty value removes."""
+        """Txattrcreate, Twrite, Tclunk; an empty value removes the attribute."""
         self.driver.walk(1, 2, "folder")
         try:
             self.driver.call(T.XATTRCREATE, p9.xattrcreate(2, name, len(value)))
@@ -623,7 +643,7 @@ class Attributes:
             self.driver.clunk(2)
 
     def get(self, name: str = "") -> bytes:
-        """Txattrwalk, and Tread in two parts; without a name, the list."""
+        """Txattrwalk, and Tread in two parts; without a name, the list of names."""
         self.driver.walk(1, 2, "folder")
         try:
             self.driver.xattrwalk(2, 3, name)
@@ -634,14 +654,15 @@ class Attributes:
         return value
 
     def on_host(self, name: str) -> bytes:
-        """The attribute that the host has."""
+        """The value that the host has."""
         return os.getxattr(self.share.path / "folder", name)
 
 
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_acls(raw_guest: RawGuest, shares: tuple[Share, ...]) -> None:
-    """POSIX ACLs: set, listed, removed, also when there is none; they are on the host as the model says."""
+    """POSIX ACLs can be set, listed and removed, also when there is none. The host has them where the model
+    keeps them."""
     require_acls(shares[0].path)
     for model, kept in ACL_KEPT.items():
         attributes = Attributes(raw_guest, _of(shares, model))
@@ -665,7 +686,7 @@ def test_acls(raw_guest: RawGuest, shares: tuple[Share, ...]) -> None:
 
 
 def require_acls(folder: Path) -> None:
-    """:raises Unsupported: when the host's file system has none."""
+    """:raises Unsupported: when the host's file system has no POSIX ACLs."""
     try:
         os.setxattr(folder, _ACCESS, ACL)
         os.removexattr(folder, _ACCESS)
@@ -673,32 +694,28 @@ def require_acls(folder: Path) -> None:
         raise Unsupported(f"the file system of {folder} has no POSIX ACLs: {exc.strerror}") from exc
 
 
-#: Trename, of a fid into a folder (kernel: ``include/net/9p/9p.h``); the kernel sends it to an older server.
-_TRENAME, _TREMOVE = 20, 122
-
-
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_mapped_file_keeps_its_metadata_to_itself(raw_guest: RawGuest, shares: tuple[Share, ...]) -> None:
-    """What is below ``.virtfs_metadata`` can neither be reached, nor made, nor replaced."""
+    """No request reads, makes, renames or removes ``.virtfs_metadata`` or what is in it."""
     share = _of(shares, "mapped-file")
-    driver = session(raw_guest, share)
+    driver = attached(raw_guest, share)
     driver.walk(1, 2)
     driver.create(2, "file")
     metadata = share.path / _METADATA[0] / "file"
     kept = metadata.read_bytes()
     driver.walk(1, 4, "file")
     for name in _METADATA:
-        for request in _requests_about(driver, name):
+        for request in _requests_naming(driver, name):
             with refused(errno.EINVAL):
                 request()
-    assert b"virtfs" not in driver_names(driver)
+    assert b"virtfs" not in list_root(driver)
     assert metadata.read_bytes() == kept
     assert sorted(path.name for path in share.path.iterdir()) == [_METADATA[0], "file"]
 
 
-def _requests_about(driver: RawDriver, name: str) -> Iterator[Callable[[], object]]:
-    """Each kind of request that says a name; fid 1 is the root, fid 4 a file in it."""
+def _requests_naming(driver: RawDriver, name: str) -> Iterator[Callable[[], object]]:
+    """Each kind of request that has a name; fid 1 is the root, fid 4 a file in it."""
 
     def call(kind: int, body: bytes) -> Callable[[], object]:
         return lambda: driver.call(kind, body)
@@ -713,12 +730,12 @@ def _requests_about(driver: RawDriver, name: str) -> Iterator[Callable[[], objec
     yield call(T.UNLINKAT, p9.unlinkat(1, name, p9.REMOVEDIR))
     yield call(T.RENAMEAT, p9.renameat(1, name, "other"))
     yield call(T.RENAMEAT, p9.renameat(1, "file", name))
-    yield call(_TRENAME, struct.pack("<I", 4) + p9.fid_and_name(1, name))
+    yield call(T.RENAME, p9.rename(4, 1, name))
     yield call(T.LCREATE, p9.create(1, name))
 
 
-def driver_names(driver: RawDriver) -> bytes:
-    """Treaddir of the export's root, as it is."""
+def list_root(driver: RawDriver) -> bytes:
+    """The answer to a Treaddir of the export's root, undecoded."""
     driver.walk(1, 9)
     driver.open(9)
     listed = driver.readdir(9)
@@ -726,13 +743,14 @@ def driver_names(driver: RawDriver) -> bytes:
     return listed
 
 
-#: Enough fids that QEMU meets some of them before, and some after, the one that is renamed.
+#: So many fids that some are before and some after the renamed one in QEMU's table.
 _MANY = range(10, 60)
 
 
 def nested(raw_guest: RawGuest, share: Share) -> RawDriver:
-    """A session with fid 2 in the folder ``a``, fid 3 in ``a/b``, and ``a/b/f`` and ``a/bc`` made."""
-    driver = session(raw_guest, share)
+    """A session with fid 2 for the folder ``a`` and fid 3 for ``a/b``; there are also ``a/b/f`` and
+    ``a/bc``."""
+    driver = attached(raw_guest, share)
     driver.call(T.MKDIR, p9.mkdir(1, "a"))
     driver.walk(1, 2, "a")
     for name in ("b", "bc"):
@@ -747,19 +765,20 @@ def nested(raw_guest: RawGuest, share: Share) -> RawDriver:
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_rename_and_remove_by_fid(raw_guest: RawGuest, shares: tuple[Share, ...]) -> None:
-    """Trename and Tremove, in folders: the fid follows, and none whose name begins alike."""
+    """Trename and Tremove of a fid: the fid has the new path, and fids whose path begins with the same
+    letters keep theirs."""
     for model in ("none", "mapped-file"):
         share = _of(shares, model)
         driver = nested(raw_guest, share)
         for fid in _MANY:
             driver.walk(1, fid, "a", "bc")
-        driver.call(_TRENAME, struct.pack("<I", 3) + p9.fid_and_name(1, "moved"))
+        driver.call(T.RENAME, p9.rename(3, 1, "moved"))
         assert sorted(on_host(share)) == ["a", "a/bc", "moved", "moved/f"]
         for fid in (2, 3, *_MANY):
             driver.call(T.SETATTR, p9.setattr_(fid, 0o700))
         driver.walk(3, 6, "f")
         for fid in (6, 3, _MANY[0]):
-            driver.call(_TREMOVE, p9.fid(fid))
+            driver.call(T.REMOVE, p9.fid(fid))
         assert sorted(on_host(share)) == ["a"]
 
 
@@ -769,14 +788,14 @@ def test_rename_and_remove_by_fid(raw_guest: RawGuest, shares: tuple[Share, ...]
 def test_what_lies_below_follows_a_renamed_folder(
     raw_guest: RawGuest, shares: tuple[Share, ...], how: str
 ) -> None:
-    """Each fid of a file in it is used as before."""
+    """The fids of files in a folder can be used after the folder was renamed."""
     driver = nested(raw_guest, _of(shares, "none"))
     for fid in _MANY:
         driver.walk(1, fid, "a", "b", "f")
     driver.clunk(3)
     driver.walk(1, renamed := _MANY[-1] + 1, "a", "b")
     if how == "rename":
-        driver.call(_TRENAME, struct.pack("<I", renamed) + p9.fid_and_name(1, "moved"))
+        driver.call(T.RENAME, p9.rename(renamed, 1, "moved"))
     else:
         driver.call(T.RENAMEAT, p9.fid_and_name(2, "b") + p9.fid_and_name(1, "moved"))
     lost = [fid for fid in (*_MANY, renamed) if not _is_usable(driver, fid)]
@@ -796,10 +815,10 @@ def _is_usable(driver: RawDriver, fid: int) -> bool:
 @pytest.mark.pin_machine("pc")
 @pytest.mark.parametrize("model", MODELS, ids=_id)
 def test_files_of_the_host_are_renamed_and_linked(raw_guest: RawGuest, modelled: Share) -> None:
-    """Files and folders that no guest has made, so that nothing is kept of who made them."""
-    make_alien(modelled.path / "alien")
-    make_alien(modelled.path / "other")
-    driver = session(raw_guest, modelled)
+    """Files and folders that the host made, which have no metadata, can be linked and renamed."""
+    make_host_files(modelled.path / "alien")
+    make_host_files(modelled.path / "other")
+    driver = attached(raw_guest, modelled)
     driver.walk(1, 2, "alien")
     driver.walk(1, 3, "other")
     driver.walk(1, 4, "alien", "f")
@@ -817,7 +836,7 @@ def test_files_of_the_host_are_renamed_and_linked(raw_guest: RawGuest, modelled:
 
 
 def _error(driver: RawDriver, kind: int, body: bytes) -> str | None:
-    """What the request fails with."""
+    """The error that the request fails with; ``None`` when it succeeds."""
     try:
         driver.call(kind, body)
     except NineError as exc:
@@ -825,18 +844,17 @@ def _error(driver: RawDriver, kind: int, body: bytes) -> str | None:
     return None
 
 
-def session(raw_guest: RawGuest, share: Share) -> RawDriver:
-    """A session of a raw client that has attached (fid 1)."""
+def attached(raw_guest: RawGuest, share: Share) -> RawDriver:
+    """Plug the device in, and start a session that has the export attached (fid 1)."""
     driver = raw_guest.plug(share)
-    driver.version()
-    driver.attach(1)
+    start_session(driver)
     return driver
 
 
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_a_link_longer_than_msize(raw_guest: RawGuest, share: Share) -> None:
-    """No reply is longer than msize: a target that does not fit is refused."""
+    """A link target that does not fit into an answer of the session's msize is refused."""
     (share.path / "link").symlink_to("l" * 4095)
     driver = raw_guest.plug(share)
     driver.call(T.VERSION, p9.version(_SMALLEST_MSIZE))
@@ -847,8 +865,8 @@ def test_a_link_longer_than_msize(raw_guest: RawGuest, share: Share) -> None:
     except NineError:
         return
     if p9.HEADER + len(answer) > _SMALLEST_MSIZE:
-        told = f"Rreadlink has {p9.HEADER + len(answer)} bytes"
-        raise Violation(f"{told}, and the session's msize is {_SMALLEST_MSIZE}")
+        size = p9.HEADER + len(answer)
+        raise Violation(f"Rreadlink has {size} bytes, and the session's msize is {_SMALLEST_MSIZE}")
 
 
 #: QEMU: ``hw/9pfs/9p.h``, ``P9_MIN_MSIZE``.
@@ -858,8 +876,9 @@ _SMALLEST_MSIZE = 4096
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_statfs(raw_guest: RawGuest, share: Share) -> None:
-    """The numbers are the host's; QEMU may tell larger, and so fewer blocks (``v9fs_fill_statfs``)."""
-    driver = session(raw_guest, share)
+    """Rstatfs has the host's numbers; QEMU may report larger blocks, and fewer of them
+    (``v9fs_fill_statfs``)."""
+    driver = attached(raw_guest, share)
     kind, size, blocks, free, available, files, _, _, longest = struct.unpack(
         "<IIQQQQQQI", driver.call(T.STATFS, p9.fid(1))
     )
@@ -873,7 +892,7 @@ def test_statfs(raw_guest: RawGuest, share: Share) -> None:
 
 @pytest.mark.any_plug
 def test_a_file_system_without_a_block_size(guest: Guest, hotplug: Hotplug, share: Share, hold: Hold) -> None:
-    """A FUSE file system may tell a block size of 0: its files are used as any other's."""
+    """Files can be used on a host file system that reports a block size of 0, as a FUSE file system may."""
     (share.path / "f").write_text("content")
     with hold.without_block_size(share) as rule:
         mount = mounted(guest, hotplug, share)
@@ -883,16 +902,16 @@ def test_a_file_system_without_a_block_size(guest: Guest, hotplug: Hotplug, shar
             ("mkdir d && rm g && rmdir d", ""),
         )
         expect_printed(guest, mount.mountpoint, rows)
-        assert rule.hits, "nobody asked for the block size"
+        assert rule.hits, "QEMU did not ask for the block size"
 
 
 @pytest.mark.any_plug
 def test_statfs_of_a_file_system_without_a_block_size(
     guest: Guest, hotplug: Hotplug, share: Share, hold: Hold
 ) -> None:
-    """``df`` of it has an answer, whatever that is."""
+    """QEMU answers a Tstatfs of such a file system; the numbers do not matter."""
     with hold.without_block_size(share) as rule:
         mount = mounted(guest, hotplug, share)
         guest.run(f"df {mount.mountpoint}")
-        assert rule.hits, "nobody asked for the block size"
+        assert rule.hits, "QEMU did not ask for the block size"
     mount.expect_usable()

@@ -1,4 +1,4 @@
-"""Migrates when unmounted: the device arrives alive, and survives savevm and loadvm."""
+"""Migrates when unmounted: the device works on the destination, and after savevm and loadvm."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from harness.testbed import Testbed
 @pytest.mark.always
 @pytest.mark.parametrize("plugged", by_default("hot", of=["hot", "cold"]))
 def test_an_unmounted_device_arrives_alive(testbed: Testbed, share: Share, plugged: str) -> None:
-    """Plugged while the source ran, or on its command line: the guest mounts it, uses it, and lets it go."""
+    """A device that was hotplugged, or on the source's command line, can be mounted, used and unplugged
+    on the destination."""
     guest = testbed.boot(testbed.spec(plugged=frozenset([share.id] if plugged == "cold" else [])))
     hotplug, migration = Hotplug(guest), Migration(guest, testbed)
     if plugged == "hot":
@@ -45,7 +46,8 @@ def test_an_unmounted_device_arrives_alive(testbed: Testbed, share: Share, plugg
 @pytest.mark.any_plug
 @pytest.mark.parametrize("plugged", ["hot", "cold"])
 def test_a_device_is_plugged_again_where_it_arrived(testbed: Testbed, share: Share, plugged: str) -> None:
-    """The id, the place and the tag are free there, too; the new device arrives as the old one did."""
+    """On the destination the device is unplugged, and one with the same id, slot and tag plugged, which
+    migrates in turn."""
     guest = testbed.boot(testbed.spec(plugged=frozenset([share.id] if plugged == "cold" else [])))
     hotplug, migration = Hotplug(guest), Migration(guest, testbed)
     if plugged == "hot":
@@ -68,7 +70,7 @@ def test_a_device_is_plugged_again_where_it_arrived(testbed: Testbed, share: Sha
 def test_a_device_of_the_command_line_goes_before_a_migration(
     testbed: Testbed, share: Share, used: bool
 ) -> None:
-    """Unplugged where it was from the start: the destination has none, and gets one later."""
+    """A device of the command line is unplugged before the migration; one is plugged on the destination."""
     guest = testbed.boot(testbed.spec(plugged=frozenset([share.id])))
     hotplug, migration = Hotplug(guest), Migration(guest, testbed)
     if used:
@@ -85,7 +87,8 @@ def test_a_device_of_the_command_line_goes_before_a_migration(
 @pytest.mark.thorough
 @pytest.mark.any_plug
 def test_loadvm_without_the_device(guest: Guest, hotplug: Hotplug, snapshot: Snapshot, share: Share) -> None:
-    """A snapshot with the device is not loaded by a machine without; with it again, it is, and works."""
+    """loadvm of a snapshot with the device fails while the device is unplugged, and works once it is
+    plugged."""
     hotplug.plug(share)
     guest.succeed("echo saved > /tmp/state")
     snapshot.savevm("with")
@@ -111,7 +114,7 @@ def test_loadvm_without_the_device(guest: Guest, hotplug: Hotplug, snapshot: Sna
 def test_a_device_is_alive_after_loadvm(
     guest: Guest, hotplug: Hotplug, snapshot: Snapshot, share: Share
 ) -> None:
-    """savevm, use, loadvm: the device of the past mounts, and sees the host's files of today."""
+    """After loadvm the device can be mounted, and shows the files that the host has now."""
     hotplug.plug(share)
     snapshot.savevm("plugged")
     guest.succeed("touch /tmp/after-savevm")
@@ -132,7 +135,7 @@ def test_a_device_is_alive_after_loadvm(
 def test_a_device_is_alive_after_the_snapshot_jobs(
     guest: Guest, hotplug: Hotplug, snapshot: Snapshot, share: Share
 ) -> None:
-    """The same through snapshot-save and snapshot-load."""
+    """The same with the jobs snapshot-save and snapshot-load."""
     snapshot.require_jobs()
     hotplug.plug(share)
     snapshot.snapshot_save("plugged")
@@ -145,7 +148,8 @@ def test_a_device_is_alive_after_the_snapshot_jobs(
     hotplug.unplug(share)
 
 
-#: A background snapshot write-protects the guest's memory (``userfaultfd``): it must be QEMU's own.
+#: A background snapshot write-protects the guest's memory (``userfaultfd``), which fails for memory that is
+#: mapped from a template: this guest is booted.
 COLD = "background-snapshot"
 WAYS = [
     *by_default("tcp", "file", "multifd", "postcopy", of=[way for way in STREAMS if way != COLD]),
@@ -158,7 +162,7 @@ WAYS = [
 def test_an_unmounted_device_arrives_in_any_way(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, way: str
 ) -> None:
-    """Whatever carries the stream, what arrives is a device that works."""
+    """The device works on the destination, whatever carries the stream."""
     migration.require(STREAMS[way])
     hotplug.plug(share)
     mount = guest.mount(share)
@@ -176,7 +180,7 @@ def test_an_unmounted_device_arrives_in_any_way(
 def test_there_and_back_twenty_times(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share
 ) -> None:
-    """The device is used in between, every time, and goes at the end."""
+    """Twenty migrations in a row: the device is used after each of them, and unplugged at the end."""
     hotplug.plug(share)
     for number in range(20):
         migration.migrate()
@@ -190,7 +194,8 @@ def test_there_and_back_twenty_times(
 def test_files_that_changed_in_between(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share
 ) -> None:
-    """The destination's device shows the host's files of now: changed, new, gone."""
+    """On the destination the guest sees the files that the host changed, made and removed before the
+    migration."""
     hotplug.plug(share)
     mount = guest.mount(share)
     for name in ("changed", "gone"):
@@ -206,8 +211,9 @@ def test_files_that_changed_in_between(
     assert guest.fail(f"test -e {mount.mountpoint}/gone").returncode == 1
 
 
-#: The device's section has no owner; where native hotplug is used, the root port may miss it first.
-COMPLAINTS = ("/virtio-9p'", "Failed to load pcie-root-port")
+#: The texts of a destination that has no device for the section. With native PCIe hotplug the root port may
+#: fail first.
+LOAD_ERRORS = ("/virtio-9p'", "Failed to load pcie-root-port")
 
 
 @pytest.mark.any_plug
@@ -215,15 +221,16 @@ COMPLAINTS = ("/virtio-9p'", "Failed to load pcie-root-port")
 def test_a_destination_that_does_not_match(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, difference: str
 ) -> None:
-    """It says what it does not know, and ends; the source goes on, and its device works."""
+    """A destination without the device, or with it in another slot, exits with an error that names it;
+    the guest goes on in the source, and its device works."""
     elsewhere = replace(share, slot=share.slot + 1)
     changes: dict[str, dict[str, Any]] = {
         "without_the_device": {"plugged": frozenset()},
         "at_another_address": {"shares": (elsewhere,)},
     }
     hotplug.plug(share)
-    said = migration.expect_not_loaded(lambda spec: replace(spec, **changes[difference]))
-    assert any(complaint in said for complaint in COMPLAINTS), said
+    error = migration.expect_not_loaded(lambda spec: replace(spec, **changes[difference]))
+    assert any(text in error for text in LOAD_ERRORS), error
     mount = guest.mount(share)
     mount.expect_usable()
     mount.unmount()
@@ -234,7 +241,8 @@ def test_a_destination_that_does_not_match(
 def test_a_destination_with_another_tag(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share
 ) -> None:
-    """It is accepted: the guest knows the tag that it has read, until its driver reads the device anew."""
+    """A destination with another mount tag is accepted. The guest keeps the tag that it has read until
+    its driver is bound again."""
     hotplug.plug(share)
     other = replace(share, mount_tag="other")
     migration.migrate(change=lambda spec: replace(spec, shares=(other,)))

@@ -1,4 +1,8 @@
-"""Refusal: what forbids hotplug says so in QEMU's own words, and the device that is there still works."""
+"""Refusal: QEMU refuses hotplug where it is not possible, with the right error, and changes nothing.
+
+On buses that forbid it, for ids that are taken or unknown, and during a migration. Devices that are plugged
+keep working.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +27,13 @@ from harness.testbed import Testbed
 
 @pytest.fixture
 def fixed(testbed: Testbed) -> FixedPlace:
-    """A place of this machine type whose bus forbids hotplug."""
+    """A slot of this machine type whose bus forbids hotplug."""
     return FIXED_PLACES[testbed.cell.machine_type.name]
 
 
 @pytest.fixture
 def shares(testbed: Testbed, fixed: FixedPlace) -> tuple[Share, ...]:
-    """Two that belong into that place, and two that can be plugged as usual."""
+    """Two shares for that slot, and two that can be hotplugged."""
     there = {"bus": fixed.bus, "addr": fixed.addr}
     first, second, *others = testbed.shares
     return testbed.declare(
@@ -39,14 +43,14 @@ def shares(testbed: Testbed, fixed: FixedPlace) -> tuple[Share, ...]:
 
 @pytest.fixture
 def cold_plugged(testbed: Testbed, fixed: FixedPlace, shares: tuple[Share, ...]) -> Guest:
-    """A guest that has the first share since its start, in the place that forbids hotplug."""
+    """A guest that was started with the first share in the slot that forbids hotplug."""
     fixed.require(testbed.cell.qemu)
     spec = testbed.spec(plugged=frozenset([shares[0].id]))
     return testbed.boot(replace(spec, extra=fixed.arguments))
 
 
 def refusal(hotplug: Hotplug, command: str, **arguments: str | bool | int) -> str:
-    """What QEMU says."""
+    """The text of QEMU's error for a command that it has to refuse."""
     with pytest.raises(QemuError) as refused:
         hotplug.guest.machine.qmp.execute(command, arguments)
     return refused.value.desc
@@ -57,7 +61,7 @@ def refusal(hotplug: Hotplug, command: str, **arguments: str | bool | int) -> st
 def test_a_bus_that_forbids_hotplug(
     cold_plugged: Guest, fixed: FixedPlace, shares: tuple[Share, ...]
 ) -> None:
-    """Neither out nor in; the share that is there stays usable, mounted before or after."""
+    """On a bus that forbids hotplug, device_add and device_del are refused; the share there stays usable."""
     share, other = shares[:2]
     hotplug = Hotplug(cold_plugged)
     mount = cold_plugged.mount(share)
@@ -73,7 +77,7 @@ def test_a_bus_that_forbids_hotplug(
 
 @pytest.mark.any_plug
 def test_names_that_are_taken_or_unknown(guest: Guest, hotplug: Hotplug, testbed: Testbed) -> None:
-    """A busy id and an unknown one."""
+    """device_add of an id that is taken and device_del of an unknown id are refused."""
     share, other = testbed.shares[2:]
     hotplug.plug(share)
     mount = guest.mount(share)
@@ -81,52 +85,53 @@ def test_names_that_are_taken_or_unknown(guest: Guest, hotplug: Hotplug, testbed
     with pytest.raises(QemuError) as refused:
         hotplug.plug(taken)
     assert refused.value.desc in plug_refusals("busy_id", taken)
-    assert refusal(hotplug, "device_del", id="nobody") == "Device 'nobody' not found"
+    assert refusal(hotplug, "device_del", id="unknown") == "Device 'unknown' not found"
     mount.expect_usable()
     mount.unmount()
     hotplug.unplug(share)
 
 
 @pytest.fixture
-def unindexed(testbed: Testbed) -> tuple[Share, Share]:
-    """Two shares, on a QEMU whose devices can have an ``acpi-index``, by which the guest names them."""
+def indexable(testbed: Testbed) -> tuple[Share, Share]:
+    """Two shares, on a QEMU whose devices have the property ``acpi-index``, from which the guest names
+    them."""
     require_property(testbed.cell.qemu, testbed.shares[0].driver, "acpi-index")
     return testbed.shares[0], testbed.shares[1]
 
 
-def indexed(share: Share, index: int) -> Share:
-    """The same device, with that ``acpi-index``."""
+def with_index(share: Share, index: int) -> Share:
+    """The share's device with that ``acpi-index``."""
     return replace(share, device_options={"acpi-index": index})
 
 
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
-def test_an_acpi_index_that_is_taken(unindexed: tuple[Share, Share], raw_guest: RawGuest) -> None:
-    """One device has it at a time, from its plug to its unplug; there is no larger one than 16383."""
-    share, other = unindexed
+def test_an_acpi_index_that_is_taken(indexable: tuple[Share, Share], raw_guest: RawGuest) -> None:
+    """An ``acpi-index`` belongs to one device at a time, from plug to unplug; it is at most 16383."""
+    share, other = indexable
     machine = raw_guest.machine
-    raw_guest.plug(indexed(share, 5))
-    BadPlug(indexed(other, 5), "a PCI device with acpi-index = 5 already exist").expect_refused(machine)
-    BadPlug(indexed(other, 16384), "acpi-index should be less or equal to 16383").expect_refused(machine)
-    raw_guest.plug(indexed(other, 16383))
+    raw_guest.plug(with_index(share, 5))
+    BadPlug(with_index(other, 5), "a PCI device with acpi-index = 5 already exist").expect_refused(machine)
+    BadPlug(with_index(other, 16384), "acpi-index should be less or equal to 16383").expect_refused(machine)
+    raw_guest.plug(with_index(other, 16383))
     raw_guest.eject(share)
     raw_guest.eject(other)
-    raw_guest.plug(indexed(other, 5))
+    raw_guest.plug(with_index(other, 5))
 
 
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 @pytest.mark.parametrize("fails", ["early", "late"])
 def test_an_acpi_index_after_a_plug_that_failed(
-    unindexed: tuple[Share, Share], raw_guest: RawGuest, fails: str
+    indexable: tuple[Share, Share], raw_guest: RawGuest, fails: str
 ) -> None:
-    """It is free again."""
-    share = unindexed[0]
+    """A plug that failed leaves its ``acpi-index`` free."""
+    share = indexable[0]
     wrong: dict[str, Value] = {"fsdev": "nowhere"} if fails == "early" else {"romfile": "/nowhere/rom"}
     bad = replace(share, device_options={"acpi-index": 5, **wrong})
     BadPlug(bad, ".*nowhere.*").expect_refused(raw_guest.machine)
     try:
-        raw_guest.plug(indexed(share, 5))
+        raw_guest.plug(with_index(share, 5))
     except QemuError as exc:
         raise AssertionError(f"a plug that failed keeps its acpi-index: {exc.desc}") from exc
 
@@ -135,7 +140,7 @@ def test_an_acpi_index_after_a_plug_that_failed(
 def test_hotplug_during_a_migration(
     guest: Guest, hotplug: Hotplug, migration: Migration, testbed: Testbed
 ) -> None:
-    """Refused while it lasts; when it was cancelled, everything works."""
+    """device_add and device_del are refused during a migration, and work after it was cancelled."""
     share, other = testbed.shares[2:]
     hotplug.plug(share)
     with migration.under_way():
@@ -153,7 +158,7 @@ def test_hotplug_during_a_migration(
 @pytest.mark.thorough
 @pytest.mark.any_plug
 def test_a_refused_plug_while_the_stream_stalls(guest: Guest, testbed: Testbed) -> None:
-    """A destination that does not read delays the migration, and nothing else: the refusal comes at once."""
+    """A destination that stops reading stalls the migration; device_add is still refused at once."""
     machine, share = guest.machine, testbed.shares[2]
     with stalled(machine):
         plug = machine.qmp.request("device_add", share.device(machine.spec.machine_type))
@@ -170,7 +175,8 @@ def test_a_refused_plug_while_the_stream_stalls(guest: Guest, testbed: Testbed) 
 def test_a_mount_during_a_migration(
     guest: Guest, hotplug: Hotplug, migration: Migration, testbed: Testbed
 ) -> None:
-    """The mount cannot block a migration that has begun: it is refused, and works once that is over."""
+    """A mount cannot block a migration that has begun: it is refused with EBUSY, and works after the
+    migration."""
     share = testbed.shares[2]
     hotplug.plug(share)
     with migration.under_way():
@@ -190,7 +196,8 @@ def test_a_mount_during_a_migration(
 @pytest.mark.thorough
 @pytest.mark.any_plug
 def test_only_migratable(testbed: Testbed, shares: tuple[Share, ...]) -> None:
-    """With -only-migratable nothing may block: the mount is refused (EACCES), the device is not."""
+    """With -only-migratable nothing may block migration: the device is plugged, but its mount fails with
+    EACCES."""
     require_options(testbed.cell.qemu, "-only-migratable")
     guest = testbed.boot(replace(testbed.spec(), extra=("-only-migratable",)))
     hotplug, share = Hotplug(guest), shares[2]
@@ -202,7 +209,7 @@ def test_only_migratable(testbed: Testbed, shares: tuple[Share, ...]) -> None:
     hotplug.unplug(share)
 
 
-#: What QEMU says while a migration is under way: of a plug, an unplug, and of what saves the machine's state.
+#: QEMU's error for migrate, savevm and snapshot-save while a migration is under way.
 BUSY = "There's a migration process in progress"
 
 
@@ -211,7 +218,8 @@ BUSY = "There's a migration process in progress"
 def test_what_is_refused_while_the_guest_migrates(
     guest: Guest, hotplug: Hotplug, migration: Migration, snapshot: Snapshot, testbed: Testbed, phase: str
 ) -> None:
-    """Hotplug, savevm, its job and a second migrate: refused at any time of it; afterwards each works."""
+    """Hotplug, savevm, snapshot-save and a second migrate are refused during a migration, and work after
+    it."""
     machine, (share, other) = guest.machine, testbed.shares[2:]
     if phase == "before_switchover":
         migration.require(PAUSED)
@@ -241,7 +249,7 @@ def test_what_is_refused_while_the_guest_migrates(
 def test_a_source_whose_guest_has_moved_on(
     guest: Guest, hotplug: Hotplug, migration: Migration, testbed: Testbed
 ) -> None:
-    """It refuses to migrate once more, and ends cleanly when told to."""
+    """A source whose guest has migrated refuses another migrate, and exits cleanly on quit."""
     share = testbed.shares[2]
     hotplug.plug(share)
     source = guest.machine

@@ -1,4 +1,7 @@
-"""Shared parts are counted: unplugging one device leaves the others working."""
+"""Shared parts are counted: unplugging one device leaves the others working, also with requests in flight.
+
+Devices share QEMU's worker threads, possibly an fsdev, and an interrupt line.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,14 @@ from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
 from harness.testbed import Testbed
 
-#: Fast enough that nothing waits for long: what counts is that the throttle is there.
+#: Fast enough that no request waits for long: the throttle only has to exist.
 _BYTES_PER_S = 64 << 20
 
 
 @pytest.fixture(params=["own_fsdevs", "one_fsdev", "one_throttled_fsdev"])
 def shares(request: pytest.FixtureRequest, testbed: Testbed) -> tuple[Share, ...]:
-    """Two devices: with an fsdev each, or with one between them."""
+    """Two shares: with an fsdev each, with one that both use, or with one that both use and that is
+    throttled."""
     first, second = testbed.shares[:2]
     if request.param == "own_fsdevs":
         return testbed.declare(first, second)
@@ -40,12 +44,12 @@ def shares(request: pytest.FixtureRequest, testbed: Testbed) -> tuple[Share, ...
 
 @pytest.mark.always
 @pytest.mark.any_plug
-@pytest.mark.parametrize("goes", by_default("first", of=["first", "second"]))
+@pytest.mark.parametrize("unplugged", by_default("first", of=["first", "second"]))
 def test_unplugging_one_leaves_the_other_working(
-    guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...], goes: str
+    guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...], unplugged: str
 ) -> None:
-    """Whichever goes, the one that stays reads and writes; then it goes as well."""
-    leaving, staying = shares if goes == "first" else reversed(shares)
+    """Unplug one of two devices: the other reads and writes as before, and is then unplugged as well."""
+    leaving, staying = shares if unplugged == "first" else reversed(shares)
     for share in shares:
         hotplug.plug(share)
         mount = guest.mount(share)
@@ -62,17 +66,18 @@ def test_unplugging_one_leaves_the_other_working(
 def test_others_come_and_go_beside_a_workload(
     guest: Guest, hotplug: Hotplug, run_state: RunState, testbed: Testbed
 ) -> None:
-    """Devices come, are used, and go, the machine stops and goes on: the workload loses nothing."""
+    """Devices are plugged, used and unplugged, and the machine is stopped and continued, beside a
+    workload on another device: the workload loses no byte."""
     busy, *others = testbed.shares[:3]
     hotplug.plug(busy)
     mount = guest.mount(busy)
     workload = Workload.start(mount)
     for other in others:
         hotplug.plug(other)
-        beside = guest.mount(other)
-        beside.expect_usable()
+        mount_of_other = guest.mount(other)
+        mount_of_other.expect_usable()
         workload.wait_progress()
-        beside.unmount()
+        mount_of_other.unmount()
         hotplug.unplug(other)
         run_state.stop()
         run_state.cont()
@@ -84,25 +89,27 @@ def test_others_come_and_go_beside_a_workload(
 
 
 @pytest.fixture
-def two(request: pytest.FixtureRequest, testbed: Testbed) -> tuple[Share, ...]:
-    """Two devices that are not throttled, with an fsdev each or with one between them, and a third."""
+def three_shares(request: pytest.FixtureRequest, testbed: Testbed) -> tuple[Share, ...]:
+    """Two shares that are not throttled, with an fsdev each or with one that both use, and a third."""
     first, second, third = testbed.shares[:3]
     return testbed.declare(first, second.beside(first) if request.param == "one_fsdev" else second, third)
 
 
 @pytest.mark.any_plug
-@pytest.mark.parametrize("two", by_default("one_fsdev", of=["own_fsdevs", "one_fsdev"]), indirect=True)
+@pytest.mark.parametrize(
+    "three_shares", by_default("one_fsdev", of=["own_fsdevs", "one_fsdev"]), indirect=True
+)
 def test_one_has_a_request_in_flight_while_the_other_comes_and_goes(
     guest: Guest,
     hotplug: Hotplug,
     hostile: HostileGuest,
     migration: Migration,
-    two: tuple[Share, ...],
+    three_shares: tuple[Share, ...],
     hold: Hold,
 ) -> None:
-    """A plug that fails, an unplug and a forced eject of the one neither wait for the other's request nor
-    end it; the other blocks migration all the while, and nobody else does."""
-    leaving, staying, third = two
+    """While one device has a request in flight, plugs that fail, an unplug and a forced eject of another
+    device complete and leave the request alone. Migration is blocked by the mounted devices only."""
+    leaving, staying, third = three_shares
     late = replace(leaving, device_options={"romfile": "/nowhere/harness.rom"})
     hotplug.plug(staying)
     mount = guest.mount(staying)
@@ -120,10 +127,10 @@ def test_one_has_a_request_in_flight_while_the_other_comes_and_goes(
                 hotplug.plug(failing)
             expect_undisturbed()
         hotplug.plug(leaving)
-        beside = guest.mount(leaving)
-        guest.succeed(f"ls -l {beside.mountpoint}/")
+        mount_of_leaving = guest.mount(leaving)
+        guest.succeed(f"ls -l {mount_of_leaving.mountpoint}/")
         migration.expect_blocked_by(staying, leaving)
-        beside.unmount()
+        mount_of_leaving.unmount()
         expect_undisturbed()
         hotplug.unplug(leaving)
         expect_undisturbed()
@@ -141,8 +148,8 @@ def test_one_has_a_request_in_flight_while_the_other_comes_and_goes(
 
 
 @pytest.fixture
-def on_one_line(testbed: Testbed) -> tuple[Share, Share]:
-    """Two devices that share an interrupt line."""
+def on_one_interrupt_line(testbed: Testbed) -> tuple[Share, Share]:
+    """Two shares whose devices have the same interrupt line."""
     first, second = testbed.shares[0], replace(testbed.shares[1], device_options={"addr": _SAME_LINE})
     testbed.declare(first, second)
     return first, second
@@ -150,35 +157,38 @@ def on_one_line(testbed: Testbed) -> tuple[Share, Share]:
 
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
-def test_an_unplug_lets_the_interrupt_line_go(on_one_line: tuple[Share, Share], raw_guest: RawGuest) -> None:
-    """Two devices raise the same interrupt line: what goes takes its part of it along, and no more.
+def test_an_unplug_lets_the_interrupt_line_go(
+    on_one_interrupt_line: tuple[Share, Share], raw_guest: RawGuest
+) -> None:
+    """An unplugged device stops raising the interrupt line that it shares; the other one's interrupt stays.
 
-    A line that stays up makes the guest's kernel switch it off, for everybody ("irq N: nobody cared").
+    A line that stays up makes the guest's kernel disable it for all devices ("irq N: nobody cared").
     """
-    leaving, staying = on_one_line
+    leaving, staying = on_one_interrupt_line
     guest, line = raw_guest, InterruptLine(raw_guest.qtest)
 
     def interrupt(driver: RawDriver) -> None:
         driver.version()
-        assert line.up, f"{driver.share.id} answered, and raised no interrupt"
+        assert line.up, f"{driver.share.id} answered, but raised no interrupt"
 
     neighbour = guest.plug(staying)
-    assert not line.up, "nobody has raised an interrupt yet"
+    assert not line.up, "the interrupt line is up, but no device has raised an interrupt"
     interrupt(guest.plug(leaving))
     guest.eject(leaving)
-    assert not line.up, "the interrupt line is still up, and the device that raised it is gone"
+    assert not line.up, "the interrupt line is still up, but the device that raised it is gone"
 
     interrupt(neighbour)
     interrupt(guest.plug(leaving))
     guest.eject(leaving)
     assert line.up, "the neighbour's interrupt was lost"
     assert neighbour.acknowledge()
-    assert not line.up, "the neighbour's interrupt was acknowledged, and the line is still up"
+    assert not line.up, "the neighbour's interrupt was acknowledged, but the line is still up"
 
     interrupt(neighbour)
     guest.system_reset()
     assert not InterruptLine(guest.qtest).up, "the interrupt line survived a reset"
 
 
-#: Has the first share's line: they are four, in turn (QEMU: ``hw/pci-host/i440fx.c``, ``pci_slot_get_pirq``).
+#: A slot with the first share's interrupt line. The slots have four lines in turn (QEMU:
+#: ``hw/pci-host/i440fx.c``, ``pci_slot_get_pirq``).
 _SAME_LINE = "0x14"

@@ -1,4 +1,8 @@
-"""Unplug is refused while busy: device_del is accepted, and completes only once the share is free."""
+"""Unplug is refused while busy: device_del is accepted, but completes only when the share is no longer used.
+
+Until then the device stays and works, and no byte is lost. A mount keeps the share busy, and so do a request
+in flight and a process that uses a detached mount.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +36,7 @@ from harness.testbed import Testbed
 def test_device_del_waits_for_a_mounted_share(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share
 ) -> None:
-    """The device stays, and works, until it is unmounted; no byte is lost."""
+    """The device stays and works until the share is unmounted."""
     hotplug.plug(share)
     mount = guest.mount(share)
     unplug = hotplug.request_unplug(share)
@@ -46,7 +50,7 @@ def test_device_del_waits_for_a_mounted_share(
 
 @dataclass(frozen=True)
 class Request:
-    """A kind of I/O: the system calls that it becomes in QEMU, and how the guest begins it."""
+    """A kind of I/O: the system calls that QEMU makes for it on the host, and how the guest starts it."""
 
     calls: tuple[str, ...]
     begin: Callable[[Mount], Transfer | Job]
@@ -67,7 +71,8 @@ REQUESTS = {
 def test_device_del_waits_for_a_request(
     guest: Guest, hotplug: Hotplug, share: Share, hold: Hold, kind: str
 ) -> None:
-    """With a request in flight the device stays; the request ends well, and only then the device goes."""
+    """The device stays until the request in flight has completed without an error and the share is
+    unmounted."""
     (share.path / "file").write_text("content")
     hotplug.plug(share)
     mount = guest.mount(share)
@@ -91,7 +96,7 @@ def test_device_del_waits_for_a_request(
 def test_device_del_waits_for_many_requests(
     guest: Guest, hotplug: Hotplug, share: Share, hold: Hold, count: int
 ) -> None:
-    """Up to as many as the ring takes; each reader gets its own file to the end."""
+    """The same with many requests in flight, up to the ring's size; each reader reads its whole file."""
     require_counted_requests(guest.machine)
     hotplug.plug(share)
     mount = guest.mount(share)
@@ -110,7 +115,8 @@ def test_device_del_waits_for_many_requests(
 @pytest.mark.any_plug
 @pytest.mark.parametrize("cache", ["none", "mmap"])
 def test_device_del_waits_for_a_workload(guest: Guest, hotplug: Hotplug, share: Share, cache: str) -> None:
-    """Files, mappings, locks, renames, deep trees: the workers get on, and each acknowledged byte stays."""
+    """The device stays while a workload runs (files, mappings, locks, renames, deep trees), and every
+    byte that was acknowledged is on the host."""
     hotplug.plug(share)
     mount = guest.mount(share, options=f"cache={cache}")
     workload = Workload.start(mount)
@@ -128,7 +134,7 @@ def test_device_del_waits_for_a_workload(guest: Guest, hotplug: Hotplug, share: 
 def test_device_del_waits_for_the_last_user(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, kind: str
 ) -> None:
-    """Detached with ``umount -l`` and used on by somebody: for so long the device, and its blocker, stay."""
+    """After ``umount -l`` the device and its blocker stay until no process uses the mount."""
     hotplug.plug(share)
     mount = guest.mount(share)
     with occupied(mount, kind) as mount_user:
@@ -147,26 +153,26 @@ def test_device_del_waits_for_the_last_user(
 def test_device_del_waits_for_a_mount_inside(
     guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]
 ) -> None:
-    """A share mounted inside another's: neither goes before it is unmounted, the inner one first."""
+    """A share is mounted inside another one's mount: the outer device stays until both are unmounted."""
     outer, inner = shares[:2]
     (outer.path / "inside").mkdir()
     hotplug.plug(outer)
     hotplug.plug(inner)
-    around = guest.mount(outer)
-    within = guest.mount(inner, at=f"{around.mountpoint}/inside")
+    outer_mount = guest.mount(outer)
+    inner_mount = guest.mount(inner, at=f"{outer_mount.mountpoint}/inside")
     unplug = hotplug.request_unplug(outer)
     unplug.wait_seen_by_guest()
-    assert "Device or resource busy" in guest.fail(f"umount {around.mountpoint}").stderr
-    unplug.expect_withheld(while_=within.expect_usable)
-    within.unmount()
-    around.unmount()
+    assert "Device or resource busy" in guest.fail(f"umount {outer_mount.mountpoint}").stderr
+    unplug.expect_withheld(while_=inner_mount.expect_usable)
+    inner_mount.unmount()
+    outer_mount.unmount()
     unplug.wait_completed()
     hotplug.unplug(inner)
 
 
 @pytest.mark.thorough
 def test_a_second_device_del(guest: Guest, hotplug: Hotplug, share: Share) -> None:
-    """Accepted or refused, it does not push the device out."""
+    """A second device_del, whether accepted or refused, does not remove a mounted share's device."""
     hotplug.plug(share)
     mount = guest.mount(share)
     unplug = hotplug.request_unplug(share)
@@ -180,8 +186,8 @@ def test_a_second_device_del(guest: Guest, hotplug: Hotplug, share: Share) -> No
 
 @pytest.mark.thorough("pc", "q35")
 def test_device_del_again_and_again(guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]) -> None:
-    """While the guest decides it is asked once more, and again: that neither calls the unplug off nor hurts.
-    Meanwhile the id and the place are taken, and afterwards they are free."""
+    """Repeated device_del neither cancels nor forces the unplug that is pending. The id and the slot stay
+    taken until it completes, and are free afterwards."""
     share, other = shares[:2]
     hotplug.plug(share)
     mount = guest.mount(share)
@@ -200,16 +206,18 @@ def test_device_del_again_and_again(guest: Guest, hotplug: Hotplug, shares: tupl
     guest.mount(share).expect_usable()
 
 
-#: A guest with native PCIe hotplug waits for five seconds whether the button is pressed again (kernel:
-#: ``drivers/pci/hotplug/pciehp_ctrl.c``, ``pciehp_handle_button_press``).
+#: How often device_del is repeated, and seconds in between. A second press of the attention button within
+#: five seconds cancels an unplug (kernel: ``drivers/pci/hotplug/pciehp_ctrl.c``,
+#: ``pciehp_handle_button_press``).
 _REPEATS, _PAUSE_S = 3, 0.3
 
 
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 @pytest.mark.parametrize("before", ["the_machine_starts", "the_guest_is_up"])
-def test_device_del_that_nobody_hears(raw_guest: RawGuest, share: Share, before: str) -> None:
-    """No guest listens yet: the device stays, and may be asked for again, as often as it takes."""
+def test_device_del_that_no_guest_handles(raw_guest: RawGuest, share: Share, before: str) -> None:
+    """device_del while no guest handles it: the device stays, and device_del can be repeated any number of
+    times."""
     machine = raw_guest.machine
     machine.device_add(share)
     if before == "the_guest_is_up":
@@ -219,7 +227,7 @@ def test_device_del_that_nobody_hears(raw_guest: RawGuest, share: Share, before:
     for _ in range(2):
         machine.qmp.execute("device_del", {"id": share.id})
     with Deletion(machine, share.id) as deletion:
-        assert deletion.present(), "the device went, and no guest let it go"
+        assert deletion.present(), "the device was removed, although no guest released it"
     raw_guest.eject(share)
     machine.device_add(share)
 
@@ -228,11 +236,11 @@ def test_device_del_that_nobody_hears(raw_guest: RawGuest, share: Share, before:
 @pytest.mark.cold
 @pytest.mark.pin_machine("q35-pcie")
 def test_device_del_without_a_hotplug_driver(testbed: Testbed, share: Share) -> None:
-    """The guest has no driver for its PCIe ports, and never hears: the device stays, and may be asked for
-    again when five seconds are over."""
+    """A guest without a driver for PCIe ports ignores device_del: the device stays, and device_del is
+    accepted again after five seconds."""
     spec = testbed.spec(plugged=frozenset([share.id]))
-    deaf = ("-append", f"{spec.boot.cmdline} pcie_ports=compat")
-    hotplug = Hotplug(testbed.begin_boot(replace(spec, extra=deaf)))
+    without_driver = ("-append", f"{spec.boot.cmdline} pcie_ports=compat")
+    hotplug = Hotplug(testbed.begin_boot(replace(spec, extra=without_driver)))
     machine = hotplug.guest.machine
     machine.qmp.execute("device_del", {"id": share.id})
 
@@ -243,11 +251,11 @@ def test_device_del_without_a_hotplug_driver(testbed: Testbed, share: Share) -> 
 
     machine.wait_until(accepted, what="device_del to be accepted again", timeout_s=10, interval_s=0.5)
     with Deletion(machine, share.id) as deletion:
-        assert deletion.present(), "the device went, and no guest let it go"
+        assert deletion.present(), "the device was removed, although no guest released it"
 
 
 def run_for_a_moment(machine: Machine) -> None:
-    """Its clock goes on, and its firmware does not get far."""
+    """Run the machine for 20 ms: long enough for its timers, too short for its firmware to boot."""
     machine.qmp.execute("cont")
     hold_for(0.02, machine.watch_process)
     machine.qmp.execute("stop")
@@ -257,7 +265,7 @@ def run_for_a_moment(machine: Machine) -> None:
 def test_device_del_then_reset(
     guest: Guest, hotplug: Hotplug, run_state: RunState, migration: Migration, share: Share
 ) -> None:
-    """The reset ends the guest's use: the device goes, or stays and works, and can be unplugged."""
+    """A reset while the unplug is pending: the device is then removed, or it works and can be unplugged."""
     hotplug.plug(share)
     guest.mount(share)
     unplug = hotplug.request_unplug(share)
@@ -274,7 +282,8 @@ def test_device_del_then_reset(
 
 @pytest.mark.thorough("q35", "q35-pcie")
 def test_device_del_then_migrate(guest: Guest, hotplug: Hotplug, migration: Migration, share: Share) -> None:
-    """The mounted share still blocks; once it has gone, the guest migrates without it."""
+    """A mounted share blocks migration while its unplug is pending; afterwards the guest migrates without
+    it."""
     hotplug.plug(share)
     mount = guest.mount(share)
     unplug = hotplug.request_unplug(share)
@@ -289,7 +298,7 @@ def test_device_del_then_migrate(guest: Guest, hotplug: Hotplug, migration: Migr
 
 @pytest.mark.thorough("q35", "q35-pcie")
 def test_device_del_while_stopped(guest: Guest, hotplug: Hotplug, run_state: RunState, share: Share) -> None:
-    """A stopped guest grants nothing; it does as soon as it runs again."""
+    """The unplug of an unmounted share waits while the guest is stopped, and completes after cont."""
     hotplug.plug(share)
     mount = guest.mount(share)
     mount.expect_usable()
@@ -303,7 +312,7 @@ def test_device_del_while_stopped(guest: Guest, hotplug: Hotplug, run_state: Run
 
 @pytest.mark.thorough("q35", "q35-pcie")
 def test_device_del_before_the_guest_is_up(testbed: Testbed, share: Share) -> None:
-    """It may be lost, or wait for the guest; asked once more when the guest is up, the device goes."""
+    """A device_del before the guest has booted may be ignored; repeated after the boot, it completes."""
     guest = testbed.begin_boot(testbed.spec(plugged=frozenset([share.id])))
     hotplug = Hotplug(guest)
     early = hotplug.request_unplug(share)
@@ -318,7 +327,8 @@ def test_device_del_before_the_guest_is_up(testbed: Testbed, share: Share) -> No
 def test_the_other_hotplug_waits_behind_a_busy_share(
     guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]
 ) -> None:
-    """One share is busy, another free: whatever order the guest makes of it, both go, and the next comes."""
+    """device_del of a busy share and of a free one: both complete once the first is unmounted, in whatever
+    order, and another device can be plugged."""
     busy, free, later = shares[:3]
     hotplug.plug(busy)
     hotplug.plug(free)

@@ -51,6 +51,18 @@ class BadPlug:
                 raise Violation(f"{asked} was refused, but {PERIPHERAL} has the device")
 
 
+def unrealizable(share: Share) -> dict[str, Share]:
+    """``share`` with options with which the realize of the 9p backend fails.
+
+    The keys are those of :func:`harness.actions.hotplug.plug_refusals`, which has QEMU's errors.
+    """
+    return {
+        "fsdev": replace(share, device_options={"fsdev": "nowhere"}),
+        "no_tag": replace(share, mount_tag=""),
+        "long_tag": replace(share, device_options={"mount_tag": "t" * 32}),
+    }
+
+
 def bad_plugs(
     qemu: QemuInstall, machine_type: MachineType, folder: Path, share: Share, mount_user: Share
 ) -> dict[str, BadPlug]:

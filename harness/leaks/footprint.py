@@ -39,6 +39,22 @@ def handles(pid: int) -> dict[str, Any]:
     }
 
 
+def open_fds(machine: Machine) -> int:
+    """The number of fds that QEMU has open."""
+    return int(handles(machine.pid)["fds"])
+
+
+def wait_open_fds(machine: Machine, count: int) -> None:
+    """Wait until QEMU has exactly ``count`` fds open.
+
+    An eventfd of a device that was removed is closed after an RCU grace period (QEMU: ``util/rcu.c``), so the
+    number may fall a moment after the unplug.
+
+    :raises WaitTimeout: after 10 seconds.
+    """
+    machine.wait_until(lambda: open_fds(machine) == count, what=f"{count} open files in QEMU", timeout_s=10.0)
+
+
 def footprint(machine: Machine, pid: int) -> dict[str, Any]:
     """QOM children, memory regions, migration blockers, private memory.
 

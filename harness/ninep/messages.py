@@ -1,4 +1,4 @@
-"""The messages of 9P2000.L and 9P2000.u: their types, and the bodies of requests.
+"""The messages of 9P2000.L and 9P2000.u: their types, the bodies of requests, the entries of an Rreaddir.
 
 Sources: kernel ``include/net/9p/9p.h``; QEMU ``hw/9pfs/9p.c`` and ``9p.h``; the protocol page of diod.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import struct
 from enum import IntEnum
+
+from harness.errors import Violation
 
 NOFID = 0xFFFFFFFF
 #: The protocols that QEMU speaks.
@@ -22,6 +24,8 @@ DMDIR, DMSYMLINK, DMLINK, DMDEVICE, DMNAMEDPIPE = 0x80000000, 0x2000000, 0x10000
 
 #: What a message begins with: its size, type and tag; and an Rread, with how many bytes follow.
 HEADER, READ_HEADER = 7, 11
+#: An entry of an Rreaddir up to its name: the offset of the next entry, and the length of the name.
+_ENTRY = struct.Struct("<13xQxH")
 
 
 class T(IntEnum):
@@ -204,6 +208,23 @@ def renameat(folder: int, old: str, new: str, new_folder: int | None = None) -> 
 def unlinkat(folder: int, name: str, flags: int = 0) -> bytes:
     """Tunlinkat."""
     return fid_and_name(folder, name) + struct.pack("<I", flags)
+
+
+def entries(listing: bytes) -> list[tuple[str, int]]:
+    """The entries of an Rreaddir, each with its name and the offset of the next one.
+
+    :param listing: the data of the answer, which is ``qid[13] offset[8] type[1] name[s]`` for each entry.
+    :raises Violation: when the last entry is incomplete.
+    """
+    found = []
+    while listing:
+        if len(listing) < _ENTRY.size or len(listing) < _ENTRY.size + _ENTRY.unpack_from(listing)[1]:
+            raise Violation(f"the last entry of an Rreaddir is cut: {listing!r}")
+        following, length = _ENTRY.unpack_from(listing)
+        listing = listing[_ENTRY.size :]
+        found.append((listing[:length].decode(), following))
+        listing = listing[length:]
+    return found
 
 
 def fid_and_name(fid: int, name: str) -> bytes:

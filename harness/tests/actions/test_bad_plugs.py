@@ -8,7 +8,8 @@ from typing import cast
 import pytest
 
 from harness.actions import bad_plugs as module
-from harness.actions.bad_plugs import BadPlug, bad_plugs
+from harness.actions.bad_plugs import BadPlug, bad_plugs, unrealizable
+from harness.actions.hotplug import plug_refusals
 from harness.errors import Violation
 from harness.qemu.machine import Machine
 from harness.qemu.spec import MACHINE_TYPES
@@ -21,6 +22,16 @@ def w(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     made = world(tmp_path, monkeypatch)
     made.qmp.on("qom-list", peripheral())
     return made
+
+
+def test_each_unrealizable_share_has_the_refusals_of_qemu(w: World) -> None:
+    wrong = unrealizable(w.share)
+    assert len({share.device(MACHINE_TYPES["pc"])["id"] for share in wrong.values()}) == 1
+    assert [plug_refusals(name, share)[0] for name, share in wrong.items()] == [
+        "9pfs device couldn't find fsdev with the id = nowhere",
+        "fsdev with id fs-share0 needs mount_tag arguments",
+        f"mount tag '{'t' * 32}' (32 bytes) is longer than maximum (31 bytes)",
+    ]
 
 
 def test_a_refusal_in_the_right_words(w: World) -> None:

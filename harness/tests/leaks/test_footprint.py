@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,9 @@ from typing import cast
 
 import pytest
 
-from harness.leaks.footprint import _children, handles, private_kib
+from harness.deadline import wait_until
+from harness.errors import WaitTimeout
+from harness.leaks.footprint import _children, handles, open_fds, private_kib, wait_open_fds
 from harness.qemu.machine import Machine
 from harness.qemu.spec import MachineSpec, MemoryFile
 from harness.tests.qemu.specs import spec
@@ -108,3 +111,20 @@ def test_threads_are_listed_by_id_and_fds_by_target(tmp_path: Path) -> None:
     assert found["threads"] == len(found["thread_ids"])
     assert found["fd_targets"][str(tmp_path / "open")] == 1
     assert found["fds"] == sum(found["fd_targets"].values())
+
+
+def test_open_fds_of_a_process(tmp_path: Path) -> None:
+    """Here of this one."""
+
+    def wait(condition: Callable[[], object], *, what: str, timeout_s: float) -> None:
+        assert timeout_s == 10.0
+        wait_until(condition, what=what, timeout_s=0.05)
+
+    machine = cast(Machine, SimpleNamespace(pid=os.getpid(), wait_until=wait))
+    before = open_fds(machine)
+    with (tmp_path / "file").open("w"):
+        assert open_fds(machine) == before + 1
+        wait_open_fds(machine, before + 1)
+        with pytest.raises(WaitTimeout, match=f"{before} open files in QEMU"):
+            wait_open_fds(machine, before)
+    wait_open_fds(machine, before)

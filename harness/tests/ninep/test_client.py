@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -11,7 +9,6 @@ from typing import cast
 import pytest
 
 from harness.actions.stream import UNIX
-from harness.channel.qtest import Qtest
 from harness.errors import GuestError, UsageError, Violation, WaitTimeout
 from harness.history import read
 from harness.holds.hold import STAT, Hold
@@ -23,45 +20,14 @@ from harness.ninep.client import (
     Descriptor,
     FlushedError,
     NineError,
-    RawDriver,
     RawGuest,
     make_files,
 )
 from harness.ninep.messages import NOFID, T
 from harness.qemu.spec import MACHINE_TYPES
 from harness.testbed import Testbed
-from harness.tests.channel.fake_qtest import Answer, FakeQtest, echo
-from harness.tests.fakes import World
-from harness.tests.qemu.specs import share
-
-Drive = Callable[..., RawDriver]
-
-
-@pytest.fixture
-def fakes() -> list[FakeQtest]:
-    """The devices that ``drive`` made."""
-    return []
-
-
-@pytest.fixture
-def drive(tmp_path: Path, world: World, fakes: list[FakeQtest]) -> Iterator[Drive]:
-    """A driver whose device answers as the test says."""
-    made: list[Qtest] = []
-
-    def make(answer: Answer = echo, *, queue_size: int = 128, slot: int = 0, addr: str = "") -> RawDriver:
-        path = tmp_path / f"qtest{len(made)}"
-        fakes.append(FakeQtest(path, answer=answer, queue_size=queue_size))
-        qtest = Qtest(path)
-        made.append(qtest)
-        guest = SimpleNamespace(qtest=qtest, machine=world.machine)
-        options = {"addr": addr} if addr else {}
-        return RawDriver(cast(RawGuest, guest), replace(share(), slot=slot, device_options=options))
-
-    yield make
-    for fake in fakes:
-        fake.close()
-    for qtest in made:
-        qtest.close()
+from harness.tests.channel.fake_qtest import FakeQtest
+from harness.tests.ninep.conftest import Drive
 
 
 @pytest.mark.parametrize(("kind", "dropped"), [(0, True), (T.READ + 1, False)])

@@ -1,0 +1,203 @@
+"""A hostile guest cannot hurt QEMU: messages and resets that meet requests in flight.
+
+A raw client sends a request whose system call is held on the host, and acts while QEMU waits for that call:
+it flushes the request, ends its session, renames its folder, or resets the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import pytest
+
+from harness.actions.drain import happens_while
+from harness.actions.migration import expect_blocked_by
+from harness.background import Background
+from harness.deadline import hold_for
+from harness.holds.hold import Hold
+from harness.leaks.footprint import open_fds
+from harness.ninep import messages as p9
+from harness.ninep.client import (
+    MSIZE,
+    FlushedError,
+    NineError,
+    RawDriver,
+    RawGuest,
+    Request,
+)
+from harness.ninep.messages import UNIX_VERSION, VERSION, T
+from harness.ninep.session import (
+    CONTENT,
+    FILE,
+    FOLDER,
+    OTHER,
+    ROOT,
+    expect_serving,
+    plug_and_attach,
+    reset_and_attach,
+    start_session,
+)
+from harness.qemu.spec import Share
+
+pytestmark = [pytest.mark.no_guest_kernel, pytest.mark.pin_machine("pc")]
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """A read of :data:`FILE` that is held on the host, and the ways to send further messages meanwhile."""
+
+    guest: RawGuest
+    driver: RawDriver
+    read: Request
+
+    def send(self, kind: T, body: bytes, *, tag: int | None = None) -> Request:
+        """Send another message."""
+        return self.driver.send(kind, body, tag=tag)
+
+    def flush(self, old: Request | int) -> Request:
+        """Send a Tflush whose oldtag is that of a request, or a given tag."""
+        return self.send(T.FLUSH, p9.flush(old if isinstance(old, int) else old.tag))
+
+
+def _flushes(count: int) -> Callable[[InFlight], list[Request]]:
+    return lambda it: [it.flush(it.read) for _ in range(count)]
+
+
+def _flush_of_a_flush(it: InFlight) -> list[Request]:
+    first = it.flush(it.read)
+    second = it.flush(first)
+    return [first, second, it.flush(second), it.flush(it.read)]
+
+
+def _a_tag_twice(it: InFlight) -> list[Request]:
+    same = it.send(T.READ, p9.read(FILE, 0, 100), tag=it.read.tag)
+    return [same, it.flush(same), it.flush(same)]
+
+
+def _flush_and(kind: T, body: bytes) -> Callable[[InFlight], list[Request]]:
+    return lambda it: [it.flush(it.read), it.send(kind, body), it.flush(it.read)]
+
+
+#: What is sent while a read is in flight; each returns the requests.
+MEANWHILE: dict[str, Callable[[InFlight], list[Request]]] = {
+    "a flush": _flushes(1),
+    "two flushes": _flushes(2),
+    "many flushes": _flushes(20),
+    "flushes of flushes": _flush_of_a_flush,
+    "a tag that is taken": _a_tag_twice,
+    "a flush of no request": lambda it: [it.flush(0x7FFF), it.flush(0xFFFF), it.flush(it.read)],
+    "a clunk": _flush_and(T.CLUNK, p9.fid(FILE)),
+    "a remove": _flush_and(T.REMOVE, p9.fid(FILE)),
+    "a rename": _flush_and(T.RENAMEAT, p9.renameat(ROOT, "file", "renamed")),
+    "a new session": _flush_and(T.VERSION, p9.version(MSIZE)),
+    "an attach": _flush_and(T.ATTACH, p9.attach(OTHER)),
+    "a read of nothing": _flush_and(T.READ, p9.read(4711, 0, 100)),
+}
+
+
+def expect_each_answered_once(driver: RawDriver, requests: list[Request]) -> None:
+    """Wait until each of ``requests`` has an answer, an error, or was given back because it was flushed.
+
+    :raises Violation: when one was answered twice, or none is left that QEMU should have answered.
+    """
+    for request in requests:
+        with suppress(NineError, FlushedError):
+            driver.wait_answer(request)
+    driver.expect_none_in_flight()
+
+
+@pytest.mark.parametrize("what", MEANWHILE)
+def test_flushes_of_a_request_in_flight(raw_guest: RawGuest, share: Share, hold: Hold, what: str) -> None:
+    """Every Tflush is answered, the read at most once, and every other message exactly once.
+
+    Afterwards QEMU takes as many requests at a time as before (it has a fixed number of them), and no file of
+    the share stays open.
+    """
+    driver = plug_and_attach(raw_guest, share)
+    before = open_fds(raw_guest.machine)
+    driver.walk(ROOT, FILE, "file")
+    driver.open(FILE)
+    with hold.requests(share) as held:
+        it = InFlight(raw_guest, driver, driver.send(T.READ, p9.read(FILE, 0, 100)))
+        held.wait_caught()
+        sent = MEANWHILE[what](it)
+        raw_guest.machine.qmp.execute("query-status")
+        held.in_flight()
+    expect_each_answered_once(driver, [it.read, *sent])
+    (share.path / "file").write_bytes(CONTENT)
+    start_session(driver)
+    expect_serving(driver)
+    for request in [driver.send(T.GETATTR, p9.getattr_(ROOT)) for _ in range(driver.places)]:
+        driver.wait_answer(request)
+    driver.expect_none_in_flight()
+    driver.clunk(ROOT)
+    left = open_fds(raw_guest.machine) - before
+    assert not left, f"{left} files of the share stay open"
+
+
+@pytest.mark.parametrize("end", ["device_reset", "system_reset"])
+def test_a_reset_with_flushed_requests_in_flight(
+    raw_guest: RawGuest, share: Share, hold: Hold, end: str
+) -> None:
+    """The reset waits for the requests in flight, also where flushes wait for them; then the device works."""
+    driver = plug_and_attach(raw_guest, share)
+    before = open_fds(raw_guest.machine)
+    for fid in (FILE, OTHER):
+        driver.walk(ROOT, fid, "file")
+        driver.open(fid)
+    with hold.requests(share) as held:
+        reads = [driver.send(T.READ, p9.read(fid, 0, 100)) for fid in (FILE, OTHER, FILE)]
+        held.wait_caught(len(reads))
+        for read_ in (*reads, reads[0], reads[0]):
+            driver.send(T.FLUSH, p9.flush(read_.tag))
+        reset = Background(driver.reset if end == "device_reset" else raw_guest.system_reset)
+        done_while_held = happens_while(
+            raw_guest.machine, lambda: reset.done, while_=held.waiting, what=f"the {end}"
+        )
+    reset.wait(timeout_s=raw_guest.machine.timeout_scale.seconds(30))
+    expect_blocked_by(raw_guest.machine)
+    reset_and_attach(raw_guest, share).clunk(ROOT)
+    assert open_fds(raw_guest.machine) == before
+    assert not done_while_held, "the reset was done with requests in flight"
+
+
+#: Messages that change the path of :data:`FOLDER`, while a request uses that path.
+MOVES: dict[str, Callable[[], tuple[T, bytes]]] = {
+    "walk": lambda: (T.WALK, p9.walk(FOLDER, FOLDER, "inside")),
+    "rename": lambda: (T.RENAME, p9.rename(OTHER, ROOT, "renamed")),
+    "renameat": lambda: (T.RENAMEAT, p9.renameat(ROOT, "folder", "renamed")),
+    "wstat": lambda: (T.WSTAT, p9.wstat(OTHER, name="renamed")),
+}
+
+
+@pytest.mark.parametrize("how", MOVES)
+def test_a_path_changes_when_no_thread_uses_it(
+    raw_guest: RawGuest, share: Share, hold: Hold, how: str
+) -> None:
+    """A worker thread makes a directory below :data:`FOLDER`; meanwhile the guest moves the fid or folder.
+
+    The move has to wait for the thread, which uses the fid's path (QEMU: ``hw/9pfs/9p.h``,
+    ``v9fs_path_write_lock``). Then both complete, and the fids have the new path.
+    """
+    driver = plug_and_attach(raw_guest, share, UNIX_VERSION if how == "wstat" else VERSION)
+    (share.path / "folder" / "inside").mkdir(parents=True)
+    driver.walk(ROOT, FOLDER, "folder")
+    driver.walk(ROOT, OTHER, "folder")
+    with hold.requests(share, "mkdirat") as held:
+        making = driver.send(T.MKDIR, p9.mkdir(FOLDER, "made"))
+        held.wait_caught()
+        moving = driver.send(*MOVES[how]())
+        answered = driver.answered()
+        # in_flight() sends a QMP command: once that is answered, QEMU's main loop has read the message.
+        held.in_flight()
+        hold_for(raw_guest.machine.timeout_scale.seconds(0.1), lambda: driver.expect_answered(answered))
+        held.in_flight()
+    driver.wait_answer(making)
+    driver.wait_answer(moving)
+    folder = share.path / ("folder" if how == "walk" else "renamed")
+    assert sorted(path.name for path in folder.iterdir()) == ["inside", "made"]
+    driver.call(T.MKDIR, p9.mkdir(FOLDER, "later"))
+    assert (folder / ("inside/later" if how == "walk" else "later")).is_dir()
+    expect_serving(driver)
