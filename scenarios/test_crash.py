@@ -18,7 +18,7 @@ from harness.errors import QemuError
 from harness.guest.guest import Guest
 from harness.guest.variant import Variant
 from harness.ninep.client import RawGuest
-from harness.qemu.poison import PoisonedHeap
+from harness.qemu.malloc_perturb import MallocPerturb
 from harness.qemu.spec import Share
 from harness.testbed import Testbed
 
@@ -113,7 +113,7 @@ def everything(guest: Guest, testbed: Testbed) -> None:
 @pytest.mark.any_plug
 def test_everything_after_an_unplug_with_a_poisoned_heap(testbed: Testbed, share: Share) -> None:
     """What was freed is overwritten: a list that still has the device leads nowhere."""
-    testbed.attach(PoisonedHeap())
+    testbed.attach(MallocPerturb())
     guest = testbed.boot()
     hotplug = Hotplug(guest)
     hotplug.plug(share)

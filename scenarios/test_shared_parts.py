@@ -160,24 +160,24 @@ def test_an_unplug_lets_the_interrupt_line_go(on_one_line: tuple[Share, Share], 
 
     def interrupt(driver: RawDriver) -> None:
         driver.version()
-        assert line.up, f"{driver.share.id} answered, and raised no interrupt"
+        assert line.asserted, f"{driver.share.id} answered, and raised no interrupt"
 
     neighbour = guest.plug(staying)
-    assert not line.up, "nobody has raised an interrupt yet"
+    assert not line.asserted, "nobody has raised an interrupt yet"
     interrupt(guest.plug(leaving))
     guest.eject(leaving)
-    assert not line.up, "the interrupt line is still up, and the device that raised it is gone"
+    assert not line.asserted, "the interrupt line is still up, and the device that raised it is gone"
 
     interrupt(neighbour)
     interrupt(guest.plug(leaving))
     guest.eject(leaving)
-    assert line.up, "the neighbour's interrupt was lost"
+    assert line.asserted, "the neighbour's interrupt was lost"
     assert neighbour.acknowledge()
-    assert not line.up, "the neighbour's interrupt was acknowledged, and the line is still up"
+    assert not line.asserted, "the neighbour's interrupt was acknowledged, and the line is still up"
 
     interrupt(neighbour)
     guest.system_reset()
-    assert not InterruptLine(guest.qtest).up, "the interrupt line survived a reset"
+    assert not InterruptLine(guest.qtest).asserted, "the interrupt line survived a reset"
 
 
 #: Has the first share's line: they are four, in turn (QEMU: ``hw/pci-host/i440fx.c``, ``pci_slot_get_pirq``).

@@ -16,7 +16,7 @@ from harness.guest import transfer
 from harness.guest.guest import Guest
 from harness.guest.job import Job
 from harness.guest.mount import Mount
-from harness.guest.mount_user import KINDS, occupied
+from harness.guest.mount_user import KINDS, mount_in_use
 from harness.guest.transfer import Transfer
 from harness.guest.workload import Workload
 from harness.holds.hold import DATA, FSYNC, READDIR, STAT, Hold, require_counted_requests
@@ -131,7 +131,7 @@ def test_device_del_waits_for_the_last_user(
     """Detached with ``umount -l`` and used on by somebody: for so long the device, and its blocker, stay."""
     hotplug.plug(share)
     mount = guest.mount(share)
-    with occupied(mount, kind) as mount_user:
+    with mount_in_use(mount, kind) as mount_user:
         mount.detach()
         migration.expect_blocked_by(share)
         unplug = hotplug.request_unplug(share)

@@ -22,7 +22,7 @@ from harness.actions.stream import PAUSED, SLOW, stalled
 from harness.errors import QemuError
 from harness.qemu.bandwidth import bandwidth, limit_bandwidth
 from harness.qemu.machine import Machine
-from harness.qemu.migration_socket import fed
+from harness.qemu.migration_socket import stream_from_file
 
 #: Bytes of the stream that are read before its reader goes: in the middle of the guest's memory.
 _PART = 1 << 20
@@ -78,7 +78,7 @@ def _the_destination_is_given_a_part(migration: Migration) -> None:
         file.truncate(path.stat().st_size // 2)
     destination = migration.testbed.launch_destination(source)
     destination.expect_exit("a stream that ends too early")
-    with fed(destination, path):
+    with stream_from_file(destination, path):
         wait_given_up(destination)
     _go_on(source)
 

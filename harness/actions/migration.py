@@ -12,9 +12,9 @@ from harness.errors import HarnessError, QemuError, QmpLost, Violation
 from harness.guest.guest import Guest
 from harness.history import Operation
 from harness.qemu.bandwidth import bandwidth, limit_bandwidth
-from harness.qemu.blockers import blocked_reasons, tells_all
+from harness.qemu.blockers import blocked_reasons, lists_blocked_reasons
 from harness.qemu.machine import Machine
-from harness.qemu.migration_socket import drained, kept
+from harness.qemu.migration_socket import discarded_stream, stream_to_file
 from harness.qemu.spec import MachineSpec, Share
 from harness.testbed import Testbed
 
@@ -307,7 +307,7 @@ def migrate_into(machine: Machine, path: Path) -> None:
     """
     before = bandwidth(machine)
     limit_bandwidth(machine, _MAX_BANDWIDTH)
-    with kept(machine, path) as uri:
+    with stream_to_file(machine, path) as uri:
         machine.qmp.execute("migrate", {"uri": uri}, watch=machine.watch)
         wait_status(machine, "completed")
     limit_bandwidth(machine, before)
@@ -325,7 +325,7 @@ def under_way(machine: Machine) -> Iterator[None]:
     """
     before = bandwidth(machine)
     limit_bandwidth(machine, SLOW_BANDWIDTH)
-    with drained(machine) as uri:
+    with discarded_stream(machine) as uri:
         machine.qmp.execute("migrate", {"uri": uri}, watch=machine.watch)
         try:
             wait_status(machine, "active")
@@ -369,7 +369,7 @@ def expect_blocked_by(machine: Machine, *mounted: Share) -> None:
     :raises Violation: unless ``blocked-reasons`` has one for each of ``mounted``, and no other.
     """
     expected, reasons = [blocked_reason(share) for share in mounted], blocked_reasons(machine)
-    if not tells_all(machine) and reasons and reasons[0] in expected:
+    if not lists_blocked_reasons(machine) and reasons and reasons[0] in expected:
         return  # One of several, which is all that it says.
     if sorted(reasons) != sorted(expected):
         tags = ", ".join(share.mount_tag for share in mounted)

@@ -62,10 +62,10 @@ class Guest(Commands):
             assert self._ssh is not None
         return self._ssh
 
-    def log_in(self, guestfwd: GuestfwdSocket | None = None, rehearsal: str = "answer=0") -> Ssh:
+    def log_in(self, guestfwd: GuestfwdSocket | None = None, first_command: str = "answer=0") -> Ssh:
         """A new SSH session, which is the guest's own only when it is handed to :meth:`use_session`.
 
-        :param line: :param rehearsal: see :class:`~harness.channel.ssh.Ssh`.
+        :param line: :param first_command: see :class:`~harness.channel.ssh.Ssh`.
         """
         return Ssh(
             self.machine.ssh_port,
@@ -74,7 +74,7 @@ class Guest(Commands):
             timeout_s=self.machine.timeout_scale.seconds(BOOT_TIMEOUT_S),
             watch=self.machine.watch,
             guestfwd=guestfwd,
-            rehearsal=rehearsal,
+            first_command=first_command,
         )
 
     def use_session(self, ssh: Ssh) -> None:
@@ -170,11 +170,11 @@ class Guest(Commands):
             command, timeout_s, lambda scaled_s: channel.run(command, timeout_s=scaled_s, stdin=stdin)
         )
 
-    def run_inside(self, command: str) -> Completed:
+    def run_in_session_shell(self, command: str) -> Completed:
         """Run ``command`` in the SSH session's shell itself (``inside`` of :meth:`.Ssh.run`)."""
         ssh = self.ssh
         return self._recorded(
-            command, RUN_TIMEOUT_S, lambda scaled_s: ssh.run(command, timeout_s=scaled_s, inside=True)
+            command, RUN_TIMEOUT_S, lambda scaled_s: ssh.run(command, timeout_s=scaled_s, subshell=False)
         )
 
     def _recorded(self, command: str, timeout_s: float, run: Callable[[float], Completed]) -> Completed:

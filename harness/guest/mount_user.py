@@ -26,11 +26,11 @@ _numbers = itertools.count(1)
 
 
 class MountUser:
-    """The last user of a share, which a scenario can let go; made by :func:`occupied`."""
+    """The last user of a share, which a scenario can let go; made by :func:`mount_in_use`."""
 
     def __init__(self, mount: Mount, present: str, leave: str) -> None:
-        self._mount, self._present, self._leave = mount, present, leave
-        self._left = False
+        self._mount, self._present, self._end_command = mount, present, leave
+        self._ended = False
 
     def expect_present(self) -> None:
         """The witness: it is there, and what it keeps still works.
@@ -43,20 +43,20 @@ class MountUser:
         """Wait until it is there; :raises WaitTimeout: when it never is."""
         self._mount.guest.wait_until_succeeds(self._present, what="the share's last user")
 
-    def leave(self) -> None:
+    def end(self) -> None:
         """End it, and see that it has ended; idempotent."""
-        if not self._left:
-            self._left = True
-            self._mount.guest.succeed(self._leave)
+        if not self._ended:
+            self._ended = True
+            self._mount.guest.succeed(self._end_command)
 
 
 @contextmanager
-def occupied(mount: Mount, kind: str) -> Iterator[MountUser]:
+def mount_in_use(mount: Mount, kind: str) -> Iterator[MountUser]:
     """Let something of ``kind`` (one of :data:`KINDS`) use ``mount``; it leaves at the end of the context."""
     mount_user = _bind(mount) if kind == "bind_mount" else _process(mount, kind)
     mount_user.wait_present()
     yield mount_user
-    mount_user.leave()
+    mount_user.end()
 
 
 def _bind(mount: Mount) -> MountUser:

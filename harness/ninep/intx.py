@@ -32,7 +32,7 @@ class InterruptLine:
         qtest.outl(_CONFIG_DATA, sum(_INPUT << 8 * line for line in range(_LINES)))
 
     @property
-    def up(self) -> bool:
+    def asserted(self) -> bool:
         """Whether any device raises it now."""
         self._qtest.outb(_CONTROLLER, _READ_REQUESTS)
         return bool(self._qtest.inb(_CONTROLLER) & _MASK)

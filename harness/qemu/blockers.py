@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 #: No protocol that any QEMU knows: where nothing blocks, this is what ``migrate`` is refused for.
 _NOWHERE = "nowhere:"
 #: The major version since which ``query-migrate`` has ``blocked-reasons``.
-_TELLS_SINCE = 6
+_LISTED_SINCE = 6
 #: What a migration that could have begun is refused for (QEMU: ``migration/migration.c``, ``qmp_migrate``).
 _BEGUN = "valid migration protocol"
 
@@ -25,7 +25,7 @@ def blocked_reasons(machine: Machine) -> list[str]:
 
     :raises QemuError: when that is refused for another reason, such as a migration under way.
     """
-    if tells_all(machine):
+    if lists_blocked_reasons(machine):
         answer = machine.qmp.execute("query-migrate", watch=machine.watch)
         return list(answer.get("blocked-reasons", []))
     try:
@@ -42,7 +42,7 @@ def blocked_reasons(machine: Machine) -> list[str]:
 _VERSIONS: dict[str, int] = {}
 
 
-def tells_all(machine: Machine) -> bool:
+def lists_blocked_reasons(machine: Machine) -> bool:
     """Whether this QEMU lists every reason.
 
     Each binary is asked for its version once. The schema would say it too, and under a heap that is profiled
@@ -52,4 +52,4 @@ def tells_all(machine: Machine) -> bool:
     if key not in _VERSIONS:
         answer = machine.qmp.execute("query-version", watch=machine.watch)
         _VERSIONS[key] = int(answer["qemu"]["major"])
-    return _VERSIONS[key] >= _TELLS_SINCE
+    return _VERSIONS[key] >= _LISTED_SINCE

@@ -17,13 +17,13 @@ from harness.background import Background
 from harness.errors import ChannelLost, SetupError
 from harness.qemu.machine import Machine
 
-_NAME = "wire"
+_NAME = "migration"
 _CHUNK = 1 << 20
 _CLOSES_WITHIN_S = 10.0
 
 
 @contextmanager
-def fed(machine: Machine, path: Path) -> Iterator[None]:
+def stream_from_file(machine: Machine, path: Path) -> Iterator[None]:
     """``migrate-incoming``, and the content of a file on its way to a machine that waits for it.
 
     :raises SetupError: when the file cannot be read. :raises QemuError: when QEMU refuses.
@@ -51,20 +51,20 @@ def fed(machine: Machine, path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            _hang_up(ours, feeding)
+            _shut_down(ours, feeding)
     door.unlink(missing_ok=True)  # Not every QEMU does.
 
 
 @contextmanager
-def drained(machine: Machine) -> Iterator[str]:
+def discarded_stream(machine: Machine) -> Iterator[str]:
     """A URI for ``migrate``, at which everything is read and forgotten."""
 
-    with _wire(machine, lambda ours: _pour(ours, lambda _: None)) as uri:
+    with _outgoing_fd(machine, lambda ours: _copy(ours, lambda _: None)) as uri:
         yield uri
 
 
 @contextmanager
-def kept(machine: Machine, path: Path) -> Iterator[str]:
+def stream_to_file(machine: Machine, path: Path) -> Iterator[str]:
     """A URI for ``migrate``; what is sent there is the content of the file ``path`` at the block's end.
 
     :raises SetupError: when it cannot be written.
@@ -74,20 +74,20 @@ def kept(machine: Machine, path: Path) -> Iterator[str]:
     def keep(ours: socket.socket) -> None:
         try:
             with path.open("wb") as file:
-                _pour(ours, file.write)
+                _copy(ours, file.write)
         except OSError as exc:
             failed.append(exc)
             ours.shutdown(socket.SHUT_RDWR)  # QEMU need not go on.
 
     try:
-        with _wire(machine, keep, to_the_end=True) as uri:
+        with _outgoing_fd(machine, keep, to_the_end=True) as uri:
             yield uri
     finally:
         if failed:  # Whatever QEMU made of it.
             raise SetupError(f"cannot write the stream {path}: {failed[0].strerror}")
 
 
-def _pour(ours: socket.socket, into: Callable[[bytes], object]) -> None:
+def _copy(ours: socket.socket, into: Callable[[bytes], object]) -> None:
     while True:
         try:
             data = ours.recv(_CHUNK)
@@ -99,7 +99,7 @@ def _pour(ours: socket.socket, into: Callable[[bytes], object]) -> None:
 
 
 @contextmanager
-def _wire(
+def _outgoing_fd(
     machine: Machine, work: Callable[[socket.socket], None], *, to_the_end: bool = False
 ) -> Iterator[str]:
     """:param to_the_end: when the block has ended well, wait until QEMU has closed its end."""
@@ -113,10 +113,10 @@ def _wire(
             if to_the_end:
                 working.wait(timeout_s=_CLOSES_WITHIN_S)
         finally:
-            _hang_up(ours, working)
+            _shut_down(ours, working)
 
 
-def _hang_up(ours: socket.socket, working: Background[None]) -> None:
+def _shut_down(ours: socket.socket, working: Background[None]) -> None:
     with contextlib.suppress(OSError):
         ours.shutdown(socket.SHUT_RDWR)
     working.wait(timeout_s=_CLOSES_WITHIN_S)

@@ -154,7 +154,7 @@ class ScriptedQmp:
 
     def emit(self, name: str, **data: Any) -> None:
         for listener in tuple(self._listeners):
-            listener._offer(QmpEvent(name, data, 0.0, 0.0))
+            listener._deliver(QmpEvent(name, data, 0.0, 0.0))
 
     @property
     def commands(self) -> list[str]:

@@ -224,9 +224,9 @@ def test_firmware_goes_to_what_is_on_path_too(
 
 
 @pytest.mark.parametrize("names", [("7.2",), ("7.2", "10.0"), (DEFAULT,)])
-def test_firmware_for_nobody(tmp_path: Path, probed: list[str], names: tuple[str, ...]) -> None:
+def test_firmware_that_no_qemu_uses(tmp_path: Path, probed: list[str], names: tuple[str, ...]) -> None:
     made = _matrix(tmp_path, qemus=names, qemu_data=Path("/bios"))
-    with pytest.raises(UsageError, match=r"^--qemu-data /bios: is for a QEMU that is given as a path"):
+    with pytest.raises(UsageError, match=r"^--qemu-data /bios: only for a QEMU given as a path"):
         made.qemu(names[0])
     assert _fetched(made) == []
     made = _matrix(tmp_path, qemus=(*names, "./build/qemu"), qemu_data=Path("/bios"))

@@ -16,12 +16,12 @@ from harness.reaper import (
     MARK,
     PREFIX,
     RunFolder,
-    abandoned,
-    disown,
-    own,
+    claim_if_abandoned,
+    lock_folder,
     processes_of,
     start_time,
     sweep,
+    unlock,
 )
 
 OWNER = """
@@ -155,13 +155,13 @@ def test_a_folder_without_a_lock_may_be_just_being_made(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_abandoned_once_its_owner_lets_it_go(tmp_path: Path) -> None:
-    lock = own(tmp_path)
-    with abandoned(tmp_path) as gone:
+    lock = lock_folder(tmp_path)
+    with claim_if_abandoned(tmp_path) as gone:
         assert not gone
-    disown(lock)
-    with abandoned(tmp_path) as gone:
+    unlock(lock)
+    with claim_if_abandoned(tmp_path) as gone:
         assert gone
-        with abandoned(tmp_path) as taken_twice:
+        with claim_if_abandoned(tmp_path) as taken_twice:
             assert not taken_twice, "two would clear it"
 
 

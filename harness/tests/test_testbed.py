@@ -429,7 +429,7 @@ def test_a_process_that_stayed_is_reported(testbed: Testbed, run: RunFolder) -> 
         stray.wait()
 
 
-def test_a_tool_for_machines_that_run_already(testbed: Testbed) -> None:
+def test_a_tool_that_is_attached_after_a_machine_was_started(testbed: Testbed) -> None:
     testbed.launch(testbed.spec())
-    with pytest.raises(HarnessError, match="comes too late: source was started"):
+    with pytest.raises(HarnessError, match="attach Hold earlier: machine 'source' was already started"):
         Hold(testbed)

@@ -352,7 +352,7 @@ def test_a_migration_under_way_is_cancelled_at_the_end(world: World, migration: 
     )
     with migration.under_way():
         assert "migrate_cancel" not in world.qmp.commands
-        theirs = socket.socket(fileno=world.qmp.given["wire"])
+        theirs = socket.socket(fileno=world.qmp.given["migration"])
         theirs.sendall(b"page" * 1_000_000)  # More than fits in between: it is being read.
     assert world.qmp.sent[-1] == ("migrate-set-parameters", {"max-bandwidth": 77})
 

@@ -55,9 +55,9 @@ def test_a_refused_command(qtest: Qtest, server: FakeQtest) -> None:
         qtest.outb(1, 2)
 
 
-def test_a_qemu_that_hangs_up(qtest: Qtest, server: FakeQtest) -> None:
+def test_qemu_closes_the_connection(qtest: Qtest, server: FakeQtest) -> None:
     server.instead = b"hang up"
-    with pytest.raises(ChannelLost, match="broke during 'outb 0x1 0x2': QEMU closed it"):
+    with pytest.raises(ChannelLost, match="broke during 'outb 0x1 0x2': QEMU closed the connection"):
         qtest.outb(1, 2)
 
 

@@ -36,7 +36,7 @@ class Session:
     def __init__(self, found: object) -> None:
         self._found = found
 
-    def take(self, _: object) -> Any:
+    def connect(self, _: object) -> Any:
         return self._found
 
 

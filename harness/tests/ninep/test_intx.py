@@ -18,9 +18,9 @@ def test_the_lines_are_led_to_a_level_triggered_input(tmp_path: Path) -> None:
             "outl 0xcfc 0xa0a0a0a",
         ]
         fake.queue_size = 0b100  # What any port reads: the request bit of input 10.
-        assert line.up
+        assert line.asserted
         fake.queue_size = 0b1011
-        assert not line.up
+        assert not line.asserted
         assert fake.lines[3:5] == ["outb 0xa0 0xa", "inb 0xa0"]
     finally:
         qtest.close()

@@ -11,7 +11,7 @@ from harness.background import Background
 from harness.errors import ChannelLost, QemuError, SetupError, WaitTimeout
 from harness.qemu.argv import render, script
 from harness.qemu.machine import Machine
-from harness.qemu.migration_socket import kept
+from harness.qemu.migration_socket import stream_to_file
 from harness.qemu.spec import Boot, MachineSpec
 from harness.restore import template
 from harness.restore.template import Template
@@ -128,7 +128,7 @@ def test_a_disk_that_is_full(w: World) -> None:
 
     w.qmp.on("migrate", migrate)
     w.qmp.on("query-migrate", {"status": "failed"})
-    full = kept(cast(Machine, w.machine), Path("/dev/full"))
+    full = stream_to_file(cast(Machine, w.machine), Path("/dev/full"))
     with pytest.raises(SetupError, match=r"^cannot write the stream /dev/full: No space left"), full as uri:
         w.qmp.execute("migrate", {"uri": uri})
 

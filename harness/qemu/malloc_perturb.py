@@ -12,7 +12,7 @@ from harness.qemu.spec import MachineSpec
 _BYTE = 0xA5
 
 
-class PoisonedHeap:
+class MallocPerturb:
     """Starts every machine of a testbed with such a heap. A C library other than glibc takes no notice."""
 
     def wrap(self, _spec: MachineSpec, _folder: Path) -> Wrapping:
