@@ -1,10 +1,9 @@
 """An SSH client whose handshake over a guestfwd socket can be replayed: it sends the same bytes each time.
 
-This is the only module that uses private parts of paramiko; import it only where it is used.
-:func:`missing_private_part` lists these parts and is called before any of them is used. If paramiko has
-    changed, there is no session over the guestfwd socket: :class:`ChannelLost` names the missing part, and
-    the caller uses a TCP connection instead. The contract test is
-    ``harness/tests/channel/test_handshake.py``; ``pyproject.toml`` has an upper
+This is the only module that uses private parts of paramiko; import it only where it is used. Before one of
+them is used, :func:`missing_private_part` checks all of them. If paramiko has changed, there is no session
+over the guestfwd socket: :class:`ChannelLost` names the missing part, and the caller uses a TCP connection
+instead. The contract test is ``harness/tests/channel/test_handshake.py``; ``pyproject.toml`` has an upper
 bound on paramiko's version.
 """
 

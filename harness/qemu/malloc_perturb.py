@@ -1,4 +1,4 @@
-"""A heap whose freed memory is overwritten: whoever still reads it meets nonsense, and not what was there."""
+"""Makes glibc overwrite freed memory, so that a use after free reads invalid data and not the old content."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from pathlib import Path
 from harness.qemu.machine import Wrapping
 from harness.qemu.spec import MachineSpec
 
-#: glibc fills what is freed with this byte, and what is allocated with its complement (``man 3 mallopt``,
-#: ``M_PERTURB``). As a pointer, eight of them are an address that no process has.
+#: glibc fills freed memory with this byte, and allocated memory with its complement (``man 3 mallopt``,
+#: ``M_PERTURB``). Eight such bytes are never a valid pointer.
 _BYTE = 0xA5
 
 
 class MallocPerturb:
-    """Starts every machine of a testbed with such a heap. A C library other than glibc takes no notice."""
+    """Starts every machine of a testbed with ``MALLOC_PERTURB_``. C libraries other than glibc ignore it."""
 
     def wrap(self, _spec: MachineSpec, _folder: Path) -> Wrapping:
         """See :class:`harness.testbed.LaunchTool`."""
         return Wrapping(environment={"MALLOC_PERTURB_": str(_BYTE)})
 
     def release(self) -> None:
-        """Nothing is in anybody's way."""
+        """Do nothing: the variable does not keep a machine from ending."""
 
     def close(self) -> None:
-        """Nothing is left."""
+        """Do nothing: there is nothing to release."""

@@ -328,7 +328,9 @@ def test_gone_without_any_event(world: World) -> None:
 def test_both_events_and_still_listed(world: World) -> None:
     unplug = _requested(world)
     _delete(world)
-    with pytest.raises(Violation, match=r"^share0 was deleted, and /machine/peripheral still has it$"):
+    with pytest.raises(
+        Violation, match=r"^share0 was reported deleted, but /machine/peripheral still has it$"
+    ):
         unplug.wait_completed()
     assert "completed" not in _states(world)
 

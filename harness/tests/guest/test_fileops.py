@@ -137,9 +137,9 @@ def _changed(path: Path) -> None:
 
 
 HOST: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a byte": (_changed, "another byte in a at 777 of 1000"),
-    "shorter": (lambda path: os.truncate(path, 999), "999 bytes in a, and not 1000"),
-    "longer": (lambda path: os.truncate(path, 1001), "1001 bytes in a, and not 1000"),
+    "a byte": (_changed, "a wrong byte in a at offset 777 of 1000"),
+    "shorter": (lambda path: os.truncate(path, 999), "999 bytes in a, expected 1000"),
+    "longer": (lambda path: os.truncate(path, 1001), "1001 bytes in a, expected 1000"),
 }
 
 
@@ -160,11 +160,11 @@ def test_the_host_has_something_else(tmp_path: Path, what: str) -> None:
 def test_a_performer_that_stopped(said: str) -> None:
     program = Program()
     program.add("unlink", "a")
-    with pytest.raises(GuestError, match="did not come to its end"):
+    with pytest.raises(GuestError, match="did not complete"):
         program.judge(said)
 
 
 def test_content_is_no_longer_than_the_performer_has() -> None:
     assert len(content(65520, fileops.MAX_LENGTH)) == fileops.MAX_LENGTH
-    with pytest.raises(UsageError, match="are possible"):
+    with pytest.raises(UsageError, match="the maximum is"):
         content(0, fileops.MAX_LENGTH + 1)

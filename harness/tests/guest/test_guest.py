@@ -66,7 +66,7 @@ def test_succeed_and_fail(world: World) -> None:
     assert world.guest.fail("bad").returncode == 3
     with pytest.raises(CommandFailed, match=r"^guest:source: 'bad' exited with 3: last"):
         world.guest.succeed("bad")
-    with pytest.raises(GuestError, match=r"^guest:source: 'good' was expected to fail, and exited with 0$"):
+    with pytest.raises(GuestError, match=r"^guest:source: 'good' was expected to fail, but exited with 0$"):
         world.guest.fail("good")
 
 
@@ -103,15 +103,15 @@ def test_booted_is_an_answered_command(world: World) -> None:
 @pytest.mark.parametrize(
     ("log", "reached"),
     [
-        (None, "its kernel printed nothing: firmware, kernel image or accelerator"),
+        (None, "its kernel printed nothing (check firmware, kernel image and accelerator)"),
         ("[0.0] Linux version 6.1\n", "its kernel did not reach the first process"),
         (
             "[0.0] Linux version 6.1\n[1.0] Run /init as init process\n",
-            "its first process runs, and its network never came up",
+            "its first process started, but its network did not come up",
         ),
         (
             f"[1.0] Run /init as init process\n[2.0] {NETWORK_IS_UP}\n",
-            "its network is up, and nothing answers",
+            "its network is up, but it does not answer",
         ),
     ],
 )
@@ -124,7 +124,7 @@ def test_never_booted_says_how_far_it_came(
         world.machine.artifacts.kernel.write_text(log)
     with pytest.raises(GuestError) as caught:
         world.guest.wait_booted()
-    assert caught.value.message == f"the guest of 'source' never booted: {reached}"
+    assert caught.value.message == f"the guest of 'source' did not boot: {reached}"
     answers = log is not None and NETWORK_IS_UP in log
     assert (_TIMEOUT.message if answers else f"for the guest's {NETWORK_IS_UP!r}") in caught.value.details
     if log is not None:

@@ -126,7 +126,7 @@ def test_nothing_of_a_device_overlaps(drive: Drive, fakes: list[FakeQtest], queu
         begin = len(fakes[-1].lines)
         for number in range(queue_size // 2):
             driver.send(T.CLUNK, struct.pack("<I", number))
-        with pytest.raises(UsageError, match=r"takes no more; wait for an answer first$"):
+        with pytest.raises(UsageError, match=r"has no room for more; wait for an answer first$"):
             driver.send(T.CLUNK, bytes(4))
         spans += spans_of(fakes[-1].lines[begin:])
     assert len(spans) == 2 * 3 * (queue_size // 2)
@@ -159,7 +159,7 @@ def test_a_place_is_taken_again_when_it_is_free(drive: Drive) -> None:
 
 def test_a_request_longer_than_its_place(drive: Drive) -> None:
     driver = drive()
-    with pytest.raises(UsageError, match=r"^share0: Twrite has 16407 bytes, and its place 16384$"):
+    with pytest.raises(UsageError, match=r"^share0: Twrite has 16407 bytes, and its buffer 16384$"):
         driver.send(T.WRITE, bytes(16400))
 
 
@@ -267,7 +267,9 @@ def test_no_answer(drive: Drive) -> None:
 
 
 def test_no_device(drive: Drive) -> None:
-    with pytest.raises(GuestError, match=r"^share0: no virtqueue behind port 0xc000; is it plugged in\?$"):
+    with pytest.raises(
+        GuestError, match=r"^share0: no virtqueue behind port 0xc000; is the device plugged in\?$"
+    ):
         drive(queue_size=0)
 
 
@@ -299,7 +301,7 @@ def test_an_interrupt_is_acknowledged(drive: Drive, fakes: list[FakeQtest]) -> N
 
 def test_another_machine_type_is_refused() -> None:
     testbed = SimpleNamespace(cell=SimpleNamespace(machine_type=MACHINE_TYPES["q35"]))
-    with pytest.raises(UsageError, match="only pc offers"):
+    with pytest.raises(UsageError, match="only machine type pc has"):
         RawGuest(cast(Testbed, testbed))
 
 

@@ -50,7 +50,7 @@ def _choose(tmp_path: Path, wanted: str = "auto", identity: str = "qemu/guest") 
 
 def test_tcg_is_not_questioned(tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     boots = _boots(monkeypatch, None)
-    assert _choose(tmp_path, "tcg") == Accel("tcg", "asked for")
+    assert _choose(tmp_path, "tcg") == Accel("tcg", "selected by the user")
     assert boots.count == 0
 
 
@@ -73,12 +73,10 @@ def test_no_permission(tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatc
     assert chosen.name == "tcg"
     assert chosen.reason.startswith(f"KVM rejected: no permission to open {kvm}")
     assert boots.count == 0
-    assert not (tmp_path / "memory").exists(), "a permission can change at any time: it is not remembered"
+    assert not (tmp_path / "memory").exists(), "a permission can change at any time: it is not cached"
 
 
-def test_a_guest_that_booted_is_believed_and_remembered(
-    tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_guest_that_booted_is_cached(tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     boots = _boots(monkeypatch, None)
     told: list[str] = []
     first = choose("auto", spec(), "qemu/guest", tmp_path / "memory", told.append)
@@ -93,7 +91,7 @@ def test_a_guest_that_hung_is_remembered_with_the_file_to_remove(
     boots = _boots(monkeypatch, _HANGS)
     assert _choose(tmp_path) == Accel("tcg", f"KVM rejected: {_HANGS}")
     (file,) = (tmp_path / "memory").iterdir()
-    assert _choose(tmp_path) == Accel("tcg", f"KVM rejected: {_HANGS} (remembered in {file})")
+    assert _choose(tmp_path) == Accel("tcg", f"KVM rejected: {_HANGS} (cached in {file})")
     assert boots.count == 1
     file.unlink()
     _choose(tmp_path)
@@ -191,7 +189,7 @@ def test_asking_for_kvm_where_no_guest_runs(
     assert str(caught.value) == f"--accel kvm: {_HANGS}; use --accel tcg or auto"
 
 
-def test_a_boot_that_is_interrupted_is_not_remembered(
+def test_a_boot_that_is_interrupted_is_not_cached(
     tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(spec: MachineSpec) -> Verdict:

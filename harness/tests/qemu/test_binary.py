@@ -150,7 +150,7 @@ def test_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hanging: str) ->
     """Also when a child of its keeps the pipe open after it was killed: nobody waits for that one."""
     monkeypatch.setenv(MARK, str(tmp_path))
     monkeypatch.setattr(binary, "_PROBE_TIMEOUT_S", 0.3)
-    assert _refused(_program(tmp_path, f"#!/bin/sh\n{hanging}\n")) == "'--version' gave no answer in 0.3 s"
+    assert _refused(_program(tmp_path, f"#!/bin/sh\n{hanging}\n")) == "'--version' did not end within 0.3 s"
     for child in processes_of(tmp_path):
         os.kill(child, signal.SIGKILL)
 
@@ -207,7 +207,7 @@ def test_no_firmware(tmp_path: Path) -> None:
 def test_firmware_that_is_elsewhere(tmp_path: Path) -> None:
     path = _program(tmp_path / "a" / "b", firmware=None)
     (tmp_path / "data").mkdir()
-    with pytest.raises(UsageError, match=rf"^--qemu-data {tmp_path}/data: no firmware \({FIRMWARE}\) there"):
+    with pytest.raises(UsageError, match=rf"^--qemu-data {tmp_path}/data: no firmware \({FIRMWARE}\) in it"):
         from_path(path, tmp_path / "data")
     (tmp_path / "data" / FIRMWARE).write_text("")
     assert from_path(path, tmp_path / "data").arguments == ("-L", str(tmp_path / "data"))
@@ -281,7 +281,7 @@ def test_whether_an_incoming_fd_can_be_named(tmp_path: Path) -> None:
     knows = "-incoming: Invalid file descriptor number 'harness-has-none'"
     require_named_fds(from_path(_program(tmp_path, _FAKE.replace("unexpected: $*", knows))))
     old = from_path(_program(tmp_path / "old", _FAKE.replace("unexpected: $*", "Not a migration stream")))
-    with pytest.raises(Unsupported, match="takes no name of a descriptor"):
+    with pytest.raises(Unsupported, match="accepts no named file descriptor"):
         require_named_fds(old)
 
 

@@ -42,19 +42,19 @@ _SHORT_S, _PATIENCE_S = 0.2, 120.0
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deadlines that no fake misses; and gdb stays out of it."""
-    for deadline in ("START_TIMEOUT_S", "QUIT_TIMEOUT_S", "_POST_MORTEM_S"):
+    for deadline in ("START_TIMEOUT_S", "QUIT_TIMEOUT_S", "_EXIT_VISIBLE_S"):
         monkeypatch.setattr(machine, deadline, _PATIENCE_S)
     monkeypatch.setattr("shutil.which", lambda program: None)
 
 
 def _await_no_exit(patch: pytest.MonkeyPatch) -> None:
     """The end of a process that is known to live is not waited for, until it is asked to end."""
-    wait = Machine._await_exit
+    wait = Machine._wait_exit
 
     def only_if_asked(source: Machine, timeout_s: float) -> bool:
         return source._exit_expected and wait(source, timeout_s)
 
-    patch.setattr(Machine, "_await_exit", only_if_asked)
+    patch.setattr(Machine, "_wait_exit", only_if_asked)
 
 
 def _root_cause_while_alive(source: Machine, symptom: HarnessError) -> HarnessError:
@@ -319,7 +319,7 @@ def test_a_core_file_that_is_being_written_is_not_cut_short(
     launch: Launch, history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which takes longer than an end that is merely not seen yet."""
-    monkeypatch.setattr(machine, "_POST_MORTEM_S", 0.05)
+    monkeypatch.setattr(machine, "_EXIT_VISIBLE_S", 0.05)
     source = launch()
     monkeypatch.setattr(source, "_dumps_core", lambda: source.running)
     with contextlib.suppress(QmpLost):
@@ -372,7 +372,7 @@ def test_a_panic_comes_before_a_silent_qmp(launch: Launch) -> None:
 def test_a_silent_qmp_comes_before_a_silent_guest(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     source = launch()
     source.qmp.execute("x-silence")
-    monkeypatch.setattr(machine, "_POST_MORTEM_S", _SHORT_S)
+    monkeypatch.setattr(machine, "_EXIT_VISIBLE_S", _SHORT_S)
     assert isinstance(_root_cause_while_alive(source, _LOST), QmpSilent)
     source.kill()
 
@@ -393,14 +393,14 @@ def test_a_death_that_shows_a_moment_after_the_sockets_is_waited_for(
     with contextlib.suppress(QmpLost):
         source.qmp.execute("x-close", timeout_s=_PATIENCE_S)
     assert source.running
-    wait = source._await_exit
+    wait = source._wait_exit
 
     def dies_while_waited_for(timeout_s: float) -> bool:
         os.kill(source.pid, signal.SIGSEGV)
         return wait(timeout_s)
 
     with monkeypatch.context() as patch:
-        patch.setattr(source, "_await_exit", dies_while_waited_for)
+        patch.setattr(source, "_wait_exit", dies_while_waited_for)
         assert isinstance(source.root_cause(symptom), QemuDied)
 
 

@@ -201,5 +201,5 @@ def test_a_guest_that_does_not_go_on(w: World, tmp_path: Path) -> None:
 def test_a_qemu_that_is_gone_before_its_stream_comes(w: World, tmp_path: Path) -> None:
     Template(tmp_path).stream.write_bytes(b"section")
     w.qmp.on("migrate-incoming", {})
-    with pytest.raises(ChannelLost, match="does not listen for its stream"):
+    with pytest.raises(ChannelLost, match="does not listen for the migration stream"):
         template.restore(cast(Machine, w.machine), Template(tmp_path))
