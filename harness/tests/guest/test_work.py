@@ -1,4 +1,4 @@
-"""Work in the guest's background: jobs, transfers, and what keeps a mount in use."""
+"""Background work in a guest: jobs, transfers and mount users."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_writer_whose_bytes_did_not_arrive(world: World, mount: Mount) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_mount_user_comes_and_leaves_once(world: World, mount: Mount, kind: str) -> None:
+def test_a_mount_user_starts_and_ends_once(world: World, mount: Mount, kind: str) -> None:
     world.ssh.on(".", "4711\n")
     with mount_in_use(mount, kind) as mount_user:
         mount_user.expect_present()
@@ -103,7 +103,7 @@ def test_a_mount_user_that_is_gone_is_no_witness(world: World, mount: Mount) -> 
             mount_user.expect_present()
 
 
-def test_a_mount_user_that_never_was(world: World, mount: Mount) -> None:
+def test_a_mount_user_that_does_not_start(world: World, mount: Mount) -> None:
     world.ssh.on(".", "sh: fork: no memory\n")
     with pytest.raises(GuestError, match="no process id from"), mount_in_use(mount, "open_file"):
         pass

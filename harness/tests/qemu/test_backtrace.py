@@ -1,4 +1,4 @@
-"""What gdb is asked for, and what is said where it cannot tell; and real backtraces of a real QEMU."""
+"""How gdb is called and how problems are reported; real backtraces of a real QEMU."""
 
 from __future__ import annotations
 
@@ -166,9 +166,7 @@ def test_a_core_file_is_found_and_removed(
     assert [path.name for path in folder.iterdir()] == ["disk.qcow2"]
 
 
-def test_of_a_folder_for_all_core_files_only_ours_is_taken(
-    gdb: FakeGdb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shared_folder_of_core_files(gdb: FakeGdb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gdb(_NAMED)
     cores = tmp_path / "cores"
     cores.mkdir()
@@ -207,7 +205,7 @@ def testbed(tmp_path: Path) -> Iterator[Testbed]:
 
 
 def _expect_qemus_functions(testbed: Testbed) -> None:
-    """Some thread has functions that Debian's QEMU exports, and was unwound through them to its begin."""
+    """Some thread was unwound completely, through functions that Debian's QEMU exports."""
     text = testbed.machines[0].artifacts.backtrace.read_text()
     threads = text.split("\nThread ")
     assert any(re.search(r" in (qemu|cpu|tcg)_\w+ \(.* in start_thread \(", t, re.DOTALL) for t in threads), (

@@ -20,7 +20,7 @@ print(ctypes.string_at(block + 1000, 4).hex())
 """
 
 
-def test_what_is_freed_is_overwritten(tmp_path: Path) -> None:
+def test_freed_memory_is_overwritten(tmp_path: Path) -> None:
     environment = {**os.environ, **MallocPerturb().wrap(spec(), tmp_path).environment}
     done = subprocess.run(
         [sys.executable, "-c", _USE_AFTER_FREE], env=environment, capture_output=True, text=True, check=True
