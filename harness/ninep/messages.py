@@ -10,7 +10,7 @@ import struct
 from enum import IntEnum
 
 NOFID = 0xFFFFFFFF
-#: The protocols that QEMU speaks.
+#: The protocol versions that QEMU supports.
 VERSION, UNIX_VERSION = "9P2000.L", "9P2000.u"
 #: ``P9_GETATTR_BASIC``; the lock type ``P9_LOCK_TYPE_RDLCK``; ``AT_REMOVEDIR``.
 _ATTRIBUTES, _READ_LOCK, REMOVEDIR = 0x7FF, 0, 0x200

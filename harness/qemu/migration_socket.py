@@ -37,13 +37,13 @@ def stream_from_file(machine: Machine, path: Path) -> Iterator[None]:
 
     def send() -> None:
         with contextlib.suppress(OSError):  # QEMU may close the connection before the end.
-            ours.sendfile(file)
-            ours.shutdown(socket.SHUT_WR)
+            connection.sendfile(file)
+            connection.shutdown(socket.SHUT_WR)
 
-    with file, socket.socket(socket.AF_UNIX) as ours:
+    with file, socket.socket(socket.AF_UNIX) as connection:
         machine.qmp.execute("migrate-incoming", {"uri": f"unix:{address}"}, watch=machine.watch)
         try:
-            ours.connect(str(address))
+            connection.connect(str(address))
         except OSError as exc:
             lost = ChannelLost(
                 f"QEMU {machine.name!r} does not listen for the migration stream: {exc.strerror}"
@@ -53,7 +53,7 @@ def stream_from_file(machine: Machine, path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            _shut_down(ours, sending)
+            _shut_down(connection, sending)
     address.unlink(missing_ok=True)  # Not every QEMU removes it.
 
 
@@ -61,7 +61,7 @@ def stream_from_file(machine: Machine, path: Path) -> Iterator[None]:
 def discarded_stream(machine: Machine) -> Iterator[str]:
     """A URI for ``migrate``; the stream is read and discarded."""
 
-    with _outgoing_fd(machine, lambda ours: _copy(ours, lambda _: None)) as uri:
+    with _outgoing_fd(machine, lambda connection: _copy(connection, lambda _: None)) as uri:
         yield uri
 
 
@@ -73,26 +73,26 @@ def stream_to_file(machine: Machine, path: Path) -> Iterator[str]:
     """
     failed: list[OSError] = []
 
-    def keep(ours: socket.socket) -> None:
+    def write(connection: socket.socket) -> None:
         try:
             with path.open("wb") as file:
-                _copy(ours, file.write)
+                _copy(connection, file.write)
         except OSError as exc:
             failed.append(exc)
-            ours.shutdown(socket.SHUT_RDWR)  # Makes QEMU's migration fail.
+            connection.shutdown(socket.SHUT_RDWR)  # Makes QEMU's migration fail.
 
     try:
-        with _outgoing_fd(machine, keep, to_the_end=True) as uri:
+        with _outgoing_fd(machine, write, to_the_end=True) as uri:
             yield uri
     finally:
         if failed:  # This is the root cause of whatever QEMU reported.
             raise SetupError(f"cannot write the stream {path}: {failed[0].strerror}")
 
 
-def _copy(ours: socket.socket, into: Callable[[bytes], object]) -> None:
+def _copy(connection: socket.socket, into: Callable[[bytes], object]) -> None:
     while True:
         try:
-            data = ours.recv(_CHUNK)
+            data = connection.recv(_CHUNK)
         except OSError:
             return
         if not data:
@@ -108,20 +108,20 @@ def _outgoing_fd(
 
     :param to_the_end: at the end of the block, unless it raised, wait until QEMU has closed its end.
     """
-    ours, theirs = socket.socketpair()
-    with ours:
-        with theirs:
-            machine.qmp.getfd(_NAME, theirs.fileno())
-        working = Background(lambda: work(ours))
+    connection, qemu_end = socket.socketpair()
+    with connection:
+        with qemu_end:
+            machine.qmp.getfd(_NAME, qemu_end.fileno())
+        working = Background(lambda: work(connection))
         try:
             yield f"fd:{_NAME}"
             if to_the_end:
                 working.wait(timeout_s=_CLOSES_WITHIN_S)
         finally:
-            _shut_down(ours, working)
+            _shut_down(connection, working)
 
 
-def _shut_down(ours: socket.socket, working: Background[None]) -> None:
+def _shut_down(connection: socket.socket, working: Background[None]) -> None:
     with contextlib.suppress(OSError):
-        ours.shutdown(socket.SHUT_RDWR)
+        connection.shutdown(socket.SHUT_RDWR)
     working.wait(timeout_s=_CLOSES_WITHIN_S)

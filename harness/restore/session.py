@@ -140,6 +140,6 @@ def restored(machine: Machine, image: GuestImage) -> Guest:
 
 def session_key() -> str:
     """A hash of what a saved guest depends on in this module: programs in it, and its SSH client."""
-    words = (CLIENT, COMMAND, *in_shell_script("", 1, reseed.SUBMIT), _NEIGHBOURS, _SERVE, _QUIET)
-    put = "\0".join(words).encode() + reseed.program()
-    return hashlib.sha256(put).hexdigest()[:16]
+    texts = (CLIENT, COMMAND, *in_shell_script("", 1, reseed.SUBMIT), _NEIGHBOURS, _SERVE, _QUIET)
+    content = "\0".join(texts).encode() + reseed.program()
+    return hashlib.sha256(content).hexdigest()[:16]
