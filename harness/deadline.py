@@ -100,7 +100,7 @@ def wait_until(
         pause(min(interval_s, max(deadline.remaining_s, 0.001)))
 
 
-def hold_for(
+def check_during(
     window_s: float,
     check: Callable[[], object],
     *,

@@ -24,7 +24,7 @@ import pytest
 from harness.actions.drain import happens_while
 from harness.actions.migration import expect_blocked_by
 from harness.background import Background
-from harness.deadline import hold_for
+from harness.deadline import check_during
 from harness.errors import GuestError, HarnessError, Violation
 from harness.holds.hold import Hold, require_counted_requests
 from harness.leaks.footprint import handles
@@ -1191,7 +1191,7 @@ def sent_with_room(raw_guest: RawGuest, driver: RawDriver, message: tuple[T, byt
     :raises Violation: when QEMU wrote beyond them.
     """
     machine = raw_guest.machine
-    buffers = 2 * driver.places * (driver.buffer(1) - driver.buffer(0))
+    buffers = 2 * driver.max_in_flight * (driver.buffer(1) - driver.buffer(0))
     raw_guest.qtest.command(f"memset {driver.buffer(0):#x} {buffers:#x} {_CANARY[0]:#x}")
     answered, complained = driver.answered(), complaints(machine)
     request = driver.send(*message, reply_size=room)
@@ -1325,8 +1325,8 @@ def test_chains_that_no_driver_makes(raw_guest: RawGuest, share: Share) -> None:
             qtest.write(out, _MESSAGE)
             good = bytes(Descriptor(out, 11, NEXT, 1)) + bytes(Descriptor(into, _ROOM, WRITE))
             qtest.write(table, good + bytes(32) + bytes(Descriptor(table + 64, 32, INDIRECT)))
-            driver.describe(0, *chain(out, into, table))
-            driver.offer(0)
+            driver.write_descriptors(0, *chain(out, into, table))
+            driver.make_available(0)
             seen = wait_for_either(machine, driver, answered, complained)
             if what in _SOUND:
                 assert (seen, qtest.read(into + 4, 1)[0]) == (ANSWERED, T.RLERROR), what
@@ -1334,7 +1334,7 @@ def test_chains_that_no_driver_makes(raw_guest: RawGuest, share: Share) -> None:
         with about(f"the head {head}"):
             driver = revived(raw_guest, share)
             answered, complained = driver.answered(), complaints(machine)
-            driver.offer(head)
+            driver.make_available(head)
             assert wait_for_either(machine, driver, answered, complained) == GIVEN_UP
     driver = revived(raw_guest, share)
     driver.clunk(ROOT)
@@ -1383,11 +1383,11 @@ def test_more_requests_than_qemu_has_room_for(raw_guest: RawGuest, share: Share,
             place = base + head * each
             out, into = Descriptor(place + 64, len(message), NEXT, 1), Descriptor(place + 128, 256, WRITE)
             raw_guest.qtest.write(place, bytes(out) + bytes(into) + bytes(32) + message)
-            driver.describe(head, Descriptor(place, 32, INDIRECT))
-            driver.offer(head)
+            driver.write_descriptors(head, Descriptor(place, 32, INDIRECT))
+            driver.make_available(head)
         held.wait_in_flight(_REQUESTS)
         for head in range(_REQUESTS + 3 - len(heads)):
-            driver.offer(head)
+            driver.make_available(head)
         held.in_flight()
         driver.expect_answered(before)
     raw_guest.machine.wait_until(
@@ -1483,7 +1483,7 @@ def test_flushes_of_a_request_in_flight(raw_guest: RawGuest, share: Share, hold:
     (share.path / "file").write_bytes(CONTENT)
     begin(driver)
     expect_serving(driver)
-    sent = [driver.send(T.GETATTR, p9.getattr_(ROOT)) for _ in range(driver.places)]
+    sent = [driver.send(T.GETATTR, p9.getattr_(ROOT)) for _ in range(driver.max_in_flight)]
     for request in sent:
         driver.wait_answer(request)
     driver.expect_none_in_flight()
@@ -1529,10 +1529,10 @@ def test_an_eject_with_requests_that_nobody_told_of(raw_guest: RawGuest, share: 
         for index in range(0, 40, 2):
             out = driver.buffer(index)
             raw_guest.qtest.write(out, _MESSAGE)
-            driver.describe(
+            driver.write_descriptors(
                 index, Descriptor(out, 11, NEXT, index + 1), Descriptor(driver.buffer(index + 1), 99, WRITE)
             )
-            driver.offer(index, notify=False)
+            driver.make_available(index, notify=False)
         if told_of:
             driver.notify()
         raw_guest.eject(share)
@@ -1663,7 +1663,7 @@ def test_a_path_changes_when_no_thread_uses_it(
         answered = driver.answered()
         # Each look needs QMP's answer as well: QEMU's main loop has been round, and has seen the message.
         held.in_flight()
-        hold_for(raw_guest.machine.timeout_scale.seconds(0.1), lambda: driver.expect_answered(answered))
+        check_during(raw_guest.machine.timeout_scale.seconds(0.1), lambda: driver.expect_answered(answered))
         held.in_flight()
     driver.wait_answer(making)
     driver.wait_answer(moving)

@@ -11,7 +11,7 @@ from harness.actions.bad_plugs import BadPlug
 from harness.actions.hotplug import Hotplug, UnplugState
 from harness.actions.migration import Migration
 from harness.actions.run_state import RunState
-from harness.deadline import hold_for
+from harness.deadline import check_during
 from harness.guest import transfer
 from harness.guest.guest import Guest
 from harness.guest.job import Job
@@ -189,7 +189,7 @@ def test_device_del_again_and_again(guest: Guest, hotplug: Hotplug, shares: tupl
     id_again = replace(other, id=share.id, fsdev_of=other.id)
     place_again = replace(other, slot=share.slot)
     for _ in range(_REPEATS):
-        hold_for(guest.machine.timeout_scale.seconds(_PAUSE_S), guest.machine.watch)
+        check_during(guest.machine.timeout_scale.seconds(_PAUSE_S), guest.machine.watch)
         hotplug.request_unplug(share).expect_granted_or_under_way()
         for taken, refusal in ((id_again, "Duplicate .*"), (place_again, "PCI: slot .* not available .*")):
             BadPlug(taken, refusal).expect_refused(guest.machine)
@@ -249,7 +249,7 @@ def test_device_del_without_a_hotplug_driver(testbed: Testbed, share: Share) -> 
 def run_for_a_moment(machine: Machine) -> None:
     """Its clock goes on, and its firmware does not get far."""
     machine.qmp.execute("cont")
-    hold_for(0.02, machine.watch_process)
+    check_during(0.02, machine.watch_process)
     machine.qmp.execute("stop")
 
 

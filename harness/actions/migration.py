@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from harness.actions.stream import PAUSED, SLOW_BANDWIDTH, UNIX, Stream
-from harness.deadline import hold_for
+from harness.deadline import check_during
 from harness.errors import HarnessError, QemuError, QmpLost, Violation
 from harness.guest.guest import Guest
 from harness.history import Operation
@@ -62,7 +62,7 @@ class Outgoing:
         :param window_s: seconds, before scaling.
         """
         while_()
-        hold_for(self.source.timeout_scale.seconds(window_s), self._watch, until=self._finished)
+        check_during(self.source.timeout_scale.seconds(window_s), self._watch, until=self._finished)
         while_()
         finished = self._finished()
         self.source.history.note(self.source.name, "migrate:observed", {"completed": finished})

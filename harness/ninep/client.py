@@ -89,13 +89,13 @@ class Layout:
     The ring has virtio's legacy layout (virtio 1.2, 2.7.2). It is followed by the buffers, one for each
     descriptor. A request takes two consecutive buffers.
 
-    :ivar places: the number of requests that fit in.
+    :ivar max_in_flight: the number of requests that fit in.
     """
 
     available: int
     used: int
     buffers: int
-    places: int
+    max_in_flight: int
 
     @classmethod
     def of(cls, queue_size: int, room: int) -> Layout:
@@ -194,7 +194,8 @@ class RawDriver:
 
     :ivar addr: the device's slot on the PCI bus. :ivar fids: the fids of the session.
     :ivar protocol: the protocol version of the session.
-    :ivar queue_size: the number of descriptors of the ring. :ivar places: how many requests can be in flight.
+    :ivar queue_size: the number of descriptors of the ring.
+    :ivar max_in_flight: how many requests can be in flight.
     """
 
     def __init__(self, guest: RawGuest, share: Share) -> None:
@@ -231,7 +232,7 @@ class RawDriver:
         layout = Layout.of(self.queue_size, self._room)
         self._available, self._used = self._memory + layout.available, self._memory + layout.used
         self._buffers = self._memory + layout.buffers
-        self.places = layout.places
+        self.max_in_flight = layout.max_in_flight
         self._qtest.write(self._available, bytes(6 + 2 * self.queue_size))
         self._qtest.write(self._used, bytes(8))
         self._qtest.outl(self._io + _QUEUE_PFN, self._memory >> 12)
@@ -288,7 +289,7 @@ class RawDriver:
 
         QEMU then ignores it until it is reset (``hw/virtio/virtio.c``, ``virtqueue_get_head``).
         """
-        self.offer(self.queue_size)
+        self.make_available(self.queue_size)
         self._in_flight.remove(self.queue_size)  # It is never answered.
 
     def send(
@@ -319,12 +320,12 @@ class RawDriver:
         head = self._free_head()
         out = self.buffer(head)
         self._qtest.write(out, message)
-        self.describe(
+        self.write_descriptors(
             head,
             Descriptor(out, len(message), NEXT, head + 1),
             Descriptor(out + _REQUEST_SIZE, reply_size, WRITE),
         )
-        self.offer(head, notify=notify)
+        self.make_available(head, notify=notify)
         return Request(tag, kind, head)
 
     @property
@@ -336,11 +337,11 @@ class RawDriver:
         """The address of the buffer of the descriptor ``index``."""
         return self._buffers + index * _REQUEST_SIZE
 
-    def describe(self, index: int, *descriptors: Descriptor) -> None:
+    def write_descriptors(self, index: int, *descriptors: Descriptor) -> None:
         """Write ``descriptors`` to the ring's descriptor table, from ``index`` on."""
         self._qtest.write(self._memory + 16 * index, b"".join(map(bytes, descriptors)))
 
-    def offer(self, head: int, *, notify: bool = True) -> None:
+    def make_available(self, head: int, *, notify: bool = True) -> None:
         """Put the chain that begins at ``head`` into the available ring, and by default notify QEMU."""
         number, self._sent = self._sent, self._sent + 1
         self._in_flight.add(head)
@@ -363,14 +364,14 @@ class RawDriver:
 
         :raises UsageError: when all are in use.
         """
-        turn = [2 * ((self._sent + step) % self.places) for step in range(self.places)]
+        turn = [2 * ((self._sent + step) % self.max_in_flight) for step in range(self.max_in_flight)]
         if turn[0] in self._in_flight:
             self._collect()
         free = [head for head in turn if head not in self._in_flight]
         if not free:
             raise UsageError(
-                f"{self.share.id}: {self.places} requests are in flight, and its ring of {self.queue_size} "
-                "descriptors has no room for more; wait for an answer first"
+                f"{self.share.id}: {self.max_in_flight} requests are in flight, and its ring of "
+                f"{self.queue_size} descriptors has no room for more; wait for an answer first"
             )
         return free[0]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.deadline import Deadline, TimeoutScale, hold_for, wait_until
+from harness.deadline import Deadline, TimeoutScale, check_during, wait_until
 from harness.errors import QemuDied, WaitTimeout
 
 
@@ -76,7 +76,7 @@ def test_a_wait_probes_again_without_being_woken() -> None:
 
 def test_a_window_is_checked_at_both_ends() -> None:
     looks = itertools.count()
-    assert hold_for(0.5, lambda: next(looks) and None, interval_s=1) >= 0.5
+    assert check_during(0.5, lambda: next(looks) and None, interval_s=1) >= 0.5
     assert next(looks) == 2
 
 
@@ -88,12 +88,12 @@ def test_a_failing_check_ends_the_window() -> None:
             raise AssertionError("broken")
 
     with pytest.raises(AssertionError, match="broken"):
-        hold_for(60, still, interval_s=0)
+        check_during(60, still, interval_s=0)
 
 
 def test_a_window_that_ends_early() -> None:
     looks = itertools.count()
-    assert hold_for(60, lambda: next(looks) and None, until=lambda: next(looks) > 4, interval_s=0) < 60
+    assert check_during(60, lambda: next(looks) and None, until=lambda: next(looks) > 4, interval_s=0) < 60
 
 
 def test_a_timeout_scale_scales_and_a_deadline_runs_out() -> None:

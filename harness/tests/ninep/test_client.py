@@ -244,7 +244,7 @@ def test_room_for_an_answer(drive: Drive, fakes: list[FakeQtest]) -> None:
 def test_a_chain_without_a_notification(drive: Drive) -> None:
     driver = drive()
     driver.send(T.CLUNK, bytes(4))
-    driver.offer(0, notify=False)
+    driver.make_available(0, notify=False)
     driver.expect_answered(1)
     driver.notify()
     driver.expect_answered(2)
@@ -338,7 +338,7 @@ def test_as_many_requests_as_the_ring_takes_beside_another_device(testbed: Testb
     for driver in (busy, other):
         driver.version()
         driver.attach(0)
-    assert busy.places == len(names)
+    assert busy.max_in_flight == len(names)
     for fid, name in enumerate(names, start=1):
         busy.walk(0, fid, name)
         busy.open(fid)
