@@ -56,7 +56,7 @@ class SavedSession:
         """Read a session from a file.
 
         :raises OSError: when the file cannot be read.
-        :raises ValueError: or :raises KeyError: when it is not a saved session.
+        :raises ValueError: when it is not a saved session. :raises KeyError: likewise.
         """
         content = json.loads(path.read_text())
         received = tuple((int(sent), bytes.fromhex(data)) for sent, data in content["received"])

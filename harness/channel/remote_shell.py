@@ -57,7 +57,7 @@ class Command:
     subshell: bool = True
 
     @property
-    def begun(self) -> bool:
+    def started(self) -> bool:
         """Whether the guest has reported that the command runs."""
         return self.mark in self.out
 
@@ -97,9 +97,9 @@ class RemoteShell:
         """Send ``command`` to the shell, which runs it in a subshell, without stdin; do not wait.
 
         :param subshell: False runs it in the shell itself, which saves a fork. The command must set
-            ``$answer`` to a number, which becomes its exit status; it has no outputs. It leaves no trace of
-            having run, so it must be one that may run twice, must not change the shell otherwise, and must
-            not read stdin.
+            ``$answer`` to a number, which becomes its exit status; its outputs are discarded. It leaves no
+            trace of having run, so it must be one that may run twice, must not change the shell otherwise,
+            and must not read stdin.
         """
         number = self._count + 1
         if not subshell:  # It does not count: the number file has the number of the command before it.

@@ -364,7 +364,7 @@ class Ssh:
         response = Deadline.after(self._response_timeout_s(deadline))
 
         def started() -> bool:
-            return submitted.begun or shell.answered(submitted)
+            return submitted.started or shell.answered(submitted)
 
         self._exchange(shell.channel, submitted, lambda: started() or response.expired, deadline)
         return started()

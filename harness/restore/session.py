@@ -1,7 +1,7 @@
 """The SSH session of a template: saved with the guest, and resumed when the guest is restored.
 
 Resuming only replays the recorded handshake (:mod:`harness.channel.guestfwd`), which needs no guest. It runs
-while QEMU starts and takes less time than that, so it costs nothing.
+while QEMU starts and takes less time than that, so it does not delay a test.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _SERVE = (
     "</dev/null >/dev/null 2>&1 &"
 )
 #: Adds the addresses of QEMU's user network to the guest's ARP table (libslirp: ``src/slirp.c``,
-#: ``special_ethaddr``), so that a restored guest need not ask for them. (libslirp asks for the guest's
-#: address first.)
+#: ``special_ethaddr``). After a restore, libslirp first asks for the guest's address; with these entries the
+#: guest answers without asking for libslirp's.
 _NEIGHBOURS = "arp -s 10.0.2.2 52:55:0a:00:02:02; " + (
     f"arp -s {GUESTFWD_ADDRESS} 52:55:" + ":".join(f"{int(part):02x}" for part in GUESTFWD_ADDRESS.split("."))
 )
@@ -64,9 +64,9 @@ class SessionReplay:
 
     def begin(self) -> None:
         """Begin to replay the handshake, in the background; idempotent."""
-        self._begun_replay()
+        self._started_replay()
 
-    def _begun_replay(self) -> Background[Ssh]:
+    def _started_replay(self) -> Background[Ssh]:
         if self._replay is None:
             self._replay = Background(self._log_in)
         return self._replay
@@ -77,7 +77,7 @@ class SessionReplay:
         :returns: the session, or the reason why it could not be resumed.
         :raises HarnessError: the root cause, when QEMU or the guest failed meanwhile.
         """
-        replay = self._begun_replay()
+        replay = self._started_replay()
         machine.wait_until(lambda: replay.done, what="the SSH session to be resumed", timeout_s=TIMEOUT_S)
         try:
             ssh = replay.wait()
