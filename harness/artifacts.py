@@ -1,6 +1,7 @@
-"""The folder of evidence that every test leaves: fixed names, written live.
+"""The artefact folder of a test. File names are fixed, and files are written while the test runs.
 
-The first machine's files lie in the folder itself; each destination's lie in a folder of its name.
+The files of the first machine are in the folder itself; those of each further machine are in a subfolder with
+the machine's name.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ _OF_A_MACHINE = (ARGV, QMP_LOG, CONSOLE_LOG, QEMU_LOG, KERNEL_LOG, BACKTRACE, SA
 
 @dataclass(frozen=True)
 class MachineArtifacts:
-    """The paths of one machine's files; nothing is created here."""
+    """The paths of one machine's artefacts; no file is created here."""
 
     folder: Path
 
     @property
     def argv(self) -> Path:
-        """A shell script that starts the same QEMU again, as it is."""
+        """A shell script that starts the same QEMU with the same arguments."""
         return self.folder / ARGV
 
     @property
@@ -46,7 +47,7 @@ class MachineArtifacts:
 
     @property
     def console(self) -> Path:
-        """The raw bytes of the guest's shell on its second serial port."""
+        """The raw output of the guest's second serial port, which has a shell."""
         return self.folder / CONSOLE_LOG
 
     @property
@@ -56,31 +57,31 @@ class MachineArtifacts:
 
     @property
     def kernel(self) -> Path:
-        """The guest kernel's console: its first serial port."""
+        """The output of the guest kernel's console, the first serial port."""
         return self.folder / KERNEL_LOG
 
     @property
     def backtrace(self) -> Path:
-        """gdb's backtrace of a QEMU that crashed or had to be killed, or why there is none; else absent."""
+        """gdb's backtrace of a QEMU that crashed or was killed, or why there is none; else no file."""
         return self.folder / BACKTRACE
 
     @property
     def sanitizer(self) -> Path:
-        """What a sanitizer reported, with names, and without what does not count; absent without a report."""
+        """The reports of sanitizers, with symbols, without suppressed leaks; no file without a report."""
         return self.folder / SANITIZER
 
 
 @dataclass(frozen=True)
 class Artifacts:
-    """The folder of one test."""
+    """The artefact folder of one test."""
 
     folder: Path
 
     @classmethod
     def create(cls, root: Path, test_id: str) -> Artifacts:
-        """Make an empty folder for ``test_id`` below ``root``; an older one of that name is replaced.
+        """Create an empty folder for ``test_id`` below ``root``; an older folder of that name is replaced.
 
-        :raises SetupError: when the folder cannot be made.
+        :raises SetupError: when the folder cannot be created.
         """
         folder = root / slug(test_id)
         try:
@@ -93,17 +94,17 @@ class Artifacts:
 
     @property
     def history(self) -> Path:
-        """The test's one history."""
+        """The path of the test's history."""
         return self.folder / HISTORY
 
     def machine(self, name: str, *, first: bool) -> MachineArtifacts:
-        """The files of machine ``name``; their folder is made."""
+        """The artefacts of machine ``name``; their folder is created."""
         folder = self.folder if first else self.folder / slug(name)
         folder.mkdir(parents=True, exist_ok=True)
         return MachineArtifacts(folder)
 
     def set_aside(self, name: str, *, first: bool) -> None:
-        """Move the files of machine ``name`` to a folder of their own: another of that name is to come."""
+        """Move the files of machine ``name`` to ``NAME-discarded``, for another machine of that name."""
         own = self.machine(name, first=first).folder
         folder = self.folder / slug(f"{name}-discarded")
         folder.mkdir(exist_ok=True)
@@ -112,7 +113,7 @@ class Artifacts:
                 file.replace(folder / file.name)
 
     def machines(self) -> list[MachineArtifacts]:
-        """The files of every machine, the first one's first."""
+        """The artefacts of all machines, those of the first machine first."""
         folders = sorted(path for path in self.folder.iterdir() if path.is_dir())
         return [MachineArtifacts(folder) for folder in [self.folder, *folders]]
 
@@ -123,20 +124,20 @@ class Artifacts:
         return path
 
     def discard(self) -> None:
-        """Remove the folder: the test passed and nobody asked to keep it."""
+        """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-#: Ids that stay distinct as they are: one folder at most, no class, plain parameters.
+#: Test ids that need no hash to stay distinct: at most one folder, no class, plain parameters.
 _ORDINARY = re.compile(r"(?:[\w.=,+-]+/)?[\w.=,+-]+(?:::\w+(?:\[[\w.=,+-]+\])?)?", re.ASCII)
 _SLUG_LENGTH = 180
 
 
 def slug(test_id: str) -> str:
-    """``test_id`` as one file name: readable, short enough for every file system, and no other test's.
+    """``test_id`` as a file name that is readable, short enough for every file system, and unique.
 
-    Whatever a file name cannot hold (the path of a ``--qemu``, say) is replaced, and a hash tells such
-    ids apart.
+    Characters that a file name cannot have (such as those of a path given with ``--qemu``) are replaced, and
+    a hash of the id is appended.
     """
     file, _, test = test_id.partition("::")
     name = file.rpartition("/")[2] + (f"::{test}" if test else "")
@@ -148,7 +149,7 @@ def slug(test_id: str) -> str:
 
 
 def tail(path: Path, lines: int, *, limit_bytes: int = 65536) -> list[str]:
-    """The last ``lines`` lines of a text file, or none when it does not exist."""
+    """The last ``lines`` lines of a text file; an empty list if it cannot be read."""
     try:
         with path.open("rb") as file:
             file.seek(0, 2)

@@ -1,4 +1,4 @@
-"""A call that runs while its caller watches something else; and threads that last as long as the process."""
+"""Calls that run in a background thread, and a register of the threads that live as long as the process."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from weakref import WeakSet
 from harness.errors import WaitTimeout
 
 T = TypeVar("T")
-_lasting: WeakSet[threading.Thread] = WeakSet()
+_process_wide: WeakSet[threading.Thread] = WeakSet()
 
 
-def lasts(thread: threading.Thread) -> None:
-    """Declare that ``thread`` serves all tests of this process: none of them leaves it behind."""
-    _lasting.add(thread)
+def mark_process_wide(thread: threading.Thread) -> None:
+    """Declare that ``thread`` serves all tests of this process, so that no test reports it as a leftover."""
+    _process_wide.add(thread)
 
 
-def lasting() -> set[threading.Thread]:
-    """The threads that :func:`lasts` was told of."""
-    return set(_lasting)
+def process_wide_threads() -> set[threading.Thread]:
+    """The threads that were registered with :func:`mark_process_wide`."""
+    return set(_process_wide)
 
 
 class Background(Generic[T]):
-    """A call that runs in a thread of its own while the caller watches something else.
+    """A call that runs in its own thread.
 
     The thread is a daemon: a call that never returns does not keep the process alive.
     """
@@ -48,13 +48,13 @@ class Background(Generic[T]):
         return self._future.done()
 
     def wait(self, *, timeout_s: float = 60.0) -> T:
-        """What the call returned; what it raised is raised.
+        """Wait for the call, and return its result; an exception of the call is raised again.
 
-        :raises WaitTimeout: when it does not end.
+        :raises WaitTimeout: when the call does not end within ``timeout_s`` seconds.
         """
         try:
             return self._future.result(timeout_s)
         except concurrent.futures.TimeoutError:
-            if self._future.done():  # It ended just now; or it raised such an error itself.
+            if self._future.done():  # It ended just now, or it raised a TimeoutError itself.
                 return self._future.result()
             raise WaitTimeout("a background call", last=None, elapsed_s=timeout_s) from None

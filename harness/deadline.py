@@ -1,7 +1,8 @@
-"""Waiting, in one place: the only sleep of the project is in :func:`wait_until`.
+"""Waiting with a deadline. No other module of the project sleeps.
 
-A wait always has a deadline, says what it awaits, and looks at a *watch* on every turn: a function
-that raises the real cause (QEMU died, the guest panicked) long before the deadline would.
+Every wait has a deadline and a description of the awaited condition. It calls a *watch* on every turn: a
+function that raises the root cause (QEMU died, the guest panicked) as soon as it is known, so that the wait
+need not run until its deadline.
 """
 
 from __future__ import annotations
@@ -17,39 +18,39 @@ from harness.errors import WaitTimeout
 
 T = TypeVar("T")
 
-#: Called on each turn of a wait; raises when waiting on is pointless.
+#: Called on each turn of a wait; raises the root cause when the condition can no longer become true.
 Watch = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class TimeoutScale:
-    """How patient to be with a guest: seconds written for KVM, scaled for what really runs.
+    """A factor for timeouts. Timeouts in the code are for a guest under KVM; slower guests get longer ones.
 
-    :param factor: 1.0 for hardware virtualisation; larger for TCG, whose guests are slower.
+    :param factor: 1.0 for hardware virtualisation; larger for TCG.
     """
 
     factor: float = 1.0
 
     def seconds(self, timeout_s: float) -> float:
-        """Scale ``timeout_s`` (seconds) by the factor."""
+        """``timeout_s`` (seconds) times the factor."""
         return timeout_s * self.factor
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """A moment on the monotonic clock, made by :meth:`after`."""
+    """A point in time on the monotonic clock; made by :meth:`after`."""
 
     started_s: float
     timeout_s: float
 
     @classmethod
     def after(cls, timeout_s: float) -> Deadline:
-        """A deadline ``timeout_s`` seconds from now."""
+        """Return a deadline ``timeout_s`` seconds from now."""
         return cls(time.monotonic(), timeout_s)
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the deadline was made."""
+        """Seconds since the deadline was created."""
         return time.monotonic() - self.started_s
 
     @property
@@ -73,13 +74,14 @@ def wait_until(
     wake: threading.Event | None = None,
     artifacts: Path | None = None,
 ) -> T:
-    """Call ``probe`` until it returns something true, and return that.
+    """Call ``probe`` until it returns a true value, and return that value.
 
-    :param what: the condition in words, for the timeout's message.
-    :param timeout_s: seconds from now; the probe is called at least once, and once more at the end.
-    :param watch: raises the real cause when waiting on is pointless.
+    :param what: a description of the condition, for the message of the timeout.
+    :param timeout_s: seconds from now; the probe is called at least once, and once more at the deadline.
+    :param watch: raises the root cause when the condition can no longer become true.
     :param interval_s: seconds between two probes.
-    :param wake: set by whoever changes what is probed: the next probe is at once then. It is cleared here.
+    :param wake: an event that is set when the probed state changes; the next probe follows at once. It is
+        cleared here.
     :raises WaitTimeout: with ``what``, the last value seen, the elapsed time and ``artifacts``.
     """
     deadline = Deadline.after(timeout_s)
@@ -87,7 +89,7 @@ def wait_until(
     while True:
         last_turn = deadline.expired
         if wake is not None:
-            wake.clear()  # First: what is set while the probe looks is not missed.
+            wake.clear()  # Before the probe, so that a change during the probe is not missed.
         value = probe()
         if value:
             return value
@@ -98,23 +100,23 @@ def wait_until(
         pause(min(interval_s, max(deadline.remaining_s, 0.001)))
 
 
-def hold_for(
+def check_during(
     window_s: float,
-    still: Callable[[], object],
+    check: Callable[[], object],
     *,
     until: Callable[[], bool] = lambda: False,
     interval_s: float = 0.1,
 ) -> float:
-    """Call ``still`` all through a window, for the claim that something does *not* happen.
+    """Call ``check`` repeatedly during a time window, to assert that something does *not* happen.
 
-    :param window_s: the window's length in seconds.
-    :param still: raises when the claim is broken; called at least at the start and at the end.
-    :param until: ends the window early: there is nothing left to watch for.
-    :returns: the seconds that were really watched.
+    :param window_s: the length of the window in seconds.
+    :param check: raises when the assertion fails; called at least at the start and at the end.
+    :param until: ends the window early when it returns true.
+    :returns: the length of the observed window in seconds.
     """
     deadline = Deadline.after(window_s)
     while not deadline.expired and not until():
-        still()
+        check()
         time.sleep(min(interval_s, max(deadline.remaining_s, 0.001)))
-    still()
+    check()
     return deadline.elapsed_s

@@ -1,7 +1,7 @@
-"""The error tree: who is accused, in one line, with what was sent and received.
+"""The exceptions of the harness. The class of an exception names the party at fault.
 
-Every error's first line is its cause and stands alone; ``details`` are the lines below it.
-Nothing here knows QEMU's protocol or pytest.
+The first line of an error states its cause and is complete without the rest; ``details`` holds further lines.
+This module depends neither on QEMU's protocol nor on pytest.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 
 class HarnessError(Exception):
-    """The root of every error that the harness raises on purpose.
+    """The base class of every error that the harness raises deliberately.
 
-    :param message: one line that says what was wrong, where, and (where one can) what to do.
+    :param message: one line: what is wrong, where, and, if known, how to fix it.
     :param details: further lines, printed below the first one.
     """
 
@@ -25,43 +25,43 @@ class HarnessError(Exception):
 
 
 class UsageError(HarnessError):
-    """The caller's input is wrong: an option, a recipe, a path."""
+    """The user's input is wrong: an option, a recipe, a path."""
 
 
 class SetupError(HarnessError):
-    """Accuses the host: a missing tool, no network, no space, a permission."""
+    """The host is at fault: a missing tool, no network, a full disk, a missing permission."""
 
 
 class Unsupported(HarnessError):
-    """Accuses nobody: this QEMU, or this host, cannot do it. A test that meets it is skipped, and says so."""
+    """Nobody is at fault: this QEMU or this host lacks a feature. The test is skipped with this message."""
 
 
 class GuestError(HarnessError):
-    """Accuses the guest: it did not boot, a command failed in it, its channel is gone."""
+    """The guest is at fault: it did not boot, a command failed in it, or its channel broke."""
 
 
 class GuestPanicked(GuestError):
-    """The guest's kernel panicked; ``details`` carries its last kernel lines."""
+    """The guest's kernel panicked; ``details`` holds the last lines of its console."""
 
 
 class CommandFailed(GuestError):
     """A command ran in the guest and ended with a non-zero exit status.
 
-    ``argv`` is the shell text that was run; ``returncode``, ``stdout`` and ``stderr`` what came back.
+    ``argv`` is the shell command; ``returncode``, ``stdout`` and ``stderr`` are its results.
     """
 
     def __init__(self, where: str, argv: str, returncode: int, stdout: str, stderr: str) -> None:
         self.argv, self.returncode = argv, returncode
         self.stdout, self.stderr = stdout, stderr
-        said = (stderr.strip() or stdout.strip()).splitlines()
+        output = (stderr.strip() or stdout.strip()).splitlines()
         super().__init__(
-            f"{where}: {argv!r} exited with {returncode}" + (f": {said[-1]}" if said else ""),
-            details="\n".join(said[-20:]) if len(said) > 1 else "",
+            f"{where}: {argv!r} exited with {returncode}" + (f": {output[-1]}" if output else ""),
+            details="\n".join(output[-20:]) if len(output) > 1 else "",
         )
 
 
 class CommandTimeout(GuestError):
-    """A command in the guest did not end in time; ``stdout`` and ``stderr`` are what it had printed."""
+    """A command in the guest did not end in time; ``stdout`` and ``stderr`` hold its output so far."""
 
     def __init__(self, where: str, argv: str, timeout_s: float, stdout: str, stderr: str) -> None:
         self.argv, self.timeout_s, self.stdout, self.stderr = argv, timeout_s, stdout, stderr
@@ -73,14 +73,14 @@ class CommandTimeout(GuestError):
 
 
 class ChannelLost(GuestError):
-    """A channel into the guest (SSH, console) broke or never opened."""
+    """A channel to the guest (SSH, console) broke or could not be opened."""
 
 
 class QemuError(HarnessError):
     """QEMU answered a command with an error.
 
-    ``sent`` is the command as sent (name and arguments), ``received`` QEMU's ``error`` member or,
-    for an HMP command, the text that it printed; ``desc`` is the error's own text, verbatim.
+    ``sent`` is the command as sent (name and arguments). ``received`` is QEMU's ``error`` member or, for an
+    HMP command, the text that it printed. ``desc`` is the error's description, verbatim.
     """
 
     def __init__(self, machine: str, sent: Mapping[str, Any], received: Any, desc: str) -> None:
@@ -90,31 +90,31 @@ class QemuError(HarnessError):
 
     @property
     def command_not_found(self) -> bool:
-        """This QEMU has no such command (QEMU: ``qapi/error.json``, ``CommandNotFound``)."""
+        """Whether QEMU does not know the command (QEMU: ``qapi/error.json``, ``CommandNotFound``)."""
         return isinstance(self.received, Mapping) and self.received.get("class") == "CommandNotFound"
 
 
 class Violation(HarnessError):
-    """Accuses the product: QEMU broke one of the guarantees."""
+    """QEMU is at fault: it broke one of the guarantees."""
 
 
 class QemuDied(Violation):
-    """The QEMU process ended although nobody asked it to (signal, assertion, exit)."""
+    """The QEMU process ended unexpectedly: by a signal, an assertion or an exit."""
 
 
 class QmpLost(HarnessError):
-    """The QMP connection broke. A symptom: :meth:`Machine.root_cause` finds out whether QEMU died."""
+    """The QMP connection broke. This is a symptom: :meth:`Machine.root_cause` finds out whether QEMU died."""
 
 
 class QmpSilent(Violation):
-    """QEMU lives, yet its QMP socket stopped answering (or never answered)."""
+    """The QEMU process runs, but does not answer on its QMP socket."""
 
 
 class WaitTimeout(HarnessError):
-    """A condition did not come true before its deadline.
+    """A condition did not become true before its deadline.
 
-    ``what`` was awaited, ``last`` is the last value seen, ``elapsed_s`` in seconds,
-    ``artifacts`` the folder with the evidence (or ``None``).
+    ``what`` names the condition, ``last`` is the last value seen, ``elapsed_s`` is in seconds, and
+    ``artifacts`` is the test's artefact folder (or ``None``).
     """
 
     def __init__(self, what: str, *, last: object, elapsed_s: float, artifacts: Path | None = None) -> None:

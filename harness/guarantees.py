@@ -1,12 +1,12 @@
-"""What the scenarios assert, and which file of them asserts it.
+"""The guarantees that the scenarios assert, and the file of scenarios that asserts each of them.
 
-The first seven are the guarantees of the patch series "virtio-9p: hotplug and migration support" (2015); the
-rest is what has to hold for any of them to mean something.
+The first seven are the guarantees of the patch series "virtio-9p: hotplug and migration support" (2015). The
+others are their preconditions.
 """
 
 from __future__ import annotations
 
-#: Each guarantee, by the file of scenarios that is its specification.
+#: The guarantee that each file of scenarios specifies.
 BY_FILE = {
     "test_leak.py": "no leak",
     "test_crash.py": "no crash in vmstate change",
@@ -32,5 +32,5 @@ GUARANTEES = tuple(dict.fromkeys(BY_FILE.values()))
 
 
 def of_test(test: str) -> str | None:
-    """The guarantee that a test (pytest's id of it) asserts; nothing for one that is no scenario."""
+    """The guarantee that a test (given by its pytest id) asserts; ``None`` if it is not a scenario."""
     return BY_FILE.get(test.partition("::")[0].rpartition("/")[2])

@@ -1,8 +1,8 @@
-"""One history per test: every operation and every event, in one order, written live as NDJSON.
+"""The history of a test: all operations and events in one order, written as NDJSON while they happen.
 
-An operation begins with an ``invoke`` entry and ends with ``ok``, ``fail`` (it did not happen) or
-``info`` (nobody can know); one without an end is read as ``info``. Events and notes stand alone.
-Everything that judges or reports reads this record and nothing else (the idea is Jepsen's).
+An operation begins with an ``invoke`` entry and ends with ``ok`` (it happened), ``fail`` (it did not happen)
+or ``info`` (unknown whether it happened). An operation without an end entry counts as ``info``. Events and
+notes are single entries. Checkers and reports read only the history (the design is Jepsen's).
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import CommandFailed, HarnessError, QemuError, SetupError, UsageError
 
-#: A note of an error of the harness's own, outside of the test's thread; its value's ``error`` is one line.
-#: What the record shows since cannot be relied on (see the checker ``history_well_formed``).
+#: The note of an internal error of the harness outside the test's thread; ``error`` in its value is one line.
+#: Entries after it are not reliable (see the checker ``history_well_formed``).
 HARNESS_ERROR = "harness:error"
-#: What Python makes of a byte that is no UTF-8, as in the name of a file.
+#: How Python represents a byte that is not UTF-8, for example in a file name (PEP 383).
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Kind(str, Enum):
-    """What an entry is: the start of an operation, one of its three ends, an event, a note."""
+    """The kind of an entry: the start of an operation, one of its three ends, an event or a note."""
 
     INVOKE = "invoke"
     OK = "ok"
@@ -44,9 +44,10 @@ class Kind(str, Enum):
 class Entry(BaseModel):
     """One line of a history.
 
-    ``seq`` counts from 0 without gaps; ``t_s`` are monotonic seconds since the history was opened;
-    ``op`` is, for an end, the ``seq`` of its ``invoke``; ``actor`` is the machine, ``guest:``\\ *machine*
-    or ``host``; ``f`` names what was done, as ``qmp:device_del`` or ``event:DEVICE_DELETED``.
+    ``seq`` counts from 0 without gaps. ``t_s`` is the monotonic time in seconds since the history was opened.
+    ``op``, in an end entry, is the ``seq`` of its ``invoke``. ``actor`` is the name of the machine,
+    ``guest:``\\ *machine* or ``host``. ``f`` names the operation or event, such as ``qmp:device_del`` or
+    ``event:DEVICE_DELETED``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,7 +63,7 @@ class Entry(BaseModel):
 
 @dataclass
 class Operation:
-    """An operation under way; ended once by :meth:`ok`, :meth:`fail` or :meth:`info`."""
+    """An operation in progress; ended once by :meth:`ok`, :meth:`fail` or :meth:`info`."""
 
     _history: History
     seq: int
@@ -71,15 +72,15 @@ class Operation:
     ended: bool = False
 
     def ok(self, value: Any = None) -> None:
-        """It happened; ``value`` is what came back."""
+        """The operation happened; ``value`` is its result."""
         self._end(Kind.OK, value)
 
     def fail(self, value: Any = None) -> None:
-        """It did not happen; ``value`` says why."""
+        """The operation did not happen; ``value`` is the reason."""
         self._end(Kind.FAIL, value)
 
     def info(self, value: Any = None) -> None:
-        """Nobody can know whether it happened; ``value`` says why."""
+        """It is unknown whether the operation happened; ``value`` is the reason."""
         self._end(Kind.INFO, value)
 
     def _end(self, kind: Kind, value: Any) -> None:
@@ -89,25 +90,25 @@ class Operation:
 
 
 class History:
-    """The writer of one history file; safe to use from several threads.
+    """The writer of one history file; thread-safe.
 
-    :param path: the NDJSON file; it is created, and each entry is flushed as it is made.
-    :ivar lost: why the record, or another file of the test, could not be written (a full disk), once that was
-        so. Nothing is written from then on. Nobody who notes something fails by it: machines are still to be
-        ended. Whoever closes the history has to raise it (:meth:`check`).
+    :param path: the NDJSON file; it is created, and every entry is flushed at once.
+    :ivar write_error: the first error in writing the history or another file of the test, such as a full
+        disk; ``None`` while there was none. After it nothing more is written, and no method raises, so that
+        machines can still be ended. :meth:`check` raises it; whoever closes the history has to call that.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
         self._seq = 0
-        self.lost: str | None = None
+        self.write_error: str | None = None
         self._zero_s = time.monotonic()
         self._file = path.open("w", encoding="utf-8")
         self.note("host", "opened", {"wall": datetime.now(UTC).isoformat()})
 
     def append(self, kind: Kind, actor: str, f: str, value: Any = None, *, op: int | None = None) -> int:
-        """Write one entry and return its ``seq``; after :meth:`close` it is dropped."""
+        """Write one entry and return its ``seq``; after :meth:`close` the entry is dropped."""
         with self._lock:
             seq = self._seq
             self._seq += 1
@@ -122,41 +123,41 @@ class History:
                 entry["op"] = op
             if value is not None:
                 entry["value"] = value
-            if self.lost is None and not self._file.closed:
+            if self.write_error is None and not self._file.closed:
                 try:
                     self._file.write(_line(entry))
                     self._file.flush()
                 except OSError as exc:
-                    self.lose(self.path, exc)
+                    self.record_write_error(self.path, exc)
             return seq
 
-    def lose(self, path: Path, exc: OSError) -> None:
-        """A file of the test, ``path``, could not be written; the first one is remembered."""
-        self.lost = self.lost or f"{path}: {exc.strerror}"
+    def record_write_error(self, path: Path, exc: OSError) -> None:
+        """Record that ``path``, a file of the test, could not be written; the first such error is kept."""
+        self.write_error = self.write_error or f"{path}: {exc.strerror}"
 
     def check(self) -> None:
-        """:raises SetupError: when something could not be written, and so was lost."""
-        if self.lost is not None:
-            raise SetupError(f"the record of the test is incomplete: cannot write {self.lost}")
+        """:raises SetupError: when the history or another file of the test could not be written."""
+        if self.write_error is not None:
+            raise SetupError(f"the record of the test is incomplete: cannot write {self.write_error}")
 
     def invoke(self, actor: str, f: str, value: Any = None) -> Operation:
         """Begin an operation."""
         return Operation(self, self.append(Kind.INVOKE, actor, f, value), actor, f)
 
     def event(self, actor: str, f: str, value: Any = None) -> int:
-        """Record something that happened without being asked for."""
+        """Record an event: something that no operation of the test is the direct answer to."""
         return self.append(Kind.EVENT, actor, f, value)
 
     def note(self, actor: str, f: str, value: Any = None) -> int:
-        """Record a fact that checkers or readers need: a witness, a declared tolerance."""
+        """Record a fact for checkers and readers, such as a witness or a declared tolerance."""
         return self.append(Kind.NOTE, actor, f, value)
 
     @contextmanager
     def operation(self, actor: str, f: str, value: Any = None) -> Iterator[Operation]:
-        """An operation over a block: ``ok`` at its end, ``fail`` when it was refused, else ``info``.
+        """An operation that spans a ``with`` block: ``ok`` at its end, ``fail`` on a refusal, else ``info``.
 
-        A refusal (:class:`~harness.errors.QemuError`, :class:`~harness.errors.CommandFailed`) means
-        that it did not happen; any other exception leaves that open.
+        A refusal (:class:`~harness.errors.QemuError`, :class:`~harness.errors.CommandFailed`) means that the
+        operation did not happen. After any other exception this is unknown.
         """
         op = self.invoke(actor, f, value)
         try:
@@ -170,24 +171,24 @@ class History:
         op.ok()
 
     def close(self) -> None:
-        """Close the file; entries that come later are dropped."""
+        """Close the file; later entries are dropped."""
         with self._lock:
             try:
                 self._file.close()
-            except OSError as exc:  # What was left to write could not be written either.
-                self.lose(self.path, exc)
+            except OSError as exc:  # Buffered data could not be written.
+                self.record_write_error(self.path, exc)
 
 
 def _line(entry: dict[str, Any]) -> str:
-    """An entry as JSON, whose readers take no lone surrogate: a byte that is no UTF-8 becomes ``\\\\xNN``."""
+    """An entry as JSON. JSON readers reject lone surrogates: a byte that is not UTF-8 becomes ``\\\\xNN``."""
     text = json.dumps(entry, default=repr, ensure_ascii=False)
     return _SURROGATE.sub(lambda found: rf"\\x{ord(found[0]) & 0xFF:02x}", text) + "\n"
 
 
 def read(path: Path) -> list[Entry]:
-    """Read a history back.
+    """Read a history file.
 
-    A last line without its newline (the writer was killed) is left out.
+    A last line without a newline (the writer was killed) is ignored.
 
     :raises UsageError: with file and line, when a line is not an entry or ``seq`` has a gap.
     """
@@ -211,10 +212,10 @@ def read(path: Path) -> list[Entry]:
 
 
 def outcome_of(entries: list[Entry], invoke: Entry) -> Entry | None:
-    """The end of the operation that ``invoke`` began, or ``None`` when it never ended."""
+    """The end entry of the operation that ``invoke`` began, or ``None`` if there is none."""
     return next((e for e in entries[invoke.seq + 1 :] if e.op == invoke.seq), None)
 
 
 def as_mapping(value: Any) -> Mapping[str, Any]:
-    """``value`` if it is a mapping, else an empty one: for readers of entries' values."""
+    """``value`` if it is a mapping, else an empty mapping; for reading the values of entries."""
     return value if isinstance(value, Mapping) else {}

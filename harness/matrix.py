@@ -1,4 +1,4 @@
-"""The axes of a run, and their crossing: names from the command line to cells that can be booted."""
+"""The matrix of a run: turns the names of QEMUs, kernels and machine types into cells that can be booted."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from harness.qemu.spec import MACHINE_TYPES, MachineType
 from harness.restore.store import TemplateStore
 from harness.testbed import Cell, TemplateSource
 
-#: What an axis that nobody narrowed is called: the QEMU on PATH or the default release, the default kernel.
+#: The name of the default on an axis: the QEMU on PATH or else the default release; the default kernel.
 DEFAULT = "default"
 ACCELS = ("auto", "kvm", "tcg")
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What a user asked for: names only, so that asking costs nothing and collection never probes."""
+    """What the user selected. It holds names only, so that pytest's collection probes nothing."""
 
     qemus: tuple[str, ...] = (DEFAULT,)
     machines: tuple[str, ...] = tuple(MACHINE_TYPES)
@@ -36,7 +36,7 @@ class Selection:
     qemu_data: Path | None = None
 
     def check(self) -> None:
-        """:raises UsageError: for a machine type or accelerator that does not exist."""
+        """:raises UsageError: for an unknown machine type or accelerator."""
         for name in self.machines:
             machine_type(name)
         if self.accel not in ACCELS:
@@ -58,11 +58,13 @@ def machine_type(name: str) -> MachineType:
 
 
 def _require_hotplug(kind: MachineType, capabilities: Capabilities) -> None:
-    """Before 6.1 Q35 had native hotplug alone, and that loses devices.
+    """Require a QEMU whose hotplug works on this machine type.
 
-    Seen in 5.2 with kernels 5.10, 6.1 and 6.12: ``device_add`` presses the slot's button, the guest's driver
-    sees it pressed twice, or the slot empty, powers the slot off, and QEMU deletes the device. 9p has no part
-    in that.
+    Before 6.1 Q35 had only native PCIe hotplug, which loses devices. Seen in 5.2 with kernels 5.10, 6.1 and
+    6.12: ``device_add`` presses the slot's attention button, the guest's driver sees it pressed twice or the
+    slot empty, powers the slot off, and QEMU deletes the device. 9p is not involved.
+
+    :raises Unsupported: when this QEMU has no ACPI hotplug behind root ports.
     """
     if kind.has_root_ports and not capabilities.acpi_root_ports:
         why = "a plugged device is ejected at once" if kind.native else "no ACPI hotplug behind root ports"
@@ -75,9 +77,9 @@ def _until_error(found: Iterator[Path]) -> Iterator[Path]:
 
 
 class Matrix:
-    """Turns names into cells, each name once; provisions what is missing on the way.
+    """Turns names into cells, and provisions what is missing. The result for each name is kept.
 
-    :param report: told of everything that takes more than a moment.
+    :param report: called with a message before anything that takes more than a moment.
     """
 
     def __init__(
@@ -89,7 +91,8 @@ class Matrix:
         self.selection, self._report = selection, report
         self._root = cache or default_cache_root()
         self._qemus: dict[str, tuple[QemuInstall, Capabilities]] = {}
-        #: Whether what profiles a heap may be fetched: by the process that the user started, and seen.
+        #: Whether libraries that profile a heap may be downloaded: only in the process that the user started,
+        #: which shows progress.
         self._may_fetch = False
         self._images: dict[str, GuestImage] = {}
         self._accels: dict[tuple[str, str], Accel] = {}
@@ -105,14 +108,14 @@ class Matrix:
     def prepare(self) -> list[Cell]:
         """Every cell of the selection, ready to boot.
 
-        :raises UsageError: for names, paths and binaries that will not do, before any guest is booted.
+        :raises UsageError: for unusable names, paths and binaries, before any guest is booted.
         :raises SetupError: when something cannot be provisioned.
         """
         self.selection.check()
         self._may_fetch = True
         for name in self.selection.kernels:
             self._check_kernel(name)
-        # What costs nothing comes first: a path that will not do is told of before anything is fetched.
+        # Paths are checked before provisioned names, so that a wrong path is reported before any download.
         for name in sorted(self.selection.qemus, key=self._is_provisioned):
             install, capabilities = self.qemu(name)
             capabilities.require_9p(install)
@@ -127,9 +130,9 @@ class Matrix:
         return cells
 
     def cell(self, qemu: str, kernel: str, machine: str) -> Cell:
-        """One combination, by names.
+        """The cell for these names.
 
-        :raises Unsupported: when this QEMU's machine type has no hotplug of that kind.
+        :raises Unsupported: when hotplug does not work on this QEMU's machine type.
         """
         install, capabilities = self.qemu(qemu)
         kind = machine_type(machine)
@@ -139,7 +142,7 @@ class Matrix:
         return Cell(install, capabilities, image, kind, accelerator, self._templates)
 
     def qemu(self, name: str) -> tuple[QemuInstall, Capabilities]:
-        """The QEMU called ``name``: a provisioned release, a path, or the default."""
+        """The QEMU ``name``: a provisioned release, a path, or the default."""
         if name not in self._qemus:
             install = self._find_qemu(name)
             capabilities = binary.probe(install)
@@ -159,7 +162,7 @@ class Matrix:
         if found is not None:
             return found
         if self._is_provisioned(name):
-            self._refuse_data_for_nobody()
+            self._refuse_unused_data()
             return self._provisioner.qemu_release(*(() if name == DEFAULT else (name,)))
         if "/" in name or Path(name).exists():
             return binary.from_path(Path(name), data)
@@ -167,10 +170,10 @@ class Matrix:
         raise UsageError(f"--qemu {name}: neither a path to a binary nor a provisioned name (known: {known})")
 
     def _with_profilers(self, install: QemuInstall) -> QemuInstall:
-        """The same QEMU, with libraries that may profile its heap, where it is not one of ours.
+        """``install`` with libraries that can profile its heap; provisioned QEMUs have theirs already.
 
-        The process that the user started fetches them, until one works, and says when none does: leak hunts
-        do without, and say it again. Its workers find in the cache what it has fetched.
+        The process that the user started downloads candidates until one works. If none does, it reports the
+        reason, and leak hunts run without a heap profile. Workers find the libraries in the cache.
         """
         if install.origin != "path" or not self._may_fetch:
             return install
@@ -178,7 +181,7 @@ class Matrix:
             return self._profiled(install)
         except SetupError as exc:
             self._report(f"leak hunts will not profile the heap of QEMU {install.name}: {exc.message}")
-            # What cannot be fetched for one cannot be fetched for the next.
+            # If a download failed, it would fail for the next QEMU, too.
             self._may_fetch = isinstance(exc, heap_profile.NotProfiled)
             return install
 
@@ -188,7 +191,10 @@ class Matrix:
         return replace(install, profilers=tuple(_until_error(self._heap_libraries(offline=True))))
 
     def _profiled(self, install: QemuInstall) -> QemuInstall:
-        """:raises NotProfiled: why it cannot be. :raises SetupError: when no library can be fetched."""
+        """Add libraries to ``install`` until its heap can be profiled.
+
+        :raises NotProfiled: when no library works. :raises SetupError: when no library can be downloaded.
+        """
         found = self._heap_libraries(offline=False)
         while True:
             try:
@@ -203,16 +209,16 @@ class Matrix:
     def _heap_libraries(self, *, offline: bool) -> Iterator[Path]:
         return Provisioner(Cache(self._root), report=self._report, offline=offline).heap_libraries()
 
-    def _refuse_data_for_nobody(self) -> None:
-        """:raises UsageError: when ``--qemu-data`` was given, and every QEMU has its own firmware."""
+    def _refuse_unused_data(self) -> None:
+        """:raises UsageError: when ``--qemu-data`` is given, but every selected QEMU has its own."""
         data, names = self.selection.qemu_data, self.selection.qemus
         if data is not None and all(map(self._is_provisioned, names)):
             raise UsageError(
-                f"--qemu-data {data}: is for a QEMU that is given as a path; provisioned ones have their own"
+                f"--qemu-data {data}: only for a QEMU given as a path; provisioned ones have their own"
             )
 
     def image(self, name: str) -> GuestImage:
-        """The guest image called ``name``."""
+        """The guest image ``name``."""
         if name not in self._images:
             self._check_kernel(name)
             made = self._provisioner
@@ -227,7 +233,7 @@ class Matrix:
     def _accel(
         self, install: QemuInstall, capabilities: Capabilities, image: GuestImage, kind: MachineType
     ) -> Accel:
-        """One verdict for a binary and a kernel: it does not depend on the machine type."""
+        """The accelerator for a binary and a kernel; it does not depend on the machine type."""
         key = (install.key, image.key)
         if key not in self._accels:
             probe = Cell(install, capabilities, image, kind, Accel("tcg", "")).spec("probe", (), frozenset())

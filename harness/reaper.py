@@ -1,13 +1,14 @@
-"""What a run owes the host, paid even when the run is killed.
+"""Cleans up the processes and files of a run, even when the run is killed.
 
-A *run folder* holds the sockets and scratch files of one pytest worker or one command. Every process
-started for it carries :data:`MARK` in its environment, so "who belongs to this folder" is a question
-for ``/proc`` and not for anybody's memory. A small watching process holds the end of a pipe; when its
-owner ends, in whatever way, the pipe closes, and the watcher ends those processes and removes the
-folder. Should the watcher be killed as well, the next run's :func:`sweep` does the same.
+A *run folder* holds the sockets and scratch files of one pytest worker or one command, its owner. Every
+process started for it has :data:`MARK` in its environment, so ``/proc`` shows which processes belong to the
+folder. A small watcher process holds the read end of a pipe. When the owner ends, for whatever reason, the
+pipe closes, and the watcher kills these processes and removes the folder. If the watcher is killed as well,
+:func:`sweep` of the next run does the same.
 
-Whether an owner lives is told by a lock that dies with it (:func:`own`), and not by its process id:
-containers that share a temporary folder do not see each other's processes, and count them from 1 alike.
+A lock that the kernel releases when the owner ends (:func:`lock_folder`) shows whether the owner is alive. A
+process id would not do: containers that share a temporary folder do not see each other's processes, and each
+of them counts from 1.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ _LOCK = "lock"
 class RunFolder:
     """A private folder (mode 0700) whose content and processes do not outlive their owner.
 
-    :param parent: where to make it; the default is the system's temporary folder. The path is kept
-        short, because a unix socket's path has at most 107 bytes (``man 7 unix``).
+    :param parent: where to create it; the default is the system's temporary folder. The path is short,
+        because the path of a unix socket has at most 107 bytes (``man 7 unix``).
     """
 
     def __init__(self, parent: Path | None = None) -> None:
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-        self._lock = own(self.path)
+        self._lock = lock_folder(self.path)
         environment = {k: v for k, v in os.environ.items() if k != MARK}
         environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
         self._watcher = subprocess.Popen(
@@ -59,23 +60,23 @@ class RunFolder:
         return {**os.environ, MARK: str(self.path)}
 
     def processes(self) -> list[int]:
-        """The pids that belong to this folder now."""
+        """The pids of the processes that belong to this folder now."""
         return processes_of(self.path)
 
     def close(self) -> None:
-        """End what still runs and remove the folder; returns when both are done."""
+        """Kill the remaining processes and remove the folder; returns when both are done."""
         if self._watcher.stdin is not None and not self._watcher.stdin.closed:
             self._watcher.stdin.close()
         self._watcher.wait()
         clear(self.path)
-        disown(self._lock)
+        unlock(self._lock)
         self._lock = None
 
 
 def start_time(pid: int) -> int:
-    """The kernel's start time of ``pid`` in clock ticks, which tells it from a later one of that number.
+    """The start time of process ``pid`` in clock ticks; it distinguishes processes that reuse a pid.
 
-    0 when there is no such process (``man 5 proc``, field 22 of ``/proc/PID/stat``).
+    0 if there is no such process (``man 5 proc``, field 22 of ``/proc/PID/stat``).
     """
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
@@ -86,7 +87,7 @@ def start_time(pid: int) -> int:
 
 
 def processes_of(folder: Path) -> list[int]:
-    """The living processes whose environment names ``folder``."""
+    """The running processes whose environment names ``folder``."""
     wanted = f"{MARK}={folder}".encode()
     found = []
     for entry in Path("/proc").iterdir():
@@ -101,60 +102,64 @@ def processes_of(folder: Path) -> list[int]:
     return found
 
 
-def clear(folder: Path, *, patience_s: float = 10.0) -> None:
-    """End every process of ``folder`` with SIGKILL, then remove it.
+def clear(folder: Path, *, timeout_s: float = 10.0) -> None:
+    """Send SIGKILL to every process of ``folder``, then remove the folder.
 
-    Two empty looks in a row are needed: a child between ``fork`` and ``exec`` does not show the mark.
+    The processes are looked up until two lookups in a row find none: a child between ``fork`` and ``exec``
+    does not have the mark yet.
+
+    :param timeout_s: seconds after which the folder is removed in any case.
     """
-    empty_looks = 0
+    empty_scans = 0
 
-    def quiet() -> bool:
-        nonlocal empty_looks
+    def no_process_left() -> bool:
+        nonlocal empty_scans
         pids = processes_of(folder)
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        empty_looks = 0 if pids else empty_looks + 1
-        return empty_looks == 2
+        empty_scans = 0 if pids else empty_scans + 1
+        return empty_scans == 2
 
     with contextlib.suppress(WaitTimeout):
-        wait_until(quiet, what=f"the end of {folder}'s processes", timeout_s=patience_s)
+        wait_until(no_process_left, what=f"the end of {folder}'s processes", timeout_s=timeout_s)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def own(folder: Path) -> int | None:
-    """Lock ``folder`` as this process's, for as long as this process lives or until :func:`disown`.
+def lock_folder(folder: Path) -> int | None:
+    """Lock ``folder`` for this process, until the process ends or calls :func:`unlock`.
 
-    The lock is of the open file (``man 2 flock``). Programs that this process starts do not inherit it,
-    because Python's descriptors are closed by ``exec``: a QEMU, or the watcher, does not keep the folder.
-    Containers of one host share it with the file, and NFS clients where their mount shares locks.
+    The lock belongs to the open file (``man 2 flock``). Programs that this process starts do not inherit it,
+    because ``exec`` closes Python's descriptors: neither a QEMU nor the watcher keeps the folder locked. The
+    containers of one host see each other's locks, and so do NFS clients if their mount shares locks.
 
-    :returns: the descriptor that holds it, or ``None`` on a file system without locks: such a folder is never
-        taken for abandoned.
+    :returns: the descriptor that holds the lock, or ``None`` on a file system without locks; such a folder
+        never counts as abandoned.
     """
-    # The lock comes with the name: a file that is there and not locked is that of an owner who is gone.
+    # The file gets its final name when it is locked: an unlocked file of that name means that its owner
+    # ended.
     making = folder / f"{_LOCK}.new"
     descriptor = os.open(making, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # ENOLCK, EOPNOTSUPP, ENOSYS: no locks here.
+    except OSError:  # ENOLCK, EOPNOTSUPP, ENOSYS: this file system has no locks.
         os.close(descriptor)
         return None
     making.rename(folder / _LOCK)
     return descriptor
 
 
-def disown(lock: int | None) -> None:
-    """Give up what :func:`own` returned."""
+def unlock(lock: int | None) -> None:
+    """Release a lock that :func:`lock_folder` returned."""
     if lock is not None:
         os.close(lock)
 
 
 @contextlib.contextmanager
-def abandoned(folder: Path) -> Iterator[bool]:
-    """Whether the owner of ``folder`` is gone; if so, it is this process's own until the block is left.
+def claim_if_abandoned(folder: Path) -> Iterator[bool]:
+    """Whether the owner of ``folder`` has ended; if so, this process holds the lock during the block.
 
-    A folder without a lock is not: it may be just being made, or somebody else's.
+    False for a folder without a lock file: it may be in creation, or not belong to the harness.
     """
     try:
         lock = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
@@ -162,29 +167,29 @@ def abandoned(folder: Path) -> Iterator[bool]:
         yield False
         return
     try:
-        yield _take(lock)
+        yield _try_lock(lock)
     finally:
         os.close(lock)
 
 
-def _take(lock: int) -> bool:
+def _try_lock(lock: int) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # EWOULDBLOCK: its owner lives, or another process clears it up at this moment.
+    except OSError:  # EWOULDBLOCK: its owner is alive, or another process is cleaning it up.
         return False
-    return os.fstat(lock).st_nlink > 0  # Another one has cleared it up before.
+    return os.fstat(lock).st_nlink > 0  # 0: another process has removed it before.
 
 
 def sweep(parent: Path | None = None) -> list[Path]:
-    """Clear the run folders whose owner is gone; returns those that were cleared.
+    """Clean up the run folders whose owner has ended, and return them.
 
-    One of another PID namespace is removed as well; what its owner started there ends with the namespace.
+    A folder of another PID namespace is removed as well; the processes there end with their namespace.
     """
     cleared = []
     for folder in Path(parent or tempfile.gettempdir()).glob(PREFIX + "*"):
         if not _is_own_folder(folder):
             continue
-        with abandoned(folder) as gone:
+        with claim_if_abandoned(folder) as gone:
             if gone:
                 clear(folder)
                 cleared.append(folder)

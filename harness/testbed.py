@@ -1,4 +1,4 @@
-"""The machines of one test: launched here, ended here, and looked for afterwards."""
+"""The testbed: it launches and ends the machines of one test, and records what they left behind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.artifacts import CELL, Artifacts
-from harness.background import lasting
+from harness.background import process_wide_threads
 from harness.channel.guestfwd import SavedSession
 from harness.deadline import TimeoutScale, wait_until
 from harness.errors import HarnessError, SetupError, WaitTimeout
@@ -28,11 +28,11 @@ from harness.restore.session import SessionReplay, restored, wait_restored
 from harness.restore.template import Template, restore
 
 _numbers = itertools.count(1)
-#: Seconds in which the threads of a testbed end, once everything that they wait for was closed.
+#: Seconds in which the threads of a testbed must end after everything they wait for was closed.
 _THREADS_END_WITHIN_S = 10.0
 #: ``__SO_ACCEPTCON`` (kernel: ``include/uapi/linux/net.h``).
 _LISTENS = 1 << 16
-#: Why a guest is booted that was not to be restored; with any other reason that was wanted, and not possible.
+#: The reasons to boot a guest although templates work; any other reason means that no template could be used.
 BY_CHOICE = (
     "the scenario asks for it",
     "templates are switched off",
@@ -42,9 +42,9 @@ BY_CHOICE = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination of the matrix: which QEMU, guest, machine type and accelerator.
+    """One combination of the matrix: QEMU, guest image, machine type and accelerator.
 
-    :ivar templates: what guests are restored from; ``None`` boots them all.
+    :ivar templates: the source of the templates that guests are restored from; ``None``: all guests boot.
     """
 
     qemu: QemuInstall
@@ -55,7 +55,7 @@ class Cell:
     templates: TemplateSource | None = None
 
     def describe(self) -> dict[str, object]:
-        """As written to ``cell.json``."""
+        """The content of ``cell.json``."""
         return {
             "qemu": {
                 "name": self.qemu.name,
@@ -70,7 +70,7 @@ class Cell:
         }
 
     def spec(self, name: str, shares: tuple[Share, ...], plugged: frozenset[str]) -> MachineSpec:
-        """A machine of this cell."""
+        """The spec of a machine of this cell."""
         return MachineSpec(
             name=name,
             qemu=self.qemu,
@@ -84,39 +84,40 @@ class Cell:
 
 
 class TemplateSource(Protocol):
-    """Where templates of booted guests come from (see :mod:`harness.restore.template`)."""
+    """A source of templates of booted guests (see :mod:`harness.restore.template`)."""
 
     def find(self, spec: MachineSpec, image: GuestImage, timeout_scale: TimeoutScale) -> Template | str:
-        """The template for a machine of ``spec``, or why there is none."""
+        """The template for a machine of ``spec``, or the reason why there is none."""
 
     def damage_of(self, found: Template) -> str | None:
-        """What is wrong with the files of a template, if anything is; it is removed then.
+        """What is wrong with the files of a template; a damaged template is removed.
 
-        To be asked when no guest could be restored from it: ``None`` says that the template is not to blame.
+        To be called when restoring from it failed. ``None`` means that its files are intact.
         """
 
 
 class LaunchTool(Protocol):
-    """Something that every machine of a testbed is started under."""
+    """A tool that every machine of a testbed is started under."""
 
     def wrap(self, spec: MachineSpec, folder: Path) -> Wrapping:
-        """What to add to the start of ``spec``; ``folder`` is private to the testbed."""
+        """What to add to the command and environment of ``spec``; ``folder`` is private to the testbed."""
 
     def release(self) -> None:
-        """The machines are about to be ended: stand in their way no longer."""
+        """Called before the machines are ended: stop anything that could keep them from ending."""
 
     def close(self) -> None:
-        """The machines have ended."""
+        """Called after the machines have ended."""
 
 
 class Testbed:
-    """Everything that one test starts.
+    """All machines and guests of one test.
 
-    :ivar history: the test's one history.
-    :ivar shares: a pool of exports, one for each hotpluggable place; each has an empty folder.
+    :ivar history: the history of the test.
+    :ivar shares: a pool of exports, one for each hotpluggable slot; each has an empty folder.
     """
 
-    #: Not a class of tests, whatever its name begins with (pytest: "Changing standard test discovery").
+    #: Keeps pytest from collecting this class, whose name begins with "Test" (pytest: "Changing standard
+    #: (Python) test discovery").
     __test__ = False
 
     def __init__(self, cell: Cell, run: RunFolder, artifacts: Artifacts) -> None:
@@ -124,8 +125,8 @@ class Testbed:
         self.machines: list[Machine] = []
         self._guests: list[Guest] = []
         self._tools: list[LaunchTool] = []
-        #: Threads that are none of this testbed's: they were there before.
-        self._others = set(threading.enumerate())
+        #: The threads that existed before this testbed.
+        self._earlier_threads = set(threading.enumerate())
         self._closed = False
         artifacts.write_json(CELL, cell.describe())
         self.history = History(artifacts.history)
@@ -141,14 +142,16 @@ class Testbed:
         return Share(id=f"share{slot}", path=path, mount_tag=f"tag{slot}", slot=slot)
 
     def declare(self, *shares: Share) -> tuple[Share, ...]:
-        """Make ``shares`` the pool of every machine that is launched from now on."""
+        """Replace the pool of shares; it applies to every machine that is launched afterwards."""
         self.shares = shares
         return shares
 
-    def agree_with(self, *others: Capabilities) -> None:
-        """Make every machine from now on one that QEMUs with ``others`` understand as well.
+    def use_common_machine_type(self, *others: Capabilities) -> None:
+        """Use a versioned machine type that this cell's QEMU and the QEMUs with ``others`` all have.
 
-        :raises Unsupported: when there is no such machine type.
+        It applies to every machine that is launched afterwards.
+
+        :raises Unsupported: when they have no machine type in common.
         """
         known = [capabilities.machines for capabilities in (self.cell.capabilities, *others)]
         self.cell = replace(self.cell, machine_type=self.cell.machine_type.known_to_all(*known))
@@ -157,10 +160,12 @@ class Testbed:
     def attach(self, tool: LaunchTool) -> None:
         """Start every machine under ``tool``.
 
-        :raises HarnessError: when there is one already: it would be without.
+        :raises HarnessError: when a machine was started already.
         """
         if self.machines:
-            raise HarnessError(f"{type(tool).__name__} comes too late: {self.machines[0].name} was started")
+            raise HarnessError(
+                f"attach {type(tool).__name__} earlier: machine {self.machines[0].name!r} was already started"
+            )
         self._tools.append(tool)
 
     def _wrapping(self, spec: MachineSpec) -> Wrapping:
@@ -173,7 +178,7 @@ class Testbed:
         return Wrapping(prefix, environment)
 
     def spec(self, *, name: str = "source", plugged: frozenset[str] = frozenset()) -> MachineSpec:
-        """The spec of a machine of this testbed's cell, with the whole pool of shares."""
+        """The spec of a machine of this testbed's cell, with all shares of the pool."""
         return self.cell.spec(name, self.shares, plugged)
 
     def launch(
@@ -184,9 +189,11 @@ class Testbed:
         template: Template | None = None,
         started: Callable[[], None] = lambda: None,
     ) -> Machine:
-        """Start a machine (see :meth:`Machine.launch`); this testbed ends it at the latest.
+        """Start a machine (see :meth:`Machine.launch`); :meth:`close` ends it if nothing else does.
 
-        :param template: what it is about to be restored from: its kernel log goes on from there.
+        :param template: the template that it will be restored from; its kernel log continues that of the
+            template.
+        :param started: called when the process was started, before QEMU is ready.
         """
         artifacts = self.artifacts.machine(spec.name, first=not self.machines)
         if template is not None:
@@ -208,9 +215,10 @@ class Testbed:
     def boot(self, spec: MachineSpec | None = None, *, cold: bool = False) -> Guest:
         """Start a machine and wait until its guest answers a command.
 
-        The guest is restored from a template where there can be one: nothing plugged.
+        The guest is restored from a template if there is one. There is none for a machine that starts with
+        devices plugged in.
 
-        :param cold: boot it in any case.
+        :param cold: boot the guest in any case.
         """
         spec = spec or self.spec()
         found = self._template(spec, cold=cold)
@@ -235,9 +243,9 @@ class Testbed:
         return self.cell.templates.damage_of(template)
 
     def _discard(self, name: str, why: str) -> None:
-        """Forget a machine that was to be restored from a damaged template, as if it had not been launched.
+        """Remove a machine whose template turned out to be damaged, as if it had not been launched.
 
-        What it did says nothing about QEMU. Its files stay, in a folder of their own.
+        Its failure says nothing about QEMU. Its artefacts are moved to a folder of their own.
         """
         for guest in [guest for guest in self._guests if guest.machine.name == name]:
             guest.disconnect()
@@ -246,24 +254,24 @@ class Testbed:
             machine.close()
             self.machines.remove(machine)
         shutil.rmtree(self.folder / name, ignore_errors=True)
-        for path in self.folder.glob(f"{name}.*"):  # Of launch tools.
+        for path in self.folder.glob(f"{name}.*"):  # Files of launch tools.
             path.unlink()
         self.artifacts.set_aside(name, first=not self.machines)
         self.history.note(name, "machine:discarded", {"why": why})
 
     def _template(self, spec: MachineSpec, *, cold: bool) -> Template | str:
-        asked, switched_off, own_devices = BY_CHOICE
+        requested, switched_off, has_devices = BY_CHOICE
         if cold:
-            return asked
+            return requested
         if self.cell.templates is None:
             return switched_off
         if spec.plugged:
-            return own_devices
+            return has_devices
         return self.cell.templates.find(spec, self.cell.image, self.cell.accel.timeout_scale)
 
     def _restore(self, spec: MachineSpec, template: Template) -> Guest:
-        image, frozen = self.cell.image, SavedSession.read(template.session)
-        with closing(SessionReplay(frozen, image, self.cell.accel.timeout_scale)) as session:
+        image, saved = self.cell.image, SavedSession.read(template.session)
+        with closing(SessionReplay(saved, image, self.cell.accel.timeout_scale)) as session:
             machine = self.launch(spec.restored(template.memory), template=template, started=session.begin)
             finish = restore(machine, template)
             guest = restored(machine, image)
@@ -273,7 +281,7 @@ class Testbed:
         return guest
 
     def begin_boot(self, spec: MachineSpec | None = None) -> Guest:
-        """Start a machine, and return while its guest boots (see :meth:`Guest.wait_booted`)."""
+        """Start a machine and return while its guest boots (see :meth:`Guest.wait_booted`)."""
         guest = Guest(self.launch(spec or self.spec()), self.cell.image)
         self._guests.append(guest)
         return guest
@@ -281,15 +289,15 @@ class Testbed:
     def launch_destination(
         self, source: Machine, change: Callable[[MachineSpec], MachineSpec] = lambda spec: spec
     ) -> Machine:
-        """The machine that a migration of ``source`` arrives at, waiting for its stream.
+        """Start the destination of a migration of ``source``; it waits for the migration stream.
 
-        :param change: makes it differ from what its source calls for.
+        :param change: modifies the spec, which by default is the one that matches the source.
         """
         spec = source.spec.destination(f"destination-{len(self.machines)}", plugged=frozenset(source.plugged))
         return self.launch(change(spec), source=source)
 
     def close(self) -> None:
-        """End every machine, remove the folder, and record what stayed behind all the same. Idempotent."""
+        """End every machine, remove the folder, and record what is left. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -308,10 +316,10 @@ class Testbed:
             self.history.close()
 
     def _leftovers(self) -> dict[str, list[str]]:
-        """What there still is, after everything was closed; the folder is removed, where nothing is mounted.
+        """What is left after everything was closed. Removes the folder, unless something is mounted in it.
 
-        Threads first: what they have open goes with them. A socket's file that nobody has open any more, such
-        as one of a QEMU that was killed, is no more than a file: it goes with the folder.
+        Threads are waited for first, as they may have files open. The file of a socket that no process has
+        open (QEMU was killed, for example) is not reported: it is removed with the folder.
         """
         left = {
             "threads": self._threads_left(),
@@ -333,11 +341,11 @@ class Testbed:
         return [thread.name for thread in self._own_threads()]
 
     def _own_threads(self) -> list[threading.Thread]:
-        """The living threads that were started since this testbed began, daemons as well.
+        """The running threads, daemons included, that were started after this testbed was created.
 
-        A process runs one test at a time, so each of them is this test's, whoever has started it.
+        A process runs one test at a time, so all of them belong to this test.
         """
-        others = self._others | lasting() | {threading.current_thread()}
+        others = self._earlier_threads | process_wide_threads() | {threading.current_thread()}
         return [thread for thread in threading.enumerate() if thread not in others]
 
 
@@ -350,16 +358,16 @@ def _command_of(pid: int) -> str:
 
 
 def _mounts_below(folder: Path) -> list[str]:
-    """Mount points below ``folder`` (``man 5 proc``: ``/proc/PID/mountinfo``, field 5)."""
+    """The mount points below ``folder`` (``man 5 proc``: ``/proc/PID/mountinfo``, field 5)."""
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     points = [line.split()[4] for line in lines]
     return [point for point in points if point.startswith(f"{folder}/")]
 
 
 def _sockets_below(folder: Path) -> list[str]:
-    """The unix sockets bound to a path below ``folder`` that some process has open.
+    """The unix sockets bound to a path below ``folder`` that a process has open.
 
-    The kernel lists each until its last descriptor is closed, even when its file has been removed (``man 5
+    The kernel lists a socket until its last descriptor is closed, even after its file was removed (``man 5
     proc_pid_net``, ``/proc/net/unix``; kernel: ``net/unix/af_unix.c``, ``unix_seq_show``).
     """
     found = []

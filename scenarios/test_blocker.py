@@ -21,7 +21,7 @@ from harness.errors import CommandFailed, QemuError
 from harness.guest.commands import Commands
 from harness.guest.guest import Guest
 from harness.guest.mount import Mount, expect_no_mount
-from harness.guest.mount_user import occupied
+from harness.guest.mount_user import mount_in_use
 from harness.holds.hold import STAT, Hold
 from harness.ninep.client import NineError, RawDriver, RawGuest
 from harness.plugin.thorough import by_default
@@ -170,7 +170,7 @@ def test_a_detached_share_blocks_until_its_last_user_is_gone(
     guest.mount(share).detach()
     migration.expect_not_blocked()
     mount = guest.mount(share)
-    with occupied(mount, "open_file"):
+    with mount_in_use(mount, "open_file"):
         mount.detach()
         migration.expect_refused(share)
     migration.expect_not_blocked()

@@ -21,7 +21,7 @@ from harness.errors import QemuError
 from harness.guest.guest import Guest
 from harness.guest.variant import Variant
 from harness.ninep.client import RawGuest
-from harness.qemu.poison import PoisonedHeap
+from harness.qemu.malloc_perturb import MallocPerturb
 from harness.qemu.spec import Share
 from harness.testbed import Testbed
 
@@ -115,9 +115,9 @@ def change_every_state(guest: Guest, testbed: Testbed) -> None:
 @pytest.mark.thorough
 @pytest.mark.any_plug
 def test_everything_after_an_unplug_with_a_poisoned_heap(testbed: Testbed, share: Share) -> None:
-    """The heap overwrites freed memory (:class:`PoisonedHeap`), so that a stale pointer to the device
+    """The heap overwrites freed memory (:class:`MallocPerturb`), so that a stale pointer to the device
     crashes."""
-    testbed.attach(PoisonedHeap())
+    testbed.attach(MallocPerturb())
     guest = testbed.boot()
     hotplug = Hotplug(guest)
     hotplug.plug(share)

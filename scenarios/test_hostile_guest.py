@@ -20,7 +20,7 @@ from harness.actions.hotplug import Hotplug
 from harness.actions.migration import Migration, expect_blocked_by
 from harness.actions.run_state import RunState
 from harness.background import Background
-from harness.deadline import hold_for
+from harness.deadline import check_during
 from harness.errors import Violation
 from harness.guest import transfer
 from harness.guest.guest import Guest
@@ -333,7 +333,7 @@ def test_a_flush_waits_for_the_request_it_flushes(raw_guest: RawGuest, share: Sh
         flush = driver.send(T.FLUSH, p9.flush(read.tag))
         # in_flight() sends a QMP command: once that is answered, QEMU's main loop has read the Tflush.
         held.in_flight()
-        hold_for(raw_guest.machine.timeout_scale.seconds(0.1), lambda: driver.expect_answered(answered))
+        check_during(raw_guest.machine.timeout_scale.seconds(0.1), lambda: driver.expect_answered(answered))
         held.in_flight()
     driver.wait_answer(flush)
     assert driver.read(2, 0, 100) == b"content"

@@ -17,7 +17,7 @@ import pytest
 
 from harness.actions.hotplug import PLUG_TIMEOUT_S, UNPLUG_TIMEOUT_S, Hotplug, expect_gone_in_guest
 from harness.actions.migration import Migration
-from harness.deadline import hold_for
+from harness.deadline import check_during
 from harness.errors import GuestError
 from harness.guest.guest import BOOT_TIMEOUT_S, Guest
 from harness.guest.mount import Mount, host_sha256
@@ -139,7 +139,7 @@ def test_every_place_at_once(guest: Guest, hotplug: Hotplug, testbed: Testbed) -
     wait_listed(guest, *testbed.shares)
     use_and_unplug(guest, hotplug, *testbed.shares)
     for share, pause_s in zip(testbed.shares, (0, 0.3, 1, 2), strict=True):
-        hold_for(machine.timeout_scale.seconds(pause_s), machine.watch)
+        check_during(machine.timeout_scale.seconds(pause_s), machine.watch)
         machine.device_add(share)
     wait_listed(guest, *testbed.shares)
     for share in testbed.shares:

@@ -15,7 +15,7 @@ from harness.actions.hotplug import Hotplug, plug_refusals
 from harness.actions.migration import Migration, expect_blocked_by
 from harness.actions.snapshot import Snapshot
 from harness.actions.stream import PAUSED, stalled
-from harness.deadline import hold_for
+from harness.deadline import check_during
 from harness.errors import CommandFailed, QemuError
 from harness.guest.guest import Guest
 from harness.guest.mount import expect_no_mount
@@ -162,7 +162,7 @@ def test_a_refused_plug_while_the_stream_stalls(guest: Guest, testbed: Testbed) 
     machine, share = guest.machine, testbed.shares[2]
     with stalled(machine):
         plug = machine.qmp.request("device_add", share.device(machine.spec.machine_type))
-        hold_for(machine.timeout_scale.seconds(1.0), machine.watch_process, until=lambda: plug.done)
+        check_during(machine.timeout_scale.seconds(1.0), machine.watch_process, until=lambda: plug.done)
         answered_while_stalled = plug.done
     with pytest.raises(QemuError) as refused:
         plug.wait()

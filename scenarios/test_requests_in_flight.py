@@ -15,7 +15,7 @@ import pytest
 from harness.actions.drain import happens_while
 from harness.actions.migration import expect_blocked_by
 from harness.background import Background
-from harness.deadline import hold_for
+from harness.deadline import check_during
 from harness.holds.hold import Hold
 from harness.leaks.footprint import open_fds
 from harness.ninep import messages as p9
@@ -129,7 +129,7 @@ def test_flushes_of_a_request_in_flight(raw_guest: RawGuest, share: Share, hold:
     (share.path / "file").write_bytes(CONTENT)
     start_session(driver)
     expect_serving(driver)
-    for request in [driver.send(T.GETATTR, p9.getattr_(ROOT)) for _ in range(driver.places)]:
+    for request in [driver.send(T.GETATTR, p9.getattr_(ROOT)) for _ in range(driver.max_in_flight)]:
         driver.wait_answer(request)
     driver.expect_none_in_flight()
     driver.clunk(ROOT)
@@ -192,7 +192,7 @@ def test_a_path_changes_when_no_thread_uses_it(
         answered = driver.answered()
         # in_flight() sends a QMP command: once that is answered, QEMU's main loop has read the message.
         held.in_flight()
-        hold_for(raw_guest.machine.timeout_scale.seconds(0.1), lambda: driver.expect_answered(answered))
+        check_during(raw_guest.machine.timeout_scale.seconds(0.1), lambda: driver.expect_answered(answered))
         held.in_flight()
     driver.wait_answer(making)
     driver.wait_answer(moving)

@@ -169,24 +169,24 @@ def test_an_unplug_lets_the_interrupt_line_go(
 
     def interrupt(driver: RawDriver) -> None:
         driver.version()
-        assert line.up, f"{driver.share.id} answered, but raised no interrupt"
+        assert line.asserted, f"{driver.share.id} answered, but raised no interrupt"
 
     neighbour = guest.plug(staying)
-    assert not line.up, "the interrupt line is up, but no device has raised an interrupt"
+    assert not line.asserted, "the interrupt line is up, but no device has raised an interrupt"
     interrupt(guest.plug(leaving))
     guest.eject(leaving)
-    assert not line.up, "the interrupt line is still up, but the device that raised it is gone"
+    assert not line.asserted, "the interrupt line is still up, but the device that raised it is gone"
 
     interrupt(neighbour)
     interrupt(guest.plug(leaving))
     guest.eject(leaving)
-    assert line.up, "the neighbour's interrupt was lost"
+    assert line.asserted, "the neighbour's interrupt was lost"
     assert neighbour.acknowledge()
-    assert not line.up, "the neighbour's interrupt was acknowledged, but the line is still up"
+    assert not line.asserted, "the neighbour's interrupt was acknowledged, but the line is still up"
 
     interrupt(neighbour)
     guest.system_reset()
-    assert not InterruptLine(guest.qtest).up, "the interrupt line survived a reset"
+    assert not InterruptLine(guest.qtest).asserted, "the interrupt line survived a reset"
 
 
 #: A slot with the first share's interrupt line. The slots have four lines in turn (QEMU:

@@ -15,12 +15,12 @@ from harness.actions.bad_plugs import BadPlug
 from harness.actions.hotplug import Hotplug, UnplugState
 from harness.actions.migration import Migration
 from harness.actions.run_state import RunState
-from harness.deadline import hold_for
+from harness.deadline import check_during
 from harness.guest import transfer
 from harness.guest.guest import Guest
 from harness.guest.job import Job
 from harness.guest.mount import Mount
-from harness.guest.mount_user import KINDS, occupied
+from harness.guest.mount_user import KINDS, mount_in_use
 from harness.guest.transfer import Transfer
 from harness.guest.workload import Workload
 from harness.holds.hold import DATA, FSYNC, READDIR, STAT, Hold, require_counted_requests
@@ -137,7 +137,7 @@ def test_device_del_waits_for_the_last_user(
     """After ``umount -l`` the device and its blocker stay until no process uses the mount."""
     hotplug.plug(share)
     mount = guest.mount(share)
-    with occupied(mount, kind) as mount_user:
+    with mount_in_use(mount, kind) as mount_user:
         mount.detach()
         migration.expect_blocked_by(share)
         unplug = hotplug.request_unplug(share)
@@ -195,7 +195,7 @@ def test_device_del_again_and_again(guest: Guest, hotplug: Hotplug, shares: tupl
     id_again = replace(other, id=share.id, fsdev_of=other.id)
     place_again = replace(other, slot=share.slot)
     for _ in range(_REPEATS):
-        hold_for(guest.machine.timeout_scale.seconds(_PAUSE_S), guest.machine.watch)
+        check_during(guest.machine.timeout_scale.seconds(_PAUSE_S), guest.machine.watch)
         hotplug.request_unplug(share).expect_granted_or_under_way()
         for taken, refusal in ((id_again, "Duplicate .*"), (place_again, "PCI: slot .* not available .*")):
             BadPlug(taken, refusal).expect_refused(guest.machine)
@@ -257,7 +257,7 @@ def test_device_del_without_a_hotplug_driver(testbed: Testbed, share: Share) -> 
 def run_for_a_moment(machine: Machine) -> None:
     """Run the machine for 20 ms: long enough for its timers, too short for its firmware to boot."""
     machine.qmp.execute("cont")
-    hold_for(0.02, machine.watch_process)
+    check_during(0.02, machine.watch_process)
     machine.qmp.execute("stop")
 
 

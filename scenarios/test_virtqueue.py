@@ -141,7 +141,7 @@ def outcome_with_room(raw_guest: RawGuest, driver: RawDriver, message: tuple[T, 
     :raises Violation: when QEMU wrote beyond the buffer.
     """
     machine = raw_guest.machine
-    buffers = 2 * driver.places * (driver.buffer(1) - driver.buffer(0))
+    buffers = 2 * driver.max_in_flight * (driver.buffer(1) - driver.buffer(0))
     raw_guest.qtest.command(f"memset {driver.buffer(0):#x} {buffers:#x} {_CANARY[0]:#x}")
     answered, virtio_errors = driver.answered(), count_virtio_errors(machine)
     request = driver.send(*message, reply_size=room)
@@ -289,8 +289,8 @@ def test_chains_that_no_driver_makes(raw_guest: RawGuest, share: Share) -> None:
             qtest.write(out, _MESSAGE)
             good = bytes(Descriptor(out, 11, NEXT, 1)) + bytes(Descriptor(into, _ROOM, WRITE))
             qtest.write(table, good + bytes(32) + bytes(Descriptor(table + 64, 32, INDIRECT)))
-            driver.describe(0, *chain(out, into, table))
-            driver.offer(0)
+            driver.write_descriptors(0, *chain(out, into, table))
+            driver.make_available(0)
             seen = wait_answered_or_broken(machine, driver, answered, virtio_errors)
             if what in _VALID_CHAINS:
                 assert (seen, qtest.read(into + 4, 1)[0]) == (ANSWERED, T.RLERROR), what
@@ -298,7 +298,7 @@ def test_chains_that_no_driver_makes(raw_guest: RawGuest, share: Share) -> None:
         with error_context(f"the head {head}"):
             driver = reset_and_attach(raw_guest, share)
             answered, virtio_errors = driver.answered(), count_virtio_errors(machine)
-            driver.offer(head)
+            driver.make_available(head)
             assert wait_answered_or_broken(machine, driver, answered, virtio_errors) == BROKEN
     driver = reset_and_attach(raw_guest, share)
     driver.clunk(ROOT)
@@ -348,11 +348,11 @@ def test_more_requests_than_qemu_has_room_for(raw_guest: RawGuest, share: Share,
             place = base + head * spacing
             out, into = Descriptor(place + 64, len(message), NEXT, 1), Descriptor(place + 128, 256, WRITE)
             raw_guest.qtest.write(place, bytes(out) + bytes(into) + bytes(32) + message)
-            driver.describe(head, Descriptor(place, 32, INDIRECT))
-            driver.offer(head)
+            driver.write_descriptors(head, Descriptor(place, 32, INDIRECT))
+            driver.make_available(head)
         held.wait_in_flight(_REQUESTS)
         for head in range(_REQUESTS + 3 - len(heads)):
-            driver.offer(head)
+            driver.make_available(head)
         held.in_flight()
         driver.expect_answered(before)
     raw_guest.machine.wait_until(
@@ -383,10 +383,10 @@ def test_an_eject_with_requests_in_the_ring(raw_guest: RawGuest, share: Share) -
         for index in range(0, 40, 2):
             out = driver.buffer(index)
             raw_guest.qtest.write(out, _MESSAGE)
-            driver.describe(
+            driver.write_descriptors(
                 index, Descriptor(out, 11, NEXT, index + 1), Descriptor(driver.buffer(index + 1), 99, WRITE)
             )
-            driver.offer(index, notify=False)
+            driver.make_available(index, notify=False)
         if notify:
             driver.notify()
         raw_guest.eject(share)

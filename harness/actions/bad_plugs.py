@@ -64,18 +64,18 @@ def unrealizable(share: Share) -> dict[str, Share]:
 
 
 def bad_plugs(
-    qemu: QemuInstall, machine_type: MachineType, folder: Path, share: Share, mount_user: Share
+    qemu: QemuInstall, machine_type: MachineType, folder: Path, share: Share, other: Share
 ) -> dict[str, BadPlug]:
     """Every bad plug of ``share`` whose properties this QEMU has, by name.
 
     :param folder: where the ROM images are written.
-    :param mount_user: another share, which has to be plugged when the bad plugs run; its slot is taken.
+    :param other: another share, which has to be plugged when the bad plugs run; its slot is taken.
     """
-    place = mount_user.device(machine_type)
+    place = other.device(machine_type)
     there = {"bus": place["bus"], "addr": place["addr"]}
     rom = _roms(folder)
     name = re.escape(share.driver)
-    taken = rf"PCI: slot \d+ function 0 not available for {name}, in use by {name}(,id={mount_user.id})?"
+    taken = rf"PCI: slot \d+ function 0 not available for {name}, in use by {name}(,id={other.id})?"
     shown = rf"PCI: slot \d+ function 0 already (occupied|ocuppied) by {name}, new func {name} cannot be .*"
     table: dict[str, tuple[Mapping[str, Value], str]] = {
         "no_such_bus": ({"bus": "nowhere"}, "Bus 'nowhere' not found"),

@@ -23,7 +23,7 @@ from harness.actions.stream import PAUSED, SLOW, stalled
 from harness.errors import QemuError
 from harness.qemu.bandwidth import bandwidth, limit_bandwidth
 from harness.qemu.machine import Machine
-from harness.qemu.migration_socket import fed
+from harness.qemu.migration_socket import stream_from_file
 
 #: Bytes of the stream that are read before the reader closes its end, while QEMU sends the memory.
 _PART = 1 << 20
@@ -80,7 +80,7 @@ def _the_stream_is_truncated(migration: Migration) -> None:
         file.truncate(path.stat().st_size // 2)
     destination = migration.testbed.launch_destination(source)
     destination.expect_exit("a stream that ends too early")
-    with fed(destination, path):
+    with stream_from_file(destination, path):
         wait_load_failed(destination)
     _cont(source)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 
-from harness.deadline import hold_for
+from harness.deadline import check_during
 from harness.errors import GuestError, QemuError, Violation, WaitTimeout
 from harness.guest.guest import Guest
 from harness.guest.mount import TagState, tag_state
@@ -112,7 +112,7 @@ class Unplug:
         """
         self._require(UnplugState.SEEN_BY_GUEST, UnplugState.WITHHELD)
         while_()
-        watched_s = hold_for(self.machine.timeout_scale.seconds(window_s), self._expect_present)
+        watched_s = check_during(self.machine.timeout_scale.seconds(window_s), self._expect_present)
         while_()
         self._enter(
             UnplugState.WITHHELD, f"no DEVICE_DELETED in {watched_s:.1f} s; still in use at both ends"
@@ -126,7 +126,7 @@ class Unplug:
         """
         self._require(UnplugState.REQUESTED)
         while_()
-        hold_for(self.machine.timeout_scale.seconds(window_s), self._expect_present)
+        check_during(self.machine.timeout_scale.seconds(window_s), self._expect_present)
         while_()
 
     def expect_granted_or_under_way(self, *refusals: str) -> None:

@@ -7,14 +7,14 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from harness.actions.stream import PAUSED, SLOW_BANDWIDTH, UNIX, Stream
-from harness.deadline import hold_for
+from harness.deadline import check_during
 from harness.errors import HarnessError, QemuError, QmpLost, Violation
 from harness.guest.guest import Guest
 from harness.history import Operation
 from harness.qemu.bandwidth import bandwidth, limit_bandwidth
-from harness.qemu.blockers import blocked_reasons, tells_all
+from harness.qemu.blockers import blocked_reasons, lists_blocked_reasons
 from harness.qemu.machine import Machine
-from harness.qemu.migration_socket import drained, kept
+from harness.qemu.migration_socket import discarded_stream, stream_to_file
 from harness.qemu.spec import MachineSpec, Share
 from harness.testbed import Testbed
 
@@ -63,7 +63,7 @@ class Outgoing:
         :param window_s: seconds, before scaling.
         """
         while_()
-        hold_for(self.source.timeout_scale.seconds(window_s), self._watch, until=self._finished)
+        check_during(self.source.timeout_scale.seconds(window_s), self._watch, until=self._finished)
         while_()
         finished = self._finished()
         self.source.history.note(self.source.name, "migrate:observed", {"completed": finished})
@@ -319,7 +319,7 @@ def migrate_into(machine: Machine, path: Path) -> None:
     """
     before = bandwidth(machine)
     limit_bandwidth(machine, _MAX_BANDWIDTH)
-    with kept(machine, path) as uri:
+    with stream_to_file(machine, path) as uri:
         machine.qmp.execute("migrate", {"uri": uri}, watch=machine.watch)
         wait_status(machine, "completed")
     limit_bandwidth(machine, before)
@@ -338,7 +338,7 @@ def under_way(machine: Machine) -> Iterator[None]:
     """
     before = bandwidth(machine)
     limit_bandwidth(machine, SLOW_BANDWIDTH)
-    with drained(machine) as uri:
+    with discarded_stream(machine) as uri:
         machine.qmp.execute("migrate", {"uri": uri}, watch=machine.watch)
         try:
             wait_status(machine, "active")
@@ -387,7 +387,7 @@ def expect_blocked_by(machine: Machine, *mounted: Share) -> None:
     :raises Violation: unless ``blocked-reasons`` has one reason for each of ``mounted``, and no other.
     """
     expected, reasons = [blocked_reason(share) for share in mounted], blocked_reasons(machine)
-    if not tells_all(machine) and reasons and reasons[0] in expected:
+    if not lists_blocked_reasons(machine) and reasons and reasons[0] in expected:
         return  # This QEMU reports one of several reasons only.
     if sorted(reasons) != sorted(expected):
         tags = ", ".join(share.mount_tag for share in mounted)

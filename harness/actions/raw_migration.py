@@ -11,7 +11,7 @@ from harness.actions.migration import MIGRATE_TIMEOUT_S, migrate_into, wait_load
 from harness.actions.stream import PAUSED
 from harness.ninep.client import RawDriver, RawGuest
 from harness.qemu.machine import Machine
-from harness.qemu.migration_socket import fed
+from harness.qemu.migration_socket import stream_from_file
 
 
 def save_stream(raw: RawGuest, path: Path) -> None:
@@ -28,7 +28,7 @@ def load_stream(source: RawGuest, path: Path) -> RawGuest:
     :raises QemuDied: when the destination cannot load it.
     """
     loaded = source.destination()
-    with fed(loaded.machine, path):
+    with stream_from_file(loaded.machine, path):
         _wait_loaded(loaded.machine)
     return loaded
 
@@ -62,7 +62,7 @@ def expect_load_fails(source: RawGuest, path: Path) -> str:
     """
     machine = source.destination().machine
     machine.expect_exit("a stream that is damaged")
-    with fed(machine, path):
+    with stream_from_file(machine, path):
         return wait_load_failed(machine)
 
 

@@ -1,7 +1,7 @@
-"""Channels into QEMU and into the guest: bytes to typed replies.
+"""Channels to QEMU and to the guest: they turn bytes into typed replies.
 
-SSH and the serial console satisfy one small protocol, so that whatever runs commands in a guest does not
-care which of the two carries them.
+SSH and the serial console implement one protocol, :class:`Channel`, so that callers that run commands in a
+guest do not depend on which of the two is used.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Completed:
-    """A command that ended: its shell text, output, exit status (of a signal 128 or more, or negative)."""
+    """A command that ended: shell text, outputs, exit status (128 or more, or negative, for a signal)."""
 
     argv: str
     returncode: int
@@ -26,9 +26,10 @@ class Channel(Protocol):
     name: str
 
     def run(self, command: str, *, timeout_s: float, stdin: bytes = b"") -> Completed:
-        """Run a shell command as root; a non-zero exit status is no error here.
+        """Run a shell command as root and return its result, whatever its exit status is.
 
-        What it leaves running must not write to its outputs: that may be taken for a later command's.
+        Background processes of the command must not write to its outputs: such output may be attributed to a
+        later command.
 
         :raises CommandTimeout: when it did not end within ``timeout_s`` seconds.
         :raises ChannelLost: when the channel broke.
@@ -36,5 +37,5 @@ class Channel(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of it; idempotent, never raises."""
+        """Close the channel; idempotent, never raises."""
         ...

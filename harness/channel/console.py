@@ -1,4 +1,4 @@
-"""The serial side of a guest: a shell on its second port through pexpect, and its kernel's own log file."""
+"""The serial ports of a guest: a shell on the second one, through pexpect, and the kernel's console log."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from harness.channel import Completed
 from harness.deadline import Deadline, Watch, wait_until
 from harness.errors import ChannelLost, CommandTimeout, GuestPanicked, HarnessError, WaitTimeout
 
-#: A tty in canonical mode takes at most 4095 bytes a line (kernel: ``drivers/tty/n_tty.c``,
-#: ``N_TTY_BUF_SIZE``); what is longer goes over in pieces.
+#: Bytes that are sent at once. A tty in canonical mode takes at most 4095 bytes a line (kernel:
+#: ``drivers/tty/n_tty.c``, ``N_TTY_BUF_SIZE``), so longer input is sent in pieces.
 _PIECE = 1024
 _PROBE_S = 2.0
 _TURN_S = 0.25
@@ -28,12 +28,12 @@ _TURN_S = 0.25
 class Console:
     """A channel over the guest's shell on ttyS1.
 
-    Each command travels as base64 and so do its outputs, between markers that are new for every command:
-    echo, prompts and what an earlier command left on the line cannot be taken for an answer.
+    Commands and their outputs are sent as base64, between markers that are unique to each command. So the
+    tty's echo, prompts and the output of earlier commands are never taken for an answer.
 
     :param socket_path: the unix socket of QEMU's character device.
-    :param watch: raises the real cause when waiting on is pointless.
-    :raises ChannelLost: when there is no such socket.
+    :param watch: raises the root cause when no answer can come any more.
+    :raises ChannelLost: when the socket cannot be opened.
     """
 
     name = "console"
@@ -49,9 +49,9 @@ class Console:
         self._shell = socket_pexpect.SocketSpawn(self._socket, timeout=10, maxread=65536)
 
     def wait_ready(self, *, timeout_s: float) -> None:
-        """Wait for an answered command.
+        """Wait until the shell answers a command.
 
-        :raises ChannelLost: when none came in time.
+        :raises ChannelLost: when it does not within ``timeout_s`` seconds.
         """
 
         def answers() -> bool:
@@ -66,7 +66,7 @@ class Console:
             raise ChannelLost(f"the guest's console did not answer within {exc.elapsed_s:.0f} s") from None
 
     def run(self, command: str, *, timeout_s: float, stdin: bytes = b"") -> Completed:
-        """See :meth:`harness.channel.Channel.run`. After a timeout the command was interrupted (Ctrl-C)."""
+        """See :meth:`harness.channel.Channel.run`. A timeout interrupts the command (Ctrl-C)."""
         mark = uuid.uuid4().hex
         deadline = Deadline.after(timeout_s)
         try:
@@ -88,7 +88,7 @@ class Console:
         except (pexpect.EOF, OSError) as exc:
             raise ChannelLost(f"the console broke during {command!r}") from exc
         except HarnessError:
-            # The watch saw something; the command still has the shell.
+            # The watch raised; the command still occupies the shell.
             self._interrupt()
             raise
         return Completed(command, status, out, err)
@@ -98,7 +98,7 @@ class Console:
         pieces = [encoded[i : i + _PIECE] for i in range(0, len(encoded), _PIECE)]
         self._send(f": >{path}.b")
         for number, piece in enumerate(pieces):
-            # Waiting for each piece keeps the guest's 4 KiB tty buffer from overflowing.
+            # Wait for each piece, so that the guest's tty buffer of 4 KiB does not overflow.
             self._send(f'echo {piece} >>{path}.b; echo "+"{mark}:{number}:')
             self._expect(rf"\+{mark}:{number}:", deadline)
         self._send(f"base64 -d <{path}.b >{path}; rm {path}.b")
@@ -107,9 +107,9 @@ class Console:
         self._shell.send(line.encode() + b"\n")
 
     def _expect(self, pattern: str, deadline: Deadline) -> None:
-        """As pexpect's, in turns, so that the watch is looked at on each of them.
+        """As pexpect's ``expect``, in short turns, so that the watch is called on each turn.
 
-        :raises pexpect.TIMEOUT: when the deadline passed.
+        :raises pexpect.TIMEOUT: when the deadline has passed.
         """
         while True:
             turn_s = min(_TURN_S, max(0.01, deadline.remaining_s))
@@ -127,8 +127,8 @@ class Console:
         try:
             return base64.b64decode(b"".join(before.split()), validate=True).decode("utf-8", "replace")
         except binascii.Error:
-            said = before.decode("utf-8", "replace").strip()
-            raise ChannelLost(f"the guest's console sent no base64 but {said[:120]!r}") from None
+            received = before.decode("utf-8", "replace").strip()
+            raise ChannelLost(f"expected base64 from the guest's console, got {received[:120]!r}") from None
 
     def _matched(self) -> bytes:
         after = self._shell.after
@@ -146,14 +146,15 @@ class Console:
 
 
 class KernelLog:
-    """The guest kernel's console, from the file that QEMU writes.
+    """The output of the guest kernel's console, read from the file that QEMU writes.
 
-    Reading is incremental; a file that does not exist yet is empty. Any thread may ask: a wait in the
-    background watches for panics just as the scenario does.
+    Reading is incremental; a file that does not exist yet counts as empty. Thread-safe: waits in background
+    threads watch for panics, too.
     """
 
-    #: The line that begins a panic's report (kernel: ``kernel/panic.c``), not the one that ends it; whole,
-    #: since the rest of a line that was forgiven would be found as another panic.
+    #: The line that begins the report of a panic (kernel: ``kernel/panic.c``), not the "end" line after it.
+    #: Only complete lines match: otherwise the rest of a line that :meth:`forgive_panic` skipped would match
+    #: again.
     _PANIC = re.compile(r"(?<!end )(Kernel panic - not syncing.*)\n")
 
     def __init__(self, path: Path) -> None:
@@ -165,9 +166,9 @@ class KernelLog:
         self._lock = threading.RLock()
 
     def text(self) -> str:
-        """Everything so far."""
+        """The whole log so far."""
         with self._lock, contextlib.suppress(FileNotFoundError):
-            if self.path.stat().st_size > self._offset:  # Every turn of every wait asks: most find nothing.
+            if self.path.stat().st_size > self._offset:  # Usually there is nothing new.
                 self._read_on()
         return self._text
 
@@ -179,26 +180,26 @@ class KernelLog:
         self._text += new.decode("utf-8", "replace").replace("\r", "")
 
     def contains(self, words: str) -> bool:
-        """Whether ``words`` stand anywhere in it."""
+        """Whether the log contains ``words``."""
         return words in self.text()
 
     def tail(self, lines: int) -> list[str]:
-        """The last lines that are not empty."""
+        """The last ``lines`` lines that are not empty."""
         return [line for line in self.text().splitlines() if line.strip()][-lines:]
 
     def panic(self) -> str | None:
-        """The panic's line, if there was one."""
+        """The first line of a panic's report, or ``None`` if the kernel did not panic."""
         with self._lock:
             text = self.text()
             if self._panic is None and len(text) > self._searched:
-                # From the start of the line that may have been incomplete last time.
+                # From the start of the last line of the previous search, which may have been incomplete.
                 found = self._PANIC.search(text, text.rfind("\n", 0, self._searched) + 1)
                 self._panic = found[1] if found else None
                 self._searched = len(text)
             return self._panic
 
     def forgive_panic(self) -> None:
-        """Take what was printed so far as meant: :meth:`panic` finds the next one only."""
+        """Ignore panics in the log so far: :meth:`panic` finds only later ones."""
         with self._lock:
             self._panic, self._searched = None, len(self.text())
 

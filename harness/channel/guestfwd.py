@@ -1,11 +1,13 @@
-"""A socket for an SSH session that outlives its connection: frozen with its guest, or moved with it.
+"""A guestfwd socket: it carries an SSH session that survives the migration and the restoring of its guest.
 
-The guest's end is a connection that the guest made itself, through ``guestfwd`` of QEMU's user network. QEMU
-migrates such a connection (libslirp: ``src/state.c``, ``slirp_state_save``); one that was forwarded into
-the guest it does not. Ours is the socket of a QEMU's character device. So when a guest goes on in another
-QEMU, the session goes on as soon as this end is taken over to the other QEMU's socket; and when a guest is
-restored from a template, its session is, too: our end runs through the handshake once more, with the same
-secrets and with the server's answers of that time, and is then in the state that the guest remembers.
+The guest opens the connection itself, through ``guestfwd`` of QEMU's user network. QEMU migrates such a
+connection (libslirp: ``src/state.c``, ``slirp_state_save``), but not one that is forwarded into the guest.
+The host's end is the unix socket of QEMU's character device.
+
+When a guest continues in another QEMU, the session continues after :meth:`GuestfwdSocket.move` to the other
+QEMU's socket. When a guest is restored from a template, its session is restored as well: the recorded
+handshake is replayed. The client sends the same bytes as then, with the same secrets, and gets the recorded
+answers of the server, so that it ends in the state that the guest's server is in.
 """
 
 from __future__ import annotations
@@ -26,15 +28,17 @@ from pathlib import Path
 from harness.deadline import wait_until
 from harness.errors import ChannelLost, WaitTimeout
 
-_QUIET_S = 1.0
+_DRAIN_S = 1.0
 
 
 @dataclass(frozen=True)
 class SavedSession:
-    """What it takes to be a session's client once more.
+    """The data with which a client can resume an SSH session.
 
-    :param cookie: the 16 random bytes of our SSH_MSG_KEXINIT. :param key: our ephemeral X25519 private key.
-    :param received: what the server said, in order, each with how many bytes we had sent before.
+    :param cookie: the 16 random bytes of the client's SSH_MSG_KEXINIT.
+    :param key: the client's ephemeral X25519 private key.
+    :param received: the data that the server sent, in order, each with the number of bytes that the client
+        had sent before.
     """
 
     cookie: bytes
@@ -42,16 +46,17 @@ class SavedSession:
     received: tuple[tuple[int, bytes], ...] = ()
 
     def write(self, path: Path) -> None:
-        """Keep it in a file."""
+        """Write the session to a file."""
         received = [[sent, data.hex()] for sent, data in self.received]
         content = {"cookie": self.cookie.hex(), "key": self.key.hex(), "received": received}
         path.write_text(json.dumps(content))
 
     @classmethod
     def read(cls, path: Path) -> SavedSession:
-        """Read it back.
+        """Read a session from a file.
 
-        :raises OSError: when there is none. :raises ValueError: :raises KeyError: when it is something else.
+        :raises OSError: when the file cannot be read.
+        :raises ValueError: when it is not a saved session. :raises KeyError: likewise.
         """
         content = json.loads(path.read_text())
         received = tuple((int(sent), bytes.fromhex(data)) for sent, data in content["received"])
@@ -59,55 +64,56 @@ class SavedSession:
 
 
 class GuestfwdSocket:
-    """What paramiko takes for a socket.
+    """The socket of an SSH session over guestfwd, with the methods that paramiko uses of a socket.
 
-    :param path: the unix socket of QEMU's character device; ``None`` when it is still to come (:meth:`move`),
-        which only a session that is gone on with can wait for.
-    :param frozen: the session to go on with; without one, a new one can begin, and be frozen.
-    :raises ChannelLost: when there is no such socket.
+    :param path: the unix socket of QEMU's character device. ``None`` if QEMU is not ready yet: only for a
+        saved session, and :meth:`move` sets it later.
+    :param saved: the session to resume; ``None`` begins a new one, which can be saved.
+    :raises ChannelLost: when the socket cannot be opened.
     """
 
-    def __init__(self, path: Path | None, frozen: SavedSession | None = None) -> None:
-        assert path is not None or frozen is not None
+    def __init__(self, path: Path | None, saved: SavedSession | None = None) -> None:
+        assert path is not None or saved is not None
         self._connection = None if path is None else _connect(path)
-        self._retired: socket.socket | None = None
-        self.secrets = frozen or SavedSession(os.urandom(16), os.urandom(32))
-        self._script = deque(self.secrets.received)
-        #: We have said, and been answered, all that the script has.
-        self._went_on = frozen is None
+        self._previous: socket.socket | None = None
+        self.session = saved or SavedSession(os.urandom(16), os.urandom(32))
+        #: The recorded answers that are still to be replayed.
+        self._recorded = deque(self.session.received)
+        #: Whether the replay of the handshake is complete.
+        self._replayed = saved is None
         self._received: list[tuple[int, bytes]] = []
         self._sent = 0
         self._timeout_s: float | None = None
         self._changed = threading.Condition()
         self._closed = False
-        #: An error of this class's own, not of its connection.
+        #: An error in this class itself, as opposed to one of its connection.
         self.own_error: Exception | None = None
 
     @property
     def _replaying(self) -> bool:
-        """Whether the server's answers come from the script, and what we send goes nowhere."""
-        return self._connection is None or not self._went_on
+        """Whether answers come from the record, and sent data is dropped."""
+        return self._connection is None or not self._replayed
 
     def settimeout(self, timeout_s: float | None) -> None:
-        """As a socket's."""
+        """As ``socket.settimeout``."""
         with self._changed:
             self._timeout_s = timeout_s
             if self._connection is not None:
                 self._connection.settimeout(timeout_s)
 
     def send(self, data: bytes) -> int:
-        """As a socket's."""
-        with self._noticed():
+        """As ``socket.send``."""
+        with self._keep_own_error():
             return self._send(data)
 
     def recv(self, size: int) -> bytes:
-        """As a socket's."""
-        with self._noticed():
+        """As ``socket.recv``."""
+        with self._keep_own_error():
             return self._recv(size)
 
     @contextlib.contextmanager
-    def _noticed(self) -> Iterator[None]:
-        """Keep an error that no socket raises: paramiko takes any for a broken connection, and drops it
+    def _keep_own_error(self) -> Iterator[None]:
+        """Record an error other than OSError: paramiko drops it, and reports a broken connection instead
         (``packet.py``, ``Packetizer.write_all``)."""
         try:
             yield
@@ -119,10 +125,10 @@ class GuestfwdSocket:
 
     def _send(self, data: bytes) -> int:
         with self._changed:
-            # Counted first: an answer may be here before the call returns.
+            # Counted before the call: the answer may arrive before it returns.
             self._sent += len(data)
             self._changed.notify_all()
-            if self._connection is None or not self._went_on:
+            if self._connection is None or not self._replayed:
                 return len(data)
             connection = self._connection
         count = connection.send(data)
@@ -140,14 +146,14 @@ class GuestfwdSocket:
         return self._receive(size)
 
     def _next_is_due(self) -> bool:
-        return not self._replaying or (bool(self._script) and self._script[0][0] <= self._sent)
+        return not self._replaying or (bool(self._recorded) and self._recorded[0][0] <= self._sent)
 
     def _replay(self, size: int) -> bytes:
         if not self._next_is_due():
             raise TimeoutError
-        sent, data = self._script.popleft()
+        sent, data = self._recorded.popleft()
         if len(data) > size:
-            self._script.appendleft((sent, data[size:]))
+            self._recorded.appendleft((sent, data[size:]))
         return data[:size]
 
     def _receive(self, size: int) -> bytes:
@@ -163,29 +169,34 @@ class GuestfwdSocket:
                     raise
                 continue
             if data or connection is self._connection:
-                if not self.secrets.received:  # A resumed session is not frozen again.
+                if not self.session.received:  # A resumed session is not saved again.
                     self._received.append((self._sent, data))
                 return data
 
-    def go_on(self) -> None:
-        """The script is through: from now on the guest itself answers, once it can be reached.
+    def finish_replay(self) -> None:
+        """End the replay: from now on the guest itself answers, as soon as there is a connection to it.
 
-        :raises ChannelLost: when it is not, or we have not said what we said then.
+        :raises ChannelLost: when recorded answers are left: the client did not send what it sent then.
         """
         with self._changed:
-            if self._script:
-                raise ChannelLost(f"{len(self._script)} of the server's answers were not asked for")
-            self._went_on = True
+            if self._recorded:
+                raise ChannelLost(
+                    f"the replayed SSH handshake did not read {len(self._recorded)} of the recorded answers"
+                )
+            self._replayed = True
             self._changed.notify_all()
 
-    def freeze(self) -> SavedSession:
-        """The session as it is now; nothing may be under way."""
-        self._wait_quiet()
-        return SavedSession(self.secrets.cookie, self.secrets.key, tuple(self._received))
+    def save_session(self) -> SavedSession:
+        """Return the session as it is now. No command may be running."""
+        self._wait_drained()
+        return SavedSession(self.session.cookie, self.session.key, tuple(self._received))
 
     def move(self, path: Path) -> None:
-        """Go on over another QEMU's socket. :raises ChannelLost: when there is none."""
-        self._wait_quiet()
+        """Continue over another QEMU's socket.
+
+        :raises ChannelLost: when the socket cannot be opened.
+        """
+        self._wait_drained()
         connection = _connect(path)
         with self._changed:
             connection.settimeout(self._timeout_s)
@@ -193,26 +204,28 @@ class GuestfwdSocket:
             self._changed.notify_all()
         if before is None:
             return
-        # Not closed yet: the reading thread may still be about to wait for it.
-        if self._retired is not None:
-            self._retired.close()
-        self._retired = before
+        # Closed later: the reading thread may be about to wait for it.
+        if self._previous is not None:
+            self._previous.close()
+        self._previous = before
         with contextlib.suppress(OSError):
             before.shutdown(socket.SHUT_RDWR)
 
-    def _wait_quiet(self) -> None:
-        """Until everything that has come was read."""
+    def _wait_drained(self) -> None:
+        """Wait until all received data was read, for a second at most."""
         connection = self._connection
         if connection is not None:
             with contextlib.suppress(WaitTimeout, OSError):
-                wait_until(lambda: unread(connection) == 0, what="the line to be quiet", timeout_s=_QUIET_S)
+                wait_until(
+                    lambda: unread(connection) == 0, what="received data to be read", timeout_s=_DRAIN_S
+                )
 
     def close(self) -> None:
-        """As a socket's."""
+        """As ``socket.close``."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        for connection in (self._connection, self._retired):
+        for connection in (self._connection, self._previous):
             if connection is not None:
                 connection.close()
 
@@ -223,10 +236,10 @@ def _connect(path: Path) -> socket.socket:
         connection.connect(str(path))
     except OSError as exc:
         connection.close()
-        raise ChannelLost(f"cannot open the line {path}: {exc.strerror}") from exc
+        raise ChannelLost(f"cannot open the guestfwd socket {path}: {exc.strerror}") from exc
     return connection
 
 
 def unread(connection: socket.socket) -> int:
-    """``FIONREAD``: how many bytes wait to be read (``man 7 unix``)."""
+    """The number of bytes that can be read (``FIONREAD``, ``man 7 unix``)."""
     return int.from_bytes(fcntl.ioctl(connection, termios.FIONREAD, bytes(4)), sys.byteorder)

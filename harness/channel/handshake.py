@@ -1,7 +1,10 @@
-"""An SSH client that says the same in every handshake over a line's session.
+"""An SSH client whose handshake over a guestfwd socket can be replayed: it sends the same bytes each time.
 
-The only module that uses private parts of paramiko. Which they are is in :func:`changed_inside`, which is
-asked first: where paramiko has changed, there is no session over a line, and :class:`ChannelLost` says why.
+This is the only module that uses private parts of paramiko; import it only where it is used. Before one of
+them is used, :func:`missing_private_part` checks all of them. If paramiko has changed, there is no session
+over the guestfwd socket: :class:`ChannelLost` names the missing part, and the caller uses a TCP connection
+instead. The contract test is ``harness/tests/channel/test_handshake.py``; ``pyproject.toml`` has an upper
+bound on paramiko's version.
 """
 
 from __future__ import annotations
@@ -18,35 +21,34 @@ from harness.errors import ChannelLost
 _Exchange: Any
 try:
     from paramiko.kex_curve25519 import KexCurve25519
-except ImportError:  # changed_inside says it.
+except ImportError:  # missing_private_part reports it.
     _Exchange = object
 else:
     _Exchange = KexCurve25519
 
-#: RFC 8731's name has no suffix; this one is in every paramiko and dropbear that knows the exchange.
+#: The key exchange of RFC 8731, under the name that every paramiko and dropbear with this exchange knows.
 _KEX = "curve25519-sha256@libssh.org"
-#: Who a session's client is: another one says something else in the handshake.
-CLIENT = f"paramiko {paramiko.__version__}"
 _KEXINIT, _KEX_ECDH_INIT, _KEX_ECDH_REPLY = 20, 30, 31  # RFC 4253, RFC 5656
 _COOKIE = slice(1, 17)
 
 
-def changed_inside(transport: type = paramiko.Transport, exchange: type = _Exchange) -> str | None:
-    """What of paramiko's private parts is not as it is used here; ``None`` when all are.
+def missing_private_part(transport: type = paramiko.Transport, exchange: type = _Exchange) -> str | None:
+    """The first private part of paramiko that is missing or has changed; ``None`` if all are as expected.
 
-    :param transport: the class of its transports. :param exchange: the class of its Curve25519 exchange.
+    :param transport: paramiko's class of transports.
+    :param exchange: paramiko's class of Curve25519 key exchanges.
     """
     known = getattr(transport, "_kex_info", None)
     if not isinstance(known, dict) or known.get(_KEX) is not exchange:
-        return f"Transport._kex_info has no {_KEX} by paramiko.kex_curve25519"
+        return f"Transport._kex_info does not map {_KEX} to paramiko.kex_curve25519.KexCurve25519"
     for owner, name, arguments in (
         (transport, "_send_message", 1),
         (transport, "_expect_packet", 1),
         (transport, "_send_kex_init", 0),
         (exchange, "start_kex", 0),
     ):
-        if not _takes(getattr(owner, name, None), arguments):
-            return f"{owner.__name__} has no {name} with {arguments} argument(s)"
+        if not _accepts(getattr(owner, name, None), arguments):
+            return f"{owner.__name__} has no method {name} with {arguments} argument(s)"
     for owner, name, used in (
         (transport, "__init__", {"sock"}),
         (transport, "_send_kex_init", {"local_kex_init", "_latest_kex_init", "_send_message"}),
@@ -57,8 +59,8 @@ def changed_inside(transport: type = paramiko.Transport, exchange: type = _Excha
     return None
 
 
-def _takes(function: Any, arguments: int) -> bool:
-    """Whether it is a method that can be called with so many arguments."""
+def _accepts(function: Any, arguments: int) -> bool:
+    """Whether ``function`` is a method that can be called with this number of arguments."""
     try:
         inspect.signature(function).bind(None, *[None] * arguments)
     except TypeError:
@@ -66,12 +68,12 @@ def _takes(function: Any, arguments: int) -> bool:
     return True
 
 
-class _Curve25519(_Exchange):  # type: ignore[misc]  # Any: mypy knows the one that is installed
-    """The key exchange with the line's secret, instead of one made for the occasion."""
+class _Curve25519(_Exchange):  # type: ignore[misc]  # the base class is Any
+    """The Curve25519 key exchange with the private key of the session instead of a new one."""
 
     def start_kex(self) -> None:
         transport: Any = self.transport
-        self.key = X25519PrivateKey.from_private_bytes(transport.sock.secrets.key)
+        self.key = X25519PrivateKey.from_private_bytes(transport.sock.session.key)
         message = paramiko.Message()
         message.add_byte(bytes([_KEX_ECDH_INIT]))
         message.add_string(self.key.public_key().public_bytes_raw())
@@ -80,26 +82,26 @@ class _Curve25519(_Exchange):  # type: ignore[misc]  # Any: mypy knows the one t
 
 
 class GuestfwdTransport(paramiko.Transport):
-    """Says the same in every handshake over a line's session: what is random comes from the line.
+    """A transport that takes all random values of its handshake from the guestfwd socket's session.
 
-    :raises ChannelLost: when paramiko has changed inside.
+    :raises ChannelLost: when a private part of paramiko is missing; it names the part.
     """
 
     _kex_info: ClassVar[dict[str, Any]] = {_KEX: _Curve25519}
 
     def __init__(self, guestfwd: GuestfwdSocket) -> None:
-        changed = changed_inside()
-        if changed is not None:
-            raise ChannelLost(f"paramiko {paramiko.__version__} has changed inside: {changed}")
+        missing = missing_private_part()
+        if missing is not None:
+            raise ChannelLost(f"paramiko {paramiko.__version__} lacks a private part: {missing}")
         self._guestfwd = guestfwd
-        super().__init__(guestfwd)  # type: ignore[arg-type]  # all of a socket that it uses
+        super().__init__(guestfwd)  # type: ignore[arg-type]  # has the methods of a socket that paramiko uses
         self.get_security_options().kex = (_KEX,)
 
     def _send_message(self, data: Any) -> None:
         content = data.asbytes()
         if content[0] == _KEXINIT:
-            said = bytearray(content)
-            said[_COOKIE] = self._guestfwd.secrets.cookie
-            self.local_kex_init = self._latest_kex_init = bytes(said)
-            data = paramiko.Message(bytes(said))
+            replayed = bytearray(content)
+            replayed[_COOKIE] = self._guestfwd.session.cookie
+            self.local_kex_init = self._latest_kex_init = bytes(replayed)
+            data = paramiko.Message(bytes(replayed))
         super()._send_message(data)  # type: ignore[misc]

@@ -1,7 +1,8 @@
-"""QMP, synchronously: one asyncio thread owns every ``qemu.qmp`` client of the process.
+"""A synchronous QMP client. One asyncio thread owns all ``qemu.qmp`` clients of the process.
 
-Every message, in both directions, goes to ``qmp.ndjson``; every command and every event into the history,
-events stamped on arrival. A listener is armed before the command whose effect it awaits is sent.
+Every message, in both directions, is written to ``qmp.ndjson``. Every command and event is written to the
+history, events with the time of their arrival. Create a listener before sending the command whose events it
+waits for.
 """
 
 from __future__ import annotations
@@ -28,25 +29,25 @@ from qemu.qmp import (
 )
 from qemu.qmp.qmp_client import GreetingError, NegotiationError
 
-from harness.background import lasts
+from harness.background import mark_process_wide
 from harness.deadline import Deadline, Watch, wait_until
 from harness.errors import QemuError, QmpLost, QmpSilent, WaitTimeout
 from harness.history import History, Operation
 
-# Its errors reach us as exceptions, and are told once, with their cause.
+# The library also raises its errors as exceptions, which are reported with their cause.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
 
 T = TypeVar("T")
-#: Seconds that QEMU may take for an ordinary command. Device reset and unrealize drain requests under the
-#: big lock (facts: QMP then stalls as long as the backend does), so this is generous.
+#: Seconds in which QEMU must answer a command. Device reset and unrealize drain requests under the big lock,
+#: so QMP stalls for as long as the backend does; hence the long timeout.
 EXECUTE_TIMEOUT_S = 60.0
 _CLOSE_TIMEOUT_S = 5.0
-#: Each QEMU of a run is waited for so: what is left of an interval is time that a test loses.
+#: Seconds between two attempts to connect; short, because every start of a QEMU waits for this.
 _SOCKET_INTERVAL_S = 0.002
 
 
 class QmpThread:
-    """The asyncio thread; one for each process, made on first use."""
+    """The asyncio thread; one for each process, created on first use."""
 
     _lock = threading.Lock()
     _shared: QmpThread | None = None
@@ -54,25 +55,25 @@ class QmpThread:
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, name="qmp", daemon=True)
-        lasts(self._thread)
+        mark_process_wide(self._thread)
         self._thread.start()
 
     @classmethod
     def shared(cls) -> QmpThread:
-        """The process's own."""
+        """The thread of this process."""
         with cls._lock:
             if cls._shared is None:
                 cls._shared = cls()
             return cls._shared
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Run ``coroutine`` in the thread."""
+        """Run ``coroutine`` in the asyncio thread."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
 
 @dataclass(frozen=True)
 class QmpEvent:
-    """An event: ``timestamp_s`` is QEMU's (seconds since the epoch), ``t_s`` our monotonic one at arrival."""
+    """A QMP event: ``timestamp_s`` is QEMU's (since the epoch), ``t_s`` the monotonic time of its arrival."""
 
     name: str
     data: Mapping[str, Any]
@@ -81,17 +82,17 @@ class QmpEvent:
 
 
 class Listener:
-    """Collects the events that match, from the moment it is armed until it is closed; a context manager."""
+    """Collects matching events from its creation until it is closed; a context manager."""
 
     def __init__(self, qmp: Qmp, accept: Callable[[QmpEvent], bool]) -> None:
         self._qmp, self._accept = qmp, accept
         self._seen: list[QmpEvent] = []
-        self._came = threading.Event()
+        self._new_event = threading.Event()
         qmp._listeners.append(self)
 
     @property
     def events(self) -> tuple[QmpEvent, ...]:
-        """Everything that matched so far; still there after :meth:`close`."""
+        """All matching events so far; available after :meth:`close`, too."""
         return tuple(self._seen)
 
     def wait(
@@ -102,9 +103,9 @@ class Listener:
         timeout_s: float,
         watch: Watch | None = None,
     ) -> QmpEvent:
-        """The first event, past or to come, that satisfies ``predicate``.
+        """Return the first collected event that satisfies ``predicate``; wait for it if necessary.
 
-        :raises WaitTimeout: naming the last events seen.
+        :raises WaitTimeout: when there is none within ``timeout_s`` seconds; it has the last events seen.
         """
         try:
             found = wait_until(
@@ -112,7 +113,7 @@ class Listener:
                 what=what,
                 timeout_s=timeout_s,
                 watch=watch,
-                wake=self._came,
+                wake=self._new_event,
             )
         except WaitTimeout as exc:
             raise WaitTimeout(what, last=self.events[-3:], elapsed_s=exc.elapsed_s) from None
@@ -129,14 +130,14 @@ class Listener:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _offer(self, event: QmpEvent) -> None:
+    def _deliver(self, event: QmpEvent) -> None:
         if self._accept(event):
             self._seen.append(event)
-            self._came.set()
+            self._new_event.set()
 
 
 class _LoggingClient(QMPClient):
-    """A client that writes every message to a file, through the hooks that qemu.qmp documents for that."""
+    """A client that writes every message to a file, through the hooks that qemu.qmp documents for this."""
 
     def __init__(self, name: str, log: Callable[[str, Message], None]) -> None:
         super().__init__(name)
@@ -152,21 +153,22 @@ class _LoggingClient(QMPClient):
 
 
 class Pending:
-    """A command that was sent; :meth:`wait` gives its answer."""
+    """A command that was sent; :meth:`wait` returns its answer."""
 
     def __init__(self, qmp: Qmp, command: str, op: Operation, future: concurrent.futures.Future[Any]) -> None:
         self._qmp, self.command, self._op, self._future = qmp, command, op, future
 
     @property
     def done(self) -> bool:
-        """Whether the answer has come."""
+        """Whether QEMU has answered."""
         return self._future.done()
 
     def wait(self, *, timeout_s: float = EXECUTE_TIMEOUT_S, watch: Watch | None = None) -> Any:
-        """The command's return value.
+        """Wait for the answer, and return the command's return value.
 
-        :raises QemuError: when QEMU refused it. :raises QmpLost: when the connection broke.
-        :raises QmpSilent: when no answer came; one that comes later is still recorded.
+        :raises QemuError: when QEMU refused the command. :raises QmpLost: when the connection broke.
+        :raises QmpSilent: when QEMU did not answer within ``timeout_s`` seconds. A later answer is still
+            recorded in the history.
         """
         deadline = Deadline.after(timeout_s)
         while not deadline.expired:
@@ -199,8 +201,8 @@ class Pending:
 class Qmp:
     """The QMP client of one QEMU.
 
-    :param machine: the actor name in the history.
-    :param log: ``qmp.ndjson``.
+    :param machine: the name of the machine: the actor in the history.
+    :param log: the path of ``qmp.ndjson``.
     """
 
     def __init__(self, machine: str, socket_path: Path, history: History, log: Path) -> None:
@@ -210,25 +212,27 @@ class Qmp:
         self._thread = QmpThread.shared()
         self._client: _LoggingClient | None = None
         self._listeners: list[Listener] = []
-        #: Whether an answer has failed to come; asking politely again would only waste more time.
+        #: Whether QEMU failed to answer a command in time; then it is not asked to quit.
         self.silent = False
-        #: The command that was sent last, for the exit_summary of a QEMU that dies.
+        #: The last command that was sent; part of the exit summary of a QEMU that dies.
         self.last_command: str | None = None
 
     @property
     def connected(self) -> bool:
-        """Whether the session is established."""
+        """Whether the QMP session is established."""
         return self._client is not None and self._client.runstate.name == "RUNNING"
 
     def connect(self, *, timeout_s: float, watch: Watch | None = None) -> None:
-        """Connect and negotiate; retried until QEMU has made its socket.
+        """Connect and negotiate; retried until QEMU has created its socket.
 
-        :raises QmpSilent: when there is a connection and no greeting, or never a socket.
+        :raises QmpSilent: when QEMU does not create the socket, or sends no greeting, within ``timeout_s``
+            seconds.
+        :raises QmpLost: when the negotiation fails.
         """
         deadline = Deadline.after(timeout_s)
 
         def attempt() -> bool:
-            if not self._socket_path.exists():  # Far cheaper to find out so.
+            if not self._socket_path.exists():  # Cheaper than a connection attempt.
                 return False
             client = _LoggingClient(self.machine, self._write)
             client.register_listener(EventListener(event_filter=self._on_event))
@@ -263,7 +267,7 @@ class Qmp:
             ) from None
 
     def request(self, command: str, arguments: Mapping[str, Any] | None = None) -> Pending:
-        """Send a command and return without its answer."""
+        """Send a command and return without waiting for its answer."""
         op = self.history.invoke(self.machine, f"qmp:{command}", dict(arguments or {}))
         self.last_command = command
         return Pending(self, command, op, self._thread.submit(self._execute(command, arguments, op)))
@@ -276,18 +280,18 @@ class Qmp:
         timeout_s: float = EXECUTE_TIMEOUT_S,
         watch: Watch | None = None,
     ) -> Any:
-        """Send a command and return its answer (see :meth:`Pending.wait` for what it raises)."""
+        """Send a command and return its answer; raises as :meth:`Pending.wait` does."""
         return self.request(command, arguments).wait(timeout_s=timeout_s, watch=watch)
 
     def hmp(
         self, command_line: str, *, timeout_s: float = EXECUTE_TIMEOUT_S, watch: Watch | None = None
     ) -> str:
-        """``human-monitor-command``: what the human monitor printed."""
+        """Run ``human-monitor-command`` and return the output of the human monitor."""
         arguments = {"command-line": command_line}
         return str(self.execute("human-monitor-command", arguments, timeout_s=timeout_s, watch=watch))
 
     def getfd(self, name: str, descriptor: int) -> None:
-        """``getfd``: hand a file descriptor to QEMU, which knows it by ``name`` from then on.
+        """Pass a file descriptor to QEMU with ``getfd``; QEMU then knows it as ``name``.
 
         :raises QmpLost: when there is no connection.
         """
@@ -298,11 +302,11 @@ class Qmp:
         self.execute("getfd", {"fdname": name})
 
     def listen(self, *names: str) -> Listener:
-        """Collect the events of these names (all, if none is given) from now on."""
+        """Collect the events of these names, or all events if none is given, from now on."""
         return Listener(self, lambda event: not names or event.name in names)
 
     def close(self) -> None:
-        """Disconnect; idempotent, bounded in time, never raises."""
+        """Disconnect within a bounded time; idempotent, never raises."""
         client, self._client = self._client, None
         if client is not None:
             future = self._thread.submit(asyncio.wait_for(_disconnect(client), _CLOSE_TIMEOUT_S))
@@ -312,7 +316,7 @@ class Qmp:
         try:
             self._log.close()
         except OSError as exc:
-            self.history.lose(self._log_path, exc)
+            self.history.record_write_error(self._log_path, exc)
 
     async def _execute(self, command: str, arguments: Mapping[str, Any] | None, op: Operation) -> Any:
         try:
@@ -330,7 +334,7 @@ class Qmp:
         return answer
 
     def _on_event(self, message: Message) -> bool:
-        """Runs in the asyncio thread as the event arrives; nothing is queued."""
+        """Called in the asyncio thread on each event; returns False, so that qemu.qmp does not queue it."""
         stamp = message.get("timestamp")
         stamp = stamp if isinstance(stamp, dict) else {}
         data = message.get("data", {})
@@ -339,7 +343,7 @@ class Qmp:
         seconds = stamp.get("seconds", 0) + stamp.get("microseconds", 0) / 1e6
         event = QmpEvent(name, data if isinstance(data, dict) else {}, seconds, time.monotonic())
         for listener in tuple(self._listeners):
-            listener._offer(event)
+            listener._deliver(event)
         return False
 
     def _write(self, direction: str, message: Message) -> None:
@@ -348,8 +352,8 @@ class Qmp:
             try:
                 self._log.write(json.dumps({"t_s": t_s, "dir": direction, "message": dict(message)}) + "\n")
                 self._log.flush()
-            except OSError as exc:  # Raised here it would end the connection.
-                self.history.lose(self._log_path, exc)
+            except OSError as exc:  # An exception here would end the connection.
+                self.history.record_write_error(self._log_path, exc)
 
 
 def _result(future: concurrent.futures.Future[T], watch: Watch | None) -> T:

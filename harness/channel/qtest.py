@@ -1,7 +1,8 @@
-"""QEMU's qtest protocol: port and memory accesses from outside, as a guest's CPU would make them.
+"""QEMU's qtest protocol: port and memory accesses from outside, as a guest's CPU makes them.
 
-One line a command, one line an answer (QEMU: ``softmmu/qtest.c``, later ``system/qtest.c``). It works beside
-any accelerator; the machine is never started (``-S``), so that nothing else touches its devices.
+A command is one line, and so is its answer (QEMU: ``softmmu/qtest.c``, later ``system/qtest.c``). The
+protocol works with any accelerator. The machine is never started (``-S``), so that nothing else accesses its
+devices.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ _TIMEOUT_S = 60.0
 class Qtest:
     """A client of one QEMU's qtest socket.
 
-    :param watch: raises the real cause when waiting on is pointless.
-    :raises ChannelLost: when there is no such socket within ``timeout_s`` seconds.
+    :param watch: raises the root cause when no answer can come any more.
+    :raises ChannelLost: when the socket cannot be opened within ``timeout_s`` seconds.
     """
 
     name = "qtest"
@@ -46,9 +47,10 @@ class Qtest:
         return made
 
     def command(self, line: str) -> list[str]:
-        """Send one command; returns the words after its ``OK``.
+        """Send one command and return the words after ``OK`` in its answer.
 
-        :raises HarnessError: when QEMU answers anything else. :raises ChannelLost: when it does not answer.
+        :raises HarnessError: when QEMU answers anything but ``OK``. :raises ChannelLost: when it does not
+            answer.
         """
         try:
             self._socket.sendall(line.encode() + b"\n")
@@ -66,33 +68,33 @@ class Qtest:
         while b"\n" not in self._buffer:
             data = self._socket.recv(1 << 20)
             if not data:
-                raise ConnectionResetError("QEMU closed it")
+                raise ConnectionResetError("QEMU closed the connection")
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line.decode("ascii", "replace").strip()
 
     def outb(self, port: int, value: int) -> None:
-        """An 8-bit port write."""
+        """Write 8 bits to an I/O port."""
         self.command(f"outb {port:#x} {value:#x}")
 
     def outw(self, port: int, value: int) -> None:
-        """A 16-bit port write."""
+        """Write 16 bits to an I/O port."""
         self.command(f"outw {port:#x} {value:#x}")
 
     def outl(self, port: int, value: int) -> None:
-        """A 32-bit port write."""
+        """Write 32 bits to an I/O port."""
         self.command(f"outl {port:#x} {value:#x}")
 
     def inb(self, port: int) -> int:
-        """Read a byte from an I/O port."""
+        """Read 8 bits from an I/O port."""
         return int(self.command(f"inb {port:#x}")[0], 16)
 
     def inw(self, port: int) -> int:
-        """A 16-bit port read."""
+        """Read 16 bits from an I/O port."""
         return int(self.command(f"inw {port:#x}")[0], 16)
 
     def inl(self, port: int) -> int:
-        """A 32-bit port read."""
+        """Read 32 bits from an I/O port."""
         return int(self.command(f"inl {port:#x}")[0], 16)
 
     def write(self, address: int, data: bytes) -> None:

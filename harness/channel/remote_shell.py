@@ -1,7 +1,7 @@
-"""A shell in the guest that waits for commands on one SSH channel, so that a command need not start one.
+"""A shell in the guest that waits for commands on one SSH channel.
 
-A channel of its own costs a guest under TCG 20 ms a command (dropbear forks, executes a shell, closes the
-channel); a subshell of a shell that waits, a quarter of that.
+It saves time: under TCG a command on a new channel takes 20 ms more (dropbear forks, executes a shell, and
+closes the channel), a subshell of a waiting shell a quarter of that.
 """
 
 from __future__ import annotations
@@ -13,103 +13,107 @@ from dataclasses import dataclass, field
 
 import paramiko
 
-#: The file tells that there was no reboot since: the guest's root is in its memory. Through cat, because
-#: dropbear must not be the one who polls what a command prints to (nothing splices into stderr). While a file
-#: of 9p is spliced into a pipe (busybox's cat does that), kernels before 6.5 show its pages readable before
-#: they know that the file is at its end (``lib/iov_iter.c``, ``pipe_get_pages``); the read that follows gets
-#: EAGAIN, and dropbear closes the pipe for good (``common-channel.c``, ``send_msg_channel_data``).
+#: The command that starts the shell. The file ``.shells`` shows later that the guest has not rebooted: its
+#: root file system is in memory. The shell's output goes through cat, because dropbear must not poll a pipe
+#: that a command splices into (nothing splices into stderr). While a file of 9p is spliced into a pipe
+#: (busybox's cat does that), kernels before 6.5 report its pages as readable before they know that the file
+#: is at its end (``lib/iov_iter.c``, ``pipe_get_pages``). The read that follows gets EAGAIN, and dropbear
+#: then closes the pipe for good (``common-channel.c``, ``send_msg_channel_data``).
 COMMAND = "echo >.shells; sh | cat"
-#: Which command the shell was told last: of one that goes unanswered it says whether it may have begun.
-#: Whoever makes the file with ``.lost`` keeps the shell from beginning any other. Shells begin in the user's
-#: home, so it is there.
-_ASKED = ".shell-{name}"
+#: The file in which the shell writes the number of a command before it runs it. If a command goes unanswered,
+#: the file shows whether it may have run. A file of this name with ``.lost`` appended keeps the shell from
+#: running any further command. The files are in the user's home folder, where shells start.
+_NUMBER_FILE = ".shell-{name}"
 _SCRIPT = (
-    "echo {number} >{asked}; [ -e {asked}.lost ] || {{ echo -n {mark}; echo -n {mark} >&2; "
+    "echo {number} >{file}; [ -e {file}.lost ] || {{ echo -n {mark}; echo -n {mark} >&2; "
     "( eval {command} ) </dev/null; echo -n {mark}$?.; echo -n {mark} >&2; }}\n"
 )
-#: In one line, past cat, and nothing noted: of what a restored guest does first, each step is translated.
-_INSIDE = "{command}; echo -n {mark}{mark}$answer. >&2\n"
-_GIVE_UP = "[ -e .shells ] && touch {asked}.lost && {{ cat {asked} 2>/dev/null || echo 0; }}"
+#: A command in the shell itself. It is as short as possible, because it is the first thing that a restored
+#: guest runs, and TCG has to translate every step: one line, no cat, no number file.
+_IN_SHELL = "{command}; echo -n {mark}{mark}$answer. >&2\n"
+_ABANDON = "[ -e .shells ] && touch {file}.lost && {{ cat {file} 2>/dev/null || echo 0; }}"
 _STATUS = re.compile(rb"(\d+)\.")
 
 
-def inside_script(name: str, number: int, command: str) -> tuple[str, str]:
-    """The mark and the script of the shell's ``number``-th command inside."""
+def in_shell_script(name: str, number: int, command: str) -> tuple[str, str]:
+    """The mark and the script of the ``number``-th command that a shell runs without a subshell."""
     mark = f"={name}.i{number}="
-    return mark, _INSIDE.format(mark=mark, command=command)
+    return mark, _IN_SHELL.format(mark=mark, command=command)
 
 
 @dataclass
 class Command:
-    """A command that the shell was told, and what has come back.
+    """A command that was submitted to the shell, and its output so far.
 
-    :ivar number: counts the shell's commands from 1. :ivar inside: see :meth:`RemoteShell.submit`.
-    :ivar mark: stands before and after what the command says, on either stream. Late output of what an
-        earlier command left running is told apart where it comes before the mark, not between the two.
+    :ivar number: the number of the command, from 1. :ivar subshell: see :meth:`RemoteShell.submit`.
+    :ivar mark: precedes and follows the output of the command on both streams. Output of a background process
+        of an earlier command is recognised if it comes before the first mark, but not between the two.
     """
 
     number: int
     mark: bytes
     out: bytearray = field(default_factory=bytearray)
     err: bytearray = field(default_factory=bytearray)
-    inside: bool = False
+    subshell: bool = True
 
     @property
-    def begun(self) -> bool:
-        """Whether the guest has said that the command begins."""
+    def started(self) -> bool:
+        """Whether the guest has reported that the command runs."""
         return self.mark in self.out
 
     @property
     def returncode(self) -> int | None:
-        """What the command exited with, as soon as all of both outputs is here; else ``None``."""
-        said = self.err if self.inside else self.out
-        first, last = said.find(self.mark), said.rfind(self.mark)
-        ended = first < last and _STATUS.match(said, last + len(self.mark))
+        """The exit status of the command once both outputs are complete; else ``None``."""
+        stream = self.out if self.subshell else self.err
+        first, last = stream.find(self.mark), stream.rfind(self.mark)
+        ended = first < last and _STATUS.match(stream, last + len(self.mark))
         return int(ended[1]) if ended and self.err.count(self.mark) == 2 else None
 
     def between(self, stream: bytearray) -> bytearray:
-        """What the command itself has said on ``stream`` so far."""
-        _, _, said = stream.partition(self.mark)
-        return said.partition(self.mark)[0]
+        """The output of the command itself on ``stream`` so far."""
+        _, _, output = stream.partition(self.mark)
+        return output.partition(self.mark)[0]
 
 
 class RemoteShell:
-    """One such shell.
+    """A waiting shell.
 
-    :param channel: one on which :data:`COMMAND` was begun. :param name: no other shell's; random, unless what
-        is said has to be the same another time.
+    :param channel: a channel on which :data:`COMMAND` was started.
+    :param name: a name that no other shell of the guest has. Random by default; given if the same bytes must
+        be sent again when the session is replayed.
     """
 
     def __init__(self, channel: paramiko.Channel, name: str | None = None) -> None:
         self.channel = channel
         self._name = name or uuid.uuid4().hex
-        self._count = self._inside = 0
+        self._count = self._count_in_shell = 0
 
     @property
     def waits(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the shell has not ended."""
         return not (self.channel.closed or self.channel.eof_received)
 
-    def submit(self, command: str, *, inside: bool = False) -> Command:
-        """Let it begin ``command``, in a subshell and without stdin; the channel has what comes back.
+    def submit(self, command: str, *, subshell: bool = True) -> Command:
+        """Send ``command`` to the shell, which runs it in a subshell, without stdin; do not wait.
 
-        :param inside: in the shell itself, which is cheaper by a fork. Of its end only ``$answer``, which it
-            has to set to a number, comes back as its status. There is no trace of its having begun: it has to
-            be one that may run twice, and neither changes the shell otherwise nor reads its stdin.
+        :param subshell: False runs it in the shell itself, which saves a fork. The command must set
+            ``$answer`` to a number, which becomes its exit status; its outputs are discarded. It leaves no
+            trace of having run, so it must be one that may run twice, must not change the shell otherwise,
+            and must not read stdin.
         """
         number = self._count + 1
-        if inside:  # Not counted: who asks what was told last hears of the one before.
-            self._inside += 1
-            mark, script = inside_script(self._name, self._inside, command)
+        if not subshell:  # It does not count: the number file has the number of the command before it.
+            self._count_in_shell += 1
+            mark, script = in_shell_script(self._name, self._count_in_shell, command)
         else:
             self._count = number
             mark, quoted = f"={self._name}.{number}=", shlex.quote(command)
-            script = _SCRIPT.format(number=number, asked=self._asked, mark=mark, command=quoted)
+            script = _SCRIPT.format(number=number, file=self._number_file, mark=mark, command=quoted)
         self.channel.sendall(script.encode())
-        return Command(number, mark.encode(), inside=inside)
+        return Command(number, mark.encode(), subshell=subshell)
 
     def answered(self, submitted: Command) -> bool:
-        """Whether the command has ended, and everything that it said has arrived.
+        """Whether the command has ended and all of its output has arrived.
 
         :raises EOFError: when the shell has ended instead.
         """
@@ -120,13 +124,14 @@ class RemoteShell:
         return False
 
     @property
-    def give_up_command(self) -> str:
-        """To be run elsewhere in the guest: the shell begins nothing more; prints which it was told last.
+    def abandon_command(self) -> str:
+        """A command for another shell of the guest: it keeps this shell from running any further command.
 
-        It fails after a reboot: nobody knows then. At first the number is 0.
+        It prints the number of the last command that this shell may have run; 0 if there is none. It fails
+        after a reboot of the guest: the number is then unknown.
         """
-        return _GIVE_UP.format(asked=self._asked)
+        return _ABANDON.format(file=self._number_file)
 
     @property
-    def _asked(self) -> str:
-        return _ASKED.format(name=self._name)
+    def _number_file(self) -> str:
+        return _NUMBER_FILE.format(name=self._name)

@@ -1,4 +1,4 @@
-"""Our terminal, tied to one in the guest."""
+"""Connects the user's terminal to one in the guest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CHUNK = 65536
 
 @contextlib.contextmanager
 def raw(descriptor: int) -> Iterator[None]:
-    """The terminal passes every key on, Ctrl-C included; afterwards it is what it was."""
+    """Put the terminal into raw mode during the block, so that it passes on every key, Ctrl-C included."""
     before = termios.tcgetattr(descriptor)
     try:
         tty.setraw(descriptor)
@@ -27,7 +27,7 @@ def raw(descriptor: int) -> Iterator[None]:
 
 
 def relay(channel: paramiko.Channel) -> None:
-    """Pass bytes between our terminal and the guest's, and our window's size, until the guest's side ends."""
+    """Pass bytes and changes of the window size to the guest until the guest closes its side."""
     keyboard, screen = sys.stdin.fileno(), sys.stdout.fileno()
     size = window()
     while True:
@@ -45,7 +45,7 @@ def relay(channel: paramiko.Channel) -> None:
 
 
 def window() -> os.terminal_size:
-    """The terminal's own size: ``shutil.get_terminal_size`` would believe COLUMNS and LINES instead."""
+    """The size of the terminal. (``shutil.get_terminal_size`` prefers COLUMNS and LINES.)"""
     try:
         return os.get_terminal_size(sys.stdin.fileno())
     except OSError:

@@ -20,7 +20,7 @@ from harness.errors import HarnessError
 from harness.holds.probe import why_no_holds
 from harness.provision import Cache, Provisioner, default_cache_root
 from harness.qemu import binary
-from harness.qemu.accel import KVM, TIMEOUT_KEPT_S, Verdict, remembered
+from harness.qemu.accel import KVM, TIMEOUT_KEPT_S, Verdict, cached_verdict
 from harness.report import tables
 
 _OK, _WARNING, _MISSING = "ok", "warning", "missing"
@@ -129,7 +129,9 @@ def _kvm(cache: Cache) -> tuple[str, str]:
         return _WARNING, f"no {KVM}: guests run under TCG, about six times slower"
     if not os.access(KVM, os.R_OK | os.W_OK):
         return _WARNING, f"no permission to open {KVM}: add this user to the group kvm"
-    verdicts = [found for path in (cache.root / "accel").glob("kvm-*.json") if (found := remembered(path))]
+    verdicts = [
+        found for path in (cache.root / "accel").glob("kvm-*.json") if (found := cached_verdict(path))
+    ]
     if not verdicts:
         return _OK, f"{KVM} can be opened; the first run tries whether a guest boots under it"
     reasons = sorted({_reason(verdict) for verdict in verdicts if verdict.reason})

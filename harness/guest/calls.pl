@@ -1,19 +1,19 @@
-# One system call that no command of the guest's busybox makes; prints what it gave, or says why it failed.
+# Makes one system call that no command of the guest's busybox makes; prints its result or its error.
 #
 #   calls.pl create FILE MODE                 open(2), O_CREAT | O_EXCL, with an octal mode
 #   calls.pl socket FILE                      bind(2) of a Unix socket
-#   calls.pl talk FILE                        a word sent through a new Unix socket, and printed where it arrived
+#   calls.pl talk FILE                        sends a word through a new Unix socket, and prints what arrived
 #   calls.pl setxattr FILE NAME VALUE [FLAG]  lsetxattr(2); FLAG: create, replace
 #   calls.pl number FILE NAME COUNT           lsetxattr(2) of NAME1 to NAMECOUNT, each with its number
-#   calls.pl fill FILE NAME SIZE              lsetxattr(2) of that many bytes
+#   calls.pl fill FILE NAME SIZE              lsetxattr(2) of SIZE bytes
 #   calls.pl getxattr FILE NAME               lgetxattr(2)
-#   calls.pl size FILE NAME                   lgetxattr(2), how many bytes it has
+#   calls.pl size FILE NAME                   lgetxattr(2), prints the size
 #   calls.pl listxattr FILE                   llistxattr(2), in order
 #   calls.pl removexattr FILE NAME            lremovexattr(2)
 #   calls.pl types FOLDER                     getdents64(2): the type of each entry but . and .., in order
-#   calls.pl as UID GID COMMAND               as another user, of that group alone
+#   calls.pl as UID GID COMMAND               runs COMMAND as another user, in that group only
 #
-# Needs the interpreter alone, no module. Numbers: kernel arch/x86/entry/syscalls/syscall_64.tbl,
+# Needs only the Perl interpreter, no modules. Numbers: kernel arch/x86/entry/syscalls/syscall_64.tbl,
 # include/uapi/linux/xattr.h.
 
 my %flags = (create => 1, replace => 2);

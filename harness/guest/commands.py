@@ -1,6 +1,6 @@
-"""Shell commands as root in a guest, whichever channel they go through.
+"""The interface of a guest that runs shell commands as root, independent of the channel.
 
-Jobs, mounts and the programs that are put into a guest need no more of it than this.
+Jobs, mounts and programs in the guest use only this interface.
 """
 
 from __future__ import annotations
@@ -13,61 +13,62 @@ from harness.deadline import wait_until
 from harness.errors import CommandFailed, GuestError, WaitTimeout
 from harness.qemu.machine import Machine
 
-#: Seconds, before scaling by the accelerator's timeout_scale.
+#: Seconds, before scaling by the accelerator's timeout scale.
 RUN_TIMEOUT_S = 10.0
 
 
 class Commands(ABC):
     """A guest that runs shell commands.
 
-    :ivar machine: the QEMU that it runs in now.
+    :ivar machine: the machine in which the guest runs now.
     """
 
     machine: Machine
 
     @property
     def actor(self) -> str:
-        """The guest's name in the history."""
+        """The name of the guest: the actor in the history."""
         return f"guest:{self.machine.name}"
 
     @abstractmethod
     def run(self, command: str, *, timeout_s: float = RUN_TIMEOUT_S, stdin: bytes = b"") -> Completed:
-        """Run a shell command as root and return how it ended, whatever that was.
+        """Run a shell command as root and return its result, whatever its exit status is.
 
         :param timeout_s: seconds, before scaling.
-        :raises HarnessError: the cause, when no answer came: QEMU died, the kernel panicked, a timeout.
+        :raises HarnessError: the root cause, when there is no result: QEMU died, the kernel panicked, a
+            timeout.
         """
 
     def succeed(self, command: str, *, timeout_s: float = RUN_TIMEOUT_S, stdin: bytes = b"") -> str:
         """Run a command that must exit with 0, and return its stdout.
 
-        :raises CommandFailed: when it exits with anything else.
+        :raises CommandFailed: when it exits with another status.
         """
         return self.check(self.run(command, timeout_s=timeout_s, stdin=stdin)).stdout
 
     def check(self, done: Completed) -> Completed:
-        """How a command ended.
+        """Return ``done`` if it exited with 0.
 
-        :raises CommandFailed: when it exited with anything else than 0.
+        :raises CommandFailed: when it exited with another status.
         """
         if done.returncode != 0:
             raise CommandFailed(self.actor, done.argv, done.returncode, done.stdout, done.stderr)
         return done
 
     def fail(self, command: str, *, timeout_s: float = RUN_TIMEOUT_S) -> Completed:
-        """Run a command that must exit with something else than 0.
+        """Run a command that must not exit with 0, and return its result.
 
         :raises GuestError: when it exits with 0.
         """
         done = self.run(command, timeout_s=timeout_s)
         if done.returncode == 0:
-            raise GuestError(f"{self.actor}: {command!r} was expected to fail, and exited with 0")
+            raise GuestError(f"{self.actor}: {command!r} was expected to fail, but exited with 0")
         return done
 
     def wait_until_succeeds(self, command: str, *, what: str, timeout_s: float = RUN_TIMEOUT_S) -> str:
         """Repeat a command until it exits with 0; returns its stdout.
 
-        :raises WaitTimeout: with the last answer seen.
+        :raises WaitTimeout: with the last result.
         """
         last: list[Completed] = []
 
@@ -86,5 +87,5 @@ class Commands(ABC):
 
 
 def quote(text: str) -> str:
-    """``text`` as one word of the guest's shell."""
+    """Quote ``text`` as one word of the guest's shell."""
     return shlex.quote(text)

@@ -1,23 +1,23 @@
-# Operations on files, each checked, in one process of the guest: far cheaper than a command for each.
+# Performs operations on files, and checks each, in one process of the guest: faster than a command for each.
 #
-#   perl fileops.pl SIZE PLACE < POOL PROGRAM
+#   perl fileops.pl SIZE FOLDER < POOL PROGRAM
 #
-# Standard input begins with SIZE bytes, the pool, of which all content is taken; the program follows, a line for
-# each operation (see fileops.py, which writes it). A line "expect ERRNO OPERATION…" says that the operation has
-# to fail so. What went wrong is printed, a line for each failed operation: its number, the operation, why; the
-# last line is "done" and how many operations there were. An operation that fails does not end the program. PLACE
-# is a folder for its process id, and for the files by which it is told to go on after a pause.
+# Standard input begins with SIZE bytes, the pool, from which all content is taken. The program follows, one
+# line for each operation (fileops.py writes it). A line "expect ERRNO OPERATION…" means that the operation
+# must fail with this errno. For each operation with a wrong result one line is printed: its number, the
+# operation, the reason. The last line is "done" and the number of operations. A failed operation does not end
+# the program. FOLDER is for the file with the process id, and for the files that control pauses.
 #
-# Needs the interpreter alone, no module.
+# Needs only the Perl interpreter, no modules.
 # Numbers: kernel arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/{fcntl,mman}.h.
 
 my ($PROT_READ, $PROT_WRITE, $MAP_SHARED, $MAP_PRIVATE, $MS_SYNC) = (1, 2, 1, 2, 4);
 my $AT_FDCWD = -100;
 
-# A signal is to find a process that handles it, and to do nothing.
+# The process handles this signal, and does nothing.
 $SIG{USR1} = sub { };
-my ($size, $place) = @ARGV;
-open(my $pid, ">", "$place/fileops.pid") or die "fileops.pid: $!\n";
+my ($size, $control) = @ARGV;
+open(my $pid, ">", "$control/fileops.pid") or die "fileops.pid: $!\n";
 print $pid "$$\n";
 close($pid);
 
@@ -26,26 +26,26 @@ read(STDIN, my $pool, $size) == $size or die "the pool is short\n";
 my @program = <STDIN>;
 chomp @program;
 
-# The pool, repeated: SIZE is a prime number, so that no two blocks of a file are alike by chance.
+# The pool, repeated. SIZE is a prime number, so that no two blocks of a file are equal by chance.
 my $bytes = $pool x 40;
 
 sub content { my ($seed, $length) = @_; return substr($bytes, $seed % $size, $length); }
 
-# Files that are open, by the program's name for them: descriptor, and whose content they have.
+# The open files by the program's names for them: descriptor, and the name of their content.
 my %files;
-# What each file has to contain. Two names for the same file share it.
+# The expected content of each file. Several names of a file share it.
 my %content;
 
 sub call {
     my $number = shift;
-    my $result = syscall($number, @_);    # The caller's own variables: some are written to.
+    my $result = syscall($number, @_);    # @_ aliases the caller's variables: the kernel writes to some of them.
     die 0 + $!, "\n" if $result == -1;
     return $result;
 }
 
 sub handle { my ($name) = @_; return $files{$name} || die "no file $name is open\n"; }
 
-# A shorter file is filled up with zeros, as by the kernel.
+# A gap is filled with zeros, as the kernel does.
 sub put {
     my ($model, $offset, $new) = @_;
     my $old = \$content{$model};
@@ -74,7 +74,7 @@ sub read_at {
     return substr($buffer, 0, $count);
 }
 
-# mmap(2) works in pages; what is looked at need not.
+# mmap(2) maps whole pages; the accessed range need not begin or end with a page.
 sub mapped {
     my ($descriptor, $offset, $length, $protection, $kind, $then) = @_;
     my $first   = $offset - $offset % 4096;
@@ -87,7 +87,7 @@ sub mapped {
 
 sub at { my ($address, $length) = @_; return unpack("P$length", pack("Q", $address)); }
 
-# Bytes get to a raw address by read(2), here from a pipe.
+# Perl cannot write to a raw address; read(2) from a pipe can.
 sub fill {
     my ($address, $new) = @_;
     pipe(my $from, my $to) or die "pipe: $!\n";
@@ -106,7 +106,7 @@ sub attributes {
 
 sub same { my ($what, $seen, $expected) = @_; $seen == $expected or die "$what is $seen, and not $expected\n"; }
 
-# The names of a folder, without "." and ".." (getdents64(2)); at its end, or after one call.
+# The names in a folder, without "." and ".." (getdents64(2)): all of them, or those of one call.
 sub names {
     my ($fd, $step, $once) = @_;
     my @names;
@@ -130,7 +130,7 @@ sub each_once {
     same("the number of different names", scalar(keys %seen), $count);
 }
 
-# Each process has a part of every stripe: it writes it, and reads it back, round after round.
+# Each process writes its part of each stripe and reads it back, stripe by stripe.
 sub one_of_many {
     my ($file, $me, $count, $length, $rounds, $seed) = @_;
     for my $round (0 .. $rounds - 1) {
@@ -151,7 +151,7 @@ my %operations = (
         $content{$model} = "" if $flags & 01000 or !defined $content{$model};
     },
     close => sub { my ($name) = @_; my $file = delete $files{$name}; close($file->{kept}) or die 0 + $!, "\n"; },
-    # The host's own file has this content: seed and length.
+    # given MODEL SEED LENGTH: the host has created the file with this content.
     given  => sub { my ($model, $seed, $length) = @_; $content{$model} = content($seed, $length); },
     pwrite => sub {
         my ($name, $offset, $length, $seed) = @_;
@@ -170,7 +170,7 @@ my %operations = (
         my $file = handle($name);
         compare(read_at($file->{fd}, $offset, $length), expected($file->{model}, $offset, $length));
     },
-    # The whole file, by requests of that many bytes.
+    # whole FILE BYTES: read the whole file, BYTES at a time.
     whole => sub {
         my ($name, $step) = @_;
         my ($file, $offset) = (handle($name), 0);
@@ -189,7 +189,7 @@ my %operations = (
         else              { substr($content{ $file->{model} }, $to) = "" }
     },
     fsync  => sub { call(74, handle($_[0])->{fd}) },
-    # fstat FILE LINKS: its size is that of its content.
+    # fstat FILE LINKS: check the size and the number of links.
     fstat => sub {
         my ($name, $links) = @_;
         my $file  = handle($name);
@@ -197,7 +197,7 @@ my %operations = (
         same("the size",  $found[7], length($content{ $file->{model} }));
         same("the links", $found[3], $links);
     },
-    # links FILE LINKS: of what has no content, a folder.
+    # links FILE LINKS: check only the number of links, as for a folder.
     links => sub { my ($name, $links) = @_; same("the links", (attributes(handle($name)->{kept}))[3], $links) },
     fchmod => sub {
         my ($name, $mode) = @_;
@@ -218,7 +218,7 @@ my %operations = (
         my $lock = pack("s s x4 q q l x4", $F_WRLCK, 0, 0, 100, 0);
         call(72, handle($name)->{fd}, $F_SETLK, $lock);
     },
-    # A shared mapping, written to and synced; a private one, which the file does not see.
+    # Write to a shared mapping and sync it; write to a private mapping, which does not change the file.
     map_shared => sub {
         my ($name, $offset, $length, $seed) = @_;
         my ($file, $new) = (handle($name), content($seed, $length));
@@ -239,7 +239,7 @@ my %operations = (
             compare(at($address, $length), $new);
         });
     },
-    # processes FILE COUNT LENGTH ROUNDS SEED: all use the same open file at the same time.
+    # processes FILE COUNT LENGTH ROUNDS SEED: COUNT processes use the same open file at the same time.
     processes => sub {
         my ($name, $count, $length, $rounds, $seed) = @_;
         my $file = handle($name);
@@ -254,8 +254,8 @@ my %operations = (
         close($to);
         1 while wait() != -1;
         put($file->{model}, 0, content($seed, $count * $length * $rounds));
-        my $said = <$from>;
-        die $said if defined $said;
+        my $failed = <$from>;
+        die $failed if defined $failed;
     },
     unlink => sub { my ($path) = @_; call(87, $path) },
     rmdir  => sub { my ($path) = @_; call(84, $path) },
@@ -271,14 +271,14 @@ my %operations = (
         my $value = content(0, $length);
         call(188, $path, $name, $value, $length, 0);
     },
-    # names FILE COUNT BYTES: a folder that is open has so many names, each once, read by so many bytes.
+    # names FILE COUNT BYTES: an open folder has COUNT names, each once; it is read BYTES at a time.
     names => sub {
         my ($name, $count, $step) = @_;
         call(8, handle($name)->{fd}, 0, 0);
         each_once($count, names(handle($name)->{fd}, $step, 0));
     },
-    # part FILE BYTES: only as much of it as one call gives. rest FILE PREFIX COUNT BYTES: the others, of which
-    # those that begin with PREFIX have been there all the time.
+    # part FILE BYTES: read the names that one call returns. rest FILE PREFIX COUNT BYTES: read the others; no name
+    # may come twice, and COUNT names that begin with PREFIX have existed all the time.
     part => sub {
         my ($name, $step) = @_;
         call(8, handle($name)->{fd}, 0, 0);
@@ -293,12 +293,12 @@ my %operations = (
         @twice == 0 or die scalar(@twice), " names twice, as $twice[0]\n";
         each_once($count, grep { /^\Q$prefix/ } @names);
     },
-    # Wait, with everything open, for those outside.
+    # pause NAME: wait, with all files open, until the host continues the program.
     pause => sub {
         my ($name) = @_;
-        open(my $file, ">", "$place/fileops.$name.reached") or die "pause: $!\n";
+        open(my $file, ">", "$control/fileops.$name.reached") or die "pause: $!\n";
         close($file);
-        select(undef, undef, undef, 0.02) until -e "$place/fileops.$name.go";
+        select(undef, undef, undef, 0.02) until -e "$control/fileops.$name.go";
     },
 );
 
@@ -308,19 +308,19 @@ sub operate {
     $operation->(@values);
 }
 
-# What a failed system call said is its number: then it has a name.
-sub told { my ($why) = @_; chomp $why; return $why =~ /^\d+$/ ? do { local $! = $why; "errno $why ($!)" } : $why; }
+# A failed system call dies with its errno, which is given its text here.
+sub reason { my ($why) = @_; chomp $why; return $why =~ /^\d+$/ ? do { local $! = $why; "errno $why ($!)" } : $why; }
 
 $| = 1;
 for my $number (1 .. @program) {
-    # To syscall(), what is not a number yet is an address.
+    # syscall() passes strings as addresses, so numbers are converted.
     my @words    = map { /^-?\d+$/ ? $_ + 0 : $_ } split / /, $program[ $number - 1 ];
     my $expected = $words[0] eq "expect" ? (splice @words, 0, 2)[1] : 0;
     my $failed   = eval { operate(@words); 1 } ? undef : $@;
     if ($expected) {
         next if defined $failed && $failed eq "$expected\n";
-        print "$number @words: ", defined $failed ? told($failed) : "succeeded", ", and not ", told($expected), "\n";
+        print "$number @words: ", defined $failed ? reason($failed) : "succeeded", ", and not ", reason($expected), "\n";
     }
-    elsif (defined $failed) { print "$number @words: ", told($failed), "\n" }
+    elsif (defined $failed) { print "$number @words: ", reason($failed), "\n" }
 }
 print "done ", scalar(@program), "\n";

@@ -1,12 +1,13 @@
 """Operations on the files of a share, checked byte by byte on both sides.
 
-A :class:`Program` is a list of operations, which one process of the guest performs (``fileops.pl``): hundreds
-of reads and writes cost no more than a few commands. The guest knows what each file has to contain and
-compares whatever it reads with that; the program knows it as well, independently, and compares it with the
-host's files.
+A :class:`Program` is a list of operations that one process in the guest performs (``fileops.pl``), so that
+hundreds of reads and writes take no longer than a few commands. The process keeps the expected content of
+each file and compares everything that it reads with it. The program keeps the expected content independently,
+and compares it with the files on the host.
 
-Content comes from a *pool* of random bytes whose size is a prime number, repeated: bytes that end up at a
-wrong place, by a page or a block or a request, differ from those that belong there.
+Content is taken from a *pool* of random bytes, repeated. The size of the pool is a prime number, so that
+bytes which are written to a wrong offset (off by a page, a block or a request) differ from those that belong
+there.
 """
 
 from __future__ import annotations
@@ -20,39 +21,39 @@ from harness.errors import GuestError, UsageError, Violation
 from harness.guest.commands import Commands, quote
 from harness.guest.job import Job
 
-#: What performs the operations: a program for the guest's Perl.
+#: The Perl program in the guest that performs the operations.
 PERFORMER = Path(__file__).with_name("fileops.pl")
 _POOL = random.Random(22).randbytes(65521)
-#: ``fileops.pl`` has the pool this often, less one for where in it the content begins.
+#: ``fileops.pl`` repeats the pool 40 times; content may start anywhere in the first one.
 MAX_LENGTH = 39 * len(_POOL)
-#: Of the guest: for the performer, and what it is told by.
-_PLACE = "/tmp"
-#: How many of the operations that went wrong are told.
-_TOLD = 20
+#: The guest's folder for ``fileops.pl`` and its files.
+_FOLDER = "/tmp"
+#: How many failed operations are listed in an error.
+_LISTED = 20
 _TIMEOUT_S = 60.0
 _numbers = itertools.count(1)
 
 
 def content(seed: int, length: int) -> bytes:
-    """``length`` bytes of the pool from the place that ``seed`` says; 2.5 MB at most.
+    """``length`` bytes of the repeated pool, from an offset that ``seed`` selects.
 
-    :raises UsageError: for more.
+    :raises UsageError: for more than :data:`MAX_LENGTH` (2.5 MB).
     """
     if length > MAX_LENGTH:
-        raise UsageError(f"{length} bytes at once: {MAX_LENGTH} are possible")
+        raise UsageError(f"{length} bytes of content requested; the maximum is {MAX_LENGTH}")
     start = seed % len(_POOL)
     return (_POOL * ((start + length) // len(_POOL) + 1))[start : start + length]
 
 
 @dataclass
 class File:
-    """What a file has to contain; several names, open files and links may stand for the same one."""
+    """The expected content of a file; several names, open files and links may share one object."""
 
     name: str
     content: bytearray = field(default_factory=bytearray)
 
     def put(self, offset: int, new: bytes) -> None:
-        """As ``pwrite``: what lies between the end and ``offset`` becomes zeros."""
+        """As ``pwrite``: a gap between the end and ``offset`` is filled with zeros."""
         self.content.extend(bytes(max(0, offset - len(self.content))))
         self.content[offset : offset + len(new)] = new
 
@@ -62,21 +63,21 @@ class File:
         self.content.extend(bytes(size - len(self.content)))
 
     def expect_on_host(self, path: Path) -> None:
-        """:raises Violation: when the host's file at ``path`` has other bytes."""
+        """:raises Violation: when the file at ``path`` on the host has other content."""
         seen, expected = path.read_bytes(), bytes(self.content)
         if seen == expected:
             return
         if len(seen) != len(expected):
-            raise Violation(f"the host has {len(seen)} bytes in {path.name}, and not {len(expected)}")
-        place = next(at for at in range(len(seen)) if seen[at] != expected[at])
-        raise Violation(f"the host has another byte in {path.name} at {place} of {len(seen)}")
+            raise Violation(f"the host has {len(seen)} bytes in {path.name}, expected {len(expected)}")
+        offset = next(at for at in range(len(seen)) if seen[at] != expected[at])
+        raise Violation(f"the host has a wrong byte in {path.name} at offset {offset} of {len(seen)}")
 
 
 class Program:
-    """Operations, to be performed in this order; each method adds one.
+    """A list of operations, performed in this order; each method adds one.
 
-    Each is checked in the guest: what it returns, what it reads, the size and the links of what it looks at.
-    A file that is open has a name of the program's own. Offsets, lengths and sizes are in bytes.
+    The guest checks each operation: its return value, the data that it reads, sizes and link counts. Open
+    files are identified by names that the program chooses. Offsets, lengths and sizes are in bytes.
     """
 
     def __init__(self) -> None:
@@ -85,30 +86,30 @@ class Program:
 
     @property
     def files(self) -> list[File]:
-        """The files that it has opened, each once."""
+        """The files that the program has opened, each once."""
         return list({id(file): file for file in self._files.values()}.values())
 
     def __len__(self) -> int:
         return len(self._lines)
 
     def add(self, *words: object) -> None:
-        """An operation of ``fileops.pl`` in its own words, that changes no content."""
+        """Add an operation in the syntax of ``fileops.pl``; it must not change the content of a file."""
         self._lines.append(" ".join(map(str, words)))
 
     def expect(self, error: int, *words: object) -> None:
-        """An operation, as for :meth:`add`, that has to fail with the errno ``error``."""
+        """Add an operation, as :meth:`add` does, that must fail with the errno ``error``."""
         self.add("expect", error, *words)
 
     def given(self, file: File, seed: int, length: int) -> None:
-        """The host has made the file, of :func:`content`."""
+        """Declare that the host has created the file, with :func:`content`."""
         file.content[:] = content(seed, length)
         self.add("given", file.name, seed, length)
 
     def open(self, name: str, file: File, flags: int, path: str, *, mode: int = 0o644) -> None:
-        """``open(2)``; the file is called ``name`` from then on.
+        """``open(2)``; further operations refer to the open file as ``name``.
 
-        :param flags: those of the guest's kernel (x86-64), as in :mod:`os`.
-        :param path: from the folder in which the program runs.
+        :param flags: flags of the guest's kernel (x86-64), as in :mod:`os`.
+        :param path: relative to the folder in which the program runs.
         """
         self._files[name] = file
         if flags & 0o1000:
@@ -121,7 +122,7 @@ class Program:
             self.add("close", name)
 
     def pwrite(self, name: str, offset: int, length: int, seed: int) -> None:
-        """One ``pwrite(2)``, of :func:`content`."""
+        """One ``pwrite(2)`` of :func:`content`."""
         self._files[name].put(offset, content(seed, length))
         self.add("pwrite", name, offset, length, seed)
 
@@ -136,7 +137,7 @@ class Program:
         self.add("pread", name, offset, length)
 
     def whole(self, name: str, step: int = 1 << 20) -> None:
-        """The whole file, by reads of ``step`` bytes each."""
+        """Read the whole file, ``step`` bytes at a time."""
         self.add("whole", name, step)
 
     def truncate(self, name: str, size: int) -> None:
@@ -145,95 +146,92 @@ class Program:
         self.add("truncate", name, size)
 
     def map_shared(self, name: str, offset: int, length: int, seed: int) -> None:
-        """Write through a shared mapping, and ``msync(2)``; inside the file."""
+        """Write through a shared mapping within the file, and ``msync(2)``."""
         self._files[name].put(offset, content(seed, length))
         self.add("map_shared", name, offset, length, seed)
 
     def map_private(self, name: str, offset: int, length: int, seed: int) -> None:
-        """Read, then write, through a private mapping: the file stays as it is."""
+        """Read, then write, through a private mapping; the file does not change."""
         self.add("map_private", name, offset, length, seed)
 
     def processes(self, name: str, count: int, length: int, rounds: int, seed: int) -> None:
         """``count`` processes write and read through the same open file at the same time.
 
-        Each has a part, of ``length`` bytes, of each of ``rounds`` stripes, one stripe after the other.
+        The file has ``rounds`` stripes, processed in order. Each process has ``length`` bytes of each stripe.
         """
         self._files[name].put(0, content(seed, count * length * rounds))
         self.add("processes", name, count, length, rounds, seed)
 
     def pause(self, name: str) -> None:
-        """Wait here, with everything open, for :meth:`Running.resume`."""
+        """Pause the program, with all files open, until :meth:`Running.resume`."""
         self.add("pause", name)
 
     @property
     def stdin(self) -> bytes:
-        """What the performer reads."""
+        """The input of ``fileops.pl``."""
         return _POOL + "".join(f"{line}\n" for line in self._lines).encode()
 
     def run(self, guest: Commands, folder: str) -> None:
-        """Perform it in ``folder`` of the guest.
+        """Perform the program in ``folder`` of the guest.
 
-        :raises Violation: when something went otherwise than it has to: what, and which operation it was.
-        :raises GuestError: when the performer did not come to its end.
+        :raises Violation: when an operation had a wrong result; the message names the first one.
+        :raises GuestError: when ``fileops.pl`` did not complete.
         """
         self.judge(guest.succeed(_command(guest, folder), stdin=self.stdin, timeout_s=_TIMEOUT_S))
 
     def start(self, guest: Commands, folder: str) -> Running:
-        """Begin to perform it in ``folder`` of the guest, in the background; for one that pauses."""
+        """Start the program in ``folder`` of the guest, in the background; for a program with pauses."""
         return Running(self, guest, folder)
 
-    def judge(self, said: str) -> None:
-        """As :meth:`run`, of what the performer has said."""
-        *failed, last = said.splitlines() or [""]
+    def judge(self, output: str) -> None:
+        """Check the output of ``fileops.pl``; raises as :meth:`run` does."""
+        *failed, last = output.splitlines() or [""]
         if last != f"done {len(self)}":
-            raise GuestError(f"fileops.pl did not come to its end: {last or 'it said nothing'}", details=said)
+            raise GuestError(f"fileops.pl did not complete: {last or 'it printed nothing'}", details=output)
         if failed:
             more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-            raise Violation(f"operation {failed[0]}{more}", details="\n".join(failed[:_TOLD]))
+            raise Violation(f"operation {failed[0]}{more}", details="\n".join(failed[:_LISTED]))
 
 
 class Running:
-    """A program that is being performed; made by :meth:`Program.start`."""
+    """A program that is being performed in the background; made by :meth:`Program.start`."""
 
     def __init__(self, program: Program, guest: Commands, folder: str) -> None:
         self._program, self._guest = program, guest
         number = next(_numbers)
-        fresh = f"rm -f {_PLACE}/fileops.*.reached {_PLACE}/fileops.*.go"
-        guest.succeed(f"{fresh}; cat > {_PLACE}/fileops{number}", stdin=program.stdin)
-        command = f"{_command(guest, folder)} < {_PLACE}/fileops{number}"
+        fresh = f"rm -f {_FOLDER}/fileops.*.reached {_FOLDER}/fileops.*.go"
+        guest.succeed(f"{fresh}; cat > {_FOLDER}/fileops{number}", stdin=program.stdin)
+        command = f"{_command(guest, folder)} < {_FOLDER}/fileops{number}"
         self._job = Job(guest, command, "a program of file operations")
 
     def wait_paused(self, name: str) -> None:
-        """Wait until the performer has come to the pause ``name``, and waits there.
+        """Wait until the program has reached the pause ``name``.
 
-        :raises GuestError: when it does not come there in time.
+        :raises GuestError: when it does not reach it in time.
         """
-        reached = f"until [ -e {_PLACE}/fileops.{name}.reached ]"
+        reached = f"until [ -e {_FOLDER}/fileops.{name}.reached ]"
         self._guest.succeed(f"{reached}; do usleep 20000; done", timeout_s=_TIMEOUT_S)
 
     def resume(self, name: str) -> None:
-        """Let it go on."""
-        self._guest.succeed(f"touch {_PLACE}/fileops.{name}.go")
+        """Continue the program after the pause ``name``."""
+        self._guest.succeed(f"touch {_FOLDER}/fileops.{name}.go")
 
     def signal(self, name: str) -> None:
-        """Send the performer a signal, such as ``USR1``, which it handles."""
-        self._guest.succeed(f"kill -{name} $(cat {_PLACE}/fileops.pid)")
+        """Send the process a signal that it handles, such as ``USR1``."""
+        self._guest.succeed(f"kill -{name} $(cat {_FOLDER}/fileops.pid)")
 
     def wait_ended(self) -> int:
-        """Wait for its end, however it ends; its exit status."""
+        """Wait for the end of the process; returns its exit status."""
         return self._job.wait(timeout_s=_TIMEOUT_S).returncode
 
     def wait_finished(self) -> None:
-        """Wait for its end.
-
-        :raises Violation: as :meth:`Program.run` does. :raises GuestError: when it did not come to its end.
-        """
+        """Wait for the end of the program; raises as :meth:`Program.run` does."""
         self._program.judge(self._job.wait_succeeded(timeout_s=_TIMEOUT_S))
 
 
 def _command(guest: Commands, folder: str) -> str:
-    """What performs a program in the guest; puts the performer there, once."""
-    path = f"{_PLACE}/fileops.pl"
+    """The command that performs a program in the guest; installs ``fileops.pl`` there first if necessary."""
+    path = f"{_FOLDER}/fileops.pl"
     if guest.run(f"test -e {path}").returncode != 0:
         guest.succeed(f"cat > {path}", stdin=PERFORMER.read_bytes())
-    return f"cd {quote(folder)} && perl {path} {len(_POOL)} {_PLACE}"
+    return f"cd {quote(folder)} && perl {path} {len(_POOL)} {_FOLDER}"

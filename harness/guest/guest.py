@@ -1,7 +1,7 @@
-"""The Linux inside: commands through SSH (or the serial console), readiness, what its kernel says.
+"""The Linux in a machine: commands over SSH or the serial console, readiness, mounts.
 
-A guest outlives its machine: after a migration, or a ``loadvm``, it is the same guest on another QEMU
-or in another state, and only its channels have to be opened anew.
+A guest can outlive its machine: after a migration or a ``loadvm`` it is the same guest in another QEMU or in
+another state. At most its channels must be opened again.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from harness.guest.mount import Mount
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
 
-#: Seconds, before scaling by the accelerator's timeout_scale.
+#: Seconds, before scaling by the accelerator's timeout scale.
 BOOT_TIMEOUT_S = 20.0
 _USERNET_S = 5.0
 _9P_DEVICES = "/sys/bus/virtio/drivers/9pnet_virtio/virtio*"
-#: A pattern that matches nothing stays itself: hence the test of the first.
+#: A glob pattern that matches nothing remains as it is, so the existence of the first word is tested.
 _MORE_9P = (
     f"turn=0; while set -- {_9P_DEVICES}; [ -e $1 ] || shift; [ $# -le {{}} ] && [ $turn -lt 30 ]; "
     "do usleep 30000; turn=$((turn + 1)); done; "
 )
 _FOR_EACH_9P = "cd /sys/bus/virtio/drivers/9pnet_virtio; for device in virtio*; do {} || exit 1; done"
-#: What the guest prints on its kernel's console (``images/guests/root/etc/rcS``).
+#: The line that the guest prints on its kernel's console when it is ready (``images/guests/root/etc/rcS``).
 NETWORK_IS_UP = "guest: network is up"
 
 
 class Guest(Commands):
     """A booted guest.
 
-    :param boots: how often its machine's kernel log says already that the guest has booted.
-    :ivar machine: the QEMU it runs in now; changed by :meth:`moved_to`.
+    :param boots: the number of completed boots that the machine's kernel log already shows.
+    :ivar machine: the machine in which it runs now; :meth:`moved_to` changes it.
     """
 
     def __init__(self, machine: Machine, image: GuestImage, *, boots: int = 0) -> None:
@@ -62,10 +62,11 @@ class Guest(Commands):
             assert self._ssh is not None
         return self._ssh
 
-    def log_in(self, guestfwd: GuestfwdSocket | None = None, rehearsal: str = "answer=0") -> Ssh:
-        """A new SSH session, which is the guest's own only when it is handed to :meth:`use_session`.
+    def log_in(self, guestfwd: GuestfwdSocket | None = None, first_command: str = "answer=0") -> Ssh:
+        """Open a new SSH session; :meth:`use_session` makes it the one that commands use.
 
-        :param line: :param rehearsal: see :class:`~harness.channel.ssh.Ssh`.
+        :param guestfwd: see :class:`~harness.channel.ssh.Ssh`.
+        :param first_command: see :class:`~harness.channel.ssh.Ssh`.
         """
         return Ssh(
             self.machine.ssh_port,
@@ -74,24 +75,25 @@ class Guest(Commands):
             timeout_s=self.machine.timeout_scale.seconds(BOOT_TIMEOUT_S),
             watch=self.machine.watch,
             guestfwd=guestfwd,
-            rehearsal=rehearsal,
+            first_command=first_command,
         )
 
     def use_session(self, ssh: Ssh) -> None:
-        """Run commands over this session from now on."""
+        """Run all further SSH commands over this session."""
         ssh.guestfwd_lost = self._guestfwd_lost
         self.machine.history.note(self.actor, "ssh:connected", ssh.stages_s)
         self._ssh = ssh
 
     def _guestfwd_lost(self, why: str) -> None:
-        """For whoever wants to know which side of the line was silent: what QEMU's user network has of it.
+        """Record the state of QEMU's user network, which shows which side of the connection did not answer.
 
-        Its answer is in the history whenever it comes; a QEMU that is busy otherwise is not to blame.
+        The answer is in the history, even if it comes late. A QEMU that is busy may not answer in time, which
+        is no error.
         """
         self.machine.history.note(self.actor, "ssh:guestfwd-lost", why)
         with suppress(HarnessError):
-            asked = self.machine.qmp.request("human-monitor-command", {"command-line": "info usernet"})
-            self.machine.wait_until(lambda: asked.done, what="info usernet", timeout_s=_USERNET_S)
+            pending = self.machine.qmp.request("human-monitor-command", {"command-line": "info usernet"})
+            self.machine.wait_until(lambda: pending.done, what="info usernet", timeout_s=_USERNET_S)
 
     @property
     def console(self) -> Console:
@@ -107,31 +109,31 @@ class Guest(Commands):
         return self._console
 
     def use(self, channel: str) -> None:
-        """Run all further commands through ``"ssh"`` or ``"console"``."""
+        """Run all further commands over ``"ssh"`` or ``"console"``."""
         assert channel in ("ssh", "console")
         self._through = channel
 
     def wait_booted(self) -> None:
-        """Wait for an answered command.
+        """Wait until the guest has booted and answers a command.
 
-        :raises GuestPanicked: when its kernel did. :raises QemuDied: when QEMU did.
-        :raises GuestError: when it never answered; says how far it got.
+        :raises GuestPanicked: when its kernel panicked. :raises QemuDied: when QEMU died.
+        :raises GuestError: when it does not answer in time; the message has the stage that the boot reached.
         """
         with self.machine.history.operation(self.actor, "guest:boot"):
             try:
                 self._wait_announced()
                 self._channel.run("true", timeout_s=self.machine.timeout_scale.seconds(BOOT_TIMEOUT_S))
             except (Violation, GuestPanicked):
-                raise  # The watch saw the cause itself.
+                raise  # The watch raised the root cause.
             except HarnessError as exc:
                 cause = self.machine.root_cause(exc)
                 raise self._never_booted(cause) if cause is exc else cause from exc
 
     def _wait_announced(self) -> None:
-        """Wait until the guest says, once more than before, that its network is up.
+        """Wait until the kernel log shows, one more time than before, that the network is up.
 
-        A connection that is tried earlier only succeeds when QEMU's user network repeats its SYN, a second
-        or two after the guest could have answered.
+        An earlier connection attempt would only succeed when QEMU's user network repeats its SYN, a second or
+        two after the guest could have answered.
         """
         self.machine.wait_until(
             lambda: self.machine.kernel_log.text().count(NETWORK_IS_UP) > self._boots,
@@ -143,15 +145,15 @@ class Guest(Commands):
     def _never_booted(self, symptom: HarnessError) -> GuestError:
         lines = self.machine.kernel_log.tail(12)
         if not lines:
-            reached = "its kernel printed nothing: firmware, kernel image or accelerator"
+            reached = "its kernel printed nothing (check firmware, kernel image and accelerator)"
         elif not self.machine.kernel_log.contains("Run /init"):
             reached = "its kernel did not reach the first process"
         elif not self.machine.kernel_log.contains(NETWORK_IS_UP):
-            reached = "its first process runs, and its network never came up"
+            reached = "its first process started, but its network did not come up"
         else:
-            reached = "its network is up, and nothing answers"
+            reached = "its network is up, but it does not answer"
         return GuestError(
-            f"the guest of {self.machine.name!r} never booted: {reached}",
+            f"the guest of {self.machine.name!r} did not boot: {reached}",
             details="\n".join([symptom.message, *lines]),
         )
 
@@ -160,21 +162,17 @@ class Guest(Commands):
         return self.ssh if self._through == "ssh" else self.console
 
     def run(self, command: str, *, timeout_s: float = RUN_TIMEOUT_S, stdin: bytes = b"") -> Completed:
-        """Run a shell command as root and return how it ended, whatever that was.
-
-        :param timeout_s: seconds, before scaling.
-        :raises HarnessError: the cause, when no answer came: QEMU died, the kernel panicked, a timeout.
-        """
+        """Run a shell command as root; see :meth:`.Commands.run`."""
         channel = self._channel
         return self._recorded(
             command, timeout_s, lambda scaled_s: channel.run(command, timeout_s=scaled_s, stdin=stdin)
         )
 
-    def run_inside(self, command: str) -> Completed:
-        """Run ``command`` in the SSH session's shell itself (``inside`` of :meth:`.Ssh.run`)."""
+    def run_in_session_shell(self, command: str) -> Completed:
+        """Run ``command`` in the shell of the SSH session, without a subshell (see :meth:`.Ssh.run`)."""
         ssh = self.ssh
         return self._recorded(
-            command, RUN_TIMEOUT_S, lambda scaled_s: ssh.run(command, timeout_s=scaled_s, inside=True)
+            command, RUN_TIMEOUT_S, lambda scaled_s: ssh.run(command, timeout_s=scaled_s, subshell=False)
         )
 
     def _recorded(self, command: str, timeout_s: float, run: Callable[[float], Completed]) -> Completed:
@@ -191,9 +189,9 @@ class Guest(Commands):
         return completed
 
     def last_command(self, command: str) -> None:
-        """Start a command that the guest does not survive, and do not wait for an answer that may never come.
+        """Start a command that ends the guest, and do not wait for its result.
 
-        Look for its effect, then :meth:`disconnect`.
+        Wait for its effect instead, then call :meth:`disconnect`.
         """
         self.machine.history.note(self.actor, "guest:last-command", {"command": command})
         channel, timeout_s = self._channel, self.machine.timeout_scale.seconds(RUN_TIMEOUT_S)
@@ -204,39 +202,39 @@ class Guest(Commands):
         return Mount.attach(self, share, options=options, at=at)
 
     def mount_tags(self, *, more_than: int | None = None) -> list[str]:
-        """The 9p tags of the devices that the guest has now.
+        """The mount tags of the 9p devices that the guest's driver has now.
 
         Source: the ``mount_tag`` attribute of kernel ``net/9p/trans_virtio.c``.
 
-        :param more_than: wait in the guest, for a second at most, until its driver has more devices than
-            this: far cheaper than asking again and again from outside.
+        :param more_than: first wait, for a second at most, until the driver has more devices than this. The
+            guest does the waiting, which is much faster than repeated commands.
         """
         wait = "" if more_than is None else _MORE_9P.format(more_than)
         found = self.succeed(f"{wait}cat {_9P_DEVICES}/mount_tag 2>/dev/null; true")
         return [tag for tag in found.replace("\0", "\n").split("\n") if tag]
 
     def rebind_9p(self) -> None:
-        """Unbind the driver from every 9p device, and bind it again: it reads their config space anew."""
+        """Unbind the driver from every 9p device and bind it again; so that it reads their configuration."""
         self.succeed(_FOR_EACH_9P.format("echo $device > unbind && echo $device > bind"))
 
     @property
     def unbind_9p_command(self) -> str:
-        """The shell command that unbinds the driver from every 9p device; it waits for their last users."""
+        """A shell command that unbinds the driver from every 9p device; it waits for their users."""
         return _FOR_EACH_9P.format("echo $device > unbind")
 
     @property
     def boot_id(self) -> str:
-        """The kernel's random id of this boot: it changes with every reboot."""
+        """The random id of the kernel's current boot; every reboot changes it."""
         return self.succeed("cat /proc/sys/kernel/random/boot_id").strip()
 
     def tolerate(self, pattern: str, *, why: str) -> None:
-        """Declare kernel-log lines matching ``pattern`` (a regular expression) as expected."""
+        """Declare that kernel log lines which match the regular expression ``pattern`` are expected."""
         self.machine.history.note(self.machine.name, "guest:tolerate", {"pattern": pattern, "why": why})
 
     def moved_to(self, machine: Machine) -> None:
-        """The guest goes on in ``machine``: with the SSH session that it has, if that can be kept.
+        """Declare that the guest now runs in ``machine``.
 
-        Else its channels are opened anew on next use.
+        The SSH session is kept if possible. Other channels are opened again on their next use.
         """
         had_session = self._ssh is not None and self._ssh.resumed is True
         kept = self._ssh is not None and self._ssh.move(
@@ -251,7 +249,7 @@ class Guest(Commands):
         self.machine, self._ssh, self._boots = machine, ssh, 0
 
     def disconnect(self) -> None:
-        """Close the channels; the next command opens them again."""
+        """Close all channels; the next command opens them again."""
         for channel in (self._ssh, self._console):
             if channel is not None:
                 channel.close()

@@ -1,4 +1,4 @@
-"""A guest image: what boots, and the keys that open it. ``harness.provision`` makes them from recipes."""
+"""A guest image: the files to boot, and the SSH keys. ``harness.provision`` makes images from recipes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from harness.qemu.spec import Boot
 
 @dataclass(frozen=True)
 class GuestImage:
-    """One provisioned guest.
+    """A provisioned guest.
 
     :param name: the recipe's name, such as ``6.1``.
     :param kernel_version: the kernel's full release, such as ``6.1.0-41-amd64``.
-    :param bzimage: the kernel as it was packed; ``kernel`` may be unpacked.
-    :param disk: an empty qcow2, to be copied.
+    :param kernel: the kernel to boot; it may be uncompressed. :param bzimage: the compressed kernel.
+    :param disk: an empty qcow2 image, which is copied for each machine.
     :param client_key: the OpenSSH private key (ed25519, mode 0600) that the guest's root accepts.
     :param host_key: the guest's public host key, ``ssh-ed25519 AAAA…``.
     :param key: the content key of kernel and initramfs.
@@ -34,5 +34,5 @@ class GuestImage:
 
     @property
     def boot(self) -> Boot:
-        """The part of it that QEMU needs."""
+        """The files that QEMU boots."""
         return Boot(self.kernel, self.initramfs, self.cmdline, self.bzimage)

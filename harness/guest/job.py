@@ -1,4 +1,4 @@
-"""A command that runs on in the guest while the scenario does something else."""
+"""A command that runs in the background of a guest while the scenario does something else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _numbers = itertools.count(1)
 class Job:
     """A shell command in the background of a guest, detached from the channel that started it.
 
-    :param what: what it does, in words, for messages.
+    :param what: a description of the job, for messages.
     """
 
     def __init__(self, guest: Commands, command: str, what: str) -> None:
@@ -26,21 +26,21 @@ class Job:
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended yet. (One that a reboot ended counts as running.)"""
+        """Whether the job has not ended. (A job that was ended by a reboot counts as running.)"""
         return self.guest.run(f"test -e {self._base}.rc").returncode != 0
 
     def expect_running(self) -> None:
-        """:raises GuestError: when it has ended."""
+        """:raises GuestError: when the job has ended."""
         if not self.running:
             done = self._completed()
-            said = (done.stderr or done.stdout).strip()[-200:]
-            raise GuestError(f"{self.guest.actor}: {self.what} has ended with {done.returncode}: {said}")
+            output = (done.stderr or done.stdout).strip()[-200:]
+            raise GuestError(f"{self.guest.actor}: {self.what} has ended with {done.returncode}: {output}")
 
     def wait(self, *, timeout_s: float = 10.0) -> Completed:
-        """How it ended, whatever that was.
+        """Wait for the end of the job, and return its result, whatever its exit status is.
 
         :param timeout_s: seconds, before scaling.
-        :raises WaitTimeout: when it runs on.
+        :raises WaitTimeout: when it does not end.
         """
         self.guest.machine.wait_until(
             lambda: not self.running,
@@ -51,7 +51,7 @@ class Job:
         return self._completed()
 
     def ends_within(self, timeout_s: float) -> bool:
-        """Whether it ends in that time (seconds, before scaling): for work that may hang for good."""
+        """Whether the job ends within ``timeout_s`` (seconds, before scaling); for a job that may hang."""
         try:
             self.wait(timeout_s=timeout_s)
         except WaitTimeout:
@@ -59,9 +59,9 @@ class Job:
         return True
 
     def wait_succeeded(self, *, timeout_s: float = 10.0) -> str:
-        """Its stdout.
+        """Wait for the end of the job, and return its stdout.
 
-        :raises GuestError: when it failed.
+        :raises GuestError: when its exit status is not 0. :raises WaitTimeout: when it does not end.
         """
         done = self.wait(timeout_s=timeout_s)
         if done.returncode != 0:

@@ -1,4 +1,4 @@
-"""A share, mounted: real I/O through it, checked from both sides."""
+"""A mounted share: I/O through it, checked from both sides."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ VERSION = "9p2000.L"
 
 
 class TagState(Enum):
-    """What a further mount of a tag meets (kernel: ``net/9p/trans_virtio.c``, ``p9_virtio_create``)."""
+    """The result of a further mount of a tag (kernel: ``net/9p/trans_virtio.c``, ``p9_virtio_create``)."""
 
     FREE = "the mount succeeds"
-    IN_USE = "EBUSY: its channel is listed, and in use"
-    DELISTED = "ENOENT: no channel of that tag is listed (any more)"
+    IN_USE = "EBUSY: its channel is listed and in use"
+    DELISTED = "ENOENT: no channel of this tag is listed (any more)"
 
 
 class Mount:
@@ -35,8 +35,8 @@ class Mount:
         """Mount ``share`` at ``/mnt/``\\ *id*, or ``at`` another path.
 
         :param options: further mount options, such as ``msize=65536``.
-        :raises CommandFailed: when the guest's kernel refuses; its errno is in the message.
-        :raises GuestError: when it hangs: the device takes requests, and does not answer.
+        :raises CommandFailed: when the guest's kernel refuses; the message has the errno.
+        :raises GuestError: when the mount hangs, because the device does not answer requests.
         """
         mountpoint = at or f"/mnt/{share.id}"
         try:
@@ -48,25 +48,26 @@ class Mount:
 
     @classmethod
     def request(cls, guest: Commands, share: Share, *, options: str = "") -> Job:
-        """Begin to mount ``share`` as :meth:`attach` does, in the background."""
+        """Start to mount ``share`` as :meth:`attach` does, in the background."""
         command = _mount_command(share.mount_tag, f"/mnt/{share.id}", options)
         return Job(guest, command, f"mounting {share.mount_tag}")
 
     def unmount(self) -> None:
-        """``umount``, which sends Tclunk for the root fid: the migration blocker's end in QEMU."""
+        """``umount``. It sends Tclunk for the root fid, after which QEMU removes the migration blocker."""
         self.guest.succeed(f"umount {quote(self.mountpoint)}")
 
     def detach(self) -> None:
-        """``umount -l``: out of sight at once; the session goes on for as long as it has users."""
+        """``umount -l``: the mount point is free at once, but the session lives as long as it has users."""
         self.guest.succeed(f"umount -l {quote(self.mountpoint)}")
 
     def write(self, name: str, size_kib: int, *, block_kib: int | None = None) -> str:
-        """Let the guest write random bytes to a file of the share and sync it; returns their SHA-256.
+        """Write random bytes to a file of the share from the guest, and sync it; returns their SHA-256.
 
-        The sum is taken in the guest from its own copy of the bytes, before they went through 9p.
+        The guest computes the hash from its own copy of the bytes, before they are written to the share.
 
-        :param block_kib: how much each write(2) gets; a Twrite takes of it as much as ``msize`` allows. By
-            default as little as ``cat`` gives it.
+        :param size_kib: the size of the file in KiB.
+        :param block_kib: the size of each write(2) in KiB; a Twrite takes as much of it as ``msize`` allows.
+            By default the block size of ``cat``.
         """
         target = quote(f"{self.mountpoint}/{name}")
         copied = f"dd if=/tmp/w of={target} bs={block_kib}k" if block_kib else f"cat /tmp/w > {target}"
@@ -78,9 +79,9 @@ class Mount:
         return output.split()[0]
 
     def sha256(self, name: str, *, block_kib: int | None = None) -> str:
-        """The SHA-256 of a file as the guest reads it through the share.
+        """The SHA-256 of a file, as read by the guest through the share.
 
-        :param block_kib: as for :meth:`write`, of each read(2).
+        :param block_kib: the size of each read(2) in KiB; by default the guest chooses it.
         """
         path = quote(f"{self.mountpoint}/{name}")
         if block_kib is None:
@@ -89,10 +90,10 @@ class Mount:
         return self.guest.succeed(f"{copied} && sha256sum < /tmp/r && rm /tmp/r").split()[0]
 
     def expect_intact(self, name: str, expected_sha256: str, *, block_kib: int | None = None) -> None:
-        """Both sides must see the same bytes.
+        """Check that host and guest read the expected content.
 
         :param block_kib: as for :meth:`sha256`.
-        :raises Violation: naming the side that does not.
+        :raises Violation: when one does not; the message names it.
         """
         try:
             host = host_sha256(self.share.path / name)
@@ -108,9 +109,9 @@ class Mount:
                 )
 
     def expect_usable(self) -> None:
-        """A round trip through QEMU that no guest cache can answer: the witness that the mount lives.
+        """Witness that the mount works, by a round trip through QEMU that no cache of the guest can answer.
 
-        :raises GuestError: when it does not work (with the guest's reason).
+        :raises GuestError: when it fails; the message has the guest's error.
         """
         token = os.urandom(8).hex()
         path = f"{self.mountpoint}/.alive-{token}"
@@ -125,14 +126,14 @@ class Mount:
             raise GuestError(f"share {self.share.id}: the guest wrote {token}, the host reads {read[:80]}")
 
     def tag_state(self) -> TagState:
-        """What a second mount of this tag meets now: tells exactly whether the removal has begun."""
+        """The result of a second mount of this tag: it shows whether the removal of the device has begun."""
         return tag_state(self.guest, self.share.mount_tag)
 
 
 def tag_state(guest: Commands, mount_tag: str) -> TagState:
-    """Try one more mount of ``mount_tag``; when it works, it is undone.
+    """Try one more mount of ``mount_tag``, and unmount it if it succeeds.
 
-    :raises GuestError: for any errno but EBUSY and ENOENT.
+    :raises CommandFailed: for any errno but EBUSY and ENOENT.
     """
     command = _mount_command(mount_tag, "/mnt/.probe", "")
     done = guest.run(command)
@@ -147,7 +148,7 @@ def tag_state(guest: Commands, mount_tag: str) -> TagState:
 
 
 def expect_no_mount(guest: Commands) -> None:
-    """No 9p file system is mounted in the guest, and no process mounts one.
+    """Check that no 9p file system is mounted in the guest, and that no process is mounting one.
 
     :raises GuestError: when there is one.
     """
@@ -159,15 +160,16 @@ def expect_no_mount(guest: Commands) -> None:
 def _mount_command(mount_tag: str, mountpoint: str, options: str) -> str:
     given = f",{options}" if options else ""
     where = quote(mountpoint)
-    # The folder is made first, so that a later ENOENT speaks of the tag. The look at the root attaches the
-    # user: when two processes race for that, one of them walks to a file called "/", and QEMU rightly knows
-    # none (kernel 6.1 ``fs/9p/fid.c``, ``v9fs_fid_lookup_with_uid``: between its look at the dentry and its
-    # look at the dentry's parent, which for the root are the same, the other adds the fid).
+    # The folder is created first, so that an ENOENT from mount refers to the tag. The test of the root
+    # directory attaches the user. Without it two processes could race for that: one of them then walks to a
+    # file called "/", which does not exist (kernel 6.1 ``fs/9p/fid.c``, ``v9fs_fid_lookup_with_uid``: it
+    # looks up the dentry and then the dentry's parent, which for the root is the same; in between the other
+    # process adds the fid).
     mount = f"mount -t 9p -o trans=virtio,version={VERSION}{given} {quote(mount_tag)} {where}"
     return f"mkdir -p {where} && {mount} && [ -d {where} ]"
 
 
 def host_sha256(path: Path) -> str:
-    """The SHA-256 of a file as the host reads it."""
+    """The SHA-256 of a file on the host."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What keeps a share in use without a request: an open file, a working directory, a running program."""
+"""Mount users keep a mount busy without a request in flight; an example is an open file."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from harness.errors import GuestError
 from harness.guest.commands import quote
 from harness.guest.mount import Mount
 
-#: BusyBox takes its first argument for the applet under a name that begins so.
+#: Under a name that begins with "busybox", BusyBox takes its first argument as the applet.
 _PROGRAM = "busybox-of-the-share"
-#: The shell command that runs on, and the one that uses what it keeps (``PID`` is its process id).
+#: For each kind: the shell command that keeps running, and one that checks that it still works (``PID`` is
+#: the process id of the former).
 _PROCESSES = {
     "open_file": ("sleep 99999 < FILE", "test occupied = $(cat /proc/PID/fd/0)"),
     "working_directory": ("cd FOLDER; exec sleep 99999", "ls /proc/PID/cwd/"),
@@ -26,37 +27,40 @@ _numbers = itertools.count(1)
 
 
 class MountUser:
-    """The last user of a share, which a scenario can let go; made by :func:`occupied`."""
+    """A user of a mount; made by :func:`mount_in_use`."""
 
     def __init__(self, mount: Mount, present: str, leave: str) -> None:
-        self._mount, self._present, self._leave = mount, present, leave
-        self._left = False
+        self._mount, self._present, self._end_command = mount, present, leave
+        self._ended = False
 
     def expect_present(self) -> None:
-        """The witness: it is there, and what it keeps still works.
+        """Witness that the user exists, and that its file, directory or program still works.
 
-        :raises GuestError: when not.
+        :raises GuestError: when it does not.
         """
         self._mount.guest.succeed(self._present)
 
     def wait_present(self) -> None:
-        """Wait until it is there; :raises WaitTimeout: when it never is."""
-        self._mount.guest.wait_until_succeeds(self._present, what="the share's last user")
+        """Wait until the user exists.
 
-    def leave(self) -> None:
-        """End it, and see that it has ended; idempotent."""
-        if not self._left:
-            self._left = True
-            self._mount.guest.succeed(self._leave)
+        :raises WaitTimeout: when it does not in time.
+        """
+        self._mount.guest.wait_until_succeeds(self._present, what="the mount user")
+
+    def end(self) -> None:
+        """End the user, and wait until it has ended; idempotent."""
+        if not self._ended:
+            self._ended = True
+            self._mount.guest.succeed(self._end_command)
 
 
 @contextmanager
-def occupied(mount: Mount, kind: str) -> Iterator[MountUser]:
-    """Let something of ``kind`` (one of :data:`KINDS`) use ``mount``; it leaves at the end of the context."""
+def mount_in_use(mount: Mount, kind: str) -> Iterator[MountUser]:
+    """Keep ``mount`` in use during the block, by a user of ``kind`` (one of :data:`KINDS`)."""
     mount_user = _bind(mount) if kind == "bind_mount" else _process(mount, kind)
     mount_user.wait_present()
     yield mount_user
-    mount_user.leave()
+    mount_user.end()
 
 
 def _bind(mount: Mount) -> MountUser:

@@ -1,4 +1,4 @@
-"""Shell commands, and what each of them has to print: many checks of a share in one round trip."""
+"""Tables of shell commands and their expected outputs: many checks of a share in one round trip."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pathlib import Path
 from harness.errors import GuestError, Violation
 from harness.guest.commands import Commands, quote
 
-#: A command, and what it prints: its output without the last newline, or, when it fails, the name of the
-#: errno that its message ends with (``ENOENT``).
+#: A command and its expected outcome: the output without the last newline or, if the command fails, the name
+#: of the errno at the end of its error message (such as ``ENOENT``).
 Row = tuple[str, str]
 _BY_TEXT = {os.strerror(number): name for number, name in errno.errorcode.items()}
-#: Around a command's output; no file name or message has them.
+#: Delimiters of a command's output, which occur in no file name or message.
 _BEGIN, _END = "\x1c", "\x1d"
 _TIMEOUT_S = 30.0
-#: System calls that no shell command makes; a guest has it as the command ``calls``.
+#: The guest's command ``calls``, for system calls that no other command makes.
 _PROGRAM = Path(__file__).with_name("calls.pl")
 
 
 def expect_printed(guest: Commands, folder: str, rows: Sequence[Row]) -> None:
-    """Run each command in ``folder`` of the guest, one after the other; all are run, whatever one prints.
+    """Run each command in ``folder`` of the guest, in order; all are run, even if one has a wrong outcome.
 
-    :raises Violation: when one prints something else; the first is in the message, all are in the details.
+    :raises Violation: when an outcome is wrong; the message has the first one, and the details have all.
     """
     seen = printed(guest, folder, [command for command, _ in rows])
     wrong = [
@@ -40,9 +40,9 @@ def expect_printed(guest: Commands, folder: str, rows: Sequence[Row]) -> None:
 
 
 def printed(guest: Commands, folder: str, commands: Sequence[str]) -> list[str]:
-    """What each command prints (see :data:`Row`).
+    """Run ``commands``, and return the outcome of each (see :data:`Row`).
 
-    :raises GuestError: when the shell did not get to the end of them.
+    :raises GuestError: when the shell ended before the last one.
     """
     output = guest.succeed(_script(folder, commands), timeout_s=_TIMEOUT_S)
     parts = output.split(_BEGIN)[1:]
@@ -52,7 +52,7 @@ def printed(guest: Commands, folder: str, commands: Sequence[str]) -> list[str]:
 
 
 def calls(guest: Commands) -> None:
-    """Give the guest the command ``calls`` (see ``calls.pl``), unless it has it."""
+    """Install the command ``calls`` (see ``calls.pl``) in the guest, unless it is there."""
     if guest.run("[ -x /bin/calls ]").returncode:
         program = b"#!/usr/bin/perl\n" + _PROGRAM.read_bytes()
         guest.succeed("cat > /bin/calls && chmod +x /bin/calls", stdin=program)
@@ -70,6 +70,6 @@ def _outcome(part: str) -> str:
     text = text.removesuffix("\n")
     if status == "0":
         return text
-    # Perl's ``$!`` and busybox alike end with the libc's own words.
+    # Messages of Perl (``$!``) and busybox end with the text of strerror(3).
     last = text.rpartition("\n")[2]
     return _BY_TEXT.get(last.rpartition(": ")[2].rstrip("."), text or f"exit status {status}")

@@ -1,4 +1,4 @@
-"""Reads and writes that go on while something happens to the device, and are checked afterwards."""
+"""Background reads and writes of files, whose content is checked afterwards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _READERS_TIMEOUT_S = 30.0
 
 
 class Transfer:
-    """One file that the guest reads or writes in the background; made by :func:`reader` or :func:`writer`."""
+    """A file that the guest reads or writes in the background; made by :func:`reader` or :func:`writer`."""
 
     def __init__(self, mount: Mount, name: str, job: Job, expected_sha256: str) -> None:
         self.mount, self.name, self.job, self.expected_sha256 = mount, name, job, expected_sha256
@@ -28,17 +28,17 @@ class Transfer:
         self.job.expect_running()
 
     def wait_finished(self) -> Transfer:
-        """Wait for its end.
+        """Wait for the end of the transfer.
 
-        :raises GuestError: when it failed. :raises WaitTimeout: when it goes on.
+        :raises GuestError: when it failed. :raises WaitTimeout: when it does not end.
         """
         self._done = self.job.wait_succeeded()
         return self
 
     def expect_intact(self) -> None:
-        """Every byte arrived, on both sides.
+        """Check the content on both sides; call it after :meth:`wait_finished`.
 
-        :raises Violation: when one did not.
+        :raises Violation: when one side has other bytes.
         """
         seen = self._done.split()[0]
         if seen != self.expected_sha256:
@@ -54,7 +54,7 @@ class Transfer:
             )
 
 
-#: Opens every file, one after the other, then lets a process for each copy it: what is in flight are reads.
+#: Opens all files, then forks a process for each that copies it, so that the requests in flight are reads.
 _READERS = """
 my ($copies, @names) = @ARGV;
 my @files = map { open(my $file, "<", $_) or die "$_: $!\\n"; $file } @names;
@@ -73,9 +73,9 @@ exit($failed ? 1 : 0);
 
 
 class Readers:
-    """Many small files, read at once by as many processes.
+    """Many small files, read at the same time by as many processes.
 
-    :param count: of files and processes.
+    :param count: the number of files and processes. :param size_bytes: the size of each file in bytes.
     """
 
     def __init__(self, mount: Mount, count: int, *, size_bytes: int = 4096) -> None:
@@ -91,9 +91,9 @@ class Readers:
         self._job = Job(mount.guest, command, f"{count} readers")
 
     def wait_finished(self) -> None:
-        """Wait until every one has read its file to the end.
+        """Wait until every process has read its file to the end.
 
-        :raises Violation: when one got other bytes. :raises GuestError: when one failed.
+        :raises Violation: when one read other bytes. :raises GuestError: when one failed.
         """
         lines = self._job.wait_succeeded(timeout_s=_READERS_TIMEOUT_S).splitlines()
         seen = {name: digest for digest, name in (line.split() for line in lines)}
@@ -105,7 +105,7 @@ class Readers:
 
 
 def reader(mount: Mount, name: str = "read-me", *, size_kib: int = 256) -> Transfer:
-    """The host makes a file of random bytes, and the guest begins to read it."""
+    """Create a file of random bytes on the host, and start to read it in the guest."""
     content = os.urandom(size_kib * 1024)
     (mount.share.path / name).write_bytes(content)
     job = Job(mount.guest, f"sha256sum < {_inside(mount, name)}", f"reading {name!r}")
@@ -113,13 +113,13 @@ def reader(mount: Mount, name: str = "read-me", *, size_kib: int = 256) -> Trans
 
 
 def writer(mount: Mount, name: str = "write-me", *, size_kib: int = 256) -> Transfer:
-    """The guest begins to write random bytes to a file, and to sync it."""
+    """Start to write a file of random bytes in the guest, and to sync it."""
     guest, copy = mount.guest, f"/tmp/{name}"
     made = guest.succeed(
         f"dd if=/dev/urandom of={quote(copy)} bs=1024 count={size_kib} && sha256sum < {quote(copy)}"
     )
     target = _inside(mount, name)
-    # The sum is taken again from the copy when all is written: the transfer's own report.
+    # The hash of the copy is computed again after the write, as the output of the job.
     command = f"dd if={quote(copy)} of={target} bs=65536 conv=fsync && sha256sum < {quote(copy)}"
     return Transfer(mount, name, Job(guest, command, f"writing {name!r}"), made.split()[0])
 

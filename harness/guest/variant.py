@@ -1,4 +1,4 @@
-"""Kinds of shares: what an export, its device, and its mount can be, beyond the plainest."""
+"""Variants of shares: options of the export, the device and the mount."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from harness.qemu.spec import Share
 
 @dataclass(frozen=True)
 class Variant:
-    """One kind.
+    """A variant.
 
-    :param share: attributes of the share that differ.
-    :param mount_options: for ``mount -o``. Later ones win over the default's ``version=9p2000.L``.
-    :param writable: whether the guest may write. :param files: whether it shows the host's files.
-    :param root_only: whether QEMU has to be root for it (it gives files the guest's owners).
+    :param share: the attributes of the share that differ from the default.
+    :param mount_options: options for ``mount -o``; they override the default ``version=9p2000.L``.
+    :param writable: whether the guest may write. :param files: whether the share shows the host's files.
+    :param root_only: whether QEMU must run as root, because it sets the owners of files.
     """
 
     share: Mapping[str, object] = field(default_factory=dict)
@@ -27,9 +27,9 @@ class Variant:
     root_only: bool = False
 
     def apply(self, share: Share) -> Share:
-        """``share``, of this kind.
+        """Return ``share`` as this variant.
 
-        :raises Unsupported: when this host cannot have it.
+        :raises Unsupported: when this host does not support it.
         """
         if self.root_only and os.geteuid() != 0:
             raise Unsupported("security_model=passthrough: chown needs a QEMU that runs as root")
@@ -59,5 +59,5 @@ VARIANTS: Mapping[str, Variant] = {
     "msize-512000": Variant(mount_options="msize=512000"),
     "synth": Variant({"fsdriver": "synth"}, writable=False, files=False),
 }
-#: Those whose export or device differs, and not only how it is mounted.
+#: The variants whose export or device differs, not only the mount.
 DEVICE_KINDS = tuple(name for name, variant in VARIANTS.items() if variant.share or name == PLAIN)

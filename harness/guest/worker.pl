@@ -1,21 +1,21 @@
-# A worker: repeats rounds of operations on files, and journals each one after it has returned.
+# A worker of a workload: repeats a round of operations on files, and adds each to its journal after it has returned.
 #
-#   perl worker.pl rounds FOLDER JOURNAL STOP [ABLE...]    until the file STOP exists
+#   perl worker.pl rounds FOLDER JOURNAL STOP [OPTION...]  until the file STOP exists
 #   perl worker.pl OPERATION FILE [VALUE]                  one operation
 #
-# ABLE: what the file system can do beside the ordinary: direct, map, xattr, lock. Exits with 0 when all of it
-# worked, else says what did not. Needs the interpreter alone, no module.
+# OPTION: an optional operation that the file system supports: direct, map, xattr, lock. Exits with 0 if all
+# operations succeeded, else prints which one failed. Needs only the Perl interpreter, no modules.
 # Numbers: kernel arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/{fcntl,mman}.h.
 
-my $lines = 1500;     # Of a file, but for one: more than a page.
-my $size  = 65536;    # What a pipe takes in one write.
-my $pause = 0.1;      # Seconds between rounds: others need the processor as well.
+my $lines = 1500;     # The number of lines of a file, minus one; more than a page.
+my $size  = 65536;    # The size of a pipe's buffer.
+my $pause = 0.1;      # Seconds between rounds, so that other processes get the CPU.
 my ($O_RDWR, $O_CREAT, $O_DIRECT) = (2, 0100, 040000);
 my ($PROT_READ, $PROT_WRITE, $MAP_SHARED, $MAP_ANONYMOUS, $MS_SYNC) = (1, 2, 1, 0x22, 4);
 
 sub call {
     my ($name, $number) = (shift, shift);
-    my $result = syscall($number, @_);    # The caller's own variables: some are written to.
+    my $result = syscall($number, @_);    # @_ aliases the caller's variables: the kernel writes to some of them.
     die "$name: $!\n" if $result == -1;
     return $result;
 }
@@ -37,11 +37,11 @@ sub expect_content {
     my ($file, $first) = @_;
     local $/ = undef;
     my $seen = <$file>;
-    close($file) && defined $seen or die "read: $!\n";    # What went wrong in between is told here.
+    close($file) && defined $seen or die "read: $!\n";    # close reports errors of the read, too.
     $seen eq content($first) or die "other bytes were read\n";
 }
 
-# System calls that Perl has no function for, and what they need.
+# System calls without a Perl function, and their helpers.
 
 sub open_file { my ($name, $flags) = @_; return call("open", 2, $name, $flags, 0644); }
 
@@ -51,7 +51,7 @@ sub map_memory { return call("mmap", 9, 0, $size, $_[0], $_[1], $_[2], 0); }
 
 sub unmap { call("munmap", 11, $_[0], $size); }
 
-# A pipe is the way to a raw address: read(2) puts the bytes there.
+# Perl cannot write to a raw address; read(2) from a pipe can.
 sub fill {
     my ($address, $value) = @_;
     pipe(my $from, my $to) or die "pipe: $!\n";
@@ -66,7 +66,7 @@ sub expect_filled {
 
 my %operations = (
     write  => sub { written(">",  @_, \&fsync) },
-    append => sub { written(">>", @_) },    # To be written back by the time that the share is unmounted.
+    append => sub { written(">>", @_) },    # Without fsync: it is written back when the share is unmounted.
     read   => sub {
         my ($path, $first) = @_;
         open(my $file, "<", $path) or die "open: $!\n";
@@ -95,7 +95,7 @@ my %operations = (
         written(">", "$path/a/b/c/leaf", $first);
     },
 
-    # Written with O_DIRECT, and read back the same way.
+    # Write and read with O_DIRECT.
     direct => sub {
         my ($path, $value) = @_;
         my $file = open_file($path, $O_RDWR | $O_CREAT | $O_DIRECT);
@@ -108,7 +108,7 @@ my %operations = (
         close_file($file);
     },
 
-    # Written through a shared mapping, with msync.
+    # Write through a shared mapping, and msync.
     map => sub {
         my ($path, $value) = @_;
         my $file = open_file($path, $O_RDWR | $O_CREAT);
@@ -137,7 +137,7 @@ my %operations = (
         substr($seen, 0, $length) eq $value or die "getxattr: another value\n";
     },
 
-    # flock, and a record lock: taken, and given back.
+    # Take and release a flock and a record lock.
     lock => sub {
         my ($path) = @_;
         open(my $file, "+<", $path) or die "open: $!\n";
@@ -156,12 +156,12 @@ sub operate {
     eval { $operation->(@values); 1 } or die "$what: $@";
 }
 
-# A page of a mapping that cannot be read.
+# SIGBUS: a page of a mapping cannot be read.
 $SIG{BUS} = sub { die "bus error\n" };
 
 my $journal;
 
-# One operation, and what the journal calls it, where that is not what it is.
+# Perform an operation and add it to the journal; ack_as takes the journal's name of it, if that differs.
 sub ack { ack_as("@_", @_) }
 
 sub ack_as {
@@ -196,12 +196,12 @@ sub round {
 }
 
 sub rounds {
-    my ($folder, $kept, $stop, @able) = @_;
+    my ($folder, $kept, $stop, @options) = @_;
     open($journal, ">>", $kept) or die "$kept: $!\n";
     -d $folder or mkdir($folder) or die "mkdir: $!\n";
     chdir($folder) or die "chdir: $!\n";
     for (my $n = 1; !-e $stop; $n++) {
-        round($n, map { $_ => 1 } @able);
+        round($n, map { $_ => 1 } @options);
         select(undef, undef, undef, $pause);
     }
 }

@@ -1,8 +1,9 @@
-"""Work whose acknowledged operations are journalled, and can be checked on the host, byte by byte.
+"""A workload that keeps a journal of its acknowledged operations, which are checked on the host byte by byte.
 
-Each worker has a folder of the share to itself and repeats a round of operations; an operation enters its
-journal (in the guest's memory) only after it has returned. Whatever happens to the device meanwhile, every
-operation in the journal has to be on the host; of the one after the last nobody can know.
+Each worker has its own folder of the share and repeats a round of operations. It adds an operation to its
+journal (in the guest's memory) only after the operation has returned. Whatever happens to the device, the
+effect of every operation in the journal must be on the host. It is unknown whether the operation after the
+last one has happened.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from harness.guest.commands import quote
 from harness.guest.job import Job
 from harness.guest.mount import Mount
 
-#: What a worker is: a program for the guest's Perl.
+#: The Perl program of a worker.
 WORKER = Path(__file__).with_name("worker.pl")
-#: The lines of a file that it writes, but for one; the bytes of one that it fills.
+#: The number of lines that a worker writes to a file, minus one; the number of bytes with which it fills a
+#: file.
 _LINES = 1500
 _SIZE = 65536
 ATTRIBUTE = "user.workload"
@@ -35,19 +37,19 @@ class Workload:
 
     def __init__(self, mount: Mount, folder: str, workers: int) -> None:
         self.mount, self._folder, self._workers = mount, folder, workers
-        self._able = able(mount)
+        self._optional = optional_operations(mount)
         self._jobs: list[Job] = []
 
     @classmethod
     def start(cls, mount: Mount, *, workers: int = 2) -> Workload:
-        """Start ``workers`` of them, and wait until each has done something."""
+        """Start ``workers`` workers, and wait until each has completed an operation."""
         made = cls(mount, f"/tmp/workload{next(_numbers)}", workers)
         guest, program = mount.guest, f"{made._folder}/worker.pl"
         guest.succeed(f"mkdir {made._folder} && cat > {program}", stdin=WORKER.read_bytes())
         for worker in range(workers):
             inside = quote(f"{mount.mountpoint}/w{worker}")
             words = ["perl", program, "rounds", inside, made._journal(worker), f"{made._folder}/stop"]
-            command = " ".join([*words, *made._able])
+            command = " ".join([*words, *made._optional])
             made._jobs.append(Job(guest, command, f"worker {worker} on {mount.share.id}"))
         made._wait_counts([1] * workers)
         return made
@@ -56,14 +58,14 @@ class Workload:
         return f"{self._folder}/journal{worker}"
 
     def _counts(self) -> list[int]:
-        """How many operations of each worker were acknowledged."""
+        """The number of acknowledged operations of each worker."""
         counts = "; ".join(f"cat {self._journal(w)} 2>/dev/null | wc -l" for w in range(self._workers))
         return [int(line) for line in self.mount.guest.succeed(counts).split()]
 
     def wait_progress(self) -> None:
-        """The witness: each worker has an operation acknowledged that began after this call did.
+        """Witness of progress: wait until each worker has completed an operation that began after this call.
 
-        :raises GuestError: when one has ended. :raises WaitTimeout: when one does not get on.
+        :raises GuestError: when a worker has ended. :raises WaitTimeout: when one makes no progress.
         """
         self._wait_counts([count + 2 for count in self._counts()])
 
@@ -83,9 +85,9 @@ class Workload:
                 raise self._ended(worker, job.wait())
 
     def stop(self) -> None:
-        """Let every worker end its round, and wait for it.
+        """Stop each worker at the end of its round, and wait for that.
 
-        :raises GuestError: when an operation had failed.
+        :raises GuestError: when an operation failed.
         """
         self.mount.guest.succeed(f"touch {self._folder}/stop")
         for worker, job in enumerate(self._jobs):
@@ -94,26 +96,26 @@ class Workload:
                 raise self._ended(worker, done)
 
     def _ended(self, worker: int, done: Completed) -> GuestError:
-        """What a worker ended with, and at which operation."""
+        """An error with the exit status and the last operation of a worker."""
         last = self.mount.guest.run(f"tail -n 1 {self._journal(worker)}").stdout.strip()
         what = self._jobs[worker].what
         return GuestError(f"{what} ended with {done.returncode}: {last}", details=done.stderr.strip())
 
     def expect_acknowledged(self) -> None:
-        """Every operation that was acknowledged is on the host, and nothing else.
+        """Check that the host has the effects of exactly the acknowledged operations.
 
-        :raises Violation: naming the first file that is not as it has to be.
+        :raises Violation: when it does not; the message names the first wrong file.
         """
         for worker in range(self._workers):
             journal = self.mount.guest.succeed(f"cat {self._journal(worker)}").splitlines()
             expect_replayed(journal, self.mount.share.path / f"w{worker}")
 
 
-def able(mount: Mount) -> list[str]:
-    """What a worker can do on a mount beside the ordinary.
+def optional_operations(mount: Mount) -> list[str]:
+    """The optional operations that a mount supports.
 
-    A writable shared mapping needs a cache (kernel: ``fs/9p/vfs_file.c``, ``v9fs_file_mmap``), an extended
-    attribute a file system of the host that has them.
+    A writable shared mapping needs a cache (kernel: ``fs/9p/vfs_file.c``, ``v9fs_file_mmap``). Extended
+    attributes need a file system on the host that has them.
     """
     found = ["direct", "lock"]
     if "cache=mmap" in mount.options or "cache=loose" in mount.options:
@@ -129,16 +131,16 @@ def able(mount: Mount) -> list[str]:
 
 
 def lines(first: int) -> bytes:
-    """What a worker writes: numbers, one a line."""
+    """The content that a worker writes: consecutive numbers, one in each line."""
     return "".join(f"{number}\n" for number in range(first, first + _LINES + 1)).encode()
 
 
 def replay(journal: Iterable[str]) -> dict[str, bytes]:
-    """What the operations of a journal leave behind: files, by path, and their attributes, as ``path#name``.
+    """The files that result from the operations of a journal, by path; attributes as ``path#name``.
 
-    Hard links share their content from then on; no operation writes through one.
+    Links have the content of their target; no operation writes through a link.
 
-    :raises GuestError: for a line that is none.
+    :raises GuestError: for an invalid line.
     """
     files: dict[str, bytes] = {}
     for line in journal:
@@ -162,17 +164,19 @@ def replay(journal: Iterable[str]) -> dict[str, bytes]:
             case ["read" | "lock" | "error", *_]:
                 pass
             case _:
-                raise GuestError(f"a worker's journal has a line that is none: {line!r}")
+                raise GuestError(f"invalid line in a worker's journal: {line!r}")
     return files
 
 
 def expect_replayed(journal: list[str], folder: Path) -> None:
-    """:raises Violation: when ``folder`` is not what the operations of ``journal`` leave behind.
+    """Check that ``folder`` has the files that result from ``journal``.
 
-    Of an operation that failed nobody can know whether it happened: both is allowed.
+    It is unknown whether an operation that failed has happened, so both results are allowed.
+
+    :raises Violation: when a file differs.
     """
-    doubtful = [line.removeprefix("error ") for line in journal[-1:] if line.startswith("error ")]
-    without, with_it = replay(journal), replay([*journal, *doubtful])
+    uncertain = [line.removeprefix("error ") for line in journal[-1:] if line.startswith("error ")]
+    without, with_it = replay(journal), replay([*journal, *uncertain])
     found = _found(folder)
     for name in sorted(without.keys() | with_it.keys() | found.keys()):
         allowed = (without.get(name), with_it.get(name))
@@ -182,21 +186,21 @@ def expect_replayed(journal: list[str], folder: Path) -> None:
 
 
 def _found(folder: Path) -> dict[str, bytes]:
-    """As :func:`replay`, from the host's file system."""
+    """The files in ``folder`` on the host, as :func:`replay` returns them."""
     found = {}
     for path in folder.rglob("*"):
         if path.is_file():
             name = str(path.relative_to(folder))
             found[name] = path.read_bytes()
-            with contextlib.suppress(OSError):  # It has none.
+            with contextlib.suppress(OSError):  # The file has none.
                 found[f"{name}#{ATTRIBUTE}"] = os.getxattr(path, ATTRIBUTE)
     return found
 
 
 def _complaint(content: bytes | None, allowed: tuple[bytes | None, ...]) -> str:
     if content is None:
-        return "was acknowledged, and is not on the host"
+        return "was acknowledged, but is not on the host"
     if allowed == (None, None):
-        return "is on the host, and should be gone"
+        return "is on the host, but was removed"
     sizes = " or ".join(str(len(one)) for one in allowed if one is not None)
-    return f"has other bytes than were acknowledged ({len(content)}, not {sizes})"
+    return f"has other content than was acknowledged ({len(content)} bytes, expected {sizes})"

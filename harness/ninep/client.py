@@ -1,7 +1,8 @@
-"""A 9p client without a kernel: a driver for the virtio device, over qtest (see also :mod:`.p9`).
+"""A raw 9p client: it drives the virtio device over qtest, without a guest kernel (see :mod:`.messages`).
 
-It can say what no kernel says, and its machine never runs a guest, so a whole life of a device takes
-milliseconds. Machine type ``pc`` only: there the device has virtio's legacy interface on an I/O port.
+It can send messages that no kernel sends. As the machine runs no guest, the whole life cycle of a device
+takes milliseconds. It needs machine type ``pc``, where the device has virtio's legacy interface on an I/O
+port.
 
 Sources: virtio 1.2, 4.1.4.8 and 2.7 (legacy interfaces); kernel ``include/net/9p/9p.h``; QEMU
 ``hw/9pfs/9p.c``; the 9P2000.L page of diod.
@@ -29,16 +30,17 @@ from harness.testbed import Testbed
 MSIZE = 8192
 _CONFIG_ADDRESS, _CONFIG_DATA = 0xCF8, 0xCFC
 _IO_BASE, _IO_SIZE = 0xC000, 0x40
-#: Where the devices' memory begins; they share the rest of the guest's.
+#: The guest address from which on memory is divided among the devices.
 _MEMORY_BASE = 0x400000
-#: Bytes for a request, and for its answer; more than MSIZE.
+#: Bytes of the buffer for a request, and of that for its answer; more than MSIZE.
 _REQUEST_SIZE = 0x4000
 _PAGE = 4096
 # Offsets in virtio's legacy registers.
-_HOST_FEATURES, _ISR, _DEVICE_CONFIG = 0, 19, 20  # the last where MSI-X is off
+_HOST_FEATURES, _ISR, _DEVICE_CONFIG = 0, 19, 20  # The last one while MSI-X is disabled.
 _GUEST_FEATURES, _QUEUE_PFN, _QUEUE_SIZE, _QUEUE_SELECT, _QUEUE_NOTIFY, _STATUS = 4, 8, 12, 14, 16, 18
 _DRIVER_OK = 7
-#: Flags of a descriptor: another follows; QEMU writes into it; it is a table of descriptors.
+#: Flags of a descriptor: another one follows; the device writes to the buffer; it refers to a table of
+#: descriptors.
 NEXT, WRITE, INDIRECT = 1, 2, 4
 _REPLY_TIMEOUT_S = 30.0
 
@@ -52,14 +54,14 @@ class NineError(GuestError):
 
 
 class FlushedError(GuestError):
-    """QEMU gave a request back without an answer, which the protocol wants for one that was flushed."""
+    """QEMU returned a request without an answer, as the protocol demands for a request that was flushed."""
 
 
 @dataclass(frozen=True)
 class Descriptor:
-    """A buffer of a chain (virtio 1.2, 2.7.5), or, with :data:`INDIRECT`, a table of others.
+    """A virtqueue descriptor (virtio 1.2, 2.7.5): a buffer, or with :data:`INDIRECT` a table of descriptors.
 
-    :ivar next: the index of the chain's next one, with :data:`NEXT`.
+    :ivar next: with :data:`NEXT`, the index of the next descriptor of the chain.
     """
 
     address: int
@@ -73,7 +75,7 @@ class Descriptor:
 
 @dataclass(frozen=True)
 class Request:
-    """A request in the ring: its tag and its place."""
+    """A request in the ring: its tag, its type, and the index of its first descriptor."""
 
     tag: int
     kind: int
@@ -82,22 +84,22 @@ class Request:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything of one device lies, in bytes from the beginning of its memory.
+    """The layout of one device's memory, as offsets in bytes from its start.
 
-    The ring is virtio's legacy one (virtio 1.2, 2.7.2). After it come the buffers, one for each descriptor;
-    a request takes two of them, one after the other.
+    The ring has virtio's legacy layout (virtio 1.2, 2.7.2). It is followed by the buffers, one for each
+    descriptor. A request takes two consecutive buffers.
 
-    :ivar places: how many requests there is room for.
+    :ivar max_in_flight: the number of requests that fit in.
     """
 
     available: int
     used: int
     buffers: int
-    places: int
+    max_in_flight: int
 
     @classmethod
     def of(cls, queue_size: int, room: int) -> Layout:
-        """For a queue of ``queue_size`` descriptors in ``room`` bytes."""
+        """The layout of a queue with ``queue_size`` descriptors in ``room`` bytes."""
         available = 16 * queue_size
         used = _aligned(available + 6 + 2 * queue_size)
         buffers = _aligned(used + 6 + 8 * queue_size)
@@ -109,10 +111,11 @@ def _aligned(offset: int) -> int:
 
 
 class RawGuest:
-    """A machine that was never started, and the wires to its devices.
+    """A machine whose CPU never runs (``-S``), with qtest access to its devices.
 
-    :param plugged: ids of the shares whose device is on QEMU's command line.
+    :param plugged: the ids of the shares whose device is on QEMU's command line.
     :param arguments: further arguments for QEMU.
+    :param source: the machine that will be migrated to this one.
     :raises UsageError: on another machine type than ``pc``.
     """
 
@@ -126,67 +129,73 @@ class RawGuest:
         source: RawGuest | None = None,
     ) -> None:
         if testbed.cell.machine_type.name != "pc":
-            raise UsageError("raw 9p clients drive virtio's legacy interface, which only pc offers")
+            raise UsageError(
+                "a raw 9p client needs virtio's legacy interface, which only machine type pc has"
+            )
         self.testbed = testbed
-        #: Kept until the end of the testbed: QEMU complains of a qtest connection that ends before it does.
+        #: Referenced until the end of the testbed: QEMU prints an error if its qtest connection is closed
+        #: earlier.
         self._destinations: list[RawGuest] = []
 
-        def driven(spec: MachineSpec) -> MachineSpec:
+        def with_qtest(spec: MachineSpec) -> MachineSpec:
             socket = f"unix:{self._path(spec)},server=on,wait=off"
             return replace(spec, extra=("-S", "-qtest", socket, "-qtest-log", "/dev/null", *arguments))
 
         if source is None:
-            self.machine: Machine = testbed.launch(driven(testbed.spec(name=name, plugged=plugged)))
+            self.machine: Machine = testbed.launch(with_qtest(testbed.spec(name=name, plugged=plugged)))
         else:
-            self.machine = testbed.launch_destination(source.machine, driven)
+            self.machine = testbed.launch_destination(source.machine, with_qtest)
         self.qtest = Qtest(self._path(self.machine.spec), watch=self.machine.watch_process)
 
     def _path(self, spec: MachineSpec) -> Path:
         return self.testbed.folder / f"{spec.name}.qtest"
 
     def destination(self) -> RawGuest:
-        """A machine with the same devices that waits for this one's migration stream."""
+        """Start the destination of a migration of this machine, with the same devices."""
         self._destinations.append(RawGuest(self.testbed, source=self))
         return self._destinations[-1]
 
     def plug(self, share: Share) -> RawDriver:
-        """``device_add``, and bring the device up."""
+        """Plug in the device of ``share`` with ``device_add``, and initialise it."""
         self.machine.device_add(share)
         return self.driver(share)
 
     def driver(self, share: Share) -> RawDriver:
-        """Bring up the device of ``share``, which is plugged in."""
+        """Initialise the device of ``share``, which is plugged in."""
         return RawDriver(self, share)
 
     def eject(self, share: Share) -> None:
-        """Write the eject register: what a guest does at the end of an unplug, or unasked.
+        """Write the eject register, as a guest does at the end of an unplug or of its own accord.
 
         Waits for both DEVICE_DELETED events.
 
-        :raises Violation: when one does not come.
+        :raises Violation: when one does not arrive.
         """
         with Deletion(self.machine, share.id) as deletion:
             self.request_eject(share)
             deletion.wait(timeout_s=_REPLY_TIMEOUT_S)
 
     def system_reset(self) -> None:
-        """``system_reset``, and its RESET event."""
+        """Run ``system_reset``, and wait for the RESET event."""
         with self.machine.qmp.listen("RESET") as events:
             self.machine.qmp.execute("system_reset")
             events.wait(what="RESET", timeout_s=_REPLY_TIMEOUT_S, watch=self.machine.watch_process)
 
     def request_eject(self, share: Share) -> None:
-        """Write the eject register, and return when QEMU has acted on it."""
+        """Write the eject register; returns when QEMU has processed the write, without waiting for events."""
         for port, value in eject_writes(self.machine, share):
             self.qtest.outl(port, value)
 
 
 class RawDriver:
-    """A virtio-9p device, driven by hand: PCI set-up, one virtqueue, requests and answers.
+    """A driver for one virtio-9p device: PCI set-up, one virtqueue, requests and answers.
 
-    Its interrupt is a level on one of the PCI bus's lines (INTx): MSI-X is never enabled.
+    The device uses INTx interrupts, as MSI-X is never enabled.
 
-    :ivar addr: its slot on the PCI bus.
+    :ivar addr: the device's slot on the PCI bus. :ivar fids: the fids of the session.
+    :ivar protocol: the protocol version of the session.
+    :ivar queue_size: the number of descriptors of the ring.
+    :ivar max_in_flight: how many requests can be in flight.
     """
 
     def __init__(self, guest: RawGuest, share: Share) -> None:
@@ -196,33 +205,34 @@ class RawDriver:
         room = (guest.machine.spec.memory_mib << 20) - _MEMORY_BASE
         self._room = room // SLOTS & ~(_PAGE - 1)
         self._memory = _MEMORY_BASE + share.slot * self._room
-        #: How many requests were sent, the heads of those without an answer, how far the used ring was read.
+        #: The number of requests sent.
         self._sent = 0
+        #: The heads of the requests without an answer.
         self._in_flight: set[int] = set()
-        #: How many bytes QEMU says that it wrote of the last answer, by the request's head.
+        #: The length that QEMU gave for the last answer, by the head of the request.
         self._written: dict[int, int] = {}
+        #: The number of entries of the used ring that were read.
         self._used_seen = 0
         self.fids: set[int] = set()
-        #: The protocol of the session.
         self.protocol = p9.VERSION
         self._set_up()
 
     def _set_up(self) -> None:
-        """Give the device its I/O port and its queue (legacy: one page number for the whole ring)."""
+        """Configure the device's I/O port and its queue (legacy interface: one page number for the ring)."""
         self._config(0x10, self._io | 1)
         self._config(0x04, 0x5)  # I/O space, bus master.
         self.reset()
         self._qtest.outl(self._io + _GUEST_FEATURES, 0)
         self._qtest.outw(self._io + _QUEUE_SELECT, 0)
-        #: How many descriptors the ring has.
         self.queue_size = self._qtest.inw(self._io + _QUEUE_SIZE)
         if not 1 < self.queue_size <= 1024:
-            raise GuestError(f"{self.share.id}: no virtqueue behind port {self._io:#x}; is it plugged in?")
+            raise GuestError(
+                f"{self.share.id}: no virtqueue behind port {self._io:#x}; is the device plugged in?"
+            )
         layout = Layout.of(self.queue_size, self._room)
         self._available, self._used = self._memory + layout.available, self._memory + layout.used
         self._buffers = self._memory + layout.buffers
-        #: How many requests can be in flight.
-        self.places = layout.places
+        self.max_in_flight = layout.max_in_flight
         self._qtest.write(self._available, bytes(6 + 2 * self.queue_size))
         self._qtest.write(self._used, bytes(8))
         self._qtest.outl(self._io + _QUEUE_PFN, self._memory >> 12)
@@ -237,24 +247,25 @@ class RawDriver:
         self._qtest.outl(_CONFIG_DATA, value)
 
     def acknowledge(self) -> bool:
-        """Read the device's ISR, which takes its interrupt down; whether it was up."""
+        """Read the device's ISR, which deasserts its interrupt; returns whether it was asserted."""
         return bool(self._qtest.inb(self._io + _ISR) & 1)
 
     def reset(self) -> None:
-        """Write 0 to the device's status: virtio's own reset."""
+        """Reset the device: write 0 to its status register."""
         self._qtest.outb(self._io + _STATUS, 0)
 
     def moved_to(self, guest: RawGuest) -> RawDriver:
-        """This driver, which goes on with its device where that has migrated to."""
+        """A copy of this driver for the device in ``guest``, where it was migrated to."""
         moved = copy.copy(self)
         moved._qtest, moved._machine = guest.qtest, guest.machine
         moved._in_flight, moved.fids = set(self._in_flight), set(self.fids)
         return moved
 
     def registers(self) -> dict[str, int | str]:
-        """What a driver can read of its device without changing it, by name.
+        """The registers that can be read without changing the device, by name.
 
-        Virtio's legacy registers (virtio 1.2, 4.1.4.8), the mount tag, and PCI's configuration space.
+        These are virtio's legacy registers (virtio 1.2, 4.1.4.8), the mount tag, and the PCI configuration
+        space.
         """
         words: dict[str, int | str] = {
             "host features": self._qtest.inl(self._io + _HOST_FEATURES),
@@ -268,16 +279,18 @@ class RawDriver:
         return words | {f"config {at:#04x}": self._read_config(at) for at in range(0, 0x100, 4)}
 
     def tag(self) -> str:
-        """The mount tag in the device's own configuration (kernel: ``include/uapi/linux/virtio_9p.h``)."""
+        """The mount tag in the device's configuration space (kernel: ``include/uapi/linux/virtio_9p.h``)."""
         length = self._qtest.inw(self._io + _DEVICE_CONFIG)
         at = self._io + _DEVICE_CONFIG + 2
         return bytes(self._qtest.inb(at + number) for number in range(length)).decode()
 
     def break_device(self) -> None:
-        """Offer a descriptor that the ring does not have: QEMU calls the device broken from then on, and does
-        nothing more for it until it is reset (``hw/virtio/virtio.c``, ``virtqueue_get_head``)."""
-        self.offer(self.queue_size)
-        self._in_flight.remove(self.queue_size)  # it is never answered
+        """Make a descriptor available that the ring does not have, so that QEMU marks the device as broken.
+
+        QEMU then ignores it until it is reset (``hw/virtio/virtio.c``, ``virtqueue_get_head``).
+        """
+        self.make_available(self.queue_size)
+        self._in_flight.remove(self.queue_size)  # It is never answered.
 
     def send(
         self,
@@ -289,46 +302,47 @@ class RawDriver:
         reply_size: int = _REQUEST_SIZE,
         notify: bool = True,
     ) -> Request:
-        """Put a request into the ring, and do not wait.
+        """Put a request into the ring; do not wait for its answer.
 
-        :param tag: a tag of the caller's own choice. :param size: a length to claim instead of the true one.
-        :param reply_size: how much room there is for the answer.
-        :param notify: tell the device; without, it takes this request together with one that follows.
-        :raises UsageError: when the ring is full, or the request is too long.
+        :param tag: the tag; by default a new one. :param size: the length in the header; by default the true
+            one.
+        :param reply_size: the size of the buffer for the answer in bytes.
+        :param notify: notify the device. Otherwise it sees the request only with a later notification.
+        :raises UsageError: when the ring is full, or the request is longer than its buffer.
         """
-        # Neither 0, which means nothing, nor NOTAG (kernel: include/net/9p/9p.h).
+        # Neither 0 nor NOTAG (kernel: include/net/9p/9p.h).
         tag = self._sent % 0xFFFE + 1 if tag is None else tag
         message = struct.pack("<IBH", 7 + len(body) if size is None else size, kind, tag) + body
         if len(message) > _REQUEST_SIZE:
             raise UsageError(
-                f"{self.share.id}: {_name(kind)} has {len(message)} bytes, and its place {_REQUEST_SIZE}"
+                f"{self.share.id}: {_name(kind)} has {len(message)} bytes, and its buffer {_REQUEST_SIZE}"
             )
         head = self._free_head()
         out = self.buffer(head)
         self._qtest.write(out, message)
-        self.describe(
+        self.write_descriptors(
             head,
             Descriptor(out, len(message), NEXT, head + 1),
             Descriptor(out + _REQUEST_SIZE, reply_size, WRITE),
         )
-        self.offer(head, notify=notify)
+        self.make_available(head, notify=notify)
         return Request(tag, kind, head)
 
     @property
     def ring(self) -> int:
-        """The address of the ring's table of descriptors."""
+        """The address of the ring's descriptor table."""
         return self._memory
 
     def buffer(self, index: int) -> int:
-        """The address of the buffer that belongs to a descriptor: a request's, or its answer's."""
+        """The address of the buffer of the descriptor ``index``."""
         return self._buffers + index * _REQUEST_SIZE
 
-    def describe(self, index: int, *descriptors: Descriptor) -> None:
-        """Write ``descriptors`` into the ring's table, from ``index`` on."""
+    def write_descriptors(self, index: int, *descriptors: Descriptor) -> None:
+        """Write ``descriptors`` to the ring's descriptor table, from ``index`` on."""
         self._qtest.write(self._memory + 16 * index, b"".join(map(bytes, descriptors)))
 
-    def offer(self, head: int, *, notify: bool = True) -> None:
-        """Make the chain that begins at ``head`` available; QEMU need not be told, or hears of it later."""
+    def make_available(self, head: int, *, notify: bool = True) -> None:
+        """Put the chain that begins at ``head`` into the available ring, and by default notify QEMU."""
         number, self._sent = self._sent, self._sent + 1
         self._in_flight.add(head)
         self._qtest.write(self._available + 4 + 2 * (number % self.queue_size), struct.pack("<H", head))
@@ -337,42 +351,48 @@ class RawDriver:
             self.notify()
 
     def notify(self, queue: int = 0) -> None:
-        """Tell QEMU to look at a queue."""
+        """Notify QEMU of new entries in a queue."""
         self._qtest.outw(self._io + _QUEUE_NOTIFY, queue)
 
     def set_queue(self, queue: int, page: int) -> None:
-        """Say where the ring of a queue lies, also of one that the device does not have."""
+        """Set the page of a queue's ring; the device need not have such a queue."""
         self._qtest.outw(self._io + _QUEUE_SELECT, queue)
         self._qtest.outl(self._io + _QUEUE_PFN, page)
 
     def _free_head(self) -> int:
-        """The first descriptor of a place without a request, in turn."""
-        turn = [2 * ((self._sent + step) % self.places) for step in range(self.places)]
+        """The first descriptor of a free pair of buffers, in rotation.
+
+        :raises UsageError: when all are in use.
+        """
+        turn = [2 * ((self._sent + step) % self.max_in_flight) for step in range(self.max_in_flight)]
         if turn[0] in self._in_flight:
             self._collect()
         free = [head for head in turn if head not in self._in_flight]
         if not free:
             raise UsageError(
-                f"{self.share.id}: {self.places} requests are in flight, and its ring of {self.queue_size} "
-                "descriptors takes no more; wait for an answer first"
+                f"{self.share.id}: {self.max_in_flight} requests are in flight, and its ring of "
+                f"{self.queue_size} descriptors has no room for more; wait for an answer first"
             )
         return free[0]
 
     def answered(self) -> int:
-        """How many requests were answered so far."""
+        """The number of requests that were answered so far."""
         (index,) = struct.unpack("<H", self._qtest.read(self._used + 2, 2))  # It has 16 bits.
         return self._used_seen + (int(index) - self._used_seen & 0xFFFF)
 
     def expect_answered(self, count: int) -> None:
-        """:raises Violation: when more, or fewer, requests than ``count`` were answered so far."""
+        """:raises Violation: when the number of requests answered so far is not ``count``."""
         if (seen := self.answered()) != count:
             raise Violation(f"{self.share.id}: {seen} requests were answered, expected {count}")
 
     def wait_answer(self, request: Request, *, timeout_s: float = _REPLY_TIMEOUT_S) -> bytes:
-        """The answer's body.
+        """Wait for the answer to ``request``, and return its body.
 
-        :raises NineError: for Rlerror and Rerror. :raises FlushedError: when it came back without an answer.
-        :raises Violation: when it is not as long as it says. :raises WaitTimeout: when there is none.
+        :raises NineError: for Rlerror and Rerror.
+        :raises FlushedError: when the request was returned without an answer.
+        :raises GuestError: when type or tag of the answer do not match.
+        :raises Violation: when the length in the answer is wrong. :raises WaitTimeout: when there is no
+            answer.
         """
         self._machine.wait_until(
             lambda: self.is_answered(request),
@@ -391,7 +411,7 @@ class RawDriver:
                 f"the answer to {_name(request.kind)} says that it has {size} bytes, and has {written}"
             )
         if kind in (T.RLERROR, T.RERROR):
-            # Rerror has the number after the text.
+            # In Rerror, the errno follows the text.
             raise NineError(_name(request.kind), struct.unpack("<I", body[-4:])[0])
         if (kind, tag) != (request.kind + 1, request.tag):
             raise GuestError(
@@ -400,9 +420,9 @@ class RawDriver:
         return body
 
     def wait_dropped(self, request: Request, *, timeout_s: float = _REPLY_TIMEOUT_S) -> bool:
-        """Wait until the device has done with a request that was flushed; whether without an answer.
+        """Wait until the device returns a request that was flushed; returns whether it has no answer.
 
-        :raises WaitTimeout: when it has not.
+        :raises WaitTimeout: when the device does not return it.
         """
         self._machine.wait_until(
             lambda: self.is_answered(request),
@@ -413,14 +433,14 @@ class RawDriver:
         return self._written[request.head] == 0
 
     def is_answered(self, request: Request) -> bool:
-        """Whether its answer is there."""
+        """Whether QEMU has returned the request."""
         self._collect()
         return request.head not in self._in_flight
 
     def _collect(self) -> None:
-        """Take what is new in the used ring into account; answers come in any order.
+        """Process new entries of the used ring; answers come in any order.
 
-        :raises Violation: when one is for a request that is not in flight: it was answered before.
+        :raises Violation: when an entry is for a request that is not in flight.
         """
         for number in range(self._used_seen, self.answered()):
             entry = self._qtest.read(self._used + 4 + 8 * (number % self.queue_size), 8)
@@ -432,7 +452,7 @@ class RawDriver:
             self._written[head] = written
 
     def expect_none_in_flight(self) -> None:
-        """:raises Violation: when a request was not answered, or one of them twice."""
+        """:raises Violation: when a request was not answered, or was answered twice."""
         self._collect()
         if self._in_flight:
             raise Violation(f"{self.share.id}: {len(self._in_flight)} requests were not answered")
@@ -442,13 +462,13 @@ class RawDriver:
         return self.wait_answer(self.send(kind, body))
 
     def version(self, protocol: str = p9.VERSION) -> None:
-        """Tversion: begins a session, and ends the one before."""
+        """Tversion: begins a session, and ends the previous one."""
         self.call(T.VERSION, p9.version(MSIZE, protocol))
         self.protocol = protocol
         self.fids.clear()
 
     def attach(self, fid: int) -> None:
-        """Tattach of the whole export, as root."""
+        """Tattach to the root of the export, as root."""
         self.call(T.ATTACH, p9.attach(fid))
         self.fids.add(fid)
 
@@ -458,7 +478,7 @@ class RawDriver:
         self.fids.add(new)
 
     def create(self, fid: int, name: str) -> None:
-        """Tlcreate: ``fid``, a folder, becomes the new open file."""
+        """Tlcreate: ``fid``, a directory, becomes the new open file."""
         self.call(T.LCREATE, p9.create(fid, name))
 
     def open(self, fid: int, flags: int = os.O_RDONLY) -> None:
@@ -475,11 +495,11 @@ class RawDriver:
         return self.call(T.READ, p9.read(fid, offset, count))[4:]
 
     def readdir(self, fid: int, *, count: int = 4096) -> bytes:
-        """Treaddir from the beginning."""
+        """Treaddir from offset 0."""
         return self.call(T.READDIR, p9.read(fid, 0, count))[4:]
 
     def xattrwalk(self, fid: int, new: int, name: str = "") -> None:
-        """Txattrwalk: ``new`` stands for an extended attribute, or for the list of all."""
+        """Txattrwalk: ``new`` becomes the extended attribute ``name``, or the list of all attributes."""
         self.call(T.XATTRWALK, p9.xattrwalk(fid, new, name))
         self.fids.add(new)
 
@@ -489,7 +509,7 @@ class RawDriver:
         self.fids.discard(fid)
 
     def clunk_all(self) -> None:
-        """Clunk every fid of this session, the last one first, as a kernel's umount does."""
+        """Clunk every fid of this session, the highest first, as a kernel's umount does."""
         for fid in sorted(self.fids, reverse=True):
             self.clunk(fid)
 
@@ -499,7 +519,7 @@ class RawDriver:
 
 
 def make_files(folder: Path, count: int) -> list[str]:
-    """Some small files on the host, to open; returns their names."""
+    """Create ``count`` small files on the host; returns their names."""
     names = [f"file{number}" for number in range(count)]
     for name in names:
         (folder / name).write_text(name)

@@ -12,24 +12,25 @@ from enum import IntEnum
 from harness.errors import Violation
 
 NOFID = 0xFFFFFFFF
-#: The protocols that QEMU speaks.
+#: The protocol versions that QEMU supports.
 VERSION, UNIX_VERSION = "9P2000.L", "9P2000.u"
 #: ``P9_GETATTR_BASIC``; the lock type ``P9_LOCK_TYPE_RDLCK``; ``AT_REMOVEDIR``.
 _ATTRIBUTES, _READ_LOCK, REMOVEDIR = 0x7FF, 0, 0x200
 _WHOLE_FILE = (0, 0)
 
-#: What Topen opens for, and what Tcreate makes (QEMU: ``hw/9pfs/9p.c``, ``Oread``, ``P9_STAT_MODE_DIR``, …).
+#: The modes of Topen, and the file types of Tcreate (QEMU: ``hw/9pfs/9p.c``, ``Oread``, ``P9_STAT_MODE_DIR``,
+#: …).
 OREAD, OWRITE, ORDWR, OTRUNC = 0, 1, 2, 0x10
 DMDIR, DMSYMLINK, DMLINK, DMDEVICE, DMNAMEDPIPE = 0x80000000, 0x2000000, 0x1000000, 0x800000, 0x200000
 
-#: What a message begins with: its size, type and tag; and an Rread, with how many bytes follow.
+#: Bytes of the header of a message (size, type, tag), and of an Rread's header, which also has a count.
 HEADER, READ_HEADER = 7, 11
 #: An entry of an Rreaddir up to its name: the offset of the next entry, and the length of the name.
 _ENTRY = struct.Struct("<13xQxH")
 
 
 class T(IntEnum):
-    """The types of the requests; each answer's is one more."""
+    """The types of requests. The type of an answer is that of its request plus one."""
 
     RLERROR = 7
     STATFS = 8
@@ -88,7 +89,7 @@ def walk(fid: int, new: int, *names: str) -> bytes:
 
 
 def fid(fid: int) -> bytes:
-    """A request that says a fid and no more: Tclunk, Tremove, Tstat, Tstatfs, Treadlink."""
+    """A request that has only a fid: Tclunk, Tremove, Tstat, Tstatfs, Treadlink."""
     return struct.pack("<I", fid)
 
 
@@ -108,12 +109,12 @@ def unix_open(fid: int, mode: int) -> bytes:
 
 
 def create(fid: int, name: str, flags: int = os.O_RDWR) -> bytes:
-    """Tlcreate: the folder ``fid`` becomes the new file."""
+    """Tlcreate: ``fid``, a directory, becomes the new file."""
     return fid_and_name(fid, name) + struct.pack("<III", flags, 0o644, 0)
 
 
 def unix_create(fid: int, name: str, perm: int = 0o644, mode: int = ORDWR, extension: str = "") -> bytes:
-    """Tcreate of 9P2000.u; ``perm`` says what it makes, and ``extension`` where a link leads, say."""
+    """Tcreate of 9P2000.u; ``perm`` has the file type, ``extension`` its data, such as a link's target."""
     return fid_and_name(fid, name) + struct.pack("<IB", perm, mode) + _string(extension)
 
 
@@ -128,7 +129,7 @@ def write(fid: int, offset: int, data: bytes) -> bytes:
 
 
 def fsync(fid: int) -> bytes:
-    """Tfsync, of data and metadata."""
+    """Tfsync of data and metadata."""
     return struct.pack("<II", fid, 0)
 
 
@@ -138,17 +139,17 @@ def getattr_(fid: int) -> bytes:
 
 
 def setattr_(fid: int, mode: int) -> bytes:
-    """Tsetattr, of the mode."""
+    """Tsetattr of the mode."""
     return struct.pack("<IIIIIQQQQQ", fid, 1, mode, 0, 0, 0, 0, 0, 0, 0)
 
 
 def truncate(fid: int, size: int) -> bytes:
-    """Tsetattr, of the size."""
+    """Tsetattr of the size."""
     return struct.pack("<IIIIIQQQQQ", fid, 8, 0, 0, 0, size, 0, 0, 0, 0)
 
 
 def wstat(fid: int, *, name: str = "", mode: int = -1, length: int = -1) -> bytes:
-    """Twstat of 9P2000.u; what is not given stays as it is, and nothing at all means a sync."""
+    """Twstat of 9P2000.u; omitted fields stay unchanged, and a Twstat without any field means a sync."""
     type_dev_and_qid, times, owners = (b"\xff" * size for size in (19, 8, 12))
     stat = type_dev_and_qid + struct.pack("<i", mode) + times + struct.pack("<q", length)
     stat += _string(name) + _string("") * 4 + owners
@@ -161,12 +162,12 @@ def xattrwalk(fid: int, new: int, name: str) -> bytes:
 
 
 def xattrcreate(fid: int, name: str, size: int, flags: int = 0) -> bytes:
-    """Txattrcreate: ``fid`` takes ``size`` bytes by Twrite, and Tclunk sets them."""
+    """Txattrcreate: Twrite on ``fid`` then takes ``size`` bytes, and Tclunk sets the attribute."""
     return fid_and_name(fid, name) + struct.pack("<QI", size, flags)
 
 
 def lock(fid: int) -> bytes:
-    """Tlock: a read lock on the whole file, at once or not."""
+    """Tlock: a read lock on the whole file, non-blocking."""
     return struct.pack("<IBIQQI", fid, _READ_LOCK, 0, *_WHOLE_FILE, 1) + _string("guest")
 
 
@@ -186,7 +187,7 @@ def symlink(folder: int, name: str, target: str) -> bytes:
 
 
 def mknod(folder: int, name: str) -> bytes:
-    """Tmknod, of a plain file: others are refused by QEMUs that have R35 (``images/known-bugs.toml``)."""
+    """Tmknod of a regular file: QEMUs with R35 refuse other types (``images/known-bugs.toml``)."""
     return fid_and_name(folder, name) + struct.pack("<IIII", 0o100644, 0, 0, 0)
 
 
@@ -201,7 +202,7 @@ def rename(fid: int, folder: int, name: str) -> bytes:
 
 
 def renameat(folder: int, old: str, new: str, new_folder: int | None = None) -> bytes:
-    """Trenameat, inside one folder where no other is given."""
+    """Trenameat; within ``folder`` unless ``new_folder`` is given."""
     return fid_and_name(folder, old) + fid_and_name(folder if new_folder is None else new_folder, new)
 
 
@@ -228,7 +229,7 @@ def entries(listing: bytes) -> list[tuple[str, int]]:
 
 
 def fid_and_name(fid: int, name: str) -> bytes:
-    """How many bodies begin."""
+    """The beginning of many request bodies: a fid and a name."""
     return struct.pack("<I", fid) + _string(name)
 
 

@@ -94,7 +94,7 @@ def _agreed(request: pytest.FixtureRequest, testbed: Testbed, *names: str) -> li
     matrix = request.config.stash[MATRIX]
     kernel, machine = (request.getfixturevalue(axis) for axis in ("kernel_name", "machine_name"))
     cells = [matrix.cell(name, kernel, machine) for name in names]
-    testbed.agree_with(*(cell.capabilities for cell in cells))
+    testbed.use_common_machine_type(*(cell.capabilities for cell in cells))
     return [cell.qemu for cell in sorted(cells, key=lambda cell: cell.capabilities.version)]
 
 

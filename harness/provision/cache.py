@@ -121,12 +121,12 @@ class Cache:
             parent = self._folder("tmp")
             _remove_abandoned(parent)
             folder = Path(tempfile.mkdtemp(prefix="fill-", dir=parent))
-            lock = reaper.own(folder)
+            lock = reaper.lock_folder(folder)
             try:
                 yield folder
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
-                reaper.disown(lock)
+                reaper.unlock(lock)
 
     def _folder(self, name: str) -> Path:
         """The folder ``name``, made if it is missing; other users get no access to it or to the cache."""
@@ -211,6 +211,6 @@ def _read_text(path: Path) -> str:
 def _remove_abandoned(parent: Path) -> None:
     """Remove the scratch folders whose process is gone."""
     for folder in parent.iterdir():
-        with reaper.abandoned(folder) as gone:
+        with reaper.claim_if_abandoned(folder) as gone:
             if gone:
                 shutil.rmtree(folder, ignore_errors=True)

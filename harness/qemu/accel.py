@@ -1,9 +1,9 @@
-"""Which accelerator really runs a guest here, found out by booting one.
+"""The choice of the accelerator: KVM is used only if a test guest boots under it.
 
-``/dev/kvm`` can exist, open, and create a VM, and a Linux guest can still hang in it for ever; only a
-guest that reached its first process proves an accelerator. The verdict is kept per binary, guest image
-and host. That a guest booted is kept for good; that QEMU or the guest gave up, until the host boots anew or
-has another ``/dev/kvm``; that a guest was not there in time, for an hour, as the host may have been busy.
+``/dev/kvm`` can exist and create a VM in which a Linux guest still hangs, so a guest is booted until it
+starts its first process. The verdict is cached for each binary, guest image and host. A success is kept for
+good. A failure of QEMU or the guest is kept until the host reboots or has another ``/dev/kvm``. A timeout is
+kept for an hour, as the host may have been busy.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from harness.qemu.spec import MachineSpec
 from harness.reaper import RunFolder
 
 KVM = Path("/dev/kvm")
-#: How much more patient to be than with hardware virtualisation. A cold boot takes about 1 s under KVM
-#: and 5 to 6 s under TCG on an idle host; two busy cores double that.
+#: The timeout scale of each accelerator. A cold boot takes about 1 s under KVM and 5 to 6 s under TCG on an
+#: idle host; two busy cores double that.
 TIMEOUT_SCALES = {"kvm": TimeoutScale(1.0), "tcg": TimeoutScale(6.0)}
-#: Seconds in which a guest under KVM must reach its first process before KVM is believed to hang.
+#: Seconds in which the test guest must start its first process; after that, KVM is rejected.
 KVM_DEADLINE_S = 10.0
-#: Seconds for which it is remembered that a guest did not boot in time.
+#: Seconds for which a timeout of the test guest is cached.
 TIMEOUT_KEPT_S = 3600.0
-#: Random, and another with each boot of the host (``man 4 random``).
+#: A random id of the host's boot (``man 4 random``).
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 #: The kernel prints this when it starts PID 1 (kernel: ``init/main.c``, ``run_init_process``).
 _FIRST_PROCESS = "Run /init as init process"
@@ -42,21 +42,25 @@ _FIRST_PROCESS = "Run /init as init process"
 
 @dataclass(frozen=True)
 class Accel:
-    """An accelerator, and why it was chosen."""
+    """An accelerator and the reason for choosing it."""
 
     name: str
     reason: str
 
     @property
     def timeout_scale(self) -> TimeoutScale:
-        """How patient to be with guests under it."""
+        """The factor for timeouts of guests under this accelerator."""
         return TIMEOUT_SCALES[self.name]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why a guest cannot run under KVM (``None`` when one did), whether it was only too slow, and since when
-    that is remembered (seconds since the epoch)."""
+    """The result of a test boot under KVM.
+
+    :ivar reason: why guests cannot run under KVM; ``None`` if the test guest booted.
+    :ivar timed_out: whether the test guest was too slow. :ivar at: the time of the boot in seconds since the
+        epoch.
+    """
 
     reason: str | None
     timed_out: bool = False
@@ -67,22 +71,22 @@ def choose(
     wanted: str,
     spec: MachineSpec,
     identity: str,
-    memory: Path,
+    verdicts: Path,
     report: Callable[[str], None] = lambda _: None,
 ) -> Accel:
-    """Decide on ``wanted`` (``auto``, ``kvm`` or ``tcg``).
+    """Choose the accelerator for ``wanted`` (``auto``, ``kvm`` or ``tcg``).
 
-    :param spec: a machine to boot for the proof; its ``accel`` is replaced.
-    :param identity: binary and guest image, for the memory's key.
-    :param memory: the folder in which verdicts are kept.
-    :param report: told when a guest is about to be booted, which takes seconds.
-    :raises UsageError: for an unknown name, or ``kvm`` where no guest runs under it.
+    :param spec: the machine of the test guest; its ``accel`` is replaced.
+    :param identity: identifies binary and guest image, as part of the key of the cached verdict.
+    :param verdicts: the folder with cached verdicts.
+    :param report: called with a message before a guest is booted, which takes seconds.
+    :raises UsageError: for an unknown name, or for ``kvm`` if guests do not run under it.
     """
     if wanted == "tcg":
-        return Accel("tcg", "asked for")
+        return Accel("tcg", "selected by the user")
     if wanted not in ("auto", "kvm"):
         raise UsageError(f"--accel {wanted}: unknown accelerator (auto, kvm or tcg)")
-    reason = why_not_kvm(spec, identity, memory, report)
+    reason = why_not_kvm(spec, identity, verdicts, report)
     if reason is None:
         return Accel("kvm", "a guest booted under it")
     if wanted == "kvm":
@@ -91,29 +95,29 @@ def choose(
 
 
 def why_not_kvm(
-    spec: MachineSpec, identity: str, memory: Path, report: Callable[[str], None] = lambda _: None
+    spec: MachineSpec, identity: str, verdicts: Path, report: Callable[[str], None] = lambda _: None
 ) -> str | None:
-    """Why guests cannot run under KVM, or ``None`` when one did."""
+    """The reason why guests cannot run under KVM, or ``None`` if the test guest booted."""
     if not KVM.exists():
         return f"no {KVM} on this host"
     if not os.access(KVM, os.R_OK | os.W_OK):
         return f"no permission to open {KVM} (is this user in the group kvm?)"
     host = f"{platform.node()} {platform.release()} {_text(Path('/etc/machine-id'))}"
     key = hashlib.sha256(f"{identity}\n{host}".encode()).hexdigest()[:16]
-    file = memory / f"kvm-{key}.json"
-    known = remembered(file)
+    file = verdicts / f"kvm-{key}.json"
+    known = cached_verdict(file)
     if known is not None:
-        return None if known.reason is None else f"{known.reason} (remembered in {file}{_until(known)})"
+        return None if known.reason is None else f"{known.reason} (cached in {file}{_until(known)})"
     report(f"trying KVM: booting a guest, {KVM_DEADLINE_S:.0f} s at the most …")
     verdict = _boot_under_kvm(spec)
-    # A verdict that cannot be kept is found again next time.
+    # If the verdict cannot be written, the next run boots a test guest again.
     with contextlib.suppress(OSError):
-        _remember(file, {**vars(verdict), "host": host, "state": _state(), "at": time.time()})
+        _write_verdict(file, {**vars(verdict), "host": host, "state": _state(), "at": time.time()})
     return verdict.reason
 
 
-def remembered(file: Path) -> Verdict | None:
-    """The verdict in a file of the memory, if it still holds."""
+def cached_verdict(file: Path) -> Verdict | None:
+    """The verdict in ``file``, or ``None`` if there is none or it has expired."""
     try:
         kept = json.loads(file.read_text())
         verdict = Verdict(kept["reason"], kept["timed_out"], kept["at"])
@@ -134,11 +138,11 @@ def _until(known: Verdict) -> str:
 
 
 def _state() -> str:
-    """What a refusal may depend on besides: the boot of the host, and its device (a module loaded anew)."""
+    """The state of the host that a failure may depend on: its boot, and its KVM device."""
     return f"{_text(_BOOT_ID)} {KVM.stat().st_ctime_ns}"
 
 
-def _remember(path: Path, verdict: dict[str, object]) -> None:
+def _write_verdict(path: Path, verdict: dict[str, object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}")
     partial.write_text(json.dumps(verdict) + "\n")
@@ -168,7 +172,7 @@ def _boot_under_kvm(spec: MachineSpec) -> Verdict:
             )
         except HarnessError as exc:
             lines = machine.kernel_log.tail(1)
-            seen = f"the guest's last words were {lines[0]!r}" if lines else "the guest printed nothing"
+            seen = f"the last line of its console is {lines[0]!r}" if lines else "the guest printed nothing"
             reason = f"a guest did not boot under it: {exc.message.split(';')[0]}, {seen}"
             return Verdict(reason, timed_out=isinstance(exc, WaitTimeout))
         finally:

@@ -1,8 +1,8 @@
-"""gdb's backtrace of a QEMU: of one that crashed, from its core file, or of one that hangs, from the process.
+"""gdb's backtrace of a QEMU that crashed (from its core file) or that hangs (from the process).
 
-An unpacked release is started by its own dynamic loader, which gdb then takes for the whole program: without
-QEMU's file gdb can neither name its functions nor unwind through them. Which file that is, and where it is
-mapped, is read from the core file (``NT_FILE``, see kernel ``fs/binfmt_elf.c``, ``fill_files_note``) or from
+An unpacked release is started by its own dynamic loader, which gdb takes for the program. Without QEMU's file
+gdb can neither name QEMU's functions nor unwind through them. The file and the address where it is mapped are
+read from the core file (``NT_FILE``, see kernel ``fs/binfmt_elf.c``, ``fill_files_note``) or from
 ``/proc/PID/maps``.
 """
 
@@ -24,15 +24,15 @@ from elftools.elf.segments import NoteSegment
 
 from harness.qemu.binary import PROGRAM, QemuInstall
 
-#: Seconds. The second is for a gdb that fetches debug information from a server first.
+#: Seconds. The second is for a gdb that first downloads debug information from a server.
 _TIMEOUT_S, _FETCHING_TIMEOUT_S = 60, 180
-#: Set by users who have a server for debug information (``man 8 debuginfod``).
+#: The environment variable with the servers for debug information (``man 8 debuginfod``).
 _SERVERS = "DEBUGINFOD_URLS"
 _FRAMES = 40
-#: A frame for which gdb knows neither a function nor a library.
-_NAMELESS = re.compile(r"^#\d+ +0x([0-9a-f]+) in \?\? \(\)$", re.MULTILINE)
+#: A frame without a function or library name.
+_UNNAMED_FRAME = re.compile(r"^#\d+ +0x([0-9a-f]+) in \?\? \(\)$", re.MULTILINE)
 _CORE_PATTERN = Path("/proc/sys/kernel/core_pattern")
-#: The backtrace of the thread that matters comes before those of all: checkers quote its beginning.
+#: gdb commands. The backtrace of the relevant thread comes first, because checkers quote the beginning.
 _CRASHED = (f"backtrace {_FRAMES}",)
 _HANGS = ("thread 1", f"backtrace {_FRAMES}")
 _ALL = ("info threads", f"thread apply all backtrace {_FRAMES}")
@@ -40,7 +40,7 @@ _ALL = ("info threads", f"thread apply all backtrace {_FRAMES}")
 
 @dataclass(frozen=True)
 class _Mapping:
-    """A part of a file in a process's memory, from address ``start`` to ``end``."""
+    """A part of a file that is mapped in a process, from address ``start`` to ``end``."""
 
     start: int
     end: int
@@ -48,22 +48,23 @@ class _Mapping:
 
 
 def collect(install: QemuInstall, folder: Path, pid: int, number: int, to: Path) -> bool:
-    """Write the backtraces of a QEMU that a signal ended to ``to``, and remove its core file.
+    """Write the backtraces of a QEMU that was killed by a signal to ``to``, and remove its core file.
 
-    The first is that of the thread that crashed. Without a core file, or without gdb, ``to`` says so.
+    The backtrace of the thread that crashed comes first. If there is no core file or no gdb, ``to`` has the
+    reason.
 
-    :param folder: the working directory that it had. :param number: the signal.
+    :param folder: QEMU's working directory. :param pid: its process id. :param number: the signal.
     :returns: whether there is a backtrace.
     """
     cores = _cores(folder, pid)
     try:
         if number == signal.SIGKILL:
-            return _none(
+            return _no_backtrace(
                 to, "SIGKILL leaves no core file; the kernel sends it when memory is short (see dmesg)"
             )
         if not cores:
             where = f"no core file in {folder} (kernel.core_pattern is {_core_pattern()!r})"
-            return _none(to, where)
+            return _no_backtrace(to, where)
         core = cores[-1]
         return _run(install, _mappings_of_core(core), ("-core", str(core)), (*_CRASHED, *_ALL), to)
     finally:
@@ -72,14 +73,16 @@ def collect(install: QemuInstall, folder: Path, pid: int, number: int, to: Path)
 
 
 def attach(install: QemuInstall, pid: int, to: Path) -> bool:
-    """The same of a QEMU that runs, and does not do what it should; its main thread comes first.
+    """Write the backtraces of a running QEMU, such as one that hangs, to ``to``; its main thread comes first.
 
-    The process is stopped meanwhile. Where gdb must not trace it, ``to`` says so (``man 2 ptrace``).
+    gdb stops the process meanwhile. If gdb may not trace it (``man 2 ptrace``), ``to`` has the reason.
+
+    :returns: whether there is a backtrace.
     """
     return _run(install, _mappings_of(pid), ("-p", str(pid)), (*_HANGS, *_ALL, "detach"), to)
 
 
-def _none(to: Path, why: str) -> bool:
+def _no_backtrace(to: Path, why: str) -> bool:
     to.write_text(f"no backtrace: {why}\n")
     return False
 
@@ -92,10 +95,10 @@ def _core_pattern() -> str:
 
 
 def _cores(folder: Path, pid: int) -> list[Path]:
-    """The core files of process ``pid``, which worked in ``folder`` (``man 5 core``).
+    """The core files of process ``pid``, whose working directory was ``folder`` (``man 5 core``).
 
-    A folder that is not the machine's own may have other processes' cores: only a file with the pid in its
-    name is taken from there.
+    If core files are written to another folder, only those with the pid in their name are returned, as it may
+    have core files of other processes.
     """
     pattern = _core_pattern()
     if pattern.startswith("|"):
@@ -103,13 +106,16 @@ def _cores(folder: Path, pid: int) -> list[Path]:
     place = folder / Path(pattern).parent
     name = Path(pattern).name.replace("%p", str(pid))
     glob = re.sub(r"%.", "*", name) + "*"  # The kernel may add the pid (kernel.core_uses_pid).
-    ours = Path(pattern).is_absolute()
+    shared = Path(pattern).is_absolute()
     found = sorted(place.glob(glob)) if place.is_dir() else []
-    return [path for path in found if not ours or str(pid) in re.findall(r"\d+", path.name)]
+    return [path for path in found if not shared or str(pid) in re.findall(r"\d+", path.name)]
 
 
 def _mappings_of(pid: int) -> list[_Mapping]:
-    """What is in ``/proc/PID/maps`` (``man 5 proc``): address, permissions, offset, device, inode, path."""
+    """The mapped files of a process, from ``/proc/PID/maps``.
+
+    Its fields are address, permissions, offset, device, inode, path (``man 5 proc``).
+    """
     found = []
     try:
         lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
@@ -124,7 +130,7 @@ def _mappings_of(pid: int) -> list[_Mapping]:
 
 
 def _mappings_of_core(core: Path) -> list[_Mapping]:
-    """The same of a process that left a core file; nothing for one that cannot be read."""
+    """The mapped files of a process that left a core file; empty if the core file cannot be read."""
     found = []
     try:
         with core.open("rb") as file:
@@ -149,10 +155,10 @@ def _run(
     commands: tuple[str, ...],
     to: Path,
 ) -> bool:
-    """Let gdb write what ``commands`` print to ``to``, after lines of ours."""
+    """Run gdb with ``commands`` and write its output to ``to``, after notes of the harness."""
     gdb = shutil.which("gdb")
     if gdb is None:
-        return _none(to, "no gdb on PATH")
+        return _no_backtrace(to, "no gdb on PATH")
     own = [mapping for mapping in mapped if mapping.path == os.path.realpath(install.binary)]
     program = os.path.realpath(install.command[0])
     if not any(mapping.path == program for mapping in mapped):  # A script started it.
@@ -164,12 +170,12 @@ def _run(
     argv = [*_words("-ex", ("set pagination off", "set confirm off", *adding, *commands)), *subject]
     if program:
         argv += ["-se", program]
-    text, notes = _said(gdb, argv)
+    text, notes = _gdb_output(gdb, argv)
     if not re.search(r"^#0 ", text, re.MULTILINE):
-        to.write_text(f"no backtrace: {'; '.join(notes) or 'gdb gave none'}\n{text}")
+        to.write_text(f"no backtrace: {'; '.join(notes) or 'gdb printed none'}\n{text}")
         return False
-    if any(m.start <= int(address, 16) < m.end for address in _NAMELESS.findall(text) for m in own):
-        notes.append(_who_gives_names(install))
+    if any(m.start <= int(address, 16) < m.end for address in _UNNAMED_FRAME.findall(text) for m in own):
+        notes.append(_advice_on_symbols(install))
     to.write_text("".join(f"note: {note}\n" for note in notes) + text)
     return True
 
@@ -178,15 +184,15 @@ def _words(option: str, commands: tuple[str, ...]) -> list[str]:
     return [word for command in commands for word in (option, command)]
 
 
-def _said(gdb: str, argv: list[str]) -> tuple[str, list[str]]:
-    """gdb's output, and what went wrong. Debug information is fetched only for those who have a server."""
+def _gdb_output(gdb: str, argv: list[str]) -> tuple[str, list[str]]:
+    """gdb's output and notes on problems. Debug information is downloaded only if a server is configured."""
     notes = []
     if os.environ.get(_SERVERS):
         fetching = [gdb, "-nx", "-batch", "-iex", "set debuginfod enabled on", *argv]
         text, complaint = _output(fetching, _FETCHING_TIMEOUT_S)
         if not complaint:
             return text, []
-        notes.append(f"{complaint}, with debug information from {_SERVERS}; this is without")
+        notes.append(f"{complaint} with debug information from {_SERVERS}; this backtrace is without it")
     text, complaint = _output([gdb, "-nx", "-batch", *argv], _TIMEOUT_S, {_SERVERS: ""})
     return text, [*notes, *filter(None, [complaint])]
 
@@ -215,11 +221,13 @@ def _text(output: bytes | None) -> str:
     return (output or b"").decode("utf-8", "replace")
 
 
-def _who_gives_names(install: QemuInstall) -> str:
+def _advice_on_symbols(install: QemuInstall) -> str:
     flavours = [f"--qemu {name}" for name in install.unstripped]
     if flavours:
-        return f"this QEMU is stripped, so functions lack names; {' or '.join(flavours)} gives all of them"
+        return (
+            f"this QEMU is stripped, so function names are missing; {' or '.join(flavours)} has all of them"
+        )
     return (
-        "this QEMU is stripped, so functions lack names; "
-        "a flavour that is built from source, like 7.2-src or 7.2-asan, gives all of them"
+        "this QEMU is stripped, so function names are missing; "
+        "a flavour that is built from source, such as 7.2-src or 7.2-asan, has all of them"
     )

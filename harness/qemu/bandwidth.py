@@ -1,4 +1,4 @@
-"""How fast a machine's migration stream may flow, in whatever words this QEMU has for it."""
+"""The bandwidth limit of a machine's migration, set in the way that this QEMU supports."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ if TYPE_CHECKING:
     from harness.qemu.machine import Machine
 
 _PARAMETER = "max-bandwidth"
-#: What a QEMU that does not tell begins with, bytes a second (QEMU 2.5: ``migration/migration.c``,
-#: ``MAX_THROTTLE``).
+#: The default limit of a QEMU that does not report it, in bytes per second (QEMU 2.5:
+#: ``migration/migration.c``, ``MAX_THROTTLE``).
 _DEFAULT = 32 << 20
 
 
 def bandwidth(machine: Machine) -> int:
-    """The limit in bytes a second; of a QEMU before 2.8, the one that it begins with."""
+    """The limit in bytes per second; the default limit for a QEMU before 2.8, which does not report it."""
     return int(machine.qmp.execute("query-migrate-parameters").get(_PARAMETER, _DEFAULT))
 
 
 def limit_bandwidth(machine: Machine, limit: int) -> None:
-    """Limit the stream to so many bytes a second.
+    """Limit the migration to ``limit`` bytes per second.
 
-    A parameter since 2.8, and a command before (``migrate_set_speed``, until 6.0).
+    It is a migration parameter since 2.8. Before that it is the command ``migrate_set_speed`` (removed in
+    6.0).
     """
     try:
         machine.qmp.execute("migrate-set-parameters", {_PARAMETER: limit})

@@ -1,6 +1,6 @@
-"""One QEMU binary: how to start it, where its firmware is, and what it can do.
+"""A QEMU binary: how to start it, where its firmware is, and what it supports.
 
-Everything is asked of the binary itself (``--version``, ``-machine help``, ``-device help``, ``-L help``),
+All of this is probed by running the binary (``--version``, ``-machine help``, ``-device help``, ``-L help``),
 never looked up by version.
 """
 
@@ -19,24 +19,25 @@ from pathlib import Path
 from harness.errors import SetupError, Unsupported, UsageError
 from harness.qemu import sanitizers
 
-#: A file of QEMU's firmware without which no PC boots (QEMU: ``pc-bios/``, ``hw/i386/x86.c``).
+#: The firmware file that every PC needs (QEMU: ``pc-bios/``, ``hw/i386/x86.c``).
 FIRMWARE = "bios-256k.bin"
-#: What QEMU puts in front of a kernel that is not packed (QEMU: ``pc-bios/optionrom/pvh.S``).
+#: The option ROM that boots an uncompressed kernel (QEMU: ``pc-bios/optionrom/pvh.S``).
 _PVH = "pvh.bin"
 PROGRAM = "qemu-system-x86_64"
-#: What is preloaded to profile a QEMU's heap: jemalloc, as Debian's libjemalloc2 names it.
+#: The library that is preloaded to profile QEMU's heap: jemalloc, as named in Debian's libjemalloc2.
 HEAP_LIBRARY = "libjemalloc.so.2"
-#: The property of ``ICH9-LPC`` for it, since 6.1 (QEMU: ``hw/acpi/ich9.c``).
+#: The property of ``ICH9-LPC`` for ACPI hotplug behind root ports, since 6.1 (QEMU: ``hw/acpi/ich9.c``).
 ACPI_ROOT_PORTS = "acpi-pci-hotplug-with-bridge-support"
 _PROBE_TIMEOUT_S = 60
-#: A machine without anything, and an option that ends it once the others have been acted upon.
-_NOTHING = ("-machine", "none", "-nodefaults", "-display", "none")
-_END = ("-device", "harness-ends-here")
-_IN_QUESTION = (
+#: A machine without devices, and an option whose error makes QEMU exit after it has processed the others.
+_EMPTY_MACHINE = ("-machine", "none", "-nodefaults", "-display", "none")
+_EXIT = ("-device", "harness-ends-here")
+#: Options that not every QEMU knows.
+_PROBED_OPTIONS = (
     *("-chardev", f"null,id=log,logfile={os.devnull}"),
     *("-netdev", "user,id=net,hostfwd=tcp:127.0.0.1:0-:22"),
 )
-#: Where a Linux host keeps the libraries of its own programs (Debian and multiarch; Fedora; the rest).
+#: The library folders of a Linux host (Debian with multiarch; Fedora; others).
 HOST_LIBRARIES = tuple(
     Path(folder) for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/local/lib", "/usr/lib")
 )
@@ -44,17 +45,23 @@ HOST_LIBRARIES = tuple(
 
 @dataclass(frozen=True)
 class QemuInstall:
-    """How to start one QEMU.
+    """How to start a QEMU.
 
-    ``name`` is what the user called it; ``binary`` the ELF file, or a script that starts it; ``command`` what
-    to execute (for an unpacked release its own dynamic loader, the library path, and the binary);
-    ``arguments`` follow the command on every call (firmware folders); ``key`` identifies the content for
-    caches; ``libraries`` are the folders that its shared libraries come from (of a script, none are known);
-    ``profilers`` are further libraries that may profile its heap (:mod:`harness.leaks.heap_profile`);
-    ``sanitized``: it was built with AddressSanitizer; ``chardev_logs``: ``-chardev`` has ``logfile`` and
-    ``append`` (since 2.6); ``any_port``: ``hostfwd`` takes port 0, for any that is free; ``boots_elf``:
-    ``-kernel`` takes one that is not packed (since 4.0); ``unstripped``: names of provisioned QEMUs of
-    the same release that have symbols.
+    :ivar name: the name or path that the user gave.
+    :ivar binary: the ELF file, or a script that starts QEMU.
+    :ivar command: what to execute; for an unpacked release its own dynamic loader, the library path and the
+        binary.
+    :ivar arguments: arguments that follow the command on every call, such as firmware folders.
+    :ivar environment: variables to add to the environment.
+    :ivar origin: ``path`` for a QEMU of the user, else how it was provisioned.
+    :ivar key: identifies the content of the binary, for caches.
+    :ivar libraries: the folders of its shared libraries; empty for a script.
+    :ivar profilers: further libraries that may profile its heap (:mod:`harness.leaks.heap_profile`).
+    :ivar sanitized: whether it was built with AddressSanitizer.
+    :ivar chardev_logs: whether ``-chardev`` has ``logfile`` and ``append`` (since 2.6).
+    :ivar any_port: whether ``hostfwd`` accepts port 0, for any free port.
+    :ivar boots_elf: whether ``-kernel`` accepts an uncompressed kernel (since 4.0).
+    :ivar unstripped: the names of provisioned QEMUs of the same release that have symbols.
     """
 
     name: str
@@ -79,9 +86,11 @@ class QemuInstall:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a binary said of itself; ``version`` is ``(major, minor, micro)``, ``banner`` its first line.
+    """What a binary supports, according to itself.
 
-    ``acpi_root_ports``: Q35 has ACPI hotplug behind root ports as well, and a property to switch it off.
+    :ivar banner: the first line of ``--version``. :ivar version: ``(major, minor, micro)``.
+    :ivar machines: its machine types. :ivar devices: its devices.
+    :ivar acpi_root_ports: whether Q35 has ACPI hotplug behind root ports, and a property to switch it off.
     """
 
     banner: str
@@ -113,10 +122,11 @@ class Capabilities:
 
 
 def from_path(path: Path, data: Path | None = None) -> QemuInstall:
-    """The QEMU at ``path``: installed, or in a build tree, whose firmware is then found beside it.
+    """The QEMU at ``path``: installed, or in a build tree, whose firmware is used.
 
-    :param data: the folder with its firmware (QEMU's ``-L``), where it is elsewhere.
-    :raises UsageError: when it is missing, not executable, not QEMU, or has no firmware.
+    :param data: the folder with its firmware (QEMU's ``-L``), if it is elsewhere.
+    :raises UsageError: when the file is missing, not executable or not QEMU.
+    :raises SetupError: when no firmware is found.
     """
     name = str(path)
     if not path.exists():
@@ -129,16 +139,17 @@ def from_path(path: Path, data: Path | None = None) -> QemuInstall:
     if _is_elf(path):
         install = QemuInstall(name=name, binary=path, command=(str(path),), key=content_key(path))
     else:
-        # What a script starts may need another libc than this host's: nothing of ours can be preloaded there.
+        # The program that a script starts may use another libc than the host's, so no library can be
+        # preloaded.
         key = _key_of_script(path)
         install = QemuInstall(name=name, binary=path, command=(str(path),), key=key, libraries=())
     read_banner(install)
-    install = replace(install, arguments=_given(data) if data else _firmware_arguments(install))
+    install = replace(install, arguments=_data_arguments(data) if data else _firmware_arguments(install))
     return examined(install)
 
 
 def examined(install: QemuInstall) -> QemuInstall:
-    """The same QEMU, with what its binary shows: whether it has a sanitizer, and which options it lacks."""
+    """``install`` with the probed facts: whether it has a sanitizer, and which options it supports."""
     if sanitizers.is_sanitized(install.binary):
         options = {**install.environment, **sanitizers.environment()}
         install = replace(install, sanitized=True, environment=options)
@@ -146,29 +157,30 @@ def examined(install: QemuInstall) -> QemuInstall:
 
 
 def _with_options(install: QemuInstall) -> QemuInstall:
-    """Start it with the options in question; its complaint tells.
+    """``install`` with the options that it supports, found by starting it with all of them.
 
-    Options are read before anything is made of them, so a QEMU that does not know ``logfile`` complains of
-    that alone; it is older than port 0, too. With both it ends at a device that does not exist.
+    QEMU parses all options before it processes any, so one that does not know ``logfile`` reports only that;
+    such a QEMU does not accept port 0 either. A QEMU that supports both fails at the device that does not
+    exist.
     """
-    _, _, said = _begin(install, *_IN_QUESTION)
-    logs = "logfile" not in said
-    any_port = logs and "forwarding rule" not in said
+    _, _, errors = _run_empty_machine(install, *_PROBED_OPTIONS)
+    logs = "logfile" not in errors
+    any_port = logs and "forwarding rule" not in errors
     boots_elf = any((folder / _PVH).exists() for folder in _data(install))
     return replace(install, chardev_logs=logs, any_port=any_port, boots_elf=boots_elf)
 
 
 def on_path(data: Path | None = None) -> QemuInstall | None:
-    """The ``qemu-system-x86_64`` on PATH, if there is one.
+    """The ``qemu-system-x86_64`` on PATH, or ``None``.
 
-    :param data: see :func:`from_path`. :raises UsageError: when there is one that is no QEMU.
+    :param data: see :func:`from_path`. :raises UsageError: when that file is not a QEMU.
     """
     found = shutil.which(PROGRAM)
     return from_path(Path(found), data) if found else None
 
 
 def content_key(path: Path) -> str:
-    """A short content hash of a binary, to key what is remembered about it."""
+    """A short hash of a file's content, for the keys of caches."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
@@ -179,16 +191,16 @@ def _is_elf(path: Path) -> bool:
 
 
 def _key_of_script(path: Path) -> str:
-    """Of a script that starts QEMU: its own content, and that of every file that it names."""
+    """A hash of a script that starts QEMU, and of every file that the script names."""
     named = [Path(word) for word in re.findall(r"/[^\s\"':;]+", path.read_text(errors="replace"))]
     keys = [content_key(file) for file in (path, *named) if file.is_file()]
     return hashlib.sha256(" ".join(keys).encode()).hexdigest()[:16]
 
 
 def probe(install: QemuInstall) -> Capabilities:
-    """Ask the binary for its version, machine types and devices.
+    """Probe the binary's version, machine types and devices.
 
-    :raises UsageError: when it does not answer as a QEMU does.
+    :raises UsageError: when its answers are not those of a QEMU.
     """
     banner, version = read_banner(install)
     machines = frozenset(
@@ -200,34 +212,34 @@ def probe(install: QemuInstall) -> Capabilities:
 
 
 def require_options(install: QemuInstall, *arguments: str) -> None:
-    """:raises Unsupported: with QEMU's own words, when it does not know one of these options."""
-    _, _, said = _begin(install, *arguments)
-    unknown = re.search(r"^.*(invalid option|Invalid parameter '[^']*')$", said, re.MULTILINE)
+    """:raises Unsupported: with QEMU's message, when it does not know one of these options."""
+    _, _, errors = _run_empty_machine(install, *arguments)
+    unknown = re.search(r"^.*(invalid option|Invalid parameter '[^']*')$", errors, re.MULTILINE)
     if unknown is not None:
         raise Unsupported(f"this QEMU: {unknown[0]}")
 
 
 def require_property(install: QemuInstall, device: str, name: str) -> None:
-    """:raises Unsupported: when its ``device`` has no property of that ``name``."""
+    """:raises Unsupported: when its ``device`` has no property ``name``."""
     if name not in _ask(install, "-device", f"{device},help"):
         raise Unsupported(f"this QEMU's {device} has no property {name}")
 
 
 def properties(install: QemuInstall, device: str) -> frozenset[str]:
-    """The properties that its ``device`` has."""
+    """The names of the properties of ``device``."""
     return frozenset(re.findall(r"^ *(?:\S+\.)?([\w-]+)=<", _ask(install, "-device", f"{device},help"), re.M))
 
 
 def require_named_fds(install: QemuInstall) -> None:
-    """:raises Unsupported: when ``fd:`` of an incoming migration takes numbers alone (before 4.1)."""
+    """:raises Unsupported: when ``fd:`` of an incoming migration accepts only numbers (before 4.1)."""
     name = "harness-has-none"
-    _, _, said = _call(install, *_NOTHING, "-incoming", f"fd:{name}")
-    if f"'{name}'" not in said:
-        raise Unsupported("this QEMU's incoming fd: takes no name of a descriptor")
+    _, _, errors = _call(install, *_EMPTY_MACHINE, "-incoming", f"fd:{name}")
+    if f"'{name}'" not in errors:
+        raise Unsupported("this QEMU's -incoming fd: accepts no named file descriptor")
 
 
 def has_memory_backend(install: QemuInstall) -> bool:
-    """Whether the guest's memory can be an object of ours (``-machine memory-backend=``, since 5.0)."""
+    """Whether the guest's memory can be a memory backend object (``-machine memory-backend=``, since 5.0)."""
     try:
         return "memory-backend" in _ask(install, "-machine", "none,help")
     except UsageError:
@@ -237,7 +249,7 @@ def has_memory_backend(install: QemuInstall) -> bool:
 def read_banner(install: QemuInstall) -> tuple[str, tuple[int, int, int]]:
     """The first line of ``--version`` and the version in it.
 
-    :raises UsageError: when it is not the line of a QEMU system emulator.
+    :raises UsageError: when it is not that of a QEMU system emulator.
     """
     answer = _ask(install, "--version")
     banner = answer.splitlines()[0].strip() if answer.strip() else ""
@@ -250,23 +262,29 @@ def read_banner(install: QemuInstall) -> tuple[str, tuple[int, int, int]]:
 
 
 def _ask(install: QemuInstall, *arguments: str) -> str:
-    """What it prints; a QEMU up to some release after 2.11 prints its help on stderr."""
-    code, output, complaint = _call(install, *arguments)
+    """The output of QEMU; old releases (2.11 and some after it) print help on stderr.
+
+    :raises UsageError: when it fails.
+    """
+    code, output, errors = _call(install, *arguments)
     if code == 0:
-        return output or complaint
-    complaint = complaint.strip() or output.strip()
-    last = complaint.splitlines()[-1] if complaint else "it printed nothing"
+        return output or errors
+    message = errors.strip() or output.strip()
+    last = message.splitlines()[-1] if message else "it printed nothing"
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
     raise UsageError(f"--qemu {install.name}: '{' '.join(arguments)}' {how}: {last}")
 
 
-def _begin(install: QemuInstall, *arguments: str) -> tuple[int, str, str]:
-    """:func:`_call` of a machine without anything that has these options, and ends at once."""
-    return _call(install, *_NOTHING, *arguments, *_END)
+def _run_empty_machine(install: QemuInstall, *arguments: str) -> tuple[int, str, str]:
+    """:func:`_call` with an empty machine and ``arguments``; it exits at once."""
+    return _call(install, *_EMPTY_MACHINE, *arguments, *_EXIT)
 
 
 def _call(install: QemuInstall, *arguments: str) -> tuple[int, str, str]:
-    """How it ends, and what it prints on stdout and stderr."""
+    """Run QEMU; returns its exit status, stdout and stderr.
+
+    :raises UsageError: when it cannot be executed, or does not end.
+    """
     try:
         answer = subprocess.run(
             install.argv(*arguments),
@@ -278,40 +296,44 @@ def _call(install: QemuInstall, *arguments: str) -> tuple[int, str, str]:
         )
     except subprocess.TimeoutExpired as exc:
         raise UsageError(
-            f"--qemu {install.name}: '{' '.join(arguments)}' gave no answer in {_PROBE_TIMEOUT_S} s"
+            f"--qemu {install.name}: '{' '.join(arguments)}' did not end within {_PROBE_TIMEOUT_S} s"
         ) from exc
     except OSError as exc:
         raise UsageError(f"--qemu {install.name}: cannot be executed: {exc.strerror}") from exc
-    output, complaint = (stream.decode("utf-8", "replace") for stream in (answer.stdout, answer.stderr))
-    return answer.returncode, output, complaint
+    output, errors = (stream.decode("utf-8", "replace") for stream in (answer.stdout, answer.stderr))
+    return answer.returncode, output, errors
 
 
-def _given(data: Path) -> tuple[str, ...]:
+def _data_arguments(data: Path) -> tuple[str, ...]:
     if not (data / FIRMWARE).exists():
-        raise UsageError(f"--qemu-data {data}: no firmware ({FIRMWARE}) there; give QEMU's pc-bios folder")
+        raise UsageError(f"--qemu-data {data}: no firmware ({FIRMWARE}) in it; give QEMU's pc-bios folder")
     return "-L", str(data.absolute())
 
 
 def _firmware_arguments(install: QemuInstall) -> tuple[str, ...]:
-    """``-L`` with the firmware's folder, when the binary does not find it by itself."""
+    """``-L`` with the firmware's folder; empty if the binary finds its firmware without it."""
     own = _data(install)
     if any((folder / FIRMWARE).exists() for folder in own):
         return ()
-    # A build tree: build/qemu-system-x86_64 or, of old, build/x86_64-softmmu/qemu-system-x86_64.
+    # A build tree: build/qemu-system-x86_64 or, in old releases, build/x86_64-softmmu/qemu-system-x86_64.
     here = install.binary.resolve().parent
     candidates = [parent / "pc-bios" for parent in (here, here.parent, here.parent.parent)]
-    # Installed (Debian: seabios has a folder of its own), and too old to tell.
+    # An installed QEMU that is too old for "-L help" (on Debian seabios has its own folder).
     candidates += [here.parent / "share" / name for name in ("qemu", "seabios")]
     for folder in candidates:
         if (folder / FIRMWARE).exists():
             return ("-L", str(folder))
     looked = ", ".join(str(folder) for folder in [*own, *candidates])
     raise SetupError(
-        f"--qemu {install.name}: no firmware ({FIRMWARE}); looked in {looked}; --qemu-data DIR names another"
+        f"--qemu {install.name}: no firmware ({FIRMWARE}); looked in {looked}; "
+        "give its folder with --qemu-data DIR"
     )
 
 
 def _data(install: QemuInstall) -> list[Path]:
-    """Where it looks for firmware; a QEMU before 2.6 or so takes ``help`` for a folder, and ends."""
-    code, output, _ = _begin(install, "-L", "help")
+    """The folders in which QEMU looks for firmware; empty for a QEMU before about 2.6.
+
+    Such a QEMU takes ``help`` for a folder, and fails.
+    """
+    code, output, _ = _run_empty_machine(install, "-L", "help")
     return [Path(line.strip()) for line in output.splitlines() if line.strip()] if code == 0 else []

@@ -1,4 +1,4 @@
-"""The end of a device, as QEMU reports it: two DEVICE_DELETED events, and no object left."""
+"""The deletion of a device, as QEMU reports it: two DEVICE_DELETED events, and no QOM object left."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ PERIPHERAL = "/machine/peripheral"
 
 
 class Deletion:
-    """Watches for the end of one virtio-9p-pci device; armed when made, so make it before the command.
+    """Observes the deletion of one virtio-9p-pci device; create it before the command that deletes it.
 
-    One unplug gives DEVICE_DELETED twice, first for the device's ``virtio-backend``, an object of its own
-    (QEMU: ``hw/core/qdev.c``, ``device_unparent``; a listener counts paths, as that event has no ``device``).
+    An unplug emits DEVICE_DELETED twice, first for the device's ``virtio-backend``, which is an object of its
+    own (QEMU: ``hw/core/qdev.c``, ``device_unparent``). The events are matched by path, as that one has no
+    ``device``.
     """
 
     def __init__(self, machine: Machine, device_id: str) -> None:
@@ -32,17 +33,17 @@ class Deletion:
         self.close()
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Stop listening."""
         self._events.close()
 
     @property
     def seen(self) -> list[str]:
-        """The QOM paths, of the device and its backend, that were reported deleted so far, in that order."""
+        """The QOM paths of the device and its backend that were reported deleted so far, in this order."""
         return [str(e.data["path"]) for e in self._events.events if e.data.get("path") in self._paths]
 
     @property
     def reported(self) -> bool:
-        """Whether both were."""
+        """Whether both were reported deleted."""
         return set(self.seen) == set(self._paths)
 
     def present(self) -> bool:
@@ -52,12 +53,12 @@ class Deletion:
         return any(child["name"] == self._id for child in children)
 
     def confirm(self) -> None:
-        """Both events came: take note that the device is gone.
+        """After both events: check that the device's object is gone, and record the device as deleted.
 
-        :raises Violation: when the object is still there.
+        :raises Violation: when the object still exists.
         """
         if self.present():
-            raise Violation(f"{self._id} was deleted, and {PERIPHERAL} still has it")
+            raise Violation(f"{self._id} was reported deleted, but {PERIPHERAL} still has it")
         self._machine.plugged.discard(self._id)
         self._machine.deleted.add(self._id)
 
@@ -65,7 +66,7 @@ class Deletion:
         """Wait for both events.
 
         :param timeout_s: seconds, before scaling.
-        :raises WaitTimeout: when one of them does not come.
+        :raises WaitTimeout: when one of them does not arrive.
         """
         self._events.wait(
             lambda _: self.reported,
@@ -78,12 +79,13 @@ class Deletion:
         """Wait for both events, and :meth:`confirm`.
 
         :param timeout_s: seconds, before scaling.
-        :raises Violation: when one of them, or the object's end, does not come.
+        :raises Violation: when one of them does not arrive, or the object still exists.
         """
         try:
             self.wait_reported(timeout_s=timeout_s)
         except WaitTimeout as exc:
             raise Violation(
-                f"{self._id} had to go, and only {self.seen} were reported deleted", details=exc.message
+                f"{self._id} was expected to be deleted, but only {self.seen} were reported deleted",
+                details=exc.message,
             ) from exc
         self.confirm()

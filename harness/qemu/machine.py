@@ -1,7 +1,7 @@
-"""A QEMU process: started from a spec, spoken to over QMP, ended on purpose or found dead.
+"""A QEMU process: started from a spec, controlled over QMP, and ended.
 
-What a dead or silent QEMU looks like from outside is a broken socket somewhere; :meth:`Machine.root_cause`
-turns that into the cause.
+A QEMU that crashed or hangs shows up as a broken connection somewhere. :meth:`Machine.root_cause` finds the
+cause behind such a symptom.
 """
 
 from __future__ import annotations
@@ -39,27 +39,29 @@ from harness.qemu.binary import QemuInstall
 from harness.qemu.spec import MachineSpec, Share
 from harness.reaper import RunFolder
 
-#: Seconds that QEMU may take to open its QMP socket, and to end after ``quit``. The guest has no part in
-#: either, so they are not scaled.
+#: Seconds in which QEMU must open its QMP socket, and end after ``quit``. Both are independent of the guest,
+#: so they are not scaled.
 START_TIMEOUT_S = 40.0
 QUIT_TIMEOUT_S = 40.0
-#: Seconds after a broken connection in which the process's own end may still become visible; the
-#: kernel writes a core dump first.
-_POST_MORTEM_S = 5.0
-#: Seconds that the kernel may take for a core file once it has begun: a SIGKILL would cut it short.
+#: Seconds in which the end of the process becomes visible after its connections broke: the kernel writes the
+#: core file first.
+_EXIT_VISIBLE_S = 5.0
+#: Seconds in which the kernel must finish a core file; a SIGKILL would truncate it.
 _CORE_TIMEOUT_S = 60.0
-#: Two threads may start a machine each, and the limit is the process's.
+#: RLIMIT_CORE belongs to the process, and several threads may start machines at the same time.
 _CORE_LIMIT = threading.Lock()
-#: What ``device_add`` says of an id in use (QEMU: ``util/qemu-option.c``), and how many seconds, before
-#: scaling, one that is in use no more may take to be free.
+#: QEMU's error for an id that is in use (QEMU: ``util/qemu-option.c``), and the seconds, before scaling, in
+#: which the id of a deleted device must become free.
 _ID_TAKEN, _ID_TIMEOUT_S = "Duplicate ID", 5.0
 
 
 @dataclass(frozen=True)
 class Wrapping:
-    """What a tool adds to the start of a QEMU: words before its command, variables in its environment.
+    """What a tool adds to the start of QEMU.
 
-    The command must become QEMU by ``exec``, so that the process id stays. ``argv.sh`` goes without.
+    :ivar prefix: words in front of the command. They must replace themselves with QEMU by ``exec``, so that
+        the process id stays the same.
+    :ivar environment: environment variables. ``argv.sh`` has neither of them.
     """
 
     prefix: tuple[str, ...] = ()
@@ -69,10 +71,13 @@ class Wrapping:
 class Machine:
     """One QEMU process.
 
-    Made by :meth:`launch`; ended by :meth:`quit` or :meth:`kill`; :meth:`close` ends it in any case.
+    Start it with :meth:`launch`, and end it with :meth:`quit` or :meth:`kill`; :meth:`close` ends it in any
+    case.
 
-    :ivar qmp: its QMP client, connected.
-    :ivar kernel_log: the guest kernel's console, read from its file.
+    :ivar qmp: the connected QMP client.
+    :ivar kernel_log: the output of the guest kernel's console.
+    :ivar plugged: the ids of the 9p devices that are plugged in; maintained by :mod:`harness.qemu.deletion`.
+    :ivar deleted: the ids of the 9p devices whose deletion was observed; maintained in the same way.
     """
 
     def __init__(
@@ -99,11 +104,9 @@ class Machine:
         self._process: subprocess.Popen[bytes] | None = None
         self._exited = threading.Event()
         self._exit_expected = False
-        #: Whether a SIGKILL was sent by us: one that was not (the kernel's, short of memory) is a death.
+        #: Whether the harness sent SIGKILL. Any other SIGKILL (such as the OOM killer's) counts as a crash.
         self._killed = False
         self._closed = False
-        #: The ids of the 9p devices that are plugged in now, and of those whose end was seen; kept true by
-        #: :mod:`harness.qemu.deletion`.
         self.plugged: set[str] = set(spec.plugged)
         self.deleted: set[str] = set()
 
@@ -124,15 +127,14 @@ class Machine:
         """Start QEMU and connect to its QMP socket.
 
         :param run: the run folder that the process belongs to.
-        :param folder: for its sockets and its disk; it must not exist yet, and lies below ``run``.
-        :param source: for a destination, the machine whose disk it goes on with.
+        :param folder: the folder for its sockets and its disk; it must not exist yet, and be below ``run``.
+        :param source: for a destination of a migration: the source, whose disk is shared.
         :param wrapping: what tools add to the start.
-        :param started: called when there is a process, which takes its time to be ready.
-        :raises UsageError: for a share whose folder is not there.
+        :param started: called when the process was started, before QEMU is ready.
+        :raises UsageError: when the folder of a share does not exist.
         :raises SetupError: when the process cannot be started.
-        :raises QemuDied: when it ended at once, also in the middle of the greeting; the first line has QEMU's
-            own complaint.
-        :raises QmpSilent: when it runs, and its QMP socket does not greet.
+        :raises QemuDied: when QEMU ended at once; the first line of the message has QEMU's own error.
+        :raises QmpSilent: when QEMU runs, but does not open its QMP socket or sends no greeting.
         """
         for share in spec.shares:
             share.check()
@@ -174,7 +176,7 @@ class Machine:
                     stderr=subprocess.STDOUT,
                     cwd=self.folder,
                     env={**run.environment(), **self.spec.qemu.environment, **wrapping.environment},
-                    # Its own session: a Ctrl-C at the terminal is ours to handle, not QEMU's.
+                    # A session of its own, so that Ctrl-C at the terminal does not reach QEMU.
                     start_new_session=True,
                 )
         except OSError as exc:
@@ -198,12 +200,12 @@ class Machine:
 
     @property
     def name(self) -> str:
-        """The machine's actor name in the history."""
+        """The name of the machine: the actor in the history."""
         return self.spec.name
 
     @property
     def pid(self) -> int:
-        """The process id (it may have ended)."""
+        """The process id, also after the process has ended."""
         assert self._process is not None, "not started"
         return self._process.pid
 
@@ -214,22 +216,22 @@ class Machine:
 
     @property
     def returncode(self) -> int | None:
-        """As :attr:`subprocess.Popen.returncode`; ``None`` while it runs."""
+        """As :attr:`subprocess.Popen.returncode`; ``None`` while the process runs."""
         return self._process.returncode if self._process is not None and self._exited.is_set() else None
 
     def watch_process(self) -> None:
-        """:raises QemuDied: when the process ended unasked, or by a signal that was not ours."""
+        """:raises QemuDied: when QEMU ended unexpectedly, or by a signal that the harness did not send."""
         if self._exited.is_set() and (self._crashed or not self._exit_expected):
-            raise self._death()
+            raise self._died()
 
     @property
     def _crashed(self) -> bool:
-        """Whether it ended by a signal that we did not send, even if it had been asked to end."""
+        """Whether a signal that the harness did not send ended it, even if its end was expected."""
         code = self.returncode
         return code is not None and code < 0 and not (self._killed and code == -signal.SIGKILL)
 
     def watch(self) -> None:
-        """:raises QemuDied: when the process ended unasked. :raises GuestPanicked: when the guest did."""
+        """:raises QemuDied: when QEMU ended unexpectedly. :raises GuestPanicked: when the guest panicked."""
         self.watch_process()
         self.kernel_log.watch(self.name)
 
@@ -242,10 +244,10 @@ class Machine:
         interval_s: float = 0.02,
         watch: Watch | None = None,
     ) -> T:
-        """:func:`harness.deadline.wait_until` with this machine's timeout_scale, watch and artefacts.
+        """:func:`harness.deadline.wait_until` with this machine's timeout scale, watch and artefacts.
 
         :param timeout_s: seconds, before scaling.
-        :param watch: instead of :meth:`watch`.
+        :param watch: a watch to use instead of :meth:`watch`.
         """
         return wait_until(
             probe,
@@ -256,23 +258,23 @@ class Machine:
             artifacts=self.artifacts.folder,
         )
 
-    def _death(self) -> QemuDied:
+    def _died(self) -> QemuDied:
         return QemuDied(self._exit_summary(), details="\n".join(tail(self.artifacts.qemu, 10)))
 
     def _exit_summary(self) -> str:
         code = self.returncode
         assert code is not None
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-        said = [line for line in tail(self.artifacts.qemu, 3) if line.strip()]
+        printed = [line for line in tail(self.artifacts.qemu, 3) if line.strip()]
         last = self.qmp.last_command
         during = f" (last QMP command: {last})" if last else ""
-        return f"QEMU {self.name!r} {how}{during}" + (f": {said[-1].strip()}" if said else "")
+        return f"QEMU {self.name!r} {how}{during}" + (f": {printed[-1].strip()}" if printed else "")
 
     def root_cause(self, symptom: HarnessError) -> HarnessError:
-        """The cause behind ``symptom``: a dead QEMU, a panicked guest, a silent QMP, or itself."""
+        """The root cause of ``symptom``: a dead QEMU, a panicked guest, a silent QMP; else ``symptom``."""
         try:
             if isinstance(symptom, QmpLost | ChannelLost) or not self.qmp.connected:
-                self._await_exit(_POST_MORTEM_S)
+                self._wait_exit(_EXIT_VISIBLE_S)
             self.watch()
             if not isinstance(symptom, QmpSilent | QmpLost | QemuDied):
                 self._check_answering()
@@ -283,12 +285,15 @@ class Machine:
         return symptom
 
     def _check_answering(self) -> None:
-        """A guest that does not answer may sit in a QEMU that does not either: that comes first."""
+        """:raises QmpSilent: when QEMU does not answer, which is why its guest does not."""
         if self.running and self.qmp.connected:
-            self.qmp.execute("query-status", timeout_s=_POST_MORTEM_S, watch=self.watch_process)
+            self.qmp.execute("query-status", timeout_s=_EXIT_VISIBLE_S, watch=self.watch_process)
 
-    def _await_exit(self, timeout_s: float) -> bool:
-        """Whether the process ends within ``timeout_s`` seconds, or after the kernel wrote its core file."""
+    def _wait_exit(self, timeout_s: float) -> bool:
+        """Wait until the process ends: ``timeout_s`` seconds, or longer if the kernel writes a core file.
+
+        :returns: whether it has ended.
+        """
         if self._exited.wait(timeout_s) or not self._dumps_core():
             return self._exited.is_set()
         with contextlib.suppress(WaitTimeout):
@@ -300,22 +305,22 @@ class Machine:
         return self._exited.wait(timeout_s)
 
     def _dumps_core(self) -> bool:
-        """``man 5 proc``, ``/proc/PID/status``."""
+        """Whether the kernel is writing a core file of it (``man 5 proc``, ``/proc/PID/status``)."""
         try:
             return "\nCoreDumping:\t1\n" in Path(f"/proc/{self.pid}/status").read_text()
         except OSError:
             return False
 
     def expect_exit(self, reason: str) -> None:
-        """Declare, before it happens, that the process will end on purpose."""
+        """Declare that the process will end; call it before the action that ends it."""
         self._exit_expected = True
         self.history.note(self.name, "machine:expect-exit", {"reason": reason})
 
     def device_add(self, share: Share) -> None:
-        """``device_add`` of ``share``; returns at its answer, whatever the guest makes of it.
+        """``device_add`` of ``share``; returns when QEMU answers, perhaps before the guest has the device.
 
-        An old QEMU frees a deleted device's id a moment after it reported the deletion, when RCU lets it go:
-        that is waited for.
+        Old QEMUs free the id of a deleted device only after an RCU grace period, a moment after they reported
+        the deletion. This is waited for.
 
         :raises QemuError: when QEMU refuses the device.
         """
@@ -341,11 +346,11 @@ class Machine:
     def quit(self) -> None:
         """``quit`` over QMP, and wait for the process to end.
 
-        :raises QmpSilent: when QEMU does not take the command.
-        :raises WaitTimeout: when it took it, and still runs. :raises QemuDied: when it crashed instead.
+        :raises QmpSilent: when QEMU does not answer the command.
+        :raises WaitTimeout: when it answered, but does not end. :raises QemuDied: when it crashed instead.
         """
         self.expect_exit("quit")
-        with contextlib.suppress(QmpLost):  # QEMU may close the socket before its answer is out.
+        with contextlib.suppress(QmpLost):  # QEMU may close the socket before it has sent the answer.
             self.qmp.execute("quit", timeout_s=QUIT_TIMEOUT_S)
         wait_until(
             self._exited.is_set,
@@ -354,10 +359,10 @@ class Machine:
             artifacts=self.artifacts.folder,
         )
         if self.returncode:
-            raise self._death()
+            raise self._died()
 
     def kill(self) -> None:
-        """SIGKILL, and wait until the process is gone."""
+        """Send SIGKILL, and wait until the process has ended."""
         if self.running:
             self.expect_exit("kill")
             self._kill()
@@ -366,13 +371,13 @@ class Machine:
         assert self._process is not None
         self._killed = True
         self._process.kill()
-        self._await_exit(_POST_MORTEM_S)
+        self._wait_exit(_EXIT_VISIBLE_S)
 
     def close(self) -> None:
-        """End the process if it still runs (``quit`` first, then SIGKILL) and let go of everything.
+        """End the process if it still runs (``quit``, then SIGKILL), and release everything. Never raises.
 
-        A QEMU that has to be killed is recorded as such, for the checkers, with the backtrace of what it was
-        doing. So is one that died of a signal that was not ours. Never raises.
+        If QEMU must be killed, this is recorded for the checkers, with a backtrace from before. A backtrace
+        is also written for a QEMU that was killed by a signal that the harness did not send.
         """
         if self._closed:
             return
@@ -386,7 +391,7 @@ class Machine:
             if code is not None and self._crashed:
                 backtrace.collect(self.spec.qemu, self.folder, self.pid, -code, self.artifacts.backtrace)
             if self._process is not None:
-                self._reader.join(_POST_MORTEM_S)
+                self._reader.join(_EXIT_VISIBLE_S)
             if self.spec.qemu.sanitized:
                 install = self.spec.qemu
                 sanitizers.collect(
@@ -400,8 +405,8 @@ class Machine:
     def _end(self) -> None:
         try:
             if not self.qmp.connected:
-                # It may be dying by itself: a SIGKILL now would hide of what.
-                if self._await_exit(_POST_MORTEM_S):
+                # It may be crashing: a SIGKILL now would hide the reason.
+                if self._wait_exit(_EXIT_VISIBLE_S):
                     return
                 raise QmpLost(f"QEMU {self.name!r} has no QMP connection")
             if self.qmp.silent:
@@ -425,7 +430,7 @@ class Machine:
 
 @contextmanager
 def _port_for(qemu: QemuInstall) -> Iterator[int]:
-    """The port to forward to the guest: 0, or where QEMU does not know that, one that is free."""
+    """The port to forward to the guest: 0, or a free port for a QEMU that does not accept 0."""
     if qemu.any_port:
         yield 0
     else:
@@ -435,10 +440,10 @@ def _port_for(qemu: QemuInstall) -> Iterator[int]:
 
 @contextmanager
 def reserved_port() -> Iterator[int]:
-    """A port on the loopback that nobody has, for a QEMU that is started meanwhile.
+    """A free port on the loopback address, for a QEMU that is started during the block.
 
-    It stays ours until then: bound, so that nobody else is given it, and not listened on, so that QEMU, which
-    asks for ``SO_REUSEADDR`` as well, can bind it, too (QEMU: ``slirp/socket.c``, ``tcp_listen``).
+    The port is bound, so that no other process gets it, but not listened on, so that QEMU, which sets
+    ``SO_REUSEADDR`` as well, can bind it, too (QEMU: ``slirp/socket.c``, ``tcp_listen``).
     """
     with socket.socket() as reserved:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -448,7 +453,7 @@ def reserved_port() -> Iterator[int]:
 
 @contextmanager
 def _core_dumps() -> Iterator[None]:
-    """Let the child dump core into its folder, where gdb can read it; our own limit is put back."""
+    """Let children that are started during the block write core files; this process's limit is restored."""
     with _CORE_LIMIT:
         soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
         resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))

@@ -1,8 +1,8 @@
-"""Migration streams through our own hands: out of QEMU as ``fd:``, into it as ``unix:``.
+"""Migration streams to and from files: out of QEMU through ``fd:``, into it through ``unix:``.
 
-(QEMU: ``migration/fd.c``, which for an incoming stream knows names of descriptors since 4.1 only.) ``exec:``
-would start a shell of the host's in QEMU's environment, which may be of another release: with a library
-preloaded that needs another libc, there is no shell.
+``fd:`` accepts names of descriptors for an incoming stream only since 4.1 (QEMU: ``migration/fd.c``).
+``exec:`` is not used: it starts a shell of the host in QEMU's environment, which fails if that environment
+preloads a library that needs another libc than the host's.
 """
 
 from __future__ import annotations
@@ -17,80 +17,82 @@ from harness.background import Background
 from harness.errors import ChannelLost, SetupError
 from harness.qemu.machine import Machine
 
-_NAME = "wire"
+_NAME = "migration"
 _CHUNK = 1 << 20
 _CLOSES_WITHIN_S = 10.0
 
 
 @contextmanager
-def fed(machine: Machine, path: Path) -> Iterator[None]:
-    """``migrate-incoming``, and the content of a file on its way to a machine that waits for it.
+def stream_from_file(machine: Machine, path: Path) -> Iterator[None]:
+    """Run ``migrate-incoming``, and send the content of the file ``path`` during the block.
 
-    :raises SetupError: when the file cannot be read. :raises QemuError: when QEMU refuses.
-    :raises ChannelLost: when it does not listen; or why.
+    :raises SetupError: when the file cannot be read. :raises QemuError: when QEMU refuses the command.
+    :raises ChannelLost: when QEMU does not listen, unless a root cause is known.
     """
     try:
         file = path.open("rb")
     except OSError as exc:
         raise SetupError(f"cannot read the stream {path}: {exc.strerror}") from exc
-    door = machine.folder / f"{_NAME}.sock"
+    address = machine.folder / f"{_NAME}.sock"
 
-    def feed() -> None:
-        with contextlib.suppress(OSError):  # QEMU may give up before the end.
-            ours.sendfile(file)
-            ours.shutdown(socket.SHUT_WR)
+    def send() -> None:
+        with contextlib.suppress(OSError):  # QEMU may close the connection before the end.
+            connection.sendfile(file)
+            connection.shutdown(socket.SHUT_WR)
 
-    with file, socket.socket(socket.AF_UNIX) as ours:
-        machine.qmp.execute("migrate-incoming", {"uri": f"unix:{door}"}, watch=machine.watch)
+    with file, socket.socket(socket.AF_UNIX) as connection:
+        machine.qmp.execute("migrate-incoming", {"uri": f"unix:{address}"}, watch=machine.watch)
         try:
-            ours.connect(str(door))
+            connection.connect(str(address))
         except OSError as exc:
-            lost = ChannelLost(f"QEMU {machine.name!r} does not listen for its stream: {exc.strerror}")
+            lost = ChannelLost(
+                f"QEMU {machine.name!r} does not listen for the migration stream: {exc.strerror}"
+            )
             raise machine.root_cause(lost) from exc
-        feeding = Background(feed)
+        sending = Background(send)
         try:
             yield
         finally:
-            _hang_up(ours, feeding)
-    door.unlink(missing_ok=True)  # Not every QEMU does.
+            _shut_down(connection, sending)
+    address.unlink(missing_ok=True)  # Not every QEMU removes it.
 
 
 @contextmanager
-def drained(machine: Machine) -> Iterator[str]:
-    """A URI for ``migrate``, at which everything is read and forgotten."""
+def discarded_stream(machine: Machine) -> Iterator[str]:
+    """A URI for ``migrate``; the stream is read and discarded."""
 
-    with _wire(machine, lambda ours: _pour(ours, lambda _: None)) as uri:
+    with _outgoing_fd(machine, lambda connection: _copy(connection, lambda _: None)) as uri:
         yield uri
 
 
 @contextmanager
-def kept(machine: Machine, path: Path) -> Iterator[str]:
-    """A URI for ``migrate``; what is sent there is the content of the file ``path`` at the block's end.
+def stream_to_file(machine: Machine, path: Path) -> Iterator[str]:
+    """A URI for ``migrate``; at the end of the block the file ``path`` has the stream.
 
-    :raises SetupError: when it cannot be written.
+    :raises SetupError: when the file cannot be written.
     """
     failed: list[OSError] = []
 
-    def keep(ours: socket.socket) -> None:
+    def write(connection: socket.socket) -> None:
         try:
             with path.open("wb") as file:
-                _pour(ours, file.write)
+                _copy(connection, file.write)
         except OSError as exc:
             failed.append(exc)
-            ours.shutdown(socket.SHUT_RDWR)  # QEMU need not go on.
+            connection.shutdown(socket.SHUT_RDWR)  # Makes QEMU's migration fail.
 
     try:
-        with _wire(machine, keep, to_the_end=True) as uri:
+        with _outgoing_fd(machine, write, to_the_end=True) as uri:
             yield uri
     finally:
-        if failed:  # Whatever QEMU made of it.
+        if failed:  # This is the root cause of whatever QEMU reported.
             raise SetupError(f"cannot write the stream {path}: {failed[0].strerror}")
 
 
-def _pour(ours: socket.socket, into: Callable[[bytes], object]) -> None:
+def _copy(connection: socket.socket, into: Callable[[bytes], object]) -> None:
     while True:
         try:
-            data = ours.recv(_CHUNK)
+            data = connection.recv(_CHUNK)
         except OSError:
             return
         if not data:
@@ -99,24 +101,27 @@ def _pour(ours: socket.socket, into: Callable[[bytes], object]) -> None:
 
 
 @contextmanager
-def _wire(
+def _outgoing_fd(
     machine: Machine, work: Callable[[socket.socket], None], *, to_the_end: bool = False
 ) -> Iterator[str]:
-    """:param to_the_end: when the block has ended well, wait until QEMU has closed its end."""
-    ours, theirs = socket.socketpair()
-    with ours:
-        with theirs:
-            machine.qmp.getfd(_NAME, theirs.fileno())
-        working = Background(lambda: work(ours))
+    """A URI for ``migrate`` whose stream ``work`` processes in the background.
+
+    :param to_the_end: at the end of the block, unless it raised, wait until QEMU has closed its end.
+    """
+    connection, qemu_end = socket.socketpair()
+    with connection:
+        with qemu_end:
+            machine.qmp.getfd(_NAME, qemu_end.fileno())
+        working = Background(lambda: work(connection))
         try:
             yield f"fd:{_NAME}"
             if to_the_end:
                 working.wait(timeout_s=_CLOSES_WITHIN_S)
         finally:
-            _hang_up(ours, working)
+            _shut_down(connection, working)
 
 
-def _hang_up(ours: socket.socket, working: Background[None]) -> None:
+def _shut_down(connection: socket.socket, working: Background[None]) -> None:
     with contextlib.suppress(OSError):
-        ours.shutdown(socket.SHUT_RDWR)
+        connection.shutdown(socket.SHUT_RDWR)
     working.wait(timeout_s=_CLOSES_WITHIN_S)

@@ -1,7 +1,7 @@
-"""QEMU built with a sanitizer (QEMU: ``configure --enable-sanitizers``), and what it reports.
+"""QEMUs built with sanitizers (QEMU: ``configure --enable-sanitizers``), and their reports.
 
-AddressSanitizer reports what is used after it was freed, and ends QEMU; LeakSanitizer, a part of it, reports
-when QEMU quits what nothing points at any more. Both write into QEMU's log.
+AddressSanitizer reports memory errors such as a use after free, and ends QEMU. LeakSanitizer, a part of it,
+reports unreachable memory when QEMU quits. Both write to QEMU's log.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 
 from harness.qemu import symbols
 
-#: Every program that is built with AddressSanitizer calls it first (compiler-rt: ``asan_init_version.h``).
+#: A symbol of every program that is built with AddressSanitizer (compiler-rt: ``asan_init_version.h``).
 _RUNTIME = b"__asan_init"
-#: Losses that are none of 9p's, one ``leak:FUNCTION`` a line (LeakSanitizer's "Suppressions").
+#: Leaks outside of 9p, one ``leak:FUNCTION`` in each line (LeakSanitizer's "Suppressions").
 _SUPPRESSIONS = Path(__file__).parent / "leaks.supp"
 _REPORT = re.compile(r"^.*(?:ERROR: \w+Sanitizer|runtime error:)", re.MULTILINE)
 _LEAKS = "ERROR: LeakSanitizer"
@@ -24,7 +24,7 @@ _FRAME = re.compile(r"^( +#\d+ 0x[0-9a-f]+) +(?:in .+ )?\((.+)\+0x([0-9a-f]+)\).
 
 
 def is_sanitized(binary: Path) -> bool:
-    """Whether AddressSanitizer was built into the program ``binary``."""
+    """Whether the program ``binary`` was built with AddressSanitizer."""
     with binary.open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             return False
@@ -33,34 +33,34 @@ def is_sanitized(binary: Path) -> bool:
 
 
 def environment() -> dict[str, str]:
-    """What such a QEMU is started with; a user's own options come after ours, and win.
+    """The environment of such a QEMU. The user's own options come last and take precedence.
 
-    Every frame of a stack is wanted (GLib keeps no frame pointers), and QEMU's coroutines switch stacks. An
-    assertion that fails is no report of theirs: its backtrace comes from a core file, as in any QEMU. A
-    leak does not change what QEMU exits with: which of them count is decided by :func:`collect`.
+    Stacks are unwound completely (GLib has no frame pointers), and QEMU's coroutines switch stacks. A failed
+    assertion is not reported by a sanitizer; its backtrace comes from a core file, as with any QEMU. Leaks do
+    not change QEMU's exit status: :func:`collect` decides which of them count.
     """
-    ours = {
+    options = {
         "ASAN_OPTIONS": "detect_stack_use_after_return=0:fast_unwind_on_malloc=0:disable_coredump=0",
         "LSAN_OPTIONS": "exitcode=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
-    return {name: ":".join(filter(None, (text, os.environ.get(name)))) for name, text in ours.items()}
+    return {name: ":".join(filter(None, (text, os.environ.get(name)))) for name, text in options.items()}
 
 
 def silent() -> dict[str, str]:
-    """For a program that only says what it is: nobody cares what it forgets to free."""
+    """The environment for runs of QEMU that only probe it: leaks are not reported."""
     return {"ASAN_OPTIONS": "detect_leaks=0"}
 
 
 def collect(log: Path, binary: Path, program: str, to: Path, *, quit_cleanly: bool = True) -> None:
-    """Write to ``to`` what the sanitizers reported in QEMU's ``log`` and counts; nothing without a report.
+    """Write the relevant sanitizer reports in QEMU's ``log`` to ``to``; no file is written without a report.
 
-    Frames get the names of functions. Never raises for a log that cannot be read.
+    Function names are added to the stack frames. A log that cannot be read is ignored.
 
-    :param binary: QEMU. :param program: what was executed: for an unpacked release its loader, which the
-        sanitizers take for the file that QEMU's code is in.
-    :param quit_cleanly: QEMU ended as it does when it is asked to. One that exits out of the middle of
-        something, such as a stream that does not match, has let go of nothing.
+    :param binary: the QEMU binary. :param program: the program that was executed. For an unpacked release it
+        is the dynamic loader, which the sanitizers take for the file with QEMU's code.
+    :param quit_cleanly: whether QEMU quit in the regular way. A QEMU that exits in the middle of an
+        operation, such as loading a stream that does not match, frees nothing, so its leaks do not count.
     """
     try:
         text = log.read_text(errors="replace")
@@ -82,7 +82,7 @@ def collect(log: Path, binary: Path, program: str, to: Path, *, quit_cleanly: bo
 
 
 def _named(report: str, binary: Path, program: str) -> str:
-    program = os.path.realpath(program)  # As the kernel tells the sanitizers (``/proc/self/exe``).
+    program = os.path.realpath(program)  # As the sanitizers see it (``/proc/self/exe``).
 
     def name(match: re.Match[str]) -> str:
         if match[2] != program:
@@ -93,9 +93,9 @@ def _named(report: str, binary: Path, program: str) -> str:
 
 
 def _counting(leaks: str) -> tuple[str, str]:
-    """The leaks that are not suppressed, and a line for those that are.
+    """The direct leaks that are not suppressed, and a line about those that are.
 
-    Only what is lost directly is looked at: the rest hangs on it.
+    Indirect leaks are ignored, as they depend on direct ones.
     """
     blocks = [block for block in leaks.split("\n\n") if "Direct leak of" in block]
     counting, left_out = [], []
@@ -105,8 +105,8 @@ def _counting(leaks: str) -> tuple[str, str]:
             counting.append(block.strip())
         else:
             left_out.append(reason)
-    told = f"\n(not of 9p: {len(left_out)} leaks in {', '.join(sorted(set(left_out)))})" if left_out else ""
-    return ("\n\n" + "\n\n".join(counting) if counting else ""), told
+    note = f"\n(not of 9p: {len(left_out)} leaks in {', '.join(sorted(set(left_out)))})" if left_out else ""
+    return ("\n\n" + "\n\n".join(counting) if counting else ""), note
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What a QEMU says of its own QMP."""
+"""Introspection of QMP: which commands a QEMU has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def qmp_schema(machine: Machine) -> list[dict[str, Any]]:
-    """The answer to ``query-qmp-schema``; of a QEMU before 2.5, which has no such command, nothing."""
+    """The answer to ``query-qmp-schema``; empty for a QEMU before 2.5, which does not have the command."""
     try:
         return list(machine.qmp.execute("query-qmp-schema", watch=machine.watch))
     except QemuError as exc:
@@ -21,15 +21,16 @@ def qmp_schema(machine: Machine) -> list[dict[str, Any]]:
 
 
 def has_command(machine: Machine, name: str) -> bool:
-    """Whether this QEMU has a QMP command of that ``name`` (``query-commands``)."""
+    """Whether this QEMU has the QMP command ``name`` (``query-commands``)."""
     known = machine.qmp.execute("query-commands", watch=machine.watch)
     return any(command["name"] == name for command in known)
 
 
 def require_command(machine: Machine, name: str, why: str) -> None:
-    """:raises Unsupported: when this QEMU has no QMP command of that ``name``.
+    """Require the QMP command ``name``.
 
-    :param why: in a few words, why it has none.
+    :param why: the reason why a QEMU may lack it, in a few words.
+    :raises Unsupported: when this QEMU does not have it.
     """
     if not has_command(machine, name):
         raise Unsupported(f"this QEMU has no {name} ({why})")

@@ -1,4 +1,4 @@
-"""Names for places in ELF files: from their symbol tables, where a stripped binary has left any."""
+"""Function names for offsets and addresses in ELF files, from their symbol tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FUNCTION = 2
 
 
 def name(file: str, offset: int) -> str:
-    """``function+0x12 (file)`` for a file offset, or ``file+0x1234`` where nothing is known."""
+    """``function+0x12 (file)`` for a file offset, or ``file+0x1234`` if no symbol covers it."""
     short = Path(file).name
     starts, names = _table(file).functions
     index = bisect.bisect(starts, offset) - 1
@@ -33,13 +33,17 @@ def name(file: str, offset: int) -> str:
 
 
 def at_address(file: str, address: int) -> str:
-    """The same for an address as the file itself counts them (ELF: ``p_vaddr``)."""
+    """The same for an address in the file's own address space (ELF: ``p_vaddr``)."""
     return name(file, address - _shift(_table(file).segments, address))
 
 
 @dataclass(frozen=True)
 class _Table:
-    """The functions of a file by where they begin in it, with size and name; by how much addresses differ."""
+    """The symbols of a file.
+
+    :ivar functions: the sorted file offsets of the functions; their sizes and names.
+    :ivar segments: the difference between address and file offset, for each range of addresses.
+    """
 
     functions: tuple[list[int], list[tuple[int, str]]]
     segments: dict[tuple[int, int], int]
@@ -50,7 +54,7 @@ def _shift(segments: dict[tuple[int, int], int], address: int) -> int:
 
 
 def _table(file: str) -> _Table:
-    """Read once a process, and again when the file changed."""
+    """The symbols of ``file``; cached until the file changes."""
     try:
         found = Path(file).stat()
     except OSError:
@@ -78,9 +82,9 @@ def _read(file: str, _mtime_ns: int, _size: int) -> _Table:
 
 
 def _functions(elf: ELFFile) -> Iterator[tuple[int, int, str]]:
-    """Address, size and name of each function: unpacked here, as pyelftools takes 30 µs for each symbol."""
+    """Address, size and name of each function. (pyelftools' own iteration takes 30 µs for each symbol.)"""
     if elf.elfclass != 64 or not elf.little_endian:
-        return  # No QEMU of an x86-64 host.
+        return  # Not a QEMU for an x86-64 host.
     for section in elf.iter_sections():
         if not isinstance(section, SymbolTableSection):
             continue

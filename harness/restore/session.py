@@ -1,7 +1,7 @@
-"""A template's SSH session, gone on with while the QEMU of its guest is still starting.
+"""The SSH session of a template: saved with the guest, and resumed when the guest is restored.
 
-Its handshake is only replayed (:mod:`harness.channel.guestfwd`): no guest is asked anything. QEMU's start
-takes longer, so nobody waits for it.
+Resuming only replays the recorded handshake (:mod:`harness.channel.guestfwd`), which needs no guest. It runs
+while QEMU starts and takes less time than that, so it does not delay a test.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from functools import partial
 
 from harness.background import Background
 from harness.channel.guestfwd import GuestfwdSocket, SavedSession
-from harness.channel.handshake import CLIENT
-from harness.channel.remote_shell import COMMAND, inside_script
-from harness.channel.ssh import Ssh
+from harness.channel.remote_shell import COMMAND, in_shell_script
+from harness.channel.ssh import CLIENT, Ssh
 from harness.deadline import TimeoutScale
 from harness.errors import ChannelLost, HarnessError
 from harness.guest.guest import NETWORK_IS_UP, Guest
@@ -23,82 +22,86 @@ from harness.qemu.argv import GUESTFWD_ADDRESS, GUESTFWD_PORT
 from harness.qemu.machine import Machine
 from harness.restore import reseed
 
-#: An sshd for one session, over a connection that the guest makes itself.
+#: Starts an sshd for one session over a connection that the guest itself opens.
 _SERVE = (
     f"setsid nc {GUESTFWD_ADDRESS} {GUESTFWD_PORT} -e /sbin/dropbear -i -s -r /etc/dropbear/host_key "
     "</dev/null >/dev/null 2>&1 &"
 )
-#: Whom QEMU's user network speaks for, and what it calls them (libslirp: ``src/slirp.c``,
-#: ``special_ethaddr``). A restored guest is asked for its own address first, and then knows who asks.
+#: Adds the addresses of QEMU's user network to the guest's ARP table (libslirp: ``src/slirp.c``,
+#: ``special_ethaddr``). After a restore, libslirp first asks for the guest's address; with these entries the
+#: guest answers without asking for libslirp's.
 _NEIGHBOURS = "arp -s 10.0.2.2 52:55:0a:00:02:02; " + (
     f"arp -s {GUESTFWD_ADDRESS} 52:55:" + ":".join(f"{int(part):02x}" for part in GUESTFWD_ADDRESS.split("."))
 )
-#: Until the session's shell, and whatever was started for it, has slept for a while: what a guest is saved in
-#: the middle of, each that is restored has to do, and in code that is translated for the first time.
+#: Waits until the processes of the session have slept for half a second. Every restored guest would have to
+#: finish what they are doing when the guest is saved, in code that TCG has to translate first.
 _QUIET = (
     "looks=0; while [ $looks -lt 10 ]; do usleep 50000; looks=$((looks + 1)); pidof cat >/dev/null "
     r"&& ! grep -qsE '^[0-9]+ \((dropbear|sh|cat)\) [^S]' /proc/[0-9]*/stat || looks=0; done"
 )
-#: Seconds, before scaling. No guest takes part in it. What is not there by then does not come: the server's
-#: recorded answers do not fit.
+#: Seconds, before scaling, in which the replay must complete. It does not depend on a guest; if it takes
+#: longer, the recorded answers do not fit.
 TIMEOUT_S = 4.0
 
 
 class SessionReplay:
-    """To be closed.
+    """Resumes a saved session while the QEMU of its guest starts; call :meth:`close` at the end.
 
-    :param frozen: the session. :param image: its guest's. :param timeout_scale: how patient to be.
+    :param saved: the session. :param image: the image of its guest. :param timeout_scale: for timeouts.
     """
 
-    def __init__(self, frozen: SavedSession, image: GuestImage, timeout_scale: TimeoutScale) -> None:
+    def __init__(self, saved: SavedSession, image: GuestImage, timeout_scale: TimeoutScale) -> None:
         self._log_in = partial(
             Ssh,
             None,
             client_key=image.client_key,
             host_key=image.host_key,
             timeout_s=timeout_scale.seconds(TIMEOUT_S),
-            guestfwd=GuestfwdSocket(None, frozen),
-            rehearsal=reseed.command(),
+            guestfwd=GuestfwdSocket(None, saved),
+            first_command=reseed.command(),
         )
-        self._working: Background[Ssh] | None = None
+        self._replay: Background[Ssh] | None = None
 
     def begin(self) -> None:
-        """Replay the handshake; idempotent."""
-        self._begun()
+        """Begin to replay the handshake, in the background; idempotent."""
+        self._started_replay()
 
-    def _begun(self) -> Background[Ssh]:
-        if self._working is None:
-            self._working = Background(self._log_in)
-        return self._working
+    def _started_replay(self) -> Background[Ssh]:
+        if self._replay is None:
+            self._replay = Background(self._log_in)
+        return self._replay
 
-    def take(self, machine: Machine) -> Ssh | str:
-        """The session, with the guest that runs on in ``machine``; or why there is none.
+    def connect(self, machine: Machine) -> Ssh | str:
+        """Connect the session to the restored guest in ``machine``; the caller then owns it.
 
-        :raises HarnessError: the cause, when waiting on is pointless.
+        :returns: the session, or the reason why it could not be resumed.
+        :raises HarnessError: the root cause, when QEMU or the guest failed meanwhile.
         """
-        working = self._begun()
-        machine.wait_until(lambda: working.done, what="the SSH session to be resumed", timeout_s=TIMEOUT_S)
+        replay = self._started_replay()
+        machine.wait_until(lambda: replay.done, what="the SSH session to be resumed", timeout_s=TIMEOUT_S)
         try:
-            ssh = working.wait()
+            ssh = replay.wait()
         except ChannelLost as exc:
             return exc.message
         if not ssh.move(machine.paths.guestfwd, port=lambda: machine.ssh_port, watch=machine.watch):
-            return f"nobody listens on {machine.paths.guestfwd}"
-        self._working = None
+            return f"QEMU does not listen on {machine.paths.guestfwd}"
+        self._replay = None
         return ssh
 
     def close(self) -> None:
-        """End the session, unless it was taken. Idempotent."""
-        working, self._working = self._working, None
-        if working is not None:
+        """Close the session, unless :meth:`connect` returned it. Idempotent."""
+        replay, self._replay = self._replay, None
+        if replay is not None:
             with suppress(HarnessError):
-                working.wait().close()
+                replay.wait().close()
 
 
-def freeze(guest: Guest) -> SavedSession:
-    """Prepare a guest for being saved as a template: an SSH session that can be resumed, and :mod:`.reseed`.
+def save_session(guest: Guest) -> SavedSession:
+    """Prepare a guest for being saved as a template: start :mod:`.reseed` and a session that can be resumed.
 
-    The guest is spoken to over its console. :raises ChannelLost: when there is no such session.
+    Until the session exists, commands go through the guest's console.
+
+    :raises ChannelLost: when no session over the guestfwd socket could be opened.
     """
     guest.use("console")
     guest.succeed(reseed.start_command(), stdin=reseed.program())
@@ -110,34 +113,33 @@ def freeze(guest: Guest) -> SavedSession:
     if ssh.resumed is not True:
         raise ChannelLost(f"{guest.actor}: no SSH session over {GUESTFWD_ADDRESS}: {ssh.resumed}")
     guest.succeed(_QUIET)
-    return ssh.freeze()
+    return ssh.save_session()
 
 
 def wait_restored(guest: Guest, session: SessionReplay) -> None:
-    """The guest runs on from a template: make it one of its own, with the time and randomness of now.
+    """Connect to a guest that was restored from a template, and reseed it (clock and random numbers).
 
-    :param session: the SSH session that the template had; where it cannot go on, a new one is begun.
-    :raises HarnessError: the cause, when it does not answer.
+    :param session: the SSH session of the template; if it cannot be resumed, a new one is opened.
+    :raises HarnessError: the root cause, when the guest does not answer.
     """
     machine = guest.machine
     with machine.history.operation(guest.actor, "guest:restore"):
         try:
-            found = session.take(machine)
+            found = session.connect(machine)
             machine.history.note(guest.actor, "ssh:resumed", found if isinstance(found, str) else True)
             guest.use_session(guest.log_in() if isinstance(found, str) else found)
         except HarnessError as exc:
             raise machine.root_cause(exc) from exc
-        guest.check(guest.run_inside(reseed.command()))
+        guest.check(guest.run_in_session_shell(reseed.command()))
 
 
 def restored(machine: Machine, image: GuestImage) -> Guest:
-    """The guest of a machine that is restored: its kernel log begins with the template's."""
+    """The guest of a restored machine; its kernel log begins with that of the template."""
     return Guest(machine, image, boots=machine.kernel_log.text().count(NETWORK_IS_UP))
 
 
 def session_key() -> str:
-    """What a guest that was frozen depends on here: what is put into it, and whose session it remembers."""
-    said = inside_script("", 1, reseed.SUBMIT)
-    words = (CLIENT, COMMAND, *said, _NEIGHBOURS, _SERVE, _QUIET)
-    put = "\0".join(words).encode() + reseed.program()
-    return hashlib.sha256(put).hexdigest()[:16]
+    """A hash of what a saved guest depends on in this module: programs in it, and its SSH client."""
+    texts = (CLIENT, COMMAND, *in_shell_script("", 1, reseed.SUBMIT), _NEIGHBOURS, _SERVE, _QUIET)
+    content = "\0".join(texts).encode() + reseed.program()
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Templates of booted guests, in the cache: made on first use, shared by all workers, and bounded."""
+"""The store of templates in the cache: made on first use, shared by all workers, limited in size."""
 
 from __future__ import annotations
 
@@ -28,20 +28,21 @@ from harness.restore.session import SessionReplay
 from harness.restore.template import Template
 
 _KIND = "template"
-#: What the large files of a template were when it was made: the cache itself only compares their size.
+#: The checksums of a template's large files: the cache itself compares only their sizes.
 _SUMS = "sums.json"
 _SUMMED = ("memory", "stream")
-#: Why there is no template where none is wanted.
+#: The reason why there is no template under KVM.
 BOOTS_FAST = "boots a guest in a second"
-#: Bytes on the disk. A template takes about 100 MB; the least recently used go first.
+#: Bytes on the disk. A template takes about 100 MB; the least recently used ones are removed.
 LIMIT_BYTES = 3 << 30
 
 
 class TemplateStore:
-    """See :class:`harness.testbed.TemplateSource`.
+    """The templates in the cache (see :class:`harness.testbed.TemplateSource`).
 
-    :param report: told when a guest is about to be booted, which takes seconds.
-    :param plain: whether the guest's memory is in the stream: by default only where QEMU knows no other way.
+    :param report: called with a message before a guest is booted, which takes seconds.
+    :param plain: whether the template has the guest's memory in its stream; by default only if this QEMU
+        cannot keep it in a file.
     """
 
     def __init__(
@@ -54,11 +55,11 @@ class TemplateStore:
         self._cache, self._report, self._limit = cache, report, limit_bytes
         self._is_plain, self._plain = plain, dict[str, bool]()
         self._cannot: dict[str, str] = {}
-        #: The templates that this process has used, by folder: which file their stream was then.
+        #: The inode of the stream of each template that this process has used, by folder.
         self._used: dict[Path, int] = {}
 
     def find(self, spec: MachineSpec, image: GuestImage, timeout_scale: TimeoutScale) -> Template | str:
-        """The template that a machine of ``spec`` can be restored from, made now if need be; or why not."""
+        """The template for a machine of ``spec``, made now if necessary; or the reason why there is none."""
         if spec.accel != "tcg":
             return f"{spec.accel} {BOOTS_FAST}"
         if spec.qemu.key not in self._plain:
@@ -69,7 +70,7 @@ class TemplateStore:
             try:
                 return self._entry(key, spec, image, timeout_scale, plain=plain)
             except HarnessError as exc:
-                # The boot that follows in its place has artefacts, and says what is wrong with the guest.
+                # The guest is booted instead. If it is broken, that boot fails, with artefacts.
                 self._cannot[key] = exc.message
                 self._report(f"no template of {spec.machine_type.name}, so guests are booted: {exc.message}")
         return self._cannot[key]
@@ -99,7 +100,7 @@ class TemplateStore:
         return found
 
     def damage_of(self, found: Template) -> str | None:
-        """See :meth:`harness.testbed.TemplateSource.damage_of`. It reads all of the template's files."""
+        """See :meth:`harness.testbed.TemplateSource.damage_of`. Reads the template's files completely."""
         if _inode(found.stream) != self._used.get(found.folder):
             return "another process has removed the template meanwhile"
         return self._damage_of(found)
@@ -108,18 +109,18 @@ class TemplateStore:
         changed = _changed(found)
         if changed is None:
             return None
-        self._report(f"{found.folder} is damaged ({changed}); it is removed, and made again when needed")
+        self._report(f"{found.folder} is damaged ({changed}); it is removed and made again when needed")
         with contextlib.suppress(OSError, SetupError):  # A cache that cannot be written to can still be used.
             self._remove(found)
         return changed
 
     def _remove(self, found: Template) -> None:
         with self._cache.lock(f"{_KIND}-{found.folder.name}", self._report), self._cache.scratch() as scratch:
-            if _changed(found) is not None:  # Nobody else has made it again meanwhile.
+            if _changed(found) is not None:  # Otherwise another process has made it again meanwhile.
                 found.folder.rename(scratch / "damaged")
 
     def _evict(self) -> None:
-        """Remove the least recently used templates beyond the limit; machines that run keep their files."""
+        """Remove the least recently used templates above the limit; running machines keep theirs open."""
         with self._cache.lock(f"{_KIND}-evict", self._report):
             folders = sorted((self._cache.root / _KIND).iterdir(), key=lambda f: f.stat().st_mtime)
             used = 0
@@ -130,7 +131,7 @@ class TemplateStore:
 
 
 def _sums(folder: Path) -> dict[str, dict[str, object]]:
-    """Of each large file: its content's hash, and when it was written."""
+    """The hash and the modification time of each large file."""
     files = [folder / name for name in _SUMMED if (folder / name).exists()]
     return {file.name: {"sha256": _sha256(file), "mtime_ns": file.stat().st_mtime_ns} for file in files}
 
@@ -141,7 +142,7 @@ def _recorded(found: Template) -> dict[str, dict[str, object]]:
 
 
 def _was_written_to(found: Template) -> bool:
-    """Whether a file was written after it was made: a reason to read all of it, which takes a second."""
+    """Whether a file was modified after it was made. Then its content is checked, which takes a second."""
     try:
         recorded = _recorded(found).items()
         return any((found.folder / name).stat().st_mtime_ns != facts["mtime_ns"] for name, facts in recorded)
@@ -150,7 +151,7 @@ def _was_written_to(found: Template) -> bool:
 
 
 def _changed(found: Template) -> str | None:
-    """Which file is not what it was when the template was made; ``None`` when all are."""
+    """A message about the first file that has changed since the template was made, or ``None``."""
     try:
         for name, facts in _recorded(found).items():
             if _sha256(found.folder / name) != facts["sha256"]:
@@ -166,7 +167,7 @@ def _sha256(path: Path) -> str:
 
 
 def _inode(path: Path) -> int:
-    """0 for a file that is not there."""
+    """The inode of a file; 0 if there is no file."""
     try:
         return path.stat().st_ino
     except OSError:
@@ -176,22 +177,22 @@ def _inode(path: Path) -> int:
 def _make(
     into: Path, spec: MachineSpec, image: GuestImage, timeout_scale: TimeoutScale, *, plain: bool
 ) -> None:
-    """Boot a guest, save it, and see that it can be restored."""
+    """Boot a guest, save it as a template, and check that it can be restored."""
     run = RunFolder()
     try:
         bare = template.bare(spec)
         memory_file = None if plain else template.memory_of(into)
         with _guest(replace(bare, memory_file=memory_file), run, image, timeout_scale) as guest:
-            # By its console: of all connections, only the one of the frozen session may be open then.
+            # Over the console: no SSH connection but the saved session may be open when the guest is saved.
             guest.use("console")
             guest.wait_booted()
-            frozen = sessions.freeze(guest)
+            saved = sessions.save_session(guest)
             template.save(guest.machine, into)
         made = Template(into, plain=plain)
-        frozen.write(made.session)
+        saved.write(made.session)
         trial = replace(bare, name="trial").restored(made.memory)
         with (
-            contextlib.closing(SessionReplay(frozen, image, timeout_scale)) as session,
+            contextlib.closing(SessionReplay(saved, image, timeout_scale)) as session,
             _guest(trial, run, image, timeout_scale) as guest,
         ):
             finish = template.restore(guest.machine, made)

@@ -1,9 +1,10 @@
-"""A guest that was booted once, kept as a stream and a memory file, to be restored many times.
+"""A template: a booted guest, saved as a migration stream and a memory file, to be restored many times.
 
-The guest's memory lies in a file that QEMU maps: shared while the template is made, so that the stream need
-not carry it (``x-ignore-shared``), and privately in each machine that is restored, so that none of them sees
-what another writes. Where QEMU cannot do that, the memory is in the stream: a *plain* template. Sources: QEMU
-``docs/devel/migration``, ``migration/ram.c`` (``ramblock_is_ignored``), ``backends/hostmem-file.c``.
+QEMU maps the guest's memory from a file. While the template is made, the mapping is shared, so that the
+stream does not contain the memory (``x-ignore-shared``). In each restored machine the mapping is private, so
+that no machine sees what another one writes. If QEMU cannot do this, the stream contains the memory: a
+*plain* template. Sources: QEMU ``docs/devel/migration``, ``migration/ram.c`` (``ramblock_is_ignored``),
+``backends/hostmem-file.c``.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from harness.errors import SetupError
 from harness.qemu.argv import MachinePaths, render
 from harness.qemu.bandwidth import limit_bandwidth
 from harness.qemu.machine import Machine
-from harness.qemu.migration_socket import fed, kept
+from harness.qemu.migration_socket import stream_from_file, stream_to_file
 from harness.qemu.spec import MachineSpec, MemoryFile
 
-#: Part of every key: a change of what a template is makes all older ones worthless.
+#: Part of every key. Increase it when the format of templates changes, so that older ones are not used.
 _FORMAT = "4"
 #: Seconds, before scaling.
 _SAVE_TIMEOUT_S = 20.0
@@ -31,9 +32,9 @@ _MAX_BANDWIDTH = 1 << 34
 
 @dataclass(frozen=True)
 class Template:
-    """A saved guest: the folder with its memory, its stream, and what its kernel had printed.
+    """A saved guest: the folder with its memory, its stream, its SSH session and its kernel log.
 
-    :ivar plain: its memory is in the stream.
+    :ivar plain: whether the memory is in the stream.
     """
 
     folder: Path
@@ -41,12 +42,12 @@ class Template:
 
     @property
     def memory(self) -> Path | None:
-        """The guest's memory, as large as that, sparse; ``None`` when it is in the stream."""
+        """The file with the guest's memory (sparse); ``None`` if the memory is in the stream."""
         return None if self.plain else _memory(self.folder)
 
     @property
     def stream(self) -> Path:
-        """Everything else: a migration stream."""
+        """The migration stream: all other state of the machine."""
         return self.folder / "stream"
 
     @property
@@ -56,19 +57,19 @@ class Template:
 
     @property
     def kernel_log(self) -> Path:
-        """The kernel's console, from the boot to the moment at which the guest was saved."""
+        """The output of the kernel's console from the boot until the guest was saved."""
         return self.folder / "guest-kernel.log"
 
 
 def bare(spec: MachineSpec) -> MachineSpec:
-    """What all machines that one template can become have in common: no share, no name of its own."""
+    """``spec`` without what differs between the machines that one template serves: its name and shares."""
     return replace(spec, name="template", shares=(), plugged=frozenset())
 
 
 def key(spec: MachineSpec, image: str, *, plain: bool = False) -> str:
-    """What a template's content depends on: QEMU, its arguments, and the guest's ``image`` (its key).
+    """A hash of everything that a template depends on: QEMU, its arguments, and the guest.
 
-    :param image: of the guest, and of whatever was done to it before it was saved.
+    :param image: the key of the guest's image, and of what was done to the guest before it was saved.
     """
     kind = ["plain"] if plain else []
     nowhere = Path("/")
@@ -78,7 +79,7 @@ def key(spec: MachineSpec, image: str, *, plain: bool = False) -> str:
 
 
 def memory_of(folder: Path) -> MemoryFile:
-    """The memory with which a machine is launched, to become the template in ``folder``, unless plain."""
+    """The memory file with which to launch the machine that is saved in ``folder``, unless plain."""
     return MemoryFile(_memory(folder), share=True)
 
 
@@ -87,18 +88,18 @@ def _memory(folder: Path) -> Path:
 
 
 def save(machine: Machine, folder: Path) -> None:
-    """Save the guest of ``machine``; it does not run on.
+    """Save the guest of ``machine`` as the template in ``folder``; the guest is stopped.
 
-    It becomes a plain template, unless it was launched with :func:`memory_of`.
+    The template is plain, unless the machine was launched with :func:`memory_of`.
 
-    :raises QemuError: when this QEMU cannot. :raises WaitTimeout: when it does not get done.
-    :raises SetupError: when the stream cannot be written.
+    :raises QemuError: when this QEMU refuses. :raises WaitTimeout: when the migration does not complete.
+    :raises SetupError: when the migration fails, or the stream cannot be written.
     """
     template = Template(folder)
     if machine.spec.memory_file is not None:
         _ignore_shared(machine, state=True)()
     limit_bandwidth(machine, _MAX_BANDWIDTH)
-    with kept(machine, template.stream) as uri:
+    with stream_to_file(machine, template.stream) as uri:
         machine.qmp.execute("migrate", {"uri": uri})
         machine.wait_until(
             lambda: _is_saved(machine),
@@ -109,23 +110,24 @@ def save(machine: Machine, folder: Path) -> None:
 
 
 def _is_saved(machine: Machine) -> bool:
-    told = machine.qmp.execute("query-migrate", watch=machine.watch)
-    if told.get("status") == "failed":
-        why = told.get("error-desc", "QEMU gives no reason")
+    answer = machine.qmp.execute("query-migrate", watch=machine.watch)
+    if answer.get("status") == "failed":
+        why = answer.get("error-desc", "QEMU gives no reason")
         raise SetupError(f"the template of {machine.name} was not saved: {why}")
-    return bool(told.get("status") == "completed")
+    return bool(answer.get("status") == "completed")
 
 
 def restore(machine: Machine, template: Template) -> Callable[[], None]:
-    """Let the guest of ``template`` go on in ``machine``, launched with ``MachineSpec.restored``.
+    """Restore the guest of ``template`` in ``machine``, which was launched with ``MachineSpec.restored``.
 
-    :returns: what to call before anything else is done to the machine; its guest may run meanwhile.
-    :raises QemuError: when QEMU refuses the stream. :raises QemuDied: when it gave up over it.
+    :returns: a function that completes the restoring. Call it before any other operation on the machine;
+        commands in the guest are allowed before it.
+    :raises QemuError: when QEMU refuses the stream. :raises QemuDied: when it exits because of it.
     """
     shared = machine.spec.memory_file is not None
     if shared:
         _ignore_shared(machine, state=True)()
-    with machine.qmp.listen("RESUME") as events, fed(machine, template.stream):
+    with machine.qmp.listen("RESUME") as events, stream_from_file(machine, template.stream):
         events.wait(
             what=f"the restored guest of {machine.name} to run",
             timeout_s=machine.timeout_scale.seconds(_RESTORE_TIMEOUT_S),
@@ -133,7 +135,7 @@ def restore(machine: Machine, template: Template) -> Callable[[], None]:
         )
     if not shared:
         return lambda: None
-    # From here on it is a machine like any other: its own migrations carry its memory.
+    # Reset the capability: migrations of the restored machine must contain its memory.
     return _ignore_shared(machine, state=False)
 
 

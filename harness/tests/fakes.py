@@ -63,7 +63,7 @@ class ScriptedChannel:
         """Each answer is stdout, or ``(returncode, stdout, stderr)``, or as in :data:`Answer`."""
         self._rules = {pattern: _Script(answers), **{p: s for p, s in self._rules.items() if p != pattern}}
 
-    def run(self, command: str, *, timeout_s: float, stdin: bytes = b"", inside: bool = False) -> Completed:
+    def run(self, command: str, *, timeout_s: float, stdin: bytes = b"", subshell: bool = True) -> Completed:
         self.commands.append(command)
         for pattern, script in self._rules.items():
             if re.search(pattern, command):
@@ -154,7 +154,7 @@ class ScriptedQmp:
 
     def emit(self, name: str, **data: Any) -> None:
         for listener in tuple(self._listeners):
-            listener._offer(QmpEvent(name, data, 0.0, 0.0))
+            listener._deliver(QmpEvent(name, data, 0.0, 0.0))
 
     @property
     def commands(self) -> list[str]:

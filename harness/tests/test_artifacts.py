@@ -38,7 +38,7 @@ def test_a_slug_is_one_file_name(test_id: str) -> None:
     assert name not in (".", "..")
 
 
-def test_each_machine_has_its_place(tmp_path: Path) -> None:
+def test_each_machine_has_its_folder(tmp_path: Path) -> None:
     artifacts = Artifacts.create(tmp_path, "a.py::t")
     first, second = artifacts.machine("source", first=True), artifacts.machine("destination-1", first=False)
     assert first.folder == artifacts.folder

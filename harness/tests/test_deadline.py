@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.deadline import Deadline, TimeoutScale, hold_for, wait_until
+from harness.deadline import Deadline, TimeoutScale, check_during, wait_until
 from harness.errors import QemuDied, WaitTimeout
 
 
@@ -30,11 +30,11 @@ def test_the_message_of_a_timeout(tmp_path: Path) -> None:
     assert str(error).startswith("waited 0.1 s for the impossible; last seen: False; artefacts: ")
 
 
-def test_a_deadline_of_zero_still_looks_once() -> None:
+def test_a_deadline_of_zero_still_probes_once() -> None:
     assert wait_until(lambda: "now", what="it", timeout_s=0) == "now"
 
 
-def test_the_watch_is_asked_on_each_turn_and_after_the_probe() -> None:
+def test_the_watch_is_called_on_each_turn_and_after_the_probe() -> None:
     calls: list[str] = []
 
     def watch() -> None:
@@ -51,7 +51,7 @@ def test_the_watch_is_asked_on_each_turn_and_after_the_probe() -> None:
 
 
 def test_a_wait_is_woken() -> None:
-    """Long before the interval is over; also by what happens while it looks."""
+    """Long before the end of the interval, also by an event during the probe."""
     woken: list[bool] = []
 
     class Wake(threading.Event):
@@ -69,18 +69,18 @@ def test_a_wait_is_woken() -> None:
     assert woken == [True] * 3
 
 
-def test_a_wait_looks_again_without_being_woken() -> None:
+def test_a_wait_probes_again_without_being_woken() -> None:
     looks, wake = itertools.count(), threading.Event()
     assert wait_until(lambda: next(looks) == 3, what="it", timeout_s=60, interval_s=0.01, wake=wake)
 
 
-def test_a_window_is_watched_at_both_ends() -> None:
+def test_a_window_is_checked_at_both_ends() -> None:
     looks = itertools.count()
-    assert hold_for(0.5, lambda: next(looks) and None, interval_s=1) >= 0.5
+    assert check_during(0.5, lambda: next(looks) and None, interval_s=1) >= 0.5
     assert next(looks) == 2
 
 
-def test_a_window_ends_with_its_claim() -> None:
+def test_a_failing_check_ends_the_window() -> None:
     looks = itertools.count(1)
 
     def still() -> None:
@@ -88,12 +88,12 @@ def test_a_window_ends_with_its_claim() -> None:
             raise AssertionError("broken")
 
     with pytest.raises(AssertionError, match="broken"):
-        hold_for(60, still, interval_s=0)
+        check_during(60, still, interval_s=0)
 
 
-def test_a_window_ends_early_when_there_is_nothing_left_to_watch_for() -> None:
+def test_a_window_that_ends_early() -> None:
     looks = itertools.count()
-    assert hold_for(60, lambda: next(looks) and None, until=lambda: next(looks) > 4, interval_s=0) < 60
+    assert check_during(60, lambda: next(looks) and None, until=lambda: next(looks) > 4, interval_s=0) < 60
 
 
 def test_a_timeout_scale_scales_and_a_deadline_runs_out() -> None:

@@ -41,7 +41,7 @@ def test_any_text_can_be_read_back(path: Path) -> None:
     assert read(path)[1].value == {"caf\\xe9": "caf\\xe9, a line\u2028separator, a \U0001f41b"}
 
 
-def test_a_full_disk_is_told_at_the_end_and_fails_nobody_who_notes_something() -> None:
+def test_a_full_disk_is_reported_at_the_end_only() -> None:
     history = History(Path("/dev/full"))
     with history.operation("source", "qmp:quit"):
         history.note("source", "machine:exit")
@@ -56,7 +56,7 @@ def test_a_record_that_was_written_is_complete(path: Path) -> None:
     history.check()
 
 
-def test_many_threads_make_one_order(path: Path) -> None:
+def test_many_threads_write_one_order(path: Path) -> None:
     history = History(path)
 
     def write(actor: str) -> None:
@@ -119,7 +119,7 @@ def test_a_last_line_that_was_cut_is_left_out(path: Path) -> None:
         ),
     ],
 )
-def test_a_line_that_is_no_entry_is_told_with_its_number(path: Path, line: str, complaint: str) -> None:
+def test_the_error_for_an_invalid_line_has_its_number(path: Path, line: str, complaint: str) -> None:
     History(path).close()
     with path.open("a") as file:
         file.write(line + "\n")

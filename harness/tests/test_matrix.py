@@ -18,7 +18,7 @@ from harness.qemu.spec import MachineSpec
 
 
 class _Provisioner:
-    """Knows three names, and records what it was made to fetch."""
+    """Knows three names, and records its downloads."""
 
     fetched: list[str]
     #: The heap libraries that can be fetched, and those of them that lie in the cache.
@@ -117,7 +117,7 @@ def _fetched(made: Matrix) -> list[str]:
     return provisioner.fetched
 
 
-def test_cells_are_the_whole_crossing() -> None:
+def test_cells_are_all_combinations() -> None:
     selection = Selection(qemus=("a", "b"), machines=("pc", "q35"), kernels=("5.10", "6.1"))
     cells = list(selection.cells())
     assert len(cells) == len(set(cells)) == 8
@@ -164,9 +164,7 @@ def test_bad_input_is_one_line_before_anything_is_fetched_or_booted(
     assert (_fetched(made), chosen) == ([], [])
 
 
-def test_a_bad_path_after_a_release_is_told_of_before_the_release_is_fetched(
-    tmp_path: Path, probed: list[str]
-) -> None:
+def test_a_bad_path_is_reported_before_a_release_is_downloaded(tmp_path: Path, probed: list[str]) -> None:
     made = _matrix(tmp_path, qemus=("7.2", "/no-9p"))
     with pytest.raises(UsageError, match=r"^--qemu /no-9p"):
         made.prepare()
@@ -224,16 +222,16 @@ def test_firmware_goes_to_what_is_on_path_too(
 
 
 @pytest.mark.parametrize("names", [("7.2",), ("7.2", "10.0"), (DEFAULT,)])
-def test_firmware_for_nobody(tmp_path: Path, probed: list[str], names: tuple[str, ...]) -> None:
+def test_firmware_that_no_qemu_uses(tmp_path: Path, probed: list[str], names: tuple[str, ...]) -> None:
     made = _matrix(tmp_path, qemus=names, qemu_data=Path("/bios"))
-    with pytest.raises(UsageError, match=r"^--qemu-data /bios: is for a QEMU that is given as a path"):
+    with pytest.raises(UsageError, match=r"^--qemu-data /bios: only for a QEMU given as a path"):
         made.qemu(names[0])
     assert _fetched(made) == []
     made = _matrix(tmp_path, qemus=(*names, "./build/qemu"), qemu_data=Path("/bios"))
     assert made.qemu(names[0])
 
 
-def test_a_name_is_a_name_even_where_a_file_of_that_name_lies(
+def test_a_name_takes_precedence_over_a_file_of_that_name(
     tmp_path: Path, probed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -251,7 +249,7 @@ def test_a_release_with_a_fault_is_a_name_too(tmp_path: Path, probed: list[str])
     assert _fetched(made) == ["qemu 7.2+no-blocker"]
 
 
-def test_the_proof_of_an_accelerator_boots_no_shares(
+def test_the_test_guest_of_an_accelerator_has_no_shares(
     tmp_path: Path, probed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     specs: list[MachineSpec] = []
@@ -274,7 +272,7 @@ def test_the_proof_of_an_accelerator_boots_no_shares(
         (("/newer",), (), "leak hunts will not profile the heap of QEMU /q: no network"),
     ],
 )
-def test_what_profiles_a_heap_is_fetched_where_the_user_sees_it(
+def test_heap_libraries_are_downloaded_in_the_main_process(
     tmp_path: Path,
     probed: list[str],
     chosen: list[tuple[str, str]],
@@ -292,7 +290,7 @@ def test_what_profiles_a_heap_is_fetched_where_the_user_sees_it(
     assert reports == ([said] if said else [])
 
 
-def test_a_worker_takes_what_profiles_a_heap_from_the_cache(
+def test_a_worker_takes_heap_libraries_from_the_cache(
     tmp_path: Path, probed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_Provisioner, "can_fetch", ("/newer", "/fits", "/older"))

@@ -1,4 +1,4 @@
-"""Run folders: nothing in them, and nothing that was started for them, outlives their owner."""
+"""Run folders: their files and processes do not outlive their owner."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from harness.reaper import (
     MARK,
     PREFIX,
     RunFolder,
-    abandoned,
-    disown,
-    own,
+    claim_if_abandoned,
+    lock_folder,
     processes_of,
     start_time,
     sweep,
+    unlock,
 )
 
 OWNER = """
@@ -100,7 +100,7 @@ def test_a_sweep_leaves_the_living_alone(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def namespace() -> tuple[str, ...]:
-    """What runs a command in a PID namespace of its own, as a container does, with its own ``/proc``."""
+    """A prefix that runs a command in a new PID namespace with its own ``/proc``, as in a container."""
     why = ""
     for user in ((), ("--map-root-user",)):
         words = ("unshare", *user, "--pid", "--fork", "--kill-child", "--mount-proc")
@@ -130,7 +130,7 @@ def test_a_sweep_leaves_the_living_of_another_pid_namespace_alone(
     wait_until(outside.gone, what="the end of everything", timeout_s=60)
 
 
-def test_a_sweep_clears_what_a_container_that_is_gone_has_left(
+def test_a_sweep_clears_folders_of_a_container_that_has_ended(
     tmp_path: Path, namespace: tuple[str, ...]
 ) -> None:
     """The kernel ends all of a PID namespace with its first process, the watcher included."""
@@ -143,7 +143,7 @@ def test_a_sweep_clears_what_a_container_that_is_gone_has_left(
     assert owner.gone()
 
 
-def test_a_folder_without_a_lock_may_be_just_being_made(tmp_path: Path) -> None:
+def test_a_folder_without_a_lock_is_not_abandoned(tmp_path: Path) -> None:
     (tmp_path / f"{PREFIX}new").mkdir()
     half = tmp_path / f"{PREFIX}half"
     half.mkdir()
@@ -154,18 +154,18 @@ def test_a_folder_without_a_lock_may_be_just_being_made(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_a_folder_is_abandoned_once_its_owner_lets_it_go(tmp_path: Path) -> None:
-    lock = own(tmp_path)
-    with abandoned(tmp_path) as gone:
+def test_a_folder_is_abandoned_once_it_is_unlocked(tmp_path: Path) -> None:
+    lock = lock_folder(tmp_path)
+    with claim_if_abandoned(tmp_path) as gone:
         assert not gone
-    disown(lock)
-    with abandoned(tmp_path) as gone:
+    unlock(lock)
+    with claim_if_abandoned(tmp_path) as gone:
         assert gone
-        with abandoned(tmp_path) as taken_twice:
+        with claim_if_abandoned(tmp_path) as taken_twice:
             assert not taken_twice, "two would clear it"
 
 
-def test_where_there_are_no_locks_nothing_is_taken_for_abandoned(
+def test_nothing_is_abandoned_on_a_file_system_without_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(descriptor: int, operation: int) -> None:
@@ -189,7 +189,7 @@ def test_closing_is_complete_when_it_returns(tmp_path: Path) -> None:
     assert child.wait(timeout=60) == -signal.SIGKILL
 
 
-def test_a_start_time_tells_a_process_from_a_later_one() -> None:
+def test_a_start_time_distinguishes_processes() -> None:
     child = subprocess.Popen(["sleep", "1000"])
     started = start_time(child.pid)
     assert started > 0

@@ -1,4 +1,4 @@
-"""The testbed over fake QEMU processes: what it starts, it ends, and what stays is told."""
+"""The testbed with fake QEMU processes: it ends what it starts, and reports what is left."""
 
 from __future__ import annotations
 
@@ -135,8 +135,8 @@ def test_a_launch_that_failed_leaves_no_process(testbed: Testbed) -> None:
     assert not any(_leftovers(testbed).values())
 
 
-def test_a_process_that_stayed_is_told_of(testbed: Testbed, run: RunFolder) -> None:
-    """Something that a scenario started for this run, and forgot."""
+def test_a_leftover_process_is_recorded(testbed: Testbed, run: RunFolder) -> None:
+    """A process that a scenario started and did not end."""
     with subprocess.Popen(["sleep", "60"], env=run.environment()) as stray:
         try:
             # The kernel shows a process's environment only some way into its exec, after Popen has returned.
@@ -150,7 +150,7 @@ def test_a_process_that_stayed_is_told_of(testbed: Testbed, run: RunFolder) -> N
 
 @contextmanager
 def _forgotten(name: str = "forgotten", *, daemon: bool = True) -> Iterator[threading.Thread]:
-    """A thread that nobody ends before the block does."""
+    """A thread that ends only with the block."""
     done = threading.Event()
     thread = threading.Thread(target=done.wait, name=name, daemon=daemon)
     thread.start()
@@ -168,14 +168,14 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_impatient")
 @pytest.mark.parametrize("daemon", [False, True])
-def test_a_thread_that_stayed_is_told_of(testbed: Testbed, daemon: bool) -> None:
+def test_a_leftover_thread_is_recorded(testbed: Testbed, daemon: bool) -> None:
     with _forgotten(daemon=daemon):
         testbed.close()
     assert _leftovers(testbed)["threads"] == ["forgotten"]
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_a_background_call_that_does_not_return_is_told_of(testbed: Testbed) -> None:
+def test_a_background_call_that_does_not_return_is_recorded(testbed: Testbed) -> None:
     done = threading.Event()
     calling = Background(done.wait)
     testbed.close()
@@ -187,7 +187,7 @@ def test_a_background_call_that_does_not_return_is_told_of(testbed: Testbed) -> 
 def test_a_thread_that_is_about_to_end_is_waited_for(
     testbed: Testbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It ends only when somebody has begun to wait for it."""
+    """It ends only after the wait for it has begun."""
     waits = threading.Event()
 
     def wait_until(probe: Callable[[], bool], **options: Any) -> bool:
@@ -202,7 +202,7 @@ def test_a_thread_that_is_about_to_end_is_waited_for(
 
 @pytest.mark.usefixtures("_impatient")
 def test_a_thread_is_reported_once(testbed: Testbed, cell: Cell, run: RunFolder, tmp_path: Path) -> None:
-    """By the test that left it, and not by the next."""
+    """By the test that started it, not by the next one."""
     with _forgotten():
         testbed.close()
         following = Testbed(cell, run, Artifacts.create(tmp_path, "following"))
@@ -211,7 +211,7 @@ def test_a_thread_is_reported_once(testbed: Testbed, cell: Cell, run: RunFolder,
     assert _leftovers(following)["threads"] == []
 
 
-def test_the_thread_of_all_qmp_clients_is_nobodys(testbed: Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_qmp_thread_is_not_a_leftover(testbed: Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(QmpThread, "_shared", None)
     testbed.launch(testbed.spec())
     testbed.close()
@@ -220,8 +220,8 @@ def test_the_thread_of_all_qmp_clients_is_nobodys(testbed: Testbed, monkeypatch:
 
 
 @pytest.mark.parametrize("removed", [False, True])
-def test_a_socket_that_somebody_listens_on_is_told_of(testbed: Testbed, removed: bool) -> None:
-    """Even when its file has gone."""
+def test_a_leftover_listening_socket_is_recorded(testbed: Testbed, removed: bool) -> None:
+    """Even if its file was removed."""
     path = testbed.folder / "forgotten.sock"
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
@@ -233,15 +233,15 @@ def test_a_socket_that_somebody_listens_on_is_told_of(testbed: Testbed, removed:
     assert nothing_left_behind(Record.load(testbed.artifacts.folder))[0] is Verdict.INVALID
 
 
-def test_the_file_of_a_socket_that_nobody_has_is_none(testbed: Testbed) -> None:
-    """As a QEMU that is killed leaves them."""
+def test_the_file_of_a_closed_socket_is_not_a_leftover(testbed: Testbed) -> None:
+    """A QEMU that is killed leaves such files."""
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(testbed.folder / "dead.sock"))
     testbed.close()
     assert not any(_leftovers(testbed).values())
 
 
-def test_a_real_mount_that_stayed_is_told_of(testbed: Testbed) -> None:
+def test_a_real_leftover_mount_is_recorded(testbed: Testbed) -> None:
     mounted = testbed.shares[0].path
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "none", mounted], capture_output=True, text=True, check=False
@@ -256,7 +256,7 @@ def test_a_real_mount_that_stayed_is_told_of(testbed: Testbed) -> None:
     assert _leftovers(testbed)["folders"] == [str(testbed.folder)]
 
 
-def test_a_mount_that_stayed_is_told_of_and_not_emptied(
+def test_a_leftover_mount_is_recorded_and_not_emptied(
     testbed: Testbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Removing the folder would remove what is mounted there."""
@@ -282,7 +282,7 @@ def test_a_share_whose_folder_cannot_be_made(
 
 
 class Source:
-    """A store of templates that knows one, or says why not."""
+    """A source of templates that has one, or a reason for having none."""
 
     def __init__(self, found: Template | str) -> None:
         self.found = found
@@ -305,7 +305,7 @@ def _born(testbed: Testbed) -> object:
 
 @pytest.fixture
 def boots(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the guests of this test went through, instead of doing it."""
+    """The steps that the guests of this test take, recorded instead of performed."""
     done: list[str] = []
     monkeypatch.setattr(Guest, "wait_booted", lambda _: done.append("booted"))
     monkeypatch.setattr(testbed_module, "wait_restored", lambda *_: done.append("answered"))
@@ -346,7 +346,7 @@ def _dies_while_it_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("damage", ["its memory has changed", None])
-def test_who_is_accused_when_a_guest_cannot_be_restored(
+def test_the_error_when_a_guest_cannot_be_restored(
     cell: Cell,
     run: RunFolder,
     tmp_path: Path,
@@ -354,7 +354,7 @@ def test_who_is_accused_when_a_guest_cannot_be_restored(
     monkeypatch: pytest.MonkeyPatch,
     damage: str | None,
 ) -> None:
-    """A template that is shown to be damaged; else QEMU, as ever."""
+    """It is that of the template if the template is damaged, else that of QEMU."""
     template = Template(tmp_path)
     template.kernel_log.write_text("what was printed while it booted\n")
     SavedSession(bytes(16), bytes(32)).write(template.session)
@@ -391,7 +391,7 @@ def test_who_is_accused_when_a_guest_cannot_be_restored(
         ("no such capability", "no such capability", False, {}),
     ],
 )
-def test_a_guest_is_booted_where_it_has_to_be(
+def test_when_a_guest_is_booted(
     cell: Cell,
     run: RunFolder,
     tmp_path: Path,
@@ -418,8 +418,8 @@ def test_without_templates_every_guest_is_booted(testbed: Testbed, boots: list[s
     assert _born(testbed) == {"cold": "templates are switched off"}
 
 
-def test_a_process_that_stayed_is_reported(testbed: Testbed, run: RunFolder) -> None:
-    """Whatever it works in: it belongs to the run."""
+def test_a_leftover_process_in_another_folder_is_recorded(testbed: Testbed, run: RunFolder) -> None:
+    """It belongs to the run, whatever its working directory is."""
     stray = subprocess.Popen(["sleep", "60"], env=run.environment(), cwd="/")
     try:
         testbed.close()
@@ -429,7 +429,7 @@ def test_a_process_that_stayed_is_reported(testbed: Testbed, run: RunFolder) -> 
         stray.wait()
 
 
-def test_a_tool_for_machines_that_run_already(testbed: Testbed) -> None:
+def test_a_tool_that_is_attached_after_a_machine_was_started(testbed: Testbed) -> None:
     testbed.launch(testbed.spec())
-    with pytest.raises(HarnessError, match="comes too late: source was started"):
+    with pytest.raises(HarnessError, match="attach Hold earlier: machine 'source' was already started"):
         Hold(testbed)

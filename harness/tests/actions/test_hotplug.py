@@ -269,11 +269,11 @@ def test_the_window_is_as_long_as_the_accelerator_is_slow(
     windows: list[float] = []
     unplug = _requested(world) if pending else _seen(world)
 
-    def hold_for(window_s: float, still: Callable[[], None]) -> float:
+    def check_during(window_s: float, still: Callable[[], None]) -> float:
         windows.append(window_s)
         return window_s
 
-    monkeypatch.setattr(hotplug, "hold_for", hold_for)
+    monkeypatch.setattr(hotplug, "check_during", check_during)
     world.machine.timeout_scale = TimeoutScale(6.0)
     watch = unplug.expect_pending if pending else unplug.expect_withheld
     watch(while_=lambda: None, window_s=0.5)
@@ -328,7 +328,9 @@ def test_gone_without_any_event(world: World) -> None:
 def test_both_events_and_still_listed(world: World) -> None:
     unplug = _requested(world)
     _delete(world)
-    with pytest.raises(Violation, match=r"^share0 was deleted, and /machine/peripheral still has it$"):
+    with pytest.raises(
+        Violation, match=r"^share0 was reported deleted, but /machine/peripheral still has it$"
+    ):
         unplug.wait_completed()
     assert "completed" not in _states(world)
 

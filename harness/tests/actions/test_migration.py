@@ -170,12 +170,12 @@ def test_what_is_observed_of_a_migration(
     world.qmp.on("query-migrate", {"status": "completed" if completed else "active"})
     windows: list[float] = []
 
-    def hold_for(window_s: float, still: Any, until: Any) -> None:
-        still()
+    def check_during(window_s: float, check: Any, until: Any) -> None:
+        check()
         windows.append(window_s)
         assert until() is completed
 
-    monkeypatch.setattr(actions_migration, "hold_for", hold_for)
+    monkeypatch.setattr(actions_migration, "check_during", check_during)
     world.machine.timeout_scale = TimeoutScale(6.0)
     asked: list[None] = []
     assert outgoing.observe(while_=lambda: asked.append(None), window_s=0.5) is completed
@@ -354,7 +354,7 @@ def test_a_migration_under_way_is_cancelled_at_the_end(world: World, migration: 
     )
     with migration.under_way():
         assert "migrate_cancel" not in world.qmp.commands
-        theirs = socket.socket(fileno=world.qmp.given["wire"])
+        theirs = socket.socket(fileno=world.qmp.given["migration"])
         theirs.sendall(b"page" * 1_000_000)  # More than fits in between: it is being read.
     assert world.qmp.sent[-1] == ("migrate-set-parameters", {"max-bandwidth": 77})
 

@@ -1,4 +1,4 @@
-"""A QMP server on a unix socket, that answers as it is told: or does not."""
+"""A QMP server on a unix socket, whose answers the test chooses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A QEMU's qtest socket without a QEMU: memory, ports, and a virtio-9p device that answers as it is told."""
+"""A fake of QEMU's qtest socket: memory, ports, and a virtio-9p device whose answers the test chooses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PFN, _SIZE, _NOTIFY = 8, 12, 16
 
 
 def echo(kind: int, tag: int, body: bytes) -> tuple[int, int, bytes]:
-    """The right type and tag, and what was sent."""
+    """An answer with the right type and tag, and the body of the request."""
     return kind + 1, tag, body
 
 

@@ -1,4 +1,4 @@
-"""The console channel against a local shell on a terminal, as the guest's is."""
+"""The console channel, against a local shell on a terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.errors import ChannelLost, CommandTimeout, GuestPanicked
 
 
 class FakeSerial:
-    """A unix socket tied to ``sh`` on a pseudo-terminal: echo, prompt, 4 KiB lines, Ctrl-C and all."""
+    """A unix socket connected to ``sh`` on a pseudo-terminal, with echo, prompt, 4 KiB lines and Ctrl-C."""
 
     def __init__(self, path: Path) -> None:
         self._server = socket.socket(socket.AF_UNIX)
@@ -111,12 +111,12 @@ def test_a_command_that_prints_what_looks_like_an_answer(console: Console) -> No
     assert "<abc:0" in done.stdout
 
 
-def test_what_others_print_is_no_answer(console: Console, serial: FakeSerial) -> None:
+def test_output_of_other_programs_is_not_taken_for_an_answer(console: Console, serial: FakeSerial) -> None:
     serial.say("\r\n[ 12.3] some kernel line\r\n<deadbeef:0\r\n")
     assert console.run("echo mine", timeout_s=60).stdout == "mine\n"
 
 
-def test_after_a_timeout_the_line_is_free_again(console: Console) -> None:
+def test_after_a_timeout_the_shell_can_be_used_again(console: Console) -> None:
     with pytest.raises(CommandTimeout, match=r"^console: 'sleep 30' did not end within 0\.5 s"):
         console.run("sleep 30", timeout_s=0.5)
     for number in range(3):
@@ -140,7 +140,7 @@ def test_the_watch_ends_a_command(serial: FakeSerial, tmp_path: Path) -> None:
     console.close()
 
 
-def test_a_line_that_goes_dead(console: Console, serial: FakeSerial) -> None:
+def test_the_console_breaks(console: Console, serial: FakeSerial) -> None:
     threading.Timer(0.3, serial.hang_up).start()
     with pytest.raises(ChannelLost, match=r"^the console broke during 'sleep 30'"):
         console.run("sleep 30", timeout_s=60)
@@ -183,7 +183,7 @@ class TestKernelLog:
             ended.set()
         assert log.text() == "".join(written)
 
-    def test_a_panic_that_was_meant_is_not_found_again(self, tmp_path: Path) -> None:
+    def test_a_forgiven_panic_is_not_found_again(self, tmp_path: Path) -> None:
         path = tmp_path / "log"
         log = KernelLog(path)
         path.write_text("[1] Kernel panic - not syncing: sysrq triggered crash\n")
@@ -224,7 +224,9 @@ class TestKernelLog:
 
 
 def test_a_guest_without_base64(console: Console) -> None:
-    """As busybox 1.30 is: the outputs cannot be told from one another, and none is made up."""
+    """As with busybox 1.30: the outputs cannot be separated, which is an error."""
     console._send("base64() { echo 'sh: base64: not found'; }")
-    with pytest.raises(ChannelLost, match="sent no base64 but 'sh: base64: not found'"):
+    with pytest.raises(
+        ChannelLost, match="expected base64 from the guest's console, got 'sh: base64: not found'"
+    ):
         console.run("true", timeout_s=60)

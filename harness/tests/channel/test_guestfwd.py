@@ -1,4 +1,4 @@
-"""Sessions over a line, against the real server of ``test_ssh``, behind a stand-in for QEMU's network."""
+"""Sessions over a guestfwd socket, against the server of ``test_ssh``, with a stand-in for QEMU's network."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from harness.tests.channel.test_ssh import FakeSshd, Keys
 
 
 class Network:
-    """Two QEMUs in which one guest may be: whoever connects last talks to its one session with its sshd."""
+    """The guestfwd sockets of two QEMUs, for one guest: the last client to connect has its session."""
 
     def __init__(self, folder: Path, keys: Keys) -> None:
         self.keys, self.sshd = keys, FakeSshd(keys.host, keys.client, folder)
         self.here, self.there = folder / "here.sock", folder / "there.sock"
         self.lost: list[str] = []
-        #: Nothing reaches the server any more.
-        self.deaf = False
-        #: Nothing of what the server says arrives.
-        self.mute = False
-        #: What reaches the server only with :meth:`deliver`.
+        #: Data for the server is dropped.
+        self.drops_input = False
+        #: Data from the server is dropped.
+        self.drops_output = False
+        #: Data for the server is held back until :meth:`deliver`.
         self.held_back = False
         self.late: list[bytes] = []
         self._client: socket.socket | None = None
@@ -68,13 +68,13 @@ class Network:
         while data := client.recv(65536):
             if self.held_back:
                 self.late.append(data)
-            elif not self.deaf:
+            elif not self.drops_input:
                 upstream.sendall(data)
 
     def _outward(self, upstream: socket.socket) -> None:
         while data := upstream.recv(65536):
             assert self._client is not None
-            if not self.mute:
+            if not self.drops_output:
                 self._client.sendall(data)
 
     def deliver(self) -> None:
@@ -82,11 +82,11 @@ class Network:
         self.held_back = False
         self._upstream.sendall(b"".join(self.late))
 
-    def ssh(self, frozen: SavedSession | None = None, *, timeout_s: float = 60, ahead: bool = False) -> Ssh:
-        """A session; ``ahead`` of the machine that has the line."""
-        keys, guestfwd = self.keys, GuestfwdSocket(None if ahead else self.here, frozen)
+    def ssh(self, saved: SavedSession | None = None, *, timeout_s: float = 60, connected: bool = True) -> Ssh:
+        """A session; without ``connected`` its QEMU is not ready yet."""
+        keys, guestfwd = self.keys, GuestfwdSocket(self.here if connected else None, saved)
         ssh = Ssh(
-            None if ahead else self.sshd.port,
+            self.sshd.port if connected else None,
             client_key=keys.client_path,
             host_key=keys.host_line,
             timeout_s=timeout_s,
@@ -109,39 +109,39 @@ def network(tmp_path: Path) -> Iterator[Network]:
     made.close()
 
 
-class Patience:
-    """When a silent guestfwd is given up: by a condition, so that nothing depends on how fast the machine is.
+class ResponseTimeout:
+    """Makes the response timeout depend on a condition, so that no test depends on the speed of the host.
 
-    :ivar given_up: what came of each attempt to give it up.
+    :ivar abandoned: the result of each attempt to abandon the guestfwd socket.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
-        self.given_up: list[bool] = []
-        #: What each command was allowed to wait for a sign of life, in seconds.
+        self.abandoned: list[bool] = []
+        #: The response timeout of each command in seconds.
         self.allowed_s: list[float] = []
 
-    def ends(self, when: Callable[[], object] = lambda: True) -> None:
-        """From now on a command waits no longer than a moment for a sign of life, and then for ``when``."""
-        give_up, patience_s = Ssh._give_up_guestfwd, Ssh._patience_s
+    def expires(self, when: Callable[[], object] = lambda: True) -> None:
+        """From now on the response timeout is short, and expires only once ``when`` is true."""
+        abandon, timeout_s = Ssh._abandon_guestfwd, Ssh._response_timeout_s
 
         def noted(ssh: Ssh, deadline: Deadline) -> float:
-            self.allowed_s.append(patience_s(ssh, deadline))
+            self.allowed_s.append(timeout_s(ssh, deadline))
             return self.allowed_s[-1]
 
         def gated(ssh: Ssh, why: str) -> bool:
-            wait_until(lambda: bool(when()), what="the moment to give the line up", timeout_s=60)
-            self.given_up.append(give_up(ssh, why))
-            return self.given_up[-1]
+            wait_until(lambda: bool(when()), what="the response timeout to expire", timeout_s=60)
+            self.abandoned.append(abandon(ssh, why))
+            return self.abandoned[-1]
 
-        self._monkeypatch.setattr(Ssh, "_give_up_guestfwd", gated)
-        self._monkeypatch.setattr(Ssh, "_patience_s", noted)
+        self._monkeypatch.setattr(Ssh, "_abandon_guestfwd", gated)
+        self._monkeypatch.setattr(Ssh, "_response_timeout_s", noted)
         self._monkeypatch.setattr("harness.channel.ssh._GUESTFWD_OPEN_S", 0.1)
 
 
 @pytest.fixture
-def patience(monkeypatch: pytest.MonkeyPatch) -> Patience:
-    return Patience(monkeypatch)
+def response_timeout(monkeypatch: pytest.MonkeyPatch) -> ResponseTimeout:
+    return ResponseTimeout(monkeypatch)
 
 
 SILENT = ["no answer for 0.1 s"]
@@ -156,7 +156,7 @@ def answers(ssh: Ssh) -> bool:
     return ssh.run("echo hello", timeout_s=60).stdout == "hello\n"
 
 
-def test_a_session_over_a_line(network: Network) -> None:
+def test_a_session_over_the_guestfwd_socket(network: Network) -> None:
     ssh = network.ssh()
     assert ssh.resumed is True
     assert answers(ssh)
@@ -165,9 +165,9 @@ def test_a_session_over_a_line(network: Network) -> None:
     ssh.close()
 
 
-def test_a_frozen_session_is_gone_on_with(network: Network, tmp_path: Path) -> None:
-    """By a client that was not there when it began."""
-    network.ssh().freeze().write(tmp_path / "session")
+def test_a_saved_session_is_resumed(network: Network, tmp_path: Path) -> None:
+    """By another client than the one that began it."""
+    network.ssh().save_session().write(tmp_path / "session")
     ssh = network.ssh(SavedSession.read(tmp_path / "session"))
     assert ssh.resumed is True
     assert answers(ssh)
@@ -177,20 +177,20 @@ def test_a_frozen_session_is_gone_on_with(network: Network, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("what", ["cookie", "key", "received"])
-def test_a_session_that_is_not_the_servers_is_given_up(
+def test_a_saved_session_that_does_not_match(
     network: Network, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """The port is used, as if there were no line; it says why."""
+    """The port is used instead, and ``resumed`` is the reason."""
     connect = Ssh._connect
 
-    def patiently(ssh: Ssh) -> paramiko.Transport:
-        ssh._timeout_s = 60  # What is soon given up is the line alone.
+    def without_haste(ssh: Ssh) -> paramiko.Transport:
+        ssh._timeout_s = 60  # The short timeout is for the guestfwd socket alone.
         return connect(ssh)
 
-    frozen = network.ssh().freeze()
-    changes = {"cookie": bytes(16), "key": b"\1" * 32, "received": frozen.received[:2]}
-    wrong = replace(frozen, **{what: changes[what]})  # type: ignore[arg-type]
-    monkeypatch.setattr(Ssh, "_connect", patiently)
+    saved = network.ssh().save_session()
+    changes = {"cookie": bytes(16), "key": b"\1" * 32, "received": saved.received[:2]}
+    wrong = replace(saved, **{what: changes[what]})  # type: ignore[arg-type]
+    monkeypatch.setattr(Ssh, "_connect", without_haste)
     ssh = network.ssh(wrong, timeout_s=3)
     assert isinstance(ssh.resumed, str)
     assert ssh.resumed
@@ -208,7 +208,7 @@ def test_a_session_moves_with_its_guest(network: Network) -> None:
     ssh.close()
 
 
-def test_a_session_does_not_move_under_a_command(network: Network, tmp_path: Path) -> None:
+def test_a_session_does_not_move_while_a_command_runs(network: Network, tmp_path: Path) -> None:
     ssh = network.ssh()
     script = f"touch {tmp_path}/begun; while ! test -e {tmp_path}/go; do sleep 0.05; done; echo done"
     command = Background(lambda: ssh.run(script, timeout_s=60))
@@ -222,20 +222,20 @@ def test_a_session_does_not_move_under_a_command(network: Network, tmp_path: Pat
     ssh.close()
 
 
-def test_a_session_does_not_move_to_where_no_line_is(network: Network, tmp_path: Path) -> None:
+def test_a_session_does_not_move_without_a_socket(network: Network, tmp_path: Path) -> None:
     ssh = network.ssh()
     assert not ssh.move(tmp_path / "nothing", port=1, watch=lambda: None)
-    assert ssh.resumed == f"cannot open the line {tmp_path}/nothing: No such file or directory"
+    assert ssh.resumed == f"cannot open the guestfwd socket {tmp_path}/nothing: No such file or directory"
     assert answers(ssh)
     ssh.close()
 
 
-def test_a_line_that_falls_silent(network: Network, patience: Patience) -> None:
-    """No command has begun then: a connection of its own takes it, and all further ones."""
+def test_a_guestfwd_socket_that_stops_answering(network: Network, response_timeout: ResponseTimeout) -> None:
+    """The command has not started: it and all later ones run over a TCP connection."""
     ssh = network.ssh()
     assert answers(ssh)
-    network.deaf = True
-    patience.ends()
+    network.drops_input = True
+    response_timeout.expires()
     assert answers(ssh)
     assert answers(ssh)
     assert network.sshd.connections == 2
@@ -244,16 +244,16 @@ def test_a_line_that_falls_silent(network: Network, patience: Patience) -> None:
     ssh.close()
 
 
-def test_a_line_that_falls_silent_while_another_command_runs(
-    network: Network, patience: Patience, tmp_path: Path
+def test_it_stops_answering_while_another_command_runs(
+    network: Network, response_timeout: ResponseTimeout, tmp_path: Path
 ) -> None:
-    """The new command has no shell to itself, and needs a channel of its own; it is not the line's end."""
+    """The second command needs a new channel and fails; the guestfwd socket is not abandoned."""
     ssh = network.ssh()
     first = Background(lambda: ssh.run(f"touch {tmp_path}/begun; sleep 600", timeout_s=600))
     wait_until((tmp_path / "begun").exists, what="the first command to run", timeout_s=60)
-    network.deaf = True
-    patience.ends()
-    # The first is paramiko's own; the second is ours, where paramiko's thread comes too late with it.
+    network.drops_input = True
+    response_timeout.expires()
+    # Either paramiko's timeout or the harness's comes first.
     why = "(Timeout opening channel|its sshd did not answer within)"
     with pytest.raises(ChannelLost, match=rf"broke during 'true': {why}"):
         ssh.run("true", timeout_s=0.5)
@@ -263,22 +263,24 @@ def test_a_line_that_falls_silent_while_another_command_runs(
         first.wait()
 
 
-def test_a_command_inside_the_shell_is_repeated(network: Network, patience: Patience, tmp_path: Path) -> None:
-    """It may run twice, which is why nothing tells whether it has."""
+def test_a_command_without_a_subshell_is_repeated(
+    network: Network, response_timeout: ResponseTimeout, tmp_path: Path
+) -> None:
+    """Such a command may run twice, so nothing records whether it has run."""
     ssh = network.ssh()
     assert answers(ssh)
-    network.mute = True
-    patience.ends(lambda: has_run(tmp_path))
-    assert ssh.run(f"echo again >> {tmp_path}/ran; answer=0", timeout_s=60, inside=True).returncode == 0
+    network.drops_output = True
+    response_timeout.expires(lambda: has_run(tmp_path))
+    assert ssh.run(f"echo again >> {tmp_path}/ran; answer=0", timeout_s=60, subshell=False).returncode == 0
     assert (tmp_path / "ran").read_text() == "again\nagain\n"
     assert network.lost == SILENT
     assert answers(ssh)
     ssh.close()
 
 
-def test_a_session_is_resumed_before_its_guest_can_be_reached(network: Network) -> None:
-    frozen = network.ssh().freeze()
-    ssh = network.ssh(frozen, ahead=True)
+def test_a_session_is_resumed_before_its_qemu_is_ready(network: Network) -> None:
+    saved = network.ssh().save_session()
+    ssh = network.ssh(saved, connected=False)
     assert ssh.resumed is True
     assert ssh.move(network.here, port=network.sshd.port, watch=lambda: None)
     assert answers(ssh)
@@ -287,78 +289,80 @@ def test_a_session_is_resumed_before_its_guest_can_be_reached(network: Network) 
     ssh.close()
 
 
-def test_a_session_that_cannot_be_resumed_and_no_guest_to_ask(network: Network) -> None:
-    wrong = replace(network.ssh().freeze(), cookie=bytes(16))
+def test_a_session_that_does_not_match_before_its_qemu_is_ready(network: Network) -> None:
+    wrong = replace(network.ssh().save_session(), cookie=bytes(16))
     with pytest.raises(ChannelLost) as caught:
-        network.ssh(wrong, timeout_s=3, ahead=True)
+        network.ssh(wrong, timeout_s=3, connected=False)
     assert str(caught.value)
     assert network.sshd.connections == 1
 
 
 def test_a_command_that_may_have_run_is_not_repeated(
-    network: Network, patience: Patience, tmp_path: Path
+    network: Network, response_timeout: ResponseTimeout, tmp_path: Path
 ) -> None:
     ssh = network.ssh()
-    network.mute = True
-    patience.ends(lambda: has_run(tmp_path))
-    with pytest.raises(ChannelLost, match="its session fell silent, and the command may have run"):
+    network.drops_output = True
+    response_timeout.expires(lambda: has_run(tmp_path))
+    with pytest.raises(ChannelLost, match="the session stopped answering, and the command may have run"):
         ssh.run(f"echo once >> {tmp_path}/ran", timeout_s=60)
     assert (tmp_path / "ran").read_text() == "once\n"
     assert answers(ssh)
     ssh.close()
 
 
-@pytest.mark.parametrize("told_before", [False, True])
-def test_what_the_guest_forgot_is_not_repeated(
-    network: Network, patience: Patience, tmp_path: Path, told_before: bool
+@pytest.mark.parametrize("after_another", [False, True])
+def test_a_command_before_a_reboot_is_not_repeated(
+    network: Network, response_timeout: ResponseTimeout, tmp_path: Path, after_another: bool
 ) -> None:
-    """After a reboot nothing tells whether the command ran."""
+    """After a reboot it is unknown whether the command ran."""
     ssh = network.ssh()
-    if told_before:
+    if after_another:
         assert answers(ssh)
-    network.mute = True
-    patience.ends(lambda: has_run(tmp_path) and not list(tmp_path.glob(".shell*")))
+    network.drops_output = True
+    response_timeout.expires(lambda: has_run(tmp_path) and not list(tmp_path.glob(".shell*")))
     command = f"echo once >> {tmp_path}/ran; rm {tmp_path}/.shell*"
-    with pytest.raises(ChannelLost, match="its session fell silent, and the command may have run"):
+    with pytest.raises(ChannelLost, match="the session stopped answering, and the command may have run"):
         ssh.run(command, timeout_s=60)
     assert (tmp_path / "ran").read_text() == "once\n"
     ssh.close()
 
 
-def test_a_line_is_not_given_up_under_another_command(network: Network, patience: Patience) -> None:
-    """A guest that is slow to begin one command, while another is running."""
+def test_it_is_not_abandoned_while_another_command_runs(
+    network: Network, response_timeout: ResponseTimeout
+) -> None:
+    """The guest is slow to start one command while another one is running."""
     ssh = network.ssh()
     network.held_back = True
-    patience.ends(lambda: len(ssh._running) == 2)
+    response_timeout.expires(lambda: len(ssh._running) == 2)
     slow = Background(lambda: ssh.run("echo slow", timeout_s=60))
-    # Alone until then, so that it waits for a moment only.
-    wait_until(lambda: bool(patience.allowed_s), what="the first command to wait", timeout_s=60)
+    # It is the only command until then, so its response timeout is short.
+    wait_until(lambda: bool(response_timeout.allowed_s), what="the first command to wait", timeout_s=60)
     other = Background(lambda: ssh.run("echo other", timeout_s=60))
-    wait_until(lambda: bool(patience.given_up), what="the line to be doubted", timeout_s=60)
-    assert not any(patience.given_up)
+    wait_until(lambda: bool(response_timeout.abandoned), what="the attempt to abandon it", timeout_s=60)
+    assert not any(response_timeout.abandoned)
     network.deliver()
-    for command, said in ((slow, "slow\n"), (other, "other\n")):
+    for command, output in ((slow, "slow\n"), (other, "other\n")):
         done = command.wait(timeout_s=60)
         assert isinstance(done, Completed)
-        assert done.stdout == said
+        assert done.stdout == output
     assert not network.lost
     ssh.close()
 
 
-def test_a_deadline_that_passes_while_the_line_is_replaced(
+def test_a_deadline_that_passes_during_the_reconnect(
     network: Network, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The command that is blamed is the one that was asked for; and it does not run any more."""
+    """The error names the command that the caller ran, and the command does not run afterwards."""
     ssh = network.ssh()
     ssh._timeout_s = 60
-    network.deaf = True
+    network.drops_input = True
     network.sshd.lets_in.clear()
     deadlines: list[Deadline] = []
-    tell, reconnect = Ssh._submit, Ssh._reconnect
+    submit, reconnect = Ssh._submit, Ssh._reconnect
 
-    def noted(ssh: Ssh, shell: RemoteShell, command: str, deadline: Deadline, **how: bool) -> Completed:
+    def noted(ssh: Ssh, shell: RemoteShell, command: str, deadline: Deadline, **options: bool) -> Completed:
         deadlines.append(deadline)
-        return tell(ssh, shell, command, deadline, **how)
+        return submit(ssh, shell, command, deadline, **options)
 
     def late(ssh: Ssh) -> None:
         reconnect(ssh)
@@ -366,9 +370,9 @@ def test_a_deadline_that_passes_while_the_line_is_replaced(
 
     monkeypatch.setattr(Ssh, "_submit", noted)
     monkeypatch.setattr(Ssh, "_reconnect", late)
-    # Given up at once: nothing is waited for.
+    # The guestfwd socket is abandoned at once.
     monkeypatch.setattr("harness.channel.ssh._GUESTFWD_OPEN_S", 0.0)
-    monkeypatch.setattr(Ssh, "_begins", lambda *_: False)
+    monkeypatch.setattr(Ssh, "_has_started", lambda *_: False)
     command = Background(lambda: ssh.run(f"touch {tmp_path}/ran", timeout_s=90.0))
     wait_until(lambda: network.sshd.connections == 2, what="the connection", timeout_s=60)
     network.sshd.lets_in.set()
@@ -378,19 +382,19 @@ def test_a_deadline_that_passes_while_the_line_is_replaced(
     ssh.close()
 
 
-def test_a_paramiko_that_has_changed_inside(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no session over a line then, and it says why; a connection works as ever."""
-    frozen = network.ssh().freeze()
-    monkeypatch.setattr(handshake, "changed_inside", lambda: "Transport has no _expect_packet")
-    ssh = network.ssh(frozen)
-    why = f"paramiko {paramiko.__version__} has changed inside: Transport has no _expect_packet"
+def test_a_paramiko_that_lacks_a_private_part(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no session over the guestfwd socket, ``resumed`` names the part, and TCP works."""
+    saved = network.ssh().save_session()
+    monkeypatch.setattr(handshake, "missing_private_part", lambda: "Transport has no method _expect_packet")
+    ssh = network.ssh(saved)
+    why = f"paramiko {paramiko.__version__} lacks a private part: Transport has no method _expect_packet"
     assert ssh.resumed == why
     assert answers(ssh)
     ssh.close()
 
 
 def _wrong(*_: object, **__: object) -> None:
-    raise TypeError("an error of our own")
+    raise TypeError("an error in the harness")
 
 
 @pytest.mark.parametrize(
@@ -402,31 +406,31 @@ def _wrong(*_: object, **__: object) -> None:
         (GuestfwdSocket, "_send"),
         (GuestfwdSocket, "_recv"),
         (RemoteShell, "submit"),
-        (Ssh, "_rehearse"),
-        (GuestfwdSocket, "go_on"),
+        (Ssh, "_run_first_command"),
+        (GuestfwdSocket, "finish_replay"),
     ],
 )
 @pytest.mark.parametrize("resumed", [True, False])
-def test_an_error_of_our_own_is_not_the_lines(
+def test_an_error_in_the_harness_is_raised(
     network: Network, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, resumed: bool
 ) -> None:
-    """In whichever thread of paramiko's it is raised: nothing falls back to a connection because of it."""
-    frozen = network.ssh().freeze() if resumed else None
+    """Whichever thread it occurs in, it is not taken for a failure of the guestfwd socket."""
+    saved = network.ssh().save_session() if resumed else None
     before = network.sshd.connections
     monkeypatch.setattr(owner, name, _wrong)
-    with pytest.raises(TypeError, match="an error of our own"):
-        network.ssh(frozen)
-    assert network.sshd.connections - before <= (0 if resumed else 1), "that of the line"
+    with pytest.raises(TypeError, match="an error in the harness"):
+        network.ssh(saved)
+    assert network.sshd.connections - before <= (0 if resumed else 1), "the one of the guestfwd socket"
 
 
 @pytest.mark.parametrize("name", ["_send", "_recv"])
-def test_an_error_of_our_own_later_is_not_the_lines_either(
+def test_a_later_error_in_the_harness_is_raised(
     network: Network, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     ssh = network.ssh()
     assert answers(ssh)
     monkeypatch.setattr(GuestfwdSocket, name, _wrong)
-    with pytest.raises(TypeError, match="an error of our own"):
+    with pytest.raises(TypeError, match="an error in the harness"):
         ssh.run("echo hello", timeout_s=60)
     assert not network.lost
     assert network.sshd.connections == 1
@@ -434,12 +438,12 @@ def test_an_error_of_our_own_later_is_not_the_lines_either(
 
 
 def test_a_command_that_arrives_late_does_not_run(
-    network: Network, patience: Patience, tmp_path: Path
+    network: Network, response_timeout: ResponseTimeout, tmp_path: Path
 ) -> None:
-    """It has run elsewhere: what a silent line still delivers afterwards must not run it again."""
+    """It has run over TCP: it must not run again when the guestfwd socket delivers it afterwards."""
     ssh = network.ssh()
     network.held_back = True
-    patience.ends()
+    response_timeout.expires()
     assert ssh.run(f"echo once >> {tmp_path}/ran", timeout_s=60).returncode == 0
     before = len(list(tmp_path.glob(".shell-*")))
     network.deliver()
@@ -449,20 +453,22 @@ def test_a_command_that_arrives_late_does_not_run(
     ssh.close()
 
 
-def test_a_connection_of_its_own_does_not_move(network: Network) -> None:
+def test_a_tcp_connection_does_not_move(network: Network) -> None:
     keys = network.keys
     ssh = Ssh(network.sshd.port, client_key=keys.client_path, host_key=keys.host_line, timeout_s=60)
     assert not ssh.move(network.there, port=1, watch=lambda: None)
     ssh.close()
 
 
-def test_there_is_no_line(tmp_path: Path) -> None:
-    with pytest.raises(ChannelLost, match=f"cannot open the line {tmp_path}/nothing: No such file"):
+def test_there_is_no_socket(tmp_path: Path) -> None:
+    with pytest.raises(
+        ChannelLost, match=f"cannot open the guestfwd socket {tmp_path}/nothing: No such file"
+    ):
         GuestfwdSocket(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"cookie": "x", "key": "", "received": []}'])
-def test_what_is_no_session(tmp_path: Path, content: str) -> None:
+def test_a_file_that_is_not_a_session(tmp_path: Path, content: str) -> None:
     (tmp_path / "session").write_text(content)
     with pytest.raises((ValueError, KeyError)):
         SavedSession.read(tmp_path / "session")

@@ -67,7 +67,7 @@ def test_a_refusal_carries_what_was_sent_and_received(
     assert entries(tmp_path, "qmp:device_del")[1][0] is Kind.FAIL
 
 
-def test_a_listener_hears_what_comes_before_it_waits(qmp: Qmp, server: FakeQmpServer) -> None:
+def test_a_listener_collects_events_before_it_waits(qmp: Qmp, server: FakeQmpServer) -> None:
     server.event("RESUME")
     qmp.execute("query-status")  # Whatever was sent before its answer has arrived.
     with qmp.listen("STOP") as stops:
@@ -82,7 +82,7 @@ def test_a_listener_hears_what_comes_before_it_waits(qmp: Qmp, server: FakeQmpSe
     assert len(stops.events) == 1
 
 
-def test_events_are_recorded_though_nobody_listens(qmp: Qmp, server: FakeQmpServer, tmp_path: Path) -> None:
+def test_events_are_recorded_without_a_listener(qmp: Qmp, server: FakeQmpServer, tmp_path: Path) -> None:
     server.event("DEVICE_DELETED", path="/machine/peripheral/x")
     qmp.execute("query-status")
     ((kind, value),) = entries(tmp_path, "event:DEVICE_DELETED")
@@ -90,7 +90,7 @@ def test_events_are_recorded_though_nobody_listens(qmp: Qmp, server: FakeQmpServ
     assert value["data"] == {"path": "/machine/peripheral/x"}
 
 
-def test_silence_is_told_and_a_late_answer_is_recorded(
+def test_a_missing_answer_is_an_error_and_a_late_one_is_recorded(
     qmp: Qmp, server: FakeQmpServer, tmp_path: Path
 ) -> None:
     server.rules["stop"] = SILENCE
@@ -124,7 +124,7 @@ def test_the_watch_ends_a_wait(qmp: Qmp, server: FakeQmpServer) -> None:
         qmp.execute("stop", timeout_s=60, watch=watch)
 
 
-def test_closing_with_a_command_in_flight_makes_no_noise(
+def test_closing_with_a_command_in_flight_prints_nothing(
     qmp: Qmp, server: FakeQmpServer, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     server.rules["stop"] = SILENCE

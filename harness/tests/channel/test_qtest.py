@@ -25,7 +25,7 @@ def qtest(tmp_path: Path, server: FakeQtest) -> Iterator[Qtest]:
     made.close()
 
 
-def test_what_is_said_on_the_wire(qtest: Qtest, server: FakeQtest) -> None:
+def test_the_commands_as_sent(qtest: Qtest, server: FakeQtest) -> None:
     qtest.outb(0x70, 1)
     qtest.outw(0x72, 0x1234)
     qtest.outl(0xCF8, 0x80000000)
@@ -44,7 +44,7 @@ def test_what_is_said_on_the_wire(qtest: Qtest, server: FakeQtest) -> None:
     ]
 
 
-def test_an_interrupt_between_is_no_answer(qtest: Qtest, server: FakeQtest) -> None:
+def test_an_irq_line_before_the_answer_is_skipped(qtest: Qtest, server: FakeQtest) -> None:
     server.before = b"IRQ raise 4\nIRQ lower 4\n"
     assert qtest.inw(0xC00C) == 128
 
@@ -55,9 +55,9 @@ def test_a_refused_command(qtest: Qtest, server: FakeQtest) -> None:
         qtest.outb(1, 2)
 
 
-def test_a_qemu_that_hangs_up(qtest: Qtest, server: FakeQtest) -> None:
+def test_qemu_closes_the_connection(qtest: Qtest, server: FakeQtest) -> None:
     server.instead = b"hang up"
-    with pytest.raises(ChannelLost, match="broke during 'outb 0x1 0x2': QEMU closed it"):
+    with pytest.raises(ChannelLost, match="broke during 'outb 0x1 0x2': QEMU closed the connection"):
         qtest.outb(1, 2)
 
 

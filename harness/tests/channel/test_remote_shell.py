@@ -12,8 +12,8 @@ from harness.testbed import Testbed
 pytestmark = pytest.mark.qemu
 
 
-def test_a_file_of_9p_whose_end_comes_late(testbed: Testbed) -> None:
-    """What is spliced into a pipe from 9p looks readable before it is known that there is nothing."""
+def test_a_9p_file_whose_end_is_known_late(testbed: Testbed) -> None:
+    """Pages that are spliced from 9p into a pipe look readable before the end of the file is known."""
     hold = Hold(testbed)
     guest, share = testbed.boot(), testbed.shares[0]
     Hotplug(guest).plug(share)
@@ -27,7 +27,7 @@ def test_a_file_of_9p_whose_end_comes_late(testbed: Testbed) -> None:
     assert guest.succeed("echo again") == "again\n"
 
 
-def test_what_a_signal_ends(testbed: Testbed) -> None:
+def test_a_shell_that_a_signal_ends(testbed: Testbed) -> None:
     guest = testbed.boot()
     assert guest.run("kill -9 $(exec sh -c 'echo $PPID')").returncode == 128 + 9
     assert guest.succeed("echo again") == "again\n"

@@ -53,13 +53,13 @@ class FakeSshd(paramiko.ServerInterface):
     def __init__(self, host_key: paramiko.PKey, client_key: paramiko.PKey, home: Path, port: int = 0) -> None:
         self._host_key, self._client_key, self.home = host_key, client_key, home
         self.connections = 0
-        #: Clear it, and nobody is let in until it is set.
+        #: While it is cleared, log-ins wait.
         self.lets_in = threading.Event()
         self.lets_in.set()
-        #: Clear it, and no command begins until it is set.
+        #: While it is cleared, no command starts.
         self.begins_commands = threading.Event()
         self.begins_commands.set()
-        #: Clear it, and no channel is opened until it is set.
+        #: While it is cleared, no channel is opened.
         self.opens_channels = threading.Event()
         self.opens_channels.set()
         self.children: list[subprocess.Popen[bytes]] = []
@@ -170,14 +170,14 @@ def test_a_command_its_outputs_and_its_status(ssh: Ssh) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err\n")
 
 
-def test_a_command_inside_the_waiting_shell(ssh: Ssh) -> None:
-    """Without a process of its own; only how it ended is told, also when others have left output behind."""
+def test_a_command_without_a_subshell(ssh: Ssh) -> None:
+    """Only its exit status is returned, also when background processes have written output before."""
     assert ssh.run("echo late; ( sleep 0.2; echo later >&2 ) &", timeout_s=60).returncode == 0
     for status in (0, 3, 0):
         done = ssh.run(
             f"kept=${{kept}}{status}; echo said; echo failed >&2; answer={status}",
             timeout_s=10,
-            inside=True,
+            subshell=False,
         )
         assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
     done = ssh.run("echo $kept", timeout_s=60)
@@ -218,8 +218,8 @@ def test_two_commands_at_once(ssh: Ssh, tmp_path: Path) -> None:
     assert done.stdout == "1\n"
 
 
-def test_late_output_is_no_other_commands(ssh: Ssh, tmp_path: Path) -> None:
-    """Of something that a command has left running."""
+def test_late_output_is_not_attributed_to_the_next_command(ssh: Ssh, tmp_path: Path) -> None:
+    """Output of a background process of an earlier command."""
     script = f"(while ! test -e {tmp_path}/go; do :; done; echo late; echo late >&2; touch {tmp_path}/said) &"
     assert ssh.run(script, timeout_s=60).stdout == ""
     (tmp_path / "go").touch()
@@ -235,14 +235,14 @@ def test_a_shell_that_is_killed(ssh: Ssh, sshd: FakeSshd) -> None:
 
 
 def test_after_a_timeout_the_next_command_gets_a_connection_of_its_own(ssh: Ssh, sshd: FakeSshd) -> None:
-    ssh.run("true", timeout_s=60)  # A shell waits now: what is timed out is the command, not a channel.
+    ssh.run("true", timeout_s=60)  # Starts a shell, so that the command times out and not its channel.
     with pytest.raises(CommandTimeout, match=r"^ssh: 'sleep 30' did not end within 0\.2 s"):
         ssh.run("sleep 30", timeout_s=0.2)
     assert ssh.run("echo again", timeout_s=60).stdout == "again\n"
     assert sshd.connections == 2
 
 
-def test_a_channel_that_opens_too_late_is_not_waited_for_again(ssh: Ssh, sshd: FakeSshd) -> None:
+def test_a_channel_that_opens_too_late(ssh: Ssh, sshd: FakeSshd) -> None:
     sshd.opens_channels.clear()
     with pytest.raises(ChannelLost, match=r"^the SSH connection to the guest broke during 'true'"):
         ssh.run("true", timeout_s=0.2)
@@ -251,15 +251,15 @@ def test_a_channel_that_opens_too_late_is_not_waited_for_again(ssh: Ssh, sshd: F
     assert sshd.connections == 2
 
 
-def test_a_command_that_the_guest_does_not_begin(
+def test_a_command_that_the_guest_does_not_start(
     ssh: Ssh, sshd: FakeSshd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """paramiko alone would wait for the answer to "exec" for ever."""
+    """paramiko alone would wait for the answer to "exec" without a timeout."""
     sshd.begins_commands.clear()
     opened, open_ = threading.Event(), ssh._open
 
     def late(deadline: Deadline) -> paramiko.Channel:
-        """However long it takes to open a channel: what is timed out is the answer to "exec"."""
+        """Open the channel in any case, so that only the answer to "exec" times out."""
         channel = open_(Deadline.after(60))
         opened.set()
         wait_until(lambda: deadline.expired, what="the command's deadline", timeout_s=60)
@@ -274,7 +274,7 @@ def test_a_command_that_the_guest_does_not_begin(
     assert ssh.run("echo again", timeout_s=60).stdout == "again\n"
 
 
-def test_the_watch_ends_a_command_that_does_not_begin(sshd: FakeSshd, keys: Keys) -> None:
+def test_the_watch_ends_a_command_that_does_not_start(sshd: FakeSshd, keys: Keys) -> None:
     def watch() -> None:
         if not sshd.begins_commands.is_set():
             raise GuestPanicked("Kernel panic - not syncing")
@@ -287,7 +287,7 @@ def test_the_watch_ends_a_command_that_does_not_begin(sshd: FakeSshd, keys: Keys
     ssh.close()
 
 
-def test_after_the_watch_ended_a_command_the_next_waits_for_none(sshd: FakeSshd, keys: Keys) -> None:
+def test_a_command_after_one_that_the_watch_ended(sshd: FakeSshd, keys: Keys) -> None:
     alarm = threading.Event()
 
     def watch() -> None:
@@ -304,8 +304,8 @@ def test_after_the_watch_ended_a_command_the_next_waits_for_none(sshd: FakeSshd,
     ssh.close()
 
 
-def test_a_command_that_is_reconnecting_ends_with_the_channel(ssh: Ssh, sshd: FakeSshd) -> None:
-    """It does not run, and its new connection does not stay."""
+def test_close_ends_a_command_that_is_reconnecting(ssh: Ssh, sshd: FakeSshd) -> None:
+    """The command does not run, and its new connection is closed."""
     ssh.run("true", timeout_s=60)
     with pytest.raises(CommandTimeout):
         ssh.run("sleep 30", timeout_s=0.2)
@@ -352,16 +352,16 @@ def test_the_watch_ends_a_command(sshd: FakeSshd, keys: Keys) -> None:
     ssh.close()
 
 
-def test_another_host_key_is_not_our_guest(sshd: FakeSshd, keys: Keys, tmp_path: Path) -> None:
+def test_a_guest_with_another_host_key(sshd: FakeSshd, keys: Keys, tmp_path: Path) -> None:
     other = new_key(tmp_path / "other")
     line = f"ssh-ed25519 {other.get_base64()}"
-    with pytest.raises(ChannelLost, match=r"is not our guest: its host key is SHA256:.*, expected SHA256:"):
+    with pytest.raises(ChannelLost, match=r"is not this guest: its host key is SHA256:.*, expected SHA256:"):
         Ssh(sshd.port, client_key=keys.client_path, host_key=line, timeout_s=60)
 
 
-def test_a_key_that_is_refused_is_not_tried_for_ever(sshd: FakeSshd, keys: Keys, tmp_path: Path) -> None:
+def test_a_refused_key_is_tried_once(sshd: FakeSshd, keys: Keys, tmp_path: Path) -> None:
     new_key(tmp_path / "other")
-    with pytest.raises(ChannelLost, match="the guest's sshd refused our key"):
+    with pytest.raises(ChannelLost, match="the guest's sshd refused the client key"):
         Ssh(sshd.port, client_key=tmp_path / "other", host_key=keys.host_line, timeout_s=60)
     assert sshd.connections == 1
 

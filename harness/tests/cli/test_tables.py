@@ -21,7 +21,7 @@ from harness.mutation.table import Detection, Measured, OnQemu
 from harness.mutation.verdicts import Failure, Finding
 from harness.report import summary, tables
 from harness.report.summary import Outcome, Run, Shard
-from harness.tests.checkers.story import Story
+from harness.tests.checkers.record_writer import RecordWriter
 from harness.tests.cli.conftest import Harness
 from harness.tests.report.test_summary import result
 
@@ -114,7 +114,7 @@ def test_doctor(output: str, harness: Harness, cache_root: Path) -> None:
 def test_check(output: str, harness: Harness, tmp_path: Path) -> None:
     folder = tmp_path / NAME
     folder.mkdir()
-    Story(folder).launched().quit().closed(mounts=["/tmp/" + "x" * 60])
+    RecordWriter(folder).launched().quit().closed(mounts=["/tmp/" + "x" * 60])
     assert_whole(harness("check", tmp_path).out, [NAME, "/tmp/" + "x" * 60])
 
 

@@ -18,7 +18,7 @@ CREATE = os.O_RDWR | os.O_CREAT
 
 
 def perform(program: Program, folder: Path) -> None:
-    """As in a guest, by this host's own Perl."""
+    """Perform the program on the host, with its Perl."""
     done = subprocess.run(command(folder), cwd=folder, input=program.stdin, capture_output=True, check=True)
     program.judge(done.stdout.decode())
 
@@ -80,7 +80,7 @@ def test_a_folder_that_changes_while_it_is_read(tmp_path: Path) -> None:
 
 
 def test_a_program_that_pauses(tmp_path: Path) -> None:
-    """It has what it opened, and goes on when it is told to; a signal that it handles does nothing."""
+    """Its files stay open, it continues on request, and a signal that it handles has no effect."""
     folder, program, file = tmp_path / "share", Program(), File("f")
     folder.mkdir()
     program.open("a", file, CREATE, "a")
@@ -115,8 +115,8 @@ WRONG: dict[str, tuple[tuple[object, ...], str]] = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_what_is_wrong_is_told(tmp_path: Path, what: str) -> None:
-    """The host's file is another one than the program was told of."""
+def test_a_wrong_result_is_reported(tmp_path: Path, what: str) -> None:
+    """The file on the host differs from the one that the program declares."""
     words, complaint = WRONG[what]
     seen = bytearray(content(0, 10))
     seen[3] ^= 1
@@ -137,14 +137,14 @@ def _changed(path: Path) -> None:
 
 
 HOST: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a byte": (_changed, "another byte in a at 777 of 1000"),
-    "shorter": (lambda path: os.truncate(path, 999), "999 bytes in a, and not 1000"),
-    "longer": (lambda path: os.truncate(path, 1001), "1001 bytes in a, and not 1000"),
+    "a byte": (_changed, "a wrong byte in a at offset 777 of 1000"),
+    "shorter": (lambda path: os.truncate(path, 999), "999 bytes in a, expected 1000"),
+    "longer": (lambda path: os.truncate(path, 1001), "1001 bytes in a, expected 1000"),
 }
 
 
 @pytest.mark.parametrize("what", HOST)
-def test_the_host_has_something_else(tmp_path: Path, what: str) -> None:
+def test_the_host_has_other_content(tmp_path: Path, what: str) -> None:
     change, complaint = HOST[what]
     program, file = Program(), File("f")
     program.open("a", file, CREATE, "a")
@@ -160,11 +160,11 @@ def test_the_host_has_something_else(tmp_path: Path, what: str) -> None:
 def test_a_performer_that_stopped(said: str) -> None:
     program = Program()
     program.add("unlink", "a")
-    with pytest.raises(GuestError, match="did not come to its end"):
+    with pytest.raises(GuestError, match="did not complete"):
         program.judge(said)
 
 
-def test_content_is_no_longer_than_the_performer_has() -> None:
+def test_the_maximum_length_of_content() -> None:
     assert len(content(65520, fileops.MAX_LENGTH)) == fileops.MAX_LENGTH
-    with pytest.raises(UsageError, match="are possible"):
+    with pytest.raises(UsageError, match="the maximum is"):
         content(0, fileops.MAX_LENGTH + 1)

@@ -31,12 +31,12 @@ _HEX = str.maketrans("abcdefghijklmnop", "0123456789abcdef")
 
 
 class Session:
-    """A template's session that goes on, or does not: stands in for :class:`SessionReplay`."""
+    """A stand-in for :class:`SessionReplay`: a session that can be resumed, or cannot."""
 
     def __init__(self, found: object) -> None:
         self._found = found
 
-    def take(self, _: object) -> Any:
+    def connect(self, _: object) -> Any:
         return self._found
 
 
@@ -66,12 +66,12 @@ def test_succeed_and_fail(world: World) -> None:
     assert world.guest.fail("bad").returncode == 3
     with pytest.raises(CommandFailed, match=r"^guest:source: 'bad' exited with 3: last"):
         world.guest.succeed("bad")
-    with pytest.raises(GuestError, match=r"^guest:source: 'good' was expected to fail, and exited with 0$"):
+    with pytest.raises(GuestError, match=r"^guest:source: 'good' was expected to fail, but exited with 0$"):
         world.guest.fail("good")
 
 
-def test_no_answer_has_a_cause_and_an_open_end(world: World) -> None:
-    """Nobody can know whether the command ran: the operation ends as info."""
+def test_a_command_without_an_answer(world: World) -> None:
+    """It is unknown whether the command ran, so the operation ends as info."""
     world.ssh.on("x", _TIMEOUT)
     with pytest.raises(CommandTimeout):
         world.guest.run("x")
@@ -92,7 +92,7 @@ def test_wait_until_succeeds(world: World) -> None:
         world.guest.wait_until_succeeds("x", what="it")
 
 
-def test_booted_is_an_answered_command(world: World) -> None:
+def test_a_guest_has_booted_when_it_answers(world: World) -> None:
     world.machine.artifacts.kernel.write_text(f"[2.0] {NETWORK_IS_UP}\n")
     world.ssh.on("^true$", "")
     world.guest.wait_booted()
@@ -103,19 +103,19 @@ def test_booted_is_an_answered_command(world: World) -> None:
 @pytest.mark.parametrize(
     ("log", "reached"),
     [
-        (None, "its kernel printed nothing: firmware, kernel image or accelerator"),
+        (None, "its kernel printed nothing (check firmware, kernel image and accelerator)"),
         ("[0.0] Linux version 6.1\n", "its kernel did not reach the first process"),
         (
             "[0.0] Linux version 6.1\n[1.0] Run /init as init process\n",
-            "its first process runs, and its network never came up",
+            "its first process started, but its network did not come up",
         ),
         (
             f"[1.0] Run /init as init process\n[2.0] {NETWORK_IS_UP}\n",
-            "its network is up, and nothing answers",
+            "its network is up, but it does not answer",
         ),
     ],
 )
-def test_never_booted_says_how_far_it_came(
+def test_a_failed_boot_reports_the_stage(
     world: World, monkeypatch: pytest.MonkeyPatch, log: str | None, reached: str
 ) -> None:
     monkeypatch.setattr(guest, "BOOT_TIMEOUT_S", 0.05)
@@ -124,7 +124,7 @@ def test_never_booted_says_how_far_it_came(
         world.machine.artifacts.kernel.write_text(log)
     with pytest.raises(GuestError) as caught:
         world.guest.wait_booted()
-    assert caught.value.message == f"the guest of 'source' never booted: {reached}"
+    assert caught.value.message == f"the guest of 'source' did not boot: {reached}"
     answers = log is not None and NETWORK_IS_UP in log
     assert (_TIMEOUT.message if answers else f"for the guest's {NETWORK_IS_UP!r}") in caught.value.details
     if log is not None:
@@ -133,7 +133,7 @@ def test_never_booted_says_how_far_it_came(
 
 
 @pytest.mark.parametrize("cause", [QemuDied("dead"), GuestPanicked("panicked")])
-def test_never_booted_for_a_known_cause(world: World, cause: Any) -> None:
+def test_a_failed_boot_with_a_root_cause(world: World, cause: Any) -> None:
     world.ssh.on("^true$", _TIMEOUT)
     world.machine.death = cause
     with pytest.raises(type(cause)) as caught:
@@ -168,10 +168,10 @@ def test_moved_to_another_machine(world: World, tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize(("resumed", "noted"), [(True, ["a command was running"]), ("never", [])])
-def test_a_session_that_is_not_kept_is_on_record(
+def test_a_session_that_is_not_kept_is_recorded(
     world: World, tmp_path: Any, resumed: bool | str, noted: list[str]
 ) -> None:
-    """A guest that had none before has nothing to lose."""
+    """Nothing is recorded for a guest that had no such session."""
 
     def move(*_: Any, **__: Any) -> bool:
         world.ssh.resumed = "a command was running"
@@ -195,7 +195,7 @@ def test_tolerate_is_on_record_for_the_machine(world: World) -> None:
     )
 
 
-def test_a_restored_guest_gets_the_time_and_randomness_of_now(world: World) -> None:
+def test_a_restored_guest_is_reseeded(world: World) -> None:
     world.machine.artifacts.kernel.write_text(f"{NETWORK_IS_UP}\n")
     world.ssh.on(_RESEED, "")
     for _ in range(2):
@@ -221,8 +221,8 @@ def test_a_restored_guest_that_does_not_answer(world: World) -> None:
     assert "nobody there" in str(entry.value)
 
 
-def test_a_restored_guest_whose_session_cannot_go_on(world: World) -> None:
-    """It gets another one, and the history says why."""
+def test_a_restored_guest_whose_session_cannot_be_resumed(world: World) -> None:
+    """It gets a new session, and the reason is in the history."""
     world.ssh.on(_RESEED, "")
     _restored(world, "the server said something else")
     (note,) = world.notes("ssh:resumed")
@@ -230,7 +230,7 @@ def test_a_restored_guest_whose_session_cannot_go_on(world: World) -> None:
     assert len(world.ssh.commands) == 1
 
 
-def test_a_restored_guest_that_could_not_take_the_time_of_now(world: World) -> None:
+def test_a_restored_guest_that_cannot_be_reseeded(world: World) -> None:
     world.ssh.on(_RESEED, (3, "", ""))
     with pytest.raises(CommandFailed, match="exited with 3"):
         _restored(world)

@@ -41,7 +41,7 @@ def test_a_mount_that_the_guest_refuses_carries_its_reason(world: World) -> None
     assert caught.value.message.startswith("guest:source: ")
 
 
-def test_a_mount_that_hangs_accuses_the_device(world: World) -> None:
+def test_a_mount_that_hangs(world: World) -> None:
     world.ssh.on("mount -t 9p", CommandTimeout("ssh", "mount", 60.0, "", ""))
     with pytest.raises(
         GuestError, match=r"^guest:source: the mount of tag0 hangs: its device does not answer"
@@ -81,7 +81,7 @@ def test_tag_state_of_a_mount_that_succeeds_is_undone(world: World) -> None:
         "",
     ],
 )
-def test_any_other_failure_says_nothing_of_the_tag(world: World, stderr: str) -> None:
+def test_tag_state_with_any_other_error(world: World, stderr: str) -> None:
     world.ssh.on("mount -t 9p", (255, "", stderr))
     with pytest.raises(CommandFailed, match=f"exited with 255.*{re.escape(stderr)}"):
         tag_state(world.guest, "tag0")
@@ -122,7 +122,7 @@ def test_each_side_is_compared_and_named(
     assert all(word in caught.value.details for word in (_SUM, guest))
 
 
-def test_write_returns_the_sum_of_the_bytes_before_they_went_through_9p(world: World, mount: Mount) -> None:
+def test_write_returns_the_hash_of_the_bytes_before_they_are_written(world: World, mount: Mount) -> None:
     world.ssh.on("dd if=/dev/urandom", f"{_SUM}  -\n")
     assert mount.write("a b", size_kib=3) == _SUM
     command = world.ssh.commands[-1]
@@ -176,8 +176,8 @@ def test_not_usable_when_the_guest_says_so(world: World, mount: Mount) -> None:
         mount.expect_usable()
 
 
-def test_not_usable_when_it_went_elsewhere(world: World, mount: Mount) -> None:
-    """The guest is content, and the host has nothing: it wrote into the folder below an unmounted share."""
+def test_not_usable_when_the_host_has_no_file(world: World, mount: Mount) -> None:
+    """As when the guest wrote to the mount point of an unmounted share."""
     world.ssh.on("^echo", "")
     with pytest.raises(GuestError, match=r"^share share0: the guest wrote [0-9a-f]+, the host reads nothing"):
         mount.expect_usable()

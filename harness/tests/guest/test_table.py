@@ -43,7 +43,7 @@ def test_rows_that_hold(shell: World, tmp_path: Path) -> None:
     )
 
 
-def test_rows_that_do_not_hold_are_all_told(shell: World, tmp_path: Path) -> None:
+def test_all_wrong_rows_are_reported(shell: World, tmp_path: Path) -> None:
     rows = [("echo 1", "1"), ("echo 2", "3"), ("cat none", "")]
     with pytest.raises(Violation, match=r"2 of 3 commands: 'echo 2' gave '2', expected '3'") as caught:
         expect_printed(shell.guest, str(tmp_path), rows)

@@ -1,4 +1,4 @@
-"""Work in the guest's background: jobs, transfers, and what keeps a mount in use."""
+"""Background work in a guest: jobs, transfers and mount users."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.errors import CommandFailed, GuestError, Violation, WaitTimeout
 from harness.guest import transfer
 from harness.guest.job import Job
 from harness.guest.mount import Mount
-from harness.guest.mount_user import KINDS, occupied
+from harness.guest.mount_user import KINDS, mount_in_use
 from harness.tests.fakes import World
 
 _RUNNING, _ENDED = (1, "", ""), (0, "", "")
@@ -86,26 +86,26 @@ def test_a_writer_whose_bytes_did_not_arrive(world: World, mount: Mount) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_mount_user_comes_and_leaves_once(world: World, mount: Mount, kind: str) -> None:
+def test_a_mount_user_starts_and_ends_once(world: World, mount: Mount, kind: str) -> None:
     world.ssh.on(".", "4711\n")
-    with occupied(mount, kind) as mount_user:
+    with mount_in_use(mount, kind) as mount_user:
         mount_user.expect_present()
-        mount_user.leave()
+        mount_user.end()
     leaving = [c for c in world.ssh.commands if c.startswith(("kill 4711;", "umount /mnt/.bind"))]
     assert len(leaving) == 1
 
 
 def test_a_mount_user_that_is_gone_is_no_witness(world: World, mount: Mount) -> None:
     world.ssh.on(".", "4711\n")
-    with occupied(mount, "open_file") as mount_user:
+    with mount_in_use(mount, "open_file") as mount_user:
         world.ssh.on("/proc/4711/fd/0", (1, "", "cat: can't open"))
         with pytest.raises(CommandFailed):
             mount_user.expect_present()
 
 
-def test_a_mount_user_that_never_was(world: World, mount: Mount) -> None:
+def test_a_mount_user_that_does_not_start(world: World, mount: Mount) -> None:
     world.ssh.on(".", "sh: fork: no memory\n")
-    with pytest.raises(GuestError, match="no process id from"), occupied(mount, "open_file"):
+    with pytest.raises(GuestError, match="no process id from"), mount_in_use(mount, "open_file"):
         pass
 
 

@@ -18,7 +18,7 @@ JOURNAL += ["fill D1 66", "lock g1"]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """What the journal leaves behind."""
+    """A folder with the files that result from the journal."""
     (tmp_path / "d1/a/b/c").mkdir(parents=True)
     (tmp_path / "d1/a/b/c/leaf").write_bytes(lines(1))
     (tmp_path / "g1").write_bytes(lines(1) + lines(7))
@@ -33,13 +33,13 @@ def test_what_is_acknowledged_and_there(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
-        ("g1", None, "g1 was acknowledged, and is not on the host"),
-        ("g1", lines(1), "g1 has other bytes than were acknowledged"),
-        ("g1", lines(1) + lines(8), "g1 has other bytes than were acknowledged"),
-        ("D1", b"B" * 65535 + b"\0", "D1 has other bytes than were acknowledged"),
-        ("h1", lines(1), "h1 is on the host, and should be gone"),
-        ("f1", lines(1), "f1 is on the host, and should be gone"),
-        ("d1/a/b/c/leaf", b"", "leaf has other bytes than were acknowledged"),
+        ("g1", None, "g1 was acknowledged, but is not on the host"),
+        ("g1", lines(1), "g1 has other content than was acknowledged"),
+        ("g1", lines(1) + lines(8), "g1 has other content than was acknowledged"),
+        ("D1", b"B" * 65535 + b"\0", "D1 has other content than was acknowledged"),
+        ("h1", lines(1), "h1 is on the host, but was removed"),
+        ("f1", lines(1), "f1 is on the host, but was removed"),
+        ("d1/a/b/c/leaf", b"", "leaf has other content than was acknowledged"),
     ],
 )
 def test_what_is_lost_changed_or_left(folder: Path, name: str, content: bytes | None, complaint: str) -> None:
@@ -51,20 +51,20 @@ def test_what_is_lost_changed_or_left(folder: Path, name: str, content: bytes | 
 
 
 @pytest.mark.parametrize("happened", [False, True])
-def test_of_an_operation_that_failed_nobody_knows(folder: Path, happened: bool) -> None:
+def test_an_operation_that_failed_may_have_happened(folder: Path, happened: bool) -> None:
     if happened:
         (folder / "g1").unlink()
     expect_replayed([*JOURNAL, "error unlink g1"], folder)
 
 
-def test_a_line_that_is_none() -> None:
-    with pytest.raises(GuestError, match="has a line that is none: 'wri'"):
+def test_an_invalid_line() -> None:
+    with pytest.raises(GuestError, match="invalid line in a worker's journal: 'wri'"):
         replay(["wri"])
 
 
 def test_the_worker_does_what_it_says(tmp_path: Path) -> None:
-    """The very program, run here by the host's Perl."""
-    able = _able_here(tmp_path)
+    """The program itself, run by the host's Perl."""
+    able = _supported_here(tmp_path)
     journal, stop, share = tmp_path / "journal", tmp_path / "stop", tmp_path / "w0"
     arguments = [str(share), str(journal), str(stop), *able]
     process = subprocess.Popen(["perl", workload.WORKER, "rounds", *arguments])
@@ -93,7 +93,7 @@ def test_the_worker_does_what_it_says(tmp_path: Path) -> None:
         expect_replayed(operations, share)
 
 
-def _able_here(folder: Path) -> list[str]:
+def _supported_here(folder: Path) -> list[str]:
     """tmpfs has neither ``O_DIRECT`` nor extended attributes before Linux 6.6."""
     able = ["lock", "map"]
     with contextlib.suppress(OSError):
@@ -106,20 +106,20 @@ def _able_here(folder: Path) -> list[str]:
 
 
 def test_an_attribute_that_is_lost_or_changed(folder: Path) -> None:
-    if "xattr" not in _able_here(folder.parent):
+    if "xattr" not in _supported_here(folder.parent):
         pytest.skip(f"the file system of {folder} has no extended attributes")
     journal = [*JOURNAL, "xattr g1 v1"]
-    with pytest.raises(Violation, match=r"g1#user\.workload was acknowledged, and is not on the host"):
+    with pytest.raises(Violation, match=r"g1#user\.workload was acknowledged, but is not on the host"):
         expect_replayed(journal, folder)
     os.setxattr(folder / "g1", workload.ATTRIBUTE, b"v2")
-    with pytest.raises(Violation, match=r"g1#user\.workload has other bytes"):
+    with pytest.raises(Violation, match=r"g1#user\.workload has other content"):
         expect_replayed(journal, folder)
     os.setxattr(folder / "g1", workload.ATTRIBUTE, b"v1")
     expect_replayed(journal, folder)
 
 
 def _operate(*words: str | Path, cwd: Path | None = None) -> str:
-    """What one operation says when it fails."""
+    """The error of one operation."""
     argv = ["perl", str(workload.WORKER), *map(str, words)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, cwd=cwd)
     assert done.returncode != 0
@@ -155,7 +155,7 @@ def test_a_folder_is_read_to_its_end(tmp_path: Path) -> None:
 
 
 def test_a_read_that_fails_half_way_is_no_end(tmp_path: Path) -> None:
-    """Reading one's own memory: its first page is never mapped (``man 5 proc``)."""
+    """It reads its own memory, whose first page is never mapped (``man 5 proc``)."""
     assert _operate("read", "/proc/self/mem", "1") == "read: read: Input/output error\n"
 
 

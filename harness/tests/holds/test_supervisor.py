@@ -14,7 +14,7 @@ from typing import cast
 
 import pytest
 
-from harness.deadline import hold_for, wait_until
+from harness.deadline import check_during, wait_until
 from harness.errors import SetupError, UsageError
 from harness.history import HARNESS_ERROR as NOTED
 from harness.history import History, read
@@ -136,7 +136,7 @@ def test_a_call_waits_until_its_rule_is_lifted(child: Child, rules: Rules, file:
     # The process itself lives on, and other files and calls are not concerned.
     child.ask(f"worker fsync {file}")
     assert child.answer() == "ok"
-    hold_for(0.2, partial(held, rule))
+    check_during(0.2, partial(held, rule))
     assert rules.lift(rule) == 1
     assert child.answer() == "ok 7 content"
 

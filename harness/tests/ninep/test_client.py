@@ -32,7 +32,7 @@ from harness.tests.ninep.conftest import Drive
 
 @pytest.mark.parametrize(("kind", "dropped"), [(0, True), (T.READ + 1, False)])
 def test_a_request_that_is_flushed(drive: Drive, kind: int, dropped: bool) -> None:
-    """The device gives it back with an answer or without."""
+    """The device returns it with or without an answer."""
     driver = drive(lambda _, tag, body: (kind, tag, body))
     assert driver.wait_dropped(driver.send(T.READ, p9.read(1, 0, 10))) is dropped
 
@@ -59,14 +59,14 @@ def test_a_session(drive: Drive) -> None:
     assert asked == [T.VERSION, T.ATTACH, T.WALK, T.LCREATE, T.WRITE, T.READ, T.CLUNK, T.CLUNK]
 
 
-def test_more_requests_than_the_ring_is_long(drive: Drive) -> None:
+def test_more_requests_than_the_ring_has_descriptors(drive: Drive) -> None:
     driver = drive(queue_size=8)
     for number in range(30):
         assert driver.call(T.CLUNK, struct.pack("<I", number)) == struct.pack("<I", number)
     driver.expect_answered(30)
 
 
-def test_an_old_answer_in_a_reused_place_is_not_taken_for_a_new_one(drive: Drive) -> None:
+def test_an_old_answer_in_a_reused_buffer_is_not_taken_for_a_new_one(drive: Drive) -> None:
     silent = False
 
     def device(kind: int, tag: int, body: bytes) -> tuple[int, int, bytes] | None:
@@ -85,14 +85,14 @@ def test_an_old_answer_in_a_reused_place_is_not_taken_for_a_new_one(drive: Drive
 
 @pytest.mark.parametrize("queue_size", [2, 8, 64, 128, 256, 1024])
 def test_nothing_of_a_device_overlaps(drive: Drive, fakes: list[FakeQtest], queue_size: int) -> None:
-    """With as many requests in flight as the ring takes, and not one more; nor with another device's."""
+    """With the maximum of requests in flight, and with the memory of another device."""
     spans = []
     for slot in (0, 1):
         driver = drive(lambda *_request: None, queue_size=queue_size, slot=slot)
         begin = len(fakes[-1].lines)
         for number in range(queue_size // 2):
             driver.send(T.CLUNK, struct.pack("<I", number))
-        with pytest.raises(UsageError, match=r"takes no more; wait for an answer first$"):
+        with pytest.raises(UsageError, match=r"has no room for more; wait for an answer first$"):
             driver.send(T.CLUNK, bytes(4))
         spans += spans_of(fakes[-1].lines[begin:])
     assert len(spans) == 2 * 3 * (queue_size // 2)
@@ -102,7 +102,7 @@ def test_nothing_of_a_device_overlaps(drive: Drive, fakes: list[FakeQtest], queu
 
 
 def spans_of(lines: list[str]) -> list[tuple[int, int]]:
-    """From where to where: each request, its descriptors, and the place of its answer."""
+    """The address ranges of each request, its descriptors, and the buffer of its answer."""
     found = []
     for address, data in (line.split()[1::2] for line in lines if line.startswith("write ")):
         begin, content = int(address, 16), bytes.fromhex(data.removeprefix("0x"))
@@ -114,8 +114,8 @@ def spans_of(lines: list[str]) -> list[tuple[int, int]]:
     return found
 
 
-def test_a_place_is_taken_again_when_it_is_free(drive: Drive) -> None:
-    """A request that is never answered costs its own place, and not the turn of all others."""
+def test_a_buffer_is_reused_when_it_is_free(drive: Drive) -> None:
+    """A request that is never answered blocks only its own buffer."""
     driver = drive(lambda kind, tag, body: None if tag == 1 else (kind + 1, tag, body), queue_size=8)
     waiting = driver.send(T.CLUNK, bytes(4))
     for number in range(20):
@@ -123,14 +123,14 @@ def test_a_place_is_taken_again_when_it_is_free(drive: Drive) -> None:
         assert not driver.is_answered(waiting)
 
 
-def test_a_request_longer_than_its_place(drive: Drive) -> None:
+def test_a_request_longer_than_its_buffer(drive: Drive) -> None:
     driver = drive()
-    with pytest.raises(UsageError, match=r"^share0: Twrite has 16407 bytes, and its place 16384$"):
+    with pytest.raises(UsageError, match=r"^share0: Twrite has 16407 bytes, and its buffer 16384$"):
         driver.send(T.WRITE, bytes(16400))
 
 
 def test_more_requests_than_16_bits_count(drive: Drive, fakes: list[FakeQtest]) -> None:
-    """The ring's index and the tags begin anew; the numbers that are told do not."""
+    """The ring's index and the tags wrap around; the number of answers does not."""
     driver = drive(queue_size=8)
     driver._sent = driver._used_seen = fakes[0]._taken = fakes[0]._served = 0xFFFD
     for number in range(6):
@@ -168,7 +168,7 @@ def test_a_session_of_the_unix_protocol(drive: Drive) -> None:
     assert asked == [p9.version(MSIZE, "9P2000.u")]
 
 
-def test_an_answer_that_is_not_as_long_as_it_says(drive: Drive, fakes: list[FakeQtest]) -> None:
+def test_an_answer_with_a_wrong_length(drive: Drive, fakes: list[FakeQtest]) -> None:
     driver = drive()
     fakes[0].written_off = 5
     with pytest.raises(Violation, match=r"^the answer to Tclunk says that it has 11 bytes, and has 16$"):
@@ -207,10 +207,10 @@ def test_room_for_an_answer(drive: Drive, fakes: list[FakeQtest]) -> None:
     assert table[16:] == bytes(Descriptor(driver.buffer(request.head + 1), 9, WRITE))
 
 
-def test_a_chain_that_is_told_of_later(drive: Drive) -> None:
+def test_a_chain_without_a_notification(drive: Drive) -> None:
     driver = drive()
     driver.send(T.CLUNK, bytes(4))
-    driver.offer(0, notify=False)
+    driver.make_available(0, notify=False)
     driver.expect_answered(1)
     driver.notify()
     driver.expect_answered(2)
@@ -233,7 +233,9 @@ def test_no_answer(drive: Drive) -> None:
 
 
 def test_no_device(drive: Drive) -> None:
-    with pytest.raises(GuestError, match=r"^share0: no virtqueue behind port 0xc000; is it plugged in\?$"):
+    with pytest.raises(
+        GuestError, match=r"^share0: no virtqueue behind port 0xc000; is the device plugged in\?$"
+    ):
         drive(queue_size=0)
 
 
@@ -265,7 +267,7 @@ def test_an_interrupt_is_acknowledged(drive: Drive, fakes: list[FakeQtest]) -> N
 
 def test_another_machine_type_is_refused() -> None:
     testbed = SimpleNamespace(cell=SimpleNamespace(machine_type=MACHINE_TYPES["q35"]))
-    with pytest.raises(UsageError, match="only pc offers"):
+    with pytest.raises(UsageError, match="only machine type pc has"):
         RawGuest(cast(Testbed, testbed))
 
 
@@ -292,7 +294,7 @@ def test_files_on_the_host(tmp_path: Path) -> None:
 
 @pytest.mark.qemu
 def test_as_many_requests_as_the_ring_takes_beside_another_device(testbed: Testbed) -> None:
-    """Each reads its own file to the end, and leaves the memory of the device in the next place alone."""
+    """Each request reads its own file, and does not touch the memory of the other device."""
     hold = Hold(testbed)
     first, second = testbed.shares[:2]
     names = make_files(first.path, 64)
@@ -302,7 +304,7 @@ def test_as_many_requests_as_the_ring_takes_beside_another_device(testbed: Testb
     for driver in (busy, other):
         driver.version()
         driver.attach(0)
-    assert busy.places == len(names)
+    assert busy.max_in_flight == len(names)
     for fid, name in enumerate(names, start=1):
         busy.walk(0, fid, name)
         busy.open(fid)
@@ -321,7 +323,7 @@ def test_as_many_requests_as_the_ring_takes_beside_another_device(testbed: Testb
 
 @pytest.mark.qemu
 def test_a_hold_stays_with_the_source_of_a_migration(testbed: Testbed) -> None:
-    """A Tattach in flight does not block it, so both machines are there, and the witness asks the source."""
+    """A Tattach in flight does not block the migration; the witness must ask the source."""
     hold, share = Hold(testbed), testbed.shares[0]
     raw = RawGuest(testbed)
     driver = raw.plug(share)

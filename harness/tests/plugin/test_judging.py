@@ -72,10 +72,10 @@ def test_chained_error(testbed):
         raise Violation("the cause", details="more about it") from exc
 
 def test_full_disk(testbed):
-    testbed.history.lose(testbed.history.path, OSError(28, "No space left on device"))
+    testbed.history.record_write_error(testbed.history.path, OSError(28, "No space left on device"))
 
 def test_full_disk_and_a_symptom(testbed):
-    testbed.history.lose(testbed.history.path, OSError(28, "No space left on device"))
+    testbed.history.record_write_error(testbed.history.path, OSError(28, "No space left on device"))
     raise WaitTimeout("the guest", last=None, elapsed_s=1.0)
 
 def test_skips(testbed):

@@ -84,7 +84,7 @@ def test_scratch_folders_of_dead_processes_are_removed_and_others_kept(cache: Ca
     with cache.scratch() as living:
         dead = living.with_name("fill-dead")
         (dead / "half").mkdir(parents=True)
-        reaper.disown(reaper.own(dead))
+        reaper.unlock(reaper.lock_folder(dead))
         with cache.scratch():
             assert not dead.exists()
             assert living.exists()
@@ -95,10 +95,10 @@ def test_the_scratch_of_another_pid_namespace_is_kept(cache: Cache) -> None:
     with cache.scratch() as mine:
         theirs = mine.with_name(f"{2**22}-1-x")
         theirs.mkdir()
-        lock = reaper.own(theirs)
+        lock = reaper.lock_folder(theirs)
         with cache.scratch():
             assert theirs.exists()
-        reaper.disown(lock)
+        reaper.unlock(lock)
 
 
 def test_a_cache_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

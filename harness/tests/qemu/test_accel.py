@@ -19,7 +19,7 @@ _HANGS = (
 
 
 class _Boots:
-    """Stands in for booting a guest under KVM: counts, and answers as told."""
+    """A stand-in for booting a guest under KVM; it counts the boots."""
 
     def __init__(self, answer: str | None, *, timed_out: bool = False) -> None:
         self.verdict, self.count = Verdict(answer, timed_out), 0
@@ -48,9 +48,9 @@ def _choose(tmp_path: Path, wanted: str = "auto", identity: str = "qemu/guest") 
     return choose(wanted, spec(), identity, tmp_path / "memory")
 
 
-def test_tcg_is_not_questioned(tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tcg_is_not_probed(tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     boots = _boots(monkeypatch, None)
-    assert _choose(tmp_path, "tcg") == Accel("tcg", "asked for")
+    assert _choose(tmp_path, "tcg") == Accel("tcg", "selected by the user")
     assert boots.count == 0
 
 
@@ -73,12 +73,10 @@ def test_no_permission(tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatc
     assert chosen.name == "tcg"
     assert chosen.reason.startswith(f"KVM rejected: no permission to open {kvm}")
     assert boots.count == 0
-    assert not (tmp_path / "memory").exists(), "a permission can change at any time: it is not remembered"
+    assert not (tmp_path / "memory").exists(), "a permission can change at any time: it is not cached"
 
 
-def test_a_guest_that_booted_is_believed_and_remembered(
-    tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_guest_that_booted_is_cached(tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     boots = _boots(monkeypatch, None)
     told: list[str] = []
     first = choose("auto", spec(), "qemu/guest", tmp_path / "memory", told.append)
@@ -87,13 +85,13 @@ def test_a_guest_that_booted_is_believed_and_remembered(
     assert told == ["trying KVM: booting a guest, 10 s at the most …"]
 
 
-def test_a_guest_that_hung_is_remembered_with_the_file_to_remove(
+def test_a_cached_hang_names_the_file_to_remove(
     tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     boots = _boots(monkeypatch, _HANGS)
     assert _choose(tmp_path) == Accel("tcg", f"KVM rejected: {_HANGS}")
     (file,) = (tmp_path / "memory").iterdir()
-    assert _choose(tmp_path) == Accel("tcg", f"KVM rejected: {_HANGS} (remembered in {file})")
+    assert _choose(tmp_path) == Accel("tcg", f"KVM rejected: {_HANGS} (cached in {file})")
     assert boots.count == 1
     file.unlink()
     _choose(tmp_path)
@@ -104,7 +102,7 @@ def test_a_guest_that_hung_is_remembered_with_the_file_to_remove(
 def test_a_time_out_is_kept_for_an_hour(
     tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch, later_s: float, tried: int
 ) -> None:
-    """The host may just have been busy. (A clock that was set back proves nothing.)"""
+    """The host may have been busy. A verdict from the future, after the clock was set back, is not used."""
     boots = _boots(monkeypatch, _HANGS, timed_out=True)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now)
@@ -134,7 +132,7 @@ def test_a_refusal_is_kept_for_as_long_as_the_host_is_the_same(
     assert boots.count == 3
 
 
-def test_that_a_guest_booted_outlasts_a_boot_of_the_host(
+def test_a_success_survives_a_reboot_of_the_host(
     tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     boots = _boots(monkeypatch, None)
@@ -144,7 +142,7 @@ def test_that_a_guest_booted_outlasts_a_boot_of_the_host(
     assert boots.count == 1
 
 
-def test_a_record_of_an_older_harness_is_asked_anew(
+def test_a_verdict_of_an_older_harness_is_not_used(
     tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It does not say whether it was a time-out, and would be kept for ever."""
@@ -169,7 +167,7 @@ def test_each_identity_and_host_has_its_own_verdict(
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", b"\xff\xfe"])
-def test_a_corrupt_memory_is_asked_anew_and_mended(
+def test_a_corrupt_verdict_is_replaced(
     tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch, content: str | bytes
 ) -> None:
     boots = _boots(monkeypatch, None)
@@ -191,7 +189,7 @@ def test_asking_for_kvm_where_no_guest_runs(
     assert str(caught.value) == f"--accel kvm: {_HANGS}; use --accel tcg or auto"
 
 
-def test_a_boot_that_is_interrupted_is_not_remembered(
+def test_a_boot_that_is_interrupted_is_not_cached(
     tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(spec: MachineSpec) -> Verdict:

@@ -76,7 +76,7 @@ def test_each_machine_type(machine: str, expected: list[str]) -> None:
 
 
 def test_a_qemu_that_lacks_options() -> None:
-    """No logs of chardevs, a port that somebody else chose, the packed kernel; the rest is the same."""
+    """No chardev logs, an explicit port, the compressed kernel; the rest is the same."""
     old = replace(spec().qemu, chardev_logs=False, any_port=False, boots_elf=False)
     changed = {
         "file,id=ttyS0,path=/a/guest-kernel.log,append=on": "file,id=ttyS0,path=/a/guest-kernel.log",
@@ -138,7 +138,7 @@ def test_fsdev_and_device_options_are_appended() -> None:
     assert words[-1].endswith(",addr=0x10,disable-legacy=on,packed=on,ioeventfd=off,vectors=0")
 
 
-def test_files_that_qemu_makes_up_have_no_path() -> None:
+def test_a_synth_export_has_no_path() -> None:
     words = render(spec(shares=(share(fsdriver="synth"),)), PATHS)
     assert words[words.index("-fsdev") + 1] == "synth,id=fs-share0"
 
@@ -176,7 +176,7 @@ cat "$RUN/disk.qcow2" > "$out/disk"
 
 @pytest.fixture
 def odd(tmp_path: Path) -> Path:
-    """A folder whose name holds everything that a shell could trip over."""
+    """A folder whose name has every character that is special to a shell."""
     folder = tmp_path / _ODD
     folder.mkdir()
     return folder

@@ -1,4 +1,4 @@
-"""What gdb is asked for, and what is said where it cannot tell; and real backtraces of a real QEMU."""
+"""How gdb is called and how problems are reported; real backtraces of a real QEMU."""
 
 from __future__ import annotations
 
@@ -82,11 +82,11 @@ def test_code_that_qemu_translated_has_no_names_in_any_flavour(gdb: FakeGdb, tmp
 @pytest.mark.parametrize(
     ("unstripped", "said"),
     [
-        (("9.9-asan", "9.9-src"), "--qemu 9.9-asan or --qemu 9.9-src gives all of them"),
-        ((), "a flavour that is built from source, like 7.2-src or 7.2-asan"),
+        (("9.9-asan", "9.9-src"), "--qemu 9.9-asan or --qemu 9.9-src has all of them"),
+        ((), "a flavour that is built from source, such as 7.2-src or 7.2-asan"),
     ],
 )
-def test_who_gives_names_is_said_where_there_are_none(
+def test_advice_for_a_stripped_qemu(
     gdb: FakeGdb, tmp_path: Path, unstripped: tuple[str, ...], said: str
 ) -> None:
     gdb(_nameless())
@@ -115,14 +115,14 @@ def test_debug_information_is_fetched_where_there_is_a_server(
     assert asked.startswith("http://server| -nx -batch -iex set debuginfod enabled on ")
 
 
-def test_a_server_that_keeps_gdb_waiting_is_done_without(
+def test_a_debuginfod_server_that_does_not_answer(
     gdb: FakeGdb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gdb(_NAMED, then='[ -z "$DEBUGINFOD_URLS" ] || exec sleep 600')
     monkeypatch.setenv("DEBUGINFOD_URLS", "http://server")
     monkeypatch.setattr(backtrace, "_FETCHING_TIMEOUT_S", 0.2)
     note, frame = _attach(tmp_path / "to").splitlines()
-    assert note.startswith("note: gdb did not end within 0 s, with debug information from DEBUGINFOD_URLS")
+    assert note.startswith("note: gdb did not end within 0 s with debug information from DEBUGINFOD_URLS")
     assert frame == _NAMED
 
 
@@ -134,7 +134,7 @@ def test_a_gdb_that_does_not_end(gdb: FakeGdb, tmp_path: Path, monkeypatch: pyte
 
 def test_a_gdb_that_may_not_attach_is_quoted(gdb: FakeGdb, tmp_path: Path) -> None:
     gdb("ptrace: Operation not permitted.")
-    assert _attach(tmp_path / "to") == "no backtrace: gdb gave none\nptrace: Operation not permitted.\n"
+    assert _attach(tmp_path / "to") == "no backtrace: gdb printed none\nptrace: Operation not permitted.\n"
 
 
 def test_no_gdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,9 +166,7 @@ def test_a_core_file_is_found_and_removed(
     assert [path.name for path in folder.iterdir()] == ["disk.qcow2"]
 
 
-def test_of_a_folder_for_all_core_files_only_ours_is_taken(
-    gdb: FakeGdb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shared_folder_of_core_files(gdb: FakeGdb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gdb(_NAMED)
     cores = tmp_path / "cores"
     cores.mkdir()
@@ -207,7 +205,7 @@ def testbed(tmp_path: Path) -> Iterator[Testbed]:
 
 
 def _expect_qemus_functions(testbed: Testbed) -> None:
-    """Some thread has functions that Debian's QEMU exports, and was unwound through them to its begin."""
+    """Some thread was unwound completely, through functions that Debian's QEMU exports."""
     text = testbed.machines[0].artifacts.backtrace.read_text()
     threads = text.split("\nThread ")
     assert any(re.search(r" in (qemu|cpu|tcg)_\w+ \(.* in start_thread \(", t, re.DOTALL) for t in threads), (

@@ -24,7 +24,7 @@ def test_a_parameter(world: World, machine: Machine) -> None:
 
 
 def test_an_old_qemu_has_a_command_for_it(world: World, machine: Machine) -> None:
-    """Words of QEMU 2.5.0."""
+    """Messages of QEMU 2.5.0."""
     world.qmp.on("query-migrate-parameters", {"decompress-threads": 2})
     world.qmp.refuse("migrate-set-parameters", "Invalid parameter 'max-bandwidth'")
     world.qmp.on("migrate_set_speed", {})
@@ -34,7 +34,7 @@ def test_an_old_qemu_has_a_command_for_it(world: World, machine: Machine) -> Non
 
 
 @pytest.mark.parametrize("desc", ["not now", "Parameter 'max-bandwidth' expects another value"])
-def test_any_other_refusal_is_told(world: World, machine: Machine, desc: str) -> None:
+def test_any_other_refusal_is_raised(world: World, machine: Machine, desc: str) -> None:
     world.qmp.refuse("migrate-set-parameters", desc)
     with pytest.raises(QemuError, match=desc):
         limit_bandwidth(machine, 5)

@@ -48,7 +48,7 @@ def _program(folder: Path, text: str = _FAKE, *, firmware: str | None = "firmwar
 
 
 def _refused(path: Path) -> str:
-    """The one line with which a path is refused, wherever on the way that happens."""
+    """The error message for a path."""
     with pytest.raises(UsageError) as caught:
         probe(from_path(path))
     line = str(caught.value)
@@ -78,7 +78,7 @@ def test_the_key_follows_the_content(tmp_path: Path) -> None:
 
 
 def test_a_script_that_starts_a_qemu(tmp_path: Path) -> None:
-    """What it starts is part of its key, and its libraries are not the host's."""
+    """The files that it names are part of its key, and its libraries are unknown."""
     binary_behind = tmp_path / "qemu-behind"
     binary_behind.write_text("one build")
     path = _program(tmp_path, f'{_FAKE}# exec {binary_behind} "$@"\n')
@@ -147,10 +147,10 @@ def test_prints_what_is_not_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("hanging", ["exec sleep 600", "sleep 600", "trap '' TERM; sleep 600 & wait"])
 def test_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hanging: str) -> None:
-    """Also when a child of its keeps the pipe open after it was killed: nobody waits for that one."""
+    """Also if a child process keeps the pipe open after it was killed."""
     monkeypatch.setenv(MARK, str(tmp_path))
     monkeypatch.setattr(binary, "_PROBE_TIMEOUT_S", 0.3)
-    assert _refused(_program(tmp_path, f"#!/bin/sh\n{hanging}\n")) == "'--version' gave no answer in 0.3 s"
+    assert _refused(_program(tmp_path, f"#!/bin/sh\n{hanging}\n")) == "'--version' did not end within 0.3 s"
     for child in processes_of(tmp_path):
         os.kill(child, signal.SIGKILL)
 
@@ -207,7 +207,7 @@ def test_no_firmware(tmp_path: Path) -> None:
 def test_firmware_that_is_elsewhere(tmp_path: Path) -> None:
     path = _program(tmp_path / "a" / "b", firmware=None)
     (tmp_path / "data").mkdir()
-    with pytest.raises(UsageError, match=rf"^--qemu-data {tmp_path}/data: no firmware \({FIRMWARE}\) there"):
+    with pytest.raises(UsageError, match=rf"^--qemu-data {tmp_path}/data: no firmware \({FIRMWARE}\) in it"):
         from_path(path, tmp_path / "data")
     (tmp_path / "data" / FIRMWARE).write_text("")
     assert from_path(path, tmp_path / "data").arguments == ("-L", str(tmp_path / "data"))
@@ -219,8 +219,8 @@ def test_the_environment_of_an_install_reaches_it(tmp_path: Path) -> None:
     assert binary.read_banner(install)[1] == (10, 0, 3)
 
 
-def test_whether_it_takes_memory_of_ours(tmp_path: Path) -> None:
-    """One that lists no properties has not got this one."""
+def test_memory_backend(tmp_path: Path) -> None:
+    """A QEMU that lists no properties does not support it."""
     tells = 'case "$*" in *none,help) echo "  memory-backend=<string>" ;; *) exit 9 ;; esac'
     scripts = {"5.0": tells, "4.2": "echo '  memory-encryption=<string>'", "2.4": "exit 1"}
     paths = {name: _program(tmp_path / name, f"#!/bin/sh\n{text}\n") for name, text in scripts.items()}
@@ -239,7 +239,7 @@ _BAD_RULE = "-netdev user: invalid host forwarding rule 'tcp:127.0.0.1:0-:22'"
 
 
 def test_an_old_one(tmp_path: Path) -> None:
-    """It does not tell where its firmware is, prints help on stderr, and lacks options."""
+    """It does not list its firmware folders, prints help on stderr, and lacks options."""
     install = from_path(_program(tmp_path / "bin", _OLD, firmware="../share/seabios"))
     assert install.arguments == ("-L", str(tmp_path / "share/seabios"))
     assert (install.chardev_logs, install.any_port, install.boots_elf) == (False, False, False)
@@ -269,7 +269,7 @@ def test_which_options_it_lacks(
     ["-only-migratable: invalid option", "-fsdev local,throttling=1: Invalid parameter 'throttling'"],
 )
 def test_an_option_that_it_does_not_know(tmp_path: Path, said: str) -> None:
-    """Words of 2.5.0; any other complaint is about what comes after it."""
+    """Messages of 2.5.0; any other error is about a later option."""
     install = from_path(_program(tmp_path))
     require_options(install, "-only-migratable")
     unknowing = from_path(_program(tmp_path / "old", _FAKE.replace("unexpected: $*", said)))
@@ -281,7 +281,7 @@ def test_whether_an_incoming_fd_can_be_named(tmp_path: Path) -> None:
     knows = "-incoming: Invalid file descriptor number 'harness-has-none'"
     require_named_fds(from_path(_program(tmp_path, _FAKE.replace("unexpected: $*", knows))))
     old = from_path(_program(tmp_path / "old", _FAKE.replace("unexpected: $*", "Not a migration stream")))
-    with pytest.raises(Unsupported, match="takes no name of a descriptor"):
+    with pytest.raises(Unsupported, match="accepts no named file descriptor"):
         require_named_fds(old)
 
 

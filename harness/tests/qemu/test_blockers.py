@@ -22,7 +22,7 @@ def _asked(world: World) -> list[str]:
     return blocked_reasons(cast(Machine, world.machine))
 
 
-def test_a_qemu_that_tells(world: World) -> None:
+def test_a_qemu_that_lists_the_reasons(world: World) -> None:
     world.qmp.on("query-version", {"qemu": {"major": 6, "minor": 0, "micro": 0}})
     world.qmp.on("query-migrate", {"blocked-reasons": ["a", "b"]}, {})
     assert _asked(world) == ["a", "b"]
@@ -36,24 +36,24 @@ def old(world: World) -> World:
     return world
 
 
-def test_an_older_one_says_it_when_it_is_asked_to_migrate(old: World) -> None:
+def test_an_older_one_refuses_to_migrate(old: World) -> None:
     old.qmp.refuse("migrate", _VIRTFS)
     assert _asked(old) == [_VIRTFS]
     assert dict(old.qmp.sent)["migrate"] == {"uri": "nowhere:"}
 
 
-def test_an_older_one_that_is_not_blocked_knows_no_such_place(old: World) -> None:
+def test_an_older_one_that_is_not_blocked_refuses_the_address(old: World) -> None:
     old.qmp.refuse("migrate", "Parameter 'uri' expects a valid migration protocol")
     assert _asked(old) == []
 
 
-def test_any_other_refusal_is_no_answer(old: World) -> None:
+def test_any_other_refusal_is_raised(old: World) -> None:
     old.qmp.refuse("migrate", "There's a migration process in progress")
     with pytest.raises(QemuError, match="in progress"):
         _asked(old)
 
 
-def test_what_an_old_qemu_sends_nowhere_is_a_mistake(old: World) -> None:
+def test_an_older_one_that_accepts_the_address(old: World) -> None:
     answer: Any = {}
     old.qmp.on("migrate", answer)
     with pytest.raises(AssertionError, match="accepted"):

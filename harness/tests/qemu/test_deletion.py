@@ -1,4 +1,4 @@
-"""A device is gone when both events have come and its object has left."""
+"""A device is deleted when both events have arrived and its object is gone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_both_events_and_no_object(w: World) -> None:
     assert w.machine.plugged == set()
 
 
-def test_an_event_that_stays_away(w: World) -> None:
+def test_a_missing_event(w: World) -> None:
     with deletion(w) as watched:
         w.qmp.emit("DEVICE_DELETED", path=GONE, device="share0")
         w.impatient()
@@ -45,13 +45,13 @@ def test_an_event_that_stays_away(w: World) -> None:
             watched.wait(timeout_s=1)
 
 
-def test_an_object_that_stays(w: World) -> None:
+def test_an_object_that_still_exists(w: World) -> None:
     w.machine.plugged.add("share0")
     w.qmp.on("qom-list", peripheral("share0"))
     with deletion(w) as watched:
         w.qmp.emit("DEVICE_DELETED", path=BACKEND)
         w.qmp.emit("DEVICE_DELETED", path=GONE, device="share0")
-        with pytest.raises(Violation, match="was deleted, and /machine/peripheral still has it"):
+        with pytest.raises(Violation, match="was reported deleted, but /machine/peripheral still has it"):
             watched.wait(timeout_s=1)
     assert w.machine.plugged == {"share0"}
 

@@ -41,20 +41,20 @@ _SHORT_S, _PATIENCE_S = 0.2, 120.0
 
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Deadlines that no fake misses; and gdb stays out of it."""
-    for deadline in ("START_TIMEOUT_S", "QUIT_TIMEOUT_S", "_POST_MORTEM_S"):
+    """Long timeouts, and no gdb."""
+    for deadline in ("START_TIMEOUT_S", "QUIT_TIMEOUT_S", "_EXIT_VISIBLE_S"):
         monkeypatch.setattr(machine, deadline, _PATIENCE_S)
     monkeypatch.setattr("shutil.which", lambda program: None)
 
 
 def _await_no_exit(patch: pytest.MonkeyPatch) -> None:
-    """The end of a process that is known to live is not waited for, until it is asked to end."""
-    wait = Machine._await_exit
+    """Do not wait for the end of a process that is known to run, until its end is expected."""
+    wait = Machine._wait_exit
 
     def only_if_asked(source: Machine, timeout_s: float) -> bool:
         return source._exit_expected and wait(source, timeout_s)
 
-    patch.setattr(Machine, "_await_exit", only_if_asked)
+    patch.setattr(Machine, "_wait_exit", only_if_asked)
 
 
 def _root_cause_while_alive(source: Machine, symptom: HarnessError) -> HarnessError:
@@ -68,7 +68,7 @@ def _noted(history: History, f: str) -> list[Entry]:
 
 
 def test_a_qemu_that_has_to_be_given_a_port(launch: Launch) -> None:
-    """Each gets one that is free, and can listen on it while it is being kept for it."""
+    """Each gets a free port, and can listen on it while the port is reserved."""
     first, second = (launch(name=name, any_port=False) for name in ("first", "second"))
     assert len({first.ssh_port, second.ssh_port, 0, 40123}) == 4
     assert f"127.0.0.1:{first.ssh_port}-:22" in first.artifacts.argv.read_text()
@@ -139,7 +139,7 @@ def test_a_qemu_that_complains_and_ends(launch: Launch, history: History) -> Non
 
 
 def test_a_qemu_that_dies_in_its_greeting(launch: Launch) -> None:
-    """As where the file system of its memory is full. What is seen first is that the connection broke."""
+    """As when the file system with its memory file is full. The first symptom is a broken connection."""
     with pytest.raises(QemuDied, match=r"^QEMU 'source' was killed by SIGBUS"):
         launch("dies before it greets")
 
@@ -151,7 +151,7 @@ def test_a_qemu_that_dies_in_its_greeting(launch: Launch) -> None:
         ("does not greet", "QEMU 'source' did not greet on its QMP socket within 0 s"),
     ],
 )
-def test_a_qemu_that_never_speaks(
+def test_a_qemu_that_sends_no_greeting(
     launch: Launch, history: History, monkeypatch: pytest.MonkeyPatch, mode: str, message: str
 ) -> None:
     monkeypatch.setattr(machine, "START_TIMEOUT_S", _SHORT_S)
@@ -202,9 +202,7 @@ def test_no_forwarded_port(launch: Launch) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])
-def test_a_death_names_the_signal_the_last_command_and_the_last_words(
-    launch: Launch, history: History, number: signal.Signals
-) -> None:
+def test_an_exit_summary(launch: Launch, history: History, number: signal.Signals) -> None:
     source = launch()
     symptom = _die(source, number, _ASSERTION)
     cause = source.root_cause(symptom)
@@ -219,7 +217,7 @@ def test_a_death_names_the_signal_the_last_command_and_the_last_words(
     assert not _noted(history, "machine:expect-exit")
 
 
-def test_an_exit_that_nobody_asked_for(launch: Launch) -> None:
+def test_an_unexpected_exit(launch: Launch) -> None:
     source = launch()
     with pytest.raises(QmpLost) as caught:
         source.qmp.execute("x-exit", {"status": 0}, timeout_s=_PATIENCE_S)
@@ -228,20 +226,20 @@ def test_an_exit_that_nobody_asked_for(launch: Launch) -> None:
     assert cause.message == "QEMU 'source' exited with 0 (last QMP command: x-exit)"
 
 
-def test_a_death_leaves_a_word_on_the_backtrace(launch: Launch) -> None:
+def test_a_crash_writes_a_backtrace_file(launch: Launch) -> None:
     source = launch()
     _die(source)
     source.close()
     assert source.artifacts.backtrace.read_text() == "no backtrace: no gdb on PATH\n"
 
 
-def test_a_clean_end_leaves_none(launch: Launch) -> None:
+def test_a_clean_end_writes_no_backtrace_file(launch: Launch) -> None:
     source = launch()
     source.close()
     assert not source.artifacts.backtrace.exists()
 
 
-def test_a_crash_in_quit_leaves_one_as_well(launch: Launch) -> None:
+def test_a_crash_in_quit_writes_a_backtrace_file(launch: Launch) -> None:
     source = launch("ends badly")
     with pytest.raises(QemuDied):
         source.quit()
@@ -249,7 +247,7 @@ def test_a_crash_in_quit_leaves_one_as_well(launch: Launch) -> None:
     assert source.artifacts.backtrace.read_text() == "no backtrace: no gdb on PATH\n"
 
 
-def test_a_crash_of_one_that_was_expected_to_exit_is_a_death(launch: Launch) -> None:
+def test_a_crash_although_an_exit_was_expected(launch: Launch) -> None:
     source = launch()
     source.expect_exit("a stream that it cannot load")
     _die(source)
@@ -260,8 +258,8 @@ def test_a_crash_of_one_that_was_expected_to_exit_is_a_death(launch: Launch) -> 
     assert source.artifacts.backtrace.read_text() == "no backtrace: no gdb on PATH\n"
 
 
-def test_a_sigkill_of_somebody_elses_is_a_death(launch: Launch) -> None:
-    """The kernel's, when memory is short; although an end was expected."""
+def test_a_sigkill_from_elsewhere(launch: Launch) -> None:
+    """As from the OOM killer; it counts as a crash even if an exit was expected."""
     source = launch()
     source.expect_exit("a stream that it cannot load")
     os.kill(source.pid, signal.SIGKILL)
@@ -275,7 +273,7 @@ def test_a_sigkill_of_somebody_elses_is_a_death(launch: Launch) -> None:
 def test_a_full_disk_ends_neither_the_connection_nor_the_machine(
     launch: Launch, history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A QEMU that has ended is not waited for, nor taken for one that hangs, for want of a record."""
+    """A lost record does not delay the end of a machine."""
     source = launch()
     with Path("/dev/full").open("w") as full:
         monkeypatch.setattr(history, "_file", full)
@@ -288,7 +286,7 @@ def test_a_full_disk_ends_neither_the_connection_nor_the_machine(
         history.check()
 
 
-def test_a_sigkill_of_ours_leaves_none(launch: Launch) -> None:
+def test_a_sigkill_of_the_harness_writes_no_backtrace_file(launch: Launch) -> None:
     source = launch()
     source.kill()
     source.close()
@@ -296,7 +294,7 @@ def test_a_sigkill_of_ours_leaves_none(launch: Launch) -> None:
 
 
 @pytest.mark.parametrize(("mode", "prepare"), [("stays after quit", None), ("", "x-silence")])
-def test_one_that_has_to_be_killed_is_looked_at_before(
+def test_a_backtrace_is_taken_before_a_kill(
     launch: Launch, history: History, monkeypatch: pytest.MonkeyPatch, mode: str, prepare: str | None
 ) -> None:
     source = launch(mode)
@@ -318,8 +316,8 @@ def test_one_that_has_to_be_killed_is_looked_at_before(
 def test_a_core_file_that_is_being_written_is_not_cut_short(
     launch: Launch, history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which takes longer than an end that is merely not seen yet."""
-    monkeypatch.setattr(machine, "_POST_MORTEM_S", 0.05)
+    """It takes longer than the timeout for an exit to become visible."""
+    monkeypatch.setattr(machine, "_EXIT_VISIBLE_S", 0.05)
     source = launch()
     monkeypatch.setattr(source, "_dumps_core", lambda: source.running)
     with contextlib.suppress(QmpLost):
@@ -339,11 +337,11 @@ def _panic(source: Machine) -> None:
 _LOST = ChannelLost("ssh: the connection broke")
 
 
-def test_a_healthy_machine_is_not_to_blame(launch: Launch) -> None:
+def test_root_cause_with_a_healthy_machine(launch: Launch) -> None:
     assert _root_cause_while_alive(launch(), _LOST) is _LOST
 
 
-def test_a_panicked_guest_is(launch: Launch) -> None:
+def test_root_cause_with_a_panicked_guest(launch: Launch) -> None:
     source = launch()
     _panic(source)
     cause = _root_cause_while_alive(source, _LOST)
@@ -353,7 +351,7 @@ def test_a_panicked_guest_is(launch: Launch) -> None:
 
 
 @pytest.mark.parametrize("symptom", [_LOST, QmpSilent("silent"), WaitTimeout("it", last=None, elapsed_s=1.0)])
-def test_a_dead_qemu_comes_before_everything(launch: Launch, symptom: HarnessError) -> None:
+def test_root_cause_prefers_a_dead_qemu(launch: Launch, symptom: HarnessError) -> None:
     source = launch()
     _die(source)
     wait_until(lambda: not source.running, what="its end", timeout_s=_PATIENCE_S)
@@ -361,7 +359,7 @@ def test_a_dead_qemu_comes_before_everything(launch: Launch, symptom: HarnessErr
     assert isinstance(source.root_cause(symptom), QemuDied)
 
 
-def test_a_panic_comes_before_a_silent_qmp(launch: Launch) -> None:
+def test_root_cause_prefers_a_panic_to_a_silent_qmp(launch: Launch) -> None:
     source = launch()
     source.qmp.execute("x-silence")
     _panic(source)
@@ -369,15 +367,17 @@ def test_a_panic_comes_before_a_silent_qmp(launch: Launch) -> None:
     source.kill()
 
 
-def test_a_silent_qmp_comes_before_a_silent_guest(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_cause_prefers_a_silent_qmp_to_a_silent_guest(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = launch()
     source.qmp.execute("x-silence")
-    monkeypatch.setattr(machine, "_POST_MORTEM_S", _SHORT_S)
+    monkeypatch.setattr(machine, "_EXIT_VISIBLE_S", _SHORT_S)
     assert isinstance(_root_cause_while_alive(source, _LOST), QmpSilent)
     source.kill()
 
 
-def test_a_silent_qmp_is_itself_the_cause(launch: Launch) -> None:
+def test_root_cause_of_a_silent_qmp(launch: Launch) -> None:
     source = launch()
     with pytest.raises(QmpSilent, match=r"^QEMU 'source' did not answer x-hang") as caught:
         source.qmp.execute("x-hang", timeout_s=_SHORT_S)
@@ -385,7 +385,7 @@ def test_a_silent_qmp_is_itself_the_cause(launch: Launch) -> None:
 
 
 @pytest.mark.parametrize("symptom", [_LOST, QmpLost("the QMP connection broke")])
-def test_a_death_that_shows_a_moment_after_the_sockets_is_waited_for(
+def test_an_exit_that_becomes_visible_after_the_sockets_broke(
     launch: Launch, monkeypatch: pytest.MonkeyPatch, symptom: HarnessError
 ) -> None:
     """The kernel closes a dying process's sockets some time before its parent can see its end."""
@@ -393,14 +393,14 @@ def test_a_death_that_shows_a_moment_after_the_sockets_is_waited_for(
     with contextlib.suppress(QmpLost):
         source.qmp.execute("x-close", timeout_s=_PATIENCE_S)
     assert source.running
-    wait = source._await_exit
+    wait = source._wait_exit
 
     def dies_while_waited_for(timeout_s: float) -> bool:
         os.kill(source.pid, signal.SIGSEGV)
         return wait(timeout_s)
 
     with monkeypatch.context() as patch:
-        patch.setattr(source, "_await_exit", dies_while_waited_for)
+        patch.setattr(source, "_wait_exit", dies_while_waited_for)
         assert isinstance(source.root_cause(symptom), QemuDied)
 
 
@@ -425,7 +425,7 @@ def test_quit_refused(launch: Launch) -> None:
         launch("refuses quit").quit()
 
 
-def test_quit_taken_and_not_followed(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quit_accepted_without_an_exit(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     source = launch("stays after quit")
     execute = source.qmp.execute
 
@@ -491,8 +491,8 @@ def test_close_leaves_no_process_and_never_raises(
     source.close()
 
 
-def test_close_of_a_dead_one_declares_nothing(launch: Launch, history: History) -> None:
-    """Otherwise the checkers would take the crash for an intended end."""
+def test_close_after_a_crash_declares_no_expected_exit(launch: Launch, history: History) -> None:
+    """Otherwise the checkers would take the crash for an expected exit."""
     source = launch()
     _die(source)
     source.close()

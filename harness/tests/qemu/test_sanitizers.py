@@ -1,4 +1,4 @@
-"""What the sanitizers wrote, with names, and without what is none of 9p's."""
+"""Reports of sanitizers, with symbols, and without leaks outside of 9p."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _OURS = f"""Direct leak of 24 byte(s) in 1 object(s) allocated from:
 
 @pytest.fixture
 def collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a report goes; QEMU's code at 0x10 is v9fs_walk, at 0x20 a function whose leaks do not count."""
+    """The path of the report. Address 0x10 is v9fs_walk, 0x20 a function with suppressed leaks."""
     names = {0x10: "v9fs_walk+0x1 (qemu)", 0x20: "qio_channel_block_new+0x17 (qemu)"}
     monkeypatch.setattr(symbols, "at_address", lambda file, address: names[address])
     return tmp_path / "sanitizer.txt"
@@ -55,12 +55,12 @@ def test_frames_of_qemu_get_names(collected: Path) -> None:
     assert "libglib-2.0.so.0+0x10" in text, "the libraries' frames stay as they are"
 
 
-def test_a_leak_that_is_none_of_9ps_does_not_count(collected: Path) -> None:
+def test_a_suppressed_leak_does_not_count(collected: Path) -> None:
     text = _collect(_LEAKS % "", collected)
     assert text == "(not of 9p: 1 leaks in qio_channel_block_new)\n"
 
 
-def test_the_leak_beside_it_does(collected: Path) -> None:
+def test_a_leak_beside_a_suppressed_one_counts(collected: Path) -> None:
     text = _collect(_LEAKS % _OURS, collected)
     assert text is not None
     assert text.startswith("ERROR: LeakSanitizer\n\nDirect leak of 24 byte(s)")
@@ -91,7 +91,7 @@ def test_without_a_report_there_is_no_file(collected: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "is_one"), [(b"", False), (b"\x7fELF", False), (b"..__asan_init..", True)]
 )
-def test_a_binary_tells_by_the_runtime_that_it_calls(tmp_path: Path, content: bytes, is_one: bool) -> None:
+def test_a_sanitized_binary_is_recognised(tmp_path: Path, content: bytes, is_one: bool) -> None:
     (tmp_path / "qemu").write_bytes(content)
     assert sanitizers.is_sanitized(tmp_path / "qemu") is is_one
 
@@ -101,7 +101,7 @@ def test_a_users_own_options_win(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sanitizers.environment()["ASAN_OPTIONS"].endswith(":abort_on_error=1")
 
 
-def test_every_suppression_says_why() -> None:
+def test_every_suppression_has_a_reason() -> None:
     lines = (Path(sanitizers.__file__).parent / "leaks.supp").read_text().splitlines()
     for before, line in itertools.pairwise(lines):
         if line:

@@ -1,4 +1,4 @@
-"""A session that is resumed while its machine starts, against the server of ``test_line``."""
+"""A session that is resumed while its machine starts, against the server of ``test_guestfwd``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class World:
         self.network = Network(folder, Keys(folder))
         keys = self.network.keys
         self.image = cast(GuestImage, SimpleNamespace(client_key=keys.client_path, host_key=keys.host_line))
-        self.frozen = self.network.ssh().freeze()
+        self.saved = self.network.ssh().save_session()
 
     def machine(self, guestfwd: Path) -> Machine:
         return cast(
@@ -39,13 +39,13 @@ class World:
             ),
         )
 
-    def resuming(self, *, patience: float = 20.0, **wrong: object) -> SessionReplay:
-        """:param patience: the timeout_scale: that of a session that will not be resumed may be small."""
-        return SessionReplay(replace(self.frozen, **wrong), self.image, TimeoutScale(patience))  # type: ignore[arg-type]
+    def replay(self, *, factor: float = 20.0, **wrong: object) -> SessionReplay:
+        """:param factor: the timeout scale; small where the session cannot be resumed."""
+        return SessionReplay(replace(self.saved, **wrong), self.image, TimeoutScale(factor))  # type: ignore[arg-type]
 
 
 def _wait_long(probe: Callable[[], bool], *, what: str, timeout_s: float) -> bool:
-    """As a machine's, whose timeout_scale is that of a slow guest."""
+    """As :meth:`Machine.wait_until` of a slow guest."""
     return wait_until(probe, what=what, timeout_s=20 * timeout_s)
 
 
@@ -58,48 +58,48 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
 
 @pytest.mark.parametrize("begun", [True, False])
-def test_it_is_taken(world: World, begun: bool) -> None:
-    session = world.resuming()
+def test_it_is_connected(world: World, begun: bool) -> None:
+    session = world.replay()
     if begun:
         session.begin()
         session.begin()
-    ssh = session.take(world.machine(world.network.here))
+    ssh = session.connect(world.machine(world.network.here))
     assert isinstance(ssh, Ssh)
-    session.close()  # It is another's by now.
+    session.close()  # The caller owns the session.
     assert ssh.run("echo hello", timeout_s=60).stdout == "hello\n"
     assert world.network.sshd.connections == 1
     ssh.close()
 
 
-def test_there_is_none_to_be_taken(world: World) -> None:
-    session = world.resuming(patience=0.2, cookie=bytes(16))
+def test_it_cannot_be_resumed(world: World) -> None:
+    session = world.replay(factor=0.2, cookie=bytes(16))
     session.begin()
-    why = session.take(world.machine(world.network.here))
+    why = session.connect(world.machine(world.network.here))
     assert isinstance(why, str)
     assert why
     session.close()
 
 
-def test_something_else_was_said_that_time(world: World) -> None:
-    """It is found out soon, since there is nobody to wait for."""
-    session = world.resuming(patience=1.0, received=world.frozen.received[:-1])
-    why = session.take(world.machine(world.network.here))
+def test_a_recorded_answer_is_missing(world: World) -> None:
+    """It fails after a short timeout, as no guest is involved."""
+    session = world.replay(factor=1.0, received=world.saved.received[:-1])
+    why = session.connect(world.machine(world.network.here))
     assert isinstance(why, str)
-    assert "the first command over the line" in why
+    assert "the first command over the guestfwd socket" in why
     session.close()
 
 
-def test_the_machine_has_no_line(world: World, tmp_path: Path) -> None:
-    session = world.resuming()
-    assert session.take(world.machine(tmp_path / "none")) == f"nobody listens on {tmp_path}/none"
+def test_the_machine_has_no_guestfwd_socket(world: World, tmp_path: Path) -> None:
+    session = world.replay()
+    assert session.connect(world.machine(tmp_path / "none")) == f"QEMU does not listen on {tmp_path}/none"
     session.close()
 
 
 @pytest.mark.parametrize("begun", [True, False])
-def test_it_is_not_taken(world: World, begun: bool) -> None:
-    """The machine did not start, say: nothing stays behind."""
+def test_it_is_closed_without_being_connected(world: World, begun: bool) -> None:
+    """As when the machine did not start: no thread is left."""
     before = _working()
-    session = world.resuming()
+    session = world.replay()
     if begun:
         session.begin()
     session.close()
@@ -108,7 +108,7 @@ def test_it_is_not_taken(world: World, begun: bool) -> None:
 
 
 def _working() -> set[threading.Thread]:
-    """paramiko's threads that have to do with a line, and ours (not the server's)."""
+    """The client threads of paramiko and of the harness."""
     return {
         thread
         for thread in threading.enumerate()

@@ -1,4 +1,4 @@
-"""The store of templates: made once, kept, bounded; and real guests restored from one."""
+"""The store of templates, and real guests that are restored from a template."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TIMEOUT_SCALE = TimeoutScale(6.0)
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The machine types of which a template was made, by a hand that boots nothing."""
+    """The machine types for which a template was made; no guest is booted for it."""
     names: list[str] = []
 
     def make(
@@ -59,11 +59,11 @@ def image(tmp_path: Path) -> GuestImage:
 def store_in(
     cache: Cache, report: Callable[[str], None] = lambda _: None, limit_bytes: int = store.LIMIT_BYTES
 ) -> TemplateStore:
-    """A store for a QEMU that can do everything."""
+    """A store for a QEMU that supports memory files."""
     return TemplateStore(cache, report, limit_bytes, plain=lambda _: False)
 
 
-def test_it_is_made_once_for_all(cache: Cache, image: GuestImage, made: list[str]) -> None:
+def test_a_template_is_made_once(cache: Cache, image: GuestImage, made: list[str]) -> None:
     found = [store_in(cache).find(spec(), image, TIMEOUT_SCALE) for _ in range(3)]
     assert len(set(map(str, found))) == 1
     assert isinstance(found[0], Template)
@@ -73,7 +73,7 @@ def test_it_is_made_once_for_all(cache: Cache, image: GuestImage, made: list[str
     assert made == ["pc", "q35"]
 
 
-def test_one_that_was_damaged_is_made_again(cache: Cache, image: GuestImage, made: list[str]) -> None:
+def test_a_damaged_template_is_made_again(cache: Cache, image: GuestImage, made: list[str]) -> None:
     found = store_in(cache).find(spec(), image, TIMEOUT_SCALE)
     assert isinstance(found, Template)
     assert found.memory
@@ -85,7 +85,7 @@ def test_one_that_was_damaged_is_made_again(cache: Cache, image: GuestImage, mad
 
 
 def _change(path: Path, *, secretly: bool = False) -> None:
-    """One bit of it; as a disk does it, or as a program."""
+    """Change one bit; ``secretly`` without a new modification time, as a faulty disk does."""
     before = path.stat()
     with path.open("r+b") as file:
         file.seek(4096)
@@ -102,10 +102,10 @@ def _summed(found: Template | str, name: str) -> Path:
 
 
 @pytest.mark.parametrize("name", ["memory", "stream"])
-def test_one_that_was_written_to_is_made_again(
+def test_a_modified_template_is_made_again(
     cache: Cache, image: GuestImage, made: list[str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """However large it is: the cache itself only looks at the size then."""
+    """The size of the file is the same, so the cache itself does not notice."""
     monkeypatch.setattr("harness.provision.cache._HASH_LIMIT_BYTES", 1000)
     found = store_in(cache).find(spec(), image, TIMEOUT_SCALE)
     _change(_summed(found, name))
@@ -116,15 +116,15 @@ def test_one_that_was_written_to_is_made_again(
     assert set(_summed(found, name).read_bytes()) == {ord("x")}
 
 
-def test_one_that_was_only_copied_is_kept(cache: Cache, image: GuestImage, made: list[str]) -> None:
-    """Which gives it another time."""
+def test_a_copied_template_is_kept(cache: Cache, image: GuestImage, made: list[str]) -> None:
+    """A copy has another modification time."""
     found = store_in(cache).find(spec(), image, TIMEOUT_SCALE)
     os.utime(_summed(found, "memory"), (1, 1))
     assert store_in(cache).find(spec(), image, TIMEOUT_SCALE) == found
     assert made == ["pc"]
 
 
-def test_damage_that_no_time_shows_is_found_when_asked_for(
+def test_damage_without_a_new_modification_time(
     cache: Cache, image: GuestImage, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("harness.provision.cache._HASH_LIMIT_BYTES", 1000)
@@ -141,7 +141,7 @@ def test_damage_that_no_time_shows_is_found_when_asked_for(
     assert made == ["pc", "pc"]
 
 
-def test_one_that_another_process_has_made_again_is_not_the_one_that_was_used(
+def test_a_template_that_another_process_has_made_again(
     cache: Cache, image: GuestImage, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("harness.provision.cache._HASH_LIMIT_BYTES", 1000)
@@ -167,13 +167,13 @@ def test_the_least_recently_used_goes_first(cache: Cache, image: GuestImage, mad
     assert [t.folder.exists() for t in (first, second, third)] == [True, False, True]
 
 
-def test_the_newest_stays_however_large(cache: Cache, image: GuestImage, made: list[str]) -> None:
+def test_the_newest_is_kept_even_above_the_limit(cache: Cache, image: GuestImage, made: list[str]) -> None:
     found = store_in(cache, limit_bytes=1).find(spec(), image, TIMEOUT_SCALE)
     assert isinstance(found, Template)
     assert found.memory
 
 
-def test_a_qemu_that_cannot_is_asked_once(
+def test_making_a_template_is_tried_once(
     cache: Cache, image: GuestImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[None] = []
@@ -196,8 +196,8 @@ def test_kvm_needs_none(cache: Cache, image: GuestImage, made: list[str]) -> Non
     assert made == []
 
 
-def test_what_a_qemu_can_is_asked_once(cache: Cache, image: GuestImage, made: list[str]) -> None:
-    """Where it cannot have its memory in a file of ours, that is in the stream."""
+def test_the_qemu_is_probed_once(cache: Cache, image: GuestImage, made: list[str]) -> None:
+    """If QEMU cannot keep the memory in a file, it is in the stream."""
     asked: list[str] = []
 
     def plain(qemu: QemuInstall) -> bool:
@@ -237,8 +237,8 @@ def testbeds(cell: Cell, run: RunFolder, tmp_path: Path) -> Iterator[Callable[[]
 
 
 @pytest.mark.qemu
-def test_restored_guests_are_strangers_to_each_other(testbeds: Callable[[], Testbed]) -> None:
-    """Same past; but neither sees what the other does, and they draw different numbers."""
+def test_restored_guests_are_independent(testbeds: Callable[[], Testbed]) -> None:
+    """Neither sees the other's files, and their random numbers differ."""
     first, second = (testbeds().boot() for _ in range(2))
     spec = first.machine.spec
     assert spec.memory_file is not None
@@ -254,7 +254,7 @@ def test_restored_guests_are_strangers_to_each_other(testbeds: Callable[[], Test
 
 @pytest.mark.qemu
 def test_guests_restored_from_a_plain_stream(cell: Cell, run: RunFolder, tmp_path: Path) -> None:
-    """As every guest of a QEMU before 5.0; this one has memory of its own from the start."""
+    """As with every QEMU before 5.0."""
     store = TemplateStore(Cache(default_cache_root()), plain=lambda _: True)
     testbed = Testbed(replace(cell, templates=store), run, Artifacts.create(tmp_path, "plain"))
     try:
@@ -272,10 +272,8 @@ def test_guests_restored_from_a_plain_stream(cell: Cell, run: RunFolder, tmp_pat
 
 
 @pytest.mark.qemu
-def test_a_damaged_template_costs_a_boot_and_is_made_again(
-    cell: Cell, run: RunFolder, tmp_path: Path
-) -> None:
-    """Damaged as by a disk: nothing shows it but its content. No QEMU is accused of it."""
+def test_with_a_damaged_template_the_guest_is_booted(cell: Cell, run: RunFolder, tmp_path: Path) -> None:
+    """Only its content shows the damage. The failure is not attributed to QEMU."""
     own = replace(cell, templates=TemplateStore(Cache(tmp_path / "cache")))
 
     def boot(name: str) -> tuple[list[object], list[Judgement]]:
@@ -308,14 +306,14 @@ def test_a_restored_guest_has_the_right_time(testbeds: Callable[[], Testbed]) ->
 
 @pytest.mark.qemu
 def test_a_restored_guest_reboots(testbeds: Callable[[], Testbed]) -> None:
-    """Firmware, kernel and initramfs are all there, though they were not used so far."""
+    """It needs firmware, kernel and initramfs, which restoring did not use."""
     guest = testbeds().boot()
     RunState(guest).system_reset()
     assert guest.succeed("echo up") == "up\n"
 
 
 @pytest.mark.qemu
-def test_who_asks_for_a_boot_gets_one(testbeds: Callable[[], Testbed]) -> None:
+def test_boot_cold(testbeds: Callable[[], Testbed]) -> None:
     assert not testbeds().boot(cold=True).machine.spec.from_template
 
 
@@ -324,6 +322,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def test_cold_asks_for_no_template(tmp_path: Path) -> None:
+def test_the_option_cold_uses_no_template(tmp_path: Path) -> None:
     assert Matrix(Selection(cold=True), tmp_path)._templates is None
     assert Matrix(Selection(), tmp_path)._templates is not None

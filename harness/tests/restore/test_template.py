@@ -11,7 +11,7 @@ from harness.background import Background
 from harness.errors import ChannelLost, QemuError, SetupError, WaitTimeout
 from harness.qemu.argv import render, script
 from harness.qemu.machine import Machine
-from harness.qemu.migration_socket import kept
+from harness.qemu.migration_socket import stream_to_file
 from harness.qemu.spec import Boot, MachineSpec
 from harness.restore import template
 from harness.restore.template import Template
@@ -59,7 +59,7 @@ def _memory_arguments(made: MachineSpec) -> list[str]:
     return [word for word in words if word.startswith("memory-backend-file") or "memory-backend=" in word]
 
 
-def test_the_memory_is_shared_while_it_is_made_and_private_in_who_is_restored() -> None:
+def test_the_memory_is_shared_in_the_template_and_private_in_restored_machines() -> None:
     making = spec(memory_file=template.memory_of(Path("/t,1")))
     machine, backend = _memory_arguments(making)
     assert machine.endswith(",memory-backend=pc.ram")
@@ -76,7 +76,7 @@ def test_a_destination_has_memory_of_its_own() -> None:
 
 
 def test_the_script_boots_the_guest() -> None:
-    """It is for people, who have no template at hand, and nobody who sends a stream."""
+    """It must work without a template."""
     restored = spec().restored(Path("/t/memory"))
     assert restored.booted() == spec()
     assert "-incoming" not in script(restored.booted(), Path("/r"))
@@ -85,7 +85,7 @@ def test_the_script_boots_the_guest() -> None:
 
 
 def send(w: World, uri: str) -> None:
-    """As QEMU does: the stream, and then its end is closed."""
+    """Send a stream as QEMU does, and close the connection."""
     with open(w.qmp.given[uri.removeprefix("fd:")], "wb") as stream:  # noqa: PTH123
         stream.write(b"section" * 100_000)
 
@@ -128,13 +128,13 @@ def test_a_disk_that_is_full(w: World) -> None:
 
     w.qmp.on("migrate", migrate)
     w.qmp.on("query-migrate", {"status": "failed"})
-    full = kept(cast(Machine, w.machine), Path("/dev/full"))
+    full = stream_to_file(cast(Machine, w.machine), Path("/dev/full"))
     with pytest.raises(SetupError, match=r"^cannot write the stream /dev/full: No space left"), full as uri:
         w.qmp.execute("migrate", {"uri": uri})
 
 
 def _incoming(w: World, *, resumes: bool = True) -> list[bytes]:
-    """Let the fake listen for a stream, and its guest run on after it; returns where the stream will be."""
+    """Let the fake QEMU accept a stream and then resume; returns a list that will have the stream."""
     received: list[bytes] = []
 
     def load(arguments: dict[str, str]) -> None:
@@ -153,7 +153,7 @@ def _incoming(w: World, *, resumes: bool = True) -> list[bytes]:
     return received
 
 
-def test_restoring_leaves_a_machine_like_any_other(w: World, tmp_path: Path) -> None:
+def test_restoring_resets_the_capability(w: World, tmp_path: Path) -> None:
     w.qmp.on("migrate-set-capabilities", {})
     received = _incoming(w)
     restored = spec().restored(Template(tmp_path).memory)
@@ -176,7 +176,7 @@ def test_a_plain_template_needs_no_capability(w: World, tmp_path: Path) -> None:
     assert template.key(spec(), "image", plain=True) != template.key(spec(), "image")
 
 
-def test_a_qemu_that_cannot(w: World, tmp_path: Path) -> None:
+def test_a_qemu_without_the_capability(w: World, tmp_path: Path) -> None:
     w.machine.spec = replace(w.machine.spec, memory_file=template.memory_of(tmp_path))
     w.qmp.refuse("migrate-set-capabilities", "Parameter 'capability' does not accept value 'x-ignore-shared'")
     with pytest.raises(QemuError, match="x-ignore-shared"):
@@ -189,7 +189,7 @@ def test_a_template_without_its_stream(w: World, tmp_path: Path) -> None:
         template.restore(cast(Machine, w.machine), Template(tmp_path))
 
 
-def test_a_guest_that_does_not_go_on(w: World, tmp_path: Path) -> None:
+def test_a_guest_that_does_not_resume(w: World, tmp_path: Path) -> None:
     Template(tmp_path).stream.write_bytes(b"section" * 100_000)
     w.qmp.on("migrate-set-capabilities", {})
     _incoming(w, resumes=False)
@@ -198,8 +198,8 @@ def test_a_guest_that_does_not_go_on(w: World, tmp_path: Path) -> None:
         template.restore(cast(Machine, w.machine), Template(tmp_path))
 
 
-def test_a_qemu_that_is_gone_before_its_stream_comes(w: World, tmp_path: Path) -> None:
+def test_a_qemu_that_died_before_its_stream_is_sent(w: World, tmp_path: Path) -> None:
     Template(tmp_path).stream.write_bytes(b"section")
     w.qmp.on("migrate-incoming", {})
-    with pytest.raises(ChannelLost, match="does not listen for its stream"):
+    with pytest.raises(ChannelLost, match="does not listen for the migration stream"):
         template.restore(cast(Machine, w.machine), Template(tmp_path))

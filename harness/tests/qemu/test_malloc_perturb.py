@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness.qemu.poison import PoisonedHeap
+from harness.qemu.malloc_perturb import MallocPerturb
 from harness.tests.qemu.specs import spec
 
 #: Reads a block that was freed; beyond the list pointers that glibc keeps at its beginning.
@@ -20,8 +20,8 @@ print(ctypes.string_at(block + 1000, 4).hex())
 """
 
 
-def test_what_is_freed_is_overwritten(tmp_path: Path) -> None:
-    environment = {**os.environ, **PoisonedHeap().wrap(spec(), tmp_path).environment}
+def test_freed_memory_is_overwritten(tmp_path: Path) -> None:
+    environment = {**os.environ, **MallocPerturb().wrap(spec(), tmp_path).environment}
     done = subprocess.run(
         [sys.executable, "-c", _USE_AFTER_FREE], env=environment, capture_output=True, text=True, check=True
     )

@@ -1,4 +1,4 @@
-"""What is said on one SSH channel: a command's stdin, both its outputs, and when it has ended."""
+"""Input and output of one SSH channel: a command's stdin, its two outputs, and its end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.deadline import Deadline, Watch
 _CHUNK = 65536
 
 
-def listen(
+def exchange(
     channel: paramiko.Channel,
     out: bytearray,
     err: bytearray,
@@ -22,13 +22,17 @@ def listen(
     watch: Watch | None,
     stdin: bytes = b"",
 ) -> bool:
-    """Feed stdin and drain both outputs at once, so that neither side ever waits for the other.
+    """Send stdin and read both outputs at the same time, until the command has ended.
 
-    :returns: whether it has ``ended``; else the deadline expired.
-    :raises EOFError: when the connection did, and what ``ended`` and ``watch`` raise.
+    So neither side blocks because the other does not read.
+
+    :param out: stdout is appended to it. :param err: stderr is appended to it.
+    :param ended: whether the command has ended.
+    :returns: True when ``ended`` returned true, False when the deadline expired.
+    :raises EOFError: when the connection ended; also raises what ``ended`` and ``watch`` raise.
     """
     unsent = memoryview(stdin)
-    while not _said_all(channel, out, err, ended):
+    while not _all_received(channel, out, err, ended):
         if deadline.expired:
             return False
         if watch is not None:
@@ -40,15 +44,15 @@ def listen(
         turn_s = 0.01 if unsent else min(0.05, deadline.remaining_s)
         if channel.eof_received:
             channel.status_event.wait(turn_s)
-        else:  # The channel's own descriptor becomes readable with data, EOF or its close.
+        else:  # The descriptor of the channel becomes readable on data, EOF and close.
             select.select([channel.fileno()], [], [], turn_s)
     return True
 
 
 def has_ended(channel: paramiko.Channel) -> bool:
-    """Whether the channel's command has ended, and everything that it said has arrived.
+    """Whether the channel's command has ended and all of its output has arrived.
 
-    :raises EOFError: when the connection ended first (``exit_status_ready`` is true of such a channel too).
+    :raises EOFError: when the connection ended first (``exit_status_ready`` is then true as well).
     """
     ended_early = channel.closed and channel.exit_status < 0
     if ended_early and not (channel.eof_received and channel.get_transport().is_active()):
@@ -58,17 +62,19 @@ def has_ended(channel: paramiko.Channel) -> bool:
     return bool(channel.closed)
 
 
-def text(data: bytearray) -> str:
-    """Output as text, whatever bytes it has."""
+def decode(data: bytearray) -> str:
+    """Decode output as UTF-8; invalid bytes are replaced."""
     return data.decode("utf-8", "replace")
 
 
-def _said_all(channel: paramiko.Channel, out: bytearray, err: bytearray, ended: Callable[[], bool]) -> bool:
+def _all_received(
+    channel: paramiko.Channel, out: bytearray, err: bytearray, ended: Callable[[], bool]
+) -> bool:
     over = ended()
     _drain(channel, out, err)
     if over or not ended():
         return over
-    _drain(channel, out, err)  # It ended just now: with this, too.
+    _drain(channel, out, err)  # It ended meanwhile: read the rest.
     return True
 
 
