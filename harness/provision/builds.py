@@ -6,6 +6,7 @@ running QEMU does not change when the tree is built again.
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 from collections.abc import Iterable, Iterator
@@ -65,14 +66,48 @@ class Build:
 
     @contextmanager
     def tree(self) -> Iterator[Path]:
-        """Lock the configured tree for the duration of the context; yields the folder with its source."""
+        """Lock the configured tree for the duration of the context; yields the folder with its source.
+
+        Edits that a process which was killed has left in the source are undone first.
+        """
         with (
             self._cache.lock(f"build-{self.name}-{self.key}", self._report),
             reported_in_one_line(self._folder),
         ):
             if not (self._folder / _READY).exists():
                 self._prepare()
-            yield self.source
+            self._restore_source()
+            try:
+                yield self.source
+            finally:
+                self._restore_source()
+
+    def keep_original(self, file: str) -> None:
+        """Inside :meth:`tree`, before ``file`` (a path in the source) is edited: keep what it is.
+
+        The copy is complete on the disk before it counts, so that a process that is killed at any moment, or a
+        host that loses power, leaves either no edit or a way back.
+        """
+        kept = self._originals / file
+        if kept.exists():
+            return
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_name(f"{kept.name}.partial")
+        with partial.open("wb") as copy:
+            copy.write((self.source / file).read_bytes())
+            copy.flush()
+            os.fsync(copy.fileno())
+        partial.rename(kept)
+
+    def _restore_source(self) -> None:
+        for kept in sorted(path for path in self._originals.rglob("*") if path.is_file()):
+            if kept.suffix != ".partial":  # Its original was never edited.
+                (self.source / kept.relative_to(self._originals)).write_bytes(kept.read_bytes())
+            kept.unlink()
+
+    @property
+    def _originals(self) -> Path:
+        return self._folder / "originals"
 
     def compile(self, into: Path) -> None:
         """Inside :meth:`tree`: build the binary, and copy it into the folder ``into``."""

@@ -8,7 +8,6 @@ changes nothing is an error.
 from __future__ import annotations
 
 import hashlib
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -102,7 +101,7 @@ def build(tree: Build, name: str, fault: Edited, macros: str, into: Path) -> Non
     :param macros: the content of :data:`MACROS`.
     :raises SetupError: when an edit does not apply, or the edited source does not compile.
     """
-    with tree.tree() as source, ExitStack() as undo:
+    with tree.tree() as source:
         version = (source / "VERSION").read_text().strip()
         edits = [edit for edit in fault.edit if edit.applies_to(version)]
         if not edits:
@@ -110,7 +109,7 @@ def build(tree: Build, name: str, fault: Edited, macros: str, into: Path) -> Non
         for path in dict.fromkeys(source / edit.file for edit in edits):
             if not path.is_file():
                 raise SetupError(f"fault {name}: QEMU {tree.name} has no {path.relative_to(source)}")
-            undo.callback(path.write_bytes, path.read_bytes())
+            tree.keep_original(str(path.relative_to(source)))
         (source.parent / "extra-macros.h").write_text(macros)
         for edit in edits:
             _apply(tree, name, edit, source)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,7 @@ patch() {{ grep -q elsewhere fault.diff && {{ echo "1 out of 1 hunk FAILED"; ret
 cd "$work"
 eval "${{9#cd /work && }}"
 """
+REPOSITORY = Path(__file__).parents[3]
 FAULT = {
     "guarantee": "no leak",
     "title": "a title",
@@ -100,6 +103,33 @@ def test_a_compiler_s_error_is_the_message(tree: Build, into: Path) -> None:
 def test_a_fault_is_built_and_the_tree_left_as_it_was(tree: Build, into: Path) -> None:
     edits.build(tree, "one", fault(), "", into)
     assert (into / PROGRAM).read_text() == "int tag = 2;\n"
+    tree.make(into)
+    assert (into / PROGRAM).read_text() == "int tag = 1;\n"
+
+
+#: Ends without any clean-up while the edited source is about to be compiled, as SIGKILL ends a process.
+KILLED = """
+import os, sys
+from pathlib import Path
+from harness.mutation.catalogue import Fault
+from harness.provision import Cache, edits
+from harness.provision.builds import Build
+cache, tools, into, fault = sys.argv[1:]
+tree = Build(Cache(Path(cache)), "7.2-src", "key", Path(tools), ["--enable-virtfs"], lambda _: None)
+tree.compile = lambda _: os._exit(9)
+edits.build(tree, "one", Fault.model_validate_json(fault), "", Path(into))
+"""
+
+
+def test_the_edits_of_a_build_that_was_killed_are_undone(
+    tree: Build, cache: Cache, tmp_path: Path, into: Path
+) -> None:
+    argv = [str(cache.root), str(tmp_path / "tools"), str(into), fault().model_dump_json()]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *argv], check=False, cwd=REPOSITORY)
+    assert killed.returncode == 9
+    assert (tree.source / "hw/9p.c").read_text() == "int tag = 2;\n"
+    edits.build(tree, "two", fault(edit=[{"file": "hw/9p.c", "diff": "-1\n+3\n"}]), "", into)
+    assert (into / PROGRAM).read_text() == "int tag = 3;\n"
     tree.make(into)
     assert (into / PROGRAM).read_text() == "int tag = 1;\n"
 
