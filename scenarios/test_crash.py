@@ -47,7 +47,6 @@ def test_stop_and_cont_after_unplug(after_unplug: Guest, run_state: RunState) ->
 
 
 @pytest.mark.always
-@pytest.mark.any_plug
 def test_migrate_after_unplug(after_unplug: Guest, migration: Migration) -> None:
     """The stream has no section of the unplugged device, which the destination does not have."""
     migration.expect_not_blocked()

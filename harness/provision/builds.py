@@ -85,8 +85,8 @@ class Build:
     def keep_original(self, file: str) -> None:
         """Inside :meth:`tree`, before ``file`` (a path in the source) is edited: keep what it is.
 
-        The copy is complete on the disk before it counts, so that a process that is killed at any moment, or a
-        host that loses power, leaves either no edit or a way back.
+        The copy is complete on the disk before it gets its name. So a process that is killed at any moment
+        leaves either no edit or an original.
         """
         kept = self._originals / file
         if kept.exists():

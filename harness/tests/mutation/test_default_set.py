@@ -11,6 +11,7 @@ from harness.guarantees import BY_FILE
 from harness.mutation import cover, runner, table
 from harness.mutation.catalogue import Catalogue
 from harness.mutation.figures import by_default
+from harness.qemu.spec import MACHINE_TYPES
 
 TABLE = table.read(table.default_path())
 CATALOGUE = Catalogue()
@@ -44,6 +45,31 @@ def test_a_default_run_catches_every_fault(qemu: str, fault: str, default: tuple
         f"a default run does not catch {fault} on {qemu}; these do: {', '.join(sorted(caught))} "
         "('harness faults cover' lists the marks that should change)"
     )
+
+
+def _machine(scenario: str) -> str:
+    """The machine type of a collected scenario, which is one of its parameters."""
+    parameters = f"-{scenario.partition('[')[2].rstrip(']')}-"
+    fitting = [name for name in MACHINE_TYPES if f"-{name}-" in parameters]
+    return max(fitting, key=len, default="")
+
+
+def test_every_fault_can_be_caught_without_choosing_a_machine_type() -> None:
+    """With ``--thorough`` alone one of its scenarios runs on a machine type that shows the fault."""
+    every = runner.collected("--thorough")
+    blind = []
+    for name in CATALOGUE.names():
+        fault = CATALOGUE.load(name)
+        named = [wanted.partition("[") for wanted in fault.caught_by]
+        if not any(
+            scenario.startswith(f"{test}[")
+            and _machine(scenario) in fault.machines
+            and (not parameter or scenario.endswith((f"-{parameter}", f"[{parameter}")))
+            for scenario in every
+            for test, _, parameter in named
+        ):
+            blind.append(name)
+    assert blind == []
 
 
 def test_the_scenarios_marked_always_cover_every_guarantee(always: tuple[str, ...]) -> None:
