@@ -29,6 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("bench", "mutation"),
     ("cli", "plugin"),
+    ("__main__",),
 )
 #: Rooms that judge a record on disk, and need no other: they import the kernel alone.
 ON_THEIR_OWN = ("checkers",)
