@@ -6,7 +6,6 @@ import contextlib
 import resource
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from harness.errors import SetupError
+from harness.layout import pytest_command, pytest_folder
 
 #: What a process has used is looked at so often; of its last moments nothing is seen.
 _LOOK_EVERY_S = 0.25
@@ -41,12 +41,12 @@ def run_suite(folder: Path, workers: int, options: Sequence[str], log: Path) -> 
     :param log: where its output goes.
     :raises SetupError: when a scenario failed, or none ran: the time of such a run says nothing.
     """
-    argv = [sys.executable, "-m", "pytest", str(folder), "-n", str(workers), "-p", "no:cacheprovider"]
+    argv = [*pytest_command(), str(folder), "-n", str(workers), "-p", "no:cacheprovider"]
     before, began = _reaped_s(), time.monotonic()
     with log.open("wb") as output:
         process = psutil.Popen(
             [*argv, *options],
-            cwd=folder.parent,
+            cwd=pytest_folder(folder),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

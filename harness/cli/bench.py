@@ -20,8 +20,8 @@ from harness.bench.benchmarks import BENCHMARKS, profile
 from harness.bench.peers import has_labgrid
 from harness.bench.suite import run_suite
 from harness.cli.report import axes, progress
+from harness.layout import scenarios_folder
 from harness.matrix import Matrix, Selection
-from harness.mutation.runner import scenarios_folder
 from harness.reaper import RunFolder
 from harness.testbed import Cell
 

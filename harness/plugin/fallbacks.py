@@ -17,7 +17,7 @@ from harness.errors import UsageError
 from harness.history import Entry, as_mapping, read
 from harness.plugin.fixtures import FOLDER
 from harness.plugin.judging import JUDGEMENTS
-from harness.plugin.options import wants_guests
+from harness.plugin.options import is_worker
 from harness.restore.store import BOOTS_FAST
 from harness.testbed import BY_CHOICE
 
@@ -95,10 +95,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
-def pytest_sessionstart(session: pytest.Session) -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Count in the process that the user started."""
-    config = session.config
-    if hasattr(config, "workerinput") or config.option.collectonly or not wants_guests(config):
+    if is_worker(config) or config.getoption("collectonly"):
         return
     config.stash[_COUNTED] = Counted()
     config.pluginmanager.register(config.stash[_COUNTED])

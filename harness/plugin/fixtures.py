@@ -1,38 +1,46 @@
-"""What a scenario can ask for, named by how far the guest has come."""
+"""The fixtures, named by how far the guest has come.
+
+Every run of pytest imports this module, so it imports the rest of the harness only inside the fixtures.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.actions.hostile import HostileGuest
-from harness.actions.hotplug import Hotplug
-from harness.actions.migration import Migration
-from harness.actions.run_state import RunState
-from harness.actions.snapshot import Snapshot
-from harness.artifacts import Artifacts
-from harness.guest.guest import Guest
-from harness.guest.variant import VARIANTS, Variant
-from harness.holds.hold import Hold
-from harness.leaks.hunt import LeakHunt
-from harness.ninep.client import RawGuest
 from harness.plugin.folders import ROOT
-from harness.plugin.options import MATRIX
-from harness.qemu.binary import QemuInstall
-from harness.qemu.spec import Share
-from harness.reaper import RunFolder
-from harness.testbed import Cell, Testbed
+from harness.plugin.options import option
 
-TESTBED = pytest.StashKey[Testbed]()
-FOLDER = pytest.StashKey[Artifacts]()
+if TYPE_CHECKING:
+    from harness.actions.hostile import HostileGuest
+    from harness.actions.hotplug import Hotplug
+    from harness.actions.migration import Migration
+    from harness.actions.run_state import RunState
+    from harness.actions.snapshot import Snapshot
+    from harness.artifacts import Artifacts
+    from harness.guest.guest import Guest
+    from harness.guest.variant import Variant
+    from harness.holds.hold import Hold
+    from harness.leaks.hunt import LeakHunt
+    from harness.ninep.client import RawGuest
+    from harness.qemu.binary import QemuInstall
+    from harness.qemu.spec import Share
+    from harness.reaper import RunFolder
+    from harness.testbed import Cell, Testbed
+
+TESTBED: pytest.StashKey[Testbed] = pytest.StashKey()
+FOLDER: pytest.StashKey[Artifacts] = pytest.StashKey()
 
 
 @pytest.fixture(scope="session")
 def run_folder() -> Iterator[RunFolder]:
     """This process's run folder: sockets, disks and shares; gone afterwards, in any case."""
+    from harness.reaper import RunFolder
+
     folder = RunFolder()
     yield folder
     folder.close()
@@ -47,6 +55,8 @@ def artifacts_root(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def cell(request: pytest.FixtureRequest, qemu_name: str, kernel_name: str, machine_name: str) -> Cell:
     """The combination of QEMU, kernel and machine type that this test runs on."""
+    from harness.plugin.provisioning import MATRIX
+
     return request.config.stash[MATRIX].cell(qemu_name, kernel_name, machine_name)
 
 
@@ -55,6 +65,9 @@ def testbed(
     request: pytest.FixtureRequest, cell: Cell, run_folder: RunFolder, artifacts_root: Path
 ) -> Iterator[Testbed]:
     """The machines of this test: none yet."""
+    from harness.artifacts import Artifacts
+    from harness.testbed import Testbed
+
     test: str = request.node.nodeid
     made = Testbed(cell, run_folder, Artifacts.create(artifacts_root, test))
     request.node.stash[FOLDER] = made.artifacts
@@ -91,6 +104,8 @@ def peers(request: pytest.FixtureRequest, testbed: Testbed, peer_names: tuple[st
 
 
 def _agreed(request: pytest.FixtureRequest, testbed: Testbed, *names: str) -> list[QemuInstall]:
+    from harness.plugin.provisioning import MATRIX
+
     matrix = request.config.stash[MATRIX]
     kernel, machine = (request.getfixturevalue(axis) for axis in ("kernel_name", "machine_name"))
     cells = [matrix.cell(name, kernel, machine) for name in names]
@@ -107,12 +122,16 @@ def share(shares: tuple[Share, ...]) -> Share:
 @pytest.fixture
 def variant(variant_name: str) -> Variant:
     """The kind of the share: the plainest, or with ``--full`` each of them in turn."""
+    from harness.guest.variant import VARIANTS
+
     return VARIANTS[variant_name]
 
 
 @pytest.fixture
 def hold(testbed: Testbed) -> Hold:
     """Keeps 9p requests in flight. A guest that is asked for as well is started under it."""
+    from harness.holds.hold import Hold
+
     return Hold(testbed)
 
 
@@ -133,6 +152,8 @@ def _first(request: pytest.FixtureRequest, *names: str) -> None:
 @pytest.fixture
 def raw_guest(request: pytest.FixtureRequest, testbed: Testbed) -> RawGuest:
     """A machine that was never started, driven by a 9p client of our own (``pc`` only)."""
+    from harness.ninep.client import RawGuest
+
     _first(request, "shares", "hold")
     return RawGuest(testbed)
 
@@ -140,36 +161,48 @@ def raw_guest(request: pytest.FixtureRequest, testbed: Testbed) -> RawGuest:
 @pytest.fixture
 def leak_hunt(request: pytest.FixtureRequest, testbed: Testbed, shares: tuple[Share, ...]) -> LeakHunt:
     """Repeats a cycle in machines of its own, and measures what grows; with ``--thorough`` for longer."""
+    from harness.leaks.hunt import LeakHunt
+
     assert shares, "nothing to plug"
-    option = request.config.getoption
-    return LeakHunt(testbed, thorough=option("thorough") or option("full"))
+    thorough = option(request.config, "thorough") or option(request.config, "full")
+    return LeakHunt(testbed, thorough=thorough)
 
 
 @pytest.fixture
 def hostile(guest: Guest) -> HostileGuest:
     """What this guest can do to its devices by force."""
+    from harness.actions.hostile import HostileGuest
+
     return HostileGuest(guest)
 
 
 @pytest.fixture
 def hotplug(guest: Guest) -> Hotplug:
     """``device_add`` and ``device_del`` for this guest."""
+    from harness.actions.hotplug import Hotplug
+
     return Hotplug(guest)
 
 
 @pytest.fixture
 def migration(guest: Guest, testbed: Testbed) -> Migration:
     """``migrate`` for this guest."""
+    from harness.actions.migration import Migration
+
     return Migration(guest, testbed)
 
 
 @pytest.fixture
 def snapshot(guest: Guest) -> Snapshot:
     """``savevm``, ``loadvm`` and the snapshot jobs for this guest."""
+    from harness.actions.snapshot import Snapshot
+
     return Snapshot(guest)
 
 
 @pytest.fixture
 def run_state(guest: Guest) -> RunState:
     """``stop``, ``cont`` and ``system_reset`` for this guest."""
+    from harness.actions.run_state import RunState
+
     return RunState(guest)

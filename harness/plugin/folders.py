@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from harness.plugin.activation import is_active
+from harness.plugin.options import is_worker, option
+
 ROOT = pytest.StashKey[Path]()
 _LOCK = pytest.StashKey[int]()
 _WORKER_KEY = "harness_artifacts_root"
@@ -24,14 +27,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell an xdist worker which folder this run's is."""
+    """Send a worker of pytest-xdist the folder of this run."""
     node.workerinput[_WORKER_KEY] = str(node.config.stash[ROOT])
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Refuse a ``--artifacts`` folder that another run is writing to."""
     config = session.config
-    if hasattr(config, "workerinput") or config.getoption("artifacts") is None:
+    if is_worker(config) or option(config, "artifacts") is None:
         return
     root = config.stash[ROOT]
     try:
@@ -51,9 +54,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     descriptor = config.stash.get(_LOCK, None)
     if descriptor is not None:
         os.close(descriptor)
-    root = config.stash.get(ROOT, None)
-    if root is None or hasattr(config, "workerinput") or config.getoption("artifacts") is not None:
+    if not is_active(config) or is_worker(config) or option(config, "artifacts") is not None:
         return
+    root = config.stash[ROOT]
     with contextlib.suppress(OSError):
         root.rmdir()
     with contextlib.suppress(OSError):
@@ -66,7 +69,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def _chosen(config: pytest.Config) -> Path:
-    given = config.getoption("artifacts")
+    given = option(config, "artifacts")
     if given:
         return Path(config.invocation_params.dir, given)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")

@@ -12,9 +12,9 @@ from __future__ import annotations
 import unittest
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from _pytest.outcomes import Exit, OutcomeException
 
 from harness.checkers import Judgement, Record, Verdict, judge
 from harness.errors import HarnessError, SetupError, Unsupported, UsageError, Violation
@@ -22,6 +22,8 @@ from harness.plugin.fixtures import TESTBED
 from harness.testbed import Testbed
 
 JUDGEMENTS = pytest.StashKey[list[Judgement]]()
+#: What ``pytest.fail``, ``pytest.skip`` and ``pytest.exit`` raise; not each of them is an ``Exception``.
+_OUTCOMES = (pytest.fail.Exception, pytest.skip.Exception, pytest.exit.Exception)
 #: Everything that pytest reports as a skip or an expected failure, without a failed assertion.
 _SKIPS = (pytest.skip.Exception, pytest.xfail.Exception, unittest.SkipTest, Unsupported)
 #: The checker that cannot tell anything of a leak hunt that was broken off, by a skip say.
@@ -35,7 +37,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     """A set-up that failed is judged as well: a guest that never booted has a cause on record."""
     try:
         yield
-    except (Exception, OutcomeException) as exc:
+    except (Exception, *_OUTCOMES) as exc:
         _conclude(item, exc)
         raise _alone(exc) from None
 
@@ -45,7 +47,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """Judge after the test's body, whatever it did."""
     try:
         yield
-    except (Exception, OutcomeException) as exc:
+    except (Exception, *_OUTCOMES) as exc:
         _conclude(item, exc)
         raise _alone(exc) from None
     _conclude(item, None)
@@ -60,7 +62,7 @@ def _conclude(item: pytest.Item, failure: BaseException | None) -> None:
     bad = [found for found in judgements if found.verdict is not Verdict.VALID]
     if not bad:
         return
-    if isinstance(failure, Exit):
+    if isinstance(failure, pytest.exit.Exception):
         raise _as_no_success(failure, _as_error(bad)) from None
     if isinstance(failure, _SKIPS):
         _refuse_skip(testbed.artifacts.folder, bad, failure)
@@ -74,10 +76,10 @@ def _conclude(item: pytest.Item, failure: BaseException | None) -> None:
         raise died.with_traceback(failure.__traceback__) from None
 
 
-def _as_no_success(exit_: Exit, found: HarnessError) -> Exit:
+def _as_no_success(exit_: Any, found: HarnessError) -> BaseException:
     """``pytest.exit`` ends the run whatever was found, but then not as a success."""
     code = exit_.returncode or pytest.ExitCode.TESTS_FAILED
-    return Exit(f"{exit_.msg}; {found.message}", returncode=code)
+    return pytest.exit.Exception(f"{exit_.msg}; {found.message}", returncode=code)
 
 
 def _refuse_skip(folder: Path, bad: list[Judgement], skip: BaseException) -> None:

@@ -17,9 +17,10 @@ from harness.checkers import Judgement, Verdict
 from harness.checkers.guest_kernel_quiet import guest_kernel_quiet
 from harness.errors import HarnessError, Violation
 from harness.plugin.judging import JUDGEMENTS
-from harness.plugin.options import MATRIX
+from harness.plugin.options import option
+from harness.plugin.provisioning import MATRIX, usage_errors
 from harness.report import ledger
-from harness.report.ledger import Bug, Status
+from harness.report.ledger import Bug, Ledger, Status
 
 _AXES = ("qemu_name", "kernel_name", "machine_name")
 #: What a result says of it (``harness.report.summary.Result``).
@@ -43,10 +44,18 @@ class _Expected:
 
 
 _EXPECTED = pytest.StashKey[_Expected]()
+_LEDGER = pytest.StashKey[Ledger]()
 
 
 class KnownBug(HarnessError):
     """A failure that the ledger explains."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Read the project's ledger, and those that ``--known-bugs`` adds."""
+    given = option(config, "known-bugs") or ()
+    with usage_errors():
+        config.stash[_LEDGER] = ledger.load_all([Path(config.invocation_params.dir, path) for path in given])
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -120,5 +129,6 @@ def _expected(item: pytest.Item) -> _Expected | None:
     _, capabilities = item.config.stash[MATRIX].qemu(callspec.params["qemu_name"])
     scenario = f"{Path(item.path).name}::{getattr(item, 'originalname', item.name)}"
     version = capabilities.version_text
-    bugs = ledger.load().expected(scenario, callspec.id.split("-"), version, callspec.params["machine_name"])
+    known, machine = item.config.stash[_LEDGER], callspec.params["machine_name"]
+    bugs = known.expected(scenario, callspec.id.split("-"), version, machine)
     return _Expected(version, bugs) if bugs else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -19,28 +20,23 @@ from rich.console import Console
 
 from harness.checkers import leaks
 from harness.guarantees import of_test
+from harness.layout import SCENARIOS_PACKAGE, checkout
 from harness.plugin.fixtures import FOLDER
 from harness.plugin.known_bugs import LISTED
-from harness.plugin.options import MATRIX, wants_guests
+from harness.plugin.marks import AXES, guarantee_of
+from harness.plugin.options import is_worker, option
+from harness.plugin.provisioning import MATRIX
 from harness.plugin.sharding import SHARD
 from harness.plugin.strict import is_strict, wanted
 from harness.report import summary
 from harness.report.summary import Outcome, Result, Run
 
-_AXES = ("qemu_name", "kernel_name", "machine_name")
 _XPASS = "[XPASS(strict)]"
 #: The attribute of a report that has what its test ran on.
 _FACTS = "harness_facts"
 _COLLECTOR = pytest.StashKey["Collector"]()
 #: The worse one of two phases counts.
 _BADNESS = (Outcome.PASSED, Outcome.SKIPPED, Outcome.KNOWN, Outcome.FIXED, Outcome.FAILED)
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Where the summary goes."""
-    parser.getgroup("harness").addoption(
-        "--summary", metavar="DIR", help=f"write the summary there: {summary.NAME} and {summary.PAGE}"
-    )
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -81,25 +77,31 @@ def _sendable(value: object) -> Any:
 
 
 def _properties(item: pytest.Item) -> dict[str, str]:
-    guarantee = of_test(item.nodeid)
-    params = getattr(item, "callspec", None) and item.callspec.params  # type: ignore[attr-defined]
-    if guarantee is None or not params:
+    guarantee, callspec = guarantee_of(item), getattr(item, "callspec", None)
+    if guarantee is None:
         return {}
     # Where a pin left nothing of an axis, pytest skips the test, with a parameter that is no name.
-    qemu, kernel, machine = (_name_of(params.get(axis)) for axis in _AXES)
+    params = callspec.params if callspec else {}
+    qemu, kernel, machine = (_name_of(params.get(axis)) for axis in AXES)
     if not qemu:
-        return {}
+        return {"guarantee": guarantee}
     matrix = item.config.stash[MATRIX]
     install, capabilities = matrix.qemu(qemu)
     return {
         "guarantee": guarantee,
-        "scenario": summary.scenario_of(item.nodeid, qemu, kernel),
+        "scenario": summary.scenario_of(_id(item), qemu, kernel),
         "qemu": install.name,
         "version": capabilities.version_text,
         "kernel": matrix.image(kernel).kernel_version if kernel else "",
         "machine": machine,
         **item.stash.get(LISTED, {}),
     }
+
+
+def _id(item: pytest.Item) -> str:
+    """pytest's id; of the project's scenarios the same wherever they are installed, so that runs compare."""
+    ours = checkout() is None and item.path.parent.name == SCENARIOS_PACKAGE
+    return f"scenarios/{item.path.name}::{item.nodeid.partition('::')[2]}" if ours else item.nodeid
 
 
 def _name_of(parameter: object) -> str:
@@ -120,16 +122,16 @@ class Collector:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take a phase into account."""
-        # A worker that died with a test leaves a report that says nothing but the test's name.
-        guarantee = of_test(report.nodeid)
-        if guarantee is None:
-            return
         # A plugin of the user's may make reports of its own (of a subtest, of a test that is run again).
         said: dict[str, Any] = getattr(report, _FACTS, {})
+        # A worker that died with a test leaves a report with nothing but the test's id.
+        before = self._found.get(report.nodeid)
+        guarantee = said.get("guarantee") or (before.guarantee if before else of_test(report.nodeid))
+        if guarantee is None:
+            return
         outcome, why = _outcome(report)
         if report.failed or report.skipped or (report.passed and report.when == "call"):
             self._ended.add(report.nodeid)
-        before = self._found.get(report.nodeid)
         seconds = report.duration + (before.seconds if before else 0.0)
         known = (
             before.model_dump(exclude={"seconds"})
@@ -159,12 +161,11 @@ def _outcome(report: pytest.TestReport) -> tuple[Outcome, str]:
     return Outcome.PASSED, ""
 
 
-def pytest_sessionstart(session: pytest.Session) -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Collect results in the process that the user started."""
-    config = session.config
-    if hasattr(config, "workerinput") or config.option.collectonly or not wants_guests(config):
+    if is_worker(config) or config.getoption("collectonly"):
         return
-    given = config.getoption("summary")
+    given = option(config, "summary")
     if given and Path(config.invocation_params.dir, given).is_file():
         raise pytest.UsageError(f"--summary {given}: is a file; give a folder")
     config.stash[_COLLECTOR] = Collector()
@@ -192,15 +193,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if run is None:
         return
     out = io.StringIO()
-    console = Console(
-        file=out, force_terminal=terminalreporter.hasmarkup, width=max(80, terminalreporter._tw.fullwidth)
-    )
+    # pytest's own width comes from there as well.
+    width = max(80, shutil.get_terminal_size().columns)
+    console = Console(file=out, force_terminal=terminalreporter.hasmarkup, width=width)
     for table in summary.tables(run):
         console.print(table)
     terminalreporter.write_sep("=", "guarantees")
     terminalreporter.write_line(out.getvalue().rstrip())
     _write_gaps(terminalreporter, run, strict=is_strict(config))
-    given = config.getoption("summary")
+    given = option(config, "summary")
     if given:
         folder = Path(config.invocation_params.dir, given)
         try:

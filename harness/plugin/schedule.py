@@ -16,7 +16,8 @@ import pytest
 
 from harness.errors import UsageError
 from harness.plugin import cgroup
-from harness.plugin.options import wants_guests
+from harness.plugin.activation import wants_guests
+from harness.plugin.options import is_worker, option
 from harness.provision import default_cache_root
 from harness.report import summary
 
@@ -43,36 +44,32 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return max(1, min(cgroup.cores() * _WORKERS_PER_CORE, cgroup.available_bytes() // _WORKER_BYTES))
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Whose record to go by."""
-    parser.getgroup("harness").addoption(
-        "--durations-from", metavar="DIR", help="a --summary folder; its durations instead of the cache's"
-    )
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Read the record; let xdist hand out one test at a time, for only then does their order count."""
     worker = getattr(config, "workerinput", None)
-    config.stash[_SECONDS] = worker[_WORKER_KEY] if worker else _given(config)
+    # A process that learned from its workers that guests are wanted has sent them nothing.
+    config.stash[_SECONDS] = worker.get(_WORKER_KEY, {}) if worker else _given(config)
     if wants_guests(config) and getattr(config.option, "maxschedchunk", 1) is None:
         config.option.maxschedchunk = 1
+    if not is_worker(config) and wants_guests(config):
+        config.pluginmanager.register(Timing())
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell an xdist worker what this process knows."""
+    """Send a worker of pytest-xdist the record."""
     node.workerinput[_WORKER_KEY] = node.config.stash[_SECONDS]
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The slow ones first, if there are several workers; one alone keeps the order of the files."""
-    if hasattr(config, "workerinput"):
+    if is_worker(config):
         items.sort(key=lambda item: -expected_s(item, config))
 
 
 def _given(config: pytest.Config) -> dict[str, float]:
-    folder = config.getoption("durations_from")
+    folder = option(config, "durations-from")
     if folder is None:
         return _read()
     try:
@@ -106,13 +103,6 @@ class Timing:
         """Put this run's durations into the record."""
         if self.seconds:
             _write(_read() | {test: round(took, 2) for test, took in self.seconds.items()})
-
-
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Time the tests, in the process that the user started."""
-    config = session.config
-    if not hasattr(config, "workerinput") and wants_guests(config):
-        config.pluginmanager.register(Timing())
 
 
 def _read() -> dict[str, float]:

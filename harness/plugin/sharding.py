@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from harness.guarantees import of_test
+from harness.plugin.marks import guarantee_of
+from harness.plugin.options import option
 from harness.plugin.schedule import expected_s
 from harness.report.summary import Shard
 
@@ -23,15 +24,8 @@ _WORKER_KEY = "harness_shard"
 _LEAST_S = 0.01
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Which part of how many."""
-    parser.getgroup("harness").addoption(
-        "--shard", metavar="I/N", help="run part I of N, split by recorded durations (see harness merge)"
-    )
-
-
 def _wanted(config: pytest.Config) -> tuple[int, int] | None:
-    given = config.getoption("shard")
+    given = option(config, "shard")
     if given is None:
         return None
     match = re.fullmatch(r"(\d+)/(\d+)", given)
@@ -54,9 +48,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     index, count = wanted
     costs = {item.nodeid: expected_s(item, config) for item in items}
     mine = parts(costs, count)[index - 1]
-    config.stash[SHARD] = Shard(
-        index=index, count=count, collected=_hash(costs), tests=sum(map(bool, map(of_test, mine)))
-    )
+    summarised = [item for item in items if item.nodeid in mine and guarantee_of(item) is not None]
+    config.stash[SHARD] = Shard(index=index, count=count, collected=_hash(costs), tests=len(summarised))
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in mine])
     items[:] = [item for item in items if item.nodeid in mine]
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from harness.guarantees import of_test
-from harness.plugin.options import MATRIX
+from harness.guarantees import UNNAMED
+from harness.plugin.marks import guarantee_of
+from harness.plugin.provisioning import MATRIX
 from harness.plugin.thorough import not_by_default
 from harness.report.summary import Wanted
 
@@ -40,9 +41,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _by_guarantee(items: Iterable[pytest.Item]) -> Counter[tuple[str, str]]:
     found: Counter[tuple[str, str]] = Counter()
     for item in items:
-        guarantee, callspec = of_test(item.nodeid), getattr(item, "callspec", None)
+        guarantee, callspec = guarantee_of(item), getattr(item, "callspec", None)
         qemu = callspec.params.get("qemu_name") if callspec else None
-        if guarantee is not None and isinstance(qemu, str):
+        if guarantee not in (None, UNNAMED) and isinstance(qemu, str):
             found[guarantee, qemu] += 1
     return found
 

@@ -12,23 +12,11 @@ from typing import Any
 
 import pytest
 
+from harness.plugin.marks import item_asks_for_guest
+from harness.plugin.options import option
+
 _LEFT_OUT = pytest.StashKey[int]()
 _WORKER_KEY = "harness_left_out"
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Whether anything is left out."""
-    parser.getgroup("harness").addoption(
-        "--thorough", action="store_true", help="the scenarios that a default run leaves out, too"
-    )
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Declare the mark."""
-    text = "thorough(*machines): left out of a default run; given machine types, on those alone"
-    config.addinivalue_line("markers", text)
-    text = "always: in every default run, whatever 'harness faults cover' computes: it shows a clause of its"
-    config.addinivalue_line("markers", f"{text} guarantee, or a way of hotplug")
 
 
 def by_default(*names: str, of: Iterable[str]) -> list[Any]:
@@ -59,11 +47,12 @@ def not_by_default(config: pytest.Config, items: Iterable[pytest.Item]) -> list[
 
     :raises pytest.UsageError: when a scenario is marked both ``always`` and ``thorough``.
     """
-    items = list(items)
+    # Others may have a mark of this name for tests that have nothing to do with guests.
+    items = [item for item in items if item_asks_for_guest(item)]
     for item in items:
         if item.get_closest_marker("always") and _is_wholly_thorough(item):
             raise pytest.UsageError(f"{item.nodeid} is marked always and thorough: it can be one of them")
-    if config.getoption("thorough") or config.getoption("full"):
+    if option(config, "thorough") or option(config, "full"):
         return []
     return [item for item in items if _is_thorough(item) and not _is_named(item)]
 
@@ -77,7 +66,7 @@ def _is_wholly_thorough(item: pytest.Item) -> bool:
 
 def _is_thorough(item: pytest.Item) -> bool:
     """Wholly, or on its machine type; that is nothing to one who gave the types."""
-    callspec, given = getattr(item, "callspec", None), item.config.getoption("machine")
+    callspec, given = getattr(item, "callspec", None), option(item.config, "machine")
     machine = callspec.params.get("machine_name") if callspec and not given else None
     return any(not mark.args or machine in mark.args for mark in item.iter_markers("thorough"))
 

@@ -42,15 +42,19 @@ _FIRST_PROCESS = "Run /init as init process"
 
 @dataclass(frozen=True)
 class Accel:
-    """An accelerator, and why it was chosen."""
+    """An accelerator, and why it was chosen.
+
+    :ivar host_factor: multiplies its timeout scale: more than 1.0 for a slow host (``--timeout-scale``).
+    """
 
     name: str
     reason: str
+    host_factor: float = 1.0
 
     @property
     def timeout_scale(self) -> TimeoutScale:
-        """How patient to be with guests under it."""
-        return TIMEOUT_SCALES[self.name]
+        """By what the timeouts of its guests are multiplied."""
+        return TimeoutScale(TIMEOUT_SCALES[self.name].factor * self.host_factor)
 
 
 @dataclass(frozen=True)

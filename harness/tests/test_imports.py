@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1]
-KERNEL = ("errors", "deadline", "background", "history", "artifacts", "reaper", "guarantees")
+KERNEL = ("errors", "deadline", "background", "history", "artifacts", "reaper", "guarantees", "layout")
 #: From the lowest up. Rooms on one floor do not import each other.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("channel",),

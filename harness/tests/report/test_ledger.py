@@ -163,3 +163,19 @@ def test_no_two_bugs_explain_the_same_failure() -> None:
                 met = ledger.load().expected(scenario, [parameter.rstrip("]")], version, machine)
                 told = [entry.failure for entry in met]
                 assert len(set(told)) == len(told), (scenario, version, [entry.id for entry in met])
+
+
+def test_another_ledger_is_added_with_guarantees_of_its_own(path: Path) -> None:
+    path.write_text(ENTRY.replace("no leak", "disks survive"))
+    found = ledger.load_all([path])
+    assert found.bug[:-1] == ledger.load().bug
+    assert (found.bug[-1].id, found.bug[-1].guarantee) == ("X1", "disks survive")
+    with pytest.raises(UsageError, match="no such guarantee"):
+        ledger.load(path)
+
+
+def test_an_added_entry_has_an_id_of_its_own(path: Path) -> None:
+    path.write_text(ENTRY.replace("X1", "R1"))
+    with pytest.raises(UsageError) as error:
+        ledger.load_all([path])
+    assert error.value.message == f"{path}: the id R1 is another known bug's"
