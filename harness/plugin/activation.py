@@ -58,7 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Load it for the first test that asks for a guest."""
-    if asks_for_guest(metafunc.fixturenames):
+    if asks_for_guest(metafunc.fixturenames) and wants_guests(metafunc.config):
         activate(metafunc.config)
 
 

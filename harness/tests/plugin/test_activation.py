@@ -117,7 +117,7 @@ def pytest_report_header(config):
 
 
 def test_an_option_that_another_has_is_left_to_it(folder: Path, run_pytest: Pytest) -> None:
-    (folder / "conftest.py").write_text(_THEIR_OPTIONS)
+    (folder / "conftest.py").write_text(Path(inner.__file__).read_text() + _THEIR_OPTIONS)
     (folder / "more").mkdir()
     (folder / "more" / "conftest.py").write_text("raise RuntimeError('an artefact is no test')")
     done = run_pytest(folder, "--kernel", "7", "--full", "--artifacts", "more")

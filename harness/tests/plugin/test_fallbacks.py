@@ -50,7 +50,7 @@ def test_they_are_told_at_the_end_of_a_run(run_pytest: Pytest, tmp_path: Path, w
     (tmp_path / "conftest.py").write_text(Path(inner.__file__).read_text())
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "test_cases.py").write_text(_CASES)
-    done = run_pytest(tmp_path, "-n", workers)
+    done = run_pytest(tmp_path, "--machine", "pc", "-n", workers)
     lines = done.stdout.splitlines()
     first = lines.index("fallback: guests whose SSH session was not resumed: 3 of 4")
     assert lines[first + 1] == "  3: nobody listens on …/guestfwd.sock"
@@ -63,7 +63,7 @@ def test_they_are_told_at_the_end_of_a_run(run_pytest: Pytest, tmp_path: Path, w
 def test_a_run_without_any_says_nothing(run_pytest: Pytest, tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(Path(inner.__file__).read_text())
     (tmp_path / "test_cases.py").write_text(_CASES)
-    done = run_pytest(tmp_path, "-k", "test_resumed or test_by_choice")
+    done = run_pytest(tmp_path, "--machine", "pc", "-k", "test_resumed or test_by_choice")
     assert done.returncode == 0
     assert "fallback" not in done.stdout
 
