@@ -38,7 +38,7 @@ FOLDER: pytest.StashKey[Artifacts] = pytest.StashKey()
 
 @pytest.fixture(scope="session")
 def run_folder() -> Iterator[RunFolder]:
-    """This process's run folder: sockets, disks and shares; gone afterwards, in any case."""
+    """This process's run folder, with sockets, disks and shares. It is always removed afterwards."""
     from harness.reaper import RunFolder
 
     folder = RunFolder()
@@ -48,7 +48,7 @@ def run_folder() -> Iterator[RunFolder]:
 
 @pytest.fixture(scope="session")
 def artifacts_root(request: pytest.FixtureRequest) -> Path:
-    """Where this run's artefact folders go."""
+    """The folder that has an artefact folder for each test of this run."""
     return request.config.stash[ROOT]
 
 
@@ -64,7 +64,7 @@ def cell(request: pytest.FixtureRequest, qemu_name: str, kernel_name: str, machi
 def testbed(
     request: pytest.FixtureRequest, cell: Cell, run_folder: RunFolder, artifacts_root: Path
 ) -> Iterator[Testbed]:
-    """The machines of this test: none yet."""
+    """The machines of this test. None is started yet."""
     from harness.artifacts import Artifacts
     from harness.testbed import Testbed
 
@@ -83,7 +83,7 @@ def testbed(
 def shares(request: pytest.FixtureRequest, testbed: Testbed) -> tuple[Share, ...]:
     """The pool of exports that the machine declares; none of their devices is plugged in.
 
-    The first is of the kind that the test's ``variant`` says, if it has one.
+    The first is of the kind of the test's ``variant``, if it uses that fixture.
     """
     if "variant" in request.fixturenames:
         kind: Variant = request.getfixturevalue("variant")
@@ -121,7 +121,7 @@ def share(shares: tuple[Share, ...]) -> Share:
 
 @pytest.fixture
 def variant(variant_name: str) -> Variant:
-    """The kind of the share: the plainest, or with ``--full`` each of them in turn."""
+    """The kind of the share: the plain one, or with ``--full`` each kind in turn."""
     from harness.guest.variant import VARIANTS
 
     return VARIANTS[variant_name]
@@ -129,7 +129,7 @@ def variant(variant_name: str) -> Variant:
 
 @pytest.fixture
 def hold(testbed: Testbed) -> Hold:
-    """Keeps 9p requests in flight. A guest that is asked for as well is started under it."""
+    """Keeps 9p requests in flight. The guest of the same test is started under it."""
     from harness.holds.hold import Hold
 
     return Hold(testbed)
@@ -137,13 +137,13 @@ def hold(testbed: Testbed) -> Hold:
 
 @pytest.fixture
 def guest(request: pytest.FixtureRequest, testbed: Testbed) -> Guest:
-    """A guest that answers commands, and that no other test has touched; no 9p device yet."""
+    """A guest that answers commands and that no other test has used. No 9p device is plugged in."""
     _first(request, "shares", "hold", "peer", "peers")
     return testbed.boot(cold=request.node.get_closest_marker("cold") is not None)
 
 
 def _first(request: pytest.FixtureRequest, *names: str) -> None:
-    """However the test orders its arguments: what the machine is started with comes before it."""
+    """Make what the machine is started with before it, in whatever order the test names its fixtures."""
     for name in names:
         if name in request.fixturenames:
             request.getfixturevalue(name)
@@ -151,7 +151,7 @@ def _first(request: pytest.FixtureRequest, *names: str) -> None:
 
 @pytest.fixture
 def raw_guest(request: pytest.FixtureRequest, testbed: Testbed) -> RawGuest:
-    """A machine that was never started, driven by a 9p client of our own (``pc`` only)."""
+    """A machine without a guest, driven by the harness's own 9p client (``pc`` only)."""
     from harness.ninep.client import RawGuest
 
     _first(request, "shares", "hold")
@@ -160,7 +160,7 @@ def raw_guest(request: pytest.FixtureRequest, testbed: Testbed) -> RawGuest:
 
 @pytest.fixture
 def leak_hunt(request: pytest.FixtureRequest, testbed: Testbed, shares: tuple[Share, ...]) -> LeakHunt:
-    """Repeats a cycle in machines of its own, and measures what grows; with ``--thorough`` for longer."""
+    """Repeats a cycle in separate machines and measures what grows; with ``--thorough`` for longer."""
     from harness.leaks.hunt import LeakHunt
 
     assert shares, "nothing to plug"
@@ -170,7 +170,7 @@ def leak_hunt(request: pytest.FixtureRequest, testbed: Testbed, shares: tuple[Sh
 
 @pytest.fixture
 def hostile(guest: Guest) -> HostileGuest:
-    """What this guest can do to its devices by force."""
+    """What a hostile guest can do to its devices."""
     from harness.actions.hostile import HostileGuest
 
     return HostileGuest(guest)

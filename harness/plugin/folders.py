@@ -1,4 +1,4 @@
-"""Where a run's artefacts go: a folder that no other run writes to, the same for all workers of this one."""
+"""The folder of a run's artefacts. All workers of the run share it, and no other run writes to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WORKER_KEY = "harness_artifacts_root"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose the folder; nothing is made before a test needs it."""
+    """Choose the folder. It is made when a test needs it."""
     worker = getattr(config, "workerinput", None)
     config.stash[ROOT] = Path(worker[_WORKER_KEY]) if worker else _chosen(config)
 
@@ -50,7 +50,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Leave no empty folder; point ``latest`` at what was kept."""
+    """Remove the folder if it is empty; point ``latest`` at it otherwise."""
     descriptor = config.stash.get(_LOCK, None)
     if descriptor is not None:
         os.close(descriptor)

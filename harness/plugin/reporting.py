@@ -1,4 +1,4 @@
-"""What a reader of a failure sees: the cause, the scenario's own lines, the last exchanges, the folder."""
+"""How a failure is shown: the cause, the lines of the scenario, the last exchanges, the folder."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def _hide_own_frames() -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add the evidence to a failure; drop the folder of a test all of whose phases passed."""
-    if call.excinfo is not None:  # By now every module that has a frame in it is imported.
+    """Add the evidence to a failure; remove the folder of a test that passed."""
+    if call.excinfo is not None:  # Every module with a frame in it is imported by now.
         _hide_own_frames()
     report = yield
     artifacts = item.stash.get(FOLDER, None)
@@ -83,7 +83,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
-    """The same, where guests were asked for only by a test."""
+    """The same, where it was not known before the collection that guests are wanted."""
     return [] if config.stash.get(_HEADED, False) else _header(config)
 
 
@@ -98,7 +98,7 @@ def _line(cell: Cell) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Where the evidence of what failed is."""
+    """Print the folder with the artefacts of what failed."""
     root = config.stash[ROOT]
     if root.exists() and (terminalreporter.stats.get("failed") or terminalreporter.stats.get("error")):
         terminalreporter.write_line(f"artefacts of what failed: {root}")

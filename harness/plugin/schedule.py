@@ -1,7 +1,7 @@
-"""By how many workers, and in which order, scenarios run: the slow ones first, so that none is waited for.
+"""How many workers run the scenarios, and in which order: the slow ones first.
 
-How long each took is kept in the cache. Every worker has to collect the same order, so the process that the
-user started reads the record once and hands it on.
+The durations are kept in the cache. Every worker has to collect the same order, so the process that the user
+started reads the record once and sends it to the workers.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from harness.report import summary
 
 _SECONDS = pytest.StashKey[dict[str, float]]()
 _WORKER_KEY = "harness_seconds"
-#: A test that nobody has timed: a leak hunt takes this many seconds, another one this many.
+#: Seconds that a test without a recorded duration is expected to take: a leak hunt, and any other test.
 _LEAK_HUNT_S, _OTHER_S = 60.0, 6.0
-#: Workers a core: scenarios wait much of their time, for a button, or for what must not happen.
+#: Workers a core. Scenarios wait most of the time: for the guest, or for the end of a window.
 _WORKERS_PER_CORE = 3
 #: Two machines, each with its guest's memory and what QEMU needs itself, and the harness.
 _WORKER_BYTES = 900 << 20
 
 
 def record() -> Path:
-    """Where the durations are kept: seconds by a test's id."""
+    """The file of durations: seconds by a test's id."""
     return default_cache_root() / "durations.json"
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """``-n auto``: by cores and by memory; tests without guests get xdist's own number."""
+    """``-n auto``: by cores and memory. A run without guests gets xdist's own number."""
     if not wants_guests(config):
         return None
     return max(1, min(cgroup.cores() * _WORKERS_PER_CORE, cgroup.available_bytes() // _WORKER_BYTES))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Read the record; let xdist hand out one test at a time, for only then does their order count."""
+    """Read the record; let xdist send one test at a time, because otherwise their order has no effect."""
     worker = getattr(config, "workerinput", None)
     # A process that learned from its workers that guests are wanted has sent them nothing.
     config.stash[_SECONDS] = worker.get(_WORKER_KEY, {}) if worker else _given(config)
@@ -63,7 +63,7 @@ def pytest_configure_node(node: Any) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The slow ones first, if there are several workers; one alone keeps the order of the files."""
+    """Sort the slow ones first if there are workers; one process keeps the order of the files."""
     if is_worker(config):
         items.sort(key=lambda item: -expected_s(item, config))
 
@@ -89,7 +89,7 @@ def expected_s(item: pytest.Item, config: pytest.Config) -> float:
 
 
 class Timing:
-    """Adds up what the phases of each test take; registered where reports of all workers arrive."""
+    """Adds up the durations of each test's phases; registered in the process that gets all reports."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -106,7 +106,7 @@ class Timing:
 
 
 def _read() -> dict[str, float]:
-    """The record; empty when there is none, or none that can be read."""
+    """The record; empty when it does not exist or cannot be read."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         return {
             test: float(took)
@@ -119,7 +119,7 @@ def _read() -> dict[str, float]:
 def _write(seconds: dict[str, float]) -> None:
     path = record()
     partial = path.with_suffix(f".{os.getpid()}")
-    # A record that cannot be kept costs the next run some time, and nothing else.
+    # Without a record the next run only takes longer.
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         partial.write_text(json.dumps(seconds, indent=0, sort_keys=True))

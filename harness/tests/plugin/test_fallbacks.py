@@ -54,7 +54,7 @@ def test_they_are_told_at_the_end_of_a_run(run_pytest: Pytest, tmp_path: Path, w
     lines = done.stdout.splitlines()
     first = lines.index("fallback: guests whose SSH session was not resumed: 3 of 4")
     assert lines[first + 1] == "  3: nobody listens on …/guestfwd.sock"
-    first = lines.index("fallback: guests that were booted for want of a template: 2 of 6")
+    first = lines.index("fallback: guests that were booted because there was no template: 2 of 6")
     assert lines[first + 1] == "  2: the template was not saved: no space"
     assert "the scenario asks for it" not in done.stdout
     assert "kvm" not in done.stdout
