@@ -118,7 +118,7 @@ def test_from_the_wheel_the_scenarios_run_without_a_checkout(environment: Path, 
     by_name = _run(environment, tmp_path, *collect, "-p", "no:cacheprovider")
     assert by_name.returncode == 0, by_name.stdout + by_name.stderr
     tests = [line for line in by_name.stdout.splitlines() if "::" in line]
-    assert any("harness_scenarios/test_leak.py::" in test for test in tests)
+    assert any("test_leak.py::" in test for test in tests)
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --no-such-option\n")
     script = "from harness.mutation import runner; print(len(runner.collected()), len(runner.files()))"
     by_command = _run(environment, tmp_path, "-c", script)

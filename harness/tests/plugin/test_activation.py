@@ -124,8 +124,8 @@ def test_an_option_that_another_has_is_left_to_it(folder: Path, run_pytest: Pyte
     assert done.returncode == 0, done.stdout + done.stderr
     assert "theirs: 7 True" in done.stdout
     for name in ("kernel", "machine", "full", "cold"):
-        told = f"harness: --{name} is another plugin's option; the harness's is --harness-{name}"
-        assert told in done.stdout
+        line = f"harness: --{name} is another plugin's option; the harness's is --harness-{name}"
+        assert line in done.stdout
 
 
 def test_an_option_that_another_has_has_a_second_name(folder: Path, run_pytest: Pytest) -> None:

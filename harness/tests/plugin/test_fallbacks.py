@@ -1,4 +1,4 @@
-"""What could not be done the usual way is counted, by all workers, with the reasons."""
+"""The fallbacks of all workers are counted, with the reasons."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_set_up_fails(broken): pass
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_they_are_told_at_the_end_of_a_run(run_pytest: Pytest, tmp_path: Path, workers: str) -> None:
+def test_they_are_reported_at_the_end_of_a_run(run_pytest: Pytest, tmp_path: Path, workers: str) -> None:
     (tmp_path / "conftest.py").write_text(Path(inner.__file__).read_text())
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "test_cases.py").write_text(_CASES)

@@ -1,4 +1,4 @@
-"""A default run leaves out what is marked thorough, and says so; whoever asks for it gets it."""
+"""A default run leaves out what is marked thorough, and reports how many; --thorough runs it."""
 
 from __future__ import annotations
 
@@ -72,20 +72,20 @@ def light(folder: Path) -> Path:
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")])
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "reported"),
     [
         ((), "tests left out of a default run: 3 (--thorough runs them)"),
         (("-k", "way or usual"), "tests left out of a default run: 1 (--thorough runs them)"),
         (("--thorough",), None),
     ],
 )
-def test_what_is_left_out_is_said(
-    light: Path, run_pytest: Pytest, options: tuple[str, ...], told: str | None, workers: tuple[str, ...]
+def test_what_is_left_out_is_reported(
+    light: Path, run_pytest: Pytest, options: tuple[str, ...], reported: str | None, workers: tuple[str, ...]
 ) -> None:
     done = run_pytest(light, *options, *workers)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line for line in done.stdout.splitlines() if "left out" in line]
-    assert lines == ([told] if told else [])
+    assert lines == ([reported] if reported else [])
 
 
 def test_another_projects_mark_of_that_name_is_its_own(light: Path, run_pytest: Pytest) -> None:
