@@ -17,7 +17,7 @@ from harness.checkers import Judgement, Verdict
 from harness.checkers.guest_kernel_quiet import guest_kernel_quiet
 from harness.errors import HarnessError, Violation
 from harness.plugin.judging import JUDGEMENTS
-from harness.plugin.options import option
+from harness.plugin.options import paths
 from harness.plugin.provisioning import MATRIX, usage_errors
 from harness.report import ledger
 from harness.report.ledger import Bug, Ledger, Status
@@ -53,9 +53,8 @@ class KnownBug(HarnessError):
 
 def pytest_configure(config: pytest.Config) -> None:
     """Read the project's ledger, and those that ``--known-bugs`` adds."""
-    given = option(config, "known-bugs") or ()
     with usage_errors():
-        config.stash[_LEDGER] = ledger.load_all([Path(config.invocation_params.dir, path) for path in given])
+        config.stash[_LEDGER] = ledger.load_all(paths(config, "known-bugs"))
 
 
 @pytest.hookimpl(tryfirst=True)

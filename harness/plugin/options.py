@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,6 +67,17 @@ _BY_NAME = {option.name: option for option in OPTIONS}
 def option(config: pytest.Config, name: str) -> Any:
     """The value of an option: a string, a list of strings (repeatable), or a bool (a flag)."""
     return config.getoption(_BY_NAME[name].dest, _BY_NAME[name].unset)
+
+
+def paths(config: pytest.Config, name: str) -> tuple[Path, ...]:
+    """The values of a repeatable option as paths: below the current folder, or else below the root folder.
+
+    An option in a configuration file (``addopts``) is written for the root folder, where the file is.
+    """
+    given = [
+        (config.invocation_params.dir / path, config.rootpath / path) for path in option(config, name) or ()
+    ]
+    return tuple(here if here.exists() or not at_root.exists() else at_root for here, at_root in given)
 
 
 def any_given(config: pytest.Config) -> bool:

@@ -17,7 +17,7 @@ from harness import reaper
 from harness.errors import HarnessError
 from harness.matrix import Matrix, Selection
 from harness.plugin.marks import item_asks_for_guest
-from harness.plugin.options import is_worker, option
+from harness.plugin.options import is_worker, option, paths
 from harness.testbed import Cell
 
 MATRIX = pytest.StashKey[Matrix]()
@@ -27,7 +27,6 @@ CELLS = pytest.StashKey[list[Cell]]()
 
 def selection_of(config: pytest.Config) -> Selection:
     """The selection that the options make; names only."""
-    began_in = config.invocation_params.dir
     given = {
         "qemus": tuple(option(config, "qemu") or ()),
         "machines": tuple(option(config, "machine") or ()),
@@ -38,7 +37,7 @@ def selection_of(config: pytest.Config) -> Selection:
         accel=option(config, "accel"),
         cold=option(config, "cold"),
         qemu_data=None if data is None else Path(data),
-        recipes=tuple(Path(began_in, folder) for folder in option(config, "recipes") or ()),
+        recipes=paths(config, "recipes"),
         timeout_scale="1" if scale is None else scale,
         **{axis: names for axis, names in given.items() if names},
     )
