@@ -22,8 +22,8 @@ def test_plug(machine_name): pass
 @pytest.mark.parametrize("way", by_default("b", of=["a", "b"]))
 def test_way(qemu_name, kernel_name, way): pass
 """
-_USUAL = ["test_plug[pc]", "test_usual[default-default]", "test_way[b-default-default]"]
-_MORE = ["test_plug[q35]", "test_plug[q35-pcie]", "test_rare[default-default]", "test_way[a-default-default]"]
+_USUAL = ["test_plug[pc]", "test_usual[default-default]", "test_way[default-default-b]"]
+_MORE = ["test_plug[q35]", "test_plug[q35-pcie]", "test_rare[default-default]", "test_way[default-default-a]"]
 _EVERY = sorted([*_USUAL, *_MORE])
 
 
@@ -46,13 +46,13 @@ def folder(tmp_path: Path) -> Path:
         (["test_it.py", "--full"], _EVERY),
         # What is asked for by name is run, and nothing else of its file, nor its like in another.
         (["test_it.py::test_rare", "test_other.py"], ["test_rare[default-default]"]),
-        (["test_it.py::test_way"], ["test_way[a-default-default]", "test_way[b-default-default]"]),
-        (["test_it.py::test_way[a-default-default]"], ["test_way[a-default-default]"]),
+        (["test_it.py::test_way"], ["test_way[default-default-a]", "test_way[default-default-b]"]),
+        (["test_it.py::test_way[default-default-a]"], ["test_way[default-default-a]"]),
         (["test_it.py::test_plug[q35]"], ["test_plug[q35]"]),
         # Given machine types are run, but no scenario for their sake.
         (
             ["test_it.py", "--machine", "q35"],
-            ["test_plug[q35]", "test_usual[default-default]", "test_way[b-default-default]"],
+            ["test_plug[q35]", "test_usual[default-default]", "test_way[default-default-b]"],
         ),
     ],
 )
