@@ -120,7 +120,7 @@ def test_an_option_that_another_has_is_left_to_it(folder: Path, run_pytest: Pyte
     (folder / "conftest.py").write_text(Path(inner.__file__).read_text() + _THEIR_OPTIONS)
     (folder / "more").mkdir()
     (folder / "more" / "conftest.py").write_text("raise RuntimeError('an artefact is no test')")
-    done = run_pytest(folder, "--kernel", "7", "--full", "--artifacts", "more")
+    done = run_pytest(folder, "--kernel", "7", "--full", "--artifacts", "more", "test_theirs.py")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "theirs: 7 True" in done.stdout
     for name in ("kernel", "machine", "full", "cold"):
