@@ -1,3 +1,1 @@
-"""Names the plugin; everything that pytest needs to know lives in ``harness/plugin``."""
-
-pytest_plugins = ["harness.plugin"]
+"""Nothing to declare: the installed project registers its pytest plugin itself (``pyproject.toml``)."""

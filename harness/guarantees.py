@@ -6,6 +6,8 @@ others are their preconditions.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 #: The guarantee that each file of scenarios specifies.
 BY_FILE = {
     "test_leak.py": "no leak",
@@ -28,7 +30,15 @@ BY_FILE = {
     "test_lifecycle.py": "lifecycle",
     "test_refusal.py": "refusal",
 }
+#: In the summary: the row of tests that used a guest and name no guarantee.
+UNNAMED = "(no guarantee named)"
 GUARANTEES = tuple(dict.fromkeys(BY_FILE.values()))
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Each of these guarantees once: the project's own first, then others as they come."""
+    others = list(dict.fromkeys(name for name in names if name not in GUARANTEES))
+    return [*GUARANTEES, *others]
 
 
 def of_test(test: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,6 +13,7 @@ from harness.errors import SetupError, Unsupported, UsageError
 from harness.guest.image import GuestImage
 from harness.leaks import heap_profile
 from harness.provision import Cache, Provisioner, default_cache_root
+from harness.provision.recipes import Folders, recipes_folder
 from harness.qemu import accel, binary
 from harness.qemu.accel import Accel
 from harness.qemu.binary import Capabilities, QemuInstall
@@ -34,13 +36,30 @@ class Selection:
     accel: str = "auto"
     cold: bool = False
     qemu_data: Path | None = None
+    recipes: tuple[Path, ...] = ()
+    timeout_scale: str = "1"
 
     def check(self) -> None:
-        """:raises UsageError: for an unknown machine type or accelerator."""
+        """:raises UsageError: for an unknown machine type or accelerator, a bad factor, a bad recipe."""
         for name in self.machines:
             machine_type(name)
         if self.accel not in ACCELS:
             raise UsageError(f"--accel {self.accel}: unknown accelerator; known: {', '.join(ACCELS)}")
+        self.timeout_factor()
+        Folders(recipes_folder(), self.recipes).check_added()
+
+    def timeout_factor(self) -> float:
+        """``timeout_scale`` as a number.
+
+        :raises UsageError: when it is none, or not above 0.
+        """
+        try:
+            factor = float(self.timeout_scale)
+        except ValueError:
+            factor = 0.0
+        if not 0 < factor < math.inf:
+            raise UsageError(f"--timeout-scale {self.timeout_scale}: write a number above 0, such as 2")
+        return factor
 
     def cells(self) -> Iterator[tuple[str, str, str]]:
         """Every combination, as names: QEMU, kernel, machine type."""
@@ -99,7 +118,7 @@ class Matrix:
 
     @cached_property
     def _provisioner(self) -> Provisioner:
-        return Provisioner(Cache(self._root), report=self._report)
+        return Provisioner(Cache(self._root), more_recipes=self.selection.recipes, report=self._report)
 
     @cached_property
     def _templates(self) -> TemplateSource | None:
@@ -237,7 +256,8 @@ class Matrix:
         key = (install.key, image.key)
         if key not in self._accels:
             probe = Cell(install, capabilities, image, kind, Accel("tcg", "")).spec("probe", (), frozenset())
-            self._accels[key] = accel.choose(
+            chosen = accel.choose(
                 self.selection.accel, probe, "/".join(key), self._root / "accel", self._report
             )
+            self._accels[key] = replace(chosen, host_factor=self.selection.timeout_factor())
         return self._accels[key]

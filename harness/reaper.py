@@ -47,7 +47,8 @@ class RunFolder:
         environment = {k: v for k, v in os.environ.items() if k != MARK}
         environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
         self._watcher = subprocess.Popen(
-            [sys.executable, "-m", "harness.reaper", str(self.path)],
+            # -P: without it a folder called harness in the current folder would be imported instead.
+            [sys.executable, "-P", "-m", "harness.reaper", str(self.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import resource
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import psutil
 
 from harness.deadline import Deadline
 from harness.errors import SetupError
+from harness.layout import pytest_command, pytest_folder
 from harness.mutation.runner import SILENCE_S, run_pytest
 
 #: Seconds between two samples of the processes. What a process uses after its last sample is not seen.
@@ -43,12 +43,12 @@ def run_suite(
     :raises SetupError: when a scenario failed or none ran, because the time of such a run means nothing; when
         pytest printed nothing for ``silence_s``.
     """
-    argv = [sys.executable, "-m", "pytest", str(folder), "-n", str(workers), "-p", "no:cacheprovider"]
+    argv = [*pytest_command(), str(folder), "-n", str(workers), "-p", "no:cacheprovider"]
     before, clock, python = _reaped_s(), Deadline.after(0), _PythonTime()
     with log.open("wb") as output:
         done = run_pytest(
             [*argv, *options],
-            folder.parent,
+            pytest_folder(folder),
             what=f"the scenarios with -n {workers}",
             show=output,
             silence_s=silence_s,

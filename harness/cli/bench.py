@@ -19,8 +19,8 @@ from harness.bench.baselines import has_labgrid
 from harness.bench.benchmarks import BENCHMARKS, profile
 from harness.bench.suite import run_suite
 from harness.cli.report import axes, progress
+from harness.layout import scenarios_folder
 from harness.matrix import Matrix, Selection
-from harness.mutation.runner import scenarios_folder
 from harness.reaper import RunFolder
 from harness.report import tables
 from harness.testbed import Cell

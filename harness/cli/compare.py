@@ -10,7 +10,8 @@ import click
 
 from harness.cli.report import progress
 from harness.errors import SetupError
-from harness.mutation.runner import run_pytest, scenarios_folder
+from harness.layout import pytest_command, pytest_folder, scenarios_folder
+from harness.mutation.runner import run_pytest
 from harness.report import comparison, summary, tables
 from harness.report.summary import Run
 
@@ -48,10 +49,10 @@ def _run(qemu: str, options: list[str]) -> Run:
     folder = scenarios_folder()
     with tempfile.TemporaryDirectory(prefix="harness-compare-") as into:
         progress(f"running the scenarios against QEMU {qemu} …")
-        argv = [sys.executable, "-m", "pytest", str(folder), "--qemu", qemu, "--summary", into, *options]
+        argv = [*pytest_command(), str(folder), "--qemu", qemu, "--summary", into, *options]
         argv += ["--color=yes"] if sys.stderr.isatty() else []
         what = f"the scenarios against QEMU {qemu}"
-        done = run_pytest(argv, folder.parent, what=what, show=sys.stderr.buffer)
+        done = run_pytest(argv, pytest_folder(folder), what=what, show=sys.stderr.buffer)
         if done.returncode not in _RESULTS:
             raise SetupError(f"the scenarios against QEMU {qemu} gave no result (pytest: {done.returncode})")
         return summary.read(Path(into))

@@ -6,16 +6,15 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 from harness.deadline import Deadline, wait_until
-from harness.errors import SetupError, UsageError
+from harness.errors import SetupError
+from harness.layout import pytest_command, pytest_folder, scenarios_folder
 from harness.matrix import DEFAULT
-from harness.provision.recipes import recipes_folder
 from harness.reaper import RunFolder
 from harness.report import summary
 from harness.report.summary import Run
@@ -30,17 +29,6 @@ _COLLECTED = (0, 5)
 SILENCE_S = 1800.0
 #: Seconds that pytest has to end its guests after SIGINT.
 _END_S = 60.0
-
-
-def scenarios_folder() -> Path:
-    """The scenarios of this checkout.
-
-    :raises UsageError: when there is no such folder.
-    """
-    folder = recipes_folder().parent / "scenarios"
-    if not folder.is_dir():
-        raise UsageError(f"{folder} does not exist: the scenarios are in a checkout of the project")
-    return folder
 
 
 def run_scenarios(
@@ -61,10 +49,10 @@ def run_scenarios(
     """
     folder = scenarios_folder()
     into = Path(tempfile.mkdtemp(dir=run.path))
-    argv = [sys.executable, "-m", "pytest", *selection, "--qemu", qemu, "--summary", str(into)]
+    argv = [*pytest_command(), *selection, "--qemu", qemu, "--summary", str(into)]
     argv += ["-n", "auto" if alone else "0", "-q", "-p", "no:cacheprovider", "--artifacts", str(artifacts)]
     what = f"the scenarios against QEMU {qemu}"
-    done = run_pytest(argv, folder.parent, what=what, environment={**os.environ, **run.environment()})
+    done = run_pytest(argv, pytest_folder(folder), what=what, environment={**os.environ, **run.environment()})
     if done.returncode not in _RESULTS or not (into / summary.NAME).is_file():
         raise _no_result(what, done)
     return summary.read(into)
@@ -79,9 +67,9 @@ def collected(*options: str) -> tuple[str, ...]:
     :raises SetupError: when the collection fails.
     """
     folder = scenarios_folder()
-    argv = [sys.executable, "-m", "pytest", str(folder), "--collect-only", "-q", "-p", "no:cacheprovider"]
+    argv = [*pytest_command(), str(folder), "--collect-only", "-q", "-p", "no:cacheprovider"]
     what = "the collection of the scenarios"
-    done = run_pytest([*argv, *options], folder.parent, what=what)
+    done = run_pytest([*argv, *options], pytest_folder(folder), what=what)
     if done.returncode not in _COLLECTED:
         raise _no_result(what, done)
     tests = [line for line in done.stdout.splitlines() if "::" in line]

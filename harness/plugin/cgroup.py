@@ -1,9 +1,9 @@
-"""What this process may use of the machine: its cores and memory, as its control groups limit them.
+"""The cores and memory that this process may use, as its control groups limit them.
 
 Sources: kernel ``Documentation/admin-guide/cgroup-v2.rst`` (``cpu.max``, ``memory.max``, ``memory.current``),
 ``Documentation/scheduler/sched-bwc.rst`` and ``admin-guide/cgroup-v1/memory.rst`` for v1; ``man 7 cgroups``
-for ``/proc/self/cgroup``. A group is limited by each group above it as well. Which cores there are at all
-(``cpuset``) the kernel tells itself: ``sched_getaffinity``.
+for ``/proc/self/cgroup``. A group is limited by each group above it as well. The cores
+of its ``cpuset`` are those of ``sched_getaffinity``.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _NO_LIMIT = 1 << 60
 
 
 def cores(mounted: Path = _MOUNTED, of_process: Path = _OF_PROCESS) -> int:
-    """How many cores this process can keep busy: at least one."""
+    """How many cores this process can use at the same time: at least one."""
     quotas = [quota for folder in _folders(mounted, of_process, "cpu") if (quota := _quota(folder))]
     return max(1, min(len(os.sched_getaffinity(0)), *(math.floor(quota) for quota in quotas), 1 << 20))
 
 
 def available_bytes(mounted: Path = _MOUNTED, of_process: Path = _OF_PROCESS) -> int:
-    """How much memory this process can take without swapping, and without being killed for it."""
+    """How many bytes this process can allocate without swapping, and without being killed."""
     left = [room for folder in _folders(mounted, of_process, "memory") if (room := _room(folder)) is not None]
     return max(0, min([psutil.virtual_memory().available, *left]))
 
@@ -80,7 +80,7 @@ def _room(folder: Path) -> int | None:
 
 
 def _reclaimable(folder: Path) -> int:
-    """The page cache that nobody uses counts as used, and goes when memory is wanted (``memory.stat``)."""
+    """Inactive page cache counts as used, and is freed when memory is needed (``memory.stat``)."""
     lines = (_read(folder / "memory.stat") or "").splitlines()
     stat = dict(words for line in lines if len(words := line.split()) == 2)
     found = stat.get("total_inactive_file", stat.get("inactive_file", "0"))

@@ -1,8 +1,8 @@
-"""What a run could not do the usual way, and why: counted over all tests, and told at the end of a run.
+"""Fallbacks: what a run did another way, and why. Counted over all tests, and reported at the end of a run.
 
-A fallback is no failure: a guest whose SSH session could not be resumed gets a new connection, one without a
-template is booted, a leak hunt that cannot profile the heap hunts counts alone. It is told because nobody
-would notice else: the tests pass. What happened is read from each test's history.
+A fallback is no failure: a guest whose SSH session could not be resumed gets a new connection, a guest
+without a template is booted, a leak hunt that cannot profile the heap counts everything else. The tests
+pass, so without this report nobody would notice. What happened is read from each test's history.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from harness.errors import UsageError
 from harness.history import Entry, as_mapping, read
 from harness.plugin.fixtures import FOLDER
 from harness.plugin.judging import JUDGEMENTS
-from harness.plugin.options import wants_guests
+from harness.plugin.options import is_worker
 from harness.restore.store import BOOTS_FAST
 from harness.testbed import BY_CHOICE
 
-#: The attribute of a report that has a test's fallbacks: what, and why; without a why, one that went well.
+#: The attribute of a report with a test's pairs of what was done and why. An empty reason is no fallback.
 _FALLBACKS = "harness_fallbacks"
-_TOLD = pytest.StashKey[bool]()
+_ADDED = pytest.StashKey[bool]()
 _COUNTED = pytest.StashKey["Counted"]()
-#: By the history's note: what a fallback is called.
+#: The name of each fallback, by the note in the history.
 _NOT_RESUMED = "guests whose SSH session was not resumed"
-_BOOTED = "guests that were booted for want of a template"
+_BOOTED = "guests that were booted because there was no template"
 _NOT_PROFILED = "leak hunts that did not profile the heap, and counted the rest"
 _LOST = {
     "ssh:guestfwd-lost": "SSH sessions that fell silent",
@@ -36,7 +36,7 @@ _LOST = {
 
 
 def fallbacks(entries: Iterable[Entry]) -> Iterator[tuple[str, str]]:
-    """What each guest of a history came by, and why; an empty reason for the way that was wanted."""
+    """What was done for each guest of a history, and why; no reason where it was no fallback."""
     for entry in entries:
         if entry.f == "ssh:resumed":
             yield _NOT_RESUMED, "" if entry.value is True else str(entry.value)
@@ -51,7 +51,7 @@ def fallbacks(entries: Iterable[Entry]) -> Iterator[tuple[str, str]]:
 
 
 class Counted:
-    """Adds up what the reports of all tests say; registered where those of all workers arrive."""
+    """Adds up the fallbacks of all tests; registered in the process that gets the reports of all workers."""
 
     def __init__(self) -> None:
         self.guests: Counter[str] = Counter()
@@ -65,7 +65,7 @@ class Counted:
                 self.reasons[what, _alike(why)] += 1
 
     def lines(self) -> Iterator[str]:
-        """For a person: each kind, with its reasons."""
+        """Each kind of fallback, with its reasons, as lines for the terminal."""
         for what in dict.fromkeys(kind for kind, _ in self.reasons):
             reasons = {why: n for (kind, why), n in self.reasons.items() if kind == what}
             counted = f"{sum(reasons.values())}"
@@ -77,16 +77,16 @@ class Counted:
 
 
 def _alike(why: str) -> str:
-    """A reason without what differs from guest to guest: folders, and measured seconds."""
+    """A reason without folders and seconds, which differ from guest to guest."""
     return re.sub(r"\b\d+\.\d+ s\b", "… s", re.sub(r"(?<!\S)/\S*/", "…/", why))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Say with the first report after the record was judged what it tells of fallbacks."""
+    """Add a test's fallbacks to the first report after its record was judged."""
     report = yield
-    if JUDGEMENTS in item.stash and not item.stash.get(_TOLD, False):
-        item.stash[_TOLD] = True
+    if JUDGEMENTS in item.stash and not item.stash.get(_ADDED, False):
+        item.stash[_ADDED] = True
         try:
             found = list(fallbacks(read(item.stash[FOLDER].history)))
         except UsageError:  # A record that cannot be read is judged as that.
@@ -95,17 +95,16 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
-def pytest_sessionstart(session: pytest.Session) -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Count in the process that the user started."""
-    config = session.config
-    if hasattr(config, "workerinput") or config.option.collectonly or not wants_guests(config):
+    if is_worker(config) or config.getoption("collectonly"):
         return
     config.stash[_COUNTED] = Counted()
     config.pluginmanager.register(config.stash[_COUNTED])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Tell them."""
+    """Report them."""
     counted = config.stash.get(_COUNTED, None)
     for line in counted.lines() if counted else ():
         terminalreporter.write_line(line, yellow=True)

@@ -1,38 +1,46 @@
-"""What a scenario can ask for, named by how far the guest has come."""
+"""The fixtures, named by how far the guest has come.
+
+Every run of pytest imports this module, so it imports the rest of the harness only inside the fixtures.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.actions.hostile import HostileGuest
-from harness.actions.hotplug import Hotplug
-from harness.actions.migration import Migration
-from harness.actions.run_state import RunState
-from harness.actions.snapshot import Snapshot
-from harness.artifacts import Artifacts
-from harness.guest.guest import Guest
-from harness.guest.variant import VARIANTS, Variant
-from harness.holds.hold import Hold
-from harness.leaks.hunt import LeakHunt
-from harness.ninep.client import RawGuest
 from harness.plugin.folders import ROOT
-from harness.plugin.options import MATRIX
-from harness.qemu.binary import QemuInstall
-from harness.qemu.spec import Share
-from harness.reaper import RunFolder
-from harness.testbed import Cell, Testbed
+from harness.plugin.options import option
 
-TESTBED = pytest.StashKey[Testbed]()
-FOLDER = pytest.StashKey[Artifacts]()
+if TYPE_CHECKING:
+    from harness.actions.hostile import HostileGuest
+    from harness.actions.hotplug import Hotplug
+    from harness.actions.migration import Migration
+    from harness.actions.run_state import RunState
+    from harness.actions.snapshot import Snapshot
+    from harness.artifacts import Artifacts
+    from harness.guest.guest import Guest
+    from harness.guest.variant import Variant
+    from harness.holds.hold import Hold
+    from harness.leaks.hunt import LeakHunt
+    from harness.ninep.client import RawGuest
+    from harness.qemu.binary import QemuInstall
+    from harness.qemu.spec import Share
+    from harness.reaper import RunFolder
+    from harness.testbed import Cell, Testbed
+
+TESTBED: pytest.StashKey[Testbed] = pytest.StashKey()
+FOLDER: pytest.StashKey[Artifacts] = pytest.StashKey()
 
 
 @pytest.fixture(scope="session")
 def run_folder() -> Iterator[RunFolder]:
-    """This process's run folder: sockets, disks and shares; gone afterwards, in any case."""
+    """This process's run folder, with sockets, disks and shares. It is always removed afterwards."""
+    from harness.reaper import RunFolder
+
     folder = RunFolder()
     yield folder
     folder.close()
@@ -40,13 +48,15 @@ def run_folder() -> Iterator[RunFolder]:
 
 @pytest.fixture(scope="session")
 def artifacts_root(request: pytest.FixtureRequest) -> Path:
-    """Where this run's artefact folders go."""
+    """The folder that has an artefact folder for each test of this run."""
     return request.config.stash[ROOT]
 
 
 @pytest.fixture(scope="session")
 def cell(request: pytest.FixtureRequest, qemu_name: str, kernel_name: str, machine_name: str) -> Cell:
     """The combination of QEMU, kernel and machine type that this test runs on."""
+    from harness.plugin.provisioning import MATRIX
+
     return request.config.stash[MATRIX].cell(qemu_name, kernel_name, machine_name)
 
 
@@ -54,7 +64,10 @@ def cell(request: pytest.FixtureRequest, qemu_name: str, kernel_name: str, machi
 def testbed(
     request: pytest.FixtureRequest, cell: Cell, run_folder: RunFolder, artifacts_root: Path
 ) -> Iterator[Testbed]:
-    """The machines of this test: none yet."""
+    """The machines of this test. None is started yet."""
+    from harness.artifacts import Artifacts
+    from harness.testbed import Testbed
+
     test: str = request.node.nodeid
     made = Testbed(cell, run_folder, Artifacts.create(artifacts_root, test))
     request.node.stash[FOLDER] = made.artifacts
@@ -70,7 +83,7 @@ def testbed(
 def shares(request: pytest.FixtureRequest, testbed: Testbed) -> tuple[Share, ...]:
     """The pool of exports that the machine declares; none of their devices is plugged in.
 
-    The first is of the kind that the test's ``variant`` says, if it has one.
+    The first is of the kind of the test's ``variant``, if it uses that fixture.
     """
     if "variant" in request.fixturenames:
         kind: Variant = request.getfixturevalue("variant")
@@ -91,6 +104,8 @@ def peers(request: pytest.FixtureRequest, testbed: Testbed, peer_names: tuple[st
 
 
 def _agreed(request: pytest.FixtureRequest, testbed: Testbed, *names: str) -> list[QemuInstall]:
+    from harness.plugin.provisioning import MATRIX
+
     matrix = request.config.stash[MATRIX]
     kernel, machine = (request.getfixturevalue(axis) for axis in ("kernel_name", "machine_name"))
     cells = [matrix.cell(name, kernel, machine) for name in names]
@@ -106,25 +121,29 @@ def share(shares: tuple[Share, ...]) -> Share:
 
 @pytest.fixture
 def variant(variant_name: str) -> Variant:
-    """The kind of the share: the plainest, or with ``--full`` each of them in turn."""
+    """The kind of the share: the plain one, or with ``--full`` each kind in turn."""
+    from harness.guest.variant import VARIANTS
+
     return VARIANTS[variant_name]
 
 
 @pytest.fixture
 def hold(testbed: Testbed) -> Hold:
-    """Keeps 9p requests in flight. A guest that is asked for as well is started under it."""
+    """Keeps 9p requests in flight. The guest of the same test is started under it."""
+    from harness.holds.hold import Hold
+
     return Hold(testbed)
 
 
 @pytest.fixture
 def guest(request: pytest.FixtureRequest, testbed: Testbed) -> Guest:
-    """A guest that answers commands, and that no other test has touched; no 9p device yet."""
+    """A guest that answers commands and that no other test has used. No 9p device is plugged in."""
     _first(request, "shares", "hold", "peer", "peers")
     return testbed.boot(cold=request.node.get_closest_marker("cold") is not None)
 
 
 def _first(request: pytest.FixtureRequest, *names: str) -> None:
-    """However the test orders its arguments: what the machine is started with comes before it."""
+    """Make what the machine is started with before it, in whatever order the test names its fixtures."""
     for name in names:
         if name in request.fixturenames:
             request.getfixturevalue(name)
@@ -132,44 +151,58 @@ def _first(request: pytest.FixtureRequest, *names: str) -> None:
 
 @pytest.fixture
 def raw_guest(request: pytest.FixtureRequest, testbed: Testbed) -> RawGuest:
-    """A machine that was never started, driven by a 9p client of our own (``pc`` only)."""
+    """A machine without a guest, driven by the harness's own 9p client (``pc`` only)."""
+    from harness.ninep.client import RawGuest
+
     _first(request, "shares", "hold")
     return RawGuest(testbed)
 
 
 @pytest.fixture
 def leak_hunt(request: pytest.FixtureRequest, testbed: Testbed, shares: tuple[Share, ...]) -> LeakHunt:
-    """Repeats a cycle in machines of its own, and measures what grows; with ``--thorough`` for longer."""
+    """Repeats a cycle in separate machines and measures what grows; with ``--thorough`` for longer."""
+    from harness.leaks.hunt import LeakHunt
+
     assert shares, "nothing to plug"
-    option = request.config.getoption
-    return LeakHunt(testbed, thorough=option("thorough") or option("full"))
+    thorough = option(request.config, "thorough") or option(request.config, "full")
+    return LeakHunt(testbed, thorough=thorough)
 
 
 @pytest.fixture
 def hostile(guest: Guest) -> HostileGuest:
-    """What this guest can do to its devices by force."""
+    """What a hostile guest can do to its devices."""
+    from harness.actions.hostile import HostileGuest
+
     return HostileGuest(guest)
 
 
 @pytest.fixture
 def hotplug(guest: Guest) -> Hotplug:
     """``device_add`` and ``device_del`` for this guest."""
+    from harness.actions.hotplug import Hotplug
+
     return Hotplug(guest)
 
 
 @pytest.fixture
 def migration(guest: Guest, testbed: Testbed) -> Migration:
     """``migrate`` for this guest."""
+    from harness.actions.migration import Migration
+
     return Migration(guest, testbed)
 
 
 @pytest.fixture
 def snapshot(guest: Guest) -> Snapshot:
     """``savevm``, ``loadvm`` and the snapshot jobs for this guest."""
+    from harness.actions.snapshot import Snapshot
+
     return Snapshot(guest)
 
 
 @pytest.fixture
 def run_state(guest: Guest) -> RunState:
     """``stop``, ``cont`` and ``system_reset`` for this guest."""
+    from harness.actions.run_state import RunState
+
     return RunState(guest)

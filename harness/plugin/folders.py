@@ -1,4 +1,4 @@
-"""Where a run's artefacts go: a folder that no other run writes to, the same for all workers of this one."""
+"""The folder of a run's artefacts. All workers of the run share it, and no other run writes to it."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ from typing import Any
 
 import pytest
 
+from harness.plugin.activation import is_active
+from harness.plugin.options import is_worker, option
+
 ROOT = pytest.StashKey[Path]()
 _LOCK = pytest.StashKey[int]()
 _WORKER_KEY = "harness_artifacts_root"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose the folder; nothing is made before a test needs it."""
+    """Choose the folder. It is made when a test needs it."""
     worker = getattr(config, "workerinput", None)
     config.stash[ROOT] = Path(worker[_WORKER_KEY]) if worker else _chosen(config)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell an xdist worker which folder this run's is."""
+    """Send a worker of pytest-xdist the folder of this run."""
     node.workerinput[_WORKER_KEY] = str(node.config.stash[ROOT])
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Refuse a ``--artifacts`` folder that another run is writing to."""
     config = session.config
-    if hasattr(config, "workerinput") or config.getoption("artifacts") is None:
+    if is_worker(config) or option(config, "artifacts") is None:
         return
     root = config.stash[ROOT]
     try:
@@ -47,13 +50,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Leave no empty folder; point ``latest`` at what was kept."""
+    """Remove the folder if it is empty; point ``latest`` at it otherwise."""
     descriptor = config.stash.get(_LOCK, None)
     if descriptor is not None:
         os.close(descriptor)
-    root = config.stash.get(ROOT, None)
-    if root is None or hasattr(config, "workerinput") or config.getoption("artifacts") is not None:
+    if not is_active(config) or is_worker(config) or option(config, "artifacts") is not None:
         return
+    root = config.stash[ROOT]
     with contextlib.suppress(OSError):
         root.rmdir()
     with contextlib.suppress(OSError):
@@ -66,7 +69,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def _chosen(config: pytest.Config) -> Path:
-    given = config.getoption("artifacts")
+    given = option(config, "artifacts")
     if given:
         return Path(config.invocation_params.dir, given)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")

@@ -1,10 +1,10 @@
 """At the end of a test's set-up (when that failed) or call: end its machines, then judge its record.
 
-Judging belongs to the call and not to a later teardown, so that a test has one outcome, and a known bug's
-strict xfail covers what the checkers find as well as what the scenario asserts.
+Judging is part of the call and not of a later teardown, so that a test has one outcome, and the strict
+xfail of a known bug covers what the checkers find as well as what the scenario asserts.
 
-A skip is judged as well: once a machine was started, what its record shows counts, and the reason of the skip
-is a note on the failure.
+A skipped test is judged as well once a machine was started. When its record is not valid, the test fails,
+and the reason of the skip is a note on the failure.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from __future__ import annotations
 import unittest
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from _pytest.outcomes import Exit, OutcomeException
 
 from harness.checkers import Judgement, Record, Verdict, judge
 from harness.errors import HarnessError, SetupError, Unsupported, UsageError, Violation
@@ -22,30 +22,32 @@ from harness.plugin.fixtures import TESTBED
 from harness.testbed import Testbed
 
 JUDGEMENTS = pytest.StashKey[list[Judgement]]()
+#: What ``pytest.fail``, ``pytest.skip`` and ``pytest.exit`` raise; not each of them is an ``Exception``.
+_OUTCOMES = (pytest.fail.Exception, pytest.skip.Exception, pytest.exit.Exception)
 #: Everything that pytest reports as a skip or an expected failure, without a failed assertion.
 _SKIPS = (pytest.skip.Exception, pytest.xfail.Exception, unittest.SkipTest, Unsupported)
-#: The checker that cannot tell anything of a leak hunt that was broken off, by a skip say.
+#: The checker that has no result for a leak hunt that was interrupted, for example by a skip.
 _NEEDS_THE_WHOLE_HUNT = "no_leak"
-#: The checker whose finding is the cause of whatever else went wrong.
+#: The checker whose finding is the root cause of every other failure.
 _CAUSE = "qemu_alive"
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
-    """A set-up that failed is judged as well: a guest that never booted has a cause on record."""
+    """Judge a set-up that failed as well: the record may have the root cause of a guest that did not boot."""
     try:
         yield
-    except (Exception, OutcomeException) as exc:
+    except (Exception, *_OUTCOMES) as exc:
         _conclude(item, exc)
         raise _alone(exc) from None
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Judge after the test's body, whatever it did."""
+    """Judge after the test's body, however it ended."""
     try:
         yield
-    except (Exception, OutcomeException) as exc:
+    except (Exception, *_OUTCOMES) as exc:
         _conclude(item, exc)
         raise _alone(exc) from None
     _conclude(item, None)
@@ -60,7 +62,7 @@ def _conclude(item: pytest.Item, failure: BaseException | None) -> None:
     bad = [found for found in judgements if found.verdict is not Verdict.VALID]
     if not bad:
         return
-    if isinstance(failure, Exit):
+    if isinstance(failure, pytest.exit.Exception):
         raise _as_no_success(failure, _as_error(bad)) from None
     if isinstance(failure, _SKIPS):
         _refuse_skip(testbed.artifacts.folder, bad, failure)
@@ -74,14 +76,14 @@ def _conclude(item: pytest.Item, failure: BaseException | None) -> None:
         raise died.with_traceback(failure.__traceback__) from None
 
 
-def _as_no_success(exit_: Exit, found: HarnessError) -> Exit:
-    """``pytest.exit`` ends the run whatever was found, but then not as a success."""
+def _as_no_success(exit_: Any, found: HarnessError) -> BaseException:
+    """``pytest.exit`` still ends the run, but not with the status of a success."""
     code = exit_.returncode or pytest.ExitCode.TESTS_FAILED
-    return Exit(f"{exit_.msg}; {found.message}", returncode=code)
+    return pytest.exit.Exception(f"{exit_.msg}; {found.message}", returncode=code)
 
 
 def _refuse_skip(folder: Path, bad: list[Judgement], skip: BaseException) -> None:
-    """A skip hides nothing: neither what is invalid, nor a record that cannot tell (*unknown* never passes).
+    """Fail instead of a skip when the record is invalid or unknown (*unknown* never passes).
 
     Where no machine was started there is nothing to judge.
     """
@@ -97,7 +99,7 @@ def _counts_in_a_skip(found: Judgement) -> bool:
 
 
 def _has_started_a_machine(folder: Path) -> bool:
-    """Whether the record has a machine; one that cannot be read may have."""
+    """Whether the record has a machine. A record that cannot be read may have one."""
     try:
         return bool(Record.load(folder).machines)
     except UsageError:
@@ -105,7 +107,7 @@ def _has_started_a_machine(folder: Path) -> bool:
 
 
 def _alone(exc: BaseException) -> BaseException:
-    """A harness error without its chain: pytest would print the symptom first. What cannot be done skips."""
+    """The error without its chain, because pytest prints the chain first. ``Unsupported`` becomes a skip."""
     if isinstance(exc, Unsupported):
         return pytest.skip.Exception(exc.message, _use_item_location=True)
     link = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
@@ -131,7 +133,7 @@ def _judge(testbed: Testbed, failure: BaseException | None) -> list[Judgement]:
 
 
 def _as_error(bad: list[Judgement]) -> HarnessError:
-    """The worst judgement's summary first; an unknown one is inconclusive, and no pass."""
+    """An error with the worst judgement first. Where none is invalid it is inconclusive, which fails."""
     bad = sorted(bad, key=lambda found: (found.verdict is not Verdict.INVALID, found.checker != _CAUSE))
     details = "\n".join(
         line for found in bad for line in (f"{found.checker}: {found.summary}", *found.evidence)

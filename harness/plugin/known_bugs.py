@@ -1,8 +1,8 @@
 """Applies the known-bug ledger: an xfail for the one failure that an entry describes.
 
 On a version that is known to have the bug the xfail is strict. Where the ledger does not know whether the
-version has it, both are accepted, and the result says what was seen. Marks are set in the set-up phase, never
-at collection: which QEMU it is, is only known then.
+version has it, both outcomes are accepted and the result records which it was. Marks are set in the set-up
+phase, because the version of QEMU is not known at collection.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from harness.checkers import Judgement, Verdict
 from harness.checkers.guest_kernel_quiet import guest_kernel_quiet
 from harness.errors import HarnessError, Violation
 from harness.plugin.judging import JUDGEMENTS
-from harness.plugin.options import MATRIX
+from harness.plugin.options import paths
+from harness.plugin.provisioning import MATRIX, usage_errors
 from harness.report import ledger
-from harness.report.ledger import Bug, Status
+from harness.report.ledger import Bug, Ledger, Status
 
 _AXES = ("qemu_name", "kernel_name", "machine_name")
-#: What a result says of it (``harness.report.summary.Result``).
+#: The fields of a result that have the ids of bugs (``harness.report.summary.Result``).
 _BUG, _UNKNOWN = "bug", "range_unknown"
-#: What the ledger has to say of a test, by those names: ids of bugs.
+#: The ids of a test's bugs, by those fields.
 LISTED = pytest.StashKey[dict[str, str]]()
 
 
@@ -43,10 +44,17 @@ class _Expected:
 
 
 _EXPECTED = pytest.StashKey[_Expected]()
+_LEDGER = pytest.StashKey[Ledger]()
 
 
 class KnownBug(HarnessError):
     """A failure that the ledger explains."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Read the project's ledger, and those that ``--known-bugs`` adds."""
+    with usage_errors():
+        config.stash[_LEDGER] = ledger.load_all(paths(config, "known-bugs"))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -57,8 +65,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         return
     item.stash[_EXPECTED] = expected
     affected, unknown = expected.of(Status.AFFECTED), expected.of(Status.UNKNOWN)
-    _say(item, _BUG, affected)
-    _say(item, _UNKNOWN, unknown)
+    _list(item, _BUG, affected)
+    _list(item, _UNKNOWN, unknown)
     if affected:
         reason = "; or ".join(_described(bug) for bug in affected)
         item.add_marker(pytest.mark.xfail(reason=reason, raises=KnownBug, strict=True))
@@ -66,7 +74,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Only the failure that an entry describes is the known one; any other stays a failure."""
+    """Accept only the failure that an entry describes; any other stays a failure."""
     try:
         yield
     except (Exception, pytest.fail.Exception) as exc:  # What pytest.raises missed is the latter.
@@ -75,7 +83,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
         if expected is None or bug is None:
             raise
         _refuse_more(bug, item.stash.get(JUDGEMENTS, []), exc)
-        _say(item, _BUG, [bug])
+        _list(item, _BUG, [bug])
         known = f"{bug.id}: {str(exc).splitlines()[0]}"
         if bug.status(expected.version) is Status.UNKNOWN and not item.config.option.runxfail:
             # No mark: pytest has read them, and a strict one would forbid that the bug is absent.
@@ -85,7 +93,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 
 
 def _refuse_more(bug: Bug, judgements: list[Judgement], seen: BaseException) -> None:
-    """A known bug hides nothing else: what a checker found beside it is a failure."""
+    """Fail when a checker found something besides the known bug."""
     more = [found for found in judgements if found.verdict is Verdict.INVALID and not _is_its(bug, found)]
     if more:
         details = "\n".join(line for found in more for line in (found.summary, *found.evidence))
@@ -100,8 +108,8 @@ def _is_its(bug: Bug, found: Judgement) -> bool:
     return bug.explains(found.summary)
 
 
-def _say(item: pytest.Item, name: str, bugs: Sequence[Bug]) -> None:
-    """Tell with the test's reports; what was said under that name before is replaced."""
+def _list(item: pytest.Item, name: str, bugs: Sequence[Bug]) -> None:
+    """Put the ids into the field of the test's result, in place of those it had."""
     listed = item.stash.setdefault(LISTED, {})
     listed.pop(name, None)
     if bugs:
@@ -120,5 +128,6 @@ def _expected(item: pytest.Item) -> _Expected | None:
     _, capabilities = item.config.stash[MATRIX].qemu(callspec.params["qemu_name"])
     scenario = f"{Path(item.path).name}::{getattr(item, 'originalname', item.name)}"
     version = capabilities.version_text
-    bugs = ledger.load().expected(scenario, callspec.id.split("-"), version, callspec.params["machine_name"])
+    known, machine = item.config.stash[_LEDGER], callspec.params["machine_name"]
+    bugs = known.expected(scenario, callspec.id.split("-"), version, machine)
     return _Expected(version, bugs) if bugs else None

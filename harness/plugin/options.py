@@ -1,170 +1,157 @@
-"""Options, the axes they open, and one usage error instead of forty failures.
+"""The command-line options: a contract, because other people's scripts use them.
 
-The process that the user started resolves and provisions everything before a worker exists, with its
-progress on the terminal; workers then find it in the cache.
+They are added after all other plugins and the ``conftest.py`` files have added theirs. A name that is taken
+by then stays with its owner: in that run the option is ``--harness-NAME``, and the header lists it.
 """
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from harness import reaper
-from harness.errors import HarnessError
-from harness.guest.variant import PLAIN, VARIANTS
-from harness.matrix import ACCELS, Matrix, Selection
-from harness.qemu.spec import MACHINE_TYPES
-from harness.testbed import Cell
+from harness.plugin import pytest_internals
 
-MATRIX = pytest.StashKey[Matrix]()
-CELLS = pytest.StashKey[list[Cell]]()
-_VARIANT = "variant_name"
-_AXES = {"qemu_name": "qemus", "kernel_name": "kernels", "machine_name": "machines"}
+#: The options that another plugin has, by name: ``--kernel``.
+TAKEN = pytest.StashKey[Sequence[str]]()
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """The command-line contract."""
+@dataclass(frozen=True)
+class Option:
+    """One option. Its value is read with :func:`option`, never by pytest's ``dest``, which may be another's.
+
+    :ivar name: such as ``kernel``, for ``--kernel``. :ivar value: what it takes; a flag takes nothing.
+    """
+
+    name: str
+    help: str
+    value: str = ""
+    repeatable: bool = False
+    default: str | None = None
+
+    @property
+    def dest(self) -> str:
+        """The attribute of ``config.option``."""
+        return f"harness_{self.name.replace('-', '_')}"
+
+    @property
+    def unset(self) -> object:
+        """Its value where it was not given."""
+        return self.default if self.value else False
+
+
+OPTIONS = (
+    Option("qemu", "a provisioned QEMU (7.2, ...) or a binary; repeatable", "NAME|PATH", repeatable=True),
+    Option("qemu-data", "the firmware of a --qemu PATH, if it is not beside it", "DIR"),
+    Option("machine", "machine type; repeatable (default: all)", "pc|q35|q35-pcie", repeatable=True),
+    Option("kernel", "a provisioned guest kernel (6.1, ...); repeatable", "NAME", repeatable=True),
+    Option("accel", "auto uses KVM only if a test guest boots under it", "auto|kvm|tcg", default="auto"),
+    Option("timeout-scale", "multiplies every timeout; for slow hosts (default: 1)", "FACTOR"),
+    Option("recipes", "recipes of guests and QEMUs, beside the harness's own; repeatable", "DIR", True),
+    Option("known-bugs", "known bugs, beside the harness's own; repeatable", "FILE", repeatable=True),
+    Option("artifacts", "where each test leaves its folder (default: artifacts/RUN/)", "DIR"),
+    Option("keep-artifacts", "keep the folders of passed tests too"),
+    Option("thorough", "run every scenario; the default is a subset"),
+    Option("full", "--thorough, on every machine type, with every kind of share"),
+    Option("cold", "boot every guest instead of restoring it"),
+    Option("summary", "write the summary there: matrix.json and matrix.html", "DIR"),
+    Option("shard", "run part I of N, split by recorded durations (see harness merge)", "I/N"),
+    Option("durations-from", "a --summary folder; its durations instead of the cache's", "DIR"),
+)
+_BY_NAME = {option.name: option for option in OPTIONS}
+
+
+def option(config: pytest.Config, name: str) -> Any:
+    """The value of an option: a string, a list of strings (repeatable), or a bool (a flag)."""
+    return config.getoption(_BY_NAME[name].dest, _BY_NAME[name].unset)
+
+
+def paths(config: pytest.Config, name: str) -> tuple[Path, ...]:
+    """The values of a repeatable option as paths: below the current folder, or else below the root folder.
+
+    An option in a configuration file (``addopts``) is written for the root folder, where the file is.
+    """
+    given = [
+        (config.invocation_params.dir / path, config.rootpath / path) for path in option(config, name) or ()
+    ]
+    return tuple(here if here.exists() or not at_root.exists() else at_root for here, at_root in given)
+
+
+def any_given(config: pytest.Config) -> bool:
+    """Whether the user gave any option of ours."""
+    return any(option(config, one.name) != one.unset for one in OPTIONS)
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this process is a worker of pytest-xdist."""
+    return hasattr(config, "workerinput")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_load_initial_conftests(
+    early_config: pytest.Config, parser: pytest.Parser, args: list[str]
+) -> Generator[None, object, object]:
+    """Add the options once every plugin and ``conftest.py`` has added its own."""
+    with_values = {f"--{one.name}" for one in OPTIONS if one.value}
+    # The options are not declared yet: pytest would take their values for files to run.
+    pytest_internals.set_files_to_run(early_config, parser, without(args, with_values))
+    result = yield
+    early_config.stash[TAKEN] = taken(parser)
+    _add(parser, early_config.stash[TAKEN])
+    return result
+
+
+def without(args: Sequence[str], options: set[str]) -> list[str]:
+    """The arguments without these options and their values."""
+    kept: list[str] = []
+    rest = iter(args)
+    for arg in rest:
+        if arg == "--":
+            return [*kept, arg, *rest]
+        if arg in options:
+            next(rest, None)
+        else:
+            kept.append(arg)
+    return kept
+
+
+def taken(parser: pytest.Parser) -> tuple[str, ...]:
+    """The names of ours that the parser knows already."""
+    names = [f"--{one.name}" for one in OPTIONS]
+    # One question for all of them: nearly always none is known, and each question costs a parse.
+    if not _knows_any(parser, names):
+        return ()
+    return tuple(name for name in names if _knows_any(parser, [name]))
+
+
+def _knows_any(parser: pytest.Parser, names: Sequence[str]) -> bool:
+    words = [f"{name}=1" for name in names]
+    try:
+        return parser.parse_known_and_unknown_args(words)[1] != words
+    except pytest.UsageError:  # It is known, and takes no such value.
+        return True
+
+
+def _add(parser: pytest.Parser, owned_by_others: Sequence[str]) -> None:
     group = parser.getgroup("harness", "virtio-9p harness")
-    add = group.addoption
-    defaults = Selection()
-    add(
-        "--qemu",
-        action="append",
-        metavar="NAME|PATH",
-        help="a provisioned QEMU (7.2, …) or a binary; repeatable",
-    )
-    add("--qemu-data", metavar="DIR", type=Path, help="the firmware of a --qemu PATH, if it is not beside it")
-    machines = "|".join(defaults.machines)
-    add("--machine", action="append", metavar=machines, help="machine type; repeatable (default: all)")
-    add("--kernel", action="append", metavar="NAME", help="a provisioned guest kernel (6.1, …); repeatable")
-    add(
-        "--accel",
-        default="auto",
-        metavar="|".join(ACCELS),
-        help="auto boots a guest before it believes in KVM",
-    )
-    add("--artifacts", metavar="DIR", help="where each test leaves its folder (default: artifacts/RUN/)")
-    add("--keep-artifacts", action="store_true", help="keep the folders of passed tests too")
-    add("--full", action="store_true", help="--thorough, on every machine type, with every kind of share")
-    add("--cold", action="store_true", help="boot every guest instead of restoring it")
-
-
-def selection_of(config: pytest.Config) -> Selection:
-    """The selection that the options make; names only."""
-    given = {
-        "qemus": tuple(config.getoption("qemu") or ()),
-        "machines": tuple(config.getoption("machine") or ()),
-        "kernels": tuple(config.getoption("kernel") or ()),
-    }
-    accel, cold = config.getoption("accel"), config.getoption("cold")
-    data = config.getoption("qemu_data")
-    return Selection(accel=accel, cold=cold, qemu_data=data, **{k: v for k, v in given.items() if v})
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Check what can be checked without touching anything."""
-    config.addinivalue_line("markers", "pin_machine(*names): this scenario is about these types alone")
-    config.addinivalue_line("markers", "pin_variant(*names): … about these kinds of shares alone")
-    config.addinivalue_line("markers", "any_plug: how devices are plugged matters no more than elsewhere")
-    config.addinivalue_line("markers", "no_guest_kernel: no guest boots in this scenario")
-    config.addinivalue_line("markers", "cold: the guest of this scenario is booted, never restored")
-    config.stash[MATRIX] = Matrix(selection_of(config), report=_report)
-    with _usage():
-        config.stash[MATRIX].selection.check()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Provision and probe, once, where the user can see it."""
-    config = session.config
-    if hasattr(config, "workerinput") or config.option.collectonly or not wants_guests(config):
-        return
-    reaper.sweep()
-    with _usage():
-        config.stash[CELLS] = config.stash[MATRIX].prepare()
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Cross the axes: from names alone, so that every xdist worker collects the same tests."""
-    selection = selection_of(metafunc.config)
-    axes = {fixture: getattr(selection, axis) for fixture, axis in _AXES.items()}
-    axes[_VARIANT] = tuple(VARIANTS) if metafunc.config.getoption("full") else (PLAIN,)
-    _pair(metafunc, axes)
-    for fixture, names in axes.items():
-        if fixture in metafunc.fixturenames:
-            pin = metafunc.definition.get_closest_marker(f"pin_{fixture.removesuffix('_name')}")
-            pinned = [name for name in names if pin is None or name in pin.args]
-            if fixture == "machine_name" and _is_run_once(metafunc):
-                pinned = _distinct(pinned) if metafunc.config.getoption("machine") else pinned[:1]
-            if fixture == "kernel_name" and _boots_no_guest(metafunc):
-                pinned = pinned[:1]
-            metafunc.parametrize(fixture, pinned, scope="session")
-
-
-def _is_run_once(metafunc: pytest.Metafunc) -> bool:
-    any_plug = metafunc.definition.get_closest_marker("any_plug") is not None
-    return any_plug and not metafunc.config.getoption("full")
-
-
-def _boots_no_guest(metafunc: pytest.Metafunc) -> bool:
-    marked = metafunc.definition.get_closest_marker("no_guest_kernel") is not None
-    if marked and "guest" in metafunc.fixturenames:
-        raise pytest.UsageError(
-            f"{metafunc.definition.nodeid} is marked no_guest_kernel, and asks for a guest"
+    for one in OPTIONS:
+        name = f"--{one.name}"
+        name = f"--harness-{one.name}" if name in owned_by_others else name
+        if not one.value:
+            group.addoption(name, dest=one.dest, action="store_true", help=one.help)
+            continue
+        action = "append" if one.repeatable else "store"
+        group.addoption(
+            name, dest=one.dest, action=action, metavar=one.value, default=one.default, help=one.help
         )
-    return marked
 
 
-def _distinct(machines: list[str]) -> list[str]:
-    """The first of those that differ in the way of their hotplug alone: they are one machine of QEMU's."""
-    kinds = {MACHINE_TYPES[name].qemu: name for name in reversed(machines)}
-    return [name for name in machines if name in kinds.values()]
-
-
-def _pair(metafunc: pytest.Metafunc, axes: dict[str, tuple[str, ...]]) -> None:
-    """Two QEMUs at once: every ordered pair of them (``peer``), or each with all the others (``peers``)."""
-    qemus = axes["qemu_name"]
-    others = {name: tuple(other for other in qemus if other != name) for name in qemus}
-    if "peer_name" in metafunc.fixturenames:
-        second, pairs = "peer_name", [(name, other) for name in qemus for other in others[name]]
-        alone: object = "alone"
-    elif "peer_names" in metafunc.fixturenames:
-        oldest = [name for name in qemus if len(others[name]) > 1][:1]
-        second, pairs = "peer_names", [(name, others[name]) for name in oldest]  # type: ignore[misc]
-        alone = ()
-    else:
-        return
-    del axes["qemu_name"]
-    few = pytest.mark.skip(reason="it takes more than one --qemu")
-    values = [pytest.param(*pair, id=_pair_id(*pair)) for pair in pairs]
-    values = values or [pytest.param(qemus[0], alone, id=qemus[0], marks=few)]
-    metafunc.parametrize(("qemu_name", second), values, scope="session")
-
-
-def _pair_id(name: str, others: str | tuple[str, ...]) -> str:
-    return f"{name}-to-{others}" if isinstance(others, str) else f"{name}-and-{len(others)}-more"
-
-
-def wants_guests(config: pytest.Config) -> bool:
-    """Whether any path of this run lies outside the harness's own tests, which need no guest."""
-    own = Path(__file__).parents[1] / "tests"
-    paths = [Path(config.invocation_params.dir, arg.split("::")[0]).resolve() for arg in config.args]
-    return any(not path.is_relative_to(own) for path in paths)
-
-
-def _report(line: str) -> None:
-    # pytest's capture is not active yet when this runs; stderr keeps stdout for pytest's own report.
-    print(f"harness: {line}", file=sys.stderr, flush=True)
-
-
-class _usage:  # noqa: N801 - reads as a word: "with _usage():"
-    """Turns a harness error into pytest's one-line usage error."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
-        if isinstance(exc, HarnessError):
-            raise pytest.UsageError(str(exc)) from None
+def about_taken(config: pytest.Config) -> list[str]:
+    """For the header: the options that have another name in this run."""
+    return [
+        f"harness: {name} is another plugin's option; the harness's is --harness-{name.removeprefix('--')}"
+        for name in config.stash.get(TAKEN, ())
+    ]

@@ -1,9 +1,9 @@
-"""One result a test, and the summary at the end: what each guarantee does on each QEMU.
+"""One result a test, and the summary at the end: each guarantee on each QEMU.
 
-Each process tells with its reports what a test ran on; the process that the user started collects them. What
-it is told is an attribute of the report (pytest and pytest-xdist carry such attributes along, as they do with
-``wasxfail``), and none of the ``user_properties``: those belong to the user, whatever their names and values
-are. JUnit XML has the same facts as properties of the test case, beside the user's own.
+Each process adds to its reports what a test ran on; the process that the user started collects them.
+These facts are an attribute of the report, which pytest and pytest-xdist keep as they keep ``wasxfail``.
+They are not in ``user_properties``, whose names and values belong to the user. JUnit XML has the same
+facts as properties of the test case, beside the user's own.
 """
 
 from __future__ import annotations
@@ -20,40 +20,35 @@ from rich.console import Console
 
 from harness.checkers import leaks
 from harness.guarantees import of_test
+from harness.layout import SCENARIOS_PACKAGE, checkout
 from harness.plugin.fixtures import FOLDER
 from harness.plugin.known_bugs import LISTED
-from harness.plugin.options import MATRIX, wants_guests
+from harness.plugin.marks import AXES, guarantee_of
+from harness.plugin.options import is_worker, option
+from harness.plugin.provisioning import MATRIX
 from harness.plugin.sharding import SHARD
 from harness.plugin.strict import is_strict, wanted
 from harness.report import summary
 from harness.report.summary import Outcome, Result, Run
 from harness.report.tables import put
 
-_AXES = ("qemu_name", "kernel_name", "machine_name")
 #: Characters: a narrower table has one word a line.
 _LEAST_WIDTH = 80
 _XPASS = "[XPASS(strict)]"
-#: The attribute of a report that has what its test ran on.
+#: The attribute of a report with the facts of its test: what it ran on, and its guarantee.
 _FACTS = "harness_facts"
 _COLLECTOR = pytest.StashKey["Collector"]()
-#: The worse one of two phases counts.
+#: From the best to the worst: of two phases of a test the worse one counts.
 _BADNESS = (Outcome.PASSED, Outcome.SKIPPED, Outcome.KNOWN, Outcome.FIXED, Outcome.FAILED)
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Where the summary goes."""
-    parser.getgroup("harness").addoption(
-        "--summary", metavar="DIR", help=f"write the summary there: {summary.NAME} and {summary.PAGE}"
-    )
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Say with the report what the test ran on."""
+    """Add to the report what the test ran on."""
     facts: dict[str, Any] = dict(_properties(item))
-    if call.when == "teardown":  # By then the ledger's word is the last one. JUnit XML reads them now.
+    if call.when == "teardown":  # The known bugs are final now, and JUnit XML reads the properties now.
         item.user_properties += facts.items()
     artifacts = item.stash.get(FOLDER, None)
     if call.when == "call" and artifacts is not None and "leak_hunt" in getattr(item, "fixturenames", ()):
@@ -66,7 +61,7 @@ def pytest_runtest_makereport(
 
 @pytest.hookimpl(wrapper=True)
 def pytest_report_to_serializable() -> Generator[None, dict[str, Any] | None, dict[str, Any] | None]:
-    """Let a user's property have any value with pytest-xdist, too, which can send plain values alone."""
+    """Let a user's property have any value: pytest-xdist can send only plain values."""
     data = yield
     if data and "user_properties" in data:
         data["user_properties"] = [(_sendable(k), _sendable(v)) for k, v in data["user_properties"]]
@@ -74,7 +69,7 @@ def pytest_report_to_serializable() -> Generator[None, dict[str, Any] | None, di
 
 
 def _sendable(value: object) -> Any:
-    """A plain number as it is; of anything else the text that JUnit XML would have of it."""
+    """A plain number as it is; anything else as the text that JUnit XML would have."""
     if value is None or type(value) in (bool, int, float):
         return value
     try:
@@ -85,25 +80,31 @@ def _sendable(value: object) -> Any:
 
 
 def _properties(item: pytest.Item) -> dict[str, str]:
-    guarantee = of_test(item.nodeid)
-    params = getattr(item, "callspec", None) and item.callspec.params  # type: ignore[attr-defined]
-    if guarantee is None or not params:
+    guarantee, callspec = guarantee_of(item), getattr(item, "callspec", None)
+    if guarantee is None:
         return {}
     # Where a pin left nothing of an axis, pytest skips the test, with a parameter that is no name.
-    qemu, kernel, machine = (_name_of(params.get(axis)) for axis in _AXES)
+    params = callspec.params if callspec else {}
+    qemu, kernel, machine = (_name_of(params.get(axis)) for axis in AXES)
     if not qemu:
-        return {}
+        return {"guarantee": guarantee}
     matrix = item.config.stash[MATRIX]
     install, capabilities = matrix.qemu(qemu)
     return {
         "guarantee": guarantee,
-        "scenario": summary.scenario_of(item.nodeid, qemu, kernel),
+        "scenario": summary.scenario_of(_id(item), qemu, kernel),
         "qemu": install.name,
         "version": capabilities.version_text,
         "kernel": matrix.image(kernel).kernel_version if kernel else "",
         "machine": machine,
         **item.stash.get(LISTED, {}),
     }
+
+
+def _id(item: pytest.Item) -> str:
+    """pytest's id; of the project's scenarios the same wherever they are installed, so that runs compare."""
+    ours = checkout() is None and item.path.parent.name == SCENARIOS_PACKAGE
+    return f"scenarios/{item.path.name}::{item.nodeid.partition('::')[2]}" if ours else item.nodeid
 
 
 def _name_of(parameter: object) -> str:
@@ -119,21 +120,21 @@ class Collector:
 
     @property
     def results(self) -> tuple[Result, ...]:
-        """Of the tests that came to an end: of one that was interrupted, only the set-up is known to pass."""
+        """Those of the tests that ended. A test that was interrupted has passed its set-up only."""
         return tuple(result for test, result in self._found.items() if test in self._ended)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take a phase into account."""
-        # A worker that died with a test leaves a report that says nothing but the test's name.
-        guarantee = of_test(report.nodeid)
+        # A plugin of the user's may make reports of its own (of a subtest, of a test that is run again).
+        facts: dict[str, Any] = getattr(report, _FACTS, {})
+        # A worker that died with a test leaves a report with nothing but the test's id.
+        before = self._found.get(report.nodeid)
+        guarantee = facts.get("guarantee") or (before.guarantee if before else of_test(report.nodeid))
         if guarantee is None:
             return
-        # A plugin of the user's may make reports of its own (of a subtest, of a test that is run again).
-        said: dict[str, Any] = getattr(report, _FACTS, {})
         outcome, why = _outcome(report)
         if report.failed or report.skipped or (report.passed and report.when == "call"):
             self._ended.add(report.nodeid)
-        before = self._found.get(report.nodeid)
         seconds = report.duration + (before.seconds if before else 0.0)
         known = (
             before.model_dump(exclude={"seconds"})
@@ -143,7 +144,7 @@ class Collector:
         worse = before is None or _BADNESS.index(outcome) > _BADNESS.index(before.outcome)
         found = {"outcome": outcome, "why": why} if worse else {}
         own = {"test": report.nodeid, "guarantee": guarantee, "seconds": round(seconds, 3)}
-        self._found[report.nodeid] = Result(**{**known, **said, **found, **own})
+        self._found[report.nodeid] = Result(**{**known, **facts, **found, **own})
 
 
 def _outcome(report: pytest.TestReport) -> tuple[Outcome, str]:
@@ -163,12 +164,11 @@ def _outcome(report: pytest.TestReport) -> tuple[Outcome, str]:
     return Outcome.PASSED, ""
 
 
-def pytest_sessionstart(session: pytest.Session) -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Collect results in the process that the user started."""
-    config = session.config
-    if hasattr(config, "workerinput") or config.option.collectonly or not wants_guests(config):
+    if is_worker(config) or config.getoption("collectonly"):
         return
-    given = config.getoption("summary")
+    given = option(config, "summary")
     if given and Path(config.invocation_params.dir, given).is_file():
         raise pytest.UsageError(f"--summary {given}: is a file; give a folder")
     config.stash[_COLLECTOR] = Collector()
@@ -191,7 +191,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """The tables, what was not asserted, and the files."""
+    """Print the tables and what was not asserted, and write the files."""
     run = _run_of(config)
     if run is None:
         return
@@ -203,7 +203,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.write_sep("=", "guarantees")
     terminalreporter.write_line(out.getvalue().rstrip())
     _write_gaps(terminalreporter, run, strict=is_strict(config))
-    given = config.getoption("summary")
+    given = option(config, "summary")
     if given:
         folder = Path(config.invocation_params.dir, given)
         try:
@@ -219,4 +219,6 @@ def _write_gaps(terminal: pytest.TerminalReporter, run: Run, *, strict: bool) ->
     if strict and run.not_asserted:
         terminal.write_line(f"--strict: {len(run.not_asserted)} not asserted: the run fails", red=True)
     if strict and run.shard is not None:
-        terminal.write_line("--strict: whether all guarantees were asserted, harness merge --strict tells")
+        terminal.write_line(
+            "--strict: this is a shard; harness merge --strict checks that all guarantees were asserted"
+        )

@@ -1,4 +1,4 @@
-"""What a reader of a failure sees: the cause, the scenario's own lines, the last exchanges, the folder."""
+"""How a failure is shown: the cause, the lines of the scenario, the last exchanges, the folder."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from harness.artifacts import Artifacts, tail
 from harness.plugin.fixtures import FOLDER
 from harness.plugin.folders import ROOT
 from harness.plugin.judging import JUDGEMENTS
-from harness.plugin.options import CELLS
+from harness.plugin.options import about_taken, option
+from harness.plugin.provisioning import CELLS
+from harness.testbed import Cell
 
 _FAILED = pytest.StashKey[bool]()
+_HEADED = pytest.StashKey[bool]()
 _QMP_LINES = 12
 _KERNEL_LINES = 12
 
 
-def pytest_collection_finish() -> None:
+def _hide_own_frames() -> None:
     """Hide the harness's own frames from tracebacks (``--full-trace`` shows them)."""
     for name, module in list(sys.modules.items()):
         if name.startswith("harness.") and not name.startswith("harness.tests"):
@@ -27,9 +30,11 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
-    item: pytest.Item,
+    item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add the evidence to a failure; drop the folder of a test all of whose phases passed."""
+    """Add the evidence to a failure; remove the folder of a test that passed."""
+    if call.excinfo is not None:  # Every module with a frame in it is imported by now.
+        _hide_own_frames()
     report = yield
     artifacts = item.stash.get(FOLDER, None)
     if artifacts is None:
@@ -42,7 +47,7 @@ def pytest_runtest_makereport(
     if (
         report.when == "teardown"
         and not item.stash.get(_FAILED, False)
-        and not item.config.option.keep_artifacts
+        and not option(item.config, "keep-artifacts")
     ):
         artifacts.discard()
     return report
@@ -73,26 +78,27 @@ def _add_judgements(item: pytest.Item, report: pytest.TestReport) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    """One line for each combination that this run is about."""
-    lines = []
-    for cell in config.stash.get(CELLS, []):
-        what = (
-            f"QEMU {cell.capabilities.version_text} ({cell.qemu.binary}), Linux {cell.image.kernel_version}"
-        )
-        lines.append(f"cell: {what}, {cell.machine_type.name}, {cell.accel.name} ({cell.accel.reason})")
-    return lines
+    """One line for each cell of this run."""
+    return _header(config) if CELLS in config.stash else []
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Keep Hypothesis from importing itself (a second) for a summary of failures, where there are none."""
-    plugins = session.config.pluginmanager
-    found = plugins.get_plugin("hypothesispytest")
-    if found is not None and not session.testsfailed and "hypothesis" not in sys.modules:
-        plugins.unregister(found)
+def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
+    """The same, where it was not known before the collection that guests are wanted."""
+    return [] if config.stash.get(_HEADED, False) else _header(config)
+
+
+def _header(config: pytest.Config) -> list[str]:
+    config.stash[_HEADED] = True
+    return [*about_taken(config), *(_line(cell) for cell in config.stash.get(CELLS, []))]
+
+
+def _line(cell: Cell) -> str:
+    what = f"QEMU {cell.capabilities.version_text} ({cell.qemu.binary}), Linux {cell.image.kernel_version}"
+    return f"cell: {what}, {cell.machine_type.name}, {cell.accel.name} ({cell.accel.reason})"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Where the evidence of what failed is."""
+    """Print the folder with the artefacts of what failed."""
     root = config.stash[ROOT]
     if root.exists() and (terminalreporter.stats.get("failed") or terminalreporter.stats.get("error")):
         terminalreporter.write_line(f"artefacts of what failed: {root}")

@@ -1,7 +1,7 @@
-"""By how many workers, and in which order, scenarios run: the slow ones first, so that none is waited for.
+"""How many workers run the scenarios, and in which order: the slow ones first.
 
-How long each took is kept in the cache. Every worker has to collect the same order, so the process that the
-user started reads the record once and hands it on.
+The durations are kept in the cache. Every worker has to collect the same order, so the process that the user
+started reads the record once and sends it to the workers.
 """
 
 from __future__ import annotations
@@ -16,63 +16,60 @@ import pytest
 
 from harness.errors import UsageError
 from harness.plugin import cgroup
-from harness.plugin.options import wants_guests
+from harness.plugin.activation import wants_guests
+from harness.plugin.options import is_worker, option
 from harness.provision import default_cache_root
 from harness.report import summary
 
 _SECONDS = pytest.StashKey[dict[str, float]]()
 _WORKER_KEY = "harness_seconds"
-#: A test that nobody has timed: a leak hunt takes this many seconds, another one this many.
+#: Seconds that a test without a recorded duration is expected to take: a leak hunt, and any other test.
 _LEAK_HUNT_S, _OTHER_S = 60.0, 6.0
-#: Workers a core: scenarios wait much of their time, for a button, or for what must not happen.
+#: Workers a core. Scenarios wait most of the time: for the guest, or for the end of a window.
 _WORKERS_PER_CORE = 3
 #: Two machines, each with its guest's memory and what QEMU needs itself, and the harness.
 _WORKER_BYTES = 900 << 20
 
 
 def record() -> Path:
-    """Where the durations are kept: seconds by a test's id."""
+    """The file of durations: seconds by a test's id."""
     return default_cache_root() / "durations.json"
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """``-n auto``: by cores and by memory; tests without guests get xdist's own number."""
+    """``-n auto``: by cores and memory. A run without guests gets xdist's own number."""
     if not wants_guests(config):
         return None
     return max(1, min(cgroup.cores() * _WORKERS_PER_CORE, cgroup.available_bytes() // _WORKER_BYTES))
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Whose record to go by."""
-    parser.getgroup("harness").addoption(
-        "--durations-from", metavar="DIR", help="a --summary folder; its durations instead of the cache's"
-    )
-
-
 def pytest_configure(config: pytest.Config) -> None:
-    """Read the record; let xdist hand out one test at a time, for only then does their order count."""
+    """Read the record; let xdist send one test at a time, because otherwise their order has no effect."""
     worker = getattr(config, "workerinput", None)
-    config.stash[_SECONDS] = worker[_WORKER_KEY] if worker else _given(config)
+    # A process that learned from its workers that guests are wanted has sent them nothing.
+    config.stash[_SECONDS] = worker.get(_WORKER_KEY, {}) if worker else _given(config)
     if wants_guests(config) and getattr(config.option, "maxschedchunk", 1) is None:
         config.option.maxschedchunk = 1
+    if not is_worker(config) and wants_guests(config):
+        config.pluginmanager.register(Timing())
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell an xdist worker what this process knows."""
+    """Send a worker of pytest-xdist the record."""
     node.workerinput[_WORKER_KEY] = node.config.stash[_SECONDS]
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The slow ones first, if there are several workers; one alone keeps the order of the files."""
-    if hasattr(config, "workerinput"):
+    """Sort the slow ones first if there are workers; one process keeps the order of the files."""
+    if is_worker(config):
         items.sort(key=lambda item: -expected_s(item, config))
 
 
 def _given(config: pytest.Config) -> dict[str, float]:
-    folder = config.getoption("durations_from")
+    folder = option(config, "durations-from")
     if folder is None:
         return _read()
     try:
@@ -92,7 +89,7 @@ def expected_s(item: pytest.Item, config: pytest.Config) -> float:
 
 
 class Timing:
-    """Adds up what the phases of each test take; registered where reports of all workers arrive."""
+    """Adds up the durations of each test's phases; registered in the process that gets all reports."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -108,15 +105,8 @@ class Timing:
             _write(_read() | {test: round(took, 2) for test, took in self.seconds.items()})
 
 
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Time the tests, in the process that the user started."""
-    config = session.config
-    if not hasattr(config, "workerinput") and wants_guests(config):
-        config.pluginmanager.register(Timing())
-
-
 def _read() -> dict[str, float]:
-    """The record; empty when there is none, or none that can be read."""
+    """The record; empty when it does not exist or cannot be read."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         return {
             test: float(took)
@@ -129,7 +119,7 @@ def _read() -> dict[str, float]:
 def _write(seconds: dict[str, float]) -> None:
     path = record()
     partial = path.with_suffix(f".{os.getpid()}")
-    # A record that cannot be kept costs the next run some time, and nothing else.
+    # Without a record the next run only takes longer.
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         partial.write_text(json.dumps(seconds, indent=0, sort_keys=True))

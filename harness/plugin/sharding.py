@@ -1,4 +1,4 @@
-"""``--shard I/N``: a part of a run, so that N jobs of a CI system take the same time each.
+"""``--shard I/N``: one of N parts of a run that take the same time each, for N jobs of a CI system.
 
 Every shard has to split the same tests by the same durations; a hash of both goes into its summary, and
 ``harness merge`` refuses shards that differ in it.
@@ -13,25 +13,19 @@ from typing import Any
 
 import pytest
 
-from harness.guarantees import of_test
+from harness.plugin.marks import guarantee_of
+from harness.plugin.options import option
 from harness.plugin.schedule import expected_s
 from harness.report.summary import Shard
 
 SHARD = pytest.StashKey[Shard]()
 _WORKER_KEY = "harness_shard"
-#: No test takes no time at all: those that need no guest are spread as well.
+#: The least that a test counts, so that tests without a guest are spread over the shards as well.
 _LEAST_S = 0.01
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Which part of how many."""
-    parser.getgroup("harness").addoption(
-        "--shard", metavar="I/N", help="run part I of N, split by recorded durations (see harness merge)"
-    )
-
-
 def _wanted(config: pytest.Config) -> tuple[int, int] | None:
-    given = config.getoption("shard")
+    given = option(config, "shard")
     if given is None:
         return None
     match = re.fullmatch(r"(\d+)/(\d+)", given)
@@ -47,16 +41,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep this shard's part: each test, the slowest first, goes to the shard with the least to do."""
+    """Keep this shard's tests. Each test, the slowest first, goes to the shard with the smallest sum."""
     wanted = _wanted(config)
     if wanted is None:
         return
     index, count = wanted
     costs = {item.nodeid: expected_s(item, config) for item in items}
     mine = parts(costs, count)[index - 1]
-    config.stash[SHARD] = Shard(
-        index=index, count=count, collected=_hash(costs), tests=sum(map(bool, map(of_test, mine)))
-    )
+    summarised = [item for item in items if item.nodeid in mine and guarantee_of(item) is not None]
+    config.stash[SHARD] = Shard(index=index, count=count, collected=_hash(costs), tests=len(summarised))
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in mine])
     items[:] = [item for item in items if item.nodeid in mine]
 
@@ -77,7 +70,7 @@ def _hash(costs: dict[str, float]) -> str:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """An xdist worker has collected; the process that the user started has not."""
+    """Send the shard from a worker, which has collected, to the process that the user started."""
     config = session.config
     shard = config.stash.get(SHARD, None)
     if shard is not None and hasattr(config, "workeroutput"):
@@ -86,7 +79,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take over what a worker's collection was."""
-    told = getattr(node, "workeroutput", {}).get(_WORKER_KEY)
-    if told is not None:
-        node.config.stash[SHARD] = Shard(**told)
+    """Receive it from a worker."""
+    sent = getattr(node, "workeroutput", {}).get(_WORKER_KEY)
+    if sent is not None:
+        node.config.stash[SHARD] = Shard(**sent)

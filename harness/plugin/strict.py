@@ -1,9 +1,9 @@
 """Which guarantees a run is to assert; with ``--strict``, one that nothing asserted is a failure.
 
-``--strict`` is pytest's own option: in pytest 8 an alias of ``--strict-markers``, in pytest 9 all that it can
-be strict about. Neither lets a plugin declare another of that name, so it has one meaning more here. The ini
-option ``strict`` of pytest 9 is not looked at: what a developer's machine cannot do fails a run only where
-somebody asks for that.
+``--strict`` is pytest's own option: in pytest 8 an alias of ``--strict-markers``, in pytest 9 all
+strictness options at once. A plugin cannot declare another option of that name, so the harness gives it
+one more meaning. The ini option ``strict`` of pytest 9 has no effect here: a run on a machine that cannot
+do everything fails only where the user asks for it on the command line.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from harness.guarantees import of_test
-from harness.plugin.options import MATRIX
+from harness.guarantees import UNNAMED
+from harness.plugin.marks import guarantee_of
+from harness.plugin.provisioning import MATRIX
 from harness.plugin.thorough import not_by_default
 from harness.report.summary import Wanted
 
@@ -32,7 +33,7 @@ def is_strict(config: pytest.Config) -> bool:
 # Declared before ``thorough`` and ``sharding`` in harness.plugin: after -k and -m, before those two.
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Count what the user has selected: what was never collected, or deselected, was not wanted."""
+    """Count what the user has selected. What was deselected, or not collected, was not wanted."""
     selected, left_out = _by_guarantee(items), _by_guarantee(not_by_default(config, items))
     config.stash[_COUNTS] = [(*which, count, left_out[which]) for which, count in selected.items()]
 
@@ -40,15 +41,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _by_guarantee(items: Iterable[pytest.Item]) -> Counter[tuple[str, str]]:
     found: Counter[tuple[str, str]] = Counter()
     for item in items:
-        guarantee, callspec = of_test(item.nodeid), getattr(item, "callspec", None)
+        guarantee, callspec = guarantee_of(item), getattr(item, "callspec", None)
         qemu = callspec.params.get("qemu_name") if callspec else None
-        if guarantee is not None and isinstance(qemu, str):
+        if guarantee not in (None, UNNAMED) and isinstance(qemu, str):
             found[guarantee, qemu] += 1
     return found
 
 
 def wanted(config: pytest.Config) -> tuple[Wanted, ...]:
-    """What the run is to assert; asked for in the process that the user started, at its end."""
+    """What the run is to assert; for the process that the user started, at its end."""
     matrix = config.stash[MATRIX]
     found = []
     for guarantee, name, tests, left_out in config.stash.get(_COUNTS, []):
@@ -61,7 +62,7 @@ def wanted(config: pytest.Config) -> tuple[Wanted, ...]:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """An xdist worker has collected; the process that the user started has not."""
+    """Send the counts from a worker, which has collected, to the process that the user started."""
     config = session.config
     if hasattr(config, "workeroutput"):
         config.workeroutput[_WORKER_KEY] = config.stash.get(_COUNTS, [])
@@ -69,7 +70,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take over what a worker has counted: all of them collect the same."""
-    told = getattr(node, "workeroutput", {}).get(_WORKER_KEY)
-    if told is not None:
-        node.config.stash[_COUNTS] = [tuple(one) for one in told]
+    """Receive them from a worker: all workers collect the same tests."""
+    sent = getattr(node, "workeroutput", {}).get(_WORKER_KEY)
+    if sent is not None:
+        node.config.stash[_COUNTS] = [tuple(one) for one in sent]

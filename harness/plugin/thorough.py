@@ -1,7 +1,7 @@
 """What a default run leaves out: the scenarios that are marked ``thorough``.
 
-A default run is for before each commit: every guarantee, on every way of hotplug, in some minutes. What is
-left out goes the same ways with other requests, users, streams or endings; ``--thorough`` runs it as well.
+A default run asserts every guarantee, with every way of hotplug, in some minutes. ``--thorough`` also
+runs the scenarios that it leaves out: the same guarantees with other requests, users, streams or endings.
 """
 
 from __future__ import annotations
@@ -12,23 +12,11 @@ from typing import Any
 
 import pytest
 
+from harness.plugin.marks import item_asks_for_guest
+from harness.plugin.options import option
+
 _LEFT_OUT = pytest.StashKey[int]()
 _WORKER_KEY = "harness_left_out"
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Whether anything is left out."""
-    parser.getgroup("harness").addoption(
-        "--thorough", action="store_true", help="the scenarios that a default run leaves out, too"
-    )
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Declare the mark."""
-    text = "thorough(*machines): left out of a default run; given machine types, on those alone"
-    config.addinivalue_line("markers", text)
-    text = "always: in every default run, whatever 'harness faults cover' computes: it shows a clause of its"
-    config.addinivalue_line("markers", f"{text} guarantee, or a way of hotplug")
 
 
 def by_default(*names: str, of: Iterable[str]) -> list[Any]:
@@ -42,7 +30,7 @@ def by_default(*names: str, of: Iterable[str]) -> list[Any]:
     return [name if name in names else pytest.param(name, marks=pytest.mark.thorough) for name in known]
 
 
-# Last, so that what -k and -m do not select is not told as left out; but before the rest is put in order.
+# Last, so that what -k and -m deselect is not counted as left out; but before the rest is sorted.
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave them out."""
@@ -54,16 +42,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def not_by_default(config: pytest.Config, items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    """What this run leaves out: the ``thorough`` ones, but for those that were asked for by name
-    (``FILE::TEST``).
+    """What this run leaves out: the ``thorough`` ones that the user did not name (``FILE::TEST``).
 
     :raises pytest.UsageError: when a scenario is marked both ``always`` and ``thorough``.
     """
-    items = list(items)
+    # Others may have a mark of this name for tests that have nothing to do with guests.
+    items = [item for item in items if item_asks_for_guest(item)]
     for item in items:
         if item.get_closest_marker("always") and _is_wholly_thorough(item):
             raise pytest.UsageError(f"{item.nodeid} is marked always and thorough: it can be one of them")
-    if config.getoption("thorough") or config.getoption("full"):
+    if option(config, "thorough") or option(config, "full"):
         return []
     return [item for item in items if _is_thorough(item) and not _is_named(item)]
 
@@ -76,8 +64,8 @@ def _is_wholly_thorough(item: pytest.Item) -> bool:
 
 
 def _is_thorough(item: pytest.Item) -> bool:
-    """Wholly, or on its machine type; that is nothing to one who gave the types."""
-    callspec, given = getattr(item, "callspec", None), item.config.getoption("machine")
+    """Wholly, or on its machine type. Machine types that the user gave are never left out."""
+    callspec, given = getattr(item, "callspec", None), option(item.config, "machine")
     machine = callspec.params.get("machine_name") if callspec and not given else None
     return any(not mark.args or machine in mark.args for mark in item.iter_markers("thorough"))
 
@@ -92,7 +80,7 @@ def _is_named(item: pytest.Item) -> bool:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """An xdist worker has collected; the process that the user started has not."""
+    """Send the number from a worker, which has collected, to the process that the user started."""
     config = session.config
     if hasattr(config, "workeroutput"):
         config.workeroutput[_WORKER_KEY] = config.stash.get(_LEFT_OUT, 0)
@@ -100,14 +88,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take over what a worker has left out: all of them leave out the same."""
-    told = getattr(node, "workeroutput", {}).get(_WORKER_KEY)
-    if told is not None:
-        node.config.stash[_LEFT_OUT] = told
+    """Receive it from a worker: all workers leave out the same tests."""
+    sent = getattr(node, "workeroutput", {}).get(_WORKER_KEY)
+    if sent is not None:
+        node.config.stash[_LEFT_OUT] = sent
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say it."""
+    """Print how many tests were left out."""
     left_out = config.stash.get(_LEFT_OUT, 0)
     if left_out:
         terminalreporter.write_line(f"tests left out of a default run: {left_out} (--thorough runs them)")

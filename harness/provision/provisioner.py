@@ -27,7 +27,7 @@ from harness.provision.apt import Apt, Package, Report, Withdrawn, require_tools
 from harness.provision.builds import Build
 from harness.provision.cache import Cache
 from harness.provision.edits import Edited
-from harness.provision.recipes import BuildRecipe, GuestRecipe, HeapRecipe, QemuRecipe, Recipe
+from harness.provision.recipes import BuildRecipe, Folders, GuestRecipe, HeapRecipe, QemuRecipe, Recipe
 from harness.provision.recipes import recipes_folder as find_recipes
 from harness.provision.space import reported_in_one_line
 from harness.qemu.binary import HEAP_LIBRARY, PROGRAM, QemuInstall, examined
@@ -48,6 +48,7 @@ class Provisioner:
     """Provides guest images and QEMU releases by the names of their recipes.
 
     :param recipes: the folder of recipes; the project's own by default.
+    :param more_recipes: see :class:`harness.provision.recipes.Folders`.
     :param report: called with a line of text before everything that takes longer than a moment.
     :param refresh: resolve package versions again, which needs a network.
     :param offline: fetch nothing; whatever needs a network is an error.
@@ -58,16 +59,18 @@ class Provisioner:
         cache: Cache,
         *,
         recipes: Path | None = None,
+        more_recipes: Sequence[Path] = (),
         report: Report = lambda _: None,
         refresh: bool = False,
         offline: bool = False,
     ) -> None:
         self.cache, self._report, self._refresh, self._offline = cache, report, refresh, offline
         self._folder = recipes or find_recipes()
+        self._recipes = Folders(self._folder, more_recipes)
 
     def guest_names(self) -> list[str]:
         """The names of the recipes for guest images."""
-        return recipes.names(self._folder / "guests")
+        return self._recipes.names("guests")
 
     def is_provisioned(self, name: str) -> bool:
         """Whether ``name`` is one of :meth:`qemu_names`, or one of them with a fault (``NAME+FAULT``)."""
@@ -75,23 +78,22 @@ class Provisioner:
 
     def qemu_names(self) -> list[str]:
         """The names of the recipes for QEMU releases."""
-        return recipes.names(self._folder / "qemu")
+        return self._recipes.names("qemu")
 
     def built_qemus(self, version: tuple[int, int, int]) -> tuple[str, ...]:
         """The names of the flavours of a QEMU release that are built from source, and so have symbols."""
-        folder, release = self._folder / "qemu", f"{version[0]}.{version[1]}-"
+        release = f"{version[0]}.{version[1]}-"
         names = [name for name in self.qemu_names() if name.startswith(release)]
-        return tuple(name for name in names if recipes.load(folder, name, QemuRecipe).configure)
+        return tuple(name for name in names if self._recipes.load("qemu", name, QemuRecipe).configure)
 
     def guest_image(self, name: str | None = None) -> GuestImage:
         """The guest image ``name`` (by default the default recipe's); made when it is missing.
 
         :raises UsageError: for an unknown name or a bad recipe. :raises SetupError: when it cannot be made.
         """
-        folder = self._folder / "guests"
-        name = name or recipes.default_name(folder, GuestRecipe)
-        recipe = recipes.load(folder, name, GuestRecipe)
-        overlay = recipes.root_of(folder, name, recipe)
+        name = name or self._recipes.default("guests", GuestRecipe)
+        recipe = self._recipes.load("guests", name, GuestRecipe)
+        overlay = recipes.root_of(self._recipes.folder("guests", name), name, recipe)
         pair = self._keys()
 
         def fill(into: Path, packages: dict[str, Path]) -> None:
@@ -119,12 +121,11 @@ class Provisioner:
 
         :raises UsageError: for an unknown name or a bad recipe. :raises SetupError: when it cannot be made.
         """
-        folder = self._folder / "qemu"
-        name = name or recipes.default_name(folder, QemuRecipe)
+        name = name or self._recipes.default("qemu", QemuRecipe)
         flavour, with_fault, fault = name.partition("+")
         if with_fault:
             return self._faulty(self.build(flavour), fault)
-        recipe = recipes.load(folder, name, QemuRecipe)
+        recipe = self._recipes.load("qemu", name, QemuRecipe)
         if recipe.configure:
             return self._built(self.build(name))
         if recipe.stripped:
@@ -181,10 +182,10 @@ class Provisioner:
         :raises UsageError: when there is no such recipe, or it is not built from source.
         :raises SetupError: when the tools cannot be made.
         """
-        flavour = recipes.load(self._folder / "qemu", name, QemuRecipe)
+        flavour = self._recipes.load("qemu", name, QemuRecipe)
         if not flavour.configure:
             raise UsageError(f"QEMU {name} is not built from source: its recipe has no 'configure'")
-        recipe = recipes.load(self._folder / "builds", flavour.release, BuildRecipe)
+        recipe = self._recipes.load("builds", flavour.release, BuildRecipe)
 
         def fill(into: Path, packages: dict[str, Path]) -> None:
             packages["packages"].rename(into / "root")

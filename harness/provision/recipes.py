@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ from pydantic import (
 )
 
 from harness.errors import UsageError
+from harness.layout import recipes_folder as recipes_folder  # Where everybody looks for it.
 
 
 class Recipe(BaseModel):
@@ -128,13 +130,63 @@ R = TypeVar("R", bound=Recipe)
 M = TypeVar("M", bound=BaseModel)
 
 
-def recipes_folder() -> Path:
-    """``images/``: beside the package in a checkout, inside it when it was installed from a wheel."""
-    package = Path(__file__).parents[1]
-    for folder in (package.parent / "images", package / "_images"):
-        if folder.is_dir():
-            return folder
-    raise UsageError(f"no recipes: neither {package.parent / 'images'} nor {package / '_images'} exists")
+#: What a folder of recipes has below it that others may add to.
+_MAY_BE_ADDED: dict[str, type[Recipe]] = {"guests": GuestRecipe, "qemu": QemuRecipe, "builds": BuildRecipe}
+
+
+class Folders:
+    """The project's recipes, and those of folders that were added, laid out alike (``guests/NAME.toml``).
+
+    :param own: the project's folder. :param more: added ones; a name in them is new.
+    """
+
+    def __init__(self, own: Path, more: Sequence[Path] = ()) -> None:
+        self._own, self._more = own, tuple(more)
+
+    def names(self, kind: str) -> list[str]:
+        """The names of the recipes of a kind, such as ``guests``."""
+        return sorted((name for folder in self._of(kind) for name in names(folder)), key=_version)
+
+    def default(self, kind: str, model: type[R]) -> str:
+        """The name of the project's recipe that says ``default = true``."""
+        return default_name(self._own / kind, model)
+
+    def folder(self, kind: str, name: str) -> Path:
+        """The folder that has a recipe; the project's own where none has it."""
+        return next((folder for folder in self._of(kind) if name in names(folder)), self._own / kind)
+
+    def load(self, kind: str, name: str, model: type[M]) -> M:
+        """Read one recipe.
+
+        :raises UsageError: see :func:`load`.
+        """
+        if name not in self.names(kind):
+            raise UsageError(
+                f"no recipe {self._own / kind / name}.toml; known: {', '.join(self.names(kind))}"
+            )
+        return load(self.folder(kind, name), name, model)
+
+    def check_added(self) -> None:
+        """Read every recipe that was added.
+
+        :raises UsageError: when a folder has no recipes, one is bad, or has the name of another.
+        """
+        known = {kind: set(names(self._own / kind)) for kind in _MAY_BE_ADDED}
+        for folder in self._more:
+            found = [(kind, name) for kind in _MAY_BE_ADDED for name in names(folder / kind)]
+            if not found:
+                wanted = " or ".join(f"{kind}/NAME.toml" for kind in _MAY_BE_ADDED)
+                raise UsageError(f"--recipes {folder}: has no {wanted}")
+            for kind, name in found:
+                if name in known[kind]:
+                    raise UsageError(f"{folder / kind / name}.toml: there is another recipe {kind}/{name}")
+                known[kind].add(name)
+                recipe = load(folder / kind, name, _MAY_BE_ADDED[kind])
+                if isinstance(recipe, GuestRecipe):
+                    root_of(folder / kind, name, recipe)
+
+    def _of(self, kind: str) -> list[Path]:
+        return [folder / kind for folder in (self._own, *self._more)]
 
 
 def names(folder: Path) -> list[str]:
@@ -169,14 +221,15 @@ def load(folder: Path, name: str, kind: type[M]) -> M:
     return read(path, kind)
 
 
-def read(path: Path, kind: type[M]) -> M:
+def read(path: Path, kind: type[M], *, context: Mapping[str, bool] | None = None) -> M:
     """Read a TOML file as a ``kind``.
 
+    :param context: for the validators of ``kind`` (pydantic's validation context).
     :raises UsageError: with file and line, when it is unreadable, or not valid for ``kind``.
     """
     try:
         text = path.read_text(encoding="utf-8")
-        return kind.model_validate(tomllib.loads(text))
+        return kind.model_validate(tomllib.loads(text), context=context)
     except (OSError, UnicodeDecodeError) as exc:
         raise UsageError(f"{path}: cannot be read: {exc}") from exc
     except tomllib.TOMLDecodeError as exc:

@@ -42,15 +42,19 @@ _FIRST_PROCESS = "Run /init as init process"
 
 @dataclass(frozen=True)
 class Accel:
-    """An accelerator and the reason for choosing it."""
+    """An accelerator and the reason for choosing it.
+
+    :ivar host_factor: multiplies its timeout scale: more than 1.0 for a slow host (``--timeout-scale``).
+    """
 
     name: str
     reason: str
+    host_factor: float = 1.0
 
     @property
     def timeout_scale(self) -> TimeoutScale:
         """The factor for timeouts of guests under this accelerator."""
-        return TIMEOUT_SCALES[self.name]
+        return TimeoutScale(TIMEOUT_SCALES[self.name].factor * self.host_factor)
 
 
 @dataclass(frozen=True)

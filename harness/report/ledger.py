@@ -17,13 +17,16 @@ from functools import cache
 from pathlib import Path
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from harness.errors import UsageError
 from harness.guarantees import GUARANTEES
 from harness.provision.recipes import read, recipes_folder
 from harness.qemu.spec import MACHINE_TYPES
 
 _NAME = "known-bugs.toml"
+#: In the context of pydantic's validation: a bug may break a guarantee that is none of the project's.
+_ANY_GUARANTEE = "any_guarantee"
 
 
 class Status(StrEnum):
@@ -84,8 +87,9 @@ class Bug(BaseModel):
 
     @field_validator("guarantee")
     @classmethod
-    def _is_guarantee(cls, text: str) -> str:
-        if text not in GUARANTEES:
+    def _is_guarantee(cls, text: str, info: ValidationInfo) -> str:
+        # Other repositories have guarantees of their own.
+        if text not in GUARANTEES and not (info.context or {}).get(_ANY_GUARANTEE):
             raise ValueError(f"no such guarantee; there are: {'; '.join(GUARANTEES)}")
         return text
 
@@ -187,3 +191,19 @@ def load(path: Path | None = None) -> Ledger:
     :raises UsageError: with file and line, when it cannot be read.
     """
     return read(path or recipes_folder() / _NAME, Ledger)
+
+
+def load_all(more: Iterable[Path]) -> Ledger:
+    """The project's own ledger with the entries of ``more``, which may have guarantees of their own.
+
+    :raises UsageError: with the file, when one cannot be read, or has an id that another has.
+    """
+    bugs = list(load().bug)
+    for path in more:
+        known = {bug.id for bug in bugs}
+        added = read(path, Ledger, context={_ANY_GUARANTEE: True}).bug
+        twice = sorted(known & {bug.id for bug in added})
+        if twice:
+            raise UsageError(f"{path}: the id {twice[0]} is another known bug's")
+        bugs += added
+    return Ledger.model_construct(bug=bugs)

@@ -23,7 +23,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from harness.errors import UsageError
-from harness.guarantees import GUARANTEES
+from harness.guarantees import UNNAMED, in_order
 from harness.report.tables import put
 
 #: The name of the file in a ``--summary`` folder.
@@ -182,7 +182,8 @@ def _gaps(results: Iterable[Result], wanted: Iterable[Wanted]) -> Iterator[Gap]:
             judged[result.guarantee, result.column].append(result)
     ran = {(result.guarantee, result.qemu) for found in judged.values() for result in found}
     never = [one for one in wanted if (one.guarantee, one.qemu) not in ran]
-    for guarantee in GUARANTEES:
+    named = [*(name for name, _ in judged), *(one.guarantee for one in never)]
+    for guarantee in in_order(name for name in named if name != UNNAMED):
         for (name, column), found in judged.items():
             if name == guarantee and all(result.outcome is Outcome.SKIPPED for result in found):
                 yield Gap(guarantee=guarantee, on=column, why=_reasons(found))
@@ -284,9 +285,9 @@ def tables(run: Run) -> list[Table]:
         cells[result.guarantee, place(result)].append(result)
     names = sorted({place(result) for result in run.results}) if by_machine else columns
     table = Table("guarantee", *map(escape, names), title=escape(columns[0]) if by_machine else None)
-    for guarantee in GUARANTEES:
+    for guarantee in in_order(result.guarantee for result in run.results):
         if any((guarantee, name) in cells for name in names):
-            table.add_row(guarantee, *(_cell(cells[guarantee, name]) for name in names))
+            table.add_row(escape(guarantee), *(_cell(cells[guarantee, name]) for name in names))
     return [table, *_notable(run.results)]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1]
-KERNEL = ("errors", "deadline", "background", "history", "artifacts", "reaper", "guarantees")
+KERNEL = ("errors", "deadline", "background", "history", "artifacts", "reaper", "guarantees", "layout")
 #: From the lowest up. Rooms on one floor do not import each other.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("channel",),
@@ -30,6 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("mutation",),
     ("bench",),  # It times whole runs of pytest, which mutation/runner.py starts.
     ("cli", "plugin"),
+    ("__main__",),
 )
 #: Rooms that judge a record on disk, and need no other: they import the kernel alone.
 ON_THEIR_OWN = ("checkers",)

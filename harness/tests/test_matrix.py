@@ -25,7 +25,7 @@ class _Provisioner:
     can_fetch: tuple[str, ...] = ()
     in_cache: tuple[str, ...] = ()
 
-    def __init__(self, cache: Any, *, report: Any, offline: bool = False) -> None:
+    def __init__(self, cache: Any, *, report: Any, offline: bool = False, more_recipes: Any = ()) -> None:
         self.fetched, self._offline = [], offline
 
     def heap_libraries(self) -> Iterator[Path]:
@@ -305,3 +305,16 @@ def test_a_script_does_not_keep_the_next_qemu_from_being_profiled(
     monkeypatch.setattr(_Provisioner, "can_fetch", ("/fits",))
     cells = _matrix(tmp_path, qemus=("/script", "/q")).prepare()
     assert {cell.qemu.name: cell.qemu.profilers for cell in cells} == {"/script": (), "/q": (Path("/fits"),)}
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "fast", "inf", "nan", ""])
+def test_a_bad_timeout_scale_is_a_usage_error(given: str) -> None:
+    with pytest.raises(UsageError) as error:
+        Selection(timeout_scale=given).check()
+    assert error.value.message == f"--timeout-scale {given}: write a number above 0, such as 2"
+
+
+def test_a_slow_host_has_longer_timeouts() -> None:
+    assert Selection(timeout_scale="2.5").timeout_factor() == 2.5
+    scale = Accel("tcg", "asked for", host_factor=2.5).timeout_scale
+    assert scale.seconds(4.0) == 2.5 * accel.TIMEOUT_SCALES["tcg"].seconds(4.0)

@@ -44,9 +44,10 @@ print(sweep(Path(sys.argv[1])))
 
 
 class Owner:
-    def __init__(self, parent: Path, *prefix: str) -> None:
+    def __init__(self, parent: Path, *prefix: str, folder: Path | None = None) -> None:
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, "-c", OWNER, str(parent)],
+            [*prefix, sys.executable, "-P", "-c", OWNER, str(parent)],
+            cwd=folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -76,6 +77,16 @@ class Owner:
 def test_when_the_owner_ends_so_does_everything(tmp_path: Path, number: int) -> None:
     owner = Owner(tmp_path)
     owner.kill(number)
+    wait_until(owner.gone, what="the end of everything", timeout_s=60)
+
+
+def test_a_foreign_package_of_that_name_in_the_current_folder_is_not_run(tmp_path: Path) -> None:
+    for module in ("__init__", "reaper", "deadline"):
+        foreign = tmp_path / "harness" / f"{module}.py"
+        foreign.parent.mkdir(exist_ok=True)
+        foreign.write_text("raise SystemExit('a foreign module')")
+    owner = Owner(tmp_path, folder=tmp_path)
+    owner.kill(signal.SIGKILL)
     wait_until(owner.gone, what="the end of everything", timeout_s=60)
 
 

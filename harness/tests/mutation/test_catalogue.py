@@ -8,7 +8,7 @@ import re
 import pytest
 
 from harness.guarantees import GUARANTEES
-from harness.mutation import runner
+from harness.layout import scenarios_folder
 from harness.mutation.catalogue import Catalogue
 
 CATALOGUE = Catalogue()
@@ -26,7 +26,7 @@ FIX = re.compile(
 def test_every_fault_names_scenarios_that_exist(name: str) -> None:
     for scenario in FAULTS[name].caught_by:
         file, _, test = scenario.partition("::")
-        tree = ast.parse((runner.scenarios_folder() / file).read_text())
+        tree = ast.parse((scenarios_folder() / file).read_text())
         tests = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
         assert test.partition("[")[0] in tests, f"{name}: there is no {scenario}"
 

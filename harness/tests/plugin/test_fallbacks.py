@@ -1,4 +1,4 @@
-"""What could not be done the usual way is counted, by all workers, with the reasons."""
+"""The fallbacks of all workers are counted, with the reasons."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def test_set_up_fails(broken): pass
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_they_are_told_at_the_end_of_a_run(run_pytest: Pytest, tmp_path: Path, workers: str) -> None:
+def test_they_are_reported_at_the_end_of_a_run(run_pytest: Pytest, tmp_path: Path, workers: str) -> None:
     (tmp_path / "conftest.py").write_text(Path(inner.__file__).read_text())
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "test_cases.py").write_text(_CASES)
-    done = run_pytest(tmp_path, "-n", workers)
+    done = run_pytest(tmp_path, "--machine", "pc", "-n", workers)
     lines = done.stdout.splitlines()
     first = lines.index("fallback: guests whose SSH session was not resumed: 3 of 4")
     assert lines[first + 1] == "  3: nobody listens on …/guestfwd.sock"
-    first = lines.index("fallback: guests that were booted for want of a template: 2 of 6")
+    first = lines.index("fallback: guests that were booted because there was no template: 2 of 6")
     assert lines[first + 1] == "  2: the template was not saved: no space"
     assert "the scenario asks for it" not in done.stdout
     assert "kvm" not in done.stdout
@@ -63,7 +63,7 @@ def test_they_are_told_at_the_end_of_a_run(run_pytest: Pytest, tmp_path: Path, w
 def test_a_run_without_any_says_nothing(run_pytest: Pytest, tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(Path(inner.__file__).read_text())
     (tmp_path / "test_cases.py").write_text(_CASES)
-    done = run_pytest(tmp_path, "-k", "test_resumed or test_by_choice")
+    done = run_pytest(tmp_path, "--machine", "pc", "-k", "test_resumed or test_by_choice")
     assert done.returncode == 0
     assert "fallback" not in done.stdout
 

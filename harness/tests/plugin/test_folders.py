@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_every_run_has_a_folder_of_its_own(folder: Path, run_pytest: Pytest) -> None:
     for _ in range(2):
-        run_pytest(folder, "-k", "fails")
+        run_pytest(folder, "--machine", "pc", "-k", "fails")
     kept = sorted(path for path in (folder / "artifacts").iterdir() if not path.is_symlink())
     assert len(kept) == 2
     assert [(path / "evidence").read_text() for path in kept] == [str(path) for path in kept]
@@ -44,12 +44,12 @@ def test_every_run_has_a_folder_of_its_own(folder: Path, run_pytest: Pytest) -> 
 
 
 def test_a_run_that_kept_nothing_leaves_no_folder(folder: Path, run_pytest: Pytest) -> None:
-    assert run_pytest(folder, "-k", "leaves_nothing").returncode == 0
+    assert run_pytest(folder, "--machine", "pc", "-k", "leaves_nothing").returncode == 0
     assert not (folder / "artifacts").exists()
 
 
 def test_all_workers_write_to_the_same_folder(folder: Path, run_pytest: Pytest) -> None:
-    assert run_pytest(folder, "-n", "2", "-k", "says_where").returncode == 0
+    assert run_pytest(folder, "--machine", "pc", "-n", "2", "-k", "says_where").returncode == 0
     said = {path.read_text() for path in folder.glob("where-gw*")}
     assert len(list(folder.glob("where-gw*"))) == 2
     assert len(said) == 1

@@ -59,6 +59,9 @@ def _errors(done: subprocess.CompletedProcess[str]) -> list[str]:
         (["--kernel", "2.4"], "--kernel 2.4: unknown kernel; known: "),
         (["--qemu", "no/such"], "--qemu no/such: no such file (give a path"),
         (["--qemu", "0.9"], "--qemu 0.9: neither a path to a binary nor a provisioned name (known: "),
+        (["--timeout-scale", "0"], "--timeout-scale 0: write a number above 0, such as 2"),
+        (["--known-bugs", "pytest.ini"], "{folder}/pytest.ini:1: unknown key 'pytest'"),
+        (["--recipes", "bin"], "--recipes {folder}/bin: has no guests/NAME.toml or qemu/NAME.toml"),
         (["--qemu", "bin"], "--qemu bin: is a folder; give the binary in it"),
         (["--qemu", "pytest.ini"], "--qemu pytest.ini: not executable"),
         (["--qemu", "bin/" + PROGRAM, "--machine", "pc"], f"--qemu bin/{PROGRAM}: "),
@@ -70,7 +73,7 @@ def test_bad_input_is_one_usage_error(
     done = run_pytest(folder, *options)
     assert done.returncode == pytest.ExitCode.USAGE_ERROR, done.stdout
     (error,) = _errors(done)
-    assert error.startswith(f"ERROR: {message}"), error
+    assert error.startswith("ERROR: " + message.replace("{folder}", str(folder))), error
     assert "test_it" not in done.stdout
     assert not (folder / "cache").exists()
     assert not (folder / "artifacts").exists()

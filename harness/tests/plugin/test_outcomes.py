@@ -1,4 +1,4 @@
-"""What a run's summary says of its tests; and its parts."""
+"""The summary of a run, and of its shards."""
 
 from __future__ import annotations
 
@@ -133,8 +133,8 @@ def test_properties_marks_and_plugins_of_the_users(run_pytest: Pytest, tmp_path:
     assert done.returncode == 0, done.stdout + done.stderr
     run = summary.read(tmp_path / "out")
     assert len(run.results) == 10
-    told = {(r.outcome, r.qemu, r.version, r.guarantee, r.bug) for r in run.results}
-    assert told == {(Outcome.PASSED, "7.2", "7.2.22", "no leak", "")}
+    facts = {(r.outcome, r.qemu, r.version, r.guarantee, r.bug) for r in run.results}
+    assert facts == {(Outcome.PASSED, "7.2", "7.2.22", "no leak", "")}
     (case,) = (
         case
         for case in ElementTree.parse(tmp_path / "junit.xml").iter("testcase")

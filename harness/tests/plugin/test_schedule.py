@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_slow_ones_come_first(folder: Path, run_pytest: Pytest) -> None:
-    done = run_pytest(folder, "-n", "1")
+    done = run_pytest(folder, "--machine", "pc", "-n", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     order = (folder / "order").read_text().split()
     assert order == ["test_slow", "test_hunt", "test_unknown", "test_quick", "test_own"]
@@ -60,7 +60,7 @@ def test_alone_they_run_in_the_order_of_the_files(folder: Path, run_pytest: Pyte
 def test_a_damaged_record_costs_nothing(folder: Path, run_pytest: Pytest, damage: str) -> None:
     path = folder / "cache" / "durations.json"
     path.write_text(damage)
-    done = run_pytest(folder, "-n", "2")
+    done = run_pytest(folder, "--machine", "pc", "-n", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(json.loads(path.read_text())) == 5
 

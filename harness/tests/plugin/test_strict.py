@@ -147,7 +147,7 @@ def test_the_shards_together_are_judged(
         done = run_pytest(folder, "--machine", "pc", "--strict", *shard, "-n", workers)
         assert _named(done) == []
         assert done.returncode == 0
-        assert "harness merge --strict tells" in done.stdout
+        assert "harness merge --strict checks" in done.stdout
     parts = [str(folder / f"part{index}") for index in (1, 2)]
     for options, status in (([], 0), (["--strict"], 1)):
         with pytest.raises(SystemExit) as ended:

@@ -6,7 +6,7 @@ import pytest
 
 from harness.errors import UsageError
 from harness.provision import recipes
-from harness.provision.recipes import GuestRecipe, HeapRecipe, QemuRecipe
+from harness.provision.recipes import Folders, GuestRecipe, HeapRecipe, QemuRecipe
 
 GOOD = 'default = true\nrelease = "bookworm"\npackages = ["qemu-system-x86"]\n'
 
@@ -96,3 +96,45 @@ def test_the_projects_own_recipes_can_all_be_read() -> None:
         assert (recipes.root_of(images / "guests", name, recipe) / "etc/rcS").stat().st_mode & 0o111
     assert recipes.default_name(images / "qemu", QemuRecipe) == "7.2"
     assert recipes.default_name(images / "guests", GuestRecipe) == "6.1"
+
+
+@pytest.fixture
+def added(tmp_path: Path) -> Path:
+    """A folder with a QEMU that is new."""
+    (tmp_path / "own/qemu").mkdir(parents=True)
+    (tmp_path / "own/qemu/7.2.toml").write_text(GOOD)
+    (tmp_path / "more/qemu").mkdir(parents=True)
+    (tmp_path / "more/qemu/9.9.toml").write_text(GOOD)
+    return tmp_path / "more"
+
+
+def test_recipes_of_another_folder_are_added(added: Path) -> None:
+    folders = Folders(added.parent / "own", [added])
+    folders.check_added()
+    assert folders.names("qemu") == ["7.2", "9.9"]
+    assert folders.default("qemu", QemuRecipe) == "7.2"
+    assert folders.load("qemu", "9.9", QemuRecipe).packages == ["qemu-system-x86"]
+    assert folders.folder("qemu", "9.9") == added / "qemu"
+    with pytest.raises(UsageError, match=r"no recipe .*/own/qemu/1.0.toml; known: 7.2, 9.9"):
+        folders.load("qemu", "1.0", QemuRecipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("qemu/7.2.toml", GOOD, "qemu/7.2.toml: there is another recipe qemu/7.2"),
+        ("qemu/9.9.toml", GOOD + "x = 1\n", "qemu/9.9.toml:4: unknown key 'x'"),
+        ("guests/mine.toml", GOOD, "guests/mine.toml:1: kernel: Field required"),
+    ],
+)
+def test_a_bad_one_that_is_added_is_named(added: Path, name: str, text: str, words: str) -> None:
+    (added / name).parent.mkdir(exist_ok=True)
+    (added / name).write_text(text)
+    with pytest.raises(UsageError) as error:
+        Folders(added.parent / "own", [added]).check_added()
+    assert error.value.message.startswith(f"{added}/{words}")
+
+
+def test_a_folder_without_recipes_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--recipes .*/nothing: has no guests/NAME.toml or qemu/NAME.toml"):
+        Folders(tmp_path, [tmp_path / "nothing"]).check_added()

@@ -166,3 +166,19 @@ def test_bugs_of_one_scenario_have_different_patterns() -> None:
                     version,
                     [entry.id for entry in listed],
                 )
+
+
+def test_another_ledger_is_added_with_guarantees_of_its_own(path: Path) -> None:
+    path.write_text(ENTRY.replace("no leak", "disks survive"))
+    found = ledger.load_all([path])
+    assert found.bug[:-1] == ledger.load().bug
+    assert (found.bug[-1].id, found.bug[-1].guarantee) == ("X1", "disks survive")
+    with pytest.raises(UsageError, match="no such guarantee"):
+        ledger.load(path)
+
+
+def test_an_added_entry_has_an_id_of_its_own(path: Path) -> None:
+    path.write_text(ENTRY.replace("X1", "R1"))
+    with pytest.raises(UsageError) as error:
+        ledger.load_all([path])
+    assert error.value.message == f"{path}: the id R1 is another known bug's"

@@ -1,0 +1,94 @@
+"""When the second part of the plugin is loaded: nothing of it is imported before.
+
+Whether a run is about guests is known at its start when an option of ours is given or the scenarios are
+named; otherwise when the first test that asks for a guest is collected. The process that a user starts with
+``pytest -n`` collects nothing; it learns from what its workers have collected.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import UsageError
+from harness.layout import SCENARIOS_PACKAGE, scenarios_folder
+from harness.plugin.marks import asks_for_guest
+from harness.plugin.options import any_given
+
+#: In this order: of two hooks that are both first or last, the order of loading decides.
+_SECOND_PART = (
+    "harness.plugin.provisioning",
+    "harness.plugin.strict",
+    "harness.plugin.thorough",
+    "harness.plugin.schedule",
+    "harness.plugin.sharding",
+    "harness.plugin.known_bugs",
+    "harness.plugin.judging",
+    "harness.plugin.outcomes",
+    "harness.plugin.fallbacks",
+    "harness.plugin.reporting",
+)
+#: Part of a test's id: the default QEMU and the default kernel. Another one is there only by an option.
+_DEFAULT_CELL = "default-default"
+_ACTIVE = pytest.StashKey[bool]()
+
+
+def is_active(config: pytest.Config) -> bool:
+    """Whether the second part is loaded."""
+    return config.stash.get(_ACTIVE, False)
+
+
+def activate(config: pytest.Config) -> None:
+    """Load the second part; once."""
+    if not is_active(config):
+        config.stash[_ACTIVE] = True
+        for name in _SECOND_PART:
+            config.pluginmanager.import_plugin(name)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Load it at once where it is known already that guests are wanted."""
+    if (any_given(config) or _names_scenarios(config)) and wants_guests(config):
+        activate(config)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Load it for the first test that asks for a guest."""
+    if asks_for_guest(metafunc.fixturenames) and wants_guests(metafunc.config):
+        activate(metafunc.config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
+    """Load it, and provision, before the workers are given their tests."""
+    config: pytest.Config = node.config
+    if not is_active(config) and any(_DEFAULT_CELL in test.partition("[")[2] for test in ids):
+        activate(config)
+        # Not at the top: it imports the rest of the harness.
+        from harness.plugin.provisioning import prepare
+
+        prepare(config)
+
+
+def wants_guests(config: pytest.Config) -> bool:
+    """Whether any path of this run lies outside the harness's own tests, which need no guest."""
+    own = Path(__file__).parents[1] / "tests"
+    return any(not path.is_relative_to(own) for path in _paths(config))
+
+
+def _names_scenarios(config: pytest.Config) -> bool:
+    """Whether a path lies in the project's scenarios, or ``--pyargs`` names their package."""
+    try:
+        folder = scenarios_folder()
+    except UsageError:
+        return False
+    packages = [arg.split("::")[0].split(".")[0] for arg in config.args]
+    return SCENARIOS_PACKAGE in packages or any(path.is_relative_to(folder) for path in _paths(config))
+
+
+def _paths(config: pytest.Config) -> list[Path]:
+    return [Path(config.invocation_params.dir, arg.split("::")[0]).resolve() for arg in config.args]
