@@ -37,7 +37,7 @@ _NEIGHBOURS = "arp -s 10.0.2.2 52:55:0a:00:02:02; " + (
 #: the middle of, each that is restored has to do, and in code that is translated for the first time.
 _QUIET = (
     "looks=0; while [ $looks -lt 10 ]; do usleep 50000; looks=$((looks + 1)); pidof cat >/dev/null "
-    r"&& ! grep -qsE '^[0-9]+ \((dropbear|sh|cat)\) [^S]' /proc/[0-9]*/stat || looks=0; done"
+    r"&& ! grep -qsE '^[0-9]+ \((dropbear|sh|cat|perl)\) [^S]' /proc/[0-9]*/stat || looks=0; done"
 )
 #: Seconds, before scaling. No guest takes part in it. What is not there by then does not come: the server's
 #: recorded answers do not fit.
@@ -138,6 +138,6 @@ def restored(machine: Machine, image: GuestImage) -> Guest:
 def session_key() -> str:
     """What a guest that was frozen depends on here: what is put into it, and whose session it remembers."""
     said = inside_script("", 1, reseed.SUBMIT)
-    words = (CLIENT, COMMAND, *said, _NEIGHBOURS, _SERVE, _QUIET)
+    words = (CLIENT, COMMAND, *said, _NEIGHBOURS, _SERVE, _QUIET, reseed.start_command())
     put = "\0".join(words).encode() + reseed.program()
     return hashlib.sha256(put).hexdigest()[:16]
