@@ -15,6 +15,7 @@ from harness.guest.guest import Guest
 from harness.guest.portio import install
 from harness.qemu.acpi import eject_writes
 from harness.qemu.deletion import Deletion
+from harness.qemu.machine_types.machine_type import SlotPowerOff
 from harness.qemu.spec import Share
 
 # PCI Express: the capability's id, Slot Control's offset in it; power off and indicator off
@@ -117,11 +118,11 @@ class HostileGuest:
     def request_eject(self, share: Share) -> Ejection:
         """Force the share's device out of the machine, without the guest's driver.
 
-        ACPI: the eject register, by port write. Native PCIe: power and indicator off in the root port's
-        Slot Control (QEMU: ``hw/pci/pcie.c``, ``pcie_cap_slot_write_config``).
+        The machine type says how (``MachineType.eject``): a write to the ACPI eject register, or power and
+        indicator off in the root port's Slot Control.
         """
-        native = self.guest.machine.spec.machine_type.native
-        return Ejection(self.guest, share, self._power_off(share) if native else self._acpi_eject(share))
+        powered = isinstance(self.guest.machine.spec.machine_type.eject, SlotPowerOff)
+        return Ejection(self.guest, share, self._power_off(share) if powered else self._acpi_eject(share))
 
     def eject(self, share: Share) -> None:
         """As :meth:`request_eject`, and wait for the device's end."""

@@ -86,8 +86,8 @@ class Unplug:
                 raise GuestError(f"{self.guest.actor}: {tag} can be mounted: this witness needs it mounted")
             return state is TagState.DELISTED
 
-        # A native port's driver waits for five seconds first, and each look costs the guest a mount.
-        interval_s = 0.5 if self.machine.spec.machine_type.native else 0.05
+        # Each look costs the guest a mount.
+        interval_s = max(0.05, self.machine.spec.machine_type.removal_delay_s / 10)
         try:
             self.machine.wait_until(
                 delisted,

@@ -23,7 +23,8 @@ from harness.ninep.messages import T
 from harness.qemu.acpi import eject_writes
 from harness.qemu.deletion import Deletion
 from harness.qemu.machine import Machine
-from harness.qemu.spec import SLOTS, MachineSpec, Share
+from harness.qemu.machine_types.machine_type import SLOTS
+from harness.qemu.spec import MachineSpec, Share
 from harness.testbed import Testbed
 
 MSIZE = 8192
@@ -113,7 +114,7 @@ class RawGuest:
 
     :param plugged: ids of the shares whose device is on QEMU's command line.
     :param arguments: further arguments for QEMU.
-    :raises UsageError: on another machine type than ``pc``.
+    :raises UsageError: on a machine type whose devices have no legacy interface.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class RawGuest:
         arguments: tuple[str, ...] = (),
         source: RawGuest | None = None,
     ) -> None:
-        if testbed.cell.machine_type.name != "pc":
+        if not testbed.cell.machine_type.legacy_virtio:
             raise UsageError("raw 9p clients drive virtio's legacy interface, which only pc offers")
         self.testbed = testbed
         #: Kept until the end of the testbed: QEMU complains of a qtest connection that ends before it does.

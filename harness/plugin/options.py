@@ -15,7 +15,7 @@ from harness import reaper
 from harness.errors import HarnessError
 from harness.guest.variant import PLAIN, VARIANTS
 from harness.matrix import ACCELS, Matrix, Selection
-from harness.qemu.spec import MACHINE_TYPES
+from harness.qemu.machine_types import MACHINE_TYPES
 from harness.testbed import Cell
 
 MATRIX = pytest.StashKey[Matrix]()

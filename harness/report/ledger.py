@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from harness.guarantees import GUARANTEES
 from harness.provision.recipes import read, recipes_folder
-from harness.qemu.spec import MACHINE_TYPES
+from harness.qemu.machine_types import MACHINE_TYPES
 
 _NAME = "known-bugs.toml"
 

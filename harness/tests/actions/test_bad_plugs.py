@@ -11,7 +11,7 @@ from harness.actions import bad_plugs as module
 from harness.actions.bad_plugs import BadPlug, bad_plugs
 from harness.errors import Violation
 from harness.qemu.machine import Machine
-from harness.qemu.spec import MACHINE_TYPES
+from harness.qemu.machine_types import MACHINE_TYPES
 from harness.tests.fakes import World, peripheral, world
 from harness.tests.qemu.specs import spec
 

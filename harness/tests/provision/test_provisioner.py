@@ -18,7 +18,7 @@ from harness.errors import SetupError, UsageError
 from harness.provision import Cache, Provisioner, default_cache_root
 from harness.qemu.accel import Accel
 from harness.qemu.binary import probe
-from harness.qemu.spec import MACHINE_TYPES
+from harness.qemu.machine_types import MACHINE_TYPES
 from harness.reaper import RunFolder
 from harness.testbed import Cell, Testbed
 from harness.tests.provision import cpio_reader
