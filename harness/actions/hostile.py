@@ -10,9 +10,7 @@ from collections.abc import Callable
 from harness.actions.drain import WINDOW_S, happens_while
 from harness.background import Background
 from harness.errors import GuestError, Violation, WaitTimeout
-from harness.guest.commands import quote
 from harness.guest.guest import Guest
-from harness.guest.portio import install
 from harness.qemu.acpi import eject_writes
 from harness.qemu.deletion import Deletion
 from harness.qemu.machine_types.machine_type import SlotPowerOff
@@ -129,8 +127,13 @@ class HostileGuest:
         self.request_eject(share).wait_completed()
 
     def _acpi_eject(self, share: Share) -> str:
-        """The command that ejects the share's slot."""
-        return install(self.guest, *eject_writes(self.guest.machine, share))
+        """The command that ejects the share's slot.
+
+        The registers take accesses of four bytes (QEMU: ``hw/acpi/pcihp.c``, ``acpi_pcihp_io_ops``), and the
+        kernel's ``/dev/port`` writes single bytes only. ``outl`` is of Debian's package ioport.
+        """
+        writes = eject_writes(self.guest.machine, share)
+        return " && ".join(f"outl {port:#x} {value:#x}" for port, value in writes)
 
     def _power_off(self, share: Share) -> str:
         """The command that takes the power from the share's slot."""
@@ -159,16 +162,6 @@ class HostileGuest:
         )
         machine.kernel_log.forgive_panic()
         guest.disconnect()
-
-    def unbind(self, share: Share) -> str:
-        """Take the device from its driver through sysfs; returns its virtio name, for :meth:`bind`."""
-        name = self._virtio_name(share)
-        self.guest.succeed(f"echo {quote(name)} > /sys/bus/virtio/drivers/9pnet_virtio/unbind")
-        return name
-
-    def bind(self, virtio_name: str) -> None:
-        """Give the virtio device ``virtio_name`` to its driver (again)."""
-        self.guest.succeed(f"echo {quote(virtio_name)} > /sys/bus/virtio/drivers/9pnet_virtio/bind")
 
     def _virtio_name(self, share: Share) -> str:
         pattern = "/sys/bus/virtio/drivers/9pnet_virtio/virtio*"
