@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 
-from harness.channel import Completed
 from harness.errors import Violation
 from harness.guest.commands import quote
 from harness.guest.job import Job
@@ -35,10 +34,6 @@ class Transfer:
         """
         self._done = self.job.wait_succeeded()
         return self
-
-    def wait_ended(self) -> Completed:
-        """Wait for its end, however it ends."""
-        return self.job.wait()
 
     def expect_intact(self) -> None:
         """Every byte arrived, on both sides.
