@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 
 from harness.errors import Unsupported, UsageError
@@ -109,3 +112,36 @@ def test_the_newest_version_that_all_know(machine: str, newest: str) -> None:
 def test_no_version_that_all_know() -> None:
     with pytest.raises(Unsupported, match=r"^pc: these QEMUs have no machine type of one version in common"):
         MACHINE_TYPES["pc"].known_to_all({"pc", "pc-i440fx-11.0"}, {"pc", "pc-i440fx-5.2"})
+
+
+# A question about a machine type is answered by its data; nobody looks at its name.
+
+_PACKAGE = Path(__file__).parents[2]
+_SOURCES = [
+    path
+    for folder in (_PACKAGE, _PACKAGE.parent / "scenarios")
+    for path in folder.rglob("*.py")
+    if not {"tests", "machine_types"} & set(path.relative_to(_PACKAGE.parent).parts)
+]
+
+
+def _compared(source: str) -> list[int]:
+    """The lines that compare something with the name of a machine type."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Compare)
+        and any(isinstance(side, ast.Constant) and side.value in MACHINE_TYPES for side in ast.walk(node))
+    ]
+
+
+def test_no_module_compares_names_of_machine_types() -> None:
+    assert len(_SOURCES) > 100
+    assert {str(path): lines for path in _SOURCES if (lines := _compared(path.read_text()))} == {}
+
+
+@pytest.mark.parametrize(
+    "line", ['if kind.name == "pc": ...', 'x = "q35" in machines', 'kind in ("q35-pcie",)']
+)
+def test_a_comparison_is_found(line: str) -> None:
+    assert _compared(line) == [1]
