@@ -1,9 +1,10 @@
 """The first thing that a restored guest does: it sets its clock, and takes random bytes that no other has.
 
 All guests of a template go on from the same moment of the past, and would draw the same random numbers. The
-program that changes that (``reseed.pl``) was started before the template was saved and waits for a message:
-under TCG, a guest needs as long to start Perl as for several commands. The message carries the host's time;
-the guest's clock lags behind it by the time that the message takes, some 10 ms.
+program that changes that (``reseed.pl``) was started before the template was saved, and waits for a message:
+under TCG, to start a program takes a guest as long as its SSH session does, and to start Perl ten times
+that. The message carries the host's time; the guest's clock lags behind the host's by the time that the
+message takes to arrive.
 """
 
 from __future__ import annotations
