@@ -22,7 +22,8 @@ from harness.history import History
 from harness.qemu.accel import Accel
 from harness.qemu.binary import Capabilities, QemuInstall
 from harness.qemu.machine import Machine, Wrapping
-from harness.qemu.spec import SLOTS, MachineSpec, MachineType, Share
+from harness.qemu.machine_types.machine_type import SLOTS, MachineType
+from harness.qemu.spec import MachineSpec, Share
 from harness.reaper import RunFolder
 from harness.restore.session import SessionReplay, restored, wait_restored
 from harness.restore.template import Template, restore

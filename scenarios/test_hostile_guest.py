@@ -37,10 +37,10 @@ from harness.ninep.session import (
     wait_answered_or_broken,
     wait_outcome,
 )
-from harness.qemu.acpi import eject_writes_of
 from harness.qemu.deletion import Deletion
 from harness.qemu.machine import Machine
-from harness.qemu.spec import FIXED_PLACES, Share
+from harness.qemu.machine_types.machine_type import AcpiEject
+from harness.qemu.spec import Share
 from harness.testbed import Testbed
 
 
@@ -195,7 +195,7 @@ def test_the_module_unloaded_and_loaded(
 @pytest.fixture
 def on_a_fixed_bus(testbed: Testbed) -> RawGuest:
     """A machine that was started with the first share, on a bus that forbids hotplug."""
-    fixed, share = FIXED_PLACES["pc"], testbed.shares[0]
+    fixed, share = testbed.cell.machine_type.fixed_place, testbed.shares[0]
     fixed.require(testbed.cell.qemu)
     testbed.declare(replace(share, device_options={"bus": fixed.bus, "addr": fixed.addr}))
     return RawGuest(testbed, plugged=frozenset([share.id]), arguments=fixed.arguments)
@@ -209,8 +209,10 @@ def test_an_eject_from_a_bus_that_forbids_hotplug(on_a_fixed_bus: RawGuest) -> N
     (share,) = guest.machine.spec.shares
     driver = guest.driver(share)
     driver.version()
+    eject = guest.machine.spec.machine_type.eject
+    assert isinstance(eject, AcpiEject)
     for bsel in range(3):
-        for port, value in eject_writes_of(guest.machine.spec.machine_type, bsel, driver.addr):
+        for port, value in eject.writes(bsel, driver.addr):
             guest.qtest.outl(port, value)
     with Deletion(guest.machine, share.id) as deletion:
         assert deletion.present(), "the guest ejected a device from a bus that forbids hotplug"

@@ -21,14 +21,15 @@ from harness.guest.guest import Guest
 from harness.guest.mount import expect_no_mount
 from harness.ninep.client import RawGuest
 from harness.qemu.binary import require_options, require_property
-from harness.qemu.spec import FIXED_PLACES, FixedPlace, Share, Value
+from harness.qemu.machine_types.machine_type import FixedPlace
+from harness.qemu.spec import Share, Value
 from harness.testbed import Testbed
 
 
 @pytest.fixture
 def fixed(testbed: Testbed) -> FixedPlace:
     """A slot of this machine type whose bus forbids hotplug."""
-    return FIXED_PLACES[testbed.cell.machine_type.name]
+    return testbed.cell.machine_type.fixed_place
 
 
 @pytest.fixture

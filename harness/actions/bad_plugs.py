@@ -15,7 +15,8 @@ from harness.errors import QemuError, Violation
 from harness.qemu.binary import QemuInstall, properties
 from harness.qemu.deletion import PERIPHERAL, Deletion
 from harness.qemu.machine import Machine
-from harness.qemu.spec import MachineType, Share, Value
+from harness.qemu.machine_types.machine_type import MachineType
+from harness.qemu.spec import Share, Value
 
 #: The largest ROM BAR is 2 GiB (QEMU: ``hw/pci/pci.c``, ``pci_add_option_rom``).
 _LARGEST_ROM = 2 << 30

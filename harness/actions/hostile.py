@@ -12,9 +12,9 @@ from harness.actions.drain import WINDOW_S, happens_while
 from harness.background import Background
 from harness.errors import GuestError, Violation, WaitTimeout
 from harness.guest.guest import Guest
-from harness.guest.portio import install
 from harness.qemu.acpi import eject_writes
 from harness.qemu.deletion import Deletion
+from harness.qemu.machine_types.machine_type import SlotPowerOff
 from harness.qemu.spec import Share
 
 # PCI Express: the capability's id, Slot Control's offset in it; power off and indicator off
@@ -118,19 +118,24 @@ class HostileGuest:
     def request_eject(self, share: Share) -> Ejection:
         """Force the share's device out of the machine, without the guest's driver.
 
-        ACPI: the eject register, by port write. Native PCIe: power and indicator off in the root port's
-        Slot Control (QEMU: ``hw/pci/pcie.c``, ``pcie_cap_slot_write_config``).
+        The machine type says how (``MachineType.eject``): a write to the ACPI eject register, or power and
+        indicator off in the root port's Slot Control.
         """
-        native = self.guest.machine.spec.machine_type.native
-        return Ejection(self.guest, share, self._power_off(share) if native else self._acpi_eject(share))
+        powered = isinstance(self.guest.machine.spec.machine_type.eject, SlotPowerOff)
+        return Ejection(self.guest, share, self._power_off(share) if powered else self._acpi_eject(share))
 
     def eject(self, share: Share) -> None:
         """As :meth:`request_eject`, then wait for the device's end."""
         self.request_eject(share).wait_completed()
 
     def _acpi_eject(self, share: Share) -> str:
-        """The command that ejects the share's slot."""
-        return install(self.guest, *eject_writes(self.guest.machine, share))
+        """The command that ejects the share's slot.
+
+        The registers take accesses of four bytes (QEMU: ``hw/acpi/pcihp.c``, ``acpi_pcihp_io_ops``), and the
+        kernel's ``/dev/port`` writes single bytes only. ``outl`` is of Debian's package ioport.
+        """
+        writes = eject_writes(self.guest.machine, share)
+        return " && ".join(f"outl {port:#x} {value:#x}" for port, value in writes)
 
     def _power_off(self, share: Share) -> str:
         """The command that switches the power of the share's slot off."""

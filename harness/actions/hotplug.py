@@ -85,8 +85,8 @@ class Unplug:
                 raise GuestError(f"{self.guest.actor}: {tag} is not mounted; this witness needs it mounted")
             return state is TagState.DELISTED
 
-        # The driver of a native port waits five seconds first, and each probe is a mount in the guest.
-        interval_s = 0.5 if self.machine.spec.machine_type.native else 0.05
+        # Each probe is a mount in the guest, and some drivers wait before they let the device go.
+        interval_s = max(0.05, self.machine.spec.machine_type.removal_delay_s / 10)
         try:
             self.machine.wait_until(
                 delisted,

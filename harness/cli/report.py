@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from harness.matrix import ACCELS, DEFAULT
-from harness.qemu.spec import MACHINE_TYPES
+from harness.qemu.machine_types import MACHINE_TYPES
 
 F = TypeVar("F", bound=Callable[..., Any])
 

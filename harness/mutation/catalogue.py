@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, field_validator
 from harness.guarantees import GUARANTEES
 from harness.provision import recipes
 from harness.provision.edits import Edited
-from harness.qemu.spec import MACHINE_TYPES
+from harness.qemu.machine_types import MACHINE_TYPES
 
 
 class Fault(Edited):

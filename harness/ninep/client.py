@@ -24,7 +24,8 @@ from harness.ninep.messages import T
 from harness.qemu.acpi import eject_writes
 from harness.qemu.deletion import Deletion
 from harness.qemu.machine import Machine
-from harness.qemu.spec import SLOTS, MachineSpec, Share
+from harness.qemu.machine_types.machine_type import SLOTS
+from harness.qemu.spec import MachineSpec, Share
 from harness.testbed import Testbed
 
 MSIZE = 8192
@@ -116,7 +117,7 @@ class RawGuest:
     :param plugged: the ids of the shares whose device is on QEMU's command line.
     :param arguments: further arguments for QEMU.
     :param source: the machine that will be migrated to this one.
-    :raises UsageError: on another machine type than ``pc``.
+    :raises UsageError: on a machine type whose devices have no legacy interface.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class RawGuest:
         arguments: tuple[str, ...] = (),
         source: RawGuest | None = None,
     ) -> None:
-        if testbed.cell.machine_type.name != "pc":
+        if not testbed.cell.machine_type.legacy_virtio:
             raise UsageError(
                 "a raw 9p client needs virtio's legacy interface, which only machine type pc has"
             )

@@ -53,7 +53,7 @@ def _boots_no_guest(metafunc: pytest.Metafunc) -> bool:
 
 def _distinct(machines: list[str]) -> list[str]:
     """The first of those that differ only in how they hotplug: QEMU has one machine type for them."""
-    from harness.qemu.spec import MACHINE_TYPES
+    from harness.qemu.machine_types import MACHINE_TYPES
 
     kinds = {MACHINE_TYPES[name].qemu: name for name in reversed(machines)}
     return [name for name in machines if name in kinds.values()]

@@ -8,17 +8,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.qemu.binary import ACPI_ROOT_PORTS
-from harness.qemu.spec import SLOTS, MachineSpec, Share, Value
+from harness.qemu.spec import MachineSpec, Share, Value
 
 #: Fixed, so that a destination's network card is its source's.
 MAC = "52:54:00:9b:00:01"
 DISK_NODE = "disk0"
 #: Where the guest reaches the guestfwd socket (:mod:`harness.channel.guestfwd`) from inside.
 GUESTFWD_ADDRESS, GUESTFWD_PORT = "10.0.2.100", 22
-#: The name that the machine types give their memory by themselves (QEMU: ``hw/i386/pc.c``,
-#: ``default_ram_id``): by it a machine with a file for its memory can migrate to one without.
-_RAM = "pc.ram"
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ def render(spec: MachineSpec, paths: MachinePaths, ssh_port: int = 0) -> list[st
         *_network(paths, ssh_port),
         *_disk(paths),
         *_boot(spec),
-        *_hotplug_places(spec),
+        *spec.machine_type.place_arguments,
         *spec.extra,  # may have a bus that a share is plugged into
         *_shares(spec),
         *(("-incoming", "defer") if spec.incoming else ()),
@@ -58,21 +54,20 @@ def render(spec: MachineSpec, paths: MachinePaths, ssh_port: int = 0) -> list[st
 def _machine(spec: MachineSpec) -> Iterator[str]:
     yield from ("-name", f"harness-{spec.name}")
     # Guest memory stays out of core dumps: they are for QEMU's own state, and have to be quick.
-    backend = f",memory-backend={_RAM}" if spec.memory_file else ""
+    backend = f",memory-backend={spec.machine_type.ram_id}" if spec.memory_file else ""
     yield from ("-machine", f"{spec.machine_type.qemu},accel={spec.accel},dump-guest-core=off{backend}")
     yield from ("-cpu", spec.cpu, "-smp", "1", "-m", str(spec.memory_mib))
     yield from _memory(spec)
     yield from ("-nodefaults", "-no-user-config", "-display", "none")
-    if spec.machine_type.native:
-        yield from ("-global", f"ICH9-LPC.{ACPI_ROOT_PORTS}=off")
+    yield from spec.machine_type.arguments
 
 
 def _memory(spec: MachineSpec) -> Iterator[str]:
     if spec.memory_file:
         share = "on" if spec.memory_file.share else "off"
-        path = _comma(spec.memory_file.path)
+        ram, path = spec.machine_type.ram_id, _comma(spec.memory_file.path)
         yield "-object"
-        yield f"memory-backend-file,id={_RAM},size={spec.memory_mib}M,mem-path={path},share={share}"
+        yield f"memory-backend-file,id={ram},size={spec.memory_mib}M,mem-path={path},share={share}"
 
 
 def _monitor(paths: MachinePaths) -> Iterator[str]:
@@ -81,15 +76,16 @@ def _monitor(paths: MachinePaths) -> Iterator[str]:
 
 
 def _serial(spec: MachineSpec, paths: MachinePaths) -> Iterator[str]:
-    # ttyS0 is the kernel's alone and goes to a file, so no reader is needed for it to be complete;
-    # ttyS1 is the guest's shell, logged by QEMU as it passes.
+    # The first console is the kernel's alone and goes to a file, so no reader is needed for it to be
+    # complete; the second is the guest's shell, logged by QEMU as it passes.
+    kernel, shell = spec.machine_type.consoles
     append, log = "", ""
     if spec.qemu.chardev_logs:
         append, log = ",append=on", f",logfile={_comma(paths.console_log)},logappend=on"
-    yield from ("-chardev", f"file,id=ttyS0,path={_comma(paths.kernel_log)}{append}")
-    yield from ("-serial", "chardev:ttyS0")
-    yield from ("-chardev", f"socket,id=ttyS1,path={_comma(paths.console)},server=on,wait=off{log}")
-    yield from ("-serial", "chardev:ttyS1")
+    yield from ("-chardev", f"file,id={kernel},path={_comma(paths.kernel_log)}{append}")
+    yield from ("-serial", f"chardev:{kernel}")
+    yield from ("-chardev", f"socket,id={shell},path={_comma(paths.console)},server=on,wait=off{log}")
+    yield from ("-serial", f"chardev:{shell}")
 
 
 def _network(paths: MachinePaths, ssh_port: int) -> Iterator[str]:
@@ -115,13 +111,6 @@ def _boot(spec: MachineSpec) -> Iterator[str]:
     kernel = spec.boot.kernel if spec.qemu.boots_elf else spec.boot.bzimage
     yield from ("-kernel", str(kernel), "-initrd", str(spec.boot.initramfs))
     yield from ("-append", spec.boot.cmdline)
-
-
-def _hotplug_places(spec: MachineSpec) -> Iterator[str]:
-    if spec.machine_type.has_root_ports:
-        for slot in range(SLOTS):
-            place = f"bus=pcie.0,addr={0x10 + slot:#x}"
-            yield from ("-device", f"pcie-root-port,id=rp{slot},chassis={slot + 1},slot={slot + 1},{place}")
 
 
 def _shares(spec: MachineSpec) -> Iterator[str]:

@@ -207,8 +207,14 @@ def probe(install: QemuInstall) -> Capabilities:
         line.split()[0] for line in _ask(install, "-machine", "help").splitlines()[1:] if line.split()
     )
     devices = frozenset(re.findall(r'^name "([^"]+)"', _ask(install, "-device", "help"), re.MULTILINE))
-    acpi_root_ports = "q35" in machines and ACPI_ROOT_PORTS in _ask(install, "-device", "ICH9-LPC,help")
-    return Capabilities(banner, version, machines, devices, acpi_root_ports)
+    return Capabilities(banner, version, machines, devices, _has_acpi_root_ports(install))
+
+
+def _has_acpi_root_ports(install: QemuInstall) -> bool:
+    try:
+        return ACPI_ROOT_PORTS in _ask(install, "-device", "ICH9-LPC,help")
+    except UsageError:
+        return False  # Built without Q35.
 
 
 def require_options(install: QemuInstall, *arguments: str) -> None:

@@ -1,134 +1,18 @@
-"""What to start, as frozen data: a machine, its type, its shares. Nothing here touches the host."""
+"""What to start, as frozen data: a machine and its shares. Nothing here touches the host."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from harness.errors import Unsupported, UsageError
-from harness.qemu.binary import QemuInstall, require_property
+from harness.errors import UsageError
+from harness.qemu.binary import QemuInstall
+from harness.qemu.machine_types.machine_type import MachineType
 
-#: Hotpluggable places a machine offers; each holds one device.
-SLOTS = 4
-_FIRST_ADDR = 0x10
 #: A device's property. Since 10.0 ``device_add`` takes no text for a number or a truth value (QEMU:
 #: ``system/qdev-monitor.c``, ``qmp_device_add``).
 Value = str | bool | int
-
-
-@dataclass(frozen=True)
-class MachineType:
-    """A machine type together with the way PCI hotplug works on it.
-
-    ``name`` is the harness's name, ``qemu`` QEMU's (``-machine``). ``native`` means PCIe hotplug by the
-    root port itself instead of ACPI (QEMU: ``hw/acpi/ich9.c``, ``hw/pci/pcie.c``).
-    """
-
-    name: str
-    qemu: str
-    description: str
-    native: bool = False
-
-    @property
-    def has_root_ports(self) -> bool:
-        """Whether devices sit behind ``pcie-root-port`` devices."""
-        return "q35" in self.qemu
-
-    def known_to_all(self, *known: Iterable[str]) -> MachineType:
-        """This type in the newest of its versions that is in each of ``known``, such as ``pc-q35-7.2``.
-
-        Machines of another QEMU understand each other when they are of one version (QEMU:
-        ``docs/devel/migration/compatibility.rst``).
-
-        :raises Unsupported: when there is none.
-        """
-        pattern = re.compile(rf"pc-{'q35' if self.has_root_ports else 'i440fx'}-(\d+)\.(\d+)")
-        common = set.intersection(*({name for name in names if pattern.fullmatch(name)} for names in known))
-        if not common:
-            raise Unsupported(f"{self.name}: these QEMUs have no machine type of one version in common")
-
-        def version(name: str) -> tuple[int, ...]:
-            return tuple(map(int, name.rpartition("-")[2].split(".")))
-
-        return replace(self, qemu=max(common, key=version))
-
-    def place(self, slot: int) -> Mapping[str, str]:
-        """The ``bus`` and ``addr`` properties of the hotpluggable place ``slot``.
-
-        Addresses are explicit, so that a destination has each device where its source had it.
-
-        :raises UsageError: when there is no such place.
-        """
-        if not 0 <= slot < SLOTS:
-            raise UsageError(f"machine {self.name} has places 0 to {SLOTS - 1}, not {slot}")
-        if self.has_root_ports:
-            return {"bus": f"rp{slot}", "addr": "0x0"}
-        return {"bus": "pci.0", "addr": hex(_FIRST_ADDR + slot)}
-
-    def function(self, slot: int) -> str:
-        """Where a guest lists what is in the place ``slot``: a pattern in ``/sys/bus/pci/devices``."""
-        first = f"0000:00:{_FIRST_ADDR + slot:02x}.0"
-        # A root port has other children as well: its services, 0000:00:10.0:pcie001 and so on.
-        return f"{first}/0000:??:??.?" if self.has_root_ports else first
-
-
-@dataclass(frozen=True)
-class FixedPlace:
-    """A place whose bus forbids hotplug.
-
-    :param bus: the bus that QEMU names in its refusal. :param addr: its address there.
-    :param arguments: what the machine needs on its command line to have it.
-    :param switch: the device and its property that these arguments set, where not every QEMU has that.
-    """
-
-    bus: str
-    addr: str
-    arguments: tuple[str, ...] = ()
-    switch: tuple[str, str] | None = None
-
-    def require(self, qemu: QemuInstall) -> None:
-        """:raises Unsupported: when this QEMU cannot have it."""
-        if self.switch is not None:
-            require_property(qemu, *self.switch)
-
-    @property
-    def refusals(self) -> tuple[str, ...]:
-        """QEMU's own words for ``device_add`` and ``device_del``.
-
-        The first is ``softmmu/qdev-monitor.c``'s (later ``system/qdev-monitor.c``), the others are what a
-        root port says by itself up to some release after 7.2 (QEMU: ``hw/pci/pcie.c``,
-        ``pcie_cap_slot_plug_common`` and its callers).
-        """
-        port = f"failed: unsupported by the port device '{self.bus}'"
-        return f"Bus '{self.bus}' does not support hotplugging", f"Hot-plug {port}", f"Hot-unplug {port}"
-
-
-#: One for each machine type: each forbids it in another way.
-FIXED_PLACES: Mapping[str, FixedPlace] = {
-    # The property came with 5.2 (QEMU: hw/acpi/piix4.c).
-    "pc": FixedPlace(
-        "pci.0",
-        "0x18",
-        ("-global", "PIIX4_PM.acpi-root-pci-hotplug=off"),
-        ("PIIX4_PM", "acpi-root-pci-hotplug"),
-    ),
-    "q35": FixedPlace("pcie.0", "0x18"),
-    "q35-pcie": FixedPlace(
-        "fixed",
-        "0x0",
-        ("-device", "pcie-root-port,id=fixed,chassis=9,slot=9,hotplug=off,bus=pcie.0,addr=0x18"),
-    ),
-}
-MACHINE_TYPES: Mapping[str, MachineType] = {
-    kind.name: kind
-    for kind in (
-        MachineType("pc", "pc", "i440fx with PIIX4 ACPI hotplug"),
-        MachineType("q35", "q35", "Q35, ACPI hotplug through a root port"),
-        MachineType("q35-pcie", "q35", "Q35, native PCIe hotplug", native=True),
-    )
-}
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from harness.errors import UsageError
 from harness.guarantees import GUARANTEES
 from harness.provision.recipes import read, recipes_folder
-from harness.qemu.spec import MACHINE_TYPES
+from harness.qemu.machine_types import MACHINE_TYPES
 
 _NAME = "known-bugs.toml"
 #: In the context of pydantic's validation: a bug may break a guarantee that is none of the project's.

@@ -37,7 +37,7 @@ _NEIGHBOURS = "arp -s 10.0.2.2 52:55:0a:00:02:02; " + (
 #: finish what they are doing when the guest is saved, in code that TCG has to translate first.
 _QUIET = (
     "looks=0; while [ $looks -lt 10 ]; do usleep 50000; looks=$((looks + 1)); pidof cat >/dev/null "
-    r"&& ! grep -qsE '^[0-9]+ \((dropbear|sh|cat)\) [^S]' /proc/[0-9]*/stat || looks=0; done"
+    r"&& ! grep -qsE '^[0-9]+ \((dropbear|sh|cat|perl)\) [^S]' /proc/[0-9]*/stat || looks=0; done"
 )
 #: Seconds, before scaling, in which the replay must complete. It does not depend on a guest; if it takes
 #: longer, the recorded answers do not fit.
@@ -140,6 +140,7 @@ def restored(machine: Machine, image: GuestImage) -> Guest:
 
 def session_key() -> str:
     """A hash of what a saved guest depends on in this module: programs in it, and its SSH client."""
-    texts = (CLIENT, COMMAND, *in_shell_script("", 1, reseed.SUBMIT), _NEIGHBOURS, _SERVE, _QUIET)
+    submitted = in_shell_script("", 1, reseed.SUBMIT)
+    texts = (CLIENT, COMMAND, *submitted, _NEIGHBOURS, _SERVE, _QUIET, reseed.start_command())
     content = "\0".join(texts).encode() + reseed.program()
     return hashlib.sha256(content).hexdigest()[:16]

@@ -33,7 +33,8 @@ from harness.holds.hold import Hold
 from harness.qemu.accel import Accel
 from harness.qemu.binary import Capabilities, QemuInstall
 from harness.qemu.machine import Machine
-from harness.qemu.spec import MACHINE_TYPES, MachineSpec
+from harness.qemu.machine_types import MACHINE_TYPES
+from harness.qemu.spec import MachineSpec
 from harness.reaper import RunFolder, start_time
 from harness.restore.template import Template
 from harness.testbed import Cell, Testbed

@@ -12,7 +12,7 @@ from harness.actions.bad_plugs import BadPlug, bad_plugs, unrealizable
 from harness.actions.hotplug import plug_refusals
 from harness.errors import Violation
 from harness.qemu.machine import Machine
-from harness.qemu.spec import MACHINE_TYPES
+from harness.qemu.machine_types import MACHINE_TYPES
 from harness.tests.fakes import World, peripheral, world
 from harness.tests.qemu.specs import spec
 

@@ -23,11 +23,19 @@ def _ejecting(world: World, *deleted: str) -> hostile.Ejection:
             world.qmp.emit("DEVICE_DELETED", path=path)
         return ""
 
-    world.ssh.on("/tmp/outl", "")
     world.ssh.on("hostile: eject", eject)
     world.qmp.on("qom-get", 0)
     world.qmp.on("qom-list", peripheral())
     return HostileGuest(world.guest).request_eject(world.share)
+
+
+def test_the_eject_register_is_written_after_the_announcement(world: World) -> None:
+    """The bus is selected first; each write is one access of four bytes."""
+    _ejecting(world, BACKEND, GONE).wait_completed()
+    (command,) = world.ssh.commands
+    announced, _, writes = command.partition("; ")
+    assert announced == "echo 'hostile: eject share0' > /dev/kmsg"
+    assert writes == "outl 0xae10 0x0 && outl 0xae08 0x10000"
 
 
 def test_an_eject_that_ends_the_device(world: World) -> None:
@@ -56,7 +64,6 @@ def test_an_eject_that_never_reaches_qemu(world: World) -> None:
         return ""
 
     world.machine.artifacts.kernel.write_text("")
-    world.ssh.on("/tmp/outl", "")
     world.ssh.on("hostile: eject", hangs)
     world.qmp.on("qom-get", 0)
     world.qmp.on("query-status", {})

@@ -12,7 +12,7 @@ from harness.actions import hotplug
 from harness.actions.hotplug import Hotplug, Unplug, UnplugState, plug_refusals
 from harness.deadline import TimeoutScale
 from harness.errors import GuestError, QemuDied, QemuError, Violation, WaitTimeout
-from harness.qemu.spec import MACHINE_TYPES
+from harness.qemu.machine_types import MACHINE_TYPES
 from harness.tests.fakes import BACKEND, BUSY, GONE, NO_ENTRY, World, peripheral
 
 _PROBE = r"mount .* /mnt/\.probe( |$)"

@@ -11,7 +11,7 @@ from harness.guarantees import BY_FILE
 from harness.mutation import cover, runner, table
 from harness.mutation.catalogue import Catalogue
 from harness.mutation.figures import by_default
-from harness.qemu.spec import MACHINE_TYPES
+from harness.qemu.machine_types import MACHINE_TYPES
 
 TABLE = table.read(table.default_path())
 CATALOGUE = Catalogue()

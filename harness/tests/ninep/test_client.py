@@ -24,7 +24,7 @@ from harness.ninep.client import (
     make_files,
 )
 from harness.ninep.messages import NOFID, T
-from harness.qemu.spec import MACHINE_TYPES
+from harness.qemu.machine_types import MACHINE_TYPES
 from harness.testbed import Testbed
 from harness.tests.channel.fake_qtest import FakeQtest
 from harness.tests.ninep.conftest import Drive

@@ -19,7 +19,7 @@ from harness.provision import Cache, Provisioner, default_cache_root
 from harness.provision.cache import _FOLDERS
 from harness.qemu.accel import Accel
 from harness.qemu.binary import probe
-from harness.qemu.spec import MACHINE_TYPES
+from harness.qemu.machine_types import MACHINE_TYPES
 from harness.reaper import RunFolder
 from harness.testbed import Cell, Testbed
 from harness.tests.provision import cpio_reader

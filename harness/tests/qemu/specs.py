@@ -8,7 +8,8 @@ from typing import Any
 
 from harness.qemu.argv import MachinePaths
 from harness.qemu.binary import QemuInstall
-from harness.qemu.spec import MACHINE_TYPES, Boot, MachineSpec, Share
+from harness.qemu.machine_types import MACHINE_TYPES
+from harness.qemu.spec import Boot, MachineSpec, Share
 
 INSTALL = QemuInstall(name="7.2", binary=Path("/q/qemu"), command=("/q/qemu",), arguments=("-L", "/q/bios"))
 PATHS = MachinePaths(

@@ -5,33 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import Unsupported, UsageError
-from harness.qemu.spec import MACHINE_TYPES, SLOTS, MachineSpec
+from harness.errors import UsageError
+from harness.qemu.spec import MachineSpec
 from harness.tests.qemu.specs import share, spec
-
-
-@pytest.mark.parametrize(
-    ("machine", "first", "last"),
-    [
-        ("pc", {"bus": "pci.0", "addr": "0x10"}, {"bus": "pci.0", "addr": "0x13"}),
-        ("q35", {"bus": "rp0", "addr": "0x0"}, {"bus": "rp3", "addr": "0x0"}),
-        ("q35-pcie", {"bus": "rp0", "addr": "0x0"}, {"bus": "rp3", "addr": "0x0"}),
-    ],
-)
-def test_places(machine: str, first: dict[str, str], last: dict[str, str]) -> None:
-    kind = MACHINE_TYPES[machine]
-    assert (kind.place(0), kind.place(SLOTS - 1)) == (first, last)
-    assert len({tuple(kind.place(slot).items()) for slot in range(SLOTS)}) == SLOTS
-
-
-@pytest.mark.parametrize("slot", [-1, SLOTS])
-def test_a_place_that_is_not_there(slot: int) -> None:
-    with pytest.raises(UsageError, match=f"^machine q35 has places 0 to 3, not {slot}$"):
-        MACHINE_TYPES["q35"].place(slot)
-
-
-def test_only_q35_pcie_uses_native_hotplug() -> None:
-    assert [kind.name for kind in MACHINE_TYPES.values() if kind.native] == ["q35-pcie"]
 
 
 def test_a_destination_keeps_everything_else() -> None:
@@ -66,19 +42,3 @@ def test_an_unknown_share_names_the_known_ones() -> None:
         spec().share("x")
     with pytest.raises(UsageError, match=r"\(it has: none\)$"):
         spec(shares=()).share("x")
-
-
-@pytest.mark.parametrize(
-    ("machine", "newest"), [("pc", "pc-i440fx-7.2"), ("q35", "pc-q35-7.2"), ("q35-pcie", "pc-q35-7.2")]
-)
-def test_the_newest_version_that_all_know(machine: str, newest: str) -> None:
-    old = {"pc", "q35", "pc-i440fx-2.12", "pc-i440fx-7.2", "pc-q35-2.12", "pc-q35-7.2", "isapc"}
-    new = {*old, "pc-i440fx-10.0", "pc-q35-10.0"}
-    kind = MACHINE_TYPES[machine].known_to_all(new, old)
-    assert (kind.qemu, kind.name, kind.native) == (newest, machine, MACHINE_TYPES[machine].native)
-    assert kind.place(1) == MACHINE_TYPES[machine].place(1)
-
-
-def test_no_version_that_all_know() -> None:
-    with pytest.raises(Unsupported, match=r"^pc: these QEMUs have no machine type of one version in common"):
-        MACHINE_TYPES["pc"].known_to_all({"pc", "pc-i440fx-11.0"}, {"pc", "pc-i440fx-5.2"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import time
 
 import pytest
@@ -13,9 +12,9 @@ from harness.restore import reseed
 from harness.testbed import Testbed
 
 pytestmark = pytest.mark.qemu
-_SAYS = reseed.text(reseed.message()).encode() + b"\n"
-#: More nanoseconds than a second has.
-_NO_TIME = reseed.text(struct.pack("<qq", 1, 10**9) + bytes(reseed.MESSAGE_SIZE - 16)).encode() + b"\n"
+_MESSAGE = f"{reseed.message()}\n".encode()
+#: A time that the kernel refuses (``include/linux/time64.h``, ``timespec64_valid_settod``).
+_NO_TIME = b"9999999999" + _MESSAGE[10:]
 
 
 def test_two_guests_of_one_template(testbed: Testbed) -> None:
@@ -26,14 +25,20 @@ def test_two_guests_of_one_template(testbed: Testbed) -> None:
     for guest in (first, second):
         assert abs(int(guest.succeed("date +%s")) - time.time()) < 30
     for stdin, answer in (
-        (_SAYS, "0\n"),
-        (_SAYS[:-1], ""),
+        (_MESSAGE, "0\n"),
+        (_MESSAGE[:-1], ""),
         (b"", ""),
         (_NO_TIME, "1\n"),
-        (_SAYS + _NO_TIME, "0\n1\n"),
+        (_MESSAGE + _NO_TIME, "0\n1\n"),
     ):
-        done = first.run(reseed.PROGRAM, stdin=stdin)
+        done = first.run(reseed.RUN, stdin=stdin)
         assert (done.returncode, done.stdout) == (1, answer)  # What is no message ends it, and be it none.
+
+
+def test_a_machine_that_the_program_does_not_know(testbed: Testbed) -> None:
+    done = testbed.boot().run(f"perl {reseed.PROGRAM} pdp11", stdin=_MESSAGE)
+    assert done.returncode != 0
+    assert (done.stdout, done.stderr) == ("", "reseed.pl: no numbers for pdp11\n")
 
 
 def test_the_session_goes_on_and_moves_along(testbed: Testbed) -> None:

@@ -1,0 +1,32 @@
+"""``q35-pcie``: Q35 whose root ports do PCI Express hotplug themselves (QEMU: ``hw/pci/pcie.c``).
+
+Before 6.1 Q35 had native hotplug alone, and that loses devices. Seen in 5.2 with kernels 5.10, 6.1 and 6.12:
+``device_add`` presses the slot's button, the guest's driver sees it pressed twice, or the slot empty, powers
+the slot off, and QEMU deletes the device. 9p has no part in that.
+"""
+
+from __future__ import annotations
+
+from harness.qemu.binary import ACPI_ROOT_PORTS
+from harness.qemu.machine_types import root_ports
+from harness.qemu.machine_types.machine_type import FIXED_ADDR, FixedPlace, MachineType, SlotPowerOff
+
+_FIXED_PORT = f"pcie-root-port,id=fixed,chassis=9,slot=9,hotplug=off,bus=pcie.0,addr={FIXED_ADDR:#x}"
+
+Q35_PCIE = MachineType(
+    name="q35-pcie",
+    qemu="q35",
+    description="Q35, native PCIe hotplug",
+    versions="pc-q35",
+    places=root_ports.PLACES,
+    place_arguments=root_ports.ARGUMENTS,
+    arguments=("-global", f"ICH9-LPC.{ACPI_ROOT_PORTS}=off"),
+    fixed_place=FixedPlace("fixed", "0x0", ("-device", _FIXED_PORT)),
+    eject=SlotPowerOff(),
+    bus_path=root_ports.BUS_PATH,
+    ram_id="pc.ram",
+    consoles=("ttyS0", "ttyS1"),
+    acpi_root_ports="a plugged device is ejected at once",
+    # Kernel: drivers/pci/hotplug/pciehp_ctrl.c, pciehp_handle_button_press.
+    removal_delay_s=5.0,
+)
