@@ -22,7 +22,7 @@ from harness.history import History
 from harness.qemu.accel import Accel
 from harness.qemu.binary import Capabilities, QemuInstall
 from harness.qemu.machine import Machine, Wrapping
-from harness.qemu.spec import SLOTS, MachineSpec, MachineType, Share
+from harness.qemu.spec import SLOTS, Device, MachineSpec, MachineType, Share
 from harness.reaper import RunFolder
 from harness.restore.session import SessionReplay, restored, wait_restored
 from harness.restore.template import Template, restore
@@ -114,6 +114,7 @@ class Testbed:
 
     :ivar history: the test's one history.
     :ivar shares: a pool of exports, one for each hotpluggable place; each has an empty folder.
+    :ivar devices: other devices that its machines can plug; none at first.
     """
 
     #: Not a class of tests, whatever its name begins with (pytest: "Changing standard test discovery").
@@ -131,6 +132,7 @@ class Testbed:
         self.history = History(artifacts.history)
         self.folder = run.path / f"t{next(_numbers)}"
         self.shares = tuple(self._make_share(slot) for slot in range(SLOTS))
+        self.devices: tuple[Device, ...] = ()
 
     def _make_share(self, slot: int) -> Share:
         path = self.folder / f"share{slot}"
@@ -144,6 +146,10 @@ class Testbed:
         """Make ``shares`` the pool of every machine that is launched from now on."""
         self.shares = shares
         return shares
+
+    def declare_devices(self, *devices: Device) -> None:
+        """Let every machine that is launched from now on be able to plug ``devices``, besides the shares."""
+        self.devices = devices
 
     def agree_with(self, *others: Capabilities) -> None:
         """Make every machine from now on one that QEMUs with ``others`` understand as well.
@@ -173,8 +179,8 @@ class Testbed:
         return Wrapping(prefix, environment)
 
     def spec(self, *, name: str = "source", plugged: frozenset[str] = frozenset()) -> MachineSpec:
-        """The spec of a machine of this testbed's cell, with the whole pool of shares."""
-        return self.cell.spec(name, self.shares, plugged)
+        """The spec of a machine of this testbed's cell, with the whole pool of shares and devices."""
+        return replace(self.cell.spec(name, self.shares, plugged), devices=self.devices)
 
     def launch(
         self,

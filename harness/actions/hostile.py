@@ -11,11 +11,12 @@ from harness.actions.drain import WINDOW_S, happens_while
 from harness.background import Background
 from harness.errors import GuestError, Violation, WaitTimeout
 from harness.guest.commands import quote
+from harness.guest.device import pci_function
 from harness.guest.guest import Guest
 from harness.guest.portio import install
 from harness.qemu.acpi import eject_writes
 from harness.qemu.deletion import Deletion
-from harness.qemu.spec import Share
+from harness.qemu.spec import Device, Share
 
 # PCI Express: the capability's id, Slot Control's offset in it; power off and indicator off
 # (kernel: include/uapi/linux/pci_regs.h, PCI_EXP_SLTCTL_PWR_OFF, PCI_EXP_SLTCTL_PWR_IND_OFF).
@@ -39,7 +40,7 @@ class Ejection:
     thread of its own, and the device's end is observed through events alone.
     """
 
-    def __init__(self, guest: Guest, share: Share, command: str) -> None:
+    def __init__(self, guest: Guest, share: Device, command: str) -> None:
         self.guest, self.share, self._machine = guest, share, guest.machine
         self._deletion = Deletion(self._machine, share.id)
         self._seen_before = self._machine.kernel_log.text().count(_ANNOUNCED)
@@ -114,7 +115,7 @@ class HostileGuest:
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
 
-    def request_eject(self, share: Share) -> Ejection:
+    def request_eject(self, share: Device) -> Ejection:
         """Force the share's device out of the machine, without the guest's driver.
 
         ACPI: the eject register, by port write. Native PCIe: power and indicator off in the root port's
@@ -123,15 +124,15 @@ class HostileGuest:
         native = self.guest.machine.spec.machine_type.native
         return Ejection(self.guest, share, self._power_off(share) if native else self._acpi_eject(share))
 
-    def eject(self, share: Share) -> None:
+    def eject(self, share: Device) -> None:
         """As :meth:`request_eject`, and wait for the device's end."""
         self.request_eject(share).wait_completed()
 
-    def _acpi_eject(self, share: Share) -> str:
+    def _acpi_eject(self, share: Device) -> str:
         """The command that ejects the share's slot."""
         return install(self.guest, *eject_writes(self.guest.machine, share))
 
-    def _power_off(self, share: Share) -> str:
+    def _power_off(self, share: Device) -> str:
         """The command that takes the power from the share's slot."""
         config = f"{_SYS}/{self._root_port(share)}/config"
         content = bytes.fromhex(self.guest.succeed(f"hexdump -v -e '1/1 \"%02x\"' {config}"))
@@ -178,11 +179,10 @@ class HostileGuest:
                 return name
         raise GuestError(f"{self.guest.actor}: no 9p device with the tag {share.mount_tag}")
 
-    def _root_port(self, share: Share) -> str:
-        """The PCI address in the guest of the port that the share's device sits behind."""
-        name = self._virtio_name(share)
-        # …/0000:00:10.0 (the port)/0000:01:00.0 (the function)/virtioN
-        return self.guest.succeed(f"readlink -f /sys/bus/virtio/devices/{name}").strip().split("/")[-3]
+    def _root_port(self, share: Device) -> str:
+        """The PCI address in the guest of the port that the device sits behind."""
+        # …/0000:00:10.0 (the port)/0000:01:00.0 (the function)
+        return self.guest.succeed(f"ls -d {pci_function(self.guest.machine, share)}").split("/")[-2]
 
 
 def _capability(config: bytes, wanted: int) -> int:

@@ -1,4 +1,4 @@
-"""``device_add`` and ``device_del`` of a share, as what they are: requests that the guest has to grant.
+"""``device_add`` and ``device_del`` of a device, as what they are: requests that the guest has to grant.
 
 ``device_del`` answering ``{}`` means *requested*. An :class:`Unplug` follows the request through its
 states; each transition is recorded in the history together with what showed it.
@@ -11,11 +11,18 @@ from enum import Enum
 
 from harness.deadline import hold_for
 from harness.errors import GuestError, QemuError, Violation, WaitTimeout
+from harness.guest.device import (
+    GuestDevice,
+    arrival,
+    begun_witness,
+    in_words,
+    pci_function,
+    removal_begun,
+)
 from harness.guest.guest import Guest
-from harness.guest.mount import TagState, tag_state
 from harness.qemu.deletion import Deletion
 from harness.qemu.machine import Machine
-from harness.qemu.spec import Share
+from harness.qemu.spec import Device, Share
 
 #: Seconds, before scaling. Native PCIe hotplug waits 5 s for a second press of the attention button
 #: before it acts (kernel: ``drivers/pci/hotplug/pciehp_ctrl.c``, ``pciehp_handle_button_press``).
@@ -24,9 +31,6 @@ UNPLUG_TIMEOUT_S = 20.0
 #: How long a device that must stay is watched; seconds, before scaling. The guest's driver looks every 250 ms
 #: whether its device is still in use (kernel: ``net/9p/trans_virtio.c``, ``p9_virtio_remove``).
 WINDOW_S = 0.4
-
-
-_SYS_PCI = "/sys/bus/pci/devices/"
 
 
 class UnplugState(str, Enum):
@@ -46,7 +50,7 @@ class Unplug:
     The listener for its events was armed before the command was sent.
     """
 
-    def __init__(self, guest: Guest, share: Share) -> None:
+    def __init__(self, guest: Guest, share: Share | GuestDevice) -> None:
         self.guest, self.share = guest, share
         self.machine = guest.machine
         self.state = UnplugState.REQUESTED
@@ -69,28 +73,18 @@ class Unplug:
         self.machine.history.note(self.machine.name, "unplug", value)
 
     def wait_seen_by_guest(self) -> None:
-        """Wait until the guest has begun the removal of a share that is mounted.
+        """Wait until the guest has begun the removal of a device that is in use: of a share that is mounted.
 
-        The witness is exact: ``p9_virtio_remove`` delists the channel before it waits for the last user,
-        so that a further mount of the tag fails with ENOENT instead of EBUSY
-        (kernel: ``net/9p/trans_virtio.c``).
+        The witness is exact: see :func:`harness.guest.device.removal_begun`.
 
         :raises GuestError: when the guest never began (the request was lost), or the share is not mounted.
         """
         self._require(UnplugState.REQUESTED)
-        tag = self.share.mount_tag
-
-        def delisted() -> bool:
-            state = tag_state(self.guest, tag)
-            if state is TagState.FREE:
-                raise GuestError(f"{self.guest.actor}: {tag} can be mounted: this witness needs it mounted")
-            return state is TagState.DELISTED
-
         # A native port's driver waits for five seconds first, and each look costs the guest a mount.
         interval_s = 0.5 if self.machine.spec.machine_type.native else 0.05
         try:
             self.machine.wait_until(
-                delisted,
+                lambda: removal_begun(self.guest, self.share),
                 what=f"the guest's removal of {self.share.id} to begin",
                 timeout_s=UNPLUG_TIMEOUT_S,
                 interval_s=interval_s,
@@ -101,7 +95,7 @@ class Unplug:
                 f"device_del of {self.share.id} was lost: the guest never began the removal",
                 details=exc.message,
             ) from exc
-        self._enter(UnplugState.SEEN_BY_GUEST, f"a mount of {tag} fails with ENOENT")
+        self._enter(UnplugState.SEEN_BY_GUEST, begun_witness(self.share))
 
     def expect_withheld(self, *, while_: Callable[[], object], window_s: float = WINDOW_S) -> None:
         """Assert that the device stays, over a window that began after the guest had begun the removal.
@@ -183,7 +177,7 @@ class Unplug:
         assert self.state in states, f"unplug of {self.share.id} is {self.state.value}"
 
 
-def _under_way(share: Share) -> tuple[str, ...]:
+def _under_way(share: Device) -> tuple[str, ...]:
     """What a second ``device_del`` of native PCIe hotplug is refused with: within five seconds, and later
     (QEMU: ``system/qdev-monitor.c``, and ``hw/pci/pcie.c``, ``pcie_cap_slot_unplug_request_cb``)."""
     return (
@@ -222,38 +216,35 @@ def plug_refusals(wrong: str, share: Share) -> tuple[str, ...]:
 
 
 class Hotplug:
-    """Plugs and unplugs the shares of one guest."""
+    """Plugs and unplugs the devices of one guest: shares, and others (:class:`.GuestDevice`)."""
 
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
 
-    def plug(self, share: Share) -> None:
-        """``device_add``, and wait until the guest lists the share's tag.
+    def plug(self, share: Share | GuestDevice) -> None:
+        """``device_add``, and wait until the guest lists the device: a share by its tag.
 
         :raises QemuError: when QEMU refuses the device.
         :raises WaitTimeout: when the guest does not see it.
         """
         machine = self.guest.machine
-        before = self.guest.mount_tags()
+        arrived = arrival(self.guest, share)
         machine.device_add(share)
         machine.wait_until(
-            lambda: self._count(share, more_than=len(before)) > before.count(share.mount_tag),
-            what=f"the guest to list {share.mount_tag}",
+            arrived,
+            what=f"the guest to list {in_words(share)}",
             timeout_s=PLUG_TIMEOUT_S,
             interval_s=0.05,
         )
         machine.history.note(machine.name, "device:plugged", {"id": share.id})
 
-    def _count(self, share: Share, *, more_than: int) -> int:
-        return self.guest.mount_tags(more_than=more_than).count(share.mount_tag)
-
-    def request_unplug(self, share: Share) -> Unplug:
+    def request_unplug(self, share: Share | GuestDevice) -> Unplug:
         """``device_del``; returns at its answer, whether that was ``{}`` or a refusal."""
         unplug = Unplug(self.guest, share)
         unplug._request()
         return unplug
 
-    def unplug(self, share: Share) -> None:
+    def unplug(self, share: Share | GuestDevice) -> None:
         """``device_del``, and wait until the device is gone from QEMU and from the guest.
 
         :raises QemuError: when it is refused.
@@ -261,21 +252,26 @@ class Hotplug:
         self.request_unplug(share).wait_completed()
 
 
-def expect_unknown(guest: Guest, share: Share) -> None:
-    """The guest's kernel lists neither the mount tag of ``share``, which is unplugged, nor its PCI function.
+def expect_unknown(guest: Guest, device: Share | GuestDevice) -> None:
+    """The guest's kernel lists neither ``device``, which is unplugged, nor its PCI function.
 
     :raises Violation: when it does.
     """
-    spec = guest.machine.spec
-    others = [other for other in spec.shares if other.id != share.id and other.id in guest.machine.plugged]
+    if isinstance(device, Share):
+        _expect_no_tag(guest, device)
+    function = pci_function(guest.machine, device)
+    if left := guest.succeed(f"ls -d {function} 2>/dev/null; true").split():
+        raise Violation(f"{device.id} is gone, and the guest still has its PCI function {left[0]}")
+
+
+def _expect_no_tag(guest: Guest, share: Share) -> None:
+    machine = guest.machine
+    others = [other for other in machine.spec.shares if other.id != share.id and other.id in machine.plugged]
     if share.mount_tag not in [other.mount_tag for other in others] and share.mount_tag in guest.mount_tags():
         raise Violation(f"{share.id} is gone, and the guest still lists {share.mount_tag}")
-    function = _SYS_PCI + spec.machine_type.function(share.slot)
-    if left := guest.succeed(f"ls -d {function} 2>/dev/null; true").split():
-        raise Violation(f"{share.id} is gone, and the guest still has its PCI function {left[0]}")
 
 
-def unplug_without_guest(machine: Machine, share: Share) -> None:
+def unplug_without_guest(machine: Machine, share: Device) -> None:
     """``device_del`` and its two events, where no guest runs: native PCIe hotplug completes it at once.
 
     :raises Violation: when one of the two events does not come.

@@ -108,13 +108,15 @@ class GuestRecipe(Recipe):
     """A guest image: a Debian kernel and an initramfs.
 
     ``programs`` are paths in the packages, copied with their libraries, beside busybox and dropbear;
-    ``modules`` are loaded at boot, dependencies first; ``root`` is a folder of files beside the recipe;
+    ``modules`` are loaded at boot, dependencies first; ``modules_on_demand`` are in the image and are loaded
+    when a scenario asks for them; ``root`` is a folder of files beside the recipe;
     ``uncompressed`` unpacks the kernel, which QEMU 4.0 and later boot as it is (PVH), a second or two sooner.
     """
 
     kernel: str = Field(min_length=1)
     programs: list[str] = []
     modules: list[str]
+    modules_on_demand: list[str] = []
     root: str
     cmdline: str
     uncompressed: bool = False

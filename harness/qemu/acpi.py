@@ -6,7 +6,7 @@ Source: QEMU ``hw/acpi/pcihp.c`` and ``docs/specs/acpi_pci_hotplug.rst``.
 from __future__ import annotations
 
 from harness.qemu.machine import Machine
-from harness.qemu.spec import MachineType, Share
+from harness.qemu.spec import Device, MachineType
 
 #: Offsets: select a bus by its bsel, then eject slots by their bit.
 _SELECT, _EJECT = 0x10, 0x08
@@ -14,10 +14,10 @@ _BASE_PIIX4, _BASE_ICH9 = 0xAE00, 0xCC0
 _ROOT_BUS = "/machine/i440fx/pci.0"
 
 
-def eject_writes(machine: Machine, share: Share) -> list[tuple[int, int]]:
-    """The 32-bit writes, in order, as (port, value), that eject the device of ``share``."""
+def eject_writes(machine: Machine, device: Device) -> list[tuple[int, int]]:
+    """The 32-bit writes, in order, as (port, value), that eject ``device``."""
     kind = machine.spec.machine_type
-    place = share.device(kind)
+    place = device.device(kind)
     bus = f"/machine/peripheral/{place['bus']}/{place['bus']}" if kind.has_root_ports else _ROOT_BUS
     return eject_writes_of(kind, _bsel(machine, bus), int(str(place["addr"]), 16))
 

@@ -11,7 +11,7 @@ PERIPHERAL = "/machine/peripheral"
 
 
 class Deletion:
-    """Watches for the end of one virtio-9p-pci device; armed when made, so make it before the command.
+    """Watches for the end of one virtio PCI device; armed when made, so make it before the command.
 
     One unplug gives DEVICE_DELETED twice, first for the device's ``virtio-backend``, an object of its own
     (QEMU: ``hw/core/qdev.c``, ``device_unparent``; a listener counts paths, as that event has no ``device``).

@@ -36,7 +36,7 @@ from harness.history import History
 from harness.qemu import backtrace, sanitizers
 from harness.qemu.argv import MachinePaths, render, script
 from harness.qemu.binary import QemuInstall
-from harness.qemu.spec import MachineSpec, Share
+from harness.qemu.spec import Device, MachineSpec
 from harness.reaper import RunFolder
 
 #: Seconds that QEMU may take to open its QMP socket, and to end after ``quit``. The guest has no part in
@@ -102,7 +102,7 @@ class Machine:
         #: Whether a SIGKILL was sent by us: one that was not (the kernel's, short of memory) is a death.
         self._killed = False
         self._closed = False
-        #: The ids of the 9p devices that are plugged in now, and of those whose end was seen; kept true by
+        #: The ids of the devices that are plugged in now, and of those whose end was seen; kept true by
         #: :mod:`harness.qemu.deletion`.
         self.plugged: set[str] = set(spec.plugged)
         self.deleted: set[str] = set()
@@ -134,8 +134,8 @@ class Machine:
             own complaint.
         :raises QmpSilent: when it runs, and its QMP socket does not greet.
         """
-        for share in spec.shares:
-            share.check()
+        for device in spec.pluggable:
+            device.check()
         disk = source.paths.disk if source else folder / "disk.qcow2"
         machine = cls(spec, folder, disk, artifacts, history, timeout_scale)
         try:
@@ -311,8 +311,8 @@ class Machine:
         self._exit_expected = True
         self.history.note(self.name, "machine:expect-exit", {"reason": reason})
 
-    def device_add(self, share: Share) -> None:
-        """``device_add`` of ``share``; returns at its answer, whatever the guest makes of it.
+    def device_add(self, device: Device) -> None:
+        """``device_add`` of ``device``; returns at its answer, whatever the guest makes of it.
 
         An old QEMU frees a deleted device's id a moment after it reported the deletion, when RCU lets it go:
         that is waited for.
@@ -323,20 +323,20 @@ class Machine:
 
         def added() -> bool:
             try:
-                self.qmp.execute("device_add", share.device(self.spec.machine_type), watch=self.watch)
+                self.qmp.execute("device_add", device.device(self.spec.machine_type), watch=self.watch)
             except QemuError as exc:
-                if share.id not in self.deleted or _ID_TAKEN not in exc.desc:
+                if device.id not in self.deleted or _ID_TAKEN not in exc.desc:
                     raise
                 refusals.append(exc)
                 return False
             return True
 
         try:
-            self.wait_until(added, what=f"the id {share.id} to be free", timeout_s=_ID_TIMEOUT_S)
+            self.wait_until(added, what=f"the id {device.id} to be free", timeout_s=_ID_TIMEOUT_S)
         except WaitTimeout:
             raise refusals[-1] from None
-        self.plugged.add(share.id)
-        self.deleted.discard(share.id)
+        self.plugged.add(device.id)
+        self.deleted.discard(device.id)
 
     def quit(self) -> None:
         """``quit`` over QMP, and wait for the process to end.

@@ -61,8 +61,8 @@ class Template:
 
 
 def bare(spec: MachineSpec) -> MachineSpec:
-    """What all machines that one template can become have in common: no share, no name of its own."""
-    return replace(spec, name="template", shares=(), plugged=frozenset())
+    """What all machines that one template can become have in common: no device, no name of its own."""
+    return replace(spec, name="template", shares=(), devices=(), plugged=frozenset())
 
 
 def key(spec: MachineSpec, image: str, *, plain: bool = False) -> str:
