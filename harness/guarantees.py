@@ -22,6 +22,7 @@ BY_FILE = {
     "test_data.py": "plain use",
     "test_metadata.py": "plain use",
     "test_lifecycle.py": "lifecycle",
+    "test_neighbours.py": "lifecycle",
     "test_refusal.py": "refusal",
 }
 GUARANTEES = tuple(dict.fromkeys(BY_FILE.values()))

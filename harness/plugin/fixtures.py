@@ -119,7 +119,7 @@ def hold(testbed: Testbed) -> Hold:
 @pytest.fixture
 def guest(request: pytest.FixtureRequest, testbed: Testbed) -> Guest:
     """A guest that answers commands, and that no other test has touched; no 9p device yet."""
-    _first(request, "shares", "hold", "peer", "peers")
+    _first(request, "shares", "device", "hold", "peer", "peers")
     return testbed.boot(cold=request.node.get_closest_marker("cold") is not None)
 
 
