@@ -31,6 +31,8 @@ _REQUEST, _REPLY = 1, 2
 _ANSWER_TIMEOUT_S = 10.0
 #: QEMU's virtqueues of a card with one pair: what it receives, then what it transmits.
 _TRANSMIT = 1
+#: So many packets wait behind the one that is in flight.
+_BEHIND = 3
 
 
 class NetDevice(OpenFile):
@@ -104,13 +106,15 @@ class NetDevice(OpenFile):
         self.configure(guest)
         self.drain()
         machine = guest.machine
-        self._ask()
+        self.ask()
         machine.wait_until(self._answered, what=f"an ARP reply of {self.id}", timeout_s=_ANSWER_TIMEOUT_S)
 
-    def _ask(self) -> None:
+    def ask(self) -> None:
+        """Send an ARP request for the guest's address."""
         ours, theirs = (socket.inet_aton(address) for address in (_OUR_ADDRESS, _ADDRESS))
         frame = _ARP.pack(_BROADCAST, _OUR_MAC, *_ARP_HEADER, _REQUEST, _OUR_MAC, ours, bytes(6), theirs)
-        self._peer.sendto(frame, str(self._local))
+        with contextlib.suppress(BlockingIOError):  # QEMU has not read the last ones yet.
+            self._peer.sendto(frame, str(self._local))
 
     def _answered(self) -> bool:
         """Whether a packet that has come is the answer that we want."""
@@ -129,11 +133,12 @@ class NetDevice(OpenFile):
 
     @contextmanager
     def request_in_flight(self, guest: Guest) -> Iterator[UnreadPacket]:
-        """A packet that QEMU has taken from the guest and cannot send: our end does not read.
+        """A packet that QEMU has taken from the guest and cannot send, and more behind it: we do not read.
 
         The guest answers more of our requests than a socket queues; QEMU keeps the first packet that does not
         fit, and with it the card's transmit queue, until our end reads (QEMU: ``net/dgram.c``,
-        ``net_dgram_receive``; ``hw/net/virtio-net.c``, ``virtio_net_flush_tx``).
+        ``net_dgram_receive``; ``hw/net/virtio-net.c``, ``virtio_net_flush_tx``). Further packets wait in the
+        virtqueue: QEMU takes the next one when it is done with the first, in whatever way.
         """
         self.configure(guest)
         unread = UnreadPacket(self, guest.machine)
@@ -141,9 +146,23 @@ class NetDevice(OpenFile):
             guest.machine.wait_until(
                 unread.stuck, what=f"a packet of {self.id} in flight", timeout_s=_ANSWER_TIMEOUT_S
             )
+            self._wait_for_more(guest)
             yield unread
         finally:
             unread.release()
+
+    def _wait_for_more(self, guest: Guest) -> None:
+        """Wait until the guest has received more requests: it transmits each answer as it receives them."""
+        received = f"cat {self._interfaces(guest)}/*/statistics/rx_packets"
+        wanted = int(guest.succeed(received)) + _BEHIND
+
+        def arrived() -> bool:
+            self.ask()
+            return int(guest.succeed(received)) >= wanted
+
+        guest.machine.wait_until(
+            arrived, what=f"packets behind that of {self.id}", timeout_s=_ANSWER_TIMEOUT_S
+        )
 
 
 class UnreadPacket:
@@ -154,8 +173,7 @@ class UnreadPacket:
 
     def stuck(self) -> bool:
         """Ask once more, and see whether the transmit queue has a packet in flight."""
-        with contextlib.suppress(BlockingIOError):  # The guest has not read the last ones yet.
-            self._device._ask()
+        self._device.ask()
         return bool(requests_in_use(self._machine, self._device, queue=_TRANSMIT))
 
     def waiting(self) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -24,7 +24,11 @@ from harness.tests.qemu.specs import PATHS, spec
 
 ZEROS = hashlib.sha256(bytes(1 << 20)).hexdigest()
 OTHER = hashlib.sha256(b"other").hexdigest()
-KINDS = {"blk": BlockDevice.create, "net": NetDevice.create, "rng": RngDevice.create}
+KINDS: dict[str, Callable[[Testbed], Neighbour]] = {
+    "blk": BlockDevice.create,
+    "net": NetDevice.create,
+    "rng": RngDevice.create,
+}
 QUEUE = "x-query-virtio-queue-status"
 
 
@@ -208,13 +212,13 @@ def test_a_card_that_does_not(
 
     world.ssh.on("ip link", up)
     if change:
-        original = device._ask
+        original = device.ask
 
         def ask() -> None:
             original()
             _answers(qemu, tmp_path / "card0-peer.sock", change)
 
-        device._ask = ask  # type: ignore[method-assign]
+        device.ask = ask  # type: ignore[method-assign]
     with pytest.raises(WaitTimeout, match="an ARP reply of card0"):
         device.use(world.guest)
 
@@ -268,6 +272,7 @@ def test_a_packet_is_in_flight_until_it_is_read(world: World, cable: tuple[NetDe
     device, _ = cable
     world.ssh.on("ip link", "")
     world.qmp.on(QUEUE, {"inuse": 0}, {"inuse": 1})
+    world.ssh.on("rx_packets", "10\n", "12\n", "13\n")
     with device.request_in_flight(world.guest) as request:
         request.waiting()
         assert [arguments["queue"] for command, arguments in world.qmp.sent if command == QUEUE] == [1, 1]
