@@ -16,7 +16,7 @@ from harness.actions.migration import Migration
 from harness.actions.run_state import RunState
 from harness.devices import BlockDevice, Neighbour, NetDevice, RngDevice
 from harness.guest.guest import Guest
-from harness.holds.hold import Hold
+from harness.holds.hold import Hold, require_counted_requests
 from harness.leaks.hunt import LeakHunt, Plan
 from harness.qemu.machine import Machine
 from harness.qemu.poison import PoisonedHeap
@@ -77,6 +77,7 @@ def test_unplug_waits_for_a_request_in_flight(guest: Guest, hotplug: Hotplug, de
 @pytest.mark.usefixtures("malloc_perturb", "device")
 def test_unplug_drops_a_request_in_flight(guest: Guest, hotplug: Hotplug, device: Neighbour) -> None:
     """The driver waits for nothing; the answer that comes later finds no device, and QEMU lives."""
+    require_counted_requests(guest.machine)
     hotplug.plug(device)
     device.use(guest)
     with device.request_in_flight(guest) as pending:
@@ -109,6 +110,7 @@ def test_a_forced_eject_drops_a_request_in_flight(
     guest: Guest, hotplug: Hotplug, hostile: HostileGuest, device: Neighbour
 ) -> None:
     """QEMU forgets the request with the device; the answer that comes later finds none, and QEMU lives."""
+    require_counted_requests(guest.machine)
     hotplug.plug(device)
     device.use(guest)
     with device.request_in_flight(guest) as pending:

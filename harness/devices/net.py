@@ -15,6 +15,7 @@ from harness.guest.commands import Commands
 from harness.guest.device import pci_function
 from harness.guest.guest import Guest
 from harness.holds.hold import requests_in_use
+from harness.qemu.binary import require_netdev
 from harness.qemu.machine import Machine
 from harness.qemu.spec import MachineType, Value
 from harness.testbed import Testbed
@@ -53,7 +54,11 @@ class NetDevice(OpenFile):
 
     @classmethod
     def create(cls, testbed: Testbed, *, slot: int = 0) -> NetDevice:
-        """A card with sockets of its own in the testbed's folder."""
+        """A card with sockets of its own in the testbed's folder.
+
+        :raises Unsupported: for a QEMU without this netdev.
+        """
+        require_netdev(testbed.cell.qemu, "dgram")
         made = cls(f"card{slot}", slot, testbed.folder)
         testbed.attach(made)
         return made

@@ -15,12 +15,12 @@ import pytest
 
 from harness.actions.hotplug import Hotplug
 from harness.devices import BlockDevice, Neighbour, NetDevice, RngDevice
-from harness.errors import GuestError, UsageError, Violation, WaitTimeout
+from harness.errors import GuestError, Unsupported, UsageError, Violation, WaitTimeout
 from harness.qemu.argv import render
 from harness.qemu.spec import MACHINE_TYPES
 from harness.testbed import LaunchTool, Testbed
 from harness.tests.fakes import World
-from harness.tests.qemu.specs import PATHS, spec
+from harness.tests.qemu.specs import INSTALL, PATHS, spec
 
 ZEROS = hashlib.sha256(bytes(1 << 20)).hexdigest()
 OTHER = hashlib.sha256(b"other").hexdigest()
@@ -33,10 +33,15 @@ QUEUE = "x-query-virtio-queue-status"
 
 
 @pytest.fixture
-def testbed(tmp_path: Path) -> Iterator[Testbed]:
+def testbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Testbed]:
     """As much of one as a device needs."""
+    monkeypatch.setattr(
+        "harness.qemu.binary._ask", lambda *_: "Available netdev backend types:\nuser\ndgram\n"
+    )
     tools: list[LaunchTool] = []
-    yield cast(Testbed, SimpleNamespace(folder=tmp_path, attach=tools.append))
+    yield cast(
+        Testbed, SimpleNamespace(folder=tmp_path, attach=tools.append, cell=SimpleNamespace(qemu=INSTALL))
+    )
     for tool in tools:
         tool.close()
 
@@ -91,6 +96,14 @@ def test_what_the_host_lacks_is_named_before_a_launch(kind: str, testbed: Testbe
             path.unlink()
     with pytest.raises(UsageError, match=device.id):
         device.check()
+
+
+def test_a_card_needs_a_netdev_that_older_versions_lack(
+    testbed: Testbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.qemu.binary._ask", lambda *_: "Available netdev backend types:\nuser\n")
+    with pytest.raises(Unsupported, match="this QEMU has no netdev dgram"):
+        NetDevice.create(testbed)
 
 
 # What the guest sees of them
