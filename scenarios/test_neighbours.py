@@ -1,7 +1,7 @@
-"""Other virtio devices: a disk, a network card, an entropy device, asked what a share is asked.
+"""Other virtio devices are plugged and unplugged as a share is: a disk, a network card, an entropy device.
 
-Each is plugged, used, migrated, and unplugged with a request in flight, and leaves nothing behind. No more is
-asserted than its driver promises: the disk's waits for its requests, the others' let them go.
+Each is plugged, used, migrated, and unplugged with a request in flight, and leaves nothing behind in QEMU.
+The guest's disk driver waits for its requests; the drivers of the other two drop them.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ MADE: dict[str, Callable[[Testbed, Hold | None], Neighbour]] = {
     "net": lambda testbed, _: NetDevice.create(testbed),
     "rng": lambda testbed, _: RngDevice.create(testbed),
 }
-#: What is lost once in six cycles is found. (With a guest, a hunt takes 20 s of processor time.)
+#: A leak that happens once in six cycles is found. (With a guest, a hunt takes 20 s of processor time.)
 PLAN = Plan(warm_up=6, part=6, thorough=6)
 
 
 @pytest.fixture(params=list(MADE))
 def device(request: pytest.FixtureRequest, testbed: Testbed) -> Neighbour:
-    """A device that the machine declares, and that is not plugged in."""
+    """A device whose backend the machine has, and that is not plugged in."""
     hold: Hold | None = request.getfixturevalue("hold") if "hold" in request.fixturenames else None
     made = MADE[request.param](testbed, hold)
     testbed.declare_devices(made)
@@ -43,7 +43,7 @@ def device(request: pytest.FixtureRequest, testbed: Testbed) -> Neighbour:
 
 
 def expect_works_again(hotplug: Hotplug, device: Neighbour) -> None:
-    """The device comes back, is used, and goes: nothing is left of the last one that is in its way."""
+    """Assert that the device can be plugged, used and unplugged again."""
     hotplug.plug(device)
     device.use(hotplug.guest)
     hotplug.unplug(device)
@@ -51,7 +51,7 @@ def expect_works_again(hotplug: Hotplug, device: Neighbour) -> None:
 
 @pytest.fixture
 def malloc_perturb(testbed: Testbed) -> None:
-    """QEMU's freed memory is overwritten, so that who still uses it crashes."""
+    """QEMU's freed memory is overwritten, so that a use after free crashes QEMU."""
     testbed.attach(MallocPerturb())
 
 
@@ -59,8 +59,10 @@ def malloc_perturb(testbed: Testbed) -> None:
 @pytest.mark.parametrize("device", ["blk"], indirect=True)
 @pytest.mark.usefixtures("hold")
 def test_unplug_waits_for_a_request_in_flight(guest: Guest, hotplug: Hotplug, device: BlockDevice) -> None:
-    """The disk's driver waits for its flush (kernel: ``del_gendisk``); the writer loses nothing."""
-    guest.tolerate("task kworker.* blocked for more than|Call Trace:", why="its driver waits in D state")
+    """The driver waits for the flush (kernel: ``del_gendisk``), and the guest's write succeeds."""
+    guest.tolerate(
+        "task kworker.* blocked for more than|Call Trace:", why="the disk's driver waits in D state"
+    )
     hotplug.plug(device)
     device.use(guest)
     with device.request_in_flight(guest) as flush:
@@ -76,7 +78,7 @@ def test_unplug_waits_for_a_request_in_flight(guest: Guest, hotplug: Hotplug, de
 @pytest.mark.parametrize("device", ["net", "rng"], indirect=True)
 @pytest.mark.usefixtures("malloc_perturb", "device")
 def test_unplug_drops_a_request_in_flight(guest: Guest, hotplug: Hotplug, device: Neighbour) -> None:
-    """The driver waits for nothing; the answer that comes later finds no device, and QEMU lives."""
+    """The driver does not wait. The request is answered when the device is gone, and QEMU survives it."""
     require_counted_requests(guest.machine)
     hotplug.plug(device)
     device.use(guest)
@@ -92,7 +94,7 @@ def test_unplug_drops_a_request_in_flight(guest: Guest, hotplug: Hotplug, device
 def test_a_forced_eject_waits_for_a_request_in_flight(
     guest: Guest, hotplug: Hotplug, hostile: HostileGuest, device: Neighbour
 ) -> None:
-    """QEMU drains the disk (``virtio_blk_device_unrealize``): it goes when its flush has been answered."""
+    """QEMU drains the disk (``virtio_blk_device_unrealize``): it is deleted after the flush was answered."""
     hotplug.plug(device)
     device.use(guest)
     with device.request_in_flight(guest) as flush:
@@ -109,7 +111,7 @@ def test_a_forced_eject_waits_for_a_request_in_flight(
 def test_a_forced_eject_drops_a_request_in_flight(
     guest: Guest, hotplug: Hotplug, hostile: HostileGuest, device: Neighbour
 ) -> None:
-    """QEMU forgets the request with the device; the answer that comes later finds none, and QEMU lives."""
+    """QEMU drops the request with the device. A later answer does not crash QEMU."""
     require_counted_requests(guest.machine)
     hotplug.plug(device)
     device.use(guest)
@@ -122,7 +124,7 @@ def test_a_forced_eject_drops_a_request_in_flight(
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("q35-pcie")
 def test_plug_and_unplug_without_a_guest(leak_hunt: LeakHunt, device: Neighbour) -> None:
-    """realize and unrealize alone, again and again, leave nothing."""
+    """realize and unrealize alone, repeated, leave nothing behind."""
 
     def cycle(machine: Machine) -> None:
         machine.device_add(device)
@@ -135,8 +137,8 @@ def test_plug_and_unplug_without_a_guest(leak_hunt: LeakHunt, device: Neighbour)
 def test_arrives_alive_and_leaves_nothing(
     guest: Guest, hotplug: Hotplug, migration: Migration, run_state: RunState, device: Neighbour
 ) -> None:
-    """The guest uses on the destination what was plugged in on the source; once it is unplugged there, stop,
-    cont and migrate call nothing of it, and it can come again."""
+    """The device works on the destination and is unplugged there. Afterwards stop, cont and migrate work, and
+    the device can be plugged again."""
     hotplug.plug(device)
     device.use(guest)
     migration.migrate()

@@ -74,9 +74,9 @@ class Unplug:
         self.machine.history.note(self.machine.name, "unplug", value)
 
     def wait_seen_by_guest(self) -> None:
-        """Wait until the guest has begun the removal of a device that is in use: of a share that is mounted.
+        """Wait until the guest has begun the removal of a device that is in use. A share has to be mounted.
 
-        The witness: see :func:`harness.guest.device.removal_begun`.
+        For the witness see :func:`harness.guest.device.removal_begun`.
 
         :raises GuestError: when the guest does not begin (the request was lost), or the share is not mounted.
         """
@@ -225,10 +225,10 @@ class Hotplug:
         self.guest = guest
 
     def plug(self, share: Share | GuestDevice) -> None:
-        """``device_add``, and wait until the guest lists the device: a share by its tag.
+        """``device_add``, and wait until the guest lists the device (a share: its mount tag).
 
         :raises QemuError: when QEMU refuses the device.
-        :raises WaitTimeout: when the guest does not list the tag.
+        :raises WaitTimeout: when the guest does not list the device.
         """
         machine = self.guest.machine
         arrived = arrival(self.guest, share)
@@ -256,7 +256,7 @@ class Hotplug:
 
 
 def expect_gone_in_guest(guest: Guest, device: Share | GuestDevice) -> None:
-    """Assert that the guest's kernel lists neither ``device`` (a share by its tag) nor its PCI function.
+    """Assert that the guest's kernel lists neither the PCI function of ``device`` nor a share's mount tag.
 
     ``device`` has been unplugged.
 

@@ -1,6 +1,7 @@
-"""Devices other than the 9p share, so that the same guarantees can be asked of them: disk, network, entropy.
+"""Devices other than the 9p share: a disk, a network card and an entropy device.
 
-Each is a :class:`~harness.guest.device.GuestDevice`, and can keep a request of its own in flight.
+The scenarios assert the same guarantees for them. Each is a :class:`~harness.guest.device.GuestDevice` that
+can also keep one of its requests in flight.
 """
 
 from harness.devices.block import BlockDevice

@@ -1,4 +1,4 @@
-"""virtio-blk-pci: a disk whose image is a plain file: the host reads there what the guest has written."""
+"""``virtio-blk-pci``: a disk with a raw image file, in which the host reads what the guest has written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness.qemu.machine_types.machine_type import MachineType
 from harness.qemu.spec import Value
 from harness.testbed import Testbed
 
-#: Large enough that no request is the whole disk.
+#: The size of the disk; it takes several requests to write it.
 _SIZE_KIB = 1024
 
 
@@ -26,8 +26,8 @@ _SIZE_KIB = 1024
 class BlockDevice:
     """A disk of 1 MiB; made by :meth:`create`.
 
-    :param path: its image, raw.
-    :param hold: what keeps a request in flight: the guest's flush, in QEMU's ``fdatasync`` of the image
+    :param path: its raw image.
+    :param hold: keeps the guest's flush in flight, by holding QEMU's ``fdatasync`` of the image
         (QEMU: ``block/file-posix.c``, ``handle_aiocb_flush``, in a worker thread).
     """
 
@@ -39,7 +39,7 @@ class BlockDevice:
 
     @classmethod
     def create(cls, testbed: Testbed, *, slot: int = 0, hold: Hold | None = None) -> BlockDevice:
-        """A disk with an image of its own in the testbed's folder."""
+        """Make a disk with a new image in the testbed's folder."""
         path = testbed.folder / f"blk{slot}.img"
         path.write_bytes(bytes(_SIZE_KIB << 10))
         return cls(f"blk{slot}", slot, path, hold)
@@ -50,7 +50,7 @@ class BlockDevice:
             raise UsageError(f"disk {self.id}: {self.path}: no such file")
 
     def declared(self) -> Iterator[tuple[str, Mapping[str, Value]]]:
-        """A node of the block graph (``-blockdev``, since 2.9)."""
+        """See :class:`~harness.qemu.spec.Device`: a node of the block graph (``-blockdev``, since 2.9)."""
         file = {"file.driver": "file", "file.filename": str(self.path)}
         yield "-blockdev", {"": "raw", "node-name": f"node-{self.id}", **file}
 
@@ -68,13 +68,13 @@ class BlockDevice:
         return guest.run(f"[ -b {self._node(guest)} ]").returncode == 0
 
     def _node(self, guest: Commands) -> str:
-        """The path of the disk in the guest, as its shell computes it."""
+        """A shell expression for the path of the disk in the guest."""
         return f'"/dev/$(ls {pci_function(guest.machine, self)}/virtio*/block 2>/dev/null)"'
 
     def use(self, guest: Commands) -> None:
-        """The guest writes all of the disk and reads it back past its cache.
+        """Let the guest write the whole disk, drop its cache and read the disk again.
 
-        :raises Violation: when the guest or the host reads other bytes than were written.
+        :raises Violation: when the guest or the host reads other bytes than the guest has written.
         """
         node = self._node(guest)
         summed = guest.succeed(
@@ -89,14 +89,12 @@ class BlockDevice:
 
     @contextmanager
     def request_in_flight(self, guest: Guest) -> Iterator[HeldFlush]:
-        """A flush: the guest writes a block and syncs it, and the host's ``fdatasync`` is held.
+        """Keep a flush in flight: the guest writes a block and syncs it; QEMU's ``fdatasync`` is held.
 
-        :raises UsageError: for a disk that was made without a hold.
+        :raises UsageError: when the disk was made without a hold.
         """
         if self.hold is None:
-            raise UsageError(
-                f"disk {self.id}: a request is kept in flight by a hold, and it was made without"
-            )
+            raise UsageError(f"disk {self.id} was made without a hold, which keeps a request in flight")
         with self.hold.requests(self, *FSYNC) as held:
             copied = f"dd if=/dev/urandom of={self._node(guest)} bs=4k count=1 conv=fsync"
             writer = Job(guest, copied, f"writing to {self.id}")
@@ -107,7 +105,7 @@ class BlockDevice:
 class HeldFlush:
     """A flush in flight, and the guest's process that waits for it.
 
-    :ivar writer: it must end with 0 once the flush is answered, and it has to be asked before the disk goes.
+    :ivar writer: the guest's process; it has to end with 0 after the flush was answered.
     """
 
     def __init__(self, held: Held, writer: Job) -> None:

@@ -1,4 +1,4 @@
-"""What the scenarios ask of a device that is no share: everything that QEMU, the guest and a hold need."""
+"""The protocol of a device other than a share: what the scenarios need of it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from harness.qemu.spec import MachineSpec
 
 
 class RequestInFlight(Protocol):
-    """A request that the guest has sent and that gets no answer."""
+    """A request that the guest has sent and that is not answered before :meth:`release`."""
 
     def waiting(self) -> None:
-        """The witness, without QMP, which may stall, and without the guest, which may be stopped.
+        """The witness that the request is in flight. It uses neither QMP nor the guest: both may be blocked.
 
         :raises GuestError: when the request is not in flight (any more).
         """
@@ -29,22 +29,22 @@ class Neighbour(GuestDevice, Protocol):
     """A device that is plugged, used, and unplugged with a request in flight."""
 
     def request_in_flight(self, guest: Guest) -> AbstractContextManager[RequestInFlight]:
-        """Let the guest send a request, and wait until it is in flight; it is released when the block ends.
+        """Let the guest send a request, wait until it is in flight, and release it when the block ends.
 
-        :raises WaitTimeout: when the guest sends none.
+        :raises WaitTimeout: when no request is in flight in time.
         """
 
 
 class OpenFile:
-    """A :class:`~harness.testbed.LaunchTool` that adds nothing: its file or socket ends with the testbed."""
+    """A :class:`~harness.testbed.LaunchTool` whose file or socket is closed at the end of the testbed."""
 
     def wrap(self, _spec: MachineSpec, _folder: Path) -> Wrapping:
-        """Every machine starts as it would."""
+        """Add nothing to the start of a machine."""
         return Wrapping()
 
     def release(self) -> None:
-        """Nothing is in anybody's way."""
+        """Do nothing: an open file does not keep a machine from ending."""
 
     def close(self) -> None:
-        """The machines have ended: close the file."""
+        """Close the file. All machines have ended."""
         raise NotImplementedError

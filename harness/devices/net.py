@@ -1,4 +1,4 @@
-"""virtio-net-pci: a network card whose only peer is a socket of ours."""
+"""``virtio-net-pci``: a network card whose only peer is a socket of the harness."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from harness.qemu.machine_types.machine_type import MachineType
 from harness.qemu.spec import Value
 from harness.testbed import Testbed
 
-#: Ours, and the guest's, on a network that nothing else is on.
+#: The addresses of the harness and of the guest, on a network that has no other hosts.
 _OUR_MAC, _OUR_ADDRESS = bytes.fromhex("5254009b0002"), "10.9.0.1"
 _MAC, _ADDRESS = bytes.fromhex("5254009b0003"), "10.9.0.2"
 _BROADCAST = b"\xff" * 6
@@ -31,19 +31,19 @@ _ARP_HEADER = (0x0806, 1, 0x0800, 6, 4)
 _REQUEST, _REPLY = 1, 2
 #: Seconds, before scaling.
 _ANSWER_TIMEOUT_S = 10.0
-#: QEMU's virtqueues of a card with one pair: what it receives, then what it transmits.
+#: The index of the transmit virtqueue, for a card with one pair of queues; the receive queue is 0.
 _TRANSMIT = 1
-#: So many packets wait behind the one that is in flight.
+#: The number of packets that wait behind the one that is in flight.
 _BEHIND = 3
 
 
 class NetDevice(OpenFile):
     """A network card on a ``dgram`` netdev (QEMU 7.2) between two unix sockets; made by :meth:`create`.
 
-    A migration's destination takes over QEMU's end: it binds the path anew (QEMU: ``net/dgram.c``).
+    The destination of a migration binds the path of QEMU's socket again (QEMU: ``net/dgram.c``).
     """
 
-    #: Every guest has the driver: its own network card is of the same kind.
+    #: Nothing to load: the guest's own network card uses the same driver.
     modules: tuple[str, ...] = ()
 
     def __init__(self, id: str, slot: int, folder: Path) -> None:
@@ -55,9 +55,9 @@ class NetDevice(OpenFile):
 
     @classmethod
     def create(cls, testbed: Testbed, *, slot: int = 0) -> NetDevice:
-        """A card with sockets of its own in the testbed's folder.
+        """Make a card with new sockets in the testbed's folder.
 
-        :raises Unsupported: for a QEMU without this netdev.
+        :raises Unsupported: when this QEMU has no such netdev.
         """
         require_netdev(testbed.cell.qemu, "dgram")
         made = cls(f"card{slot}", slot, testbed.folder)
@@ -65,7 +65,7 @@ class NetDevice(OpenFile):
         return made
 
     def close(self) -> None:
-        """Close our socket."""
+        """Close the harness's socket."""
         self._peer.close()
 
     def check(self) -> None:
@@ -74,7 +74,7 @@ class NetDevice(OpenFile):
             raise UsageError(f"network card {self.id}: {self._remote}: no such socket")
 
     def declared(self) -> Iterator[tuple[str, Mapping[str, Value]]]:
-        """The backend (``-netdev dgram``)."""
+        """See :class:`~harness.qemu.spec.Device`: the backend (``-netdev dgram``)."""
         local = {"local.type": "unix", "local.path": str(self._local)}
         remote = {"remote.type": "unix", "remote.path": str(self._remote)}
         yield "-netdev", {"": "dgram", "id": f"netdev-{self.id}", **local, **remote}
@@ -98,16 +98,16 @@ class NetDevice(OpenFile):
         return f"{pci_function(guest.machine, self)}/virtio*/net"
 
     def configure(self, guest: Commands) -> None:
-        """Bring the guest's interface up, with an address; one that is up stays so."""
+        """Bring the guest's interface up and give it an address, unless that was done before."""
         guest.succeed(
             f"name=$(ls {self._interfaces(guest)}) && ip link set $name up && "
             f"{{ ip addr show $name | grep -q {_ADDRESS}/ || ip addr add {_ADDRESS}/24 dev $name; }}"
         )
 
     def use(self, guest: Commands) -> None:
-        """We ask for the guest's address (ARP), and its kernel answers: a packet in each direction.
+        """Send an ARP request, which the guest's kernel answers: one packet in each direction.
 
-        :raises WaitTimeout: when no answer comes.
+        :raises WaitTimeout: when no correct answer comes.
         """
         self.configure(guest)
         self.drain()
@@ -119,11 +119,11 @@ class NetDevice(OpenFile):
         """Send an ARP request for the guest's address."""
         ours, theirs = (socket.inet_aton(address) for address in (_OUR_ADDRESS, _ADDRESS))
         frame = _ARP.pack(_BROADCAST, _OUR_MAC, *_ARP_HEADER, _REQUEST, _OUR_MAC, ours, bytes(6), theirs)
-        with contextlib.suppress(BlockingIOError):  # QEMU has not read the last ones yet.
+        with contextlib.suppress(BlockingIOError):  # QEMU has not read the previous ones yet.
             self._peer.sendto(frame, str(self._local))
 
     def _answered(self) -> bool:
-        """Whether a packet that has come is the answer that we want."""
+        """Whether one of the packets that have arrived is the guest's ARP reply."""
         ours, theirs = (socket.inet_aton(address) for address in (_OUR_ADDRESS, _ADDRESS))
         reply = _ARP.pack(_OUR_MAC, _MAC, *_ARP_HEADER, _REPLY, _MAC, theirs, _OUR_MAC, ours)
         return any(frame.startswith(reply) for frame in self._arrived())
@@ -134,17 +134,17 @@ class NetDevice(OpenFile):
                 yield self._peer.recv(1 << 16)
 
     def drain(self) -> int:
-        """Take what has arrived at our end; returns how many packets."""
+        """Read all packets that have arrived at the harness's socket; return their number."""
         return sum(1 for _ in self._arrived())
 
     @contextmanager
     def request_in_flight(self, guest: Guest) -> Iterator[UnreadPacket]:
-        """A packet that QEMU has taken from the guest and cannot send, and more behind it: we do not read.
+        """Keep a packet of the guest in flight, with more packets behind it: the harness stops reading.
 
-        The guest answers more of our requests than a socket queues; QEMU keeps the first packet that does not
-        fit, and with it the card's transmit queue, until our end reads (QEMU: ``net/dgram.c``,
+        The guest answers more requests than a socket queues. QEMU keeps the first packet that does not fit,
+        and stops the card's transmit queue, until the harness reads (QEMU: ``net/dgram.c``,
         ``net_dgram_receive``; ``hw/net/virtio-net.c``, ``virtio_net_flush_tx``). Further packets wait in the
-        virtqueue: QEMU takes the next one when it is done with the first, in whatever way.
+        virtqueue. QEMU takes the next one when the first has been sent or dropped.
         """
         self.configure(guest)
         unread = UnreadPacket(self, guest.machine)
@@ -158,7 +158,7 @@ class NetDevice(OpenFile):
             unread.release()
 
     def _wait_for_more(self, guest: Guest) -> None:
-        """Wait until the guest has received more requests: it transmits each answer as it receives them."""
+        """Wait until the guest has received more requests; it transmits an answer to each at once."""
         received = f"cat {self._interfaces(guest)}/*/statistics/rx_packets"
         wanted = int(guest.succeed(received)) + _BEHIND
 
@@ -172,18 +172,18 @@ class NetDevice(OpenFile):
 
 
 class UnreadPacket:
-    """A packet in flight that its receiver does not take."""
+    """A packet in flight that the harness does not read."""
 
     def __init__(self, device: NetDevice, machine: Machine) -> None:
         self._device, self._machine, self._released = device, machine, False
 
     def stuck(self) -> bool:
-        """Ask once more, and see whether the transmit queue has a packet in flight."""
+        """Send one more ARP request, and return whether the transmit queue has a packet in flight."""
         self._device.ask()
         return bool(requests_in_use(self._machine, self._device, queue=_TRANSMIT))
 
     def waiting(self) -> None:
-        """Our end has read nothing: a packet that was in flight is."""
+        """See :class:`~harness.devices.neighbour.RequestInFlight`. The harness has read nothing so far."""
         if self._released:
             raise GuestError(f"the packet of {self._device.id} may have been read")
 

@@ -1,4 +1,4 @@
-"""virtio-rng-pci: random bytes that come through a FIFO of ours, so that we say which, and when."""
+"""``virtio-rng-pci``: an entropy device whose bytes the harness writes to a FIFO."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.qemu.spec import Value
 from harness.testbed import Testbed
 
 _CURRENT = "/sys/class/misc/hw_random/rng_current"
-#: More than the guest's driver (64 bytes) and its entropy thread (64 bytes) ask for at once
+#: More than the guest's driver (64 bytes) and its entropy thread (64 bytes) request at once
 #: (kernel: ``drivers/char/hw_random``), and less than a FIFO holds.
 _FED_BYTES = 4096
 _READ_BYTES = 16
@@ -29,8 +29,8 @@ _READ_BYTES = 16
 class RngDevice(OpenFile):
     """An entropy device with an ``rng-random`` backend; made by :meth:`create`.
 
-    The backend reads a request's bytes when there are some, and waits without end while there are none (QEMU:
-    ``backends/rng-random.c``, ``entropy_available``).
+    The backend answers a request when the FIFO has bytes, and waits, without a limit, while it has none
+    (QEMU: ``backends/rng-random.c``, ``entropy_available``).
     """
 
     modules: tuple[str, ...] = ("virtio_rng",)
@@ -38,12 +38,12 @@ class RngDevice(OpenFile):
     def __init__(self, id: str, slot: int, path: Path) -> None:
         self.id, self.slot, self.path = id, slot, path
         self._pattern = os.urandom(_READ_BYTES)
-        # Open for reading, too: else the FIFO would have no writer, or a reader that is gone, in between.
+        # Opened for reading and writing, so that the FIFO always has a reader and a writer.
         self._fifo = os.open(path, os.O_RDWR | os.O_NONBLOCK)
 
     @classmethod
     def create(cls, testbed: Testbed, *, slot: int = 0) -> RngDevice:
-        """A device with a FIFO of its own in the testbed's folder."""
+        """Make a device with a new FIFO in the testbed's folder."""
         path = testbed.folder / f"rng{slot}.fifo"
         os.mkfifo(path)
         made = cls(f"rng{slot}", slot, path)
@@ -60,7 +60,7 @@ class RngDevice(OpenFile):
             raise UsageError(f"entropy device {self.id}: {self.path}: no FIFO")
 
     def declared(self) -> Iterator[tuple[str, Mapping[str, Value]]]:
-        """The backend (``-object rng-random``)."""
+        """See :class:`~harness.qemu.spec.Device`: the backend (``-object rng-random``)."""
         yield "-object", {"": "rng-random", "id": f"backend-{self.id}", "filename": str(self.path)}
 
     def device(self, machine_type: MachineType) -> Mapping[str, Value]:
@@ -69,25 +69,25 @@ class RngDevice(OpenFile):
         return {"driver": "virtio-rng-pci", "id": self.id, "rng": f"backend-{self.id}", **place}
 
     def listed(self, guest: Commands) -> bool:
-        """Whether the guest's hwrng core takes its bytes from this device: it has no other one."""
+        """Whether the guest's hwrng core uses this device, the only one of its kind in the guest."""
         driver = f"{pci_function(guest.machine, self)}/virtio*/driver"
         return guest.run(f"[ -e {driver} ] && grep -q ^virtio_rng {_CURRENT}").returncode == 0
 
     def feed(self) -> None:
-        """Let the backend have as many bytes as the guest may want: requests are answered at once."""
-        with contextlib.suppress(BlockingIOError):  # There are enough.
+        """Write as many bytes to the FIFO as the guest can request: requests are then answered at once."""
+        with contextlib.suppress(BlockingIOError):  # The FIFO is full.
             os.write(self._fifo, self._pattern * (_FED_BYTES // len(self._pattern)))
 
     def starve(self) -> None:
-        """Take the bytes that are left: the next request is not answered."""
+        """Remove all bytes from the FIFO: the next request is then not answered."""
         with contextlib.suppress(BlockingIOError):
             while os.read(self._fifo, 1 << 16):
                 pass
 
     def use(self, guest: Commands) -> None:
-        """The guest reads bytes that we have fed.
+        """Let the guest read bytes that the harness has written to the FIFO.
 
-        :raises Violation: when it reads others.
+        :raises Violation: when the guest reads other bytes.
         """
         self.feed()
         read = guest.succeed(
@@ -96,18 +96,18 @@ class RngDevice(OpenFile):
         if len(read) != 2 * _READ_BYTES or bytes.fromhex(read) not in self._pattern * 2:
             raise Violation(
                 f"the guest reads other bytes from {self.id} than QEMU was given",
-                details=f"given, again and again: {self._pattern.hex()}\nread: {read}",
+                details=f"given, repeatedly: {self._pattern.hex()}\nread: {read}",
             )
 
     @contextmanager
     def request_in_flight(self, guest: Guest) -> Iterator[Unanswered]:
-        """A reader in the guest that gets no bytes.
+        """Keep a request in flight: a process in the guest reads, and the FIFO is empty.
 
-        The driver asks for the next bytes as soon as it has some (kernel 6.1:
-        ``drivers/char/hw_random/virtio-rng.c``), so the request is that of the driver or of the reader.
+        The driver requests the next bytes as soon as it has some (kernel 6.1:
+        ``drivers/char/hw_random/virtio-rng.c``), so the request is the driver's or the process's.
         """
         self.starve()
-        # The driver still has what it asked for before; 256 bytes are more than that.
+        # The driver may still have bytes of an earlier request, fewer than the 256 that are read here.
         reader = Job(guest, "dd if=/dev/hwrng bs=64 count=4", f"reading from {self.id}")
         unanswered = Unanswered(self, guest)
         try:
@@ -121,7 +121,7 @@ class RngDevice(OpenFile):
 
 
 class Unanswered:
-    """A request of the entropy device that its backend does not answer."""
+    """A request of the entropy device that the backend does not answer, because the FIFO is empty."""
 
     def __init__(self, device: RngDevice, guest: Guest) -> None:
         self._device, self._guest, self._released = device, guest, False
@@ -129,7 +129,7 @@ class Unanswered:
     def offered(self) -> bool:
         """Whether the virtqueue has a buffer that QEMU has seen and not filled.
 
-        virtio-rng takes no element off its queue before it has the bytes, so ``inuse`` does not count it
+        virtio-rng takes an element off its queue only when it has the bytes, so ``inuse`` does not count it
         (QEMU: ``hw/virtio/virtio-rng.c``, ``chr_read``).
         """
         machine = self._guest.machine
@@ -139,7 +139,7 @@ class Unanswered:
         return bool(status["shadow-avail-idx"] != status["used-idx"])
 
     def waiting(self) -> None:
-        """We have fed nothing: a request that was in flight is."""
+        """See :class:`~harness.devices.neighbour.RequestInFlight`. Nothing was written to the FIFO so far."""
         if self._released:
             raise GuestError(f"the request of {self._device.id} may have been answered")
 

@@ -1,4 +1,4 @@
-"""A device from the guest's side: when it is there, when its driver lets it go, and that it works."""
+"""A device as the guest sees it: whether it has arrived, whether its removal has begun, how it is used."""
 
 from __future__ import annotations
 
@@ -30,20 +30,21 @@ class GuestDevice(Device, Protocol):
     def listed(self, guest: Commands) -> bool:
         """Whether the guest's driver offers the device to its users now.
 
-        It must turn false when the driver begins to remove the device, before it waits for anybody.
+        It has to become false when the driver begins to remove the device, before it waits for its users.
         """
 
     def use(self, guest: Commands) -> None:
-        """Make the device do its work once, checked from both sides.
+        """Use the device once, and check the result in the guest and on the host.
 
-        :raises HarnessError: when it does not.
+        :raises HarnessError: when the device does not work.
         """
 
 
 def arrival(guest: Guest, device: Share | GuestDevice) -> Callable[[], bool]:
-    """Prepare the guest for ``device``; returns what says whether the guest has it. Call it before the plug.
+    """Load the guest's drivers for ``device``; return a function that checks whether the guest has it.
 
-    A share is known by its mount tag; several devices may have the same.
+    It has to be called before the plug. A share is recognised by its mount tag; several devices may have the
+    same tag.
     """
     if isinstance(device, Share):
         tag, before = device.mount_tag, guest.mount_tags()
@@ -54,7 +55,7 @@ def arrival(guest: Guest, device: Share | GuestDevice) -> Callable[[], bool]:
 
 
 def in_words(device: Share | GuestDevice) -> str:
-    """What the guest is waited for to list."""
+    """The name, in messages, of what the guest has to list: a share's mount tag, or the device's id."""
     return device.mount_tag if isinstance(device, Share) else device.id
 
 
@@ -62,7 +63,7 @@ def removal_begun(guest: Commands, device: Share | GuestDevice) -> bool:
     """Whether the guest's driver has begun to remove a device that is in use.
 
     A share that is mounted: ``p9_virtio_remove`` delists the channel before it waits for the last user, so
-    that a further mount of the tag fails with ENOENT instead of EBUSY (kernel: ``net/9p/trans_virtio.c``).
+    a second mount of the tag fails with ENOENT instead of EBUSY (kernel: ``net/9p/trans_virtio.c``).
 
     :raises GuestError: for a share that is not mounted.
     """
@@ -70,15 +71,15 @@ def removal_begun(guest: Commands, device: Share | GuestDevice) -> bool:
         return not device.listed(guest)
     state = tag_state(guest, device.mount_tag)
     if state is TagState.FREE:
-        raise GuestError(f"{guest.actor}: {device.mount_tag} can be mounted: this witness needs it mounted")
+        raise GuestError(f"{guest.actor}: {device.mount_tag} is not mounted; this witness needs it mounted")
     return state is TagState.DELISTED
 
 
 def begun_witness(device: Share | GuestDevice) -> str:
-    """What :func:`removal_begun` has seen, in words."""
+    """The witness of :func:`removal_begun`, as text for the history."""
     if isinstance(device, Share):
         return f"a mount of {device.mount_tag} fails with ENOENT"
-    return f"the guest's driver offers {device.id} no more"
+    return f"the guest's driver no longer offers {device.id}"
 
 
 def pci_function(machine: Machine, device: Device) -> str:

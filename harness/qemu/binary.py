@@ -232,7 +232,7 @@ def require_property(install: QemuInstall, device: str, name: str) -> None:
 
 
 def require_netdev(install: QemuInstall, kind: str) -> None:
-    """:raises Unsupported: when it has no such network backend (``-netdev help``)."""
+    """:raises Unsupported: when this QEMU has no such network backend (``-netdev help``)."""
     if kind not in _ask(install, "-netdev", "help").split():
         raise Unsupported(f"this QEMU has no netdev {kind}")
 

@@ -17,9 +17,9 @@ Value = str | bool | int
 
 
 class Device(Protocol):
-    """A device that is plugged and unplugged, as QEMU needs to know it; :class:`Share` is one.
+    """A device that can be plugged and unplugged: what QEMU has to be given. :class:`Share` is one.
 
-    What the guest makes of it is :class:`harness.guest.device.GuestDevice`.
+    :class:`harness.guest.device.GuestDevice` adds how the guest uses it.
     """
 
     @property
@@ -28,16 +28,16 @@ class Device(Protocol):
 
     @property
     def slot(self) -> int:
-        """Which of the machine's hotpluggable places it takes."""
+        """The number of the hotpluggable place that it takes."""
 
     def check(self) -> None:
         """:raises UsageError: when the host lacks what the device needs. Called before a launch."""
 
     def declared(self) -> Iterable[tuple[str, Mapping[str, Value]]]:
-        """What each machine has on its command line before the device can be plugged: its backend.
+        """The device's backend: what each machine needs on its command line before the device can be plugged.
 
-        Options with their properties, such as ``("-fsdev", {"": "local", "id": "fs0", …})``. The first
-        property is given without its name.
+        These are options with their properties, such as ``("-fsdev", {"": "local", "id": "fs0", …})``. The
+        first property is given without its name.
         """
 
     def device(self, machine_type: MachineType) -> Mapping[str, Value]:
@@ -135,7 +135,7 @@ class MachineSpec:
     :param cpu: the plainest model, so that any two QEMUs agree on it; without RDRAND the guest's sshd waits
         a second for entropy.
     :param shares: the pool of exports; every one gets an ``-fsdev``, because QEMU has no ``fsdev_add``.
-    :param devices: other devices that can be plugged; what they declare is on every machine's command line.
+    :param devices: other devices that can be plugged; the command line has the backend of each.
     :param plugged: ids of the shares and devices that are plugged by the command line.
     :param disk: an empty qcow2; each source gets a copy, which its destinations go on with.
     :param incoming: start with ``-incoming defer`` and wait for a migration stream.

@@ -241,7 +241,7 @@ def test_a_card_that_does_not(
 
 def test_a_flush_needs_a_hold(world: World, testbed: Testbed) -> None:
     with (
-        pytest.raises(UsageError, match="it was made without"),
+        pytest.raises(UsageError, match="was made without a hold"),
         BlockDevice.create(testbed).request_in_flight(world.guest),
     ):
         pass
