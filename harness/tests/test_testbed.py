@@ -113,8 +113,8 @@ def test_destinations_are_numbered_and_get_what_is_plugged_then(testbed: Testbed
     assert second.paths.disk == source.paths.disk
 
 
-def test_other_devices_are_of_every_machine_from_then_on(testbed: Testbed) -> None:
-    """A share stands in for one: what counts is that it is not in the pool of shares."""
+def test_machines_that_are_launched_after_a_declaration_have_the_other_devices(testbed: Testbed) -> None:
+    """The device is a share that is not in the pool of shares."""
     device = replace(testbed.shares[0], id="device", path=testbed.shares[3].path)
     testbed.declare_devices(device)
     source = testbed.launch(testbed.spec(plugged=frozenset({"device"})))

@@ -1,4 +1,4 @@
-"""Devices other than the 9p share, against a scripted guest: their checks can fail."""
+"""Devices other than the 9p share, with a scripted guest: each of their checks can fail."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ QUEUE = "x-query-virtio-queue-status"
 
 @pytest.fixture
 def testbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Testbed]:
-    """As much of one as a device needs."""
+    """A stand-in with what a device needs of a testbed."""
     monkeypatch.setattr(
         "harness.qemu.binary._ask", lambda *_: "Available netdev backend types:\nuser\ndgram\n"
     )
@@ -52,7 +52,7 @@ def device(request: pytest.FixtureRequest, testbed: Testbed) -> Neighbour:
     return made
 
 
-# What QEMU gets of them
+# Their arguments for QEMU
 
 
 BACKENDS = {
@@ -106,7 +106,7 @@ def test_a_card_needs_a_netdev_that_older_versions_lack(
         NetDevice.create(testbed)
 
 
-# What the guest sees of them
+# How the guest sees them
 
 
 def test_plug_loads_the_driver_and_waits_for_the_guest_to_list_the_device(
@@ -141,7 +141,7 @@ def test_an_unplug_is_seen_when_the_guest_lists_the_device_no_more(world: World,
     unplug = Hotplug(world.guest).request_unplug(disk)
     unplug.wait_seen_by_guest()
     world.qmp.emit("DEVICE_DELETED", path="/machine/peripheral/blk0/virtio-backend")
-    with pytest.raises(Violation, match="device_del of blk0 completed, and must not have yet"):
+    with pytest.raises(Violation, match="device_del of blk0 completed too early"):
         unplug.expect_withheld(while_=lambda: None)
 
 
@@ -183,7 +183,7 @@ def test_entropy_that_is_not(world: World, testbed: Testbed, read: str) -> None:
 
 @pytest.fixture
 def cable(testbed: Testbed, tmp_path: Path) -> Iterator[tuple[NetDevice, socket.socket]]:
-    """A card, and QEMU's end of its cable."""
+    """A card, and a socket in the place of QEMU's."""
     device = NetDevice.create(testbed)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as qemu:
         qemu.bind(str(tmp_path / "card0.sock"))
@@ -192,7 +192,7 @@ def cable(testbed: Testbed, tmp_path: Path) -> Iterator[tuple[NetDevice, socket.
 
 
 def _answers(qemu: socket.socket, peer: Path, change: bytes = b"") -> None:
-    """What a guest's kernel makes of an ARP request; with ``change`` it is another's answer."""
+    """Answer an ARP request as a guest's kernel does; with ``change``, for another address."""
     asked = qemu.recv(1 << 16)
     ours, our_address, address = asked[6:12], asked[28:32], asked[38:42]
     mac = bytes.fromhex("5254009b0003")
@@ -216,7 +216,7 @@ def test_a_card_that_sends_and_receives(
 def test_a_card_that_does_not(
     world: World, cable: tuple[NetDevice, socket.socket], tmp_path: Path, change: bytes
 ) -> None:
-    """Nobody answers, or somebody else."""
+    """No answer comes, or one for another address."""
     device, qemu = cable
 
     def up(_: Any) -> str:
