@@ -46,8 +46,8 @@ def activate(config: pytest.Config) -> None:
     if not is_active(config):
         config.stash[_ACTIVE] = True
         for name in _SECOND_PART:
-            # import_plugin would warn about modules that were imported before. It is for rewriting asserts, which
-            # these modules do not use.
+            # import_plugin would warn about modules that were imported before: it rewrites asserts, and these
+            # modules have none.
             if not config.pluginmanager.has_plugin(name):
                 config.pluginmanager.register(importlib.import_module(name), name)
 
