@@ -337,7 +337,7 @@ class Machine:
             return True
 
         try:
-            self.wait_until(added, what=f"the id {share.id} to be free", timeout_s=_ID_TIMEOUT_S)
+            self.wait_until(added, what=f"the id {share.id} to become free", timeout_s=_ID_TIMEOUT_S)
         except WaitTimeout:
             raise refusals[-1] from None
         self.plugged.add(share.id)

@@ -37,8 +37,8 @@ def test_what_is_acknowledged_and_there(folder: Path) -> None:
         ("g1", lines(1), "g1 has other content than was acknowledged"),
         ("g1", lines(1) + lines(8), "g1 has other content than was acknowledged"),
         ("D1", b"B" * 65535 + b"\0", "D1 has other content than was acknowledged"),
-        ("h1", lines(1), "h1 is on the host, but was removed"),
-        ("f1", lines(1), "f1 is on the host, but was removed"),
+        ("h1", lines(1), "h1 is on the host, but should not exist"),
+        ("f1", lines(1), "f1 is on the host, but should not exist"),
         ("d1/a/b/c/leaf", b"", "leaf has other content than was acknowledged"),
     ],
 )

@@ -147,8 +147,8 @@ def test_a_qemu_that_dies_in_its_greeting(launch: Launch) -> None:
 @pytest.mark.parametrize(
     ("mode", "message"),
     [
-        ("makes no socket", "QEMU 'source' opened no QMP socket within 0 s"),
-        ("does not greet", "QEMU 'source' did not greet on its QMP socket within 0 s"),
+        ("makes no socket", "QEMU 'source' did not open its QMP socket within 0 s"),
+        ("does not greet", "QEMU 'source' sent no greeting on its QMP socket within 0 s"),
     ],
 )
 def test_a_qemu_that_sends_no_greeting(
