@@ -111,8 +111,8 @@ def everything(guest: Guest, testbed: Testbed) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.any_plug
-def test_everything_after_an_unplug_with_a_poisoned_heap(testbed: Testbed, share: Share) -> None:
-    """What was freed is overwritten: a list that still has the device leads nowhere."""
+def test_everything_after_an_unplug_with_malloc_perturb(testbed: Testbed, share: Share) -> None:
+    """Freed memory is overwritten, so a list that still has the device has an invalid pointer."""
     testbed.attach(MallocPerturb())
     guest = testbed.boot()
     hotplug = Hotplug(guest)
