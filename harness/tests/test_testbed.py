@@ -286,10 +286,10 @@ class Source:
 
     def __init__(self, found: Template | str) -> None:
         self.found = found
-        self.asked: list[str] = []
+        self.requests: list[str] = []
 
     def find(self, spec: MachineSpec, image: GuestImage, timeout_scale: TimeoutScale) -> Template | str:
-        self.asked.append(spec.name)
+        self.requests.append(spec.name)
         return self.found
 
     damage: str | None = None
@@ -408,7 +408,7 @@ def test_when_a_guest_is_booted(
     assert guest.machine.spec.memory_file is None
     testbed.close()
     assert why in str(_born(testbed))
-    assert bool(source.asked) == bool(found)
+    assert bool(source.requests) == bool(found)
 
 
 def test_without_templates_every_guest_is_booted(testbed: Testbed, boots: list[str]) -> None:

@@ -26,7 +26,7 @@ from harness.tests.fakes import World
 
 _TIMEOUT = CommandTimeout("ssh", "x", 1.0, "", "")
 _RESEED = rf"^echo [a-p]+ >{reseed.PROGRAM}"
-#: The sixteen letters that a message is told in.
+#: The sixteen letters in which a message is encoded.
 _HEX = str.maketrans("abcdefghijklmnop", "0123456789abcdef")
 
 
@@ -200,33 +200,33 @@ def test_a_restored_guest_is_reseeded(world: World) -> None:
     world.ssh.on(_RESEED, "")
     for _ in range(2):
         _restored(world)
-    told = [re.findall(r"^echo ([a-p]+) ", command)[0] for command in world.ssh.commands]
-    printed = [bytes.fromhex(text.translate(_HEX)) for text in told]
+    encoded = [re.findall(r"^echo ([a-p]+) ", command)[0] for command in world.ssh.commands]
+    printed = [bytes.fromhex(text.translate(_HEX)) for text in encoded]
     first, second = (struct.unpack("<qqii32s", message) for message in printed)
     assert abs(first[0] - time.time()) < 60
     assert 0 <= first[1] < 10**9
     assert first[2:4] == (256, 32)
     assert first[4] != second[4]
-    # The boot that its log tells of is over: only another one counts from now on.
+    # The boot in its log is over: only a later one counts.
     world.machine.artifacts.kernel.write_text(f"{NETWORK_IS_UP}\n" * 2)
     world.ssh.on("^true$", "")
     world.guest.wait_booted()
 
 
 def test_a_restored_guest_that_does_not_answer(world: World) -> None:
-    world.ssh.on(_RESEED, ChannelLost("nobody there"))
+    world.ssh.on(_RESEED, ChannelLost("connection refused"))
     with pytest.raises(ChannelLost):
         _restored(world)
     (entry,) = [e for e in read(world.machine.history.path) if e.f == "guest:restore" and e.kind is Kind.INFO]
-    assert "nobody there" in str(entry.value)
+    assert "connection refused" in str(entry.value)
 
 
 def test_a_restored_guest_whose_session_cannot_be_resumed(world: World) -> None:
     """It gets a new session, and the reason is in the history."""
     world.ssh.on(_RESEED, "")
-    _restored(world, "the server said something else")
+    _restored(world, "the recorded answers do not fit")
     (note,) = world.notes("ssh:resumed")
-    assert note.value == "the server said something else"
+    assert note.value == "the recorded answers do not fit"
     assert len(world.ssh.commands) == 1
 
 

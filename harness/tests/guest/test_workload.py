@@ -135,7 +135,7 @@ def test_an_operation_on_what_is_not_there_says_so(tmp_path: Path, what: str) ->
 
 
 @pytest.mark.parametrize(
-    ("what", "content", "says"),
+    ("what", "content", "error"),
     [
         ("read", lines(64) + b"1", "other bytes were read"),
         ("unlink_open", lines(65)[:-1], "other bytes were read"),
@@ -143,10 +143,10 @@ def test_an_operation_on_what_is_not_there_says_so(tmp_path: Path, what: str) ->
         ("mapread", b"A" * 4096, "bus error"),
     ],
 )
-def test_other_bytes_are_seen(tmp_path: Path, what: str, content: bytes, says: str) -> None:
+def test_other_bytes_are_seen(tmp_path: Path, what: str, content: bytes, error: str) -> None:
     file = tmp_path / "file"
     file.write_bytes(content)
-    assert _operate(what, file, "65") == f"{what}: {says}\n"
+    assert _operate(what, file, "65") == f"{what}: {error}\n"
 
 
 def test_a_folder_is_read_to_its_end(tmp_path: Path) -> None:

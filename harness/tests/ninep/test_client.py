@@ -72,10 +72,10 @@ def test_a_request_that_is_flushed(drive: Drive, kind: int, dropped: bool) -> No
 
 
 def test_a_session(drive: Drive) -> None:
-    asked: list[int] = []
+    received: list[int] = []
 
     def device(kind: int, tag: int, body: bytes) -> tuple[int, int, bytes]:
-        asked.append(kind)
+        received.append(kind)
         answers = {T.WRITE: struct.pack("<I", 5), T.READ: struct.pack("<I", 5) + b"bytes"}
         return kind + 1, tag, answers.get(T(kind), b"")
 
@@ -90,7 +90,7 @@ def test_a_session(drive: Drive) -> None:
     driver.clunk_all()
     assert driver.fids == set()
     driver.expect_answered(8)
-    assert asked == [T.VERSION, T.ATTACH, T.WALK, T.LCREATE, T.WRITE, T.READ, T.CLUNK, T.CLUNK]
+    assert received == [T.VERSION, T.ATTACH, T.WALK, T.LCREATE, T.WRITE, T.READ, T.CLUNK, T.CLUNK]
 
 
 def test_more_requests_than_the_ring_has_descriptors(drive: Drive) -> None:
@@ -189,17 +189,17 @@ def test_an_error_of_the_unix_protocol_carries_its_number(drive: Drive) -> None:
 
 
 def test_a_session_of_the_unix_protocol(drive: Drive) -> None:
-    asked: list[bytes] = []
+    received: list[bytes] = []
 
     def device(kind: int, tag: int, body: bytes) -> tuple[int, int, bytes]:
-        asked.append(body)
+        received.append(body)
         return kind + 1, tag, b""
 
     driver = drive(device)
     assert driver.protocol == p9.VERSION
     driver.version(p9.UNIX_VERSION)
     assert driver.protocol == p9.UNIX_VERSION
-    assert asked == [p9.version(MSIZE, "9P2000.u")]
+    assert received == [p9.version(MSIZE, "9P2000.u")]
 
 
 def test_an_answer_with_a_wrong_length(drive: Drive, fakes: list[FakeQtest]) -> None:
@@ -379,5 +379,5 @@ def test_a_hold_stays_with_the_source_of_a_migration(testbed: Testbed) -> None:
         )
         held.in_flight()
         held.waiting()
-    told = [e.actor for e in read(testbed.history.path) if e.f in ("hold:inuse", "hold:waiting")]
-    assert set(told) == {raw.machine.name}
+    actors = [e.actor for e in read(testbed.history.path) if e.f in ("hold:inuse", "hold:waiting")]
+    assert set(actors) == {raw.machine.name}
