@@ -377,8 +377,8 @@ def test_the_error_when_a_guest_cannot_be_restored(
     assert verdicts["history_well_formed"] is verdicts["nothing_left_behind"] is Verdict.VALID
     if damage is not None:
         assert verdicts["guest_kernel_quiet"] is Verdict.VALID
-        born = [entry.value for entry in read(testbed.artifacts.history) if entry.f == "guest:started"]
-        assert born == ["restored", {"cold": "its template was damaged: its memory has changed"}]
+        notes = [entry.value for entry in read(testbed.artifacts.history) if entry.f == "guest:started"]
+        assert notes == ["restored", {"cold": "its template was damaged: its memory has changed"}]
         kept = testbed.artifacts.folder / "source-discarded" / "guest-kernel.log"
         assert kept.read_text() == "[ 1.0] Oops: of the damage\n"
 
