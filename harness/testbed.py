@@ -194,13 +194,13 @@ class Testbed:
         *,
         source: Machine | None = None,
         template: Template | None = None,
-        started: Callable[[], None] = lambda: None,
+        on_started: Callable[[], None] = lambda: None,
     ) -> Machine:
         """Start a machine (see :meth:`Machine.launch`); :meth:`close` ends it if nothing else does.
 
         :param template: the template that it will be restored from; its kernel log continues that of the
             template.
-        :param started: called when the process was started, before QEMU is ready.
+        :param on_started: called when the process was started, before QEMU is ready.
         """
         artifacts = self.artifacts.machine(spec.name, first=not self.machines)
         if template is not None:
@@ -214,7 +214,7 @@ class Testbed:
             timeout_scale=self.cell.accel.timeout_scale,
             source=source,
             wrapping=self._wrapping(spec),
-            started=started,
+            on_started=on_started,
         )
         self.machines.append(machine)
         return machine
@@ -279,7 +279,7 @@ class Testbed:
     def _restore(self, spec: MachineSpec, template: Template) -> Guest:
         image, saved = self.cell.image, SavedSession.read(template.session)
         with closing(SessionReplay(saved, image, self.cell.accel.timeout_scale)) as session:
-            machine = self.launch(spec.restored(template.memory), template=template, started=session.begin)
+            machine = self.launch(spec.restored(template.memory), template=template, on_started=session.begin)
             finish = restore(machine, template)
             guest = restored(machine, image)
             self._guests.append(guest)

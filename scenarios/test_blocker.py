@@ -160,6 +160,7 @@ def test_the_blocker_is_of_the_device_that_is_mounted(
     migration.expect_not_blocked()
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_a_detached_share_blocks_until_its_last_user_is_gone(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share
@@ -198,6 +199,7 @@ def test_a_reset_ends_the_blocker(
     migration.migrate()
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_loadvm_ends_the_blocker(
     guest: Guest, hotplug: Hotplug, migration: Migration, snapshot: Snapshot, share: Share

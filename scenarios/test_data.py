@@ -371,7 +371,6 @@ def test_an_interrupted_call_is_made_again(guest: Guest, hotplug: Hotplug, share
     file.expect_on_host(share.path / "file")
 
 
-@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_an_error_at_the_end_of_setxattr(guest: Guest, hotplug: Hotplug, share: Share) -> None:
     """setxattr fails with the host's errno, although only the Tclunk after Txattrcreate sets the
@@ -468,7 +467,6 @@ def test_more_open_files_than_the_limit(testbed: Testbed, share: Share) -> None:
     many.run()
 
 
-@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_what_loses_its_name_keeps_its_content_beyond_the_limit(testbed: Testbed, share: Share) -> None:
     """QEMU has closed a file to stay below its limit, and the file is unlinked or renamed: it still has its
@@ -784,7 +782,6 @@ def fill(folder: Path) -> None:
         (folder / name).touch()
 
 
-@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_a_folder_of_thousands_of_names(guest: Guest, hotplug: Hotplug, share: Share) -> None:
     """Each name is listed once, whatever the sizes of requests and calls, also while other files are made

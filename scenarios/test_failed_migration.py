@@ -94,7 +94,6 @@ def test_one_failure_after_another(
     hotplug.unplug(share)
 
 
-@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_a_stopped_guest_arrives_stopped(
     guest: Guest, hotplug: Hotplug, migration: Migration, run_state: RunState, share: Share, testbed: Testbed

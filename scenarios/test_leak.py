@@ -72,7 +72,7 @@ ENDINGS: dict[str, Callable[[RawGuest, RawDriver], None]] = {
 
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
-@pytest.mark.parametrize("ending", by_default(of=ENDINGS))
+@pytest.mark.parametrize("ending", by_default("version", of=ENDINGS))
 def test_a_session_with_open_files_that_ends_in_any_way(
     leak_hunt: LeakHunt, share: Share, ending: str
 ) -> None:
@@ -127,7 +127,6 @@ def test_mount_and_umount_without_unplug(leak_hunt: LeakHunt, share: Share) -> N
     leak_hunt.repeat_raw(cycle)
 
 
-@pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_heavy_use(leak_hunt: LeakHunt, share: Share) -> None:
@@ -272,7 +271,9 @@ def test_an_unmounted_device_begins_to_migrate(leak_hunt: LeakHunt, share: Share
 @pytest.mark.always
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("q35-pcie")
-@pytest.mark.parametrize("wrong", by_default("path", of=["fsdev", "no_tag", "long_tag", "path", "busy_id"]))
+@pytest.mark.parametrize(
+    "wrong", by_default("path", "long_tag", of=["fsdev", "no_tag", "long_tag", "path", "busy_id"])
+)
 def test_a_plug_that_fails(leak_hunt: LeakHunt, shares: tuple[Share, ...], wrong: str) -> None:
     """device_add fails with each error of realize, beside a device that stays plugged."""
     share, other = shares[:2]

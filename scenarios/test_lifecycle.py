@@ -81,7 +81,7 @@ def test_a_share_can_be_plugged_again(guest: Guest, hotplug: Hotplug, share: Sha
     hotplug.unplug(share)
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough("pc", "q35")
 @pytest.mark.cold
 def test_plugs_while_the_guest_boots(testbed: Testbed) -> None:
     """Devices are plugged at three moments between power-on and the first process. The guest finds each

@@ -645,7 +645,6 @@ def test_a_fid_that_is_clunked_while_it_is_used(raw_guest: RawGuest, share: Shar
     assert open_fds(raw_guest.machine) == before, "the clunked fid's file is still open"
 
 
-@pytest.mark.thorough
 def test_what_is_refused_leaves_nothing(leak_hunt: LeakHunt, share: Share) -> None:
     """No leak: a message that fails because of its fid, name or numbers leaves no memory behind."""
     reset_export(share)

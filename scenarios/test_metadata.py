@@ -207,7 +207,7 @@ LINKS: tuple[Row, ...] = (
 
 
 @pytest.mark.any_plug
-@pytest.mark.parametrize("model", by_default("mapped-file", of=MODELS[1:]), ids=_id)
+@pytest.mark.parametrize("model", by_default("mapped-xattr", "passthrough", of=MODELS[1:]), ids=_id)
 def test_links(guest: Guest, hotplug: Hotplug, modelled: Share) -> None:
     """Symbolic links, also dangling, looping and of the maximum length; hard links and their counts."""
     mount = mounted(guest, hotplug, modelled)
@@ -258,7 +258,7 @@ MODES_LATER: tuple[Row, ...] = (
 
 @pytest.mark.always
 @pytest.mark.any_plug
-@pytest.mark.parametrize("model", by_default("mapped-file", of=MODELS[1:]), ids=_id)
+@pytest.mark.parametrize("model", by_default("mapped-file", "passthrough", of=MODELS[1:]), ids=_id)
 def test_modes_and_owners(guest: Guest, hotplug: Hotplug, modelled: Share, model: str) -> None:
     """The guest sees the modes and owners that it set, also after a replug or a rename, and of the root.
 
@@ -417,6 +417,7 @@ RENAMES: tuple[Row, ...] = (
 )
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_renames(guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]) -> None:
     """Renames over a file, over an empty folder and into another folder; of open files and of folders in
@@ -905,6 +906,7 @@ def test_a_file_system_without_a_block_size(guest: Guest, hotplug: Hotplug, shar
         assert rule.hits, "QEMU did not ask for the block size"
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_statfs_of_a_file_system_without_a_block_size(
     guest: Guest, hotplug: Hotplug, share: Share, hold: Hold

@@ -130,6 +130,7 @@ def test_a_device_is_alive_after_loadvm(
     hotplug.unplug(share)
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_a_device_is_alive_after_the_snapshot_jobs(
     guest: Guest, hotplug: Hotplug, snapshot: Snapshot, share: Share
@@ -236,6 +237,7 @@ def test_a_destination_that_does_not_match(
     hotplug.unplug(share)
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_a_destination_with_another_tag(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share

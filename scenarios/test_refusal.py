@@ -58,7 +58,7 @@ def refusal(hotplug: Hotplug, command: str, **arguments: str | bool | int) -> st
 
 
 @pytest.mark.always
-@pytest.mark.thorough("q35", "q35-pcie")
+@pytest.mark.thorough("q35")
 def test_a_bus_that_forbids_hotplug(
     cold_plugged: Guest, fixed: FixedPlace, shares: tuple[Share, ...]
 ) -> None:
@@ -194,7 +194,6 @@ def test_a_mount_during_a_migration(
     migration.expect_not_blocked()
 
 
-@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_only_migratable(testbed: Testbed, shares: tuple[Share, ...]) -> None:
     """With -only-migratable nothing may block migration: the device is plugged, but its mount fails with
@@ -245,7 +244,6 @@ def test_what_is_refused_while_the_guest_migrates(
     migration.migrate()
 
 
-@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_a_source_whose_guest_has_moved_on(
     guest: Guest, hotplug: Hotplug, migration: Migration, testbed: Testbed

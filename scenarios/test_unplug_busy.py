@@ -67,7 +67,7 @@ REQUESTS = {
 
 @pytest.mark.always
 @pytest.mark.any_plug
-@pytest.mark.parametrize("kind", by_default("write", of=REQUESTS))
+@pytest.mark.parametrize("kind", by_default("write", "fsync", of=REQUESTS))
 def test_device_del_waits_for_a_request(
     guest: Guest, hotplug: Hotplug, share: Share, hold: Hold, kind: str
 ) -> None:
@@ -90,9 +90,8 @@ def test_device_del_waits_for_a_request(
     unplug.wait_completed()
 
 
-@pytest.mark.thorough
 @pytest.mark.any_plug
-@pytest.mark.parametrize("count", [24, 128])
+@pytest.mark.parametrize("count", [pytest.param(24, marks=pytest.mark.thorough), 128])
 def test_device_del_waits_for_many_requests(
     guest: Guest, hotplug: Hotplug, share: Share, hold: Hold, count: int
 ) -> None:
@@ -111,9 +110,8 @@ def test_device_del_waits_for_many_requests(
     unplug.wait_completed()
 
 
-@pytest.mark.thorough
 @pytest.mark.any_plug
-@pytest.mark.parametrize("cache", ["none", "mmap"])
+@pytest.mark.parametrize("cache", by_default("mmap", of=["none", "mmap"]))
 def test_device_del_waits_for_a_workload(guest: Guest, hotplug: Hotplug, share: Share, cache: str) -> None:
     """The device stays while a workload runs (files, mappings, locks, renames, deep trees), and every
     byte that was acknowledged is on the host."""
@@ -170,7 +168,7 @@ def test_device_del_waits_for_a_mount_inside(
     hotplug.unplug(inner)
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough("pc", "q35-pcie")
 def test_a_second_device_del(guest: Guest, hotplug: Hotplug, share: Share) -> None:
     """A second device_del, whether accepted or refused, does not remove a mounted share's device."""
     hotplug.plug(share)
@@ -232,7 +230,6 @@ def test_device_del_that_no_guest_handles(raw_guest: RawGuest, share: Share, bef
     machine.device_add(share)
 
 
-@pytest.mark.thorough
 @pytest.mark.cold
 @pytest.mark.pin_machine("q35-pcie")
 def test_device_del_without_a_hotplug_driver(testbed: Testbed, share: Share) -> None:
@@ -296,7 +293,7 @@ def test_device_del_then_migrate(guest: Guest, hotplug: Hotplug, migration: Migr
     assert share.mount_tag not in guest.mount_tags()
 
 
-@pytest.mark.thorough("q35", "q35-pcie")
+@pytest.mark.thorough
 def test_device_del_while_stopped(guest: Guest, hotplug: Hotplug, run_state: RunState, share: Share) -> None:
     """The unplug of an unmounted share waits while the guest is stopped, and completes after cont."""
     hotplug.plug(share)
@@ -310,7 +307,7 @@ def test_device_del_while_stopped(guest: Guest, hotplug: Hotplug, run_state: Run
     unplug.wait_completed()
 
 
-@pytest.mark.thorough("q35", "q35-pcie")
+@pytest.mark.thorough
 def test_device_del_before_the_guest_is_up(testbed: Testbed, share: Share) -> None:
     """A device_del before the guest has booted may be ignored; repeated after the boot, it completes."""
     guest = testbed.begin_boot(testbed.spec(plugged=frozenset([share.id])))

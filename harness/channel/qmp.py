@@ -242,7 +242,7 @@ class Qmp:
                 _result(future, watch)
             except TimeoutError:
                 raise QmpSilent(
-                    f"QEMU {self.machine!r} did not greet on its QMP socket within {timeout_s:.0f} s"
+                    f"QEMU {self.machine!r} sent no greeting on its QMP socket within {timeout_s:.0f} s"
                 ) from None
             except (GreetingError, NegotiationError) as exc:
                 raise QmpLost(f"QEMU {self.machine!r}: no QMP session: {exc}") from None
@@ -263,7 +263,7 @@ class Qmp:
             )
         except WaitTimeout as exc:
             raise QmpSilent(
-                f"QEMU {self.machine!r} opened no QMP socket within {exc.elapsed_s:.0f} s"
+                f"QEMU {self.machine!r} did not open its QMP socket within {exc.elapsed_s:.0f} s"
             ) from None
 
     def request(self, command: str, arguments: Mapping[str, Any] | None = None) -> Pending:

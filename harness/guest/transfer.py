@@ -43,7 +43,7 @@ class Transfer:
         seen = self._done.split()[0]
         if seen != self.expected_sha256:
             raise Violation(
-                f"share {self.mount.share.id}: {self.job.what} got other bytes than are there",
+                f"share {self.mount.share.id}: {self.job.what}: the guest has other bytes than expected",
                 details=f"expected {self.expected_sha256}, got {seen}",
             )
         host = host_sha256(self.mount.share.path / self.name)
@@ -100,7 +100,7 @@ class Readers:
         wrong = sorted(name for name, digest in self._expected.items() if seen.get(name) != digest)
         if wrong:
             raise Violation(
-                f"share {self._mount.share.id}: the readers of {', '.join(wrong)} got other bytes"
+                f"share {self._mount.share.id}: the readers of {', '.join(wrong)} read other bytes"
             )
 
 

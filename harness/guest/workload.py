@@ -201,6 +201,6 @@ def _complaint(content: bytes | None, allowed: tuple[bytes | None, ...]) -> str:
     if content is None:
         return "was acknowledged, but is not on the host"
     if allowed == (None, None):
-        return "is on the host, but was removed"
+        return "is on the host, but should not exist"
     sizes = " or ".join(str(len(one)) for one in allowed if one is not None)
     return f"has other content than was acknowledged ({len(content)} bytes, expected {sizes})"

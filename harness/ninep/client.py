@@ -409,7 +409,8 @@ class RawDriver:
         body = message[p9.HEADER :]
         if size != written:
             raise Violation(
-                f"the answer to {_name(request.kind)} says that it has {size} bytes, and has {written}"
+                f"the answer to {_name(request.kind)} has the length {size} in its header, "
+                f"but {written} bytes"
             )
         if kind in (T.RLERROR, T.RERROR):
             # In Rerror, the errno follows the text.
@@ -448,7 +449,9 @@ class RawDriver:
             head, written = struct.unpack("<II", entry)
             self._used_seen += 1
             if head not in self._in_flight:
-                raise Violation(f"{self.share.id}: the request at {head} was answered twice, or never sent")
+                raise Violation(
+                    f"{self.share.id}: the request at descriptor {head} was answered twice, or never sent"
+                )
             self._in_flight.remove(head)
             self._written[head] = written
 

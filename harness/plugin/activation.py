@@ -7,6 +7,7 @@ named; otherwise when the first test that asks for a guest is collected. The pro
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,10 @@ def activate(config: pytest.Config) -> None:
     if not is_active(config):
         config.stash[_ACTIVE] = True
         for name in _SECOND_PART:
-            config.pluginmanager.import_plugin(name)
+            # import_plugin would warn about modules that were imported before: it rewrites asserts, and these
+            # modules have none.
+            if not config.pluginmanager.has_plugin(name):
+                config.pluginmanager.register(importlib.import_module(name), name)
 
 
 @pytest.hookimpl(trylast=True)

@@ -76,8 +76,9 @@ class Machine:
 
     :ivar qmp: the connected QMP client.
     :ivar kernel_log: the output of the guest kernel's console.
-    :ivar plugged: the ids of the 9p devices that are plugged in; maintained by :mod:`harness.qemu.deletion`.
-    :ivar deleted: the ids of the 9p devices whose deletion was observed; maintained in the same way.
+    :ivar plugged: the ids of the 9p devices that are plugged in. :meth:`device_add` and
+        :mod:`harness.qemu.deletion` maintain it.
+    :ivar deleted: the ids of the 9p devices whose deletion was observed, maintained likewise.
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class Machine:
         timeout_scale: TimeoutScale,
         source: Machine | None = None,
         wrapping: Wrapping = Wrapping(),
-        started: Callable[[], None] = lambda: None,
+        on_started: Callable[[], None] = lambda: None,
     ) -> Machine:
         """Start QEMU and connect to its QMP socket.
 
@@ -130,7 +131,7 @@ class Machine:
         :param folder: the folder for its sockets and its disk; it must not exist yet, and be below ``run``.
         :param source: for a destination of a migration: the source, whose disk is shared.
         :param wrapping: what tools add to the start.
-        :param started: called when the process was started, before QEMU is ready.
+        :param on_started: called when the process was started, before QEMU is ready.
         :raises UsageError: when the folder of a share does not exist.
         :raises SetupError: when the process cannot be started.
         :raises QemuDied: when QEMU ended at once; the first line of the message has QEMU's own error.
@@ -144,7 +145,7 @@ class Machine:
             machine._make_folder(copy_disk=source is None)
             with _port_for(spec.qemu) as ssh_port:
                 machine._start(run, wrapping, ssh_port)
-                started()
+                on_started()
                 machine.qmp.connect(timeout_s=START_TIMEOUT_S, watch=machine.watch_process)
         except QmpLost as exc:
             cause = machine.root_cause(exc)
@@ -337,7 +338,7 @@ class Machine:
             return True
 
         try:
-            self.wait_until(added, what=f"the id {device.id} to be free", timeout_s=_ID_TIMEOUT_S)
+            self.wait_until(added, what=f"the id {device.id} to become free", timeout_s=_ID_TIMEOUT_S)
         except WaitTimeout:
             raise refusals[-1] from None
         self.plugged.add(device.id)

@@ -60,7 +60,6 @@ def stream_from_file(machine: Machine, path: Path) -> Iterator[None]:
 @contextmanager
 def discarded_stream(machine: Machine) -> Iterator[str]:
     """A URI for ``migrate``; the stream is read and discarded."""
-
     with _outgoing_fd(machine, lambda connection: _copy(connection, lambda _: None)) as uri:
         yield uri
 

@@ -43,7 +43,7 @@ def machine_type() -> str:
 
 @pytest.fixture
 def testbed(tmp_path: Path, machine_type: str) -> Iterator[Testbed]:
-    """For real guests; all that it has started is gone afterwards."""
+    """For real guests; everything that it starts is ended afterwards."""
     run = RunFolder()
     matrix = Matrix(Selection(machines=(machine_type,), accel="tcg"))
     made = Testbed(matrix.cell(DEFAULT, DEFAULT, machine_type), run, Artifacts.create(tmp_path, "testbed"))

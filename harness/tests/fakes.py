@@ -25,7 +25,7 @@ from harness.qemu.machine import Machine
 from harness.qemu.spec import MachineSpec, Share
 from harness.tests.qemu.specs import spec
 
-#: A value to return, an error to raise, or a function of what was asked that returns either.
+#: A value to return, an error to raise, or a function of the request that returns either.
 Answer = Any
 BUSY = (255, "", "mount: mounting tag0 on /mnt/.probe failed: Device or resource busy")
 NO_ENTRY = (255, "", "mount: mounting tag0 on /mnt/.probe failed: No such file or directory")
@@ -39,10 +39,10 @@ class _Script:
     def __init__(self, answers: tuple[Answer, ...]) -> None:
         self._answers = list(answers)
 
-    def next(self, asked: Any) -> Any:
+    def next(self, request: Any) -> Any:
         answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         if callable(answer):
-            answer = answer(asked)
+            answer = answer(request)
         if isinstance(answer, BaseException):
             raise answer
         return answer
@@ -70,7 +70,7 @@ class ScriptedChannel:
                 answer = script.next(command)
                 returncode, stdout, stderr = answer if isinstance(answer, tuple) else (0, answer, "")
                 return Completed(command, returncode, stdout, stderr)
-        raise AssertionError(f"nobody expected the guest command {command!r}")
+        raise AssertionError(f"unexpected guest command {command!r}")
 
     resumed: bool | str = True
 
@@ -96,7 +96,7 @@ class ScriptedPending:
 
 
 class ScriptedQmp:
-    """Answers commands by name, and emits events; a command that nobody expected fails the test."""
+    """Answers commands by name, and emits events; an unexpected command fails the test."""
 
     connected = True
 
@@ -131,7 +131,7 @@ class ScriptedQmp:
         if watch is not None:
             watch()
         if command not in self._rules:
-            raise AssertionError(f"nobody expected {command}")
+            raise AssertionError(f"unexpected command {command}")
         return self._rules[command].next(dict(arguments or {}))
 
     def request(self, command: str, arguments: Mapping[str, Any] | None = None) -> ScriptedPending:
@@ -234,7 +234,7 @@ class World:
         return self.machine.qmp
 
     def impatient(self) -> None:
-        """What is waited for from now on does not come: it is asked for once, however slow the host is."""
+        """Let every wait fail after one probe, independent of the speed of the host."""
         self.machine.timeout_scale = TimeoutScale(0.0)
 
     def notes(self, f: str) -> list[Entry]:

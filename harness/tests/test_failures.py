@@ -170,7 +170,7 @@ def test_nothing_stays_behind_after_ctrl_c(tmp_path: Path) -> None:
 
 
 def test_nothing_stays_behind_when_a_worker_is_killed(tmp_path: Path) -> None:
-    """In the middle of a migration, one xdist worker; pytest itself goes on and says so."""
+    """In the middle of a migration, one xdist worker; pytest itself continues and reports it."""
     process, folder, qemus = _in_a_migration(tmp_path, "-n", "1", "--max-worker-restart", "0")
     worker = int((tmp_path / "worker").read_text())
     assert worker != process.pid

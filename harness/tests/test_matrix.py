@@ -29,7 +29,7 @@ class _Provisioner:
         self.fetched, self._offline = [], offline
 
     def heap_libraries(self) -> Iterator[Path]:
-        """As the real one: what is asked for is made; what cannot be is an error."""
+        """As the real one; a download that is not possible is an error."""
         for name in self.can_fetch:
             if self._offline and name not in self.in_cache:
                 break
@@ -265,7 +265,7 @@ def test_the_test_guest_of_an_accelerator_has_no_shares(
 
 
 @pytest.mark.parametrize(
-    ("can_fetch", "profilers", "said"),
+    ("can_fetch", "profilers", "report"),
     [
         (("/fits", "/never asked for"), ("/fits",), None),
         (("/newer", "/fits"), ("/newer", "/fits"), None),
@@ -279,15 +279,15 @@ def test_heap_libraries_are_downloaded_in_the_main_process(
     monkeypatch: pytest.MonkeyPatch,
     can_fetch: tuple[str, ...],
     profilers: tuple[str, ...],
-    said: str | None,
+    report: str | None,
 ) -> None:
-    """For a QEMU given by path; without one the run goes on."""
+    """For a QEMU given by path; without one the run continues."""
     monkeypatch.setattr(_Provisioner, "can_fetch", can_fetch)
     reports: list[str] = []
     made = Matrix(Selection(qemus=("/q",)), cache=tmp_path, report=reports.append)
     (install, *_) = {cell.qemu.name: cell.qemu for cell in made.prepare()}.values()
     assert install.profilers == tuple(map(Path, profilers))
-    assert reports == ([said] if said else [])
+    assert reports == ([report] if report else [])
 
 
 def test_a_worker_takes_heap_libraries_from_the_cache(

@@ -296,10 +296,10 @@ class Source:
 
     def __init__(self, found: Template | str) -> None:
         self.found = found
-        self.asked: list[str] = []
+        self.requests: list[str] = []
 
     def find(self, spec: MachineSpec, image: GuestImage, timeout_scale: TimeoutScale) -> Template | str:
-        self.asked.append(spec.name)
+        self.requests.append(spec.name)
         return self.found
 
     damage: str | None = None
@@ -387,8 +387,8 @@ def test_the_error_when_a_guest_cannot_be_restored(
     assert verdicts["history_well_formed"] is verdicts["nothing_left_behind"] is Verdict.VALID
     if damage is not None:
         assert verdicts["guest_kernel_quiet"] is Verdict.VALID
-        born = [entry.value for entry in read(testbed.artifacts.history) if entry.f == "guest:started"]
-        assert born == ["restored", {"cold": "its template was damaged: its memory has changed"}]
+        notes = [entry.value for entry in read(testbed.artifacts.history) if entry.f == "guest:started"]
+        assert notes == ["restored", {"cold": "its template was damaged: its memory has changed"}]
         kept = testbed.artifacts.folder / "source-discarded" / "guest-kernel.log"
         assert kept.read_text() == "[ 1.0] Oops: of the damage\n"
 
@@ -418,7 +418,7 @@ def test_when_a_guest_is_booted(
     assert guest.machine.spec.memory_file is None
     testbed.close()
     assert why in str(_born(testbed))
-    assert bool(source.asked) == bool(found)
+    assert bool(source.requests) == bool(found)
 
 
 def test_without_templates_every_guest_is_booted(testbed: Testbed, boots: list[str]) -> None:

@@ -25,7 +25,7 @@ def echo(kind: int, tag: int, body: bytes) -> tuple[int, int, bytes]:
 class FakeQtest:
     """Serves one client; ``lines`` are the commands it got.
 
-    :param queue_size: what the device says of its virtqueue; 0 is no device.
+    :param queue_size: the size that the device reports for its virtqueue; 0 means no device.
     """
 
     def __init__(self, path: Path, *, answer: Answer = echo, queue_size: int = 128) -> None:
@@ -95,7 +95,7 @@ class FakeQtest:
         struct.pack_into("<H", self._memory, used + 2, self._served & 0xFFFF)
 
     def serve_again(self) -> None:
-        """Say that the request at 0 was answered, once more."""
+        """Report the request at descriptor 0 as answered again."""
         self._use(0, 7)
 
     def written_at(self, address: int) -> bytes:

@@ -111,12 +111,12 @@ class FakeSshd(paramiko.ServerInterface):
         assert child.stdout
         assert child.stderr
         _pump(lambda: channel.recv(65536), child.stdin.write, child.stdin.close)
-        said = [
+        pumps = [
             _pump(partial(child.stdout.read, 65536), channel.sendall),
             _pump(partial(child.stderr.read, 65536), channel.sendall_stderr),
         ]
         child.wait()
-        for pump in said:
+        for pump in pumps:
             pump.join()
         with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
             channel.send_exit_status(child.returncode & 0xFF)

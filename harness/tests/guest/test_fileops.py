@@ -156,12 +156,12 @@ def test_the_host_has_other_content(tmp_path: Path, what: str) -> None:
         file.expect_on_host(tmp_path / "a")
 
 
-@pytest.mark.parametrize("said", ["", "1 open a: errno 2\n", "done 3\n"])
-def test_a_performer_that_stopped(said: str) -> None:
+@pytest.mark.parametrize("output", ["", "1 open a: errno 2\n", "done 3\n"])
+def test_a_program_that_did_not_complete(output: str) -> None:
     program = Program()
     program.add("unlink", "a")
     with pytest.raises(GuestError, match="did not complete"):
-        program.judge(said)
+        program.judge(output)
 
 
 def test_the_maximum_length_of_content() -> None:

@@ -202,26 +202,26 @@ def test_a_restored_guest_is_reseeded(world: World) -> None:
     assert abs(int(first[0]) - time.time()) < 60
     assert first[2] != second[2]
     assert len(set(map(len, world.ssh.commands))) == 1
-    # The boot that its log tells of is over: only another one counts from now on.
+    # The boot in its log is over: only a later one counts.
     world.machine.artifacts.kernel.write_text(f"{NETWORK_IS_UP}\n" * 2)
     world.ssh.on("^true$", "")
     world.guest.wait_booted()
 
 
 def test_a_restored_guest_that_does_not_answer(world: World) -> None:
-    world.ssh.on(_RESEED, ChannelLost("nobody there"))
+    world.ssh.on(_RESEED, ChannelLost("connection refused"))
     with pytest.raises(ChannelLost):
         _restored(world)
     (entry,) = [e for e in read(world.machine.history.path) if e.f == "guest:restore" and e.kind is Kind.INFO]
-    assert "nobody there" in str(entry.value)
+    assert "connection refused" in str(entry.value)
 
 
 def test_a_restored_guest_whose_session_cannot_be_resumed(world: World) -> None:
     """It gets a new session, and the reason is in the history."""
     world.ssh.on(_RESEED, "")
-    _restored(world, "the server said something else")
+    _restored(world, "the recorded answers do not fit")
     (note,) = world.notes("ssh:resumed")
-    assert note.value == "the server said something else"
+    assert note.value == "the recorded answers do not fit"
     assert len(world.ssh.commands) == 1
 
 

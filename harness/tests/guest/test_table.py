@@ -75,7 +75,7 @@ def test_the_program_is_sent_once(world: World, has_it: int, sent: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         (["create", "new", "640"], ""),
         (["create", "there", "640"], "open: File exists\n"),
@@ -85,14 +85,14 @@ def test_the_program_is_sent_once(world: World, has_it: int, sent: int) -> None:
         (["nothing"], "calls.pl: no operation nothing"),
     ],
 )
-def test_the_program_itself(tmp_path: Path, words: list[str], said: str | None) -> None:
+def test_the_program_itself(tmp_path: Path, words: list[str], expected: str | None) -> None:
     (tmp_path / "there").touch()
     (tmp_path / "link").symlink_to("there")
     command = ["perl", str(Path(table.__file__).with_name("calls.pl")), *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    told = done.stdout + done.stderr
-    if said is None:
-        assert told.startswith("lgetxattr: ")
+    output = done.stdout + done.stderr
+    if expected is None:
+        assert output.startswith("lgetxattr: ")
     else:
-        assert told.startswith(said) if said else told == ""
-    assert (done.returncode == 0) == (said in ("", "link:10 there:8\n", "through it\n"))
+        assert output.startswith(expected) if expected else output == ""
+    assert (done.returncode == 0) == (expected in ("", "link:10 there:8\n", "through it\n"))

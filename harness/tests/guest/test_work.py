@@ -66,7 +66,9 @@ def test_a_reader_of_what_the_host_wrote(world: World, mount: Mount) -> None:
         world.ssh.on(rf"^cat .*\.{kind}$", text)
     reader.wait_finished().expect_intact()
     world.ssh.on(r"^cat .*\.out$", f"{'0' * 64}  -\n")
-    with pytest.raises(Violation, match=r"^share share0: reading 'read-me' got other bytes than are there"):
+    with pytest.raises(
+        Violation, match=r"^share share0: reading 'read-me': the guest has other bytes than expected"
+    ):
         reader.wait_finished().expect_intact()
 
 
@@ -121,5 +123,5 @@ def test_many_readers(world: World, mount: Mount) -> None:
         world.ssh.on(rf"^cat .*\.{kind}$", text)
     readers.wait_finished()
     world.ssh.on(r"^cat .*\.out$", f"{lines[0]}{digests[0]}  file1\n")
-    with pytest.raises(Violation, match="the readers of file1, file2 got other bytes"):
+    with pytest.raises(Violation, match="the readers of file1, file2 read other bytes"):
         readers.wait_finished()

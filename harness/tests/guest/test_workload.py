@@ -37,8 +37,8 @@ def test_what_is_acknowledged_and_there(folder: Path) -> None:
         ("g1", lines(1), "g1 has other content than was acknowledged"),
         ("g1", lines(1) + lines(8), "g1 has other content than was acknowledged"),
         ("D1", b"B" * 65535 + b"\0", "D1 has other content than was acknowledged"),
-        ("h1", lines(1), "h1 is on the host, but was removed"),
-        ("f1", lines(1), "f1 is on the host, but was removed"),
+        ("h1", lines(1), "h1 is on the host, but should not exist"),
+        ("f1", lines(1), "f1 is on the host, but should not exist"),
         ("d1/a/b/c/leaf", b"", "leaf has other content than was acknowledged"),
     ],
 )
@@ -135,7 +135,7 @@ def test_an_operation_on_what_is_not_there_says_so(tmp_path: Path, what: str) ->
 
 
 @pytest.mark.parametrize(
-    ("what", "content", "says"),
+    ("what", "content", "error"),
     [
         ("read", lines(64) + b"1", "other bytes were read"),
         ("unlink_open", lines(65)[:-1], "other bytes were read"),
@@ -143,10 +143,10 @@ def test_an_operation_on_what_is_not_there_says_so(tmp_path: Path, what: str) ->
         ("mapread", b"A" * 4096, "bus error"),
     ],
 )
-def test_other_bytes_are_seen(tmp_path: Path, what: str, content: bytes, says: str) -> None:
+def test_other_bytes_are_seen(tmp_path: Path, what: str, content: bytes, error: str) -> None:
     file = tmp_path / "file"
     file.write_bytes(content)
-    assert _operate(what, file, "65") == f"{what}: {says}\n"
+    assert _operate(what, file, "65") == f"{what}: {error}\n"
 
 
 def test_a_folder_is_read_to_its_end(tmp_path: Path) -> None:

@@ -38,10 +38,10 @@ def test_a_request_that_is_flushed(drive: Drive, kind: int, dropped: bool) -> No
 
 
 def test_a_session(drive: Drive) -> None:
-    asked: list[int] = []
+    received: list[int] = []
 
     def device(kind: int, tag: int, body: bytes) -> tuple[int, int, bytes]:
-        asked.append(kind)
+        received.append(kind)
         answers = {T.WRITE: struct.pack("<I", 5), T.READ: struct.pack("<I", 5) + b"bytes"}
         return kind + 1, tag, answers.get(T(kind), b"")
 
@@ -56,7 +56,7 @@ def test_a_session(drive: Drive) -> None:
     driver.clunk_all()
     assert driver.fids == set()
     driver.expect_answered(8)
-    assert asked == [T.VERSION, T.ATTACH, T.WALK, T.LCREATE, T.WRITE, T.READ, T.CLUNK, T.CLUNK]
+    assert received == [T.VERSION, T.ATTACH, T.WALK, T.LCREATE, T.WRITE, T.READ, T.CLUNK, T.CLUNK]
 
 
 def test_more_requests_than_the_ring_has_descriptors(drive: Drive) -> None:
@@ -155,23 +155,25 @@ def test_an_error_of_the_unix_protocol_carries_its_number(drive: Drive) -> None:
 
 
 def test_a_session_of_the_unix_protocol(drive: Drive) -> None:
-    asked: list[bytes] = []
+    received: list[bytes] = []
 
     def device(kind: int, tag: int, body: bytes) -> tuple[int, int, bytes]:
-        asked.append(body)
+        received.append(body)
         return kind + 1, tag, b""
 
     driver = drive(device)
     assert driver.protocol == p9.VERSION
     driver.version(p9.UNIX_VERSION)
     assert driver.protocol == p9.UNIX_VERSION
-    assert asked == [p9.version(MSIZE, "9P2000.u")]
+    assert received == [p9.version(MSIZE, "9P2000.u")]
 
 
 def test_an_answer_with_a_wrong_length(drive: Drive, fakes: list[FakeQtest]) -> None:
     driver = drive()
     fakes[0].written_off = 5
-    with pytest.raises(Violation, match=r"^the answer to Tclunk says that it has 11 bytes, and has 16$"):
+    with pytest.raises(
+        Violation, match=r"^the answer to Tclunk has the length 11 in its header, but 16 bytes$"
+    ):
         driver.clunk(0)
 
 
@@ -186,7 +188,9 @@ def test_a_request_that_is_answered_twice(drive: Drive, fakes: list[FakeQtest]) 
     driver = drive()
     driver.clunk(0)
     fakes[0].serve_again()
-    with pytest.raises(Violation, match=r"^share0: the request at 0 was answered twice, or never sent$"):
+    with pytest.raises(
+        Violation, match=r"^share0: the request at descriptor 0 was answered twice, or never sent$"
+    ):
         driver.expect_none_in_flight()
 
 
@@ -341,5 +345,5 @@ def test_a_hold_stays_with_the_source_of_a_migration(testbed: Testbed) -> None:
         )
         held.in_flight()
         held.waiting()
-    told = [e.actor for e in read(testbed.history.path) if e.f in ("hold:inuse", "hold:waiting")]
-    assert set(told) == {raw.machine.name}
+    actors = [e.actor for e in read(testbed.history.path) if e.f in ("hold:inuse", "hold:waiting")]
+    assert set(actors) == {raw.machine.name}

@@ -63,7 +63,7 @@ def launch(tmp_path: Path, run: RunFolder, history: History) -> Iterator[Launch]
         made = replace(spec(qemu=install, disk=disk), name=name, shares=())
         folder = run.path / f"m{next(_numbers)}"
 
-        def started() -> None:
+        def on_started() -> None:
             if listening:
                 wait_until((folder / "qmp.sock").exists, what="the fake's socket", timeout_s=120)
 
@@ -75,7 +75,7 @@ def launch(tmp_path: Path, run: RunFolder, history: History) -> Iterator[Launch]
             history,
             timeout_scale=TimeoutScale(),
             source=source,
-            started=started,
+            on_started=on_started,
         )
         made_so_far.append(machine)
         return machine

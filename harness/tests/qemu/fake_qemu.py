@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def listen_on_the_given_port() -> socket.socket | None:
-    """As slirp does (``slirp/socket.c``, ``tcp_listen``); port 0 is left out, so that 40123 stays said."""
+    """As slirp does (``slirp/socket.c``, ``tcp_listen``); port 0 is not bound: 40123 is printed for it."""
     global USERNET
     port = int(" ".join(sys.argv).split("hostfwd=tcp:127.0.0.1:")[1].split("-")[0])
     if port == 0:
@@ -81,7 +81,7 @@ def serve(connection: socket.socket) -> None:
                 say(answer)
                 sys.exit(0)
             case "x-die":
-                die(arguments["signal"], arguments.get("says", ""))
+                die(arguments["signal"], arguments.get("message", ""))
             case "x-exit":
                 sys.exit(arguments["status"])
             case "x-hang":
@@ -111,9 +111,9 @@ def commands(connection: socket.socket) -> Iterator[dict[str, Any]]:
             yield command
 
 
-def die(number: int, says: str) -> None:
-    if says:
-        print(says, flush=True)
+def die(number: int, message: str) -> None:
+    if message:
+        print(message, flush=True)
     os.kill(os.getpid(), number)
 
 

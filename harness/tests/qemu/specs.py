@@ -1,4 +1,4 @@
-"""Specs for tests: complete, and pointing at nothing that exists unless a test says so."""
+"""Complete specs for tests; their files do not exist unless a test gives others."""
 
 from __future__ import annotations
 

@@ -78,11 +78,11 @@ def test_no_permission(tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_guest_that_booted_is_cached(tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     boots = _boots(monkeypatch, None)
-    told: list[str] = []
-    first = choose("auto", spec(), "qemu/guest", tmp_path / "memory", told.append)
+    reports: list[str] = []
+    first = choose("auto", spec(), "qemu/guest", tmp_path / "memory", reports.append)
     assert first == _choose(tmp_path) == _choose(tmp_path, "kvm") == Accel("kvm", "a guest booted under it")
     assert boots.count == 1
-    assert told == ["trying KVM: booting a guest, 10 s at the most …"]
+    assert reports == ["trying KVM: booting a guest, 10 s at the most …"]
 
 
 def test_a_cached_hang_names_the_file_to_remove(

@@ -33,7 +33,7 @@ def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def gdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeGdb:
-    """Puts a gdb on PATH that prints ``output``, after its arguments have been kept in ``asked``."""
+    """Puts a gdb on PATH that prints ``output``, after its arguments were written to ``calls``."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
@@ -41,15 +41,15 @@ def gdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeGdb:
     def put(output: str, then: str = "") -> None:
         (tmp_path / "output").write_text(f"{output}\n")
         program = folder / "gdb"
-        asked = f'echo "$DEBUGINFOD_URLS| $*" >>{tmp_path}/asked'
-        program.write_text(f"#!/bin/sh\n{asked}\ncat {tmp_path}/output\n{then}\n")
+        record = f'echo "$DEBUGINFOD_URLS| $*" >>{tmp_path}/calls'
+        program.write_text(f"#!/bin/sh\n{record}\ncat {tmp_path}/output\n{then}\n")
         program.chmod(0o755)
 
     return put
 
 
-def _asked(tmp_path: Path) -> list[str]:
-    return (tmp_path / "asked").read_text().splitlines()
+def _gdb_calls(tmp_path: Path) -> list[str]:
+    return (tmp_path / "calls").read_text().splitlines()
 
 
 def _nameless() -> str:
@@ -68,10 +68,10 @@ def test_a_backtrace_with_names_is_left_as_it_is(gdb: FakeGdb, tmp_path: Path) -
     text = _attach(tmp_path / "to")
     assert text.startswith("#0")
     assert "note:" not in text
-    (asked,) = _asked(tmp_path)
-    assert f"-p {os.getpid()}" in asked
-    assert "thread apply all backtrace" in asked
-    assert "debuginfod" not in asked
+    (call,) = _gdb_calls(tmp_path)
+    assert f"-p {os.getpid()}" in call
+    assert "thread apply all backtrace" in call
+    assert "debuginfod" not in call
 
 
 def test_code_that_qemu_translated_has_no_names_in_any_flavour(gdb: FakeGdb, tmp_path: Path) -> None:
@@ -80,19 +80,19 @@ def test_code_that_qemu_translated_has_no_names_in_any_flavour(gdb: FakeGdb, tmp
 
 
 @pytest.mark.parametrize(
-    ("unstripped", "said"),
+    ("unstripped", "advice"),
     [
         (("9.9-asan", "9.9-src"), "--qemu 9.9-asan or --qemu 9.9-src has all of them"),
         ((), "a flavour that is built from source, such as 7.2-src or 7.2-asan"),
     ],
 )
 def test_advice_for_a_stripped_qemu(
-    gdb: FakeGdb, tmp_path: Path, unstripped: tuple[str, ...], said: str
+    gdb: FakeGdb, tmp_path: Path, unstripped: tuple[str, ...], advice: str
 ) -> None:
     gdb(_nameless())
     first, *rest = _attach(tmp_path / "to", replace(_INSTALL, unstripped=unstripped)).splitlines()
     assert first.startswith("note: this QEMU is stripped")
-    assert said in first
+    assert advice in first
     assert rest == [_nameless()]
 
 
@@ -101,8 +101,8 @@ def test_a_qemu_that_its_loader_started_is_shown_to_gdb(gdb: FakeGdb, tmp_path: 
     gdb(_NAMED)
     libc = next(m for m in backtrace._mappings_of(os.getpid()) if "/libc" in m.path)
     _attach(tmp_path / "to", replace(_INSTALL, binary=Path(libc.path)))
-    assert f"add-symbol-file {libc.path} -o {libc.start:#x} " in _asked(tmp_path)[0]
-    assert _asked(tmp_path)[0].endswith(f"-se {_PYTHON}")
+    assert f"add-symbol-file {libc.path} -o {libc.start:#x} " in _gdb_calls(tmp_path)[0]
+    assert _gdb_calls(tmp_path)[0].endswith(f"-se {_PYTHON}")
 
 
 def test_debug_information_is_fetched_where_there_is_a_server(
@@ -111,8 +111,8 @@ def test_debug_information_is_fetched_where_there_is_a_server(
     gdb(_NAMED)
     monkeypatch.setenv("DEBUGINFOD_URLS", "http://server")
     assert _attach(tmp_path / "to").startswith("#0")
-    (asked,) = _asked(tmp_path)
-    assert asked.startswith("http://server| -nx -batch -iex set debuginfod enabled on ")
+    (call,) = _gdb_calls(tmp_path)
+    assert call.startswith("http://server| -nx -batch -iex set debuginfod enabled on ")
 
 
 def test_a_debuginfod_server_that_does_not_answer(
@@ -183,8 +183,8 @@ def test_a_host_that_sends_core_files_elsewhere(
 ) -> None:
     (tmp_path / "pattern").write_text("|/usr/lib/systemd/systemd-coredump %P\n")
     monkeypatch.setattr(backtrace, "_CORE_PATTERN", tmp_path / "pattern")
-    said = _collect(tmp_path, tmp_path / "to")
-    assert said.startswith(f"no backtrace: no core file in {tmp_path} (kernel.core_pattern is '|/usr/lib")
+    text = _collect(tmp_path, tmp_path / "to")
+    assert text.startswith(f"no backtrace: no core file in {tmp_path} (kernel.core_pattern is '|/usr/lib")
 
 
 def test_a_sigkill_leaves_no_core_file(tmp_path: Path) -> None:

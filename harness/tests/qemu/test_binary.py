@@ -221,8 +221,8 @@ def test_the_environment_of_an_install_reaches_it(tmp_path: Path) -> None:
 
 def test_memory_backend(tmp_path: Path) -> None:
     """A QEMU that lists no properties does not support it."""
-    tells = 'case "$*" in *none,help) echo "  memory-backend=<string>" ;; *) exit 9 ;; esac'
-    scripts = {"5.0": tells, "4.2": "echo '  memory-encryption=<string>'", "2.4": "exit 1"}
+    script = 'case "$*" in *none,help) echo "  memory-backend=<string>" ;; *) exit 9 ;; esac'
+    scripts = {"5.0": script, "4.2": "echo '  memory-encryption=<string>'", "2.4": "exit 1"}
     paths = {name: _program(tmp_path / name, f"#!/bin/sh\n{text}\n") for name, text in scripts.items()}
     found = [n for n, path in paths.items() if has_memory_backend(QemuInstall(n, path, (str(path),)))]
     assert found == ["5.0"]
@@ -247,7 +247,7 @@ def test_an_old_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "files", "has"),
+    ("message", "files", "has"),
     [
         ("harness-ends-here: not a device model", ["pvh.bin"], (True, True, True)),
         ("harness-ends-here: not a device model", [], (True, True, False)),
@@ -255,9 +255,9 @@ def test_an_old_one(tmp_path: Path) -> None:
     ],
 )
 def test_which_options_it_lacks(
-    tmp_path: Path, said: str, files: list[str], has: tuple[bool, bool, bool]
+    tmp_path: Path, message: str, files: list[str], has: tuple[bool, bool, bool]
 ) -> None:
-    path = _program(tmp_path, _FAKE.replace("harness-ends-here: not a device model", said))
+    path = _program(tmp_path, _FAKE.replace("harness-ends-here: not a device model", message))
     for name in files:
         (tmp_path / "firmware" / name).write_text("")
     install = from_path(path)
@@ -265,15 +265,15 @@ def test_which_options_it_lacks(
 
 
 @pytest.mark.parametrize(
-    "said",
+    "message",
     ["-only-migratable: invalid option", "-fsdev local,throttling=1: Invalid parameter 'throttling'"],
 )
-def test_an_option_that_it_does_not_know(tmp_path: Path, said: str) -> None:
+def test_an_option_that_it_does_not_know(tmp_path: Path, message: str) -> None:
     """Messages of 2.5.0; any other error is about a later option."""
     install = from_path(_program(tmp_path))
     require_options(install, "-only-migratable")
-    unknowing = from_path(_program(tmp_path / "old", _FAKE.replace("unexpected: $*", said)))
-    with pytest.raises(Unsupported, match=f"^this QEMU: {said}$"):
+    unknowing = from_path(_program(tmp_path / "old", _FAKE.replace("unexpected: $*", message)))
+    with pytest.raises(Unsupported, match=f"^this QEMU: {message}$"):
         require_options(unknowing, "-only-migratable")
 
 
@@ -286,8 +286,8 @@ def test_whether_an_incoming_fd_can_be_named(tmp_path: Path) -> None:
 
 
 def test_a_property_that_a_device_has_not(tmp_path: Path) -> None:
-    tells = "*PIIX4_PM,help) echo 'PIIX4_PM.memory-hotplug-support=bool' >&2 ;;\n*logfile*)"
-    install = from_path(_program(tmp_path, _FAKE.replace("*logfile*)", tells)))
+    script = "*PIIX4_PM,help) echo 'PIIX4_PM.memory-hotplug-support=bool' >&2 ;;\n*logfile*)"
+    install = from_path(_program(tmp_path, _FAKE.replace("*logfile*)", script)))
     require_property(install, "PIIX4_PM", "memory-hotplug-support")
     with pytest.raises(Unsupported, match=r"^this QEMU's PIIX4_PM has no property acpi-root-pci-hotplug$"):
         require_property(install, "PIIX4_PM", "acpi-root-pci-hotplug")

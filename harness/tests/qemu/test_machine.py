@@ -35,15 +35,15 @@ from harness.tests.qemu.specs import share
 _ASSERTION = "qemu-system-x86_64: ../util/throttle.c:443: throttle_account: Assertion `timer' failed."
 
 
-#: Seconds for what never comes; what does come has _PATIENCE_S, however busy the host is.
-_SHORT_S, _PATIENCE_S = 0.2, 120.0
+#: Seconds to wait for what never happens, and for what does happen, on a busy host.
+_SHORT_S, _TIMEOUT_S = 0.2, 120.0
 
 
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Long timeouts, and no gdb."""
     for deadline in ("START_TIMEOUT_S", "QUIT_TIMEOUT_S", "_EXIT_VISIBLE_S"):
-        monkeypatch.setattr(machine, deadline, _PATIENCE_S)
+        monkeypatch.setattr(machine, deadline, _TIMEOUT_S)
     monkeypatch.setattr("shutil.which", lambda program: None)
 
 
@@ -74,9 +74,9 @@ def test_a_qemu_that_has_to_be_given_a_port(launch: Launch) -> None:
     assert f"127.0.0.1:{first.ssh_port}-:22" in first.artifacts.argv.read_text()
 
 
-def _die(victim: Machine, number: int = signal.SIGSEGV, says: str = "") -> HarnessError:
+def _die(victim: Machine, number: int = signal.SIGSEGV, message: str = "") -> HarnessError:
     with pytest.raises(QmpLost) as caught:
-        victim.qmp.execute("x-die", {"signal": number, "says": says}, timeout_s=_PATIENCE_S)
+        victim.qmp.execute("x-die", {"signal": number, "message": message}, timeout_s=_TIMEOUT_S)
     return caught.value
 
 
@@ -95,7 +95,7 @@ def test_launch_and_quit(launch: Launch, history: History) -> None:
     assert source.artifacts.argv.stat().st_mode & 0o111
     source.quit()
     assert source.returncode == 0
-    source.watch_process()  # an end that was asked for is no death
+    source.watch_process()  # An expected exit is no crash.
     source.close()
 
     (launched,) = _noted(history, "machine:launch")
@@ -147,8 +147,8 @@ def test_a_qemu_that_dies_in_its_greeting(launch: Launch) -> None:
 @pytest.mark.parametrize(
     ("mode", "message"),
     [
-        ("makes no socket", "QEMU 'source' opened no QMP socket within 0 s"),
-        ("does not greet", "QEMU 'source' did not greet on its QMP socket within 0 s"),
+        ("makes no socket", "QEMU 'source' did not open its QMP socket within 0 s"),
+        ("does not greet", "QEMU 'source' sent no greeting on its QMP socket within 0 s"),
     ],
 )
 def test_a_qemu_that_sends_no_greeting(
@@ -220,7 +220,7 @@ def test_an_exit_summary(launch: Launch, history: History, number: signal.Signal
 def test_an_unexpected_exit(launch: Launch) -> None:
     source = launch()
     with pytest.raises(QmpLost) as caught:
-        source.qmp.execute("x-exit", {"status": 0}, timeout_s=_PATIENCE_S)
+        source.qmp.execute("x-exit", {"status": 0}, timeout_s=_TIMEOUT_S)
     cause = source.root_cause(caught.value)
     assert isinstance(cause, QemuDied)
     assert cause.message == "QEMU 'source' exited with 0 (last QMP command: x-exit)"
@@ -354,7 +354,7 @@ def test_root_cause_with_a_panicked_guest(launch: Launch) -> None:
 def test_root_cause_prefers_a_dead_qemu(launch: Launch, symptom: HarnessError) -> None:
     source = launch()
     _die(source)
-    wait_until(lambda: not source.running, what="its end", timeout_s=_PATIENCE_S)
+    wait_until(lambda: not source.running, what="its end", timeout_s=_TIMEOUT_S)
     _panic(source)
     assert isinstance(source.root_cause(symptom), QemuDied)
 
@@ -391,7 +391,7 @@ def test_an_exit_that_becomes_visible_after_the_sockets_broke(
     """The kernel closes a dying process's sockets some time before its parent can see its end."""
     source = launch()
     with contextlib.suppress(QmpLost):
-        source.qmp.execute("x-close", timeout_s=_PATIENCE_S)
+        source.qmp.execute("x-close", timeout_s=_TIMEOUT_S)
     assert source.running
     wait = source._wait_exit
 
@@ -407,7 +407,7 @@ def test_an_exit_that_becomes_visible_after_the_sockets_broke(
 def test_a_connection_that_broke_with_qemu_alive(launch: Launch) -> None:
     source = launch()
     with pytest.raises(QmpLost) as caught:
-        source.qmp.execute("x-close", timeout_s=_PATIENCE_S)
+        source.qmp.execute("x-close", timeout_s=_TIMEOUT_S)
     assert _root_cause_while_alive(source, caught.value) is caught.value
     source.kill()
 
@@ -476,7 +476,7 @@ def test_close_leaves_no_process_and_never_raises(
     source = launch(mode)
     if prepare:
         with contextlib.suppress(QmpLost):
-            source.qmp.execute(prepare, timeout_s=_PATIENCE_S)
+            source.qmp.execute(prepare, timeout_s=_TIMEOUT_S)
     if returncode == -signal.SIGKILL:  # Nothing comes of waiting.
         monkeypatch.setattr(machine, "QUIT_TIMEOUT_S", _SHORT_S)
         _await_no_exit(monkeypatch)

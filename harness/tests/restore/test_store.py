@@ -109,10 +109,10 @@ def test_a_modified_template_is_made_again(
     monkeypatch.setattr("harness.provision.cache._HASH_LIMIT_BYTES", 1000)
     found = store_in(cache).find(spec(), image, TIMEOUT_SCALE)
     _change(_summed(found, name))
-    told: list[str] = []
-    assert store_in(cache, told.append).find(spec(), image, TIMEOUT_SCALE) == found
+    reports: list[str] = []
+    assert store_in(cache, reports.append).find(spec(), image, TIMEOUT_SCALE) == found
     assert made == ["pc", "pc"]
-    assert any(f"the content of its {name} has changed" in line for line in told)
+    assert any(f"the content of its {name} has changed" in line for line in reports)
     assert set(_summed(found, name).read_bytes()) == {ord("x")}
 
 
@@ -176,18 +176,18 @@ def test_the_newest_is_kept_even_above_the_limit(cache: Cache, image: GuestImage
 def test_making_a_template_is_tried_once(
     cache: Cache, image: GuestImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[None] = []
+    calls: list[None] = []
 
     def cannot(*_: object, **__: object) -> None:
-        asked.append(None)
+        calls.append(None)
         raise GuestError("it never booted")
 
     monkeypatch.setattr(store, "_make", cannot)
-    told: list[str] = []
-    kept = store_in(cache, told.append)
+    reports: list[str] = []
+    kept = store_in(cache, reports.append)
     assert [kept.find(spec(), image, TIMEOUT_SCALE) for _ in range(2)] == ["it never booted"] * 2
-    assert len(asked) == 1
-    assert told[-1] == "no template of pc, so guests are booted: it never booted"
+    assert len(calls) == 1
+    assert reports[-1] == "no template of pc, so guests are booted: it never booted"
     assert not list((cache.root / "template").glob("*"))
 
 
@@ -198,16 +198,16 @@ def test_kvm_needs_none(cache: Cache, image: GuestImage, made: list[str]) -> Non
 
 def test_the_qemu_is_probed_once(cache: Cache, image: GuestImage, made: list[str]) -> None:
     """If QEMU cannot keep the memory in a file, it is in the stream."""
-    asked: list[str] = []
+    calls: list[str] = []
 
     def plain(qemu: QemuInstall) -> bool:
-        asked.append(qemu.key)
+        calls.append(qemu.key)
         return True
 
     store = TemplateStore(cache, plain=plain)
     found = [store.find(kind, image, TIMEOUT_SCALE) for kind in (spec(), spec(), spec("q35"))]
     assert all(isinstance(one, Template) and one.memory is None for one in found)
-    assert asked == [spec().qemu.key]
+    assert calls == [spec().qemu.key]
     assert store_in(cache).find(spec(), image, TIMEOUT_SCALE) != found[0]
 
 
