@@ -25,6 +25,7 @@ from harness.provision.recipes import recipes_folder
 #: Seconds by scenario (``file.py::test[parameters]``).
 Seconds = dict[str, float]
 T = TypeVar("T")
+_IGNORED_MARKS = ("thorough", "always", "parametrize")
 _DOCUMENTED = ast.Module | ast.FunctionDef | ast.ClassDef
 
 
@@ -158,21 +159,27 @@ def replace(kept: Mapping[str, T], units: Collection[str], found: Mapping[str, T
 
 
 def fingerprint(source: str) -> str:
-    """A hash of a file of scenarios that ignores its comments, docstrings and marks.
+    """A hash of a file of scenarios that ignores its comments, docstrings and some marks.
 
-    The marks are computed from the table, so a change of marks must not make the table out of date. Therefore
-    decorators and the arguments of ``by_default`` are ignored. Decorators also hold the parameters, which are
-    part of the scenarios' names.
+    ``thorough`` and ``always`` are computed from the table, so a change of them must not make the table out
+    of date. They and the arguments of ``by_default`` are ignored, and so is ``parametrize``: parameters are
+    part of the scenarios' names. Other marks count: they choose machine types, for example.
     """
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            node.decorator_list = []
+            node.decorator_list = [one for one in node.decorator_list if not _is_ignored(one)]
         if isinstance(node, _DOCUMENTED) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "by_default":
             node.args = []
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12]
+
+
+def _is_ignored(decorator: ast.expr) -> bool:
+    """Whether a decorator is ``pytest.mark.NAME``, or a call of it, with one of the ignored names."""
+    mark = decorator.func if isinstance(decorator, ast.Call) else decorator
+    return isinstance(mark, ast.Attribute) and mark.attr in _IGNORED_MARKS
 
 
 def fingerprints(files: Iterable[Path]) -> dict[str, str]:

@@ -63,6 +63,8 @@ def test_a_new_table_is_empty(tmp_path: Path) -> None:
     [
         ('by_default("a", of', 'by_default("a", "b", of', True),
         ("@pytest.mark.parametrize", "@pytest.mark.thorough\n@pytest.mark.parametrize", True),
+        ("@pytest.mark.parametrize", "@pytest.mark.any_plug\n@pytest.mark.parametrize", False),
+        ("@pytest.mark.parametrize", '@pytest.mark.pin_machine("pc")\n@pytest.mark.parametrize', False),
         ('*by_default("a", of', '*by_default("a", "b", of', True),
         ('of="abc"', 'of="ab"', False),
         ("# A comment.", "# Another one.", True),
