@@ -28,6 +28,7 @@ BY_FILE = {
     "test_data.py": "plain use",
     "test_metadata.py": "plain use",
     "test_lifecycle.py": "lifecycle",
+    "test_neighbours.py": "lifecycle",
     "test_refusal.py": "refusal",
 }
 #: In the summary: the row of tests that used a guest and name no guarantee.

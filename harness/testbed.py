@@ -23,7 +23,7 @@ from harness.qemu.accel import Accel
 from harness.qemu.binary import Capabilities, QemuInstall
 from harness.qemu.machine import Machine, Wrapping
 from harness.qemu.machine_types.machine_type import SLOTS, MachineType
-from harness.qemu.spec import MachineSpec, Share
+from harness.qemu.spec import Device, MachineSpec, Share
 from harness.reaper import RunFolder
 from harness.restore.session import SessionReplay, restored, wait_restored
 from harness.restore.template import Template, restore
@@ -115,6 +115,7 @@ class Testbed:
 
     :ivar history: the history of the test.
     :ivar shares: a pool of exports, one for each hotpluggable slot; each has an empty folder.
+    :ivar devices: the other devices that its machines can plug; at first there are none.
     """
 
     #: Keeps pytest from collecting this class, whose name begins with "Test" (pytest: "Changing standard
@@ -133,6 +134,7 @@ class Testbed:
         self.history = History(artifacts.history)
         self.folder = run.path / f"t{next(_numbers)}"
         self.shares = tuple(self._make_share(slot) for slot in range(SLOTS))
+        self.devices: tuple[Device, ...] = ()
 
     def _make_share(self, slot: int) -> Share:
         path = self.folder / f"share{slot}"
@@ -146,6 +148,10 @@ class Testbed:
         """Replace the pool of shares; it applies to every machine that is launched afterwards."""
         self.shares = shares
         return shares
+
+    def declare_devices(self, *devices: Device) -> None:
+        """Let every machine that is launched afterwards plug ``devices`` in addition to the shares."""
+        self.devices = devices
 
     def use_common_machine_type(self, *others: Capabilities) -> None:
         """Use a versioned machine type that this cell's QEMU and the QEMUs with ``others`` all have.
@@ -179,8 +185,8 @@ class Testbed:
         return Wrapping(prefix, environment)
 
     def spec(self, *, name: str = "source", plugged: frozenset[str] = frozenset()) -> MachineSpec:
-        """The spec of a machine of this testbed's cell, with all shares of the pool."""
-        return self.cell.spec(name, self.shares, plugged)
+        """The spec of a machine of this testbed's cell, with all shares of the pool and all other devices."""
+        return replace(self.cell.spec(name, self.shares, plugged), devices=self.devices)
 
     def launch(
         self,

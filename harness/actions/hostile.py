@@ -11,11 +11,12 @@ from collections.abc import Callable
 from harness.actions.drain import WINDOW_S, happens_while
 from harness.background import Background
 from harness.errors import GuestError, Violation, WaitTimeout
+from harness.guest.device import pci_function
 from harness.guest.guest import Guest
 from harness.qemu.acpi import eject_writes
 from harness.qemu.deletion import Deletion
 from harness.qemu.machine_types.machine_type import SlotPowerOff
-from harness.qemu.spec import Share
+from harness.qemu.spec import Device
 
 # PCI Express: the capability's id, Slot Control's offset in it; power off and indicator off
 # (kernel: include/uapi/linux/pci_regs.h, PCI_EXP_SLTCTL_PWR_OFF, PCI_EXP_SLTCTL_PWR_IND_OFF).
@@ -39,7 +40,7 @@ class Ejection:
     therefore runs in a thread, and only events are used to observe the device's end.
     """
 
-    def __init__(self, guest: Guest, share: Share, command: str) -> None:
+    def __init__(self, guest: Guest, share: Device, command: str) -> None:
         self.guest, self.share, self._machine = guest, share, guest.machine
         self._deletion = Deletion(self._machine, share.id)
         self._seen_before = self._machine.kernel_log.text().count(_ANNOUNCED)
@@ -115,7 +116,7 @@ class HostileGuest:
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
 
-    def request_eject(self, share: Share) -> Ejection:
+    def request_eject(self, share: Device) -> Ejection:
         """Force the share's device out of the machine, without the guest's driver.
 
         The machine type says how (``MachineType.eject``): a write to the ACPI eject register, or power and
@@ -124,11 +125,11 @@ class HostileGuest:
         powered = isinstance(self.guest.machine.spec.machine_type.eject, SlotPowerOff)
         return Ejection(self.guest, share, self._power_off(share) if powered else self._acpi_eject(share))
 
-    def eject(self, share: Share) -> None:
+    def eject(self, share: Device) -> None:
         """As :meth:`request_eject`, then wait for the device's end."""
         self.request_eject(share).wait_completed()
 
-    def _acpi_eject(self, share: Share) -> str:
+    def _acpi_eject(self, share: Device) -> str:
         """The command that ejects the share's slot.
 
         The registers take accesses of four bytes (QEMU: ``hw/acpi/pcihp.c``, ``acpi_pcihp_io_ops``), and the
@@ -137,7 +138,7 @@ class HostileGuest:
         writes = eject_writes(self.guest.machine, share)
         return " && ".join(f"outl {port:#x} {value:#x}" for port, value in writes)
 
-    def _power_off(self, share: Share) -> str:
+    def _power_off(self, share: Device) -> str:
         """The command that switches the power of the share's slot off."""
         config = f"{_SYS}/{self._root_port(share)}/config"
         content = bytes.fromhex(self.guest.succeed(f"hexdump -v -e '1/1 \"%02x\"' {config}"))
@@ -165,20 +166,10 @@ class HostileGuest:
         machine.kernel_log.forgive_panic()
         guest.disconnect()
 
-    def _virtio_name(self, share: Share) -> str:
-        pattern = "/sys/bus/virtio/drivers/9pnet_virtio/virtio*"
-        command = f"for d in {pattern}; do echo $(basename $d) $(tr -d '\\0' < $d/mount_tag); done"
-        for line in self.guest.succeed(command).splitlines():
-            name, _, tag = line.partition(" ")
-            if tag == share.mount_tag:
-                return name
-        raise GuestError(f"{self.guest.actor}: no 9p device has the mount tag {share.mount_tag}")
-
-    def _root_port(self, share: Share) -> str:
+    def _root_port(self, share: Device) -> str:
         """The PCI address, in the guest, of the root port of the share's device."""
-        name = self._virtio_name(share)
-        # …/0000:00:10.0 (the port)/0000:01:00.0 (the function)/virtioN
-        return self.guest.succeed(f"readlink -f /sys/bus/virtio/devices/{name}").strip().split("/")[-3]
+        # …/0000:00:10.0 (the port)/0000:01:00.0 (the function)
+        return self.guest.succeed(f"ls -d {pci_function(self.guest.machine, share)}").split("/")[-2]
 
 
 def _capability(config: bytes, wanted: int) -> int:

@@ -1,4 +1,4 @@
-"""``device_add`` and ``device_del`` of a share.
+"""``device_add`` and ``device_del`` of a device.
 
 ``device_del`` is a request: the answer ``{}`` means that QEMU has asked the guest to release the device. An
 :class:`Unplug` follows the request through its states. Each transition is recorded in the history with its
@@ -12,11 +12,18 @@ from enum import Enum
 
 from harness.deadline import check_during
 from harness.errors import GuestError, QemuError, Violation, WaitTimeout
+from harness.guest.device import (
+    GuestDevice,
+    arrival,
+    begun_witness,
+    in_words,
+    pci_function,
+    removal_begun,
+)
 from harness.guest.guest import Guest
-from harness.guest.mount import TagState, tag_state
 from harness.qemu.deletion import Deletion
 from harness.qemu.machine import Machine
-from harness.qemu.spec import Share
+from harness.qemu.spec import Device, Share
 
 #: Seconds, before scaling. Native PCIe hotplug waits 5 s for a second press of the attention button
 #: before it acts (kernel: ``drivers/pci/hotplug/pciehp_ctrl.c``, ``pciehp_handle_button_press``).
@@ -25,8 +32,6 @@ UNPLUG_TIMEOUT_S = 20.0
 #: How long a device that must stay is watched; seconds, before scaling. The guest's driver checks every
 #: 250 ms whether its device is still in use (kernel: ``net/9p/trans_virtio.c``, ``p9_virtio_remove``).
 WINDOW_S = 0.4
-
-_SYS_PCI = "/sys/bus/pci/devices/"
 
 
 class UnplugState(str, Enum):
@@ -46,7 +51,7 @@ class Unplug:
     The listener for DEVICE_DELETED is armed before the command is sent.
     """
 
-    def __init__(self, guest: Guest, share: Share) -> None:
+    def __init__(self, guest: Guest, share: Share | GuestDevice) -> None:
         self.guest, self.share = guest, share
         self.machine = guest.machine
         self.state = UnplugState.REQUESTED
@@ -69,27 +74,18 @@ class Unplug:
         self.machine.history.note(self.machine.name, "unplug", value)
 
     def wait_seen_by_guest(self) -> None:
-        """Wait until the guest has begun the removal of a share that is mounted.
+        """Wait until the guest has begun the removal of a device that is in use. A share has to be mounted.
 
-        The witness: ``p9_virtio_remove`` delists the channel before it waits for the last user, so a second
-        mount of the tag fails with ENOENT instead of EBUSY (kernel: ``net/9p/trans_virtio.c``).
+        For the witness see :func:`harness.guest.device.removal_begun`.
 
         :raises GuestError: when the guest does not begin (the request was lost), or the share is not mounted.
         """
         self._require(UnplugState.REQUESTED)
-        tag = self.share.mount_tag
-
-        def delisted() -> bool:
-            state = tag_state(self.guest, tag)
-            if state is TagState.FREE:
-                raise GuestError(f"{self.guest.actor}: {tag} is not mounted; this witness needs it mounted")
-            return state is TagState.DELISTED
-
-        # Each probe is a mount in the guest, and some drivers wait before they let the device go.
+        # Each probe is a command in the guest, and some drivers wait before they let the device go.
         interval_s = max(0.05, self.machine.spec.machine_type.removal_delay_s / 10)
         try:
             self.machine.wait_until(
-                delisted,
+                lambda: removal_begun(self.guest, self.share),
                 what=f"the guest's removal of {self.share.id} to begin",
                 timeout_s=UNPLUG_TIMEOUT_S,
                 interval_s=interval_s,
@@ -100,7 +96,7 @@ class Unplug:
                 f"device_del of {self.share.id} was lost: the guest never began the removal",
                 details=exc.message,
             ) from exc
-        self._enter(UnplugState.SEEN_BY_GUEST, f"a mount of {tag} fails with ENOENT")
+        self._enter(UnplugState.SEEN_BY_GUEST, begun_witness(self.share))
 
     def expect_withheld(self, *, while_: Callable[[], object], window_s: float = WINDOW_S) -> None:
         """Assert that the device stays, over a window that begins after the guest has begun the removal.
@@ -184,7 +180,7 @@ class Unplug:
         assert self.state in states, f"unplug of {self.share.id} is {self.state.value}"
 
 
-def _under_way(share: Share) -> tuple[str, ...]:
+def _under_way(share: Device) -> tuple[str, ...]:
     """The refusals of a second ``device_del`` with native PCIe hotplug: within five seconds, and later (QEMU:
     ``system/qdev-monitor.c``, and ``hw/pci/pcie.c``, ``pcie_cap_slot_unplug_request_cb``)."""
     return (
@@ -223,38 +219,35 @@ def plug_refusals(wrong: str, share: Share) -> tuple[str, ...]:
 
 
 class Hotplug:
-    """Plugs and unplugs the shares of one guest."""
+    """Plugs and unplugs the devices of one guest: shares, and others (:class:`.GuestDevice`)."""
 
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
 
-    def plug(self, share: Share) -> None:
-        """``device_add``, and wait until the guest lists the share's tag.
+    def plug(self, share: Share | GuestDevice) -> None:
+        """``device_add``, and wait until the guest lists the device (a share: its mount tag).
 
         :raises QemuError: when QEMU refuses the device.
-        :raises WaitTimeout: when the guest does not list the tag.
+        :raises WaitTimeout: when the guest does not list the device.
         """
         machine = self.guest.machine
-        before = self.guest.mount_tags()
+        arrived = arrival(self.guest, share)
         machine.device_add(share)
         machine.wait_until(
-            lambda: self._count(share, more_than=len(before)) > before.count(share.mount_tag),
-            what=f"the guest to list {share.mount_tag}",
+            arrived,
+            what=f"the guest to list {in_words(share)}",
             timeout_s=PLUG_TIMEOUT_S,
             interval_s=0.05,
         )
         machine.history.note(machine.name, "device:plugged", {"id": share.id})
 
-    def _count(self, share: Share, *, more_than: int) -> int:
-        return self.guest.mount_tags(more_than=more_than).count(share.mount_tag)
-
-    def request_unplug(self, share: Share) -> Unplug:
+    def request_unplug(self, share: Share | GuestDevice) -> Unplug:
         """``device_del``; returns as soon as QEMU answers, with ``{}`` or with a refusal."""
         unplug = Unplug(self.guest, share)
         unplug._request()
         return unplug
 
-    def unplug(self, share: Share) -> None:
+    def unplug(self, share: Share | GuestDevice) -> None:
         """``device_del``, and wait until the device is gone from QEMU and from the guest.
 
         :raises QemuError: when it is refused.
@@ -262,23 +255,28 @@ class Hotplug:
         self.request_unplug(share).wait_completed()
 
 
-def expect_gone_in_guest(guest: Guest, share: Share) -> None:
-    """Assert that the guest's kernel lists neither the mount tag nor the PCI function of ``share``.
+def expect_gone_in_guest(guest: Guest, device: Share | GuestDevice) -> None:
+    """Assert that the guest's kernel lists neither the PCI function of ``device`` nor a share's mount tag.
 
-    ``share`` has been unplugged.
+    ``device`` has been unplugged.
 
     :raises Violation: when the kernel lists one of the two.
     """
-    spec = guest.machine.spec
-    others = [other for other in spec.shares if other.id != share.id and other.id in guest.machine.plugged]
+    if isinstance(device, Share):
+        _expect_no_tag(guest, device)
+    function = pci_function(guest.machine, device)
+    if left := guest.succeed(f"ls -d {function} 2>/dev/null; true").split():
+        raise Violation(f"{device.id} is unplugged, but the guest still has its PCI function {left[0]}")
+
+
+def _expect_no_tag(guest: Guest, share: Share) -> None:
+    machine = guest.machine
+    others = [other for other in machine.spec.shares if other.id != share.id and other.id in machine.plugged]
     if share.mount_tag not in [other.mount_tag for other in others] and share.mount_tag in guest.mount_tags():
         raise Violation(f"{share.id} is unplugged, but the guest still lists {share.mount_tag}")
-    function = _SYS_PCI + spec.machine_type.function(share.slot)
-    if left := guest.succeed(f"ls -d {function} 2>/dev/null; true").split():
-        raise Violation(f"{share.id} is unplugged, but the guest still has its PCI function {left[0]}")
 
 
-def unplug_without_guest(machine: Machine, share: Share) -> None:
+def unplug_without_guest(machine: Machine, share: Device) -> None:
     """``device_del`` and its two events when no guest runs: native PCIe hotplug then completes it at once.
 
     :raises Violation: when one of the two events does not come.

@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from harness.errors import GuestError, QemuError, Unsupported
 from harness.holds import probe, seccomp, zero_block_size
 from harness.holds.supervisor import Rule, Rules, Supervisor
 from harness.qemu.machine import Machine, Wrapping
 from harness.qemu.schema import require_command
-from harness.qemu.spec import MachineSpec, Share
+from harness.qemu.spec import Device, MachineSpec, Share
 from harness.testbed import Testbed
 
 #: The data of Tread and Twrite (QEMU: ``hw/9pfs/9p-local.c``, ``local_preadv`` and ``local_pwritev``).
@@ -32,14 +33,22 @@ _JOIN_TIMEOUT_S = 5.0
 _QUEUE_STATUS, _QUEUE_STATUS_SINCE = "x-query-virtio-queue-status", "it came with 7.2"
 
 
+class FileBacked(Device, Protocol):
+    """A device whose requests QEMU serves by system calls on a file, or on what is in a folder: a share."""
+
+    @property
+    def path(self) -> Path:
+        """That file or folder on the host."""
+
+
 class Held:
-    """Requests of one share that are kept in flight; made by :meth:`Hold.requests`.
+    """Requests of one device that are kept in flight; made by :meth:`Hold.requests`.
 
     They belong to one machine: the one that was given, or else the one whose request is held first. The
     destination of a migration is another machine.
     """
 
-    def __init__(self, testbed: Testbed, rules: Rules, rule: Rule, share: Share) -> None:
+    def __init__(self, testbed: Testbed, rules: Rules, rule: Rule, share: FileBacked) -> None:
         self._testbed, self._rules, self._rule, self.share = testbed, rules, rule, share
 
     @property
@@ -149,7 +158,7 @@ class Hold:
             supervisor.join(_JOIN_TIMEOUT_S)
 
     @contextmanager
-    def requests(self, share: Share, *calls: str, machine: Machine | None = None) -> Iterator[Held]:
+    def requests(self, share: FileBacked, *calls: str, machine: Machine | None = None) -> Iterator[Held]:
         """From now on hold every request of ``share`` that makes one of ``calls`` (default: :data:`DATA`).
 
         The requests continue when the block is left, or at :meth:`Held.release`.
@@ -206,7 +215,7 @@ class Hold:
             self._rules.check()  # As above.
 
 
-def _resolved(share: Share) -> Path:
+def _resolved(share: FileBacked) -> Path:
     """The share's real path, which the kernel uses below ``/proc/PID/fd``."""
     return Path(os.path.realpath(share.path))
 
@@ -221,14 +230,16 @@ def require_counted_requests(machine: Machine) -> None:
     require_command(machine, _QUEUE_STATUS, _QUEUE_STATUS_SINCE)
 
 
-def requests_in_use(machine: Machine, share: Share) -> int | None:
-    """The number of requests in flight of the share's virtqueue (``x-query-virtio-queue-status``, ``inuse``).
+def requests_in_use(machine: Machine, device: Device, queue: int = 0) -> int | None:
+    """The number of requests in flight of one of the device's virtqueues.
+
+    It is ``inuse`` of ``x-query-virtio-queue-status``.
 
     ``None`` when this QEMU has no such command (before 7.2), or no such device (any more).
     """
-    path = f"/machine/peripheral/{share.id}/virtio-backend"
+    path = f"/machine/peripheral/{device.id}/virtio-backend"
     try:
-        status = machine.qmp.execute(_QUEUE_STATUS, {"path": path, "queue": 0}, watch=machine.watch)
+        status = machine.qmp.execute(_QUEUE_STATUS, {"path": path, "queue": queue}, watch=machine.watch)
     except QemuError:
         return None
     return int(status["inuse"])

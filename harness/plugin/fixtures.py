@@ -138,7 +138,7 @@ def hold(testbed: Testbed) -> Hold:
 @pytest.fixture
 def guest(request: pytest.FixtureRequest, testbed: Testbed) -> Guest:
     """A guest that answers commands and that no other test has used. No 9p device is plugged in."""
-    _first(request, "shares", "hold", "peer", "peers")
+    _first(request, "shares", "device", "hold", "peer", "peers")
     return testbed.boot(cold=request.node.get_closest_marker("cold") is not None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import lzma
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import SetupError
@@ -19,7 +20,14 @@ _DROPBEAR = "usr/sbin/dropbear"
 
 
 def build(
-    packages: Path, kernel: Path, programs: list[str], modules: list[str], overlay: Path, keys: Keys
+    packages: Path,
+    kernel: Path,
+    programs: list[str],
+    modules: list[str],
+    overlay: Path,
+    keys: Keys,
+    *,
+    on_demand: Sequence[str] = (),
 ) -> bytes:
     """The initramfs, as a cpio archive.
 
@@ -28,6 +36,9 @@ def build(
     :param programs: further programs, as paths in the packages.
     :param modules: the modules to load at boot; their dependencies are added.
     :param overlay: a folder whose files replace all others of the same path.
+    :param on_demand: modules that are not loaded at boot. The file ``lib/modules/NAME.order`` lists the files
+        that ``insmod`` has to load for one of them, in that order. It is empty when the kernel has the module
+        built in.
     :raises SetupError: when a program or module is not in the packages.
     """
     members = {
@@ -45,7 +56,7 @@ def build(
     members |= {name: cpio.file(_read(packages, name), 0o755) for name in programs}
     for name in (_DROPBEAR, *programs):
         members |= _libraries(packages, inside(packages, name))
-    members |= _modules(kernel, modules)
+    members |= _modules(kernel, modules, on_demand)
     members |= _overlay(overlay)
     return cpio.archive(members)
 
@@ -103,29 +114,36 @@ def _libraries(packages: Path, program: Path) -> dict[str, cpio.Member]:
     return libraries | {_LOADER: cpio.file(dynamic.read_bytes(), 0o755)}
 
 
-def _modules(kernel: Path, wanted: list[str]) -> dict[str, cpio.Member]:
+def _modules(kernel: Path, wanted: Sequence[str], on_demand: Sequence[str]) -> dict[str, cpio.Member]:
     folders = [kernel / folder for folder in ("lib/modules", "usr/lib/modules")]
     files = {_module_name(path.name): path for folder in folders for path in folder.rglob("*.ko*")}
     # A module of one kernel may be built into another, which lists it in modules.builtin.
     lists = [path.read_text() for folder in folders for path in folder.glob("*/modules.builtin")]
     builtin = {_module_name(Path(line).name) for text in lists for line in text.splitlines()}
-    contents: dict[str, bytes] = {}
 
-    def add(name: str) -> None:
+    def add(name: str, contents: dict[str, bytes]) -> None:
         if name in contents or name in builtin:
             return
         if name not in files:
             raise SetupError(f"the kernel package has no module {name} (Debian's cloud kernels have no 9p)")
         content = _module(files[name])
         for dependency in _depends(content):
-            add(dependency)
+            add(dependency, contents)
         contents[name] = content
 
-    for name in wanted:
-        add(name)
-    order = "".join(f"{name}.ko\n" for name in contents)
-    members = {f"lib/modules/{name}.ko": cpio.file(content) for name, content in contents.items()}
-    return members | {"lib/modules/order": cpio.file(order.encode())}
+    def with_dependencies(*names: str) -> dict[str, bytes]:
+        contents: dict[str, bytes] = {}
+        for name in names:
+            add(name, contents)
+        return contents
+
+    lists_of = {"order": with_dependencies(*wanted)}
+    lists_of |= {f"{name}.order": with_dependencies(name) for name in on_demand}
+    members: dict[str, cpio.Member] = {}
+    for file, contents in lists_of.items():
+        members |= {f"lib/modules/{name}.ko": cpio.file(content) for name, content in contents.items()}
+        members[f"lib/modules/{file}"] = cpio.file("".join(f"{name}.ko\n" for name in contents).encode())
+    return members
 
 
 def _module_name(file: str) -> str:

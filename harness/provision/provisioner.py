@@ -341,7 +341,13 @@ def _make_guest(
     (into / _KERNEL).write_bytes(vmlinux.extract(packed) if recipe.uncompressed else packed)
     (into / "kernel-version").write_text(version)
     image = initramfs.build(
-        packages["packages"], packages["kernel"], recipe.programs, recipe.modules, overlay, pair
+        packages["packages"],
+        packages["kernel"],
+        recipe.programs,
+        recipe.modules,
+        overlay,
+        pair,
+        on_demand=recipe.modules_on_demand,
     )
     (into / "initramfs.cpio").write_bytes(image)
     qcow2.create(into / "disk.qcow2", _DISK_MIB)

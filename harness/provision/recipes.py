@@ -110,13 +110,15 @@ class GuestRecipe(Recipe):
     """A guest image: a Debian kernel and an initramfs.
 
     ``programs`` are paths in the packages; they are copied with their libraries, beside busybox and dropbear.
-    ``modules`` are loaded at boot, dependencies first. ``root`` is a folder of files beside the recipe.
+    ``modules`` are loaded at boot, dependencies first. ``modules_on_demand`` are in the image and are loaded
+    when a scenario needs them. ``root`` is a folder of files beside the recipe.
     ``uncompressed`` unpacks the kernel: QEMU 4.0 and later boot it directly (PVH), one or two seconds faster.
     """
 
     kernel: str = Field(min_length=1)
     programs: list[str] = []
     modules: list[str]
+    modules_on_demand: list[str] = []
     root: str
     cmdline: str
     uncompressed: bool = False

@@ -159,7 +159,7 @@ def _boot_under_kvm(spec: MachineSpec) -> Verdict:
         folder = run.path / "artifacts"
         folder.mkdir()
         history = History(folder / "history.ndjson")
-        probe = replace(spec, name="kvm-probe", accel="kvm", shares=(), plugged=frozenset())
+        probe = replace(spec, name="kvm-probe", accel="kvm", shares=(), devices=(), plugged=frozenset())
         artifacts = MachineArtifacts(folder)
         try:
             machine = Machine.launch(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from harness.qemu.machine import Machine
 from harness.qemu.machine_types.machine_type import AcpiEject
-from harness.qemu.spec import Share
+from harness.qemu.spec import Device
 
 
-def eject_writes(machine: Machine, share: Share) -> list[tuple[int, int]]:
-    """The 32-bit writes, in order, as (port, value), that eject the device of ``share``.
+def eject_writes(machine: Machine, device: Device) -> list[tuple[int, int]]:
+    """The 32-bit writes, in order, as (port, value), that eject ``device``.
 
     The machine has to be of a type with ACPI hotplug.
     """
     kind = machine.spec.machine_type
     assert isinstance(kind.eject, AcpiEject)
-    place = share.device(kind)
+    place = device.device(kind)
     bsel = _bsel(machine, kind.bus_path.format(bus=place["bus"]))
     return kind.eject.writes(bsel, int(str(place["addr"]), 16))
 

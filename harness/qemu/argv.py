@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.qemu.spec import MachineSpec, Share, Value
+from harness.qemu.spec import MachineSpec, Value
 
 #: Fixed, so that a destination's network card is its source's.
 MAC = "52:54:00:9b:00:01"
@@ -46,7 +46,7 @@ def render(spec: MachineSpec, paths: MachinePaths, ssh_port: int = 0) -> list[st
         *_boot(spec),
         *spec.machine_type.place_arguments,
         *spec.extra,  # may have a bus that a share is plugged into
-        *_shares(spec),
+        *_devices(spec),
         *(("-incoming", "defer") if spec.incoming else ()),
     )
 
@@ -113,24 +113,12 @@ def _boot(spec: MachineSpec) -> Iterator[str]:
     yield from ("-append", spec.boot.cmdline)
 
 
-def _shares(spec: MachineSpec) -> Iterator[str]:
-    for share in spec.shares:
-        if share.fsdev_of is None:
-            yield from ("-fsdev", _options(_fsdev(share)))
-        if share.id in spec.plugged:
-            yield from ("-device", _options(share.device(spec.machine_type)))
-
-
-def _fsdev(share: Share) -> dict[str, str]:
-    if share.fsdriver != "local":
-        return {"": share.fsdriver, "id": share.fsdev, **share.fsdev_options}
-    return {
-        "": "local",
-        "id": share.fsdev,
-        "path": str(share.path),
-        "security_model": share.security_model,
-        **share.fsdev_options,
-    }
+def _devices(spec: MachineSpec) -> Iterator[str]:
+    for device in spec.pluggable:
+        for option, properties in device.declared():
+            yield from (option, _options(properties))
+        if device.id in spec.plugged:
+            yield from ("-device", _options(device.device(spec.machine_type)))
 
 
 def _options(properties: Mapping[str, Value]) -> str:

@@ -231,6 +231,12 @@ def require_property(install: QemuInstall, device: str, name: str) -> None:
         raise Unsupported(f"this QEMU's {device} has no property {name}")
 
 
+def require_netdev(install: QemuInstall, kind: str) -> None:
+    """:raises Unsupported: when this QEMU has no such network backend (``-netdev help``)."""
+    if kind not in _ask(install, "-netdev", "help").split():
+        raise Unsupported(f"this QEMU has no netdev {kind}")
+
+
 def properties(install: QemuInstall, device: str) -> frozenset[str]:
     """The names of the properties of ``device``."""
     return frozenset(re.findall(r"^ *(?:\S+\.)?([\w-]+)=<", _ask(install, "-device", f"{device},help"), re.M))

@@ -11,7 +11,7 @@ PERIPHERAL = "/machine/peripheral"
 
 
 class Deletion:
-    """Observes the deletion of one virtio-9p-pci device; create it before the command that deletes it.
+    """Observes the deletion of one virtio PCI device; create it before the command that deletes it.
 
     An unplug emits DEVICE_DELETED twice, first for the device's ``virtio-backend``, which is an object of its
     own (QEMU: ``hw/core/qdev.c``, ``device_unparent``). The events are matched by path, as that one has no

@@ -36,7 +36,7 @@ from harness.history import History
 from harness.qemu import backtrace, sanitizers
 from harness.qemu.argv import MachinePaths, render, script
 from harness.qemu.binary import QemuInstall
-from harness.qemu.spec import MachineSpec, Share
+from harness.qemu.spec import Device, MachineSpec
 from harness.reaper import RunFolder
 
 #: Seconds in which QEMU must open its QMP socket, and end after ``quit``. Both are independent of the guest,
@@ -137,8 +137,8 @@ class Machine:
         :raises QemuDied: when QEMU ended at once; the first line of the message has QEMU's own error.
         :raises QmpSilent: when QEMU runs, but does not open its QMP socket or sends no greeting.
         """
-        for share in spec.shares:
-            share.check()
+        for device in spec.pluggable:
+            device.check()
         disk = source.paths.disk if source else folder / "disk.qcow2"
         machine = cls(spec, folder, disk, artifacts, history, timeout_scale)
         try:
@@ -317,8 +317,8 @@ class Machine:
         self._exit_expected = True
         self.history.note(self.name, "machine:expect-exit", {"reason": reason})
 
-    def device_add(self, share: Share) -> None:
-        """``device_add`` of ``share``; returns when QEMU answers, perhaps before the guest has the device.
+    def device_add(self, device: Device) -> None:
+        """``device_add`` of ``device``; returns when QEMU answers, perhaps before the guest has the device.
 
         Old QEMUs free the id of a deleted device only after an RCU grace period, a moment after they reported
         the deletion. This is waited for.
@@ -329,20 +329,20 @@ class Machine:
 
         def added() -> bool:
             try:
-                self.qmp.execute("device_add", share.device(self.spec.machine_type), watch=self.watch)
+                self.qmp.execute("device_add", device.device(self.spec.machine_type), watch=self.watch)
             except QemuError as exc:
-                if share.id not in self.deleted or _ID_TAKEN not in exc.desc:
+                if device.id not in self.deleted or _ID_TAKEN not in exc.desc:
                     raise
                 refusals.append(exc)
                 return False
             return True
 
         try:
-            self.wait_until(added, what=f"the id {share.id} to become free", timeout_s=_ID_TIMEOUT_S)
+            self.wait_until(added, what=f"the id {device.id} to become free", timeout_s=_ID_TIMEOUT_S)
         except WaitTimeout:
             raise refusals[-1] from None
-        self.plugged.add(share.id)
-        self.deleted.discard(share.id)
+        self.plugged.add(device.id)
+        self.deleted.discard(device.id)
 
     def quit(self) -> None:
         """``quit`` over QMP, and wait for the process to end.

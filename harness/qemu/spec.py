@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from harness.errors import UsageError
 from harness.qemu.binary import QemuInstall
@@ -13,6 +14,34 @@ from harness.qemu.machine_types.machine_type import MachineType
 #: A device's property. Since 10.0 ``device_add`` takes no text for a number or a truth value (QEMU:
 #: ``system/qdev-monitor.c``, ``qmp_device_add``).
 Value = str | bool | int
+
+
+class Device(Protocol):
+    """A device that can be plugged and unplugged: what QEMU has to be given. :class:`Share` is one.
+
+    :class:`harness.guest.device.GuestDevice` adds how the guest uses it.
+    """
+
+    @property
+    def id(self) -> str:
+        """The device's id, in ``device_add`` and in ``/machine/peripheral``."""
+
+    @property
+    def slot(self) -> int:
+        """The number of the hotpluggable place that it takes."""
+
+    def check(self) -> None:
+        """:raises UsageError: when the host lacks what the device needs. Called before a launch."""
+
+    def declared(self) -> Iterable[tuple[str, Mapping[str, Value]]]:
+        """The device's backend: what each machine needs on its command line before the device can be plugged.
+
+        These are options with their properties, such as ``("-fsdev", {"": "local", "id": "fs0", …})``. The
+        first property is given without its name.
+        """
+
+    def device(self, machine_type: MachineType) -> Mapping[str, Value]:
+        """The properties of the device: for ``device_add``, and for ``-device``; the first is ``driver``."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +83,14 @@ class Share:
             raise UsageError(f"share {self.id}: {self.path}: no such folder")
         if not self.path.is_dir():
             raise UsageError(f"share {self.id}: {self.path}: not a folder; 9p exports folders")
+
+    def declared(self) -> Iterable[tuple[str, Mapping[str, Value]]]:
+        """The share's ``-fsdev``, unless it uses another share's."""
+        if self.fsdev_of is not None:
+            return
+        local = {"path": str(self.path), "security_model": self.security_model}
+        own = local if self.fsdriver == "local" else {}
+        yield "-fsdev", {"": self.fsdriver, "id": self.fsdev, **own, **self.fsdev_options}
 
     def device(self, machine_type: MachineType) -> dict[str, Value]:
         """The properties of the device: for ``device_add``, and for ``-device``; no tag, no such property."""
@@ -98,7 +135,8 @@ class MachineSpec:
     :param cpu: the plainest model, so that any two QEMUs agree on it; without RDRAND the guest's sshd waits
         a second for entropy.
     :param shares: the pool of exports; every one gets an ``-fsdev``, because QEMU has no ``fsdev_add``.
-    :param plugged: ids of the shares whose device is on the command line.
+    :param devices: other devices that can be plugged; the command line has the backend of each.
+    :param plugged: ids of the shares and devices that are plugged by the command line.
     :param disk: an empty qcow2; each source gets a copy, which its destinations go on with.
     :param incoming: start with ``-incoming defer`` and wait for a migration stream.
     :param from_template: what it waits for is a template's stream.
@@ -115,6 +153,7 @@ class MachineSpec:
     memory_mib: int = 256
     cpu: str = "qemu64,+rdrand"
     shares: tuple[Share, ...] = ()
+    devices: tuple[Device, ...] = ()
     plugged: frozenset[str] = frozenset()
     incoming: bool = False
     from_template: bool = False
@@ -124,7 +163,7 @@ class MachineSpec:
     def destination(self, name: str, *, plugged: frozenset[str]) -> MachineSpec:
         """The machine that a migration of this one arrives at: the same, but for its name, waiting.
 
-        :param plugged: the shares whose devices the source has at that time.
+        :param plugged: ids of the devices, of shares and others, that the source has at that time.
         """
         return replace(self, name=name, plugged=plugged, incoming=True, from_template=False, memory_file=None)
 
@@ -141,6 +180,11 @@ class MachineSpec:
         if not self.from_template:
             return self
         return replace(self, incoming=False, from_template=False, memory_file=None)
+
+    @property
+    def pluggable(self) -> tuple[Device, ...]:
+        """Everything that can be plugged: the shares and the other devices."""
+        return (*self.shares, *self.devices)
 
     def share(self, share_id: str) -> Share:
         """:raises UsageError: when no share of the pool has that id."""

@@ -62,8 +62,8 @@ class Template:
 
 
 def bare(spec: MachineSpec) -> MachineSpec:
-    """``spec`` without what differs between the machines that one template serves: its name and shares."""
-    return replace(spec, name="template", shares=(), plugged=frozenset())
+    """``spec`` without what differs between the machines that one template serves: its name and devices."""
+    return replace(spec, name="template", shares=(), devices=(), plugged=frozenset())
 
 
 def key(spec: MachineSpec, image: str, *, plain: bool = False) -> str:

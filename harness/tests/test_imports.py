@@ -24,6 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("testbed",),
     ("ninep",),
     ("holds", "actions"),
+    ("devices",),
     ("leaks",),
     ("matrix",),
     ("report",),
@@ -35,7 +36,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 #: Rooms that judge a record on disk, and need no other: they import the kernel alone.
 ON_THEIR_OWN = ("checkers",)
 #: Rooms that import no checker: what they do is judged later.
-UNJUDGED = ("channel", "qemu", "guest", "provision", "restore", "testbed", "ninep", "holds")
+UNJUDGED = ("channel", "qemu", "guest", "provision", "restore", "testbed", "ninep", "holds", "devices")
 #: Packages that one part alone imports.
 HOMES = {"pytest": "plugin", "_pytest": "plugin", "click": "cli", "paramiko": "channel", "pexpect": "channel"}
 #: The benchmark's bare script does without the channels: it is what they are compared to.

@@ -113,6 +113,15 @@ def test_destinations_are_numbered_and_get_what_is_plugged_then(testbed: Testbed
     assert second.paths.disk == source.paths.disk
 
 
+def test_machines_that_are_launched_after_a_declaration_have_the_other_devices(testbed: Testbed) -> None:
+    """The device is a share that is not in the pool of shares."""
+    device = replace(testbed.shares[0], id="device", path=testbed.shares[3].path)
+    testbed.declare_devices(device)
+    source = testbed.launch(testbed.spec(plugged=frozenset({"device"})))
+    assert source.spec.pluggable == (*testbed.shares, device)
+    assert testbed.launch_destination(source).spec.devices == (device,)
+
+
 def test_the_cell_is_described_from_the_start(testbed: Testbed) -> None:
     text = (testbed.artifacts.folder / "cell.json").read_text()
     for fact in ("7.2.22", "6.1.0-41", "q35", "for the tests", str(_PROGRAM)):

@@ -95,7 +95,7 @@ def doctors(*command: str, cache: Path) -> dict[str, Any]:
 def test_the_doctor_names_it(tmp_path: Path) -> None:
     found = doctors(*under("seccomp", str(errno.EPERM)), cache=tmp_path / "cache")
     assert found["state"] == "warning"
-    assert found["what"].startswith("tests that keep a 9p request in flight are skipped: no filter with user")
+    assert found["what"].startswith("tests that hold a 9p request in flight are skipped: no filter with user")
     assert "Operation not permitted" in found["what"]
 
 

@@ -40,6 +40,7 @@ CONTENT: dict[str, dict[str, bytes | str]] = {
         f"lib/modules/{KERNEL}/kernel/9p.ko": _MODULE % b"9pnet,net-fs",
         f"lib/modules/{KERNEL}/kernel/9pnet.ko.xz": lzma.compress(_MODULE % b""),
         f"lib/modules/{KERNEL}/kernel/net-fs.ko": _MODULE % b"9pnet",
+        f"lib/modules/{KERNEL}/kernel/virtio-blk.ko": _MODULE % b"9pnet",
     },
     "linux-image-newest": {"usr/share/doc/meta-newest": "nothing"},
     f"linux-image-{SPLIT_KERNEL}": {"usr/share/doc/image": "nothing"},
@@ -75,6 +76,7 @@ release = "bookworm"
 kernel = "linux-image-amd64"
 packages = ["busybox-static", "dropbear-bin"]
 modules = ["virtio_pci", "9p"]
+modules_on_demand = ["virtio_blk", "virtio_pci"]
 root = "root"
 cmdline = "console=ttyS0"
 uncompressed = true

@@ -65,6 +65,14 @@ def test_a_guest_image_has_what_a_boot_needs(archive: Archive, make: Make) -> No
     assert stat.S_IMODE(image.client_key.stat().st_mode) == 0o600
 
 
+def test_a_guest_image_has_modules_that_no_boot_loads(archive: Archive, make: Make) -> None:
+    members = cpio_reader.read(make().guest_image().initramfs.read_bytes())
+    assert b"virtio_blk" not in members["lib/modules/order"].content
+    assert b"depends=" in members["lib/modules/virtio_blk.ko"].content
+    assert members["lib/modules/virtio_blk.order"].content == b"9pnet.ko\nvirtio_blk.ko\n"
+    assert members["lib/modules/virtio_pci.order"].content == b"", "the kernel has it built in"
+
+
 def test_a_kernel_in_parts(archive: Archive, make: Make) -> None:
     """As in Debian since Linux 7: the image, the modules, and what is built in, each from its own package."""
     image = make().guest_image("sid")

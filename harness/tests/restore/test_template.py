@@ -27,6 +27,7 @@ def w(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 SAME = {
     "name": spec(name="another"),
     "shares": spec(shares=(share(0), share(1))),
+    "devices": spec(devices=(share(2),)),
     "disk": spec(disk=Path("/elsewhere")),
 }
 OTHER = {

@@ -1,0 +1,12 @@
+"""Devices other than the 9p share: a disk, a network card and an entropy device.
+
+The scenarios assert the same guarantees for them. Each is a :class:`~harness.guest.device.GuestDevice` that
+can also keep one of its requests in flight.
+"""
+
+from harness.devices.block import BlockDevice
+from harness.devices.neighbour import Neighbour, RequestInFlight
+from harness.devices.net import NetDevice
+from harness.devices.rng import RngDevice
+
+__all__ = ["BlockDevice", "Neighbour", "NetDevice", "RequestInFlight", "RngDevice"]

@@ -1,0 +1,50 @@
+"""The protocol of a device other than a share: what the scenarios need of it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from harness.guest.device import GuestDevice
+from harness.guest.guest import Guest
+from harness.qemu.machine import Wrapping
+from harness.qemu.spec import MachineSpec
+
+
+class RequestInFlight(Protocol):
+    """A request that the guest has sent and that is not answered before :meth:`release`."""
+
+    def waiting(self) -> None:
+        """The witness that the request is in flight. It uses neither QMP nor the guest: both may be blocked.
+
+        :raises GuestError: when the request is not in flight (any more).
+        """
+
+    def release(self) -> None:
+        """Let the request be answered; idempotent."""
+
+
+class Neighbour(GuestDevice, Protocol):
+    """A device that is plugged, used, and unplugged with a request in flight."""
+
+    def request_in_flight(self, guest: Guest) -> AbstractContextManager[RequestInFlight]:
+        """Let the guest send a request, wait until it is in flight, and release it when the block ends.
+
+        :raises WaitTimeout: when no request is in flight in time.
+        """
+
+
+class OpenFile:
+    """A :class:`~harness.testbed.LaunchTool` whose file or socket is closed at the end of the testbed."""
+
+    def wrap(self, _spec: MachineSpec, _folder: Path) -> Wrapping:
+        """Add nothing to the start of a machine."""
+        return Wrapping()
+
+    def release(self) -> None:
+        """Do nothing: an open file does not keep a machine from ending."""
+
+    def close(self) -> None:
+        """Close the file. All machines have ended."""
+        raise NotImplementedError
