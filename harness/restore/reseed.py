@@ -40,7 +40,7 @@ def start_command() -> str:
 def command() -> str:
     """The shell's command that sends a message and sets ``$answer`` to the program's answer.
 
-    Its length is always the same (see :class:`~harness.channel.ssh.Ssh`, ``rehearsal``).
+    Its length is always the same (see :class:`~harness.channel.ssh.Ssh`, ``first_command``).
     """
     return SUBMIT.format(message())
 
