@@ -97,11 +97,12 @@ class Measurement:
         judged = _judged(self._run(self.flavour, missing, self.artifacts / "control", run))
         took_s, known, bad = clock.elapsed_s, self.known, _failed(judged)
         good = {name: round(one.seconds, 1) for name, one in judged.items() if name not in bad}
-        known.scenarios = table.replace(known.scenarios, missing, good)
+        kept = table.replace(known.scenarios, missing, {})
+        known.at_once = parallelism(sum(kept.values()), known.at_once, _seconds(judged), took_s)
+        known.scenarios = kept | good
         whys = {name: one.why for name, one in bad.items()}
         known.false_positives = table.replace(known.false_positives, missing, whys)
         known.of = table.replace(known.of, missing, self._now(missing))
-        known.at_once = round(max(1.0, sum(one.seconds for one in judged.values()) / took_s), 1)
         table.write(self.data, self.path)
         for name, one in bad.items():
             self.report(f"no fault: false positive: {name}: {one.why}")
@@ -146,6 +147,21 @@ class Measurement:
     def _run(self, qemu: str, of: Sequence[str], artifacts: Path, run: RunFolder) -> Run:
         selection = [*runner.paths(of), "--thorough"]
         return runner.run_scenarios(qemu, selection, artifacts, run, alone=True)
+
+
+def parallelism(kept_s: float, kept_at_once: float, found_s: float, took_s: float) -> float:
+    """How many scenarios ran at the same time, on average, over an earlier run and one of further scenarios.
+
+    A run of a few files has fewer scenarios than workers, so by itself it says little.
+
+    :param kept_s: the scenarios' seconds that are kept of the earlier run, ``kept_at_once`` at the same time.
+    :param found_s: the seconds of the scenarios that ran now. :param took_s: what all of them took.
+    """
+    return round(max(1.0, (kept_s + found_s) / (kept_s / kept_at_once + took_s)), 1)
+
+
+def _seconds(judged: Mapping[str, Result]) -> float:
+    return sum(one.seconds for one in judged.values())
 
 
 def _judged(run: Run) -> dict[str, Result]:

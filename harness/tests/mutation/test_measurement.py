@@ -157,3 +157,18 @@ def test_seconds_are_those_of_the_run_without_a_fault(tmp_path: Path, runs: Runs
     assert known.at_once >= 1
     assert known.faults["one"].failed["test_leak.py::test_a[pc]"] == 2.0
     assert Detection().on("7.2-src").at_once == 1
+
+
+@pytest.mark.parametrize(
+    ("kept", "found", "expected"),
+    [
+        ((0.0, 1.0), (600.0, 100.0), 6.0),
+        ((2800.0, 5.8), (40.0, 20.0), 5.6),  # A small run does not stand for all.
+        ((2800.0, 5.8), (0.0, 2.0), 5.8),
+        ((0.0, 1.0), (1.0, 5.0), 1.0),
+    ],
+)
+def test_scenarios_that_ran_at_the_same_time(
+    kept: tuple[float, float], found: tuple[float, float], expected: float
+) -> None:
+    assert measurement.parallelism(*kept, *found) == expected
