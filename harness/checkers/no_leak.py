@@ -13,6 +13,7 @@ has three parts of equal length (and three longer ones if it was extended), with
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
@@ -72,6 +73,7 @@ def slope(values: Sequence[float], at: Sequence[int] = (), steps: Sequence[int] 
 
     :param at: the position of each value; consecutive by default.
     :param steps: positions at which the series may jump; values on both sides of one are not compared.
+    :raises statistics.StatisticsError: when no two values can be compared.
     """
     pairs = itertools.combinations(zip(at or range(len(values)), values, strict=True), 2)
     whole = [pair for pair in pairs if not any(pair[0][0] < step <= pair[1][0] for step in steps)]
@@ -89,7 +91,11 @@ def leaks(folder: Path) -> dict[str, float]:
     if plan is None or len(samples) < _MIN_SAMPLES:
         return {}
     names = [name for name in (*COUNTS, _MEMORY) if any(name in sample for sample in samples)]
-    return {name: round(_slope_of(name, samples, plan["lengths"]), 3) for name in names}
+    found = {}
+    for name in names:
+        with contextlib.suppress(statistics.StatisticsError):  # Short parts: no two values can be compared.
+            found[name] = round(_slope_of(name, samples, plan["lengths"]), 3)
+    return found
 
 
 def growing_counts(samples: Samples, control: Samples, lengths: Sequence[int]) -> list[tuple[str, ...]]:

@@ -276,6 +276,21 @@ def test_the_slope_of_a_series_with_steps() -> None:
     assert slope([1, 2, 13, 14], [0, 2, 4, 6], steps=[4]) == 0.5
 
 
+def test_slopes_of_parts_with_one_sample_of_memory_each(record: RecordWriter) -> None:
+    """Memory may jump between parts, so nothing can be compared; the checker cannot decide then."""
+    record.launched()
+    plan: dict[str, Any] = {"warm_up": 2, "lengths": [2, 6, 10, 14], "guest": False, "control": False}
+    record.history.note("host", "leak:plan", plan)
+    for cycle in range(14):
+        value = {"cycle": cycle, **HEALTHY, "thread_ids": list(range(HEALTHY["threads"]))}
+        if cycle + 1 not in plan["lengths"]:
+            value = {name: count for name, count in value.items() if name not in DEAR}
+        record.history.note("full", "leak:sample", value)
+    found = leaks(record.folder)
+    assert "private_kib" not in found
+    assert found["fds"] == 0
+
+
 def test_the_summary_names_every_9p_function_that_leaks(record: RecordWriter) -> None:
     grows: Sample = lambda n: {"fds": 16 + n}  # noqa: E731
     _, summary, _ = hunted(record, grows, [site(7, 15, 23, 31)])
