@@ -122,7 +122,9 @@ def test_from_the_wheel_the_scenarios_run_without_a_checkout(environment: Path, 
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --no-such-option\n")
     script = "from harness.mutation import runner; print(len(runner.collected()), len(runner.files()))"
     by_command = _run(environment, tmp_path, "-c", script)
-    assert by_command.stdout.split() == [str(len(tests)), str(len({test.split("::")[0] for test in tests}))]
+    # Some files have no test in a default run.
+    (installed,) = environment.glob("lib/python*/site-packages/harness_scenarios")
+    assert by_command.stdout.split() == [str(len(tests)), str(len(list(installed.glob("test_*.py"))))]
     listed = _run(environment, tmp_path, "-m", "harness", "faults", "list")
     assert listed.returncode == 0, listed.stderr
     assert "tag-kept" in listed.stdout
