@@ -52,11 +52,30 @@ def activate(config: pytest.Config) -> None:
                 config.pluginmanager.register(importlib.import_module(name), name)
 
 
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """``-n auto``: more workers than cores in a run with guests; in others xdist decides.
+
+    pytest-xdist asks before plugins are configured (its ``plugin.py``, ``pytest_cmdline_main``), so before
+    the second part is loaded.
+    """
+    if not _wants_guests_at_start(config):
+        return None
+    # Not at the top: it imports the rest of the harness.
+    from harness.plugin.schedule import workers
+
+    return workers()
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Load it at once where it is known already that guests are wanted."""
-    if (any_given(config) or _names_scenarios(config)) and wants_guests(config):
+    if _wants_guests_at_start(config):
         activate(config)
+
+
+def _wants_guests_at_start(config: pytest.Config) -> bool:
+    return (any_given(config) or _names_scenarios(config)) and wants_guests(config)
 
 
 @pytest.hookimpl(tryfirst=True)

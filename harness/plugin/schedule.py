@@ -36,11 +36,8 @@ def record() -> Path:
     return default_cache_root() / "durations.json"
 
 
-@pytest.hookimpl(optionalhook=True, tryfirst=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """``-n auto``: by cores and memory. A run without guests gets xdist's own number."""
-    if not wants_guests(config):
-        return None
+def workers() -> int:
+    """How many workers ``-n auto`` starts in a run with guests: by cores and memory."""
     return max(1, min(cgroup.cores() * _WORKERS_PER_CORE, cgroup.available_bytes() // _WORKER_BYTES))
 
 

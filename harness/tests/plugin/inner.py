@@ -32,7 +32,7 @@ def pytest_configure() -> None:
     Matrix.image = lambda self, name: cast(Any, SimpleNamespace(kernel_version="6.1.0", key="k"))  # type: ignore[method-assign]
 
 
-class RecordedLab:
+class RecordedTestbed:
     """A testbed whose one machine was launched, ran, and quit, as far as the record shows.
 
     :param launched: whether there was a machine at all.
@@ -75,19 +75,19 @@ class RecordedLab:
 
 
 @pytest.fixture
-def testbed(request: pytest.FixtureRequest, artifacts_root: Path) -> Iterator[RecordedLab]:
+def testbed(request: pytest.FixtureRequest, artifacts_root: Path) -> Iterator[RecordedTestbed]:
     yield from _recorded(request, artifacts_root, launched=True)
 
 
 @pytest.fixture
-def empty_testbed(request: pytest.FixtureRequest, artifacts_root: Path) -> Iterator[RecordedLab]:
+def empty_testbed(request: pytest.FixtureRequest, artifacts_root: Path) -> Iterator[RecordedTestbed]:
     yield from _recorded(request, artifacts_root, launched=False)
 
 
-def _recorded(request: pytest.FixtureRequest, root: Path, *, launched: bool) -> Iterator[RecordedLab]:
+def _recorded(request: pytest.FixtureRequest, root: Path, *, launched: bool) -> Iterator[RecordedTestbed]:
     artifacts = Artifacts.create(root, request.node.nodeid)
     request.node.stash[FOLDER] = artifacts
-    made = RecordedLab(artifacts, launched=launched)
+    made = RecordedTestbed(artifacts, launched=launched)
     request.node.stash[TESTBED] = cast(Testbed, made)
     yield made
     made.close()

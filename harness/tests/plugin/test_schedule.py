@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 
@@ -76,12 +76,18 @@ def test_what_was_not_run_keeps_its_duration(folder: Path, run_pytest: Pytest) -
 def test_workers_by_cores_and_memory(
     monkeypatch: pytest.MonkeyPatch, cores: int, gib: float, workers: int
 ) -> None:
-    monkeypatch.setattr(schedule, "wants_guests", lambda _: True)
     monkeypatch.setattr("harness.plugin.cgroup.cores", lambda: cores)
     monkeypatch.setattr("harness.plugin.cgroup.available_bytes", lambda: int(gib * (1 << 30)))
-    assert schedule.pytest_xdist_auto_num_workers(cast(Any, None)) == workers
+    assert schedule.workers() == workers
 
 
-def test_without_guests_xdist_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedule, "wants_guests", lambda _: False)
-    assert schedule.pytest_xdist_auto_num_workers(cast(Any, None)) is None
+@pytest.mark.parametrize("guests", [True, False])
+def test_auto_starts_that_many_workers(folder: Path, run_pytest: Pytest, guests: bool) -> None:
+    """In a run of the real plugin with guests; without, xdist starts one a core."""
+    other = 1 if (os.cpu_count() or 1) > 1 else 2
+    conftest = folder / "conftest.py"
+    patch = f"from harness.plugin import schedule\nschedule.workers = lambda: {other}\n"
+    conftest.write_text(f"{conftest.read_text()}\n{patch}")
+    done = run_pytest(folder, "-n", "auto", *(("--machine", "pc") if guests else ()))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (f"{other} worker{'s' if other > 1 else ''} [" in done.stdout) is guests
