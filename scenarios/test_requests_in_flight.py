@@ -80,6 +80,16 @@ def _flush_and(kind: T, body: bytes) -> Callable[[InFlight], list[Request]]:
     return lambda it: [it.flush(it.read), it.send(kind, body), it.flush(it.read)]
 
 
+def _flush_and_remove(it: InFlight) -> list[Request]:
+    """The Tremove is answered before the read ends: a worker thread unlinks the file, and takes a moment."""
+    flush, answered = it.flush(it.read), it.driver.answered()
+    remove = it.send(T.REMOVE, p9.fid(FILE))
+    it.guest.machine.wait_until(
+        lambda: it.driver.answered() > answered, what="the answer to Tremove", timeout_s=10.0
+    )
+    return [flush, remove, it.flush(it.read)]
+
+
 #: What is sent while a read is in flight; each returns the requests.
 MEANWHILE: dict[str, Callable[[InFlight], list[Request]]] = {
     "a flush": _flushes(1),
@@ -89,7 +99,7 @@ MEANWHILE: dict[str, Callable[[InFlight], list[Request]]] = {
     "a tag that is taken": _a_tag_twice,
     "a flush of no request": lambda it: [it.flush(0x7FFF), it.flush(0xFFFF), it.flush(it.read)],
     "a clunk": _flush_and(T.CLUNK, p9.fid(FILE)),
-    "a remove": _flush_and(T.REMOVE, p9.fid(FILE)),
+    "a remove": _flush_and_remove,
     "a rename": _flush_and(T.RENAMEAT, p9.renameat(ROOT, "file", "renamed")),
     "a new session": _flush_and(T.VERSION, p9.version(MSIZE)),
     "an attach": _flush_and(T.ATTACH, p9.attach(OTHER)),
