@@ -61,10 +61,10 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """
     if not _wants_guests_at_start(config):
         return None
-    # Not at the top: it imports the rest of the harness.
-    from harness.plugin.schedule import workers
+    # Not at the top: it imports psutil, which a run without guests does not need.
+    from harness.plugin import cgroup
 
-    return workers()
+    return cgroup.workers()
 
 
 @pytest.hookimpl(trylast=True)

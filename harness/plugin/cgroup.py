@@ -19,6 +19,15 @@ _MOUNTED = Path("/sys/fs/cgroup")
 _OF_PROCESS = Path("/proc/self/cgroup")
 #: In v1 "no limit" is a number: the largest multiple of a page that fits. More than this is none.
 _NO_LIMIT = 1 << 60
+#: Workers a core. Scenarios wait most of the time: for the guest, or for the end of a window.
+_WORKERS_PER_CORE = 3
+#: Two machines, each with its guest's memory and what QEMU needs itself, and the harness.
+_WORKER_BYTES = 900 << 20
+
+
+def workers() -> int:
+    """How many workers ``-n auto`` starts in a run with guests: by cores and memory."""
+    return max(1, min(cores() * _WORKERS_PER_CORE, available_bytes() // _WORKER_BYTES))
 
 
 def cores(mounted: Path = _MOUNTED, of_process: Path = _OF_PROCESS) -> int:

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from harness.errors import UsageError
-from harness.plugin import cgroup
 from harness.plugin.activation import wants_guests
 from harness.plugin.options import is_worker, option
 from harness.provision import default_cache_root
@@ -25,20 +24,11 @@ _SECONDS = pytest.StashKey[dict[str, float]]()
 _WORKER_KEY = "harness_seconds"
 #: Seconds that a test without a recorded duration is expected to take: a leak hunt, and any other test.
 _LEAK_HUNT_S, _OTHER_S = 60.0, 6.0
-#: Workers a core. Scenarios wait most of the time: for the guest, or for the end of a window.
-_WORKERS_PER_CORE = 3
-#: Two machines, each with its guest's memory and what QEMU needs itself, and the harness.
-_WORKER_BYTES = 900 << 20
 
 
 def record() -> Path:
     """The file of durations: seconds by a test's id."""
     return default_cache_root() / "durations.json"
-
-
-def workers() -> int:
-    """How many workers ``-n auto`` starts in a run with guests: by cores and memory."""
-    return max(1, min(cgroup.cores() * _WORKERS_PER_CORE, cgroup.available_bytes() // _WORKER_BYTES))
 
 
 def pytest_configure(config: pytest.Config) -> None:

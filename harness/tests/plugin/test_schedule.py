@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.plugin import schedule
+from harness.plugin import cgroup
 from harness.tests.plugin.conftest import Pytest
 
 _CASES = """
@@ -78,7 +78,7 @@ def test_workers_by_cores_and_memory(
 ) -> None:
     monkeypatch.setattr("harness.plugin.cgroup.cores", lambda: cores)
     monkeypatch.setattr("harness.plugin.cgroup.available_bytes", lambda: int(gib * (1 << 30)))
-    assert schedule.workers() == workers
+    assert cgroup.workers() == workers
 
 
 @pytest.mark.parametrize("guests", [True, False])
@@ -86,7 +86,7 @@ def test_auto_starts_that_many_workers(folder: Path, run_pytest: Pytest, guests:
     """In a run of the real plugin with guests; without, xdist starts one a core."""
     other = 1 if (os.cpu_count() or 1) > 1 else 2
     conftest = folder / "conftest.py"
-    patch = f"from harness.plugin import schedule\nschedule.workers = lambda: {other}\n"
+    patch = f"from harness.plugin import cgroup\ncgroup.workers = lambda: {other}\n"
     conftest.write_text(f"{conftest.read_text()}\n{patch}")
     done = run_pytest(folder, "-n", "auto", *(("--machine", "pc") if guests else ()))
     assert done.returncode == 0, done.stdout + done.stderr
