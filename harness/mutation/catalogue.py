@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, field_validator
 from harness.guarantees import GUARANTEES
 from harness.provision import recipes
 from harness.provision.edits import Edited
-from harness.qemu.machine_types import MACHINE_TYPES
+from harness.qemu.machine_types import known_machine_types
 
 
 class Fault(Edited):
@@ -46,13 +46,7 @@ class Fault(Edited):
             raise ValueError(f"no such guarantee; there are: {'; '.join(GUARANTEES)}")
         return text
 
-    @field_validator("machines")
-    @classmethod
-    def _are_machines(cls, machines: list[str]) -> list[str]:
-        unknown = sorted(set(machines) - set(MACHINE_TYPES))
-        if unknown:
-            raise ValueError(f"unknown machine types: {', '.join(unknown)}")
-        return machines
+    _are_machines = field_validator("machines")(known_machine_types)
 
 
 class Catalogue:

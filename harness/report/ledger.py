@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from harness.errors import UsageError
 from harness.guarantees import GUARANTEES
 from harness.provision.recipes import read, recipes_folder
-from harness.qemu.machine_types import MACHINE_TYPES
+from harness.qemu.machine_types import known_machine_types
 
 _NAME = "known-bugs.toml"
 #: In the context of pydantic's validation: a bug may break a guarantee that is none of the project's.
@@ -102,13 +102,7 @@ class Bug(BaseModel):
             raise ValueError(f"not a regular expression: {exc}") from None
         return text
 
-    @field_validator("machines")
-    @classmethod
-    def _are_machines(cls, machines: list[str]) -> list[str]:
-        unknown = sorted(set(machines) - set(MACHINE_TYPES))
-        if unknown:
-            raise ValueError(f"unknown machine types: {', '.join(unknown)}")
-        return machines
+    _are_machines = field_validator("machines")(known_machine_types)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Bug:
