@@ -220,11 +220,12 @@ class RawDriver:
 
     def _set_up(self) -> None:
         """Configure the device's I/O port and its queue (legacy interface: one page number for the ring)."""
-        self._config(0x10, self._io | 1)
-        self._config(0x04, 0x5)  # I/O space, bus master.
-        self.reset()
-        self._qtest.outl(self._io + _GUEST_FEATURES, 0)
-        self._qtest.outw(self._io + _QUEUE_SELECT, 0)
+        with self._qtest.together():
+            self._config(0x10, self._io | 1)
+            self._config(0x04, 0x5)  # I/O space, bus master.
+            self.reset()
+            self._qtest.outl(self._io + _GUEST_FEATURES, 0)
+            self._qtest.outw(self._io + _QUEUE_SELECT, 0)
         self.queue_size = self._qtest.inw(self._io + _QUEUE_SIZE)
         if not 1 < self.queue_size <= 1024:
             raise GuestError(
@@ -234,10 +235,11 @@ class RawDriver:
         self._available, self._used = self._memory + layout.available, self._memory + layout.used
         self._buffers = self._memory + layout.buffers
         self.max_in_flight = layout.max_in_flight
-        self._qtest.write(self._available, bytes(6 + 2 * self.queue_size))
-        self._qtest.write(self._used, bytes(8))
-        self._qtest.outl(self._io + _QUEUE_PFN, self._memory >> 12)
-        self._qtest.outb(self._io + _STATUS, _DRIVER_OK)
+        with self._qtest.together():
+            self._qtest.write(self._available, bytes(6 + 2 * self.queue_size))
+            self._qtest.write(self._used, bytes(8))
+            self._qtest.outl(self._io + _QUEUE_PFN, self._memory >> 12)
+            self._qtest.outb(self._io + _STATUS, _DRIVER_OK)
 
     def _read_config(self, register: int) -> int:
         self._qtest.outl(_CONFIG_ADDRESS, 0x80000000 | self.addr << 11 | register)
@@ -320,13 +322,14 @@ class RawDriver:
             )
         head = self._free_head()
         out = self.buffer(head)
-        self._qtest.write(out, message)
-        self.write_descriptors(
-            head,
-            Descriptor(out, len(message), NEXT, head + 1),
-            Descriptor(out + _REQUEST_SIZE, reply_size, WRITE),
-        )
-        self.make_available(head, notify=notify)
+        with self._qtest.together():
+            self._qtest.write(out, message)
+            self.write_descriptors(
+                head,
+                Descriptor(out, len(message), NEXT, head + 1),
+                Descriptor(out + _REQUEST_SIZE, reply_size, WRITE),
+            )
+            self.make_available(head, notify=notify)
         return Request(tag, kind, head)
 
     @property
@@ -378,8 +381,11 @@ class RawDriver:
 
     def answered(self) -> int:
         """The number of requests that were answered so far."""
-        (index,) = struct.unpack("<H", self._qtest.read(self._used + 2, 2))  # It has 16 bits.
-        return self._used_seen + (int(index) - self._used_seen & 0xFFFF)
+        return self._answered(self._qtest.read(self._used + 2, 2))
+
+    def _answered(self, index: bytes) -> int:
+        """The same, from the used ring's index, which has 16 bits."""
+        return self._used_seen + (int.from_bytes(index, "little") - self._used_seen & 0xFFFF)
 
     def expect_answered(self, count: int) -> None:
         """:raises Violation: when the number of requests answered so far is not ``count``."""
@@ -444,8 +450,11 @@ class RawDriver:
 
         :raises Violation: when an entry is for a request that is not in flight.
         """
-        for number in range(self._used_seen, self.answered()):
-            entry = self._qtest.read(self._used + 4 + 8 * (number % self.queue_size), 8)
+        while True:
+            entry_at = self._used + 4 + 8 * (self._used_seen % self.queue_size)
+            index, entry = self._qtest.read_each((self._used + 2, 2), (entry_at, 8))
+            if self._answered(index) == self._used_seen:
+                return
             head, written = struct.unpack("<II", entry)
             self._used_seen += 1
             if head not in self._in_flight:

@@ -44,6 +44,45 @@ def test_the_commands_as_sent(qtest: Qtest, server: FakeQtest) -> None:
     ]
 
 
+def test_writes_together_are_sent_in_order(qtest: Qtest, server: FakeQtest) -> None:
+    with qtest.together():
+        qtest.write(0x1000, b"\x01")
+        qtest.write(0x1000, b"\x02")
+        qtest.outw(0x72, 1)
+        assert server.lines == []
+    assert server.lines == ["write 0x1000 0x1 0x01", "write 0x1000 0x1 0x02", "outw 0x72 0x1"]
+    assert qtest.read_each((0x1000, 1), (0x2000, 2)) == [b"\x02", b"\x00\x00"]
+
+
+def two_writes(qtest: Qtest) -> None:
+    with qtest.together():
+        qtest.outb(1, 2)
+        qtest.outb(3, 4)
+
+
+def test_a_refused_write_together_with_others(qtest: Qtest, server: FakeQtest) -> None:
+    server.instead = b"FAIL\n"
+    with pytest.raises(HarnessError, match=r"^qtest: 'outb 0x1 0x2' was answered with 'FAIL'"):
+        two_writes(qtest)
+
+
+def test_a_read_inside_together(qtest: Qtest) -> None:
+    with pytest.raises(AssertionError, match=r"a read inside together\(\)"), qtest.together():
+        qtest.read(0x1000, 1)
+
+
+def test_nothing_is_sent_when_the_block_fails(qtest: Qtest, server: FakeQtest) -> None:
+    def write_and_fail() -> None:
+        with qtest.together():
+            qtest.outb(1, 2)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_and_fail()
+    qtest.outb(3, 4)
+    assert server.lines == ["outb 0x3 0x4"]
+
+
 def test_an_irq_line_before_the_answer_is_skipped(qtest: Qtest, server: FakeQtest) -> None:
     server.before = b"IRQ raise 4\nIRQ lower 4\n"
     assert qtest.inw(0xC00C) == 128
