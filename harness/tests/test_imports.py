@@ -28,6 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("leaks",),
     ("matrix",),
     ("report",),
+    ("explore",),
     ("mutation",),
     ("bench",),  # It times whole runs of pytest, which mutation/runner.py starts.
     ("cli", "plugin"),

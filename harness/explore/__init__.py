@@ -1,0 +1,1 @@
+"""Programs: sequences of steps as data, which are run, replayed, explored, minimised and bisected."""
