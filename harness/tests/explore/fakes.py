@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
+from harness.explore.alphabet import Run
 from harness.explore.attempt import Attempt, Ending, Failure
 from harness.explore.program import AlphabetName, Program, ProgramCell, ShareKind, Step
+from harness.reaper import RunFolder
 
 
 @dataclass(frozen=True)
@@ -102,3 +108,27 @@ def program(text: str, shares: int = 2, *, cell: ProgramCell | None = None) -> P
         shares=(ShareKind(),) * shares,
         steps=tuple(steps),
     )
+
+
+@dataclass(frozen=True)
+class FakeSetup:
+    """Makes a run in a worker process, by the title of a program."""
+
+    def __call__(self, folder: RunFolder) -> Run:
+        return partial(_by_title, folder)
+
+
+def _by_title(folder: RunFolder, program: Program) -> Attempt:
+    what, _, value = program.title.partition(" ")
+    match what:
+        case "pid":
+            return Attempt(Ending.PASSED, error=f"{os.getpid()} {folder.path}")
+        case "wait":
+            subprocess.run(["sleep", value], env=folder.environment(), check=True)
+        case "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "raise":
+            raise RuntimeError(f"{value}\nand more")
+        case "fail":
+            return Attempt(Ending.FAILED, Failure("fake", value))
+    return Attempt(Ending.PASSED)
