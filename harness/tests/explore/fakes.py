@@ -13,6 +13,7 @@ from functools import partial
 from harness.explore.alphabet import Run
 from harness.explore.attempt import Attempt, Ending, Failure
 from harness.explore.program import AlphabetName, Program, ProgramCell, ShareKind, Step
+from harness.explore.replay import Attempts
 from harness.reaper import RunFolder
 
 
@@ -132,3 +133,8 @@ def _by_title(folder: RunFolder, program: Program) -> Attempt:
         case "fail":
             return Attempt(Ending.FAILED, Failure("fake", value))
     return Attempt(Ending.PASSED)
+
+
+def serial(run: Run) -> Attempts:
+    """Attempts that are made one after the other, in this process."""
+    return lambda programs: ((one, run(one)) for one in programs)
