@@ -25,8 +25,8 @@ class Reliability:
     :ivar failures: the attempts that failed, of ``attempts``. Errors of the infrastructure are in neither.
     """
 
-    failures: int
-    attempts: int
+    failures: int = 0
+    attempts: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.failures <= self.attempts:
