@@ -25,7 +25,7 @@ HANGS, DIED = "qemu_answers", "qemu_alive"
 _WHEN = re.compile(r" (while \S+ was in flight|after \S+?|before any QMP command)(?=: |$)")
 _NAMED = re.compile(r"QEMU '[^']*' ")
 #: gdb: ``#1  0x… in v9fs_read (…) at ../hw/9pfs/9p.c:2345``, without symbols ``#1  0x… in ?? ()``.
-_FRAME = re.compile(r"^#\d+ +(?:0x[0-9a-f]+ in )?(\w+) \(.*?(?: at (\S+?):\d+)?$")
+_FRAME = re.compile(r"^#\d+ +(?:0x[0-9a-f]+ in )?(\w+) \([^/]*?\)(?: at (\S+?):\d+)?$")
 _FILES = re.compile(r"(hw/9pfs|fsdev|hw/virtio|util/throttle)")
 _FUNCTIONS = re.compile(r"(v9fs_|virtfs_|virtio_|virtqueue_|pdu_|local_|fsdev_|throttle_|p9|qemu_9p)")
 
@@ -78,10 +78,10 @@ def by_severity(judgements: list[Judgement]) -> list[Judgement]:
 
 
 def _frames(machine: MachineRecord) -> tuple[str, ...]:
-    """The innermost functions of the backtrace that concern the device."""
-    names = []
-    for line in backtrace_of(machine):
-        frame = _FRAME.match(line)
-        if frame and (_FILES.search(frame[2]) if frame[2] else _FUNCTIONS.match(frame[1])):
-            names.append(frame[1])
-    return tuple(names)
+    """The innermost functions of the backtrace that concern the device.
+
+    A stripped QEMU may have no name for them; then those of its functions that have a name.
+    """
+    frames = [frame for frame in map(_FRAME.match, backtrace_of(machine)) if frame]
+    ours = [f[1] for f in frames if (_FILES.search(f[2]) if f[2] else _FUNCTIONS.match(f[1]))]
+    return tuple(ours or [f[1] for f in frames if f[2] is None])
