@@ -65,16 +65,17 @@ def footprint(machine: Machine, pid: int) -> dict[str, Any]:
 
     :param pid: of QEMU itself (:func:`process`).
     """
-    children = {path: _children(machine, path) for path in _CONTAINERS}
     # Memory is read last: these commands take longer than the heap keeps free pages.
+    found = counts(machine)
+    return {"private_kib": private_kib(Path(f"/proc/{pid}/smaps").read_text(), machine.spec), **found}
+
+
+def counts(machine: Machine) -> dict[str, int]:
+    """QOM children, memory regions and migration blockers."""
+    children = [_children(machine, path) for path in _CONTAINERS]
     regions = len(machine.qmp.hmp("info mtree", watch=machine.watch).splitlines())
     blockers = len(blocked_reasons(machine))
-    return {
-        "private_kib": private_kib(Path(f"/proc/{pid}/smaps").read_text(), machine.spec),
-        "qom_children": sum(children.values()),
-        "memory_regions": regions,
-        "blockers": blockers,
-    }
+    return {"qom_children": sum(children), "memory_regions": regions, "blockers": blockers}
 
 
 def process(machine: Machine) -> int:
