@@ -7,7 +7,8 @@ kind can be exchanged without effect, so of the programs that differ only in tha
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.explore.alphabet import Alphabet, State
@@ -26,8 +27,11 @@ VARIED = (
 )
 _PLAIN_WEIGHT = 4
 #: The probability with which a random program leaves out a step (A. Groce et al., "Swarm Testing", 2012).
-_LEFT_OUT = 0.5
-_SHORTEST_WALK = 4
+_LEFT_OUT = 0.3
+#: The number of steps behind the way to a state: at least and at most.
+_WALK = (1, 8)
+#: The states among which one with a step that was never taken is looked for.
+_SAMPLE = 5
 
 
 @dataclass(frozen=True)
@@ -150,30 +154,110 @@ def count(space: Space, length: int) -> int:
     )
 
 
-def swarm(space: Space, seed: int, number: int, longest: int) -> Program:
-    """The random program ``number`` of this seed: a walk on the model.
+class Swarm:
+    """Random programs: a short way to a state of the model, one step there, and a random walk from it.
+
+    The same seed gives the same programs in the same order.
 
     Each program leaves out a random part of the names of steps. What it has is then more frequent than in a
-    walk that has everything, and so are the sequences that need many steps of the same kind. Where only steps
-    that are left out are possible, one of them is taken.
+    walk that has everything, and so are sequences that need many steps of one kind. Where only steps that are
+    left out are possible, one of them is taken.
 
-    :param longest: the most steps. The number is random, too.
+    Walks from the beginning would not get far, because most steps lead back to a machine without a session.
+    So a name is chosen first, those that were taken seldom more often than others, then one of the states in
+    which it is possible, of those that earlier programs have reached. Steps that were never taken in that
+    state are preferred.
+
+    :param longest: the most steps of a program. Their number is random, too.
     """
-    rng = random.Random(f"{seed}/{space.name}/{number}")
-    weights = [_PLAIN_WEIGHT if shares in PLAIN else 1 for shares in space.swarm_shares]
-    (shares,) = rng.choices(list(space.swarm_shares), weights)
-    left_out: dict[str, bool] = {}
-    state, steps = space.alphabet.start(shares), list[Step]()
-    for _ in range(rng.randint(min(_SHORTEST_WALK, longest), longest)):
-        by_name: dict[str, list[Step]] = {}
-        for step in state.possible():
-            by_name.setdefault(step.do, []).append(step)
-        if not by_name:
-            break
+
+    def __init__(self, space: Space, seed: int, longest: int) -> None:
+        self._space, self._longest = space, longest
+        self._random = random.Random(f"{seed}/{space.name}")
+        self._taken: Counter[str] = Counter()
+        self._pairs: set[tuple[State, Step]] = set()
+        self._known = {shares: _Known(space.alphabet.start(shares)) for shares in space.swarm_shares}
+
+    def __iter__(self) -> Iterator[Program]:
+        """Programs without end."""
+        while True:
+            yield self._program()
+
+    def _program(self) -> Program:
+        rng, space = self._random, self._space
+        weights = [_PLAIN_WEIGHT if shares in PLAIN else 1 for shares in space.swarm_shares]
+        (shares,) = rng.choices(list(space.swarm_shares), weights)
+        known = self._known[shares]
+        state = self._begin(known)
+        steps = [*known.ways[state]]
+        left_out: dict[str, bool] = {}
+        length = min(len(steps) + rng.randint(*_WALK), self._longest)
+        while len(steps) < length and (by_name := known.possible(state)):
+            # The first step is one for which the state was chosen.
+            names = self._names(by_name, left_out) if left_out else list(by_name)
+            left_out = left_out or {name: rng.random() < _LEFT_OUT for name in by_name}
+            steps.append(self._step(state, by_name, names))
+            state = known.reached(state, steps[-1])
+        return space.program(shares, steps)
+
+    def _begin(self, known: _Known) -> State:
+        name = self._choose(list(known.by_name))
+        states = [
+            state
+            for state in self._random.choices(known.by_name[name], k=_SAMPLE)
+            if len(known.ways[state]) < self._longest
+        ]
+        new = (state for state in states if any(self._is_new(state, s) for s in known.possible(state)[name]))
+        return next(new, states[0] if states else known.start)
+
+    def _is_new(self, state: State, step: Step) -> bool:
+        return (state, step) not in self._pairs
+
+    def _names(self, by_name: Mapping[str, object], left_out: dict[str, bool]) -> list[str]:
         for name in by_name:
-            left_out.setdefault(name, rng.random() < _LEFT_OUT)
-        names = [name for name in by_name if not left_out[name]] or list(by_name)
-        # A name first: a step with many variants is not more frequent than others.
-        steps.append(rng.choice(by_name[rng.choice(names)]))
-        state = state.after(steps[-1])
-    return space.program(shares, steps)
+            if name not in left_out:
+                left_out[name] = self._random.random() < _LEFT_OUT
+        return [name for name in by_name if not left_out[name]] or list(by_name)
+
+    def _choose(self, names: Sequence[str]) -> str:
+        return self._random.choices(names, [1 / (1 + self._taken[name]) for name in names])[0]
+
+    def _step(self, state: State, by_name: Mapping[str, list[Step]], names: Sequence[str]) -> Step:
+        name = self._choose(names)
+        new = [step for step in by_name[name] if self._is_new(state, step)]
+        step = self._random.choice(new or by_name[name])
+        self._taken[name] += 1
+        self._pairs.add((state, step))
+        return step
+
+
+class _Known:
+    """The states that programs have reached, with a short way to each, and the steps that are possible there.
+
+    :ivar by_name: the states in which a step of that name is possible.
+    """
+
+    def __init__(self, start: State) -> None:
+        self.start = start
+        self.ways: dict[State, tuple[Step, ...]] = {start: ()}
+        self.by_name: dict[str, list[State]] = {}
+        self._possible: dict[State, dict[str, list[Step]]] = {}
+        self.possible(start)
+
+    def possible(self, state: State) -> dict[str, list[Step]]:
+        """The steps that are possible in a state, by name."""
+        if state not in self._possible:
+            found = self._possible[state] = {}
+            for step in state.possible():
+                found.setdefault(step.do, []).append(step)
+            for name in found:
+                self.by_name.setdefault(name, []).append(state)
+        return self._possible[state]
+
+    def reached(self, state: State, step: Step) -> State:
+        """The state to which ``step`` leads from ``state``, which is known."""
+        after = state.after(step)
+        if after not in self.ways:
+            self.ways[after] = (*self.ways[state], step)
+            self.possible(after)
+        return after

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import pytest
 
-from harness.explore.generate import VARIED, Space, count, exhaustive, only_possible, states, swarm
-from harness.explore.program import AlphabetName, Program, ProgramCell, ShareKind
+from harness.explore.generate import VARIED, Space, Swarm, count, exhaustive, only_possible, states
+from harness.explore.program import AlphabetName, Program, ProgramCell, ShareKind, Step
 from harness.tests.explore.fakes import FakeAlphabet, FakeState, program
 
 SPACE = Space(AlphabetName.RAW, FakeAlphabet(), ProgramCell())
@@ -69,32 +71,55 @@ def test_the_order_is_fixed() -> None:
 
 
 def test_no_made_program_is_impossible() -> None:
-    made = itertools.chain(exhaustive(SPACE, 3), (swarm(SPACE, 1, number, 20) for number in range(50)))
+    made = itertools.chain(exhaustive(SPACE, 3), walks(1)[:50])
     for one in made:
         states(SPACE.alphabet, one)
 
 
 @cache
-def walks(seed: int) -> list[Program]:
-    return [swarm(SPACE, seed, number, 20) for number in range(300)]
+def walks(seed: int, number: int = 300, longest: int = 20) -> list[Program]:
+    return list(itertools.islice(Swarm(SPACE, seed, longest), number))
 
 
 def test_the_same_seed_gives_the_same_programs_and_another_does_not() -> None:
-    assert walks(1)[:50] == [swarm(SPACE, 1, number, 20) for number in range(50)]
+    assert walks(1, 100) == walks(1)[:100]
     assert walks(1) != walks(2)
 
 
 def test_walks_are_of_many_lengths_and_kinds_of_shares() -> None:
     lengths = {len(one.steps) for one in walks(1)}
-    assert lengths == set(range(4, 21))
+    assert lengths >= set(range(1, 12))
+    assert max(lengths) <= 20
     assert {one.shares for one in walks(1)} == set(VARIED)
+    assert max(len(one.steps) for one in walks(1, longest=3)) == 3
 
 
 def test_a_walk_leaves_steps_out() -> None:
-    """Of walks that take each name equally often, fewer than 1 of 20 would have no reset in 16 steps."""
-    long = [one for one in walks(1) if len(one.steps) > 15]
+    """Of walks that take each of 6 names equally often, 1 of 20 would have no reset in 16 steps."""
+    long = [one for one in walks(1, 600) if len(one.steps) > 10]
     without = [one for one in long if all(step.do != "system_reset" for step in one.steps)]
-    assert 0.15 < len(without) / len(long) < 0.7
+    assert 0.15 < len(without) / len(long) < 0.8
+
+
+def test_steps_that_are_seldom_possible_are_taken_as_often_as_others() -> None:
+    """Six steps in a row are needed for the last one; a walk of random steps would take it in 1 of 100."""
+
+    @dataclass(frozen=True)
+    class Deep:
+        depth: int = 0
+
+        def possible(self) -> list[Step]:
+            return [Step(do=f"on{self.depth}"), Step(do="back"), Step(do="away")]
+
+        def after(self, step: Step) -> Deep:
+            return Deep(min(self.depth + 1, 5)) if step.do.startswith("on") else Deep()
+
+    class DeepAlphabet:
+        def start(self, shares: Sequence[ShareKind]) -> Deep:
+            return Deep()
+
+    made = itertools.islice(Swarm(Space(AlphabetName.RAW, DeepAlphabet(), ProgramCell()), 1, 12), 300)
+    assert sum(any(step.do == "on5" for step in one.steps) for one in made) > 30
 
 
 def test_an_impossible_step_is_named() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.explore.attempt import Attempt, Ending, Failure
-from harness.explore.generate import Space, states, swarm
+from harness.explore.generate import Space, Swarm, only_possible, states
 from harness.explore.minimise import Minimised, minimise
 from harness.explore.program import AlphabetName, Program, ProgramCell, ShareKind
 from harness.explore.statistics import MOST_DECISIONS
@@ -181,8 +181,11 @@ def test_the_best_so_far_is_reported_at_once_and_kept_when_time_is_up() -> None:
 
 def test_decisions_are_limited_so_that_their_errors_add_up_to_less_than_5_percent() -> None:
     space = Space(AlphabetName.RAW, FakeAlphabet(), ProgramCell())
-    long = swarm(space, 1, 0, 400).model_copy(update={"shares": (ShareKind(),) * 4})
+    walks = itertools.islice(Swarm(space, 1, 20), 30)
+    steps = [step for one in walks for step in one.steps if step.share is None]
+    long = only_possible(FakeAlphabet(), program("").with_steps(tuple(steps)))
     needed = list(long.steps)[::7]
+    assert len(long.steps) > 40
 
     def check(one: Program) -> Failure | None:
         left = iter(one.steps)
