@@ -95,7 +95,7 @@ def _check_open_files(on: RawMachine, state: RawState) -> None:
     except WaitTimeout:
         more = _open_files(on) - expected
         what = "stay open" if more > 0 else "are closed too early"
-        raise Disagreement("open_files", f"{abs(more)} files of the shares {what}") from None
+        raise Disagreement("open_files", f"{abs(more)} files of the share {what}") from None
 
 
 def _open_files(on: RawMachine) -> int:
