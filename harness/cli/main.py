@@ -12,6 +12,7 @@ from harness.cli.check import check
 from harness.cli.compare import compare
 from harness.cli.doctor import doctor
 from harness.cli.endurance import endurance
+from harness.cli.explore import explore
 from harness.cli.faults import faults
 from harness.cli.merge import merge
 from harness.cli.provision import provision
@@ -32,7 +33,7 @@ def cli() -> None:
     """
 
 
-for command in (doctor, provision, shell, check, bench, endurance, faults, merge, compare, replay):
+for command in (doctor, provision, shell, check, bench, endurance, faults, merge, compare, explore, replay):
     cli.add_command(command)
 
 

@@ -1,4 +1,4 @@
-"""The folder of a finding: its program, a test and a text about it, and the record of its shortest failure."""
+"""The folder of a finding: its program, a test, a text about it, and the record of its shortest failure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class Finding:
     failure: Failure
     qemu: str = ""
     bug: str = ""
-    reliability: Reliability = Reliability(0, 0)  # noqa: RUF009 (frozen)
+    reliability: Reliability = field(default_factory=Reliability)
     complete: bool = False
 
     @property

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.errors import Unsupported
+from harness.errors import Unsupported, UsageError
 from harness.explore import run as one
-from harness.explore.alphabet import Run
+from harness.explore.alphabet import Alphabet, Run
 from harness.explore.attempt import Attempt, Ending
-from harness.explore.program import Program, ProgramCell
+from harness.explore.program import AlphabetName, Program, ProgramCell
 from harness.matrix import Matrix, Selection
 from harness.reaper import RunFolder
 from harness.testbed import Cell
@@ -53,6 +54,15 @@ class _Guests:
         if names not in self.cells:
             self.cells[names] = cell_of(names, accel=self.setup.accel, qemu_data=self.setup.qemu_data)
         return self.cells[names]
+
+
+def alphabets() -> dict[AlphabetName, Alphabet]:
+    """Every alphabet that can be run."""
+    found = {}
+    for name in AlphabetName:
+        with contextlib.suppress(UsageError):
+            found[name] = one.alphabet(name)
+    return found
 
 
 def cell_of(names: ProgramCell, *, accel: str = "auto", qemu_data: Path | None = None) -> Cell:

@@ -144,7 +144,7 @@ class _Search:
         self._report(f"the program with {len(self._best.steps)} steps failed {found.original}")
         if found.original.failures:
             self._test = for_minimising(found.original)
-        discard(seen.attempts)
+        self._discard(seen)
         return found
 
     def _time_is_up(self) -> bool:
@@ -161,6 +161,12 @@ class _Search:
                 self._last_step = None if at_end else max(step for step in steps if step is not None)
             else:
                 self._result.others.setdefault(signature, (seen.program, failed[0]))
+
+    def _discard(self, seen: Replay) -> None:
+        """Remove the records of these attempts, except those that are a result."""
+        kept = [attempt for _, attempt in self._result.others.values()]
+        kept += [self._result.example] if self._result.example is not None else []
+        discard(attempt for attempt in seen.attempts if attempt not in kept)
 
     def _fails(self, candidate: Program) -> bool:
         """Whether ``candidate`` fails like the original. If so, it is the best program from now on.
@@ -193,7 +199,7 @@ class _Search:
         seen = replay(candidate, self._attempts, _MOST_ATTEMPTS, enough=enough)
         self._note(seen)
         found = seen.reliability_of(signature)
-        discard(seen.attempts)
+        self._discard(seen)
         if test.decide(found) is not Decision.YES:
             self._last_step = last_step
             return False
@@ -334,9 +340,9 @@ class _Search:
             failed = seen.failures.get(found.signature, [])
             if failed or len(self._taken) == 1 or clock.expired:
                 found.example = shortest(failed) if failed else None
-                discard(seen.attempts, keep=found.example)
+                self._discard(seen)
                 return
-            discard(seen.attempts)
+            self._discard(seen)
             self._taken.pop()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from harness.errors import SetupError
-from harness.explore.attempt import Attempt, Ending, Failure
+from harness.explore.attempt import Attempt, Ending
 from harness.explore.program import Program
 from harness.explore.statistics import Reliability
 
@@ -115,14 +115,8 @@ def shortest(attempts: Iterable[Attempt]) -> Attempt:
     return min(attempts, key=lambda attempt: attempt.seconds)
 
 
-def discard(attempts: Iterable[Attempt], *, keep: Attempt | None = None) -> None:
-    """Remove the artefacts of ``attempts``, except those of ``keep``."""
+def discard(attempts: Iterable[Attempt]) -> None:
+    """Remove the artefacts of ``attempts``."""
     for attempt in attempts:
-        if attempt.artifacts is not None and (keep is None or attempt.artifacts != keep.artifacts):
+        if attempt.artifacts is not None:
             shutil.rmtree(attempt.artifacts, ignore_errors=True)
-
-
-def failure_of(attempts: Iterable[Attempt], signature: str) -> Failure | None:
-    """The first failure with this signature."""
-    failures = (attempt.failure for attempt in attempts if attempt.failure is not None)
-    return next((failure for failure in failures if failure.signature == signature), None)
