@@ -75,7 +75,7 @@ _KINDS: dict[AlphabetName, _Kind] = {
     AlphabetName.RAW: _Kind(
         RawAlphabet(),
         RawPerformer,
-        {do: action.guarantee for do, action in raw_model.ACTIONS.items()},
+        raw_model.TABLE.guarantees,
         _require_raw,
         _without_guest,
     ),
