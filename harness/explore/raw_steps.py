@@ -19,8 +19,9 @@ from harness.background import Background
 from harness.deadline import check_during
 from harness.errors import QemuError
 from harness.explore.disagreement import Disagreement
+from harness.explore.invariants import check_footprint, measured, plugged
 from harness.explore.program import Program, Step
-from harness.explore.raw_invariants import WRITTEN, check, check_footprint, measured
+from harness.explore.raw_invariants import WRITTEN, check
 from harness.explore.raw_machine import ORIGINAL, InFlight, RawMachine
 from harness.explore.raw_model import ATTACH, FILE, MADE, ROOT, ROOTS, SECOND_ROOT, RawState
 from harness.holds.hold import DATA, FSYNC, STAT, Held
@@ -57,7 +58,7 @@ class RawPerformer:
     def __init__(self, testbed: Testbed, program: Program) -> None:
         holding = any(step.do == "hold" for step in program.steps)
         self._on = RawMachine(testbed, program.shares, holding=holding)
-        self._footprint = measured(self._on)
+        self._footprint = measured(self._on.machine, named_threads=True)
 
     def perform(self, step: Step, before: RawState, after: RawState) -> None:
         """See :func:`perform`."""
@@ -69,7 +70,7 @@ class RawPerformer:
         :raises Violation: when something is left.
         """
         finish(self._on, state)
-        check_footprint(self._on, self._footprint)
+        check_footprint(self._on.machine, self._footprint)
 
 
 def perform(on: RawMachine, step: Step, before: RawState, after: RawState) -> None:
@@ -187,7 +188,7 @@ def _expect_reason(on: RawMachine, step: Step, before: RawState, refusal: str) -
     if not refusal:
         what = f"{step.do} was accepted while an export is attached"
         raise Disagreement(step.do, what, guarantee=_BLOCKED)
-    mounted = [share for share, device in zip(on.shares, before.devices, strict=True) if device.blocks]
+    mounted = plugged(on.shares, (device.blocks for device in before.devices))
     if not any(blocked_reason(share) in refusal for share in mounted):
         raise Disagreement(step.do, f"refused with another text: {refusal}")
 
