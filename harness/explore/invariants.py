@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from harness.errors import WaitTimeout
-from harness.explore.disagreement import Disagreement
+from harness.actions.migration import blocked_reason, expect_blocked_by
+from harness.errors import Violation, WaitTimeout
+from harness.explore.disagreement import Disagreement, shortened
 from harness.leaks.footprint import counts, handles
 from harness.leaks.vmstate import vmstate_sections
 from harness.qemu.deletion import PERIPHERAL
@@ -38,6 +39,31 @@ def check_devices(machine: Machine, expected: Iterable[Share]) -> None:
         raise Disagreement("devices", what, details=f"{PERIPHERAL}: {seen}; expected: {ids}")
 
 
+def check_blockers(machine: Machine, mounted: Sequence[Share]) -> None:
+    """Exactly these shares block migration.
+
+    :raises Disagreement: when others do.
+    """
+    try:
+        expect_blocked_by(machine, *mounted)
+    except Violation as exc:
+        what = shortened(exc.message).partition(": ")[2]
+        raise Disagreement("blocked_reasons", what, details=exc.message) from None
+
+
+def expect_refused(do: str, mounted: Sequence[Share], refusal: str) -> None:
+    """A migration or a snapshot is refused, and the refusal names one of the mounted shares.
+
+    :param refusal: QEMU's text; empty when it was accepted.
+    :raises Disagreement: when it was accepted, or names none.
+    """
+    if not refusal:
+        what = f"{do} was accepted while an export is attached"
+        raise Disagreement(do, what, guarantee="blocked while mounted")
+    if not any(blocked_reason(share) in refusal for share in mounted):
+        raise Disagreement(do, f"refused with another text: {refusal}")
+
+
 def check_run_state(machine: Machine, *, running: bool) -> None:
     """The machine runs, or does not.
 
@@ -49,14 +75,16 @@ def check_run_state(machine: Machine, *, running: bool) -> None:
         raise Disagreement("run_state", what)
 
 
-def measured(machine: Machine, *, named_threads: bool) -> dict[str, int]:
+def measured(machine: Machine, *, with_guest: bool) -> dict[str, int]:
     """What QEMU holds: descriptors, QOM children, memory regions, blockers, vmstate sections if stopped.
 
-    :param named_threads: count the threads as well, without those of the pool, which are told by name.
+    Without a guest the threads are counted as well, but for those of the pool, which are told by name. With a
+    guest the threads have no names, and sockets come and go with the guest's connections.
     """
     found = handles(machine.pid)
-    held = {"fds": int(found["fds"]), **counts(machine)}
-    if named_threads:
+    sockets = found["fd_targets"].get("socket", 0) if with_guest else 0
+    held = {"fds": int(found["fds"]) - sockets, **counts(machine)}
+    if not with_guest:
         names = [_thread_name(machine.pid, number) for number in found["thread_ids"]]
         held["threads"] = sum(_POOL.match(name) is None for name in names)
     sections = vmstate_sections(machine)
@@ -74,7 +102,7 @@ def check_footprint(machine: Machine, before: dict[str, int]) -> None:
     left: dict[str, int] = {}
 
     def as_before() -> bool:
-        now = measured(machine, named_threads="threads" in before)
+        now = measured(machine, with_guest="threads" not in before)
         left.clear()
         left.update({k: now[k] - v for k, v in before.items() if k in now and now[k] > v and k not in unlike})
         return not left
