@@ -9,9 +9,10 @@ Sources: QEMU ``hw/9pfs/9p.c`` (``v9fs_attach``, ``v9fs_clunk``, ``v9fs_version`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from harness.explore.model import Action, Table
 from harness.explore.program import ShareKind, Step
 
 #: The fids of a session, by what they are of: the export's root, attached; the root attached a second time;
@@ -83,22 +84,14 @@ class RawState:
 
     def possible(self) -> Iterable[Step]:
         """Every step whose precondition holds."""
-        return [step for step in _every_step(len(self.devices)) if self._allows(step)]
+        return TABLE.possible(self, len(self.devices))
 
     def after(self, step: Step) -> RawState:
         """The state after a step.
 
         :raises ValueError: when the step is not possible here.
         """
-        if step not in _every_step(len(self.devices)) or not self._allows(step):
-            raise ValueError(f"{step} is not possible here")
-        return ACTIONS[step.do].after(self, step)
-
-    def _allows(self, step: Step) -> bool:
-        action = ACTIONS[step.do]
-        if self.migrating and not action.while_migrating:
-            return False
-        return action.possible(self, step)
+        return TABLE.after(self, len(self.devices), step)
 
     def device(self, step: Step) -> Device:
         """The device that a step is about."""
@@ -157,25 +150,6 @@ class RawState:
         assert step.share is not None
         at = self.folder_of(step.share)
         return replace(self, folders=(*self.folders[:at], folder, *self.folders[at + 1 :]))
-
-
-@dataclass(frozen=True)
-class Action:
-    """One kind of step.
-
-    :ivar possible: its precondition. :ivar after: the state after it.
-    :ivar values: its variants; empty for a step without variants.
-    :ivar of_machine: it is about the machine and not about a share.
-    :ivar while_migrating: it is also possible while a migration is active.
-    :ivar guarantee: the guarantee that a failure of the step breaks.
-    """
-
-    possible: Callable[[RawState, Step], bool]
-    after: Callable[[RawState, Step], RawState]
-    guarantee: str
-    values: tuple[str, ...] = ()
-    of_machine: bool = False
-    while_migrating: bool = False
 
 
 class RawAlphabet:
@@ -370,62 +344,79 @@ def _opened(state: RawState, step: Step) -> RawState:
     return _with_fids(state, step, FILE)
 
 
-ACTIONS: dict[str, Action] = {
-    "plug": Action(lambda s, t: not s.device(t).plugged, _plug, _LIFE, while_migrating=True),
-    "plug_refused": Action(
+def _action(
+    possible: Callable[[RawState, Step], bool],
+    after: Callable[[RawState, Step], RawState],
+    guarantee: str,
+    values: tuple[str, ...] = (),
+    of_machine: bool = False,
+    *,
+    while_migrating: bool = False,
+) -> Action[RawState]:
+    """An action that is not possible while a migration is active, unless ``while_migrating``."""
+
+    def allowed(state: RawState, step: Step) -> bool:
+        return (while_migrating or not state.migrating) and possible(state, step)
+
+    return Action(allowed, after, guarantee, values, of_machine)
+
+
+_ACTIONS = {
+    "plug": _action(lambda s, t: not s.device(t).plugged, _plug, _LIFE, while_migrating=True),
+    "plug_refused": _action(
         lambda s, t: s.device(t).plugged == (t.value == "duplicate"),
         _same,
         _REFUSAL,
         ("fsdev", "no_tag", "long_tag", "rom", "duplicate"),
     ),
-    "device_del": Action(lambda s, t: s.device(t).plugged, _device_del, _BUSY, while_migrating=True),
-    "eject": Action(lambda s, t: s.device(t).plugged, _eject, _HOSTILE, while_migrating=True),
-    "device_reset": Action(lambda s, t: s.device(t).plugged, _device_reset, _HOSTILE, while_migrating=True),
-    "version": Action(lambda s, t: s.ready(t), _version, _HOSTILE, while_migrating=True),
-    "attach": Action(_can_attach, _attach, _BLOCKED, ("", "second", "again"), while_migrating=True),
-    "open": Action(lambda s, t: _attached(s, t) and FILE not in s.device(t).fids, _opened, _PLAIN),
-    "read": Action(_has(FILE), _same, _PLAIN, while_migrating=True),
-    "write": Action(_has(FILE), lambda s, t: s.with_folder(t, replace(s.folder(t), written=True)), _PLAIN),
-    "fsync": Action(_has(FILE), _same, _PLAIN),
-    "create": Action(_can_create, _create, _PLAIN),
-    "unlink": Action(lambda s, t: _attached(s, t) and s.folder(t).made, _unmade, _PLAIN),
-    "remove": Action(
+    "device_del": _action(lambda s, t: s.device(t).plugged, _device_del, _BUSY, while_migrating=True),
+    "eject": _action(lambda s, t: s.device(t).plugged, _eject, _HOSTILE, while_migrating=True),
+    "device_reset": _action(lambda s, t: s.device(t).plugged, _device_reset, _HOSTILE, while_migrating=True),
+    "version": _action(lambda s, t: s.ready(t), _version, _HOSTILE, while_migrating=True),
+    "attach": _action(_can_attach, _attach, _BLOCKED, ("", "second", "again"), while_migrating=True),
+    "open": _action(lambda s, t: _attached(s, t) and FILE not in s.device(t).fids, _opened, _PLAIN),
+    "read": _action(_has(FILE), _same, _PLAIN, while_migrating=True),
+    "write": _action(_has(FILE), lambda s, t: s.with_folder(t, replace(s.folder(t), written=True)), _PLAIN),
+    "fsync": _action(_has(FILE), _same, _PLAIN),
+    "create": _action(_can_create, _create, _PLAIN),
+    "unlink": _action(lambda s, t: _attached(s, t) and s.folder(t).made, _unmade, _PLAIN),
+    "remove": _action(
         lambda s, t: _has(MADE)(s, t) and s.folder(t).made,
         lambda s, t: _without_fid(_unmade(s, t), t, MADE),
         _PLAIN,
     ),
-    "readdir": Action(_attached, _same, _PLAIN),
-    "xattrwalk": Action(_has(FILE), _same, _PLAIN),
-    "clunk": Action(
+    "readdir": _action(_attached, _same, _PLAIN),
+    "xattrwalk": _action(_has(FILE), _same, _PLAIN),
+    "clunk": _action(
         _can_clunk,
         lambda s, t: _without_fid(s, t, str(t.value)),
         _BLOCKED,
         (ROOT, SECOND_ROOT, FILE, MADE),
         while_migrating=True,
     ),
-    "flush": Action(_can_flush, _flush, _HOSTILE),
-    "malformed": Action(_can_be_malformed, _malformed, _HOSTILE, (*ANSWERED, *BREAKING)),
-    "hold": Action(_can_hold, _hold, _PLAIN, tuple(HOLDS)),
-    "release": Action(lambda s, t: bool(s.device(t).held), _release, _PLAIN),
-    "cont": Action(
+    "flush": _action(_can_flush, _flush, _HOSTILE),
+    "malformed": _action(_can_be_malformed, _malformed, _HOSTILE, (*ANSWERED, *BREAKING)),
+    "hold": _action(_can_hold, _hold, _PLAIN, tuple(HOLDS)),
+    "release": _action(lambda s, t: bool(s.device(t).held), _release, _PLAIN),
+    "cont": _action(
         lambda s, _: not s.running,
         lambda s, _: replace(s, running=True, arrived=False),
         _VMSTATE,
         of_machine=True,
     ),
-    "stop": Action(lambda s, _: s.running, lambda s, _: replace(s, running=False), _VMSTATE, (), True),
-    "system_reset": Action(lambda _s, _t: True, _system_reset, _HOSTILE, (), True),
-    "savevm": Action(lambda s, t: _settled(s, t) and not s.arrived, _savevm, _BLOCKED, (), True),
-    "loadvm": Action(_can_load, _loadvm, _VMSTATE, (), True),
-    "migrate": Action(_settled, _migrate, _MIGRATES, (), True),
-    "migrate_begin": Action(
+    "stop": _action(lambda s, _: s.running, lambda s, _: replace(s, running=False), _VMSTATE, (), True),
+    "system_reset": _action(lambda _s, _t: True, _system_reset, _HOSTILE, (), True),
+    "savevm": _action(lambda s, t: _settled(s, t) and not s.arrived, _savevm, _BLOCKED, (), True),
+    "loadvm": _action(_can_load, _loadvm, _VMSTATE, (), True),
+    "migrate": _action(_settled, _migrate, _MIGRATES, (), True),
+    "migrate_begin": _action(
         lambda s, _: not s.blocked and not s.any_held and not s.leaving,
         lambda s, _: replace(s, migrating=True),
         _MIGRATES,
         (),
         True,
     ),
-    "migrate_cancel": Action(
+    "migrate_cancel": _action(
         lambda s, _: s.migrating,
         lambda s, _: replace(s, migrating=False),
         _MIGRATES,
@@ -435,19 +426,5 @@ ACTIONS: dict[str, Action] = {
     ),
 }
 
-
-def _steps(shares: int) -> Iterator[Step]:
-    for do, action in ACTIONS.items():
-        for share in (None,) if action.of_machine else range(shares):
-            for value in action.values or ("",):
-                yield Step(do=do, share=share, value=value or None)
-
-
-_STEPS: dict[int, dict[Step, None]] = {}
-
-
-def _every_step(shares: int) -> dict[Step, None]:
-    """All steps for this number of shares, in a fixed order; made once."""
-    if shares not in _STEPS:
-        _STEPS[shares] = dict.fromkeys(_steps(shares))
-    return _STEPS[shares]
+#: The steps of the raw client.
+TABLE = Table(_ACTIONS)

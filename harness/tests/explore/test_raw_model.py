@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.explore.program import ShareKind, Step
-from harness.explore.raw_model import ACTIONS, FILE, ROOT, RawAlphabet, RawState
+from harness.explore.raw_model import FILE, ROOT, TABLE, RawAlphabet, RawState
 from harness.explore.raw_steps import PERFORM
 from harness.guarantees import GUARANTEES
 
@@ -31,8 +31,8 @@ MOUNTED = (PLUG, VERSION, ATTACH)
 
 
 def test_every_step_can_be_performed_and_asserts_a_guarantee() -> None:
-    assert list(ACTIONS) == list(PERFORM)
-    assert {action.guarantee for action in ACTIONS.values()} <= set(GUARANTEES)
+    assert list(TABLE.actions) == list(PERFORM)
+    assert set(TABLE.guarantees.values()) <= set(GUARANTEES)
 
 
 def test_what_is_possible_can_be_done_and_nothing_else() -> None:
