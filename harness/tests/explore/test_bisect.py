@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from harness.errors import SetupError, UsageError
 from harness.explore import candidate
 from harness.explore.bisect import Find, Found, most_tests, search
-from harness.explore.candidate import Tally, chance_of_passes, passes_needed
+from harness.explore.candidate import Ask, Tally, chance_of_passes, passes_needed
 from harness.explore.observations import Answer, Observation, Observations
 
 OURS = "qemu_alive | killed by SIGSEGV"
@@ -138,9 +138,7 @@ def test_a_program_that_fails_too_seldom() -> None:
         search(names(10), seldom)
 
 
-def sometimes(
-    ask: Callable[[str], Observation], other: Observation, *, first: int
-) -> Callable[[str], Observation]:
+def sometimes(ask: Ask, other: Observation, *, first: int) -> Ask:
     """The first so many runs of each candidate are ``other``."""
     seen: dict[str, int] = {}
 
