@@ -28,6 +28,10 @@ MOST_RUNS = 200
 _MOST_WITHOUT_ANSWER = 3
 
 
+class BehaveAlike(UsageError):
+    """The ends of a bisection behave alike."""
+
+
 class Verdict(StrEnum):
     """The verdict on a candidate."""
 
@@ -107,10 +111,17 @@ class Judge:
         self.known = Tally()
         self.tallies: dict[str, Tally] = {}
 
+    def sample(self, candidate: str, runs: int) -> Tally:
+        """Run a candidate of which nothing is known, until it fails or has passed so many times."""
+        tally = self._begin(candidate)
+        while not tally.skip and not tally.failed and tally.passed < runs:
+            self._run(candidate, tally)
+        return tally
+
     def measure(self, candidate: str) -> Tally:
         """Run a candidate that is said to be bad, and find out how often it fails, and how.
 
-        :raises UsageError: when it does not fail, or cannot be judged.
+        :raises BehaveAlike: when it does not fail. :raises UsageError: when it cannot be judged.
         """
         tally = self._begin(candidate)
         while not tally.skip and not _is_clear(tally):
@@ -118,7 +129,7 @@ class Judge:
         if tally.skip:
             raise UsageError(f"{candidate} is said to be bad, but cannot be tested: {tally.skip}")
         if not tally.failed:
-            raise UsageError(
+            raise BehaveAlike(
                 f"{candidate} is said to be bad, but does not fail (0 of {tally.runs} runs): "
                 "good and bad behave alike"
             )
@@ -127,13 +138,16 @@ class Judge:
         return tally
 
     def require_good(self, candidate: str) -> None:
-        """:raises UsageError: when a candidate that is said to be good fails, or cannot be judged."""
+        """Run a candidate that is said to be good.
+
+        :raises BehaveAlike: when it fails. :raises UsageError: when it cannot be judged.
+        """
         verdict = self.verdict(candidate)
         tally = self.tallies[candidate]
         if verdict is Verdict.SKIPPED:
             raise UsageError(f"{candidate} is said to be good, but cannot be tested: {tally.skip}")
         if verdict is Verdict.BAD:
-            raise UsageError(
+            raise BehaveAlike(
                 f"{candidate} is said to be good, but fails ({tally}): good and bad behave alike"
             )
 
