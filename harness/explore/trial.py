@@ -57,7 +57,7 @@ class Scenario:
 
     def is_of(self, result: Result) -> bool:
         """Whether a result is this scenario's; ``-k`` also selects parameters that contain the wanted one."""
-        inside = f"-{result.scenario.partition('[')[2].rstrip(']')}-"
+        inside = f"-{(result.scenario or result.test).partition('[')[2].rstrip(']')}-"
         return all(f"-{parameter}-" in inside for parameter in self.parameters)
 
 
@@ -94,7 +94,7 @@ def recorded(test: str, qemus: Sequence[str], kernels: Sequence[str]) -> Scenari
     )
     if cell is None:
         raise UsageError(f"{test}: its id names no QEMU and kernel")
-    rest = f"{inside[: cell.start()]}-{inside[cell.end() :]}".strip("-")
+    rest = "-".join(part.strip("-") for part in (inside[: cell.start()], inside[cell.end() :]) if part)
     return scenario(f"{before}[{rest}]" if rest else before, cell["machine"] or "pc", cell["kernel"])
 
 
