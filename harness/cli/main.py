@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import click
 
 from harness.cli.bench import bench
+from harness.cli.bisect import bisect
 from harness.cli.check import check
 from harness.cli.compare import compare
 from harness.cli.doctor import doctor
@@ -31,7 +32,7 @@ def cli() -> None:
     """
 
 
-for command in (doctor, provision, shell, check, bench, endurance, faults, merge, compare):
+for command in (doctor, provision, shell, check, bench, endurance, faults, merge, compare, bisect):
     cli.add_command(command)
 
 

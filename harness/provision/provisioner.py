@@ -197,6 +197,10 @@ class Provisioner:
         content = _hash([key, flavour.configure])
         return Build(self.cache, name, content, entry, flavour.configure, self._report)
 
+    def build_options(self, name: str) -> tuple[str, ...]:
+        """QEMU's ``configure`` options of the flavour ``name``; empty when it is not built from source."""
+        return tuple(self._recipes.load("qemu", name, QemuRecipe).configure)
+
     def own_tests(self, name: str, programs: Sequence[str]) -> Path:
         """The folder with QEMU's own test programs, built from the tree of the flavour ``name``.
 

@@ -1,10 +1,13 @@
-"""Small git trees with the files by which a QEMU is recognised."""
+"""Small git trees with the files by which a QEMU is recognised, and a compiler that only copies a file."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 from pathlib import Path
+
+from harness.provision.build_root import ScriptFailed
+from harness.qemu.binary import PROGRAM
 
 #: The commits do not depend on who runs the tests, nor on their configuration.
 _ENVIRONMENT = {
@@ -53,3 +56,39 @@ def make(folder: Path) -> str:
     folder.mkdir(parents=True)
     git(folder, "init", "--quiet", "--initial-branch=master")
     return commit_files(folder, "start", FILES)
+
+
+class Copies:
+    """A compiler whose QEMU is the source of the device, and which fails as real ones do."""
+
+    name = "copies"
+    options: tuple[str, ...] = ("--enable-virtfs",)
+
+    def __init__(self, work: Path) -> None:
+        self._work = work
+        self.runs: list[str] = []
+
+    def run(self, script: str, *, what: str) -> str:
+        self.runs.append(what)
+        build, source = self._work / "build", self._work / "source"
+        text = (source / "hw/9pfs/virtio-9p-device.c").read_text()
+        said = ""
+        if what == "configure":
+            (build / "build.ninja").touch()
+        elif "syntax" in text:
+            said = "[7/9]\n../source/hw/9pfs/virtio-9p-device.c:1:2: error: expected ';'\nninja: stopped"
+        elif "full" in text:
+            said = "fatal error: writing x.o: No space left on device"
+        elif "stale" in text and (build / PROGRAM).exists():
+            said = "ninja: error: 'gone.h', needed by 'x.o', missing and no known rule to make it"
+        else:
+            (build / PROGRAM).write_text(text)
+        (self._work / f"{what}.log").write_text(said)
+        if said:
+            raise ScriptFailed(f"{what} failed: {said.splitlines()[-1]}")
+        return said
+
+    def keep(self, binary: Path, into: Path) -> Path:
+        kept = into / PROGRAM
+        kept.write_text(binary.read_text())
+        return kept

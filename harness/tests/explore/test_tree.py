@@ -19,7 +19,7 @@ from harness.explore.tree_bisect import ask_builds, bisect
 from harness.explore.tree_builds import NotTestable, TreeBuilds, known
 from harness.provision.build_root import ScriptFailed
 from harness.qemu.binary import PROGRAM
-from harness.tests.explore.git_tree import commit, git, make
+from harness.tests.explore.git_tree import Copies, commit, git, make
 
 DEVICE = "hw__9pfs__virtio-9p-device.c"
 
@@ -203,42 +203,6 @@ def test_the_flavour_that_builds_a_version() -> None:
     assert [flavour_for(version) for version in ("5.2.0\n", "8.1.94", "9.0.50", "11.0.1")] == [
         *("7.2-src", "7.2-src", "10.0-src", "10.0-src"),
     ]
-
-
-class Copies:
-    """A compiler whose QEMU is the source of the device, and which fails as real ones do."""
-
-    name = "copies"
-    options: tuple[str, ...] = ("--enable-virtfs",)
-
-    def __init__(self, work: Path) -> None:
-        self._work = work
-        self.runs: list[str] = []
-
-    def run(self, script: str, *, what: str) -> str:
-        self.runs.append(what)
-        build, source = self._work / "build", self._work / "source"
-        text = (source / "hw/9pfs/virtio-9p-device.c").read_text()
-        said = ""
-        if what == "configure":
-            (build / "build.ninja").touch()
-        elif "syntax" in text:
-            said = "[7/9]\n../source/hw/9pfs/virtio-9p-device.c:1:2: error: expected ';'\nninja: stopped"
-        elif "full" in text:
-            said = "fatal error: writing x.o: No space left on device"
-        elif "stale" in text and (build / PROGRAM).exists():
-            said = "ninja: error: 'gone.h', needed by 'x.o', missing and no known rule to make it"
-        else:
-            (build / PROGRAM).write_text(text)
-        (self._work / f"{what}.log").write_text(said)
-        if said:
-            raise ScriptFailed(f"{what} failed: {said.splitlines()[-1]}")
-        return said
-
-    def keep(self, binary: Path, into: Path) -> Path:
-        kept = into / PROGRAM
-        kept.write_text(binary.read_text())
-        return kept
 
 
 class Bench:
