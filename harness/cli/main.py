@@ -16,6 +16,7 @@ from harness.cli.endurance import endurance
 from harness.cli.faults import faults
 from harness.cli.merge import merge
 from harness.cli.provision import provision
+from harness.cli.replay import replay
 from harness.cli.shell import shell
 from harness.errors import HarnessError, SetupError, UsageError
 
@@ -32,7 +33,7 @@ def cli() -> None:
     """
 
 
-for command in (doctor, provision, shell, check, bench, endurance, faults, merge, compare, bisect):
+for command in (doctor, provision, shell, check, bench, endurance, faults, merge, compare, replay, bisect):
     cli.add_command(command)
 
 
