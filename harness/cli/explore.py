@@ -35,9 +35,7 @@ _RECORDS = "attempts"
 _SECONDS = 300.0
 
 
-@click.command(
-    epilog="Examples: harness explore --qemu 11.1 --seconds 600; harness explore --resume DIR --seconds 600"
-)
+@click.command(epilog="Example: harness explore --qemu 11.1 --seconds 600 --alphabet raw")
 @axes
 @click.option("--seconds", type=click.FloatRange(0), help=f"How long to search; {_SECONDS:g} by default.")
 @click.option("--programs", "most", type=click.IntRange(1), help="Stop after this number of programs.")

@@ -51,9 +51,7 @@ class Subject:
     setup: Setup
 
 
-@click.command(
-    epilog="Examples: harness replay images/programs/R2.json --qemu 7.2; harness replay artifacts/latest/TEST"
-)
+@click.command(epilog="Example: harness replay images/programs/R2.json --qemu 7.2 --times 50")
 @click.argument("path", metavar="PROGRAM|ARTEFACTS", type=click.Path(path_type=Path))
 @axes
 @click.option(

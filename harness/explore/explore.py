@@ -233,7 +233,7 @@ class Explorer:
 
     def _note(self, program: Program, attempt: Attempt, failure: Failure) -> None:
         """Count a failure. One that is new is kept at once, with the shortest program that shows it."""
-        seen = self.seen.get(failure.signature)
+        seen = self.seen.get(self._signature(failure))
         if seen is None:
             seen = self._new(program, failure)
             self._pending.append(seen)
@@ -243,6 +243,16 @@ class Explorer:
             self._write(seen, attempt)
         seen.times += 1
         discard([attempt])
+
+    def _signature(self, failure: Failure) -> str:
+        """The signature, or that of a known failure which differs in the frames alone, and this has none.
+
+        A backtrace is not always had: gdb does not find the frames of every core, and has a time limit.
+        """
+        if not failure.frames and failure.signature not in self.seen:
+            known = (one for one in self.seen if one.startswith(f"{failure.signature} | "))
+            return next(known, failure.signature)
+        return failure.signature
 
     def _new(self, program: Program, failure: Failure) -> Seen:
         bug = "" if self.settings.known_bugs == KnownBugs.IGNORE else self._bug_of(failure)

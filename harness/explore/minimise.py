@@ -4,12 +4,15 @@ The order is from what removes most to what removes least: cut after the failure
 shares; delta debugging over the steps (A. Zeller, R. Hildebrandt, "Simplifying and Isolating Failure-Inducing
 Input", 2002); simpler values and steps; fewer and plainer shares; the plainest cell.
 
-A smaller program has to fail again and again before it is taken (:mod:`harness.explore.statistics`). Another
-failure on the way never takes over: it is kept as another finding.
+A smaller program is taken after a few attempts. The result is validated with many; if its failure has become
+rarer, the search goes back to where it was not, and goes on with as many attempts for each decision
+(:mod:`harness.explore.statistics`). Another failure on the way never takes over: it is kept as another
+finding.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,10 +23,17 @@ from harness.explore.attempt import Attempt, Failure
 from harness.explore.generate import only_possible, states
 from harness.explore.program import AlphabetName, Program, ProgramCell, ShareKind, Step, text
 from harness.explore.replay import Attempts, Replay, discard, replay, shortest
-from harness.explore.statistics import MOST_DECISIONS, Decision, Reliability, SequentialTest, for_minimising
+from harness.explore.statistics import (
+    MOST_VALIDATIONS,
+    Decision,
+    Reliability,
+    SequentialTest,
+    for_search,
+    for_validation,
+)
 
 #: So many failures say how reliable the original is.
-_FAILURES_WANTED = 20
+_FAILURES_WANTED = 12
 #: The most attempts at the original, and for one decision. What is undecided then is not taken.
 _MOST_ATTEMPTS = 400
 #: Attempts at the original without a failure, after which it counts as not reproduced.
@@ -68,7 +78,7 @@ class Minimised:
 
 
 class _Stop(Exception):
-    """The time is up, or as many decisions were made as the error probability allows."""
+    """The time is up."""
 
 
 def minimise(
@@ -121,14 +131,21 @@ class _Search:
     def run(self) -> Minimised:
         found = self._measure_original()
         if found.original.failures:
-            try:
-                self._until_nothing_is_smaller()
-                found.complete = True
-            except _Stop:
-                pass
-            self._validate()
+            for number in range(MOST_VALIDATIONS):
+                self._search()
+                if self._validate(last=number == MOST_VALIDATIONS - 1):
+                    break
+                # What was dropped wrongly was decided with too few attempts.
+                self._test = for_validation(found.original)
+                self._decided.clear()
         found.seconds = self._clock.elapsed_s
         return found
+
+    def _search(self) -> None:
+        self._result.complete = False
+        with contextlib.suppress(_Stop):
+            self._until_nothing_is_smaller()
+            self._result.complete = True
 
     def _measure_original(self) -> Minimised:
         signature, found = self._result.signature, self._result
@@ -143,7 +160,7 @@ class _Search:
         found.original = found.reliability = seen.reliability_of(signature)
         self._report(f"the program with {len(self._best.steps)} steps failed {found.original}")
         if found.original.failures:
-            self._test = for_minimising(found.original)
+            self._test = for_search(found.original)
         self._discard(seen)
         return found
 
@@ -171,13 +188,13 @@ class _Search:
     def _fails(self, candidate: Program) -> bool:
         """Whether ``candidate`` fails like the original. If so, it is the best program from now on.
 
-        :raises _Stop: when no more decision can be made.
+        :raises _Stop: when the time is up.
         """
         key = text(candidate.model_copy(update={"title": ""}))
         if candidate == self._best:
             return False
         if key not in self._decided:
-            if self._time_is_up() or self._result.decisions == MOST_DECISIONS:
+            if self._time_is_up():
                 raise _Stop
             self._decided[key] = self._decide(candidate)
         return self._decided[key]
@@ -322,28 +339,41 @@ class _Search:
             cell = self._best.cell.model_copy(update=change)
             self._fails(self._best.model_copy(update={"cell": cell}))
 
-    def _validate(self) -> None:
-        """Measure the smallest program anew. If it does not fail like the original, take the one before."""
-        found, test = self._result, self._test
-        assert test is not None
+    def _validate(self, *, last: bool) -> bool:
+        """Measure the smallest program anew; return whether it fails like the original, or nothing is left.
+
+        If it does not, the middle of the programs that were taken before is the smallest one from now on.
+
+        :param last: no other validation follows, so go back to the original.
+        """
+        found = self._result
+        test = for_validation(found.original)
         clock = Deadline.after(self._budget_s * _FOR_VALIDATION)
 
         def enough(seen: Replay) -> bool:
-            return seen.reliability.is_clear or clock.expired
+            so_far = seen.reliability_of(found.signature)
+            rejected = test.decide(so_far) is Decision.NO
+            return so_far.is_clear or rejected or clock.expired
 
-        while True:
-            # A program that fails in one of ten attempts is run until its failure can be expected.
-            times = max(20, round(3 / test.wanted))
-            seen = replay(self._best, self._attempts, times, enough=enough)
-            self._note(seen)
-            found.program, found.reliability = self._best, seen.reliability_of(found.signature)
-            failed = seen.failures.get(found.signature, [])
-            if failed or len(self._taken) == 1 or clock.expired:
-                found.example = shortest(failed) if failed else None
-                self._discard(seen)
-                return
-            self._discard(seen)
-            self._taken.pop()
+        # A program that fails in one of ten attempts is run until its failure can be expected.
+        times = max(20, round(3 / test.wanted))
+        seen = replay(self._best, self._attempts, times, enough=enough)
+        self._note(seen)
+        found.program, found.reliability = self._best, seen.reliability_of(found.signature)
+        rejected = test.decide(found.reliability) is Decision.NO
+        failed = seen.failures.get(found.signature, [])
+        found.example = shortest(failed) if failed else None
+        if rejected and len(self._taken) > 1:
+            found.example = None
+        self._discard(seen)
+        if not rejected or len(self._taken) == 1:
+            return True
+        self._report(f"the smallest program failed {found.reliability} only: going back")
+        self._taken = self._taken[: 1 if last or self._time_is_up() else (len(self._taken) + 1) // 2]
+        self._last_step = None
+        if last or self._time_is_up():
+            found.program, found.reliability, found.complete = self._best, found.original, False
+        return last or self._time_is_up()
 
 
 def _without_share(program: Program, gone: int) -> Program:

@@ -120,22 +120,31 @@ class SequentialTest:
         return Decision.NO if ratio <= math.log(self.wrong_no) else Decision.OPEN
 
 
-#: The most decisions of one minimisation. With :data:`_WRONG_DROP` it gives the probability of each.
-MOST_DECISIONS = 200
-#: The probability that a minimisation drops anything wrongly.
-_WRONG_DROP = 0.05
-#: The probability that one decision keeps what could be dropped; the program is then longer, but not wrong.
-_WRONG_KEEP = 0.1
+#: The probability that a minimisation loses the failure's reliability unnoticed.
+_WRONG_RESULT = 0.05
+#: The most validations of one minimisation.
+MOST_VALIDATIONS = 5
+#: The probability that one decision of the search drops, or keeps, a step wrongly. The first kind is found by
+#: the validation; the second makes the program longer, but not wrong.
+_WRONG_DROP, _WRONG_KEEP = 0.25, 0.14
 
 
-def for_minimising(original: Reliability) -> SequentialTest:
-    """The test with which a smaller program replaces ``original``.
+def for_search(original: Reliability) -> SequentialTest:
+    """The test with which a smaller program replaces ``original`` for the time being.
 
-    To drop a step is wrong when the program fails less than half as often without it. With at most
-    :data:`MOST_DECISIONS` decisions this happens with a probability of less than 5 % in the whole
-    minimisation. The smaller programs are all compared with the original, so reliability is not lost bit by
-    bit. Of a program that fails always, about twelve failures in a row are needed for a YES, and one attempt
-    that passes is enough for a NO.
+    The failure counts as lost when the program fails less than half as often. The smaller programs are all
+    compared with the original, so reliability is not lost bit by bit. Of a program that fails always, two or
+    three failures in a row are needed for a YES, and one attempt that passes is enough for a NO.
     """
     wanted = original.estimate
-    return SequentialTest(wanted, wanted / 2, _WRONG_DROP / MOST_DECISIONS, _WRONG_KEEP)
+    return SequentialTest(wanted, wanted / 2, _WRONG_DROP, _WRONG_KEEP)
+
+
+def for_validation(original: Reliability) -> SequentialTest:
+    """The test that the result of a minimisation has to pass, so that nothing was dropped wrongly.
+
+    With at most :data:`MOST_VALIDATIONS` of them, a program that fails less than half as often as the
+    original passes one with a probability of less than 5 %, however many steps were dropped before.
+    """
+    wanted = original.estimate
+    return SequentialTest(wanted, wanted / 2, _WRONG_RESULT / MOST_VALIDATIONS, _WRONG_KEEP)

@@ -277,3 +277,14 @@ def test_attempts_are_stopped_when_the_time_is_up(tmp_path: Path) -> None:
 
     Explorer({RAW: SPACE}, Settings(), attempts, tmp_path).run(0)
     assert ran == 0
+
+
+def test_a_crash_without_a_backtrace_is_one_that_is_known(tmp_path: Path) -> None:
+    made = explorer(tmp_path, FakeRun([]), minimise_s=0)
+    for frames in (("v9fs_read",), (), ("v9fs_clunk",)):
+        failure = Failure("fake", "it died", frames=frames)
+        made._note(program("plug:0"), Attempt(Ending.FAILED, failure), failure)
+    assert [(seen.finding.failure.frames, seen.times) for seen in made.new] == [
+        (("v9fs_read",), 2),
+        (("v9fs_clunk",), 1),
+    ]
