@@ -58,7 +58,7 @@ class KnownBugs(StrEnum):
     AVOID = "avoid"
     #: They are the findings; other failures are only counted.
     ONLY = "only"
-    #: The ledger is not used.
+    #: They are findings like others.
     IGNORE = "ignore"
 
 
@@ -263,10 +263,10 @@ class Explorer:
         return failure.signature
 
     def _new(self, program: Program, failure: Failure) -> Seen:
-        bug = "" if self.settings.known_bugs == KnownBugs.IGNORE else self._bug_of(failure)
+        bug, mode = self._bug_of(failure), self.settings.known_bugs
         found = Finding(program, program, failure, self._qemu, bug)
         seen = self.seen[failure.signature] = Seen(found)
-        if bool(bug) == (self.settings.known_bugs == KnownBugs.ONLY):
+        if mode == KnownBugs.IGNORE or bool(bug) == (mode == KnownBugs.ONLY):
             seen.folder = self.into / FINDINGS / found.name
         what = "finding" if seen.folder else f"known bug {bug}" if bug else "not a known bug"
         self._report(f"{what}: {failure.signature}")
@@ -297,6 +297,7 @@ class Explorer:
                 self._attempts,
                 self._alphabets,
                 budget,
+                step=found.failure.step,
                 on_best=lambda best: self._keep(seen, best),
                 report=lambda line: self._report(f"  {line}"),
             )

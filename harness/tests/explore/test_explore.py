@@ -142,7 +142,8 @@ def test_the_ledger_is_ignored(tmp_path: Path) -> None:
     run = FakeRun([sequence("plug", "unplug")])
     made = explorer(tmp_path, run, bug_of=ledger, settings=Settings(known_bugs=KnownBugs.IGNORE))
     made.run(60, 100)
-    assert [seen.finding.bug for seen in made.new] == [""]
+    assert [seen.finding.bug for seen in made.new] == ["R1"]
+    assert "R1" in (next((tmp_path / "findings").iterdir()) / "README.txt").read_text()
 
 
 def test_a_failure_that_is_met_while_another_is_made_smaller_is_a_finding(tmp_path: Path) -> None:
