@@ -60,6 +60,8 @@ _TAG = "explored"
 #: Seconds, before scaling, in which QEMU must not go on while a request is held.
 _WINDOW_S = 0.15
 _EVENT_TIMEOUT_S = 20.0
+#: Seconds, before scaling, in which an idle device that is ejected has to be gone: QEMU needs milliseconds.
+_DELETED_TIMEOUT_S = 5.0
 _UNDER_WAY = ("is already in the process of unplug", "guest is busy")
 #: The answers to what an active migration forbids.
 _MIGRATING = "not allowed while migrating"
@@ -116,7 +118,7 @@ def finish(on: RawMachine, state: RawState) -> None:
     for share, device in enumerate(state.devices):
         if device.plugged:
             on.driver(share).reset()
-            on.guest.eject(on.shares[share])
+            _eject_idle(on, share)
     if state.running:
         _run_state(on, "stop", "STOP")
 
@@ -306,8 +308,14 @@ def _eject(on: RawMachine, step: Step, before: RawState) -> None:
             )
             deletion.wait(timeout_s=_EVENT_TIMEOUT_S)
     else:
-        on.guest.eject(share)
+        _eject_idle(on, number)
     on.forget_driver(number)
+
+
+def _eject_idle(on: RawMachine, share: int) -> None:
+    with Deletion(on.machine, on.shares[share].id) as deletion:
+        on.guest.request_eject(on.shares[share])
+        deletion.wait(timeout_s=_DELETED_TIMEOUT_S)
 
 
 def _device_reset(on: RawMachine, step: Step, before: RawState) -> None:
