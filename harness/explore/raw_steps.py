@@ -34,6 +34,7 @@ from harness.holds.hold import DATA, FSYNC, STAT, Held
 from harness.ninep import messages as p9
 from harness.ninep.client import (
     INDIRECT,
+    MSIZE,
     NEXT,
     WRITE,
     Descriptor,
@@ -195,7 +196,10 @@ def _run_state(on: RawMachine, command: str, event: str) -> None:
 
 def _savevm(on: RawMachine, step: Step, before: RawState) -> None:
     printed = on.machine.qmp.hmp(f"savevm {_TAG}", watch=on.machine.watch).strip()
-    if before.blocked:
+    if before.migrating:
+        if not printed:
+            raise Disagreement(step.do, "savevm was accepted during a migration", guarantee="refusal")
+    elif before.blocked:
         expect_refused(step.do, _mounted(on, before), printed)
     elif before.attaching:
         if not printed:
@@ -226,6 +230,9 @@ def _migrate(on: RawMachine, step: Step, before: RawState) -> None:
         drivers = on.drivers
         arrived, moved = migrate_raw(on.guest, *drivers.values())
         on.moved_to(arrived, dict(zip(drivers, moved, strict=True)))
+        for driver in moved:
+            if driver.tag() != driver.share.mount_tag:
+                raise Disagreement(step.do, "the device arrived with another mount tag")
 
 
 def _migrate_while_attaching(on: RawMachine, step: Step) -> None:
@@ -479,6 +486,16 @@ def _break(on: RawMachine, step: Step, driver: RawDriver, what: str) -> None:
         raise Disagreement(step.do, f"{step.do} {what}: answered, and the device has to be marked broken")
 
 
+def _ignored(on: RawMachine, step: Step, _before: RawState) -> None:
+    """A device that is marked broken answers nothing until a reset, also where it has migrated to."""
+    driver = _driver(on, step)
+    answered = driver.answered()
+    driver.send(T.VERSION, p9.version(MSIZE))
+    on.execute("query-status")  # QEMU's main loop has handled the notification.
+    if driver.answered() != answered:
+        raise Disagreement(step.do, "a device that is marked broken answers")
+
+
 def _expect_error(step: Step, driver: RawDriver, kind: int, body: bytes) -> None:
     if outcome(driver, kind, body) == ANSWERED:
         raise Disagreement(step.do, f"{step.do} {step.value}: answered, and has to fail")
@@ -605,6 +622,7 @@ PERFORM: dict[str, Perform] = {
     "clunk": _clunk,
     "flush": _flush,
     "malformed": _malformed,
+    "ignored": _ignored,
     "misuse": _misuse,
     "every_kind": _every_kind,
     "hold": _hold,
