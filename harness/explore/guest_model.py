@@ -182,6 +182,11 @@ def _no_request(state: GuestState, step: Step) -> bool:
     return _quiet(state, step) and not state.any(lambda share: bool(share.held))
 
 
+def _can_rebind(state: GuestState, step: Step) -> bool:
+    """The driver is unbound from every device, which waits for their users, and bound again."""
+    return _no_request(state, step) and not state.blocked and state.any(lambda share: share.plugged)
+
+
 #: The steps of a Linux guest.
 TABLE: Table[GuestState] = Table(
     {
@@ -213,7 +218,7 @@ TABLE: Table[GuestState] = Table(
             HOLDS,
         ),
         "release": Action(_when(lambda share: bool(share.held)), _with(held=""), _PLAIN),
-        "rebind": Action(lambda s, t: _no_request(s, t) and not s.blocked, _same, _LIFE, of_machine=True),
+        "rebind": Action(_can_rebind, _same, _LIFE, of_machine=True),
         "stop": Action(
             lambda s, _: s.running, lambda s, _: replace(s, running=False), _VMSTATE, of_machine=True
         ),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from harness.actions.migration import blocked_reason, expect_blocked_by
-from harness.errors import Violation, WaitTimeout
+from harness.errors import QemuError, Violation, WaitTimeout
 from harness.explore.disagreement import Disagreement, shortened
 from harness.leaks.footprint import counts, handles
 from harness.leaks.vmstate import vmstate_sections
@@ -62,6 +62,20 @@ def expect_refused(do: str, mounted: Sequence[Share], refusal: str) -> None:
         raise Disagreement(do, what, guarantee="blocked while mounted")
     if not any(blocked_reason(share) in refusal for share in mounted):
         raise Disagreement(do, f"refused with another text: {refusal}")
+
+
+def expect_migrate_refused(machine: Machine, do: str, mounted: Sequence[Share]) -> None:
+    """``migrate`` is refused, and the refusal names one of the mounted shares.
+
+    :raises Disagreement: when it is accepted, or names none.
+    """
+    try:
+        # No descriptor is handed over (getfd): QEMU would keep it.
+        machine.qmp.execute("migrate", {"uri": "exec:cat > /dev/null"}, watch=machine.watch)
+    except QemuError as exc:
+        expect_refused(do, mounted, exc.desc)
+    else:
+        expect_refused(do, mounted, "")
 
 
 def check_run_state(machine: Machine, *, running: bool) -> None:
