@@ -32,7 +32,8 @@ def check_devices(machine: Machine, expected: Iterable[Share]) -> None:
     :raises Disagreement: when it has others.
     """
     children = machine.qmp.execute("qom-list", {"path": PERIPHERAL}, watch=machine.watch)
-    seen = sorted(child["name"] for child in children if "virtio-9p" in child["type"])
+    devices = [child["name"] for child in children if "virtio-9p" in child["type"]]
+    seen = sorted(name for name in devices if name != "type")
     ids = sorted(share.id for share in expected)
     if seen != ids:
         what = f"QEMU has {len(seen)} devices instead of {len(ids)}"
