@@ -25,6 +25,7 @@ from harness.explore.explore import FINDINGS, Explorer, KnownBugs, Settings, rea
 from harness.explore.generate import Space
 from harness.explore.guests import FreshGuests, cell_of
 from harness.explore.program import AlphabetName, Program, ProgramCell
+from harness.explore.qtest_repro import with_text
 from harness.explore.workers import Workers
 from harness.layout import recipes_folder
 from harness.report import ledger, tables
@@ -129,6 +130,7 @@ def explore(
             bug_of=_bug_of(cell),
             qemu=cell.capabilities.version_text,
             minimise_s=minimise_s,
+            finish=lambda found: with_text(found, cell),
             report=progress,
         )
         _begin(explorer, cell, resumed=resume is not None)

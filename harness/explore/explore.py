@@ -124,6 +124,7 @@ class Explorer:
     :param into: its folder. :param bug_of: the ledger's id of a failure; the empty string for a new one.
     :param qemu: the version of QEMU, for people.
     :param minimise_s: seconds for making one finding smaller; 0: findings stay as they were found.
+    :param finish: adds to a finding what is known when its program is small.
     :param report: is called with lines of progress.
     """
 
@@ -137,8 +138,10 @@ class Explorer:
         bug_of: Callable[[Failure], str] = lambda _: "",
         qemu: str = "",
         minimise_s: float = 60.0,
+        finish: Callable[[Finding], Finding] = lambda found: found,
         report: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self._finish = finish
         self.spaces, self.settings, self.into = spaces, settings, into
         self._attempts, self._bug_of, self._qemu = attempts, bug_of, qemu
         self._minimise_s, self._report = minimise_s, report
@@ -302,6 +305,9 @@ class Explorer:
                 report=lambda line: self._report(f"  {line}"),
             )
             seen.finding = found.minimised(made)
+            if seen.folder is not None and made.reproduced:
+                self._write(seen, made.example)
+                seen.finding = self._finish(seen.finding)
             self._write(seen, made.example)
             self._report(
                 f"  {seen.finding.name}: {len(seen.finding.program.steps)} steps, "
