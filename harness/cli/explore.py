@@ -78,7 +78,7 @@ _SECONDS = 300.0
     "--minimise-seconds",
     "minimise_s",
     type=click.FloatRange(0),
-    default=60.0,
+    default=90.0,
     show_default=True,
     help="How long to make the program of each finding smaller; 0: not at all.",
 )
