@@ -139,7 +139,8 @@ def _refused(step: Step, call: Callable[[], object], *texts: str) -> None:
         call()
     except QemuError as exc:
         if not any(text in exc.desc for text in texts):
-            raise Disagreement(step.do, f"refused with another text: {exc.desc}") from exc
+            what = f"{step}: refused with another text"
+            raise Disagreement(step.do, what, details=f"{exc.desc}, expected: {texts[0]}") from exc
         return
     raise Disagreement(step.do, f"{step.do} was accepted, and has to be refused: {texts[0]}")
 
