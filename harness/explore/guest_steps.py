@@ -12,7 +12,7 @@ from harness.actions.migration import Migration
 from harness.actions.run_state import RunState
 from harness.actions.snapshot import Snapshot
 from harness.deadline import check_during
-from harness.errors import QemuError, WaitTimeout
+from harness.errors import HarnessError, QemuError, WaitTimeout
 from harness.explore.disagreement import Disagreement
 from harness.explore.guest_model import GuestState
 from harness.explore.invariants import (
@@ -22,6 +22,7 @@ from harness.explore.invariants import (
     check_footprint,
     check_run_state,
     expect_migrate_refused,
+    expect_not_found,
     expect_refused,
     measured,
     plugged,
@@ -161,6 +162,12 @@ class GuestPerformer:
                 self.hotplug.unplug(self.shares[number])
         self.run_state.stop()
         check_footprint(self.machine, self._footprint)
+
+    def close(self) -> None:
+        """Release held requests."""
+        for one in self.in_flight.values():
+            with suppress(HarnessError):
+                one.stack.close()
 
     def end_user(self, share: int) -> None:
         """End the process that has a file open."""
@@ -347,6 +354,7 @@ PERFORM: dict[str, Perform] = {
     "write": _write,
     "read": _read,
     "device_del": _device_del,
+    "device_del_absent": lambda on, step, _before: expect_not_found(on.machine, step.do, _share(on, step)),
     "eject": _eject,
     "hold": _hold,
     "release": lambda on, step, _before: on.end_transfer(_number(step)),
