@@ -196,6 +196,10 @@ def _device_del(on: RawMachine, step: Step, before: RawState) -> None:
             raise
 
 
+def _device_del_absent(on: RawMachine, step: Step, _before: RawState) -> None:
+    expect_not_found(on.machine, step.do, on.shares[_share(step)])
+
+
 def _run_state(on: RawMachine, command: str, event: str) -> None:
     with on.machine.qmp.listen(event) as events:
         on.execute(command)
