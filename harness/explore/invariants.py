@@ -65,6 +65,20 @@ def expect_refused(do: str, mounted: Sequence[Share], refusal: str) -> None:
         raise Disagreement(do, f"refused with another text: {refusal}")
 
 
+def expect_not_found(machine: Machine, do: str, share: Share) -> None:
+    """``device_del`` of a device that is not there is refused.
+
+    :raises Disagreement: when it is accepted, or refused with another text.
+    """
+    try:
+        machine.qmp.execute("device_del", {"id": share.id}, watch=machine.watch)
+    except QemuError as exc:
+        if "not found" not in exc.desc:
+            raise Disagreement(do, "refused with another text", details=exc.desc) from exc
+    else:
+        raise Disagreement(do, "device_del of a device that is not there was accepted")
+
+
 def expect_migrate_refused(machine: Machine, do: str, mounted: Sequence[Share]) -> None:
     """``migrate`` is refused, and the refusal names one of the mounted shares.
 

@@ -381,6 +381,7 @@ _ACTIONS = {
         ("fsdev", "no_tag", "long_tag", "rom", "duplicate"),
     ),
     "device_del": _action(lambda s, t: s.device(t).plugged, _device_del, _BUSY, while_migrating=True),
+    "device_del_absent": _action(lambda s, t: not s.device(t).plugged, _same, _REFUSAL),
     "eject": _action(lambda s, t: s.device(t).plugged, _eject, _HOSTILE, while_migrating=True),
     "device_reset": _action(lambda s, t: s.device(t).plugged, _device_reset, _HOSTILE, while_migrating=True),
     "version": _action(lambda s, t: s.ready(t), _version, _HOSTILE, while_migrating=True),
