@@ -148,7 +148,8 @@ class Explorer:
         alphabets: dict[AlphabetName, Alphabet] = {name: space.alphabet for name, space in spaces.items()}
         self._alphabets = alphabets
         self.coverage = Coverage(alphabets)
-        self.seen: dict[str, Seen] = {}
+        #: By alphabet and signature: each alphabet's program of a bug is worth having.
+        self.seen: dict[tuple[AlphabetName, str], Seen] = {}
         self.tallies = {name: Tally() for name in spaces}
         self.errors: Counter[str] = Counter()
         self._steering = {name: Steering(space.alphabet) for name, space in spaces.items()}
@@ -244,7 +245,7 @@ class Explorer:
 
     def _note(self, program: Program, attempt: Attempt, failure: Failure) -> None:
         """Count a failure. One that is new is kept at once, with the shortest program that shows it."""
-        seen = self.seen.get(self._signature(failure))
+        seen = self.seen.get((program.alphabet, self._signature(program.alphabet, failure)))
         if seen is None:
             seen = self._new(program, failure)
             self._pending.append(seen)
@@ -255,20 +256,20 @@ class Explorer:
         seen.times += 1
         discard([attempt])
 
-    def _signature(self, failure: Failure) -> str:
+    def _signature(self, name: AlphabetName, failure: Failure) -> str:
         """The signature, or that of a known failure which differs in the frames alone, and this has none.
 
         A backtrace is not always had: gdb does not find the frames of every core, and has a time limit.
         """
-        if not failure.frames and failure.signature not in self.seen:
-            known = (one for one in self.seen if one.startswith(f"{failure.signature} | "))
+        if not failure.frames and (name, failure.signature) not in self.seen:
+            known = (one for of, one in self.seen if of == name and one.startswith(f"{failure.signature} | "))
             return next(known, failure.signature)
         return failure.signature
 
     def _new(self, program: Program, failure: Failure) -> Seen:
         bug, mode = self._bug_of(failure), self.settings.known_bugs
         found = Finding(program, program, failure, self._qemu, bug)
-        seen = self.seen[failure.signature] = Seen(found)
+        seen = self.seen[program.alphabet, failure.signature] = Seen(found)
         if mode == KnownBugs.IGNORE or bool(bug) == (mode == KnownBugs.ONLY):
             seen.folder = self.into / FINDINGS / found.name
         what = "finding" if seen.folder else f"known bug {bug}" if bug else "not a known bug"
@@ -369,7 +370,7 @@ class Explorer:
         findings.remove_partial(self.into / FINDINGS)
         for folder in sorted((self.into / FINDINGS).glob("*")):
             found = findings.read(folder)
-            seen = self.seen[found.signature] = Seen(found, 0, folder)
+            seen = self.seen[found.program.alphabet, found.signature] = Seen(found, 0, folder)
             if found.reliability.failures:
                 self.avoid(_until_failure(found))
             elif not found.reliability.attempts:
@@ -377,8 +378,10 @@ class Explorer:
         for number, program, attempt in _read_log(self.into / LOG):
             self._taken[program.alphabet] = number + 1
             self.coverage.add(program, attempt)
-            if attempt.failure is not None and attempt.failure.signature in self.seen:
-                self.seen[attempt.failure.signature].times += 1
+            if attempt.failure is not None:
+                key = program.alphabet, attempt.failure.signature
+                if key in self.seen:
+                    self.seen[key].times += 1
         for name, taken in self._taken.items():
             next(itertools.islice(self._schedules[name], taken, taken), None)
 

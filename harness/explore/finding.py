@@ -60,9 +60,10 @@ class Finding:
 
     @property
     def name(self) -> str:
-        """A name for its folder: the checker, and a hash of the signature."""
+        """A name for its folder: alphabet, checker, and a hash of the signature."""
         digest = hashlib.sha256(self.signature.encode()).hexdigest()[:8]
-        return f"{re.sub(r'[^A-Za-z0-9_]+', '-', self.failure.checker)}-{digest}"
+        checker = re.sub(r"[^A-Za-z0-9_]+", "-", self.failure.checker)
+        return f"{self.original.alphabet.value}-{checker}-{digest}"
 
     def minimised(self, found: Minimised) -> Finding:
         """The finding after a minimisation."""
