@@ -25,7 +25,7 @@ from harness.explore.attempt import Attempt, Ending, Failure
 from harness.explore.coverage import Coverage
 from harness.explore.finding import Finding
 from harness.explore.generate import Space, Swarm, count, exhaustive
-from harness.explore.minimise import minimise
+from harness.explore.minimise import Minimised, minimise
 from harness.explore.program import AlphabetName, Program, Step
 from harness.explore.replay import Attempts, discard
 from harness.explore.steering import Steering
@@ -44,6 +44,8 @@ ERRORS_IN_A_ROW = 25
 FREE_BYTES = 64 << 20
 LOG, SETTINGS, FINDINGS = "programs.ndjson", "explore.json", "findings"
 _REPORT_S = 5.0
+#: One failure may come by several ways; each costs some time, so there are not more.
+MOST_VARIANTS = 6
 #: Of so many programs one makes a step that is known to fail, if it was never made in that state; one random
 #: program is run as it is. What is known may not be all that fails there.
 CURIOUS, UNSTEERED = 3, 10
@@ -84,10 +86,12 @@ class Seen:
     """A failure with one signature.
 
     :ivar times: how often it came. :ivar folder: of the finding; ``None`` when it is only counted.
+    :ivar variants: the number of other programs that show it without the steps of the first.
     """
 
     finding: Finding
     times: int = 0
+    variants: int = 0
     folder: Path | None = None
 
 
@@ -158,6 +162,8 @@ class Explorer:
         self._taken: Counter[AlphabetName] = Counter()
         #: The failures whose programs are to be made smaller.
         self._pending: list[Seen] = []
+        #: Other programs of known failures, to be made smaller as well.
+        self._variants: list[tuple[Seen, Finding]] = []
         self._errors_in_a_row = 0
         self._next_report = Deadline.after(_REPORT_S)
 
@@ -253,8 +259,21 @@ class Explorer:
         elif seen in self._pending and _length(program, failure) < _length(seen.finding.program, failure):
             seen.finding = replace(seen.finding, program=program, original=program, failure=failure)
             self._write(seen, attempt)
+        elif seen not in self._pending and seen.variants < MOST_VARIANTS:
+            self._note_variant(seen, program, failure)
         seen.times += 1
         discard([attempt])
+
+    def _note_variant(self, seen: Seen, program: Program, failure: Failure) -> None:
+        """Remember a program that shows a known failure without the steps of a program that is known."""
+        found = replace(seen.finding, program=program, failure=failure)
+        if not self._has_another(found):
+            self._variants.append((seen, found))
+
+    def _has_another(self, found: Finding) -> bool:
+        """Whether a finding's program has the steps of a known failure."""
+        until = _until_failure(found)
+        return self._steering[until.alphabet].around(until) != until
 
     def _signature(self, name: AlphabetName, failure: Failure) -> str:
         """The signature, or that of a known failure which differs in the frames alone, and this has none.
@@ -282,44 +301,70 @@ class Explorer:
 
     def _make_all_smaller(self) -> None:
         """Make the programs of new failures smaller. What is met on the way is treated in the same way."""
-        while self._pending:
-            self._make_smaller(self._pending[0])
-            self._pending.pop(0)
+        while self._pending or self._variants:
+            if self._pending:
+                self._make_smaller(self._pending[0])
+                self._pending.pop(0)
+            else:
+                self._make_variant_smaller(*self._variants.pop())
 
     def _make_smaller(self, seen: Seen) -> None:
         found = seen.finding
-        steering = self._steering[found.program.alphabet]
-        until = _until_failure(found)
-        has_another = steering.around(until) != until
         budget = self._minimise_s
-        if seen.folder is None or has_another:
+        if seen.folder is None or self._has_another(found):
             budget = min(KNOWN_S, budget)
-        if budget:
-            made = minimise(
-                found.program,
-                found.signature,
-                self._attempts,
-                self._alphabets,
-                budget,
-                step=found.failure.step,
-                on_best=lambda best: self._keep(seen, best),
-                report=lambda line: self._report(f"  {line}"),
-            )
-            seen.finding = found.minimised(made)
-            if seen.folder is not None and made.reproduced:
-                self._write(seen, made.example)
-                seen.finding = self._finish(seen.finding)
+        if not budget:
+            self.avoid(_until_failure(found))
+            return
+        made = self._minimise(found, budget, lambda best: self._keep(seen, best))
+        seen.finding = found.minimised(made)
+        if seen.folder is not None and made.reproduced:
             self._write(seen, made.example)
-            self._report(
-                f"  {seen.finding.name}: {len(seen.finding.program.steps)} steps, "
-                f"failed {seen.finding.reliability}: {seen.finding.program}"
-            )
-            discard([made.example] if made.example is not None else [])
-            for program, attempt in made.others.values():
-                if attempt.failure is not None:
-                    self._note(program, attempt, attempt.failure)
-        if seen.finding.reliability.failures or not budget:
-            steering.avoid(_until_failure(seen.finding))
+            seen.finding = self._finish(seen.finding)
+        self._write(seen, made.example)
+        self._report(
+            f"  {seen.finding.name}: {len(seen.finding.program.steps)} steps, "
+            f"failed {seen.finding.reliability}: {seen.finding.program}"
+        )
+        self._conclude(made)
+
+    def _make_variant_smaller(self, seen: Seen, found: Finding) -> None:
+        """Find another program of a known failure, so that programs are steered around it as well."""
+        budget = min(KNOWN_S, self._minimise_s)
+        if not budget or self._has_another(found) or seen.variants == MOST_VARIANTS:
+            return
+        seen.variants += 1
+        made = self._minimise(found, budget, lambda _: None)
+        if made.reproduced:
+            self._report(f"  also by {made.program}")
+            if len(made.program.steps) < len(seen.finding.program.steps):
+                seen.finding = self._finish(seen.finding.minimised(made))
+                self._write(seen, made.example)
+        self._conclude(made)
+
+    def _minimise(self, found: Finding, budget_s: float, on_best: Callable[[Program], None]) -> Minimised:
+        return minimise(
+            found.program,
+            found.signature,
+            self._attempts,
+            self._alphabets,
+            budget_s,
+            step=found.failure.step,
+            on_best=on_best,
+            report=lambda line: self._report(f"  {line}"),
+        )
+
+    def _conclude(self, made: Minimised) -> None:
+        """Steer around the smallest program, and note the other failures that were met."""
+        if made.reproduced and made.failure is not None:
+            step = made.failure.step
+            steps = made.program.steps if step is None else made.program.steps[: step + 1]
+            self.avoid(made.program.with_steps(steps))
+        if made.example is not None:
+            discard([made.example])
+        for program, attempt in made.others.values():
+            if attempt.failure is not None:
+                self._note(program, attempt, attempt.failure)
 
     def avoid(self, program: Program) -> bool:
         """Steer around a known bug's program; return whether programs of its alphabet are made at all."""
@@ -370,7 +415,7 @@ class Explorer:
         findings.remove_partial(self.into / FINDINGS)
         for folder in sorted((self.into / FINDINGS).glob("*")):
             found = findings.read(folder)
-            seen = self.seen[found.program.alphabet, found.signature] = Seen(found, 0, folder)
+            seen = self.seen[found.program.alphabet, found.signature] = Seen(found, folder=folder)
             if found.reliability.failures:
                 self.avoid(_until_failure(found))
             elif not found.reliability.attempts:

@@ -303,3 +303,18 @@ def test_another_failure_of_a_step_that_is_known_to_fail_is_found(tmp_path: Path
     made = explorer(tmp_path, FakeRun([check]), minimise_s=10)
     made.run(60, 800)
     assert {seen.finding.failure.message for seen in made.new} == {"it broke", "it died"}
+
+
+def test_each_way_to_a_failure_is_steered_around(tmp_path: Path) -> None:
+    def check(one: Program) -> Failure | None:
+        return sequence("plug", "unplug")(one) or sequence("stop", "cont")(one)
+
+    lines: list[str] = []
+    run = FakeRun([check])
+    made = explorer(tmp_path, run, lines=lines)
+    made.run(60, 800)
+    (seen,) = made.new
+    assert str(seen.finding.program) in ("plug(0); unplug(0)", "stop; cont")
+    assert seen.variants == 1
+    assert any(line.startswith("  also by ") for line in lines)
+    assert seen.times < 250
