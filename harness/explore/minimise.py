@@ -245,6 +245,7 @@ class _Search:
             before = self._best
             self._drop_steps()
             self._drop_pairs()
+            self._take_shortcuts()
             self._simplify_steps()
             self._merge_shares()
             self._simplify_shares()
@@ -294,6 +295,23 @@ class _Search:
             pairs = itertools.combinations(range(len(self._best.steps)), 2)
             if not any(self._fails(self._without(set(pair))) for pair in pairs):
                 return
+
+    def _take_shortcuts(self) -> None:
+        """Replace several steps by one that leads to the same state of the model."""
+        number = 0
+        while number + 2 < len(self._best.steps):
+            if not any(self._fails(shorter) for shorter in self._shortcuts(number)):
+                number += 1
+
+    def _shortcuts(self, number: int) -> list[Program]:
+        """The programs with one step in place of several from ``number`` on; the last step stays."""
+        best, before = self._best, states(self._alphabet, self._best)
+        found = []
+        for end in range(len(best.steps) - 1, number + 1, -1):
+            for step in before[number].possible():
+                if before[number].after(step) == before[end]:
+                    found.append(best.with_steps((*best.steps[:number], step, *best.steps[end:])))
+        return found
 
     def _simplify_steps(self) -> None:
         """Replace steps by simpler ones: values that the model names first, and smaller steps."""

@@ -4,6 +4,7 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from harness.explore.attempt import Attempt, Ending, Failure
 from harness.explore.generate import states
 from harness.explore.minimise import Minimised, minimise
-from harness.explore.program import AlphabetName, Program, ProgramCell, ShareKind, text
+from harness.explore.program import AlphabetName, Program, ProgramCell, ShareKind, Step, text
 from harness.tests.explore.fakes import Check, FakeAlphabet, FakeRun, program, sequence, serial
 
 SIGNATURE = "fake | it broke"
@@ -221,3 +222,27 @@ def test_what_comes_behind_the_failure_is_left_out_at_once() -> None:
     # It is taken back when the failure does not come then.
     found = minimise(LONG, SIGNATURE, serial(run), alphabets, 60, step=1)
     assert str(found.program) == "plug(0); stop"
+
+
+def test_several_steps_are_replaced_by_one_that_leads_to_the_same_state() -> None:
+    @dataclass(frozen=True)
+    class Sum:
+        value: int = 0
+
+        def possible(self) -> list[Step]:
+            return [Step(do="one"), Step(do="two"), Step(do="fail")]
+
+        def after(self, step: Step) -> Sum:
+            return Sum(self.value + {"one": 1, "two": 2, "fail": 0}[step.do])
+
+    class Sums:
+        def start(self, shares: Sequence[ShareKind]) -> Sum:
+            return Sum()
+
+    def check(one: Program) -> Failure | None:
+        fails = str(one).endswith("fail") and states(Sums(), one)[-1] == Sum(4)
+        return Failure("fake", "it broke") if fails else None
+
+    given = program("one one one one fail", shares=1)
+    found = minimise(given, SIGNATURE, serial(FakeRun([check])), {AlphabetName.RAW: Sums()}, 60)
+    assert str(found.program) == "two; two; fail"
