@@ -30,8 +30,9 @@ _PLAIN_WEIGHT = 4
 _LEFT_OUT = 0.3
 #: The number of steps behind the way to a state: at least and at most.
 _WALK = (1, 8)
-#: The states among which one with a step that was never taken is looked for.
-_SAMPLE = 5
+#: The states among which one with a step that was never taken is looked for, and the probability that the
+#: nearest one is taken.
+_SAMPLE, _NEAREST = 5, 0.6
 
 
 @dataclass(frozen=True)
@@ -207,8 +208,13 @@ class Swarm:
             for state in self._random.choices(known.by_name[name], k=_SAMPLE)
             if len(known.ways[state]) < self._longest
         ]
-        new = (state for state in states if any(self._is_new(state, s) for s in known.possible(state)[name]))
-        return next(new, states[0] if states else known.start)
+        new = [state for state in states if any(self._is_new(state, s) for s in known.possible(state)[name])]
+        if not states:
+            return known.start
+        # Often the nearest one, because each step takes time; and often another one, for what came before may
+        # have left something that the model does not know.
+        nearest = self._random.random() < _NEAREST
+        return min(new or states, key=lambda state: len(known.ways[state])) if nearest else (new or states)[0]
 
     def _is_new(self, state: State, step: Step) -> bool:
         return (state, step) not in self._pairs
@@ -256,8 +262,8 @@ class _Known:
 
     def reached(self, state: State, step: Step) -> State:
         """The state to which ``step`` leads from ``state``, which is known."""
-        after = state.after(step)
-        if after not in self.ways:
-            self.ways[after] = (*self.ways[state], step)
-            self.possible(after)
+        after, way = state.after(step), (*self.ways[state], step)
+        if after not in self.ways or len(way) < len(self.ways[after]):
+            self.ways[after] = way
+        self.possible(after)
         return after
