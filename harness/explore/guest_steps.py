@@ -263,8 +263,11 @@ def _device_del(on: GuestPerformer, step: Step, before: GuestState) -> None:
     if not before.share(step).in_use:
         on.hotplug.unplug(_share(on, step))
         return
-    unplug = on.hotplug.request_unplug(_share(on, step))
-    on.unplugs[_number(step)] = unplug
+    with Deletion(on.machine, _share(on, step).id) as deletion:
+        unplug = on.hotplug.request_unplug(_share(on, step))
+        on.unplugs[_number(step)] = unplug
+        if not deletion.present():  # Otherwise the guest would be waited for in vain.
+            raise Disagreement("devices", "device_del removed the device of a share that is in use")
     unplug.wait_seen_by_guest()
 
 
