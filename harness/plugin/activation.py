@@ -62,9 +62,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     if not _wants_guests_at_start(config):
         return None
     # Not at the top: it imports psutil, which a run without guests does not need.
-    from harness.plugin import cgroup
+    from harness.plugin import workers
 
-    return cgroup.workers()
+    return workers.workers()
 
 
 @pytest.hookimpl(trylast=True)
