@@ -15,6 +15,7 @@ from harness.cli.endurance import endurance
 from harness.cli.faults import faults
 from harness.cli.merge import merge
 from harness.cli.provision import provision
+from harness.cli.replay import replay
 from harness.cli.shell import shell
 from harness.errors import HarnessError, SetupError, UsageError
 
@@ -31,7 +32,7 @@ def cli() -> None:
     """
 
 
-for command in (doctor, provision, shell, check, bench, endurance, faults, merge, compare):
+for command in (doctor, provision, shell, check, bench, endurance, faults, merge, compare, replay):
     cli.add_command(command)
 
 

@@ -14,6 +14,7 @@ import copy
 import errno
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -116,6 +117,7 @@ class RawGuest:
 
     :param plugged: the ids of the shares whose device is on QEMU's command line.
     :param arguments: further arguments for QEMU.
+    :param change: changes the spec of the machine; a destination has that of its source.
     :param source: the machine that will be migrated to this one.
     :raises UsageError: on a machine type whose devices have no legacy interface.
     """
@@ -127,6 +129,7 @@ class RawGuest:
         name: str = "source",
         plugged: frozenset[str] = frozenset(),
         arguments: tuple[str, ...] = (),
+        change: Callable[[MachineSpec], MachineSpec] = lambda spec: spec,
         source: RawGuest | None = None,
     ) -> None:
         if not testbed.cell.machine_type.legacy_virtio:
@@ -143,7 +146,8 @@ class RawGuest:
             return replace(spec, extra=("-S", "-qtest", socket, "-qtest-log", "/dev/null", *arguments))
 
         if source is None:
-            self.machine: Machine = testbed.launch(with_qtest(testbed.spec(name=name, plugged=plugged)))
+            spec = change(testbed.spec(name=name, plugged=plugged))
+            self.machine: Machine = testbed.launch(with_qtest(spec))
         else:
             self.machine = testbed.launch_destination(source.machine, with_qtest)
         self.qtest = Qtest(self._path(self.machine.spec), watch=self.machine.watch_process)

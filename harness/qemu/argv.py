@@ -108,6 +108,9 @@ def _disk(paths: MachinePaths) -> Iterator[str]:
 
 
 def _boot(spec: MachineSpec) -> Iterator[str]:
+    if spec.firmware is not None:
+        yield from ("-bios", str(spec.firmware))
+        return
     kernel = spec.boot.kernel if spec.qemu.boots_elf else spec.boot.bzimage
     yield from ("-kernel", str(kernel), "-initrd", str(spec.boot.initramfs))
     yield from ("-append", spec.boot.cmdline)

@@ -141,6 +141,7 @@ class MachineSpec:
     :param incoming: start with ``-incoming defer`` and wait for a migration stream.
     :param from_template: what it waits for is a template's stream.
     :param memory_file: where the guest's memory is, if not QEMU's own.
+    :param firmware: the firmware of a machine that boots no guest; it then has no kernel.
     :param extra: further arguments, verbatim, at the end.
     """
 
@@ -158,6 +159,7 @@ class MachineSpec:
     incoming: bool = False
     from_template: bool = False
     memory_file: MemoryFile | None = None
+    firmware: Path | None = None
     extra: tuple[str, ...] = ()
 
     def destination(self, name: str, *, plugged: frozenset[str]) -> MachineSpec:

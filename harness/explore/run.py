@@ -1,0 +1,245 @@
+"""One attempt at a program: a fresh testbed, which is ended whatever happens, and judged."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from harness.artifacts import Artifacts
+from harness.checkers import Record, Verdict, judge
+from harness.errors import HarnessError, SetupError, UsageError
+from harness.explore import failures, guest_model, raw_model
+from harness.explore.alphabet import Alphabet
+from harness.explore.attempt import Attempt, Ending, Failure
+from harness.explore.guest_model import GuestAlphabet
+from harness.explore.guest_steps import GuestPerformer
+from harness.explore.program import AlphabetName, Program, Step, text
+from harness.explore.raw_model import RawAlphabet
+from harness.explore.raw_steps import RawPerformer
+from harness.qemu.accel import TIMEOUT_SCALES, Accel
+from harness.reaper import RunFolder
+from harness.testbed import Cell, Testbed
+
+#: The guarantee of a program's end: everything is unplugged, and nothing is left.
+_AT_THE_END = "no leak"
+PROGRAM = "program.json"
+
+
+class Performer(Protocol):
+    """Performs the steps of one program on a machine that it has started."""
+
+    def perform(self, step: Step, before: Any, after: Any) -> None:
+        """Perform a step between two states of the model, and compare QEMU with the second one."""
+        ...
+
+    def finish(self, state: Any) -> None:
+        """Unplug everything, and compare QEMU with what it was at the beginning."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """An alphabet, and who performs its steps.
+
+    :ivar guarantees: the guarantee that each step asserts.
+    :ivar check: raises UsageError for a cell on which it cannot run. :ivar cell: the cell that it runs on.
+    """
+
+    alphabet: Alphabet
+    performer: Callable[[Testbed, Program], Performer]
+    guarantees: Mapping[str, str]
+    check: Callable[[Cell], None] = lambda _: None
+    cell: Callable[[Cell], Cell] = lambda cell: cell
+
+
+def _require_raw(cell: Cell) -> None:
+    if not cell.machine_type.legacy_virtio:
+        raise UsageError(
+            f"machine type {cell.machine_type.name}: programs of the raw client need machine type pc, whose "
+            "devices have virtio's legacy interface"
+        )
+
+
+def _without_guest(cell: Cell) -> Cell:
+    """No guest runs, so the accelerator does not make anything slower, and timeouts need no factor for it."""
+    accel = cell.accel
+    factor = accel.host_factor / TIMEOUT_SCALES[accel.name].factor
+    return replace(cell, accel=Accel(accel.name, accel.reason, factor))
+
+
+_KINDS: dict[AlphabetName, _Kind] = {
+    AlphabetName.RAW: _Kind(
+        RawAlphabet(),
+        RawPerformer,
+        raw_model.TABLE.guarantees,
+        _require_raw,
+        _without_guest,
+    ),
+    AlphabetName.GUEST: _Kind(GuestAlphabet(), GuestPerformer, guest_model.TABLE.guarantees),
+}
+
+
+def alphabet(name: AlphabetName) -> Alphabet:
+    """The alphabet of this name."""
+    return _KINDS[name].alphabet
+
+
+def states(program: Program) -> list[Any]:
+    """The states of the model before each step, and after the last one.
+
+    :raises UsageError: for a step that is unknown, or not possible on the model; one line.
+    """
+    kind = _KINDS[program.alphabet]
+    found = [kind.alphabet.start(program.shares)]
+    for number, step in enumerate(program.steps):
+        if step.do not in kind.guarantees:
+            known = ", ".join(kind.guarantees)
+            raise UsageError(f"step {number}, {step}: unknown step; {program.alphabet.value} has: {known}")
+        try:
+            found.append(found[-1].after(step))
+        except ValueError:
+            earlier = "; ".join(map(str, program.steps[:number])) or "the start"
+            raise UsageError(f"step {number}, {step}: not possible after {earlier}") from None
+    return found
+
+
+def check(program: Program, cell: Cell) -> None:
+    """Check that the program can run on this cell; nothing is started.
+
+    :raises UsageError: when it cannot; one line.
+    """
+    states(program)
+    _KINDS[program.alphabet].check(cell)
+
+
+def run(program: Program, cell: Cell, folder: Path) -> Attempt:
+    """Make one attempt at a program, in a fresh guest.
+
+    :param cell: what it runs on; the program's own cell names one, and is not looked at here.
+    :param folder: where the record is written; an earlier content is removed.
+    :raises UsageError: when the program is not possible on the model, or cannot run on this cell; nothing has
+        been started then.
+    """
+    check(program, cell)
+    kind = _KINDS[program.alphabet]
+    started_s = time.monotonic()
+    try:
+        artifacts = _artifacts(folder)
+        (folder / PROGRAM).write_text(text(program))
+        testbed = Testbed(kind.cell(cell), _run_folder(), artifacts)
+    except (HarnessError, OSError) as exc:
+        return Attempt(Ending.ERROR, error=failures.one_line(exc), seconds=time.monotonic() - started_s)
+    attempt = _Attempt(kind, program, testbed)
+    try:
+        attempt.perform()
+    finally:
+        testbed.close()
+    return replace(attempt.judge(), seconds=time.monotonic() - started_s, artifacts=folder)
+
+
+class _Attempt:
+    def __init__(self, kind: _Kind, program: Program, testbed: Testbed) -> None:
+        self._kind, self._program, self._testbed = kind, program, testbed
+        #: The index of the step in progress; ``None`` before the first and after the last one.
+        self._step: int | None = None
+        self._failure: Failure | None = None
+        self._error = ""
+        #: Kept until the machines are ended: QEMU prints an error if its qtest connection is closed earlier.
+        self._performer: Performer | None = None
+
+    def perform(self) -> None:
+        """Perform all steps; what stops them is kept for :meth:`judge`."""
+        try:
+            self._perform()
+        except Exception as exc:
+            cause = self._cause(exc)
+            self._testbed.history.note("host", "test:failed", {"error": failures.one_line(cause)})
+            self._failure = failures.failure_of(cause, self._step, self._do, self._guarantee)
+            if self._failure is None:
+                self._error = failures.one_line(cause)
+
+    def _perform(self) -> None:
+        model = states(self._program)
+        self._performer = performer = self._kind.performer(self._testbed, self._program)
+        for number, step in enumerate(self._program.steps):
+            self._step = number
+            performer.perform(step, model[number], model[number + 1])
+        self._step = None
+        performer.finish(model[-1])
+
+    @property
+    def _do(self) -> str:
+        return "end" if self._step is None else self._program.steps[self._step].do
+
+    @property
+    def _guarantee(self) -> str:
+        return _AT_THE_END if self._step is None else self._kind.guarantees[self._do]
+
+    def _cause(self, exc: Exception) -> Exception:
+        """The root cause of an error: a QEMU that died, or does not answer."""
+        if isinstance(exc, HarnessError):
+            for machine in self._testbed.machines:
+                cause = machine.root_cause(exc)
+                if cause is not exc:
+                    return cause
+        return exc
+
+    def judge(self) -> Attempt:
+        """The verdict of the standard checkers on the record. A QEMU that died is the root cause."""
+        try:
+            self._testbed.history.check()
+            found = judge(self._testbed.artifacts.folder)
+        except (SetupError, OSError) as exc:
+            return Attempt(Ending.ERROR, error=f"cannot write the record: {failures.one_line(exc)}")
+        bad = failures.by_severity(found)
+        first = next((one for one in bad if one.verdict is Verdict.INVALID), None)
+        if first is not None and first.checker == failures.DIED:
+            record = Record.load(self._testbed.artifacts.folder)
+            return Attempt(Ending.FAILED, failures.death(record, first, self._step, self._guarantee))
+        if self._failure is not None:
+            return Attempt(Ending.FAILED, self._failure)
+        if self._error:
+            return Attempt(Ending.ERROR, error=self._error)
+        if first is not None:
+            return Attempt(Ending.FAILED, failures.judged(first, self._step, self._guarantee))
+        if bad:
+            return Attempt(Ending.ERROR, error=f"inconclusive: {bad[0].checker}: {bad[0].summary}")
+        return Attempt(Ending.PASSED)
+
+
+def _artifacts(folder: Path) -> Artifacts:
+    """An empty folder for the record.
+
+    :raises SetupError: when it cannot be made.
+    """
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+    except OSError as exc:
+        raise SetupError(f"cannot make the artefact folder {folder}: {exc.strerror}") from exc
+    return Artifacts(folder)
+
+
+_RUN_FOLDERS: dict[int, RunFolder] = {}
+
+
+def _run_folder() -> RunFolder:
+    """The run folder of this process; made once, because that costs more than a program."""
+    pid = os.getpid()
+    if pid not in _RUN_FOLDERS:
+        _RUN_FOLDERS.clear()  # A forked process has those of its parent, which closes them itself.
+        made = _RUN_FOLDERS[pid] = RunFolder()
+        atexit.register(_close, pid, made)
+    return _RUN_FOLDERS[pid]
+
+
+def _close(pid: int, folder: RunFolder) -> None:
+    if os.getpid() == pid:
+        folder.close()

@@ -1,0 +1,35 @@
+"""Every program beside the ledger can be read, is possible on the model, and belongs to a bug or a fault."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.explore.program import Program, read
+from harness.explore.run import states
+from harness.mutation.catalogue import Catalogue
+from harness.provision.recipes import recipes_folder
+from harness.report.ledger import load
+
+PROGRAMS = sorted((recipes_folder() / "programs").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
+def test_a_program_is_possible(path: Path) -> None:
+    program = read(path)
+    assert len(states(program)) == len(program.steps) + 1
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
+def test_a_program_belongs_to_a_bug_or_a_fault(path: Path) -> None:
+    """A program of a fault runs on the build that has it."""
+    faults = set(Catalogue().names())
+    assert path.stem in faults | {bug.id for bug in load().bug}
+    if path.stem in faults:
+        assert read(path).cell.qemu == f"7.2-src+{path.stem}"
+
+
+def test_there_are_programs() -> None:
+    assert len(PROGRAMS) >= 7
+    assert all(isinstance(read(path), Program) for path in PROGRAMS)

@@ -1,0 +1,154 @@
+"""Attempts at programs on a real QEMU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UsageError
+from harness.explore import run as running
+from harness.explore.attempt import Attempt, Ending
+from harness.explore.program import AlphabetName, Program, ShareKind, Step, read
+from harness.explore.raw_model import RawState
+from harness.explore.raw_steps import RawPerformer
+from harness.matrix import Matrix, Selection
+from harness.provision.recipes import recipes_folder
+from harness.qemu.machine_types import MACHINE_TYPES
+from harness.testbed import Cell
+
+Try = Callable[[Program], Attempt]
+
+
+def cell_of(qemu: str) -> Cell:
+    (cell,) = Matrix(Selection(qemus=(qemu,), machines=("pc",), accel="tcg")).prepare()
+    return cell
+
+
+@pytest.fixture(scope="module")
+def old() -> Cell:
+    return cell_of("7.2")
+
+
+def program(*steps: tuple[str, int | None, str | None], shares: int = 1) -> Program:
+    made = tuple(Step(do=do, share=share, value=value) for do, share, value in steps)
+    return Program(alphabet=AlphabetName.RAW, shares=(ShareKind(),) * shares, steps=made)
+
+
+LIFE = program(
+    ("plug", 0, None),
+    ("plug_refused", 1, "fsdev"),
+    ("plug_refused", 1, "rom"),
+    ("plug_refused", 0, "duplicate"),
+    ("version", 0, None),
+    ("savevm", None, None),
+    ("attach", 0, None),
+    ("attach", 0, "again"),
+    ("migrate", None, None),
+    ("savevm", None, None),
+    ("open", 0, None),
+    ("write", 0, None),
+    ("read", 0, None),
+    ("hold", 0, "fsync"),
+    ("flush", 0, None),
+    ("release", 0, None),
+    ("create", 0, None),
+    ("readdir", 0, None),
+    ("xattrwalk", 0, None),
+    ("unlink", 0, None),
+    ("malformed", 0, "unknown_type"),
+    ("cont", None, None),
+    ("loadvm", None, None),
+    ("version", 0, None),
+    ("migrate_begin", None, None),
+    ("attach", 0, None),
+    ("device_del", 0, None),
+    ("migrate_cancel", None, None),
+    ("stop", None, None),
+    ("migrate", None, None),
+    ("version", 0, None),
+    ("attach", 0, None),
+    ("create", 0, None),
+    ("remove", 0, None),
+    ("malformed", 0, "ring"),
+    ("system_reset", None, None),
+    ("device_del", 0, None),
+    ("device_del", 0, None),
+    ("system_reset", None, None),
+    ("plug", 0, None),
+    ("device_reset", 0, None),
+    ("eject", 0, None),
+    shares=2,
+)
+
+
+@pytest.mark.qemu
+def test_a_program_that_passes(old: Cell, tmp_path: Path) -> None:
+    """It does nearly every step once. Its record is kept, and nothing else."""
+    attempt = running.run(LIFE, old, tmp_path / "a")
+    assert (attempt.ending, attempt.failure, attempt.error) == (Ending.PASSED, None, "")
+    assert attempt.artifacts == tmp_path / "a"
+    assert read(tmp_path / "a" / running.PROGRAM) == LIFE
+    assert running.run(LIFE.with_steps(()), old, tmp_path / "a").ending is Ending.PASSED
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize(
+    ("name", "checker"),
+    [("R1", "qemu_alive"), ("R2", "blocked_reasons"), ("R4", "migrate"), ("R46", "open_files")],
+)
+def test_a_bug_of_7_2(old: Cell, tmp_path: Path, name: str, checker: str) -> None:
+    attempt = running.run(read(recipes_folder() / "programs" / f"{name}.json"), old, tmp_path / "a")
+    assert attempt.failure is not None
+    assert attempt.failure.checker == checker
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("name", ["R1", "R2"])
+def test_a_bug_that_is_fixed(tmp_path: Path, name: str) -> None:
+    loaded = read(recipes_folder() / "programs" / f"{name}.json")
+    assert running.run(loaded, cell_of("10.0"), tmp_path / "a").ending is Ending.PASSED
+
+
+@pytest.mark.qemu
+def test_an_error_of_the_harness_is_no_failure(
+    old: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: RawPerformer, step: Step, before: RawState, after: RawState) -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(RawPerformer, "perform", broken)
+    attempt = running.run(program(("plug", 0, None)), old, tmp_path / "a")
+    assert (attempt.ending, attempt.error) == (Ending.ERROR, "ZeroDivisionError: ours")
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([("plug", 0, None), ("plug", 0, None)], r"step 1, plug\(0\): not possible after plug\(0\)"),
+        ([("release", 0, None)], r"step 0, release\(0\): not possible after the start"),
+        ([("fly", 0, None)], r"step 0, fly\(0\): unknown step; raw has: plug, "),
+        ([("plug", None, None)], "step 0, plug: not possible after the start"),
+    ],
+)
+def test_a_program_that_cannot_be(steps: list[tuple[str, int | None, str | None]], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        running.states(program(*steps))
+
+
+@pytest.mark.qemu
+def test_a_machine_type_that_the_raw_client_cannot_use(old: Cell, tmp_path: Path) -> None:
+    """Nothing is started, and no folder is made."""
+    q35 = replace(old, machine_type=MACHINE_TYPES["q35"])
+    with pytest.raises(UsageError, match="machine type q35: programs of the raw client need machine type pc"):
+        running.run(LIFE, q35, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_folder_that_cannot_be_made(old: Cell, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    attempt = running.run(LIFE, old, tmp_path / "file" / "a")
+    assert attempt.ending is Ending.ERROR
+    assert "cannot make the artefact folder" in attempt.error
