@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 import click
 
@@ -19,6 +15,7 @@ from harness.actions.hotplug import Hotplug
 from harness.artifacts import Artifacts
 from harness.checkers import Verdict, judge
 from harness.cli.report import axes, progress
+from harness.cli.signals import ended_by_sigterm
 from harness.errors import UsageError
 from harness.guest.guest import Guest
 from harness.guest.mount import Mount
@@ -56,7 +53,7 @@ def shell(
     artifacts = Artifacts.create(run.path, "shell")
     testbed = Testbed(cell, run, artifacts)
     try:
-        with _ended_by_sigterm():
+        with ended_by_sigterm():
             guest, mount = _boot(testbed, folder)
             _print_ways_in(guest, mount)
             status = _session(guest, mount)
@@ -105,21 +102,6 @@ def _session(guest: Guest, mount: Mount) -> int:
     sys.stdout.write(done.stdout)
     sys.stderr.write(done.stderr)
     return done.returncode
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into KeyboardInterrupt, so that the clean-up runs."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _keep_if_not_valid(artifacts: Artifacts) -> None:
