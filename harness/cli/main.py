@@ -13,8 +13,10 @@ from harness.cli.check import check
 from harness.cli.compare import compare
 from harness.cli.doctor import doctor
 from harness.cli.endurance import endurance
+from harness.cli.explore import explore
 from harness.cli.faults import faults
 from harness.cli.merge import merge
+from harness.cli.minimise import minimise
 from harness.cli.provision import provision
 from harness.cli.replay import replay
 from harness.cli.shell import shell
@@ -33,7 +35,22 @@ def cli() -> None:
     """
 
 
-for command in (doctor, provision, shell, check, bench, endurance, faults, merge, compare, replay, bisect):
+COMMANDS = (
+    doctor,
+    provision,
+    shell,
+    check,
+    bench,
+    endurance,
+    faults,
+    merge,
+    compare,
+    explore,
+    replay,
+    minimise,
+    bisect,
+)
+for command in COMMANDS:
     cli.add_command(command)
 
 

@@ -1,26 +1,18 @@
-"""The invariants of a raw program: after each step QEMU is what the model says, at the end as it began."""
+"""The invariants of a raw program: after each step QEMU is what the model says."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
-from harness.actions.migration import blocked_reason, expect_blocked_by
-from harness.errors import Violation, WaitTimeout
-from harness.explore.disagreement import Disagreement, shortened
+from harness.actions.migration import blocked_reason
+from harness.errors import WaitTimeout
+from harness.explore.disagreement import Disagreement
+from harness.explore.invariants import SETTLE_S, check_blockers, check_devices, check_run_state, plugged
 from harness.explore.raw_machine import ORIGINAL, RawMachine
 from harness.explore.raw_model import FILE, MADE, RawState
-from harness.leaks.footprint import counts, handles
-from harness.leaks.vmstate import vmstate_sections
+from harness.leaks.footprint import handles
 from harness.qemu.blockers import blocked_reasons
-from harness.qemu.deletion import PERIPHERAL
 
 #: The content of an export's file after a write; as long as :data:`.raw_machine.ORIGINAL`.
 WRITTEN = b"written!" * 100
-#: Seconds, before scaling, for what an RCU grace period or an ending thread still holds.
-_SETTLE_S = 2.0
-#: QEMU's worker threads come and go: a pool (QEMU: ``util/thread-pool.c``).
-_POOL = re.compile("worker|thread-pool|pool-")
 
 
 def check(on: RawMachine, state: RawState) -> None:
@@ -28,23 +20,16 @@ def check(on: RawMachine, state: RawState) -> None:
 
     :raises Disagreement: when one does not hold.
     """
-    _check_devices(on, state)
+    check_devices(on.machine, plugged(on.shares, (device.plugged for device in state.devices)))
+    _check_events(on)
     _check_blockers(on, state)
-    _check_run_state(on, state)
+    check_run_state(on.machine, running=state.running)
     for share in range(len(on.shares)):
         _check_content(on, state, share)
     _check_open_files(on, state)
 
 
-def _check_devices(on: RawMachine, state: RawState) -> None:
-    children = on.execute("qom-list", {"path": PERIPHERAL})
-    seen = sorted(child["name"] for child in children if "virtio-9p" in child["type"])
-    expected = sorted(
-        share.id for share, device in zip(on.shares, state.devices, strict=True) if device.plugged
-    )
-    if seen != expected:
-        what = f"QEMU has {len(seen)} devices instead of {len(expected)}"
-        raise Disagreement("devices", what, details=f"{PERIPHERAL}: {seen}; expected: {expected}")
+def _check_events(on: RawMachine) -> None:
     ids = {share.id for share in on.shares}
     reported = sum(event.data.get("device") in ids for event in on.deletions.events)
     if reported != on.expected_deletions:
@@ -53,24 +38,13 @@ def _check_devices(on: RawMachine, state: RawState) -> None:
 
 
 def _check_blockers(on: RawMachine, state: RawState) -> None:
-    mounted = [share for share, device in zip(on.shares, state.devices, strict=True) if device.blocks]
+    mounted = plugged(on.shares, (device.blocks for device in state.devices))
     if state.attaching:  # Whether a Tattach in flight is listed already is QEMU's choice.
         reasons = blocked_reasons(on.machine)
         if any(blocked_reason(share) not in reasons for share in mounted):
             raise Disagreement("blocked_reasons", "blocked-reasons does not name a mounted share")
         return
-    try:
-        expect_blocked_by(on.machine, *mounted)
-    except Violation as exc:
-        what = shortened(exc.message).partition(": ")[2]
-        raise Disagreement("blocked_reasons", what, details=exc.message) from None
-
-
-def _check_run_state(on: RawMachine, state: RawState) -> None:
-    status = on.execute("query-status")
-    if status["running"] != state.running:
-        expected = "running" if state.running else "stopped"
-        raise Disagreement("run_state", f"the machine is {status['status']}, and not {expected}")
+    check_blockers(on.machine, mounted)
 
 
 def _check_content(on: RawMachine, state: RawState, share: int) -> None:
@@ -90,7 +64,7 @@ def _check_open_files(on: RawMachine, state: RawState) -> None:
     expected = sum(device.plugged + len(device.fids & {FILE, MADE}) for device in state.devices)
     try:
         on.machine.wait_until(
-            lambda: _open_files(on) == expected, what="its files", timeout_s=_SETTLE_S, interval_s=0.01
+            lambda: _open_files(on) == expected, what="its files", timeout_s=SETTLE_S, interval_s=0.01
         )
     except WaitTimeout:
         more = _open_files(on) - expected
@@ -103,47 +77,3 @@ def _open_files(on: RawMachine) -> int:
     folders = tuple(str(share.path.resolve()) for share in on.shares)
     targets = handles(on.machine.pid)["fd_targets"]
     return sum(count for target, count in targets.items() if target.startswith(folders))
-
-
-def measured(on: RawMachine) -> dict[str, int]:
-    """What QEMU holds: threads without those of the pool, descriptors, QOM children and so on."""
-    machine = on.machine
-    found = handles(machine.pid)
-    names = [_thread_name(machine.pid, number) for number in found["thread_ids"]]
-    held = {
-        "threads": sum(_POOL.match(name) is None for name in names),
-        "fds": int(found["fds"]),
-        **counts(machine),
-    }
-    sections = vmstate_sections(machine)
-    return held if sections is None else {**held, "vmstate_sections": sections}
-
-
-def check_footprint(on: RawMachine, before: dict[str, int]) -> None:
-    """Compare what a stopped machine without devices holds with what it held at the beginning.
-
-    :raises Disagreement: when it holds more.
-    """
-    # A destination was started in another way, and has the descriptors of its migration.
-    unlike = ("fds", "threads") if on.machine.spec.incoming else ()
-    left: dict[str, int] = {}
-
-    def as_before() -> bool:
-        now = measured(on)
-        left.clear()
-        left.update({k: now[k] - v for k, v in before.items() if k in now and now[k] > v and k not in unlike})
-        return not left
-
-    try:
-        on.machine.wait_until(as_before, what="its footprint", timeout_s=_SETTLE_S, interval_s=0.02)
-    except WaitTimeout:
-        grown = ", ".join(f"{name} +{more}" for name, more in left.items())
-        raise Disagreement("footprint", f"left when everything is unplugged: {grown}") from None
-
-
-def _thread_name(pid: int, thread: int) -> str:
-    """The name of a thread; empty when it has just ended."""
-    try:
-        return Path(f"/proc/{pid}/task/{thread}/comm").read_text().strip()
-    except OSError:
-        return ""

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.explore.program import ShareKind
+from harness.explore.shares import declared
 from harness.holds.hold import Held, Hold
-from harness.holds.throttle import require_throttling, throttled
 from harness.ninep.client import RawDriver, RawGuest, Request
 from harness.qemu.machine import Machine
-from harness.qemu.spec import MachineSpec, Share
+from harness.qemu.spec import MachineSpec
 from harness.testbed import Testbed
 
 #: The content of an export's file at first.
@@ -24,8 +24,6 @@ ORIGINAL = b"original" * 100
 #: ``cli; hlt`` and a jump back to it, at the reset vector, 16 bytes before the end of the ROM.
 _HALTS = b"\xfa\xf4\xeb\xfd".ljust(16, b"\0").rjust(1 << 16, b"\0")
 _MEMORY_MIB = 128
-#: A throttle that exists and delays no request; bytes a second.
-_THROTTLE = 64 << 20
 
 
 @dataclass
@@ -50,7 +48,10 @@ class RawMachine:
 
     def __init__(self, testbed: Testbed, kinds: Sequence[ShareKind], *, holding: bool) -> None:
         self.testbed = testbed
-        self.shares = declare(testbed, kinds)
+        self.shares = declared(testbed, kinds)
+        testbed.declare(*self.shares)
+        for share in self.shares:
+            (share.path / "file").write_bytes(ORIGINAL)
         self.hold = Hold(testbed) if holding else None
         firmware = testbed.folder / "halt.rom"
         firmware.write_bytes(_HALTS)
@@ -114,24 +115,3 @@ class RawMachine:
         """The devices are in another machine, with these drivers."""
         self.guest, self._drivers = guest, drivers
         self.listen()
-
-
-def declare(testbed: Testbed, kinds: Sequence[ShareKind]) -> tuple[Share, ...]:
-    """Declare the shares of a program, and write the file that each export has."""
-    shares: list[Share] = []
-    for kind, share in zip(kinds, testbed.shares, strict=False):
-        made = replace(share, security_model=kind.security_model)
-        if kind.throttled:
-            require_throttling(testbed.cell.qemu)
-            made = throttled(made, bytes_per_s=_THROTTLE)
-        if kind.fsdev_of is not None:
-            made = share.beside(_owner(shares, kinds, kind.fsdev_of))
-        (made.path / "file").write_bytes(ORIGINAL)
-        shares.append(made)
-    return testbed.declare(*shares)
-
-
-def _owner(shares: Sequence[Share], kinds: Sequence[ShareKind], share: int) -> Share:
-    """The share that has the fsdev itself."""
-    of = kinds[share].fsdev_of
-    return shares[share] if of is None else _owner(shares, kinds, of)

@@ -13,14 +13,15 @@ from dataclasses import replace
 from harness.actions.bad_plugs import BadPlug, unrealizable
 from harness.actions.drain import happens_while
 from harness.actions.hotplug import plug_refusals
-from harness.actions.migration import blocked_reason, under_way
+from harness.actions.migration import under_way
 from harness.actions.raw_migration import migrate_raw
 from harness.background import Background
 from harness.deadline import check_during
 from harness.errors import QemuError
 from harness.explore.disagreement import Disagreement
+from harness.explore.invariants import check_footprint, expect_refused, measured, plugged
 from harness.explore.program import Program, Step
-from harness.explore.raw_invariants import WRITTEN, check, check_footprint, measured
+from harness.explore.raw_invariants import WRITTEN, check
 from harness.explore.raw_machine import ORIGINAL, InFlight, RawMachine
 from harness.explore.raw_model import ATTACH, FILE, MADE, ROOT, ROOTS, SECOND_ROOT, RawState
 from harness.holds.hold import DATA, FSYNC, STAT, Held
@@ -30,6 +31,7 @@ from harness.ninep.messages import T
 from harness.ninep.session import BROKEN, count_virtio_errors, outcome, wait_answered_or_broken
 from harness.qemu.deletion import Deletion
 from harness.qemu.migration_socket import discarded_stream
+from harness.qemu.spec import Share
 from harness.testbed import Testbed
 
 #: The numbers of the fids of :mod:`.raw_model`, of one that a step uses for itself, and of one that never is.
@@ -57,7 +59,7 @@ class RawPerformer:
     def __init__(self, testbed: Testbed, program: Program) -> None:
         holding = any(step.do == "hold" for step in program.steps)
         self._on = RawMachine(testbed, program.shares, holding=holding)
-        self._footprint = measured(self._on)
+        self._footprint = measured(self._on.machine, with_guest=False)
 
     def perform(self, step: Step, before: RawState, after: RawState) -> None:
         """See :func:`perform`."""
@@ -69,7 +71,7 @@ class RawPerformer:
         :raises Violation: when something is left.
         """
         finish(self._on, state)
-        check_footprint(self._on, self._footprint)
+        check_footprint(self._on.machine, self._footprint)
 
 
 def perform(on: RawMachine, step: Step, before: RawState, after: RawState) -> None:
@@ -173,7 +175,7 @@ def _run_state(on: RawMachine, command: str, event: str) -> None:
 def _savevm(on: RawMachine, step: Step, before: RawState) -> None:
     printed = on.machine.qmp.hmp(f"savevm {_TAG}", watch=on.machine.watch).strip()
     if before.blocked:
-        _expect_reason(on, step, before, printed)
+        expect_refused(step.do, _mounted(on, before), printed)
     elif before.attaching:
         if not printed:
             raise Disagreement(step.do, "savevm completed with a Tattach in flight", guarantee=_BLOCKED)
@@ -183,13 +185,8 @@ def _savevm(on: RawMachine, step: Step, before: RawState) -> None:
         on.save_drivers()
 
 
-def _expect_reason(on: RawMachine, step: Step, before: RawState, refusal: str) -> None:
-    if not refusal:
-        what = f"{step.do} was accepted while an export is attached"
-        raise Disagreement(step.do, what, guarantee=_BLOCKED)
-    mounted = [share for share, device in zip(on.shares, before.devices, strict=True) if device.blocks]
-    if not any(blocked_reason(share) in refusal for share in mounted):
-        raise Disagreement(step.do, f"refused with another text: {refusal}")
+def _mounted(on: RawMachine, state: RawState) -> list[Share]:
+    return plugged(on.shares, (device.blocks for device in state.devices))
 
 
 def _loadvm(on: RawMachine, step: Step, _before: RawState) -> None:
@@ -215,10 +212,10 @@ def _migrate_in_vain(on: RawMachine, step: Step, before: RawState) -> None:
             on.execute("migrate", {"uri": uri})
         except QemuError as exc:
             if before.blocked:
-                _expect_reason(on, step, before, exc.desc)
+                expect_refused(step.do, _mounted(on, before), exc.desc)
             return
         if before.blocked:
-            _expect_reason(on, step, before, "")
+            expect_refused(step.do, _mounted(on, before), "")
         _expect_incomplete(on, step)
 
 
@@ -250,7 +247,7 @@ def _while_held(
     """Begin what has to wait for the held requests of ``shares``, release them, and wait for its end.
 
     :param begin: runs in the background: with a QEMU that waits it does not return before the release.
-    :param happened: whether it has taken effect.
+    :param happened: whether it has taken effect. :param what: its effect.
     :raises Disagreement: when it took effect while the requests were held.
     """
     held = [on.in_flight.pop(share) for share in shares]
@@ -275,7 +272,7 @@ def _while_held(
         # Where the requests come back to, QEMU may crash, which is the cause then.
         check_during(on.machine.timeout_scale.seconds(_WINDOW_S), on.machine.watch, interval_s=0.01)
         on.execute("query-status")
-        raise Disagreement("drain", f"{what} was done with a request in flight")
+        raise Disagreement("drain", f"{what} under a request in flight")
 
 
 def _eject(on: RawMachine, step: Step, before: RawState) -> None:
@@ -288,7 +285,7 @@ def _eject(on: RawMachine, step: Step, before: RawState) -> None:
                 [number],
                 lambda: on.guest.request_eject(share),
                 lambda _: deletion.reported,
-                "the eject",
+                "the device was freed",
             )
             deletion.wait(timeout_s=_EVENT_TIMEOUT_S)
     else:
@@ -299,7 +296,7 @@ def _eject(on: RawMachine, step: Step, before: RawState) -> None:
 def _device_reset(on: RawMachine, step: Step, before: RawState) -> None:
     driver = _driver(on, step)
     if before.device(step).held:
-        _while_held(on, [_share(step)], driver.reset, lambda going: going.done, "the reset of the device")
+        _while_held(on, [_share(step)], driver.reset, lambda going: going.done, "the device was reset")
     else:
         driver.reset()
     on.forget_driver(_share(step))
@@ -314,7 +311,7 @@ def _system_reset(on: RawMachine, _step: Step, before: RawState) -> None:
         if held:
             resets = stack.enter_context(on.machine.qmp.listen("RESET"))
             _while_held(
-                on, held, on.guest.system_reset, lambda _: bool(resets.events), "the reset of the machine"
+                on, held, on.guest.system_reset, lambda _: bool(resets.events), "the machine was reset"
             )
         else:
             on.guest.system_reset()

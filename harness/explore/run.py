@@ -14,9 +14,11 @@ from typing import Any, Protocol
 from harness.artifacts import Artifacts
 from harness.checkers import Record, Verdict, judge
 from harness.errors import HarnessError, SetupError, UsageError
-from harness.explore import failures, raw_model
+from harness.explore import failures, guest_model, raw_model
 from harness.explore.alphabet import Alphabet
 from harness.explore.attempt import Attempt, Ending, Failure
+from harness.explore.guest_model import GuestAlphabet
+from harness.explore.guest_steps import GuestPerformer
 from harness.explore.program import AlphabetName, Program, Step, text
 from harness.explore.raw_model import RawAlphabet
 from harness.explore.raw_steps import RawPerformer
@@ -79,18 +81,13 @@ _KINDS: dict[AlphabetName, _Kind] = {
         _require_raw,
         _without_guest,
     ),
+    AlphabetName.GUEST: _Kind(GuestAlphabet(), GuestPerformer, guest_model.TABLE.guarantees),
 }
 
 
 def alphabet(name: AlphabetName) -> Alphabet:
     """The alphabet of this name."""
-    return _kind(name).alphabet
-
-
-def _kind(name: AlphabetName) -> _Kind:
-    if name not in _KINDS:
-        raise UsageError(f"alphabet {name.value}: not known to this harness")
-    return _KINDS[name]
+    return _KINDS[name].alphabet
 
 
 def states(program: Program) -> list[Any]:
@@ -98,7 +95,7 @@ def states(program: Program) -> list[Any]:
 
     :raises UsageError: for a step that is unknown, or not possible on the model; one line.
     """
-    kind = _kind(program.alphabet)
+    kind = _KINDS[program.alphabet]
     found = [kind.alphabet.start(program.shares)]
     for number, step in enumerate(program.steps):
         if step.do not in kind.guarantees:
@@ -118,7 +115,7 @@ def check(program: Program, cell: Cell) -> None:
     :raises UsageError: when it cannot; one line.
     """
     states(program)
-    _kind(program.alphabet).check(cell)
+    _KINDS[program.alphabet].check(cell)
 
 
 def run(program: Program, cell: Cell, folder: Path) -> Attempt:
@@ -130,7 +127,7 @@ def run(program: Program, cell: Cell, folder: Path) -> Attempt:
         been started then.
     """
     check(program, cell)
-    kind = _kind(program.alphabet)
+    kind = _KINDS[program.alphabet]
     started_s = time.monotonic()
     try:
         artifacts = _artifacts(folder)
@@ -144,6 +141,23 @@ def run(program: Program, cell: Cell, folder: Path) -> Attempt:
     finally:
         testbed.close()
     return replace(attempt.judge(), seconds=time.monotonic() - started_s, artifacts=folder)
+
+
+def perform(program: Program, testbed: Testbed) -> None:
+    """Perform a program in the testbed of a test; the test's record is judged as that of any other.
+
+    The program's own cell is not looked at.
+
+    :raises UsageError: when the program is not possible on the model, or cannot run on this cell.
+    :raises HarnessError: when QEMU does not do what the model says.
+    """
+    check(program, testbed.cell)
+    kind, model = _KINDS[program.alphabet], states(program)
+    testbed.cell = kind.cell(testbed.cell)
+    performer = kind.performer(testbed, program)
+    for number, step in enumerate(program.steps):
+        performer.perform(step, model[number], model[number + 1])
+    performer.finish(model[-1])
 
 
 class _Attempt:

@@ -1,0 +1,234 @@
+"""The model of a machine with a Linux guest: which steps are possible, and what they change.
+
+The guest's kernel removes a device that is in use only when its last user is gone, and handles no other
+hotplug meanwhile (kernel: ``net/9p/trans_virtio.c``, ``p9_virtio_remove``). So no other device is plugged or
+unplugged while one waits to leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from harness.explore.model import Action, Table
+from harness.explore.program import ShareKind, Step
+
+#: The requests that can be held: those of a reader, and of a writer.
+HOLDS = ("read", "write")
+
+
+@dataclass(frozen=True)
+class GuestShare:
+    """One share's device, and what the guest does with it.
+
+    :ivar leaving: ``device_del`` was accepted, and the guest waits for the last user.
+    :ivar ejected: the device was ejected by force; the guest's kernel still believes in it until a reset.
+    :ivar mounted: it is mounted at its mount point.
+    :ivar open: a process has a file of it open, also after ``umount -l``.
+    :ivar unlinked: that file was unlinked. :ivar held: the request whose system call is held.
+    :ivar written: the guest has written a file.
+    """
+
+    plugged: bool = False
+    leaving: bool = False
+    ejected: bool = False
+    mounted: bool = False
+    open: bool = False
+    unlinked: bool = False
+    held: str = ""
+    written: bool = False
+
+    @property
+    def in_use(self) -> bool:
+        """Whether it has a session in the guest, which has to block migration and unplug."""
+        return self.plugged and (self.mounted or self.open)
+
+    def without_session(self) -> GuestShare:
+        """The guest has been reset."""
+        return GuestShare(plugged=self.plugged, written=self.written)
+
+    def gone(self) -> GuestShare:
+        """The device is unplugged."""
+        return GuestShare(written=self.written)
+
+
+@dataclass(frozen=True)
+class GuestState:
+    """A state of the machine. Equal states have equal futures.
+
+    :ivar saved: which devices the snapshot has.
+    """
+
+    kinds: tuple[ShareKind, ...]
+    shares: tuple[GuestShare, ...]
+    running: bool = True
+    saved: tuple[bool, ...] | None = None
+
+    def possible(self) -> Iterable[Step]:
+        """Every step whose precondition holds."""
+        return TABLE.possible(self, len(self.shares))
+
+    def after(self, step: Step) -> GuestState:
+        """The state after a step.
+
+        :raises ValueError: when the step is not possible here.
+        """
+        return TABLE.after(self, len(self.shares), step)
+
+    def share(self, step: Step) -> GuestShare:
+        """The share that a step is about."""
+        assert step.share is not None
+        return self.shares[step.share]
+
+    def changed(self, step: Step, share: GuestShare) -> GuestState:
+        """The state with another share for the one that the step is about."""
+        assert step.share is not None
+        return replace(self, shares=(*self.shares[: step.share], share, *self.shares[step.share + 1 :]))
+
+    def any(self, holds: Callable[[GuestShare], bool]) -> bool:
+        """Whether something holds for any share."""
+        return any(map(holds, self.shares))
+
+    @property
+    def blocked(self) -> bool:
+        """Whether migration has to be refused."""
+        return self.any(lambda share: share.in_use)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the guest waits for the last user of a device, or for one that was ejected by force."""
+        return self.any(lambda share: share.leaving or share.ejected)
+
+
+class GuestAlphabet:
+    """The steps of a Linux guest."""
+
+    def start(self, shares: Sequence[ShareKind]) -> GuestState:
+        """The state of a guest that has just been restored."""
+        return GuestState(tuple(shares), (GuestShare(),) * len(shares))
+
+
+_HOSTILE, _PLAIN, _LIFE = "a hostile guest cannot hurt QEMU", "plain use", "lifecycle"
+_BLOCKED, _MIGRATES = "blocked while mounted", "migrates when unmounted"
+_VMSTATE, _BUSY = "no crash in vmstate change", "unplug is refused while busy"
+
+
+def _idle(share: GuestShare) -> bool:
+    """Mounted, and without a request that is held."""
+    return share.mounted and not share.held
+
+
+def _when(holds: Callable[[GuestShare], bool]) -> Callable[[GuestState, Step], bool]:
+    """The guest runs, and something holds for the share."""
+    return lambda state, step: state.running and holds(state.share(step))
+
+
+def _with(**values: bool | str) -> Callable[[GuestState, Step], GuestState]:
+    return lambda state, step: state.changed(step, replace(state.share(step), **values))  # type: ignore[arg-type]
+
+
+def _used_less(state: GuestState, step: Step, share: GuestShare) -> GuestState:
+    """A user has ended: a device that waited for its last user leaves."""
+    return state.changed(step, share.gone() if share.leaving and not share.in_use else share)
+
+
+def _umount(state: GuestState, step: Step) -> GuestState:
+    return _used_less(state, step, replace(state.share(step), mounted=False))
+
+
+def _close(state: GuestState, step: Step) -> GuestState:
+    return _used_less(state, step, replace(state.share(step), open=False, unlinked=False))
+
+
+def _device_del(state: GuestState, step: Step) -> GuestState:
+    share = state.share(step)
+    return state.changed(step, replace(share, leaving=True) if share.in_use else share.gone())
+
+
+def _eject(state: GuestState, step: Step) -> GuestState:
+    share = state.share(step)
+    return state.changed(step, GuestShare(ejected=True, written=share.written))
+
+
+def _reset(state: GuestState, _step: Step) -> GuestState:
+    shares = (share.gone() if share.leaving else share.without_session() for share in state.shares)
+    return replace(state, shares=tuple(shares))
+
+
+def _same(state: GuestState, _step: Step) -> GuestState:
+    return state
+
+
+def _savevm(state: GuestState, _step: Step) -> GuestState:
+    return state if state.blocked else replace(state, saved=tuple(share.plugged for share in state.shares))
+
+
+def _can_load(state: GuestState, _step: Step) -> bool:
+    """Over the same devices; the processes that use a share do not exist in the snapshot."""
+    plugged = tuple(share.plugged for share in state.shares)
+    held = state.any(lambda share: bool(share.held))
+    return state.running and state.saved == plugged and not state.waiting and not held
+
+
+def _loadvm(state: GuestState, _step: Step) -> GuestState:
+    return replace(state, shares=tuple(share.without_session() for share in state.shares))
+
+
+def _quiet(state: GuestState, _step: Step) -> bool:
+    return state.running and not state.waiting
+
+
+def _no_request(state: GuestState, step: Step) -> bool:
+    return _quiet(state, step) and not state.any(lambda share: bool(share.held))
+
+
+#: The steps of a Linux guest.
+TABLE: Table[GuestState] = Table(
+    {
+        "plug": Action(lambda s, t: _quiet(s, t) and not s.share(t).plugged, _with(plugged=True), _LIFE),
+        "mount": Action(
+            _when(lambda share: share.plugged and not share.leaving and not share.in_use),
+            _with(mounted=True),
+            _LIFE,
+        ),
+        "umount": Action(_when(lambda share: _idle(share) and not share.open), _umount, _BLOCKED),
+        "umount_lazy": Action(_when(lambda share: _idle(share) and share.open), _umount, _BLOCKED),
+        "open": Action(_when(lambda share: _idle(share) and not share.open), _with(open=True), _PLAIN),
+        "close": Action(_when(lambda share: share.open and not share.held), _close, _BLOCKED),
+        "unlink": Action(
+            _when(lambda share: _idle(share) and share.open and not share.unlinked),
+            _with(unlinked=True),
+            _PLAIN,
+        ),
+        "write": Action(_when(_idle), _with(written=True), _PLAIN),
+        "read": Action(_when(lambda share: _idle(share) and share.written), _same, _PLAIN),
+        "device_del": Action(
+            lambda s, t: _quiet(s, t) and s.share(t).plugged and not s.share(t).leaving, _device_del, _BUSY
+        ),
+        "eject": Action(_when(lambda share: share.plugged and not share.leaving), _eject, _HOSTILE),
+        "hold": Action(
+            _when(lambda share: _idle(share) and not share.leaving),
+            lambda s, t: s.changed(t, replace(s.share(t), held=str(t.value))),
+            _PLAIN,
+            HOLDS,
+        ),
+        "release": Action(_when(lambda share: bool(share.held)), _with(held=""), _PLAIN),
+        "rebind": Action(lambda s, t: _no_request(s, t) and not s.blocked, _same, _LIFE, of_machine=True),
+        "stop": Action(
+            lambda s, _: s.running, lambda s, _: replace(s, running=False), _VMSTATE, of_machine=True
+        ),
+        "cont": Action(
+            lambda s, _: not s.running, lambda s, _: replace(s, running=True), _VMSTATE, of_machine=True
+        ),
+        "system_reset": Action(
+            lambda s, _: s.running and not s.any(lambda share: bool(share.held)),
+            _reset,
+            _BLOCKED,
+            of_machine=True,
+        ),
+        "reboot": Action(_no_request, _reset, _BLOCKED, of_machine=True),
+        "savevm": Action(_quiet, _savevm, _BLOCKED, of_machine=True),
+        "loadvm": Action(_can_load, _loadvm, _VMSTATE, of_machine=True),
+        "migrate": Action(_quiet, _same, _MIGRATES, of_machine=True),
+    }
+)

@@ -1,0 +1,340 @@
+"""Performs the steps of :mod:`.guest_model` in a Linux guest, and compares QEMU with the model after each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+
+from harness.actions.hostile import HostileGuest
+from harness.actions.hotplug import Hotplug, Unplug
+from harness.actions.migration import Migration
+from harness.actions.run_state import RunState
+from harness.actions.snapshot import Snapshot
+from harness.deadline import check_during
+from harness.errors import QemuError, WaitTimeout
+from harness.explore.disagreement import Disagreement
+from harness.explore.guest_model import GuestState
+from harness.explore.invariants import (
+    SETTLE_S,
+    check_blockers,
+    check_devices,
+    check_footprint,
+    check_run_state,
+    expect_refused,
+    measured,
+    plugged,
+)
+from harness.explore.program import Program, Step
+from harness.explore.shares import declared
+from harness.guest.mount import Mount
+from harness.guest.mount_user import MountUser, mount_in_use
+from harness.guest.transfer import Transfer, reader, writer
+from harness.holds.hold import Held, Hold
+from harness.qemu.blockers import blocked_reasons
+from harness.qemu.machine import Machine
+from harness.qemu.migration_socket import discarded_stream
+from harness.qemu.spec import Share
+from harness.testbed import Testbed
+
+_TAG = "explored"
+_SIZE_KIB = 64
+#: Seconds, before scaling, in which QEMU may crash where a held request comes back to.
+_CRASH_WINDOW_S = 0.1
+
+Perform = Callable[["GuestPerformer", Step, GuestState], None]
+
+
+@dataclass
+class _InFlight:
+    """A transfer whose system call is held. :ivar stack: releases it when it is closed."""
+
+    held: Held
+    transfer: Transfer
+    stack: ExitStack
+
+
+class GuestPerformer:
+    """Performs the steps of one program; the guest is restored here.
+
+    :raises Unsupported: when requests cannot be held here, or this QEMU cannot throttle an fsdev.
+    """
+
+    def __init__(self, testbed: Testbed, program: Program) -> None:
+        self._testbed = testbed
+        self.shares = declared(testbed, program.shares)
+        # The whole pool is declared, so that programs with fewer shares use the same template.
+        testbed.declare(*self.shares, *testbed.shares[len(self.shares) :])
+        self.hold = Hold(testbed) if any(step.do == "hold" for step in program.steps) else None
+        self.guest = testbed.boot()
+        self.hotplug, self.run_state = Hotplug(self.guest), RunState(self.guest)
+        self.migration, self.snapshot = Migration(self.guest, testbed), Snapshot(self.guest)
+        self.hostile = HostileGuest(self.guest)
+        self.mounts: dict[int, Mount] = {}
+        self.users: dict[int, tuple[MountUser, ExitStack]] = {}
+        self.unplugs: dict[int, Unplug] = {}
+        self.in_flight: dict[int, _InFlight] = {}
+        #: The SHA-256 of the file that the guest has written.
+        self.written: dict[int, str] = {}
+        self._footprint = self._stopped_footprint()
+
+    @property
+    def machine(self) -> Machine:
+        """The machine that the guest is in."""
+        return self.guest.machine
+
+    def _stopped_footprint(self) -> dict[str, int]:
+        """Measured while the machine is stopped, because vmstate sections can be counted only then."""
+        self.run_state.stop()
+        found = measured(self.machine, with_guest=True)
+        self.run_state.cont()
+        return found
+
+    def perform(self, step: Step, before: GuestState, after: GuestState) -> None:
+        """Perform one step, and compare QEMU with the model.
+
+        :raises Violation: when QEMU disagrees. :raises GuestError: when the guest cannot do it.
+        :raises QemuError: when QEMU refuses a command.
+        """
+        self._testbed.history.note("host", "explore:step", {"step": str(step)})
+        PERFORM[step.do](self, step, before)
+        self._check(after)
+
+    def mounted(self, state: GuestState) -> list[Share]:
+        """The shares that have to block migration."""
+        return plugged(self.shares, (share.in_use for share in state.shares))
+
+    def _check(self, state: GuestState) -> None:
+        check_devices(self.machine, plugged(self.shares, (share.plugged for share in state.shares)))
+        self._check_blockers(self.mounted(state))
+        check_run_state(self.machine, running=state.running)
+        if state.running:
+            self.guest.succeed("true")
+
+    def _check_blockers(self, mounted: list[Share]) -> None:
+        """The guest's kernel ends a session a moment after the last process that used it has ended."""
+        with suppress(WaitTimeout):  # The check below says what is wrong.
+            self.machine.wait_until(
+                lambda: len(blocked_reasons(self.machine)) == len(mounted),
+                what="its blockers",
+                timeout_s=SETTLE_S,
+            )
+        check_blockers(self.machine, mounted)
+
+    def finish(self, state: GuestState) -> None:
+        """End every use of a share, unplug every device, and compare the footprint with the beginning's.
+
+        A device that was ejected by force cannot be cleaned up in the guest, and is gone from QEMU.
+
+        :raises Violation: when something is left.
+        """
+        if not state.running:
+            self.run_state.cont()
+        for number, share in enumerate(state.shares):
+            if share.held:
+                self.end_transfer(number)
+            if share.open:
+                self.end_user(number)
+            if share.mounted:
+                self.mounts.pop(number).unmount()
+        for number, share in enumerate(state.shares):
+            if share.leaving:
+                self.unplugs.pop(number).wait_completed()
+            elif share.plugged:
+                self.hotplug.unplug(self.shares[number])
+        self.run_state.stop()
+        check_footprint(self.machine, self._footprint)
+
+    def end_user(self, share: int) -> None:
+        """End the process that has a file open."""
+        user, stack = self.users.pop(share)
+        user.end()
+        stack.close()
+
+    def end_transfer(self, share: int) -> None:
+        """Release the held request: its transfer ends with the right bytes."""
+        one = self.in_flight.pop(share)
+        one.stack.close()
+        one.transfer.wait_finished().expect_intact()
+
+    def forget_guest(self) -> None:
+        """The guest has booted anew, or has the state of a snapshot: it uses nothing."""
+        self.mounts.clear()
+        for _, stack in self.users.values():
+            stack.pop_all()
+        self.users.clear()
+
+
+def _number(step: Step) -> int:
+    assert step.share is not None
+    return step.share
+
+
+def _share(on: GuestPerformer, step: Step) -> Share:
+    return on.shares[_number(step)]
+
+
+def _plug(on: GuestPerformer, step: Step, _before: GuestState) -> None:
+    on.hotplug.plug(_share(on, step))
+
+
+def _mount(on: GuestPerformer, step: Step, _before: GuestState) -> None:
+    on.mounts[_number(step)] = on.guest.mount(_share(on, step))
+
+
+def _umount(on: GuestPerformer, step: Step, before: GuestState) -> None:
+    on.mounts.pop(_number(step)).unmount()
+    _leaves(on, step, before)
+
+
+def _leaves(on: GuestPerformer, step: Step, before: GuestState) -> None:
+    """A device that waited for this user leaves now."""
+    if before.share(step).leaving:
+        on.unplugs.pop(_number(step)).wait_completed()
+
+
+def _umount_lazy(on: GuestPerformer, step: Step, _before: GuestState) -> None:
+    on.mounts.pop(_number(step)).detach()
+
+
+def _open(on: GuestPerformer, step: Step, _before: GuestState) -> None:
+    stack = ExitStack()
+    user = stack.enter_context(mount_in_use(on.mounts[_number(step)], "open_file"))
+    on.users[_number(step)] = user, stack
+
+
+def _close(on: GuestPerformer, step: Step, before: GuestState) -> None:
+    on.end_user(_number(step))
+    if not before.share(step).mounted:
+        _leaves(on, step, before)
+
+
+def _unlink(on: GuestPerformer, step: Step, _before: GuestState) -> None:
+    mount = on.mounts[_number(step)]
+    on.guest.succeed(f"rm {mount.mountpoint}/.occupied")
+    if (mount.share.path / ".occupied").exists():
+        raise Disagreement("content", "a file that was unlinked exists")
+
+
+def _name(step: Step) -> str:
+    return f"written-{step.share}"
+
+
+def _write(on: GuestPerformer, step: Step, _before: GuestState) -> None:
+    mount = on.mounts[_number(step)]
+    on.written[_number(step)] = mount.write(_name(step), size_kib=_SIZE_KIB)
+    mount.expect_intact(_name(step), on.written[_number(step)])
+
+
+def _read(on: GuestPerformer, step: Step, _before: GuestState) -> None:
+    on.mounts[_number(step)].expect_intact(_name(step), on.written[_number(step)])
+
+
+def _device_del(on: GuestPerformer, step: Step, before: GuestState) -> None:
+    """It completes at once, or when the share is no longer used."""
+    if not before.share(step).in_use:
+        on.hotplug.unplug(_share(on, step))
+        return
+    unplug = on.hotplug.request_unplug(_share(on, step))
+    on.unplugs[_number(step)] = unplug
+    unplug.wait_seen_by_guest()
+
+
+def _eject(on: GuestPerformer, step: Step, before: GuestState) -> None:
+    share = _share(on, step)
+    if before.share(step).held:
+        _eject_with_a_request(on, step)
+    else:
+        on.hostile.eject(share)
+    on.mounts.pop(_number(step), None)
+    if _number(step) in on.users:  # Its process cannot be ended: it waits for the device.
+        on.users.pop(_number(step))[1].pop_all()
+
+
+def _eject_with_a_request(on: GuestPerformer, step: Step) -> None:
+    one = on.in_flight.pop(_number(step))
+    ejection = on.hostile.request_eject(_share(on, step))
+    early = ejection.observe(while_=one.held.waiting)
+    one.stack.close()
+    ejection.wait_completed()
+    check_during(on.machine.timeout_scale.seconds(_CRASH_WINDOW_S), on.machine.watch, interval_s=0.01)
+    on.guest.succeed("true")
+    if early:
+        raise Disagreement("drain", "the device was freed under a request in flight")
+
+
+def _hold(on: GuestPerformer, step: Step, _before: GuestState) -> None:
+    assert on.hold is not None
+    stack = ExitStack()
+    held = stack.enter_context(on.hold.requests(_share(on, step)))
+    begin = reader if step.value == "read" else writer
+    transfer = begin(on.mounts[_number(step)])
+    on.in_flight[_number(step)] = _InFlight(held, transfer, stack)
+    held.wait_caught()
+
+
+def _reset(on: GuestPerformer, reset: Callable[[], None], before: GuestState) -> None:
+    """A reset ends every mount. A device that waited to leave is removed, or works and can be unplugged."""
+    reset()
+    on.forget_guest()
+    for number, share in enumerate(before.shares):
+        if share.leaving:
+            unplug = on.unplugs.pop(number)
+            if on.shares[number].mount_tag in on.guest.mount_tags():
+                on.hotplug.request_unplug(on.shares[number]).expect_granted_or_under_way()
+            unplug.wait_completed()
+
+
+def _savevm(on: GuestPerformer, step: Step, before: GuestState) -> None:
+    try:
+        on.snapshot.savevm(_TAG)
+    except QemuError as exc:
+        if not before.blocked:
+            raise
+        expect_refused(step.do, on.mounted(before), exc.desc)
+        return
+    if before.blocked:
+        expect_refused(step.do, on.mounted(before), "")
+
+
+def _loadvm(on: GuestPerformer, _step: Step, _before: GuestState) -> None:
+    on.snapshot.loadvm(_TAG)
+    on.forget_guest()
+
+
+def _migrate(on: GuestPerformer, step: Step, before: GuestState) -> None:
+    if not before.blocked:
+        on.migration.migrate()
+        return
+    with discarded_stream(on.machine) as uri:
+        try:
+            on.machine.qmp.execute("migrate", {"uri": uri}, watch=on.machine.watch)
+        except QemuError as exc:
+            expect_refused(step.do, on.mounted(before), exc.desc)
+        else:
+            expect_refused(step.do, on.mounted(before), "")
+
+
+PERFORM: dict[str, Perform] = {
+    "plug": _plug,
+    "mount": _mount,
+    "umount": _umount,
+    "umount_lazy": _umount_lazy,
+    "open": _open,
+    "close": _close,
+    "unlink": _unlink,
+    "write": _write,
+    "read": _read,
+    "device_del": _device_del,
+    "eject": _eject,
+    "hold": _hold,
+    "release": lambda on, step, _before: on.end_transfer(_number(step)),
+    "rebind": lambda on, _step, _before: on.guest.rebind_9p(),
+    "stop": lambda on, _step, _before: on.run_state.stop(),
+    "cont": lambda on, _step, _before: on.run_state.cont(),
+    "system_reset": lambda on, _step, before: _reset(on, on.run_state.system_reset, before),
+    "reboot": lambda on, _step, before: _reset(on, on.run_state.reboot, before),
+    "savevm": _savevm,
+    "loadvm": _loadvm,
+    "migrate": _migrate,
+}

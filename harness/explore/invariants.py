@@ -1,0 +1,122 @@
+"""The invariants that hold for both kinds of guests, and the footprint of a QEMU without devices."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from harness.actions.migration import blocked_reason, expect_blocked_by
+from harness.errors import Violation, WaitTimeout
+from harness.explore.disagreement import Disagreement, shortened
+from harness.leaks.footprint import counts, handles
+from harness.leaks.vmstate import vmstate_sections
+from harness.qemu.deletion import PERIPHERAL
+from harness.qemu.machine import Machine
+from harness.qemu.spec import Share
+
+#: Seconds, before scaling, for what an RCU grace period or an ending thread still holds.
+SETTLE_S = 2.0
+#: QEMU's worker threads come and go: a pool (QEMU: ``util/thread-pool.c``).
+_POOL = re.compile("worker|thread-pool|pool-")
+
+
+def plugged(shares: Sequence[Share], present: Iterable[bool]) -> list[Share]:
+    """The shares whose device is present."""
+    return [share for share, there in zip(shares, present, strict=True) if there]
+
+
+def check_devices(machine: Machine, expected: Iterable[Share]) -> None:
+    """QEMU has exactly these 9p devices.
+
+    :raises Disagreement: when it has others.
+    """
+    children = machine.qmp.execute("qom-list", {"path": PERIPHERAL}, watch=machine.watch)
+    seen = sorted(child["name"] for child in children if "virtio-9p" in child["type"])
+    ids = sorted(share.id for share in expected)
+    if seen != ids:
+        what = f"QEMU has {len(seen)} devices instead of {len(ids)}"
+        raise Disagreement("devices", what, details=f"{PERIPHERAL}: {seen}; expected: {ids}")
+
+
+def check_blockers(machine: Machine, mounted: Sequence[Share]) -> None:
+    """Exactly these shares block migration.
+
+    :raises Disagreement: when others do.
+    """
+    try:
+        expect_blocked_by(machine, *mounted)
+    except Violation as exc:
+        what = shortened(exc.message).partition(": ")[2]
+        raise Disagreement("blocked_reasons", what, details=exc.message) from None
+
+
+def expect_refused(do: str, mounted: Sequence[Share], refusal: str) -> None:
+    """A migration or a snapshot is refused, and the refusal names one of the mounted shares.
+
+    :param refusal: QEMU's text; empty when it was accepted.
+    :raises Disagreement: when it was accepted, or names none.
+    """
+    if not refusal:
+        what = f"{do} was accepted while an export is attached"
+        raise Disagreement(do, what, guarantee="blocked while mounted")
+    if not any(blocked_reason(share) in refusal for share in mounted):
+        raise Disagreement(do, f"refused with another text: {refusal}")
+
+
+def check_run_state(machine: Machine, *, running: bool) -> None:
+    """The machine runs, or does not.
+
+    :raises Disagreement: when it is the other way round.
+    """
+    status = machine.qmp.execute("query-status", watch=machine.watch)
+    if status["running"] != running:
+        what = f"the machine is {status['status']}, and not {'running' if running else 'stopped'}"
+        raise Disagreement("run_state", what)
+
+
+def measured(machine: Machine, *, with_guest: bool) -> dict[str, int]:
+    """What QEMU holds: descriptors, QOM children, memory regions, blockers, vmstate sections if stopped.
+
+    Without a guest the threads are counted as well, but for those of the pool, which are told by name. With a
+    guest the threads have no names, and sockets come and go with the guest's connections.
+    """
+    found = handles(machine.pid)
+    sockets = found["fd_targets"].get("socket", 0) if with_guest else 0
+    held = {"fds": int(found["fds"]) - sockets, **counts(machine)}
+    if not with_guest:
+        names = [_thread_name(machine.pid, number) for number in found["thread_ids"]]
+        held["threads"] = sum(_POOL.match(name) is None for name in names)
+    sections = vmstate_sections(machine)
+    return held if sections is None else {**held, "vmstate_sections": sections}
+
+
+def check_footprint(machine: Machine, before: dict[str, int]) -> None:
+    """Compare what a stopped machine without devices holds with what it held at the beginning.
+
+    :raises Disagreement: when it holds more.
+    """
+    # A destination was started in another way, and has the descriptors of its migration.
+    arrived = machine.spec.incoming and not machine.spec.from_template
+    unlike = ("fds", "threads") if arrived else ()
+    left: dict[str, int] = {}
+
+    def as_before() -> bool:
+        now = measured(machine, with_guest="threads" not in before)
+        left.clear()
+        left.update({k: now[k] - v for k, v in before.items() if k in now and now[k] > v and k not in unlike})
+        return not left
+
+    try:
+        machine.wait_until(as_before, what="its footprint", timeout_s=SETTLE_S, interval_s=0.02)
+    except WaitTimeout:
+        grown = ", ".join(f"{name} +{more}" for name, more in sorted(left.items()))
+        raise Disagreement("footprint", f"left when everything is unplugged: {grown}") from None
+
+
+def _thread_name(pid: int, thread: int) -> str:
+    """The name of a thread; empty when it has just ended."""
+    try:
+        return Path(f"/proc/{pid}/task/{thread}/comm").read_text().strip()
+    except OSError:
+        return ""
