@@ -135,6 +135,8 @@ class Testbed:
         self.folder = run.path / f"t{next(_numbers)}"
         self.shares = tuple(self._make_share(slot) for slot in range(SLOTS))
         self.devices: tuple[Device, ...] = ()
+        #: Whether its machines have a second QMP socket, for people.
+        self.monitors = False
 
     def _make_share(self, slot: int) -> Share:
         path = self.folder / f"share{slot}"
@@ -186,7 +188,8 @@ class Testbed:
 
     def spec(self, *, name: str = "source", plugged: frozenset[str] = frozenset()) -> MachineSpec:
         """The spec of a machine of this testbed's cell, with all shares of the pool and all other devices."""
-        return replace(self.cell.spec(name, self.shares, plugged), devices=self.devices)
+        spec = self.cell.spec(name, self.shares, plugged)
+        return replace(spec, devices=self.devices, monitor=self.monitors)
 
     def launch(
         self,
@@ -302,6 +305,10 @@ class Testbed:
         """
         spec = source.spec.destination(f"destination-{len(self.machines)}", plugged=frozenset(source.plugged))
         return self.launch(change(spec), source=source)
+
+    def guest_of(self, machine: Machine) -> Guest | None:
+        """The guest that runs in a machine; ``None`` for a machine without a guest."""
+        return next((guest for guest in self._guests if guest.machine is machine), None)
 
     def close(self) -> None:
         """End every machine, remove the folder, and record what is left. Idempotent."""

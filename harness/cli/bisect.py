@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,19 +20,25 @@ from rich.text import Text
 from harness import reaper
 from harness.artifacts import HISTORY
 from harness.checkers import Record
+from harness.cli.replay import cell_of
 from harness.cli.report import progress
 from harness.cli.signals import ended_by_sigterm
 from harness.errors import SetupError, UsageError
 from harness.explore import tree_bisect
+from harness.explore.attempt import Attempt, Ending
 from harness.explore.bisect import CONFIDENCE, Find, most_tests
 from harness.explore.candidate import Verdict
 from harness.explore.compilers import Compiler, HostCompiler, ReleaseCompiler, flavour_for
 from harness.explore.observations import Observations
+from harness.explore.program import AlphabetName, Program, read
+from harness.explore.program import text as program_text
 from harness.explore.releases import Releases, run_all
+from harness.explore.run import PROGRAM, states
+from harness.explore.run import run as run_program
 from harness.explore.tree import Commit, Tree
 from harness.explore.tree_bisect import Blame, ask_builds, ask_trial
 from harness.explore.tree_builds import TreeBuilds
-from harness.explore.trial import Scenario, ScenarioTrial, Trial, recorded, scenario
+from harness.explore.trial import ProgramTrial, Scenario, ScenarioTrial, Trial, recorded, scenario
 from harness.history import as_mapping
 from harness.matrix import DEFAULT
 from harness.provision import Cache, Provisioner, default_cache_root
@@ -38,6 +46,7 @@ from harness.qemu import binary
 from harness.qemu.machine_types import MACHINE_TYPES
 from harness.reaper import RunFolder
 from harness.report import tables
+from harness.testbed import Cell
 
 _LOG, _RESULT, _QEMUS, _RUNS = "log.ndjson", "result.json", "qemu", "runs"
 _HOST = "host"
@@ -192,6 +201,8 @@ def _subject(
     :raises UsageError: when it is neither a program, nor a folder with a record, nor a scenario.
     """
     path = Path(text)
+    if path.is_file() or (path / PROGRAM).is_file():
+        return _of_program(path if path.is_file() else path / PROGRAM, artifacts)
     if "::" in text and not path.exists():
         return _of_scenario(scenario(text, machine, kernel), run, artifacts)
     if path.is_dir():
@@ -201,6 +212,54 @@ def _subject(
         chosen = recorded(test, provisioner.qemu_names(), provisioner.guest_names())
         return _of_scenario(chosen, run, artifacts)
     raise UsageError(f"{text}: neither a program, nor the folder of a failed test, nor file.py::test")
+
+
+def _of_program(path: Path, artifacts: Path) -> Subject:
+    program = read(path)
+    states(program)
+    content = hashlib.sha256(program_text(program).encode()).hexdigest()[:16]
+
+    def command(qemu: str) -> str:
+        return shlex.join(["harness", "replay", str(path), "--qemu", qemu])
+
+    return Subject(path.name, content, ProgramTrial(program, ProgramRuns(artifacts)), command)
+
+
+class ProgramRuns:
+    """Makes attempts at programs, each in its own cell. The cell of each QEMU is prepared once.
+
+    :param artifacts: the folders of attempts that did not pass are kept there.
+    """
+
+    def __init__(self, artifacts: Path) -> None:
+        self._artifacts = artifacts
+        self._cells: dict[str, Cell] = {}
+
+    def __call__(self, program: Program) -> Attempt:
+        """Make one attempt."""
+        qemu = program.cell.qemu
+        if qemu not in self._cells:
+            own = program.cell
+            self._cells[qemu] = cell_of(
+                program,
+                qemu=qemu,
+                machine=own.machine,
+                kernel=own.kernel,
+                accel=self._accel(program),
+                qemu_data=None,
+            )
+        self._artifacts.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="run-", dir=self._artifacts))
+        attempt = run_program(program, self._cells[qemu], folder)
+        if attempt.ending is Ending.PASSED:
+            shutil.rmtree(folder, ignore_errors=True)
+        return attempt
+
+    def _accel(self, program: Program) -> str:
+        """KVM is tried once, and not at all where no guest runs: that takes ten seconds for each QEMU."""
+        if program.alphabet is AlphabetName.RAW:
+            return "tcg"
+        return next((cell.accel.name for cell in self._cells.values()), "auto")
 
 
 def _test_of(folder: Path) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import UsageError
+from harness.errors import Unsupported, UsageError
 from harness.explore.attempt import Attempt, Ending, Failure
 from harness.explore.observations import Answer, Observation
 from harness.explore.program import Program
@@ -170,9 +170,15 @@ class ProgramTrial:
         self._program, self._run = program, run
 
     def __call__(self, qemu: str) -> Observation:
-        """Run it once."""
+        """Run it once.
+
+        :returns: a skip where this QEMU cannot run it, such as for want of the machine type.
+        """
         cell = self._program.cell.model_copy(update={"qemu": qemu})
-        return of_attempt(self._run(self._program.model_copy(update={"cell": cell})))
+        try:
+            return of_attempt(self._run(self._program.model_copy(update={"cell": cell})))
+        except (UsageError, Unsupported) as exc:
+            return Observation(Answer.SKIP, exc.message)
 
 
 def of_attempt(attempt: Attempt) -> Observation:

@@ -70,6 +70,7 @@ def testbed(
 
     test: str = request.node.nodeid
     made = Testbed(cell, run_folder, Artifacts.create(artifacts_root, test))
+    made.monitors = option(request.config, "stay-on-failure")
     request.node.stash[FOLDER] = made.artifacts
     request.node.stash[TESTBED] = made
     try:

@@ -19,6 +19,7 @@ import pytest
 from harness.checkers import Judgement, Record, Verdict, judge
 from harness.errors import HarnessError, SetupError, Unsupported, UsageError, Violation
 from harness.plugin.fixtures import TESTBED
+from harness.plugin.staying import stay
 from harness.testbed import Testbed
 
 JUDGEMENTS = pytest.StashKey[list[Judgement]]()
@@ -38,6 +39,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     try:
         yield
     except (Exception, *_OUTCOMES) as exc:
+        _stay(item, exc)
         _conclude(item, exc)
         raise _alone(exc) from None
 
@@ -48,9 +50,17 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     try:
         yield
     except (Exception, *_OUTCOMES) as exc:
+        _stay(item, exc)
         _conclude(item, exc)
         raise _alone(exc) from None
     _conclude(item, None)
+
+
+def _stay(item: pytest.Item, failure: BaseException) -> None:
+    """With ``--stay-on-failure``: the machines of a test that failed run on until the user lets them end."""
+    testbed = item.stash.get(TESTBED, None)
+    if testbed is not None and not isinstance(failure, (*_SKIPS, pytest.exit.Exception)):
+        stay(item, testbed, failure)
 
 
 def _conclude(item: pytest.Item, failure: BaseException | None) -> None:
