@@ -110,6 +110,7 @@ class GuestAlphabet:
 
 _HOSTILE, _PLAIN, _LIFE = "a hostile guest cannot hurt QEMU", "plain use", "lifecycle"
 _BLOCKED, _MIGRATES = "blocked while mounted", "migrates when unmounted"
+_REFUSAL = "refusal"
 _VMSTATE, _BUSY = "no crash in vmstate change", "unplug is refused while busy"
 
 
@@ -210,6 +211,7 @@ TABLE: Table[GuestState] = Table(
         "device_del": Action(
             lambda s, t: _quiet(s, t) and s.share(t).plugged and not s.share(t).leaving, _device_del, _BUSY
         ),
+        "device_del_absent": Action(_when(lambda share: not share.plugged), _same, _REFUSAL),
         "eject": Action(_when(lambda share: share.plugged and not share.leaving), _eject, _HOSTILE),
         "hold": Action(
             _when(lambda share: _idle(share) and not share.leaving),

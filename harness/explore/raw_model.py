@@ -232,7 +232,7 @@ def _system_reset(state: RawState, _step: Step) -> RawState:
 
 
 def _savevm(state: RawState, _step: Step) -> RawState:
-    if state.blocked or state.attaching:
+    if state.blocked or state.attaching or state.migrating:
         return state
     return replace(state, saved=tuple((device.plugged, device.broken) for device in state.devices))
 
@@ -381,6 +381,7 @@ _ACTIONS = {
         ("fsdev", "no_tag", "long_tag", "rom", "duplicate"),
     ),
     "device_del": _action(lambda s, t: s.device(t).plugged, _device_del, _BUSY, while_migrating=True),
+    "device_del_absent": _action(lambda s, t: not s.device(t).plugged, _same, _REFUSAL),
     "eject": _action(lambda s, t: s.device(t).plugged, _eject, _HOSTILE, while_migrating=True),
     "device_reset": _action(lambda s, t: s.device(t).plugged, _device_reset, _HOSTILE, while_migrating=True),
     "version": _action(lambda s, t: s.ready(t), _version, _HOSTILE, while_migrating=True),
@@ -407,6 +408,11 @@ _ACTIONS = {
     ),
     "flush": _action(_can_flush, _flush, _HOSTILE, ("", "itself")),
     "malformed": _action(_can_be_malformed, _malformed, _HOSTILE, (*ANSWERED, *BREAKING, SMALL_MSIZE)),
+    "ignored": _action(
+        lambda s, t: s.device(t).plugged and s.device(t).broken,
+        _same,
+        _HOSTILE,
+    ),
     "misuse": _action(lambda s, t: _attached(s, t) and FILE in s.device(t).fids, _same, _HOSTILE, MISUSES),
     "every_kind": _action(lambda s, t: _attached(s, t) and FILE in s.device(t).fids, _same, _PLAIN),
     "hold": _action(_can_hold, _hold, _PLAIN, tuple(HOLDS)),
@@ -419,7 +425,9 @@ _ACTIONS = {
     ),
     "stop": _action(lambda s, _: s.running, lambda s, _: replace(s, running=False), _VMSTATE, (), True),
     "system_reset": _action(lambda _s, _t: True, _system_reset, _HOSTILE, (), True),
-    "savevm": _action(lambda s, t: _settled(s, t) and not s.arrived, _savevm, _BLOCKED, (), True),
+    "savevm": _action(
+        lambda s, t: _settled(s, t) and not s.arrived, _savevm, _BLOCKED, (), True, while_migrating=True
+    ),
     "loadvm": _action(_can_load, _loadvm, _VMSTATE, (), True),
     "migrate": _action(_settled, _migrate, _MIGRATES, (), True),
     "migrate_begin": _action(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 from harness.actions.bad_plugs import BadPlug, unrealizable
@@ -17,11 +17,12 @@ from harness.actions.migration import under_way
 from harness.actions.raw_migration import migrate_raw
 from harness.background import Background
 from harness.deadline import check_during
-from harness.errors import QemuError
+from harness.errors import HarnessError, QemuError
 from harness.explore.disagreement import Disagreement
 from harness.explore.invariants import (
     check_footprint,
     expect_migrate_refused,
+    expect_not_found,
     expect_refused,
     measured,
     plugged,
@@ -34,6 +35,7 @@ from harness.holds.hold import DATA, FSYNC, STAT, Held
 from harness.ninep import messages as p9
 from harness.ninep.client import (
     INDIRECT,
+    MSIZE,
     NEXT,
     WRITE,
     Descriptor,
@@ -54,6 +56,8 @@ FIDS = {ROOT: 1, SECOND_ROOT: 9, FILE: 2, MADE: 3}
 _HELPER, _UNKNOWN = 100, 4711
 #: A tag that no other request has: they are counted from 1.
 _OWN_TAG = 0xFFF0
+#: Bytes, fewer than the file has.
+_FEW = 100
 #: Less than a message needs (QEMU: ``hw/9pfs/9p.c``, ``P9_MIN_MSIZE``).
 _SMALL_MSIZE = 100
 _TAG = "explored"
@@ -93,6 +97,14 @@ class RawPerformer:
         """
         finish(self._on, state)
         check_footprint(self._on.machine, self._footprint)
+
+    def close(self) -> None:
+        """Release held requests, and cancel a migration; errors of a QEMU that is dead are ignored."""
+        for one in self._on.in_flight.values():
+            with suppress(HarnessError):
+                one.stack.close()
+        with suppress(HarnessError):
+            self._on.migration.close()
 
 
 def perform(on: RawMachine, step: Step, before: RawState, after: RawState) -> None:
@@ -138,7 +150,8 @@ def _refused(step: Step, call: Callable[[], object], *texts: str) -> None:
         call()
     except QemuError as exc:
         if not any(text in exc.desc for text in texts):
-            raise Disagreement(step.do, f"refused with another text: {exc.desc}") from exc
+            what = f"{step}: refused with another text"
+            raise Disagreement(step.do, what, details=f"{exc.desc}, expected: {texts[0]}") from exc
         return
     raise Disagreement(step.do, f"{step.do} was accepted, and has to be refused: {texts[0]}")
 
@@ -195,7 +208,10 @@ def _run_state(on: RawMachine, command: str, event: str) -> None:
 
 def _savevm(on: RawMachine, step: Step, before: RawState) -> None:
     printed = on.machine.qmp.hmp(f"savevm {_TAG}", watch=on.machine.watch).strip()
-    if before.blocked:
+    if before.migrating:
+        if not printed:
+            raise Disagreement(step.do, "savevm was accepted during a migration", guarantee="refusal")
+    elif before.blocked:
         expect_refused(step.do, _mounted(on, before), printed)
     elif before.attaching:
         if not printed:
@@ -226,6 +242,9 @@ def _migrate(on: RawMachine, step: Step, before: RawState) -> None:
         drivers = on.drivers
         arrived, moved = migrate_raw(on.guest, *drivers.values())
         on.moved_to(arrived, dict(zip(drivers, moved, strict=True)))
+        for driver in moved:
+            if driver.tag() != driver.share.mount_tag:
+                raise Disagreement(step.do, "the device arrived with another mount tag")
 
 
 def _migrate_while_attaching(on: RawMachine, step: Step) -> None:
@@ -381,7 +400,11 @@ def _open(on: RawMachine, step: Step, before: RawState) -> None:
 
 
 def _read(on: RawMachine, step: Step, before: RawState) -> None:
-    _expect_content(step, before, _driver(on, step).read(FIDS[FILE], 0, 2 * len(ORIGINAL)))
+    """More than the file has, and less."""
+    driver = _driver(on, step)
+    _expect_content(step, before, driver.read(FIDS[FILE], 0, 2 * len(ORIGINAL)))
+    if len(driver.read(FIDS[FILE], 0, _FEW)) != _FEW:
+        raise Disagreement("content", f"a Tread of {_FEW} bytes gives another number of bytes")
 
 
 def _expect_content(step: Step, before: RawState, seen: bytes) -> None:
@@ -477,6 +500,16 @@ def _break(on: RawMachine, step: Step, driver: RawDriver, what: str) -> None:
         driver.make_available(last)
     if wait_answered_or_broken(on.machine, driver, answered, errors) != BROKEN:
         raise Disagreement(step.do, f"{step.do} {what}: answered, and the device has to be marked broken")
+
+
+def _ignored(on: RawMachine, step: Step, _before: RawState) -> None:
+    """A device that is marked broken answers nothing until a reset, also where it has migrated to."""
+    driver = _driver(on, step)
+    answered = driver.answered()
+    driver.send(T.VERSION, p9.version(MSIZE))
+    on.execute("query-status")  # QEMU's main loop has handled the notification.
+    if driver.answered() != answered:
+        raise Disagreement(step.do, "a device that is marked broken answers")
 
 
 def _expect_error(step: Step, driver: RawDriver, kind: int, body: bytes) -> None:
@@ -589,6 +622,9 @@ PERFORM: dict[str, Perform] = {
     "plug": _plug,
     "plug_refused": _plug_refused,
     "device_del": _device_del,
+    "device_del_absent": lambda on, step, _before: expect_not_found(
+        on.machine, step.do, on.shares[_share(step)]
+    ),
     "eject": _eject,
     "device_reset": _device_reset,
     "version": _version,
@@ -605,6 +641,7 @@ PERFORM: dict[str, Perform] = {
     "clunk": _clunk,
     "flush": _flush,
     "malformed": _malformed,
+    "ignored": _ignored,
     "misuse": _misuse,
     "every_kind": _every_kind,
     "hold": _hold,

@@ -42,6 +42,10 @@ class Performer(Protocol):
         """Unplug everything, and compare QEMU with what it was at the beginning."""
         ...
 
+    def close(self) -> None:
+        """Release what is held and what runs beside the machine. QEMU may be dead."""
+        ...
+
 
 @dataclass(frozen=True)
 class _Kind:
@@ -139,7 +143,7 @@ def run(program: Program, cell: Cell, folder: Path) -> Attempt:
     try:
         attempt.perform()
     finally:
-        testbed.close()
+        attempt.close()
     return replace(attempt.judge(), seconds=time.monotonic() - started_s, artifacts=folder)
 
 
@@ -180,6 +184,14 @@ class _Attempt:
             self._failure = failures.failure_of(cause, self._step, self._do, self._guarantee)
             if self._failure is None:
                 self._error = failures.one_line(cause)
+
+    def close(self) -> None:
+        """End everything that was started."""
+        try:
+            if self._performer is not None:
+                self._performer.close()
+        finally:
+            self._testbed.close()
 
     def _perform(self) -> None:
         model = states(self._program)

@@ -112,6 +112,55 @@ def test_a_bug_that_is_fixed(tmp_path: Path, name: str) -> None:
     assert running.run(loaded, cell_of("10.0"), tmp_path / "a").ending is Ending.PASSED
 
 
+GUEST_LIFE = Program(
+    alphabet=AlphabetName.GUEST,
+    steps=tuple(
+        Step(do=do, share=share)
+        for do, share in (
+            ("device_del_absent", 0),
+            ("plug", 0),
+            ("savevm", None),
+            ("mount", 0),
+            ("migrate", None),
+            ("write", 0),
+            ("open", 0),
+            ("unlink", 0),
+            ("umount_lazy", 0),
+            ("device_del", 0),
+            ("close", 0),
+            ("plug", 0),
+            ("loadvm", None),
+            ("rebind", None),
+            ("mount", 0),
+            ("read", 0),
+            ("stop", None),
+            ("cont", None),
+            ("umount", 0),
+            ("migrate", None),
+            ("mount", 0),
+            ("device_del", 0),
+            ("system_reset", None),
+        )
+    ),
+)
+
+
+@pytest.mark.qemu
+def test_a_program_of_a_linux_guest(old: Cell, tmp_path: Path) -> None:
+    attempt = running.run(GUEST_LIFE, old, tmp_path / "a")
+    assert (attempt.ending, attempt.failure, attempt.error) == (Ending.PASSED, None, "")
+
+
+@pytest.mark.qemu
+def test_a_guest_that_holds_a_request(old: Cell, tmp_path: Path) -> None:
+    """The eject of a device with a request in flight, on a QEMU that does not wait for it."""
+    steps = (("plug", None), ("mount", None), ("hold", "read"), ("eject", None))
+    made = tuple(Step(do=do, share=0, value=value) for do, value in steps)
+    attempt = running.run(Program(alphabet=AlphabetName.GUEST, steps=made), old, tmp_path / "a")
+    assert attempt.failure is not None
+    assert attempt.failure.checker in ("qemu_alive", "drain")
+
+
 @pytest.mark.qemu
 def test_an_error_of_the_harness_is_no_failure(
     old: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
