@@ -71,7 +71,7 @@ _SECONDS = 300.0
     default=KnownBugs.AVOID.value,
     show_default=True,
     help="avoid: count failures that the ledger explains, and steer around them; only: look for these; "
-    "ignore: do without the ledger.",
+    "ignore: treat them like others.",
 )
 @click.option(
     "--minimise-seconds",
@@ -245,12 +245,17 @@ def _show(explorer: Explorer) -> None:
 
 
 def _table(explorer: Explorer) -> Table:
-    table = Table("finding", "failure", "program", "reliability", "seen")
+    table = Table("finding", "failure", "program", "reliability", "seen", "known bug")
     for seen in explorer.new:
         found = seen.finding
         failure = f"{found.failure.checker}: {found.failure.message}"
         reliability = str(found.reliability) if found.reliability.attempts else "not measured"
         table.add_row(
-            found.name, escape(failure), escape(str(found.program)), reliability, f"{seen.times} times"
+            found.name,
+            escape(failure),
+            escape(str(found.program)),
+            reliability,
+            f"{seen.times} times",
+            found.bug,
         )
     return table

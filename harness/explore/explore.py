@@ -20,15 +20,15 @@ from pydantic import ValidationError
 from harness.deadline import Deadline
 from harness.errors import SetupError, UsageError
 from harness.explore import finding as findings
-from harness.explore.alphabet import Alphabet
+from harness.explore.alphabet import Alphabet, State
 from harness.explore.attempt import Attempt, Ending, Failure
 from harness.explore.coverage import Coverage
 from harness.explore.finding import Finding
 from harness.explore.generate import Space, Swarm, count, exhaustive
 from harness.explore.minimise import minimise
-from harness.explore.program import AlphabetName, Program
+from harness.explore.program import AlphabetName, Program, Step
 from harness.explore.replay import Attempts, discard
-from harness.explore.steering import UNSTEERED, Steering
+from harness.explore.steering import Steering
 
 #: Programs of one round. Those of a guest take some eight times as long.
 ROUND = {AlphabetName.RAW: 40, AlphabetName.GUEST: 8}
@@ -44,6 +44,9 @@ ERRORS_IN_A_ROW = 25
 FREE_BYTES = 64 << 20
 LOG, SETTINGS, FINDINGS = "programs.ndjson", "explore.json", "findings"
 _REPORT_S = 5.0
+#: Of so many programs one makes a step that is known to fail, if it was never made in that state; one random
+#: program is run as it is. What is known may not be all that fails there.
+CURIOUS, UNSTEERED = 3, 10
 #: Where the programs of a schedule come from.
 EVERY, RANDOM = "every", "random"
 
@@ -55,7 +58,7 @@ class KnownBugs(StrEnum):
     AVOID = "avoid"
     #: They are the findings; other failures are only counted.
     ONLY = "only"
-    #: The ledger is not used.
+    #: They are findings like others.
     IGNORE = "ignore"
 
 
@@ -208,14 +211,19 @@ class Explorer:
 
     def _take(self, name: AlphabetName) -> Iterator[tuple[int, Program]]:
         """The programs to run now, steered around what is known, each with its number in the schedule."""
+
+        def is_new(state: State, step: Step) -> bool:
+            return not self.coverage.has(name, state, step)
+
         steering = self._steering[name]
         for where, program in self._schedules[name]:
             number = self._taken[name]
             self._taken[name] += 1
-            around = steering.around(program)
-            if around == program or (where == RANDOM and number % UNSTEERED == 0):
+            curious = number % CURIOUS == 0
+            around = steering.around(program, is_new) if curious else steering.around(program)
+            if where == RANDOM and number % UNSTEERED == 0:
                 yield number, program
-            elif where == RANDOM and around.steps:
+            elif around == program or (where == RANDOM and around.steps):
                 yield number, around
 
     def _count(self, program: Program, attempt: Attempt) -> None:
@@ -255,10 +263,10 @@ class Explorer:
         return failure.signature
 
     def _new(self, program: Program, failure: Failure) -> Seen:
-        bug = "" if self.settings.known_bugs == KnownBugs.IGNORE else self._bug_of(failure)
+        bug, mode = self._bug_of(failure), self.settings.known_bugs
         found = Finding(program, program, failure, self._qemu, bug)
         seen = self.seen[failure.signature] = Seen(found)
-        if bool(bug) == (self.settings.known_bugs == KnownBugs.ONLY):
+        if mode == KnownBugs.IGNORE or bool(bug) == (mode == KnownBugs.ONLY):
             seen.folder = self.into / FINDINGS / found.name
         what = "finding" if seen.folder else f"known bug {bug}" if bug else "not a known bug"
         self._report(f"{what}: {failure.signature}")
@@ -289,6 +297,7 @@ class Explorer:
                 self._attempts,
                 self._alphabets,
                 budget,
+                step=found.failure.step,
                 on_best=lambda best: self._keep(seen, best),
                 report=lambda line: self._report(f"  {line}"),
             )

@@ -208,3 +208,15 @@ def test_only_the_artefacts_of_the_shortest_failing_attempt_are_left(tmp_path: P
     found = minimise(LONG, SIGNATURE, serial(run), {AlphabetName.RAW: FakeAlphabet()}, 60)
     assert found.example is not None
     assert [str(path) for path in tmp_path.iterdir()] == [str(found.example.artifacts)]
+
+
+def test_what_comes_behind_the_failure_is_left_out_at_once() -> None:
+    run = FakeRun([sequence("plug", "stop")])
+    taken: list[Program] = []
+    alphabets = {AlphabetName.RAW: FakeAlphabet()}
+    minimise(LONG, SIGNATURE, serial(run), alphabets, 60, step=3, on_best=taken.append)
+    assert len(run.programs[0].steps) == 4
+    assert len(taken[0].steps) == 4
+    # It is taken back when the failure does not come then.
+    found = minimise(LONG, SIGNATURE, serial(run), alphabets, 60, step=1)
+    assert str(found.program) == "plug(0); stop"
