@@ -16,7 +16,6 @@ from click.core import ParameterSource
 
 from harness import reaper
 from harness.artifacts import CELL, HISTORY
-from harness.checkers import Record
 from harness.cli.report import axes, progress
 from harness.cli.signals import ended_by_sigterm
 from harness.deadline import Deadline
@@ -28,9 +27,8 @@ from harness.explore.program import Program, read
 from harness.explore.replay import TIMES, Replay
 from harness.explore.run import check, states
 from harness.explore.scenario import PLACEHOLDER, ScenarioRuns
-from harness.explore.trial import recorded
+from harness.explore.trial import recorded, test_of
 from harness.explore.workers import Setup, Workers
-from harness.history import as_mapping
 from harness.matrix import DEFAULT, Matrix, Selection
 from harness.provision import Cache, Provisioner, default_cache_root
 from harness.testbed import Cell
@@ -179,12 +177,8 @@ def of_program(loaded: Program, options: Options, records: Path) -> Subject:
 
 def _scenario(folder: Path, options: Options, records: Path) -> Subject:
     """The scenario of a failed test, on the cell that it was run on."""
-    entry = Record.load(folder).last("host", "test")
-    test = as_mapping(entry.value).get("id") if entry is not None else None
-    if not isinstance(test, str):
-        raise UsageError(f"{folder}: its {HISTORY} names no test")
     provisioner = Provisioner(Cache(default_cache_root()), report=progress)
-    chosen = recorded(test, provisioner.qemu_names(), provisioner.guest_names())
+    chosen = recorded(test_of(folder), provisioner.qemu_names(), provisioner.guest_names())
     chosen = replace(
         chosen,
         machine=options.machine or chosen.machine,

@@ -11,14 +11,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from harness.cli.bisect import ProgramRuns
 from harness.explore.bisect import Find
 from harness.explore.compilers import ReleaseCompiler
+from harness.explore.guests import FreshGuests
 from harness.explore.program import AlphabetName, Program, Step
 from harness.explore.tree import Tree
 from harness.explore.tree_bisect import Blame, ask_builds, bisect
@@ -26,6 +27,7 @@ from harness.explore.tree_builds import TreeBuilds
 from harness.explore.trial import ProgramTrial
 from harness.provision import Cache, Provisioner, default_cache_root, edits, recipes
 from harness.provision.edits import Edited
+from harness.reaper import RunFolder
 from harness.tests.explore.git_tree import commit_files, git
 
 pytestmark = pytest.mark.slow
@@ -132,6 +134,7 @@ def searched(
     qemus = into / "qemu"
     qemus.mkdir()
     with (
+        closing(RunFolder()) as run,
         provisioner.cache.scratch() as work,
         tree.worktree(work / "source", commits[first], print) as worktree,
     ):
@@ -140,7 +143,7 @@ def searched(
         _as_old_as(provisioner.build(FLAVOUR).source, worktree.folder)
         compiler = ReleaseCompiler(FLAVOUR, provisioner, work, print)
         builds = TreeBuilds(tree, worktree, compiler, work, qemus, print, configured=commits[0])
-        trial = ProgramTrial(PROGRAM, ProgramRuns(into / "runs"))
+        trial = ProgramTrial(PROGRAM, FreshGuests(into / "runs", "tcg")(run))
         blame = bisect(
             tree,
             tree.history(commits[first], commits[last]),
