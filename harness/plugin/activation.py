@@ -26,6 +26,7 @@ _SECOND_PART = (
     "harness.plugin.schedule",
     "harness.plugin.sharding",
     "harness.plugin.known_bugs",
+    "harness.plugin.ledger_check",
     "harness.plugin.judging",
     "harness.plugin.outcomes",
     "harness.plugin.fallbacks",
