@@ -27,6 +27,7 @@ _SECOND_PART = (
     "harness.plugin.sharding",
     "harness.plugin.known_bugs",
     "harness.plugin.staying",
+    "harness.plugin.ledger_check",
     "harness.plugin.judging",
     "harness.plugin.outcomes",
     "harness.plugin.fallbacks",

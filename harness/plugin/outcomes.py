@@ -22,7 +22,7 @@ from harness.checkers import leaks
 from harness.guarantees import of_test
 from harness.layout import SCENARIOS_PACKAGE, checkout
 from harness.plugin.fixtures import FOLDER
-from harness.plugin.known_bugs import LISTED
+from harness.plugin.known_bugs import LISTED, OTHERWISE
 from harness.plugin.marks import AXES, guarantee_of
 from harness.plugin.options import is_worker, option
 from harness.plugin.provisioning import MATRIX
@@ -155,7 +155,7 @@ def _outcome(report: pytest.TestReport) -> tuple[Outcome, str]:
             return Outcome.FIXED, fixed.removeprefix(_XPASS).strip()
         crash = getattr(report.longrepr, "reprcrash", None)
         lines = (crash.message if crash else text).strip().splitlines() or ["no reason given"]
-        return Outcome.FAILED, lines[0]
+        return Outcome.FAILED, "; ".join([lines[0], *(line for line in lines if line.startswith(OTHERWISE))])
     if hasattr(report, "wasxfail"):
         return Outcome.KNOWN, report.wasxfail.removeprefix("reason: ")
     if report.skipped:
