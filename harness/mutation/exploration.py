@@ -1,7 +1,8 @@
 """Explores QEMUs with a fault: does a search that knows no scenario find what is wrong?
 
-Each fault is explored until the first new failure, or until the time is up. A *control* explores the QEMU
-without a fault for as long: what it finds is a false positive.
+Programs of a guest run on a machine type of the fault, those of the raw client on pc. Each fault is explored
+until the first new failure, or until the time is up. A *control* explores the QEMU without a fault for as
+long: what it finds is a false positive.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from harness.mutation.catalogue import Fault
 
 #: How many faults a sample has.
 SAMPLE = 30
+#: The only machine type whose devices the raw client can drive.
+_OF_RAW = "pc"
 
 
 @dataclass(frozen=True)
@@ -88,11 +91,10 @@ def explore_all(
 def _explore(
     fault: str, guarantee: str, names: ProgramCell, into: Path, seconds: float, workers: int
 ) -> Explored:
-    cell = cell_of(names)
+    cell, of_raw = cell_of(names), names.model_copy(update={"machine": _OF_RAW})
     spaces = {
-        name: Space(name, alphabet, names)
+        name: Space(name, alphabet, of_raw if name is AlphabetName.RAW else names)
         for name, alphabet in alphabets().items()
-        if name is not AlphabetName.RAW or cell.machine_type.legacy_virtio
     }
     settings = Settings(known_bugs=KnownBugs.AVOID, alphabets=tuple(spaces), qemu=names.qemu)
     with Workers(FreshGuests(into / "records"), workers) as attempts:
