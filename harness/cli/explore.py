@@ -22,6 +22,7 @@ from harness.explore.generate import Space
 from harness.explore.guests import FreshGuests, cell_of
 from harness.explore.known import bug_of, programs_of_bugs
 from harness.explore.program import AlphabetName, ProgramCell
+from harness.explore.qtest_repro import with_text
 from harness.explore.workers import Workers
 from harness.report import tables
 from harness.testbed import Cell
@@ -72,7 +73,7 @@ _SECONDS = 300.0
     "--minimise-seconds",
     "minimise_s",
     type=click.FloatRange(0),
-    default=60.0,
+    default=90.0,
     show_default=True,
     help="How long to make the program of each finding smaller; 0: not at all.",
 )
@@ -124,6 +125,7 @@ def explore(
             bug_of=bug_of(cell),
             qemu=cell.capabilities.version_text,
             minimise_s=minimise_s,
+            finish=lambda found: with_text(found, cell),
             report=progress,
         )
         _begin(explorer, cell, resumed=resume is not None)

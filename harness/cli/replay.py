@@ -92,6 +92,8 @@ def replay(
     finally:
         if not any(records.glob("*")) and into is None:
             shutil.rmtree(records, ignore_errors=True)
+    if found.failures:
+        progress(f"artefacts: {records}")
     print(json.dumps(_as_data(found), indent=2) if as_json else "\n".join(found.lines()))
     sys.exit(1 if found.failures else 0)
 

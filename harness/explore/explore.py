@@ -124,6 +124,7 @@ class Explorer:
     :param into: its folder. :param bug_of: the ledger's id of a failure; the empty string for a new one.
     :param qemu: the version of QEMU, for people.
     :param minimise_s: seconds for making one finding smaller; 0: findings stay as they were found.
+    :param finish: adds to a finding what is known when its program is small.
     :param report: is called with lines of progress.
     """
 
@@ -137,15 +138,18 @@ class Explorer:
         bug_of: Callable[[Failure], str] = lambda _: "",
         qemu: str = "",
         minimise_s: float = 60.0,
+        finish: Callable[[Finding], Finding] = lambda found: found,
         report: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self._finish = finish
         self.spaces, self.settings, self.into = spaces, settings, into
         self._attempts, self._bug_of, self._qemu = attempts, bug_of, qemu
         self._minimise_s, self._report = minimise_s, report
         alphabets: dict[AlphabetName, Alphabet] = {name: space.alphabet for name, space in spaces.items()}
         self._alphabets = alphabets
         self.coverage = Coverage(alphabets)
-        self.seen: dict[str, Seen] = {}
+        #: By alphabet and signature: each alphabet's program of a bug is worth having.
+        self.seen: dict[tuple[AlphabetName, str], Seen] = {}
         self.tallies = {name: Tally() for name in spaces}
         self.errors: Counter[str] = Counter()
         self._steering = {name: Steering(space.alphabet) for name, space in spaces.items()}
@@ -243,7 +247,7 @@ class Explorer:
 
     def _note(self, program: Program, attempt: Attempt, failure: Failure) -> None:
         """Count a failure. One that is new is kept at once, with the shortest program that shows it."""
-        seen = self.seen.get(self._signature(failure))
+        seen = self.seen.get((program.alphabet, self._signature(program.alphabet, failure)))
         if seen is None:
             seen = self._new(program, failure)
             self._pending.append(seen)
@@ -254,20 +258,20 @@ class Explorer:
         seen.times += 1
         discard([attempt])
 
-    def _signature(self, failure: Failure) -> str:
+    def _signature(self, name: AlphabetName, failure: Failure) -> str:
         """The signature, or that of a known failure which differs in the frames alone, and this has none.
 
         A backtrace is not always had: gdb does not find the frames of every core, and has a time limit.
         """
-        if not failure.frames and failure.signature not in self.seen:
-            known = (one for one in self.seen if one.startswith(f"{failure.signature} | "))
+        if not failure.frames and (name, failure.signature) not in self.seen:
+            known = (one for of, one in self.seen if of == name and one.startswith(f"{failure.signature} | "))
             return next(known, failure.signature)
         return failure.signature
 
     def _new(self, program: Program, failure: Failure) -> Seen:
         bug, mode = self._bug_of(failure), self.settings.known_bugs
         found = Finding(program, program, failure, self._qemu, bug)
-        seen = self.seen[failure.signature] = Seen(found)
+        seen = self.seen[program.alphabet, failure.signature] = Seen(found)
         if mode == KnownBugs.IGNORE or bool(bug) == (mode == KnownBugs.ONLY):
             seen.folder = self.into / FINDINGS / found.name
         what = "finding" if seen.folder else f"known bug {bug}" if bug else "not a known bug"
@@ -304,6 +308,9 @@ class Explorer:
                 report=lambda line: self._report(f"  {line}"),
             )
             seen.finding = found.minimised(made)
+            if seen.folder is not None and made.reproduced:
+                self._write(seen, made.example)
+                seen.finding = self._finish(seen.finding)
             self._write(seen, made.example)
             self._report(
                 f"  {seen.finding.name}: {len(seen.finding.program.steps)} steps, "
@@ -365,7 +372,7 @@ class Explorer:
         findings.remove_partial(self.into / FINDINGS)
         for folder in sorted((self.into / FINDINGS).glob("*")):
             found = findings.read(folder)
-            seen = self.seen[found.signature] = Seen(found, 0, folder)
+            seen = self.seen[found.program.alphabet, found.signature] = Seen(found, 0, folder)
             if found.reliability.failures:
                 self.avoid(_until_failure(found))
             elif not found.reliability.attempts:
@@ -373,8 +380,10 @@ class Explorer:
         for number, program, attempt in _read_log(self.into / LOG):
             self._taken[program.alphabet] = number + 1
             self.coverage.add(program, attempt)
-            if attempt.failure is not None and attempt.failure.signature in self.seen:
-                self.seen[attempt.failure.signature].times += 1
+            if attempt.failure is not None:
+                key = program.alphabet, attempt.failure.signature
+                if key in self.seen:
+                    self.seen[key].times += 1
         for name, taken in self._taken.items():
             next(itertools.islice(self._schedules[name], taken, taken), None)
 

@@ -32,8 +32,8 @@ from harness.explore.statistics import (
     for_validation,
 )
 
-#: So many failures say how reliable the original is.
-_FAILURES_WANTED = 8
+#: So many failures say how reliable the original is: without an attempt that passed, and with one.
+_FAILURES_WANTED = (5, 12)
 #: The most attempts at the original, and for one decision. What is undecided then is not taken.
 _MOST_ATTEMPTS = 400
 #: Attempts at the original without a failure, after which it counts as not reproduced.
@@ -162,7 +162,9 @@ class _Search:
         def enough(seen: Replay) -> bool:
             so_far = seen.reliability_of(signature)
             in_vain = not so_far.failures and (so_far.attempts >= _PATIENCE or self._clock.expired)
-            return so_far.failures >= _FAILURES_WANTED or in_vain or self._time_is_up()
+            always = so_far.failures == so_far.attempts
+            clear = so_far.failures >= _FAILURES_WANTED[0 if always else 1]
+            return clear or in_vain or self._time_is_up()
 
         seen = replay(self._best, self._attempts, _MOST_ATTEMPTS, enough=enough)
         self._note(seen)

@@ -21,7 +21,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from harness.artifacts import Artifacts
 from harness.errors import HarnessError, Unsupported
 from harness.explore.attempt import Failure
 from harness.explore.failures import DIED
-from harness.explore.program import Program, Step
+from harness.explore.finding import Finding
+from harness.explore.program import AlphabetName, Program, Step
 from harness.explore.raw_machine import ORIGINAL, RawMachine
 from harness.explore.raw_steps import PERFORM
 from harness.explore.run import states
@@ -250,6 +251,37 @@ def _arguments(
         found += ["-chardev", "stdio,id=both,mux=on,signal=off"]
         found += ["-object", "qtest,id=qtest,chardev=both,log=none", "-mon", "chardev=both,mode=control"]
     return tuple(found), tuple(folders)
+
+
+def with_text(finding: Finding, cell: Cell) -> Finding:
+    """The finding with its program as a text, if that shows the failure; it is tried on the cell's QEMU."""
+    if finding.program.alphabet is not AlphabetName.RAW:
+        return finding
+    run = RunFolder()
+    try:
+        record = Path(tempfile.mkdtemp(dir=run.path)) / "record"
+        made = write(finding.program, finding.failure, cell, record)
+        said = seen(made, finding.failure, finding.program, cell.qemu, run)
+    except HarnessError as exc:
+        return replace(finding, about_qtest=(f"There is no {REPRO}: {exc.message}",))
+    finally:
+        run.close()
+    if not said:
+        return replace(
+            finding, about_qtest=(f"There is no {REPRO}: as a text it does not show the failure.",)
+        )
+    about = [
+        f"{REPRO} shows it without the harness: {made.shows}.",
+        f"It was tried once on QEMU {finding.qemu}: {said}. In an empty folder with {REPRO}:",
+        "",
+        *(f"  {line}" for line in made.lines()),
+    ]
+    if made.with_qmp:
+        about += [
+            "",
+            "It has QMP commands between the qtest commands; '-object qtest' needs QEMU 7.0 or later.",
+        ]
+    return replace(finding, qtest=made.text, about_qtest=tuple(about))
 
 
 def seen(repro: Repro, failure: Failure, program: Program, install: QemuInstall, run: RunFolder) -> str:
