@@ -10,6 +10,7 @@ import pytest
 from harness.cli import bisect as command
 from harness.explore import tree_builds
 from harness.explore.observations import Answer, Observation
+from harness.layout import recipes_folder
 from harness.reaper import RunFolder
 from harness.tests.cli.conftest import Harness
 from harness.tests.explore.git_tree import Copies, commit_files, git, make
@@ -138,6 +139,40 @@ def test_the_log_of_another_bisection_is_refused(harness: Harness, repo: Path, h
     assert "the log of another bisection: newest is" in ended.err
     (here / "test_leak.py").write_text("def test_way(): pass  # changed\n")
     assert "the log of another bisection: content is" in harness(*words, "v5").err
+
+
+R2 = recipes_folder() / "programs/R2.json"
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize(
+    ("program", "qemu", "status"),
+    [
+        (R2, "7.2", 1),
+        (R2, "11.1", 0),
+        (R2, "/bin/true", 125),
+        (R2, "/nowhere", 128),
+        (R2, "6.66", 128),
+        (Path("none.json"), "7.2", 128),
+    ],
+)
+def test_the_exit_status_for_git_bisect_run(
+    harness: Harness, program: Path, qemu: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HARNESS_CACHE")
+    words = ("--qemu", qemu, "--accel", "tcg", "--exit-for-bisect", "--times", "3", "-n", "1")
+    ended = harness("replay", program, *words)
+    assert ended.status == status
+    assert ("failed 1 of 1" in ended.out) == (status == 1)
+    assert "Traceback" not in ended.err
+
+
+def test_a_signature_is_for_git_bisect_run(harness: Harness) -> None:
+    ended = harness("replay", R2, "--signature", "x")
+    assert (ended.status, ended.line) == (
+        2,
+        "harness: --signature can only be used with --exit-for-bisect",
+    )
 
 
 def test_the_releases(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
