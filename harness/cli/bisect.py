@@ -322,6 +322,7 @@ def _over_tree(
             confidence=options.confidence,
             any_failure=options.any_failure,
             report=progress,
+            names={history[0]: old, history[-1]: new},
         )
         builds.forget_all_but({blame.before.id, *(commit.id for commit in blame.among)})
     _write(options, _plain(blame, builds.builds))

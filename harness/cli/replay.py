@@ -7,7 +7,9 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,8 @@ from harness.artifacts import CELL, HISTORY
 from harness.cli.report import axes, progress
 from harness.cli.signals import ended_by_sigterm
 from harness.deadline import Deadline
-from harness.errors import UsageError
-from harness.explore import finding
+from harness.errors import HarnessError, UsageError
+from harness.explore import exit_status, finding
 from harness.explore import replay as replays
 from harness.explore.guests import FreshGuests
 from harness.explore.program import Program, read
@@ -58,6 +60,17 @@ class Subject:
 @click.option("-n", "workers", type=click.IntRange(1), help="Processes; by default one for each core.")
 @click.option("--into", type=click.Path(path_type=Path), help="Where the records of failures are kept.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option(
+    "--exit-for-bisect",
+    is_flag=True,
+    help="Exit as git bisect run expects: 0 good, 1 bad (at the first failure), 125 skip, 128 abort.",
+)
+@click.option(
+    "--signature",
+    default="",
+    metavar="TEXT",
+    help="With --exit-for-bisect: only this failure is bad; a commit that only fails otherwise is skipped.",
+)
 @click.pass_context
 def replay(
     context: click.Context,
@@ -71,6 +84,8 @@ def replay(
     workers: int | None,
     into: Path | None,
     as_json: bool,
+    exit_for_bisect: bool,
+    signature: str,
 ) -> None:
     """Run a program in fresh guests, and print how often it fails, and how.
 
@@ -80,22 +95,44 @@ def replay(
 
     Exits with 0 when it always passes, and with 1 when it fails at least once.
     """
+    if signature and not exit_for_bisect:
+        raise UsageError("--signature can only be used with --exit-for-bisect")
+    cell = Options.of(context, qemu, machine, kernel, accel, qemu_data)
+    if not exit_for_bisect:
+        found = _replayed(path, cell, times, workers, into, replays.is_clear)
+    else:
+        try:
+            enough = partial(exit_status.is_enough, signature=signature)
+            found = _replayed(path, cell, times, workers, into, enough)
+        except HarnessError as exc:
+            print(f"harness: {exc.message}", file=sys.stderr)
+            sys.exit(exit_status.of_error(exc, qemu))
+    print(json.dumps(_as_data(found), indent=2) if as_json else "\n".join(found.lines()))
+    sys.exit(exit_status.of_replay(found, signature) if exit_for_bisect else 1 if found.failures else 0)
+
+
+def _replayed(
+    path: Path,
+    cell: Options,
+    times: int,
+    workers: int | None,
+    into: Path | None,
+    enough: Callable[[Replay], bool],
+) -> Replay:
     reaper.sweep()
     records = into or Path(tempfile.mkdtemp(prefix="replay-"))
-    cell = Options.of(context, qemu, machine, kernel, accel, qemu_data)
     try:
         subject = _subject(path, cell, records.absolute())
         progress(f"{subject.name}: up to {times} attempts")
         with ended_by_sigterm(), Workers(subject.setup, workers or cores()) as attempts:
-            found = replays.replay(subject.program, attempts, times, report=_Progress(times))
+            found = replays.replay(subject.program, attempts, times, enough=enough, report=_Progress(times))
         _keep_shortest(found)
+        if found.failures:
+            progress(f"artefacts: {records}")
+        return found
     finally:
         if not any(records.glob("*")) and into is None:
             shutil.rmtree(records, ignore_errors=True)
-    if found.failures:
-        progress(f"artefacts: {records}")
-    print(json.dumps(_as_data(found), indent=2) if as_json else "\n".join(found.lines()))
-    sys.exit(1 if found.failures else 0)
 
 
 def cores() -> int:
