@@ -13,7 +13,7 @@ import psutil
 from harness.deadline import Deadline
 from harness.errors import SetupError
 from harness.layout import pytest_command, pytest_folder
-from harness.mutation.runner import SILENCE_S, run_pytest
+from harness.report.pytest_run import SILENCE_S, run_pytest
 
 #: Seconds between two samples of the processes. What a process uses after its last sample is not seen.
 _SAMPLE_EVERY_S = 0.25

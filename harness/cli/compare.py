@@ -11,8 +11,8 @@ import click
 from harness.cli.report import progress
 from harness.errors import SetupError
 from harness.layout import pytest_command, pytest_folder, scenarios_folder
-from harness.mutation.runner import run_pytest
 from harness.report import comparison, summary, tables
+from harness.report.pytest_run import run_pytest
 from harness.report.summary import Run
 
 #: pytest's exit codes for "all passed" and "some failed"; anything else is no result.

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 import click
 
 from harness.cli.bench import bench
+from harness.cli.bisect import bisect
 from harness.cli.check import check
 from harness.cli.compare import compare
 from harness.cli.doctor import doctor
 from harness.cli.endurance import endurance
+from harness.cli.explore import explore
 from harness.cli.faults import faults
 from harness.cli.merge import merge
+from harness.cli.minimise import minimise
 from harness.cli.provision import provision
 from harness.cli.replay import replay
 from harness.cli.shell import shell
@@ -32,7 +35,22 @@ def cli() -> None:
     """
 
 
-for command in (doctor, provision, shell, check, bench, endurance, faults, merge, compare, replay):
+COMMANDS = (
+    doctor,
+    provision,
+    shell,
+    check,
+    bench,
+    endurance,
+    faults,
+    merge,
+    compare,
+    explore,
+    replay,
+    minimise,
+    bisect,
+)
+for command in COMMANDS:
     cli.add_command(command)
 
 

@@ -1,62 +1,277 @@
-"""``harness replay``: runs a program in a fresh guest."""
+"""``harness replay``: runs a program, or the scenario of a failed test, many times in fresh guests."""
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from harness import reaper
+from harness.artifacts import CELL, HISTORY
 from harness.cli.report import axes, progress
-from harness.errors import UsageError
-from harness.explore.attempt import Attempt, Ending
+from harness.cli.signals import ended_by_sigterm
+from harness.deadline import Deadline
+from harness.errors import HarnessError, UsageError
+from harness.explore import exit_status, finding
+from harness.explore import replay as replays
+from harness.explore.guests import FreshGuests
 from harness.explore.program import Program, read
-from harness.explore.run import check, run, states
+from harness.explore.replay import TIMES, Replay
+from harness.explore.run import check, states
+from harness.explore.scenario import PLACEHOLDER, ScenarioRuns
+from harness.explore.trial import recorded, test_of
+from harness.explore.workers import Setup, Workers
 from harness.matrix import DEFAULT, Matrix, Selection
+from harness.provision import Cache, Provisioner, default_cache_root
 from harness.testbed import Cell
 
-_STATUS = {Ending.PASSED: 0, Ending.FAILED: 1, Ending.ERROR: 3}
+_REPORT_S = 2.0
 
 
-@click.command(epilog="Example: harness replay images/programs/R2.json --qemu 7.2")
-@click.argument("program", type=click.Path(path_type=Path))
+@dataclass(frozen=True)
+class Subject:
+    """What is run again.
+
+    :ivar name: for people. :ivar program: what an attempt is made at; a placeholder for a scenario.
+    :ivar setup: makes the function that makes one attempt.
+    """
+
+    name: str
+    program: Program
+    setup: Setup
+
+
+@click.command(epilog="Example: harness replay images/programs/R2.json --qemu 7.2 --times 50")
+@click.argument("path", metavar="PROGRAM|ARTEFACTS", type=click.Path(path_type=Path))
 @axes
-@click.option("--into", type=click.Path(path_type=Path), help="Where the record of the attempt is kept.")
+@click.option(
+    "--times", type=click.IntRange(1), default=TIMES, show_default=True, help="The most attempts to make."
+)
+@click.option("-n", "workers", type=click.IntRange(1), help="Processes; by default one for each core.")
+@click.option("--into", type=click.Path(path_type=Path), help="Where the records of failures are kept.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option(
+    "--exit-for-bisect",
+    is_flag=True,
+    help="Exit as git bisect run expects: 0 good, 1 bad (at the first failure), 125 skip, 128 abort.",
+)
+@click.option(
+    "--signature",
+    default="",
+    metavar="TEXT",
+    help="With --exit-for-bisect: only this failure is bad; a commit that only fails otherwise is skipped.",
+)
 @click.pass_context
 def replay(
     context: click.Context,
-    program: Path,
+    path: Path,
     qemu: str,
     qemu_data: Path | None,
     machine: str,
     kernel: str,
     accel: str,
+    times: int,
+    workers: int | None,
     into: Path | None,
+    as_json: bool,
+    exit_for_bisect: bool,
+    signature: str,
 ) -> None:
-    """Run PROGRAM in a fresh guest, and print how it ended.
+    """Run a program in fresh guests, and print how often it fails, and how.
 
-    It runs on its own cell; --qemu, --machine and --kernel replace parts of that. The exit status is 0 when
-    it passes, 1 when it fails, and 3 when the host or the harness is at fault.
+    ARTEFACTS is the folder of a finding, or the folder that a failed test left: its scenario is run. It runs
+    on its own cell; --qemu, --machine and --kernel replace parts of that. With many attempts it stops as soon
+    as the answer is clear. Errors of the host are counted apart.
+
+    Exits with 0 when it always passes, and with 1 when it fails at least once.
     """
-    loaded = read(program)
-    states(loaded)
-    reaper.sweep()
-    if context.get_parameter_source("machine") is ParameterSource.DEFAULT:
-        machine = loaded.cell.machine
-    cell = cell_of(loaded, qemu=qemu, machine=machine, kernel=kernel, accel=accel, qemu_data=qemu_data)
-    check(loaded, cell)
-    folder = into or Path(tempfile.mkdtemp(prefix="replay-"))
-    attempt = run(loaded, cell, folder)
-    print(in_words(attempt))
-    if attempt.ending is Ending.PASSED and into is None:
-        shutil.rmtree(folder, ignore_errors=True)
+    if signature and not exit_for_bisect:
+        raise UsageError("--signature can only be used with --exit-for-bisect")
+    cell = Options.of(context, qemu, machine, kernel, accel, qemu_data)
+    if not exit_for_bisect:
+        found = _replayed(path, cell, times, workers, into, replays.is_clear)
     else:
-        progress(f"artefacts: {folder}")
-    sys.exit(_STATUS[attempt.ending])
+        try:
+            enough = partial(exit_status.is_enough, signature=signature)
+            found = _replayed(path, cell, times, workers, into, enough)
+        except HarnessError as exc:
+            print(f"harness: {exc.message}", file=sys.stderr)
+            sys.exit(exit_status.of_error(exc, qemu))
+    print(json.dumps(_as_data(found), indent=2) if as_json else "\n".join(found.lines()))
+    sys.exit(exit_status.of_replay(found, signature) if exit_for_bisect else 1 if found.failures else 0)
+
+
+def _replayed(
+    path: Path,
+    cell: Options,
+    times: int,
+    workers: int | None,
+    into: Path | None,
+    enough: Callable[[Replay], bool],
+) -> Replay:
+    reaper.sweep()
+    records = into or Path(tempfile.mkdtemp(prefix="replay-"))
+    try:
+        subject = _subject(path, cell, records.absolute())
+        progress(f"{subject.name}: up to {times} attempts")
+        with ended_by_sigterm(), Workers(subject.setup, workers or cores()) as attempts:
+            found = replays.replay(subject.program, attempts, times, enough=enough, report=_Progress(times))
+        _keep_shortest(found)
+        if found.failures:
+            progress(f"artefacts: {records}")
+        return found
+    finally:
+        if not any(records.glob("*")) and into is None:
+            shutil.rmtree(records, ignore_errors=True)
+
+
+def cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options for a cell; ``machine`` is empty when the user named none."""
+
+    qemu: str
+    machine: str
+    kernel: str
+    accel: str
+    qemu_data: Path | None
+
+    @classmethod
+    def of(
+        cls,
+        context: click.Context,
+        qemu: str,
+        machine: str,
+        kernel: str,
+        accel: str,
+        qemu_data: Path | None,
+    ) -> Options:
+        """The values of the options that :func:`harness.cli.report.axes` adds to a command."""
+        given = context.get_parameter_source("machine") is not ParameterSource.DEFAULT
+        return cls(qemu, machine if given else "", kernel, accel, qemu_data)
+
+
+def _subject(path: Path, options: Options, records: Path) -> Subject:
+    """What the user named.
+
+    :raises UsageError: when it is neither a program, nor a finding, nor the folder of a failed test.
+    """
+    if path.is_dir() and (path / HISTORY).exists() and not (path / finding.PROGRAM).exists():
+        return _scenario(path, options, records)
+    return of_program(load(path), options, records)
+
+
+def load(path: Path) -> Program:
+    """The program in a file, or of a finding.
+
+    :raises UsageError: when there is none.
+    """
+    if not path.is_dir():
+        return read(path)
+    if (path / finding.DATA).exists():
+        return finding.read(path).program
+    if (path / finding.PROGRAM).exists():
+        return read(path / finding.PROGRAM)
+    raise UsageError(
+        f"{path}: neither the folder of a finding ({finding.PROGRAM}) nor that of a failed test ({HISTORY})"
+    )
+
+
+def of_program(loaded: Program, options: Options, records: Path) -> Subject:
+    """A program on its own cell, with the parts that the user has named."""
+    states(loaded)
+    cell = cell_of(
+        loaded,
+        qemu=options.qemu,
+        machine=options.machine or loaded.cell.machine,
+        kernel=options.kernel,
+        accel=options.accel,
+        qemu_data=options.qemu_data,
+    )
+    check(loaded, cell)
+    own = loaded.cell
+    names = {
+        "qemu": own.qemu if options.qemu == DEFAULT else options.qemu,
+        "machine": options.machine or own.machine,
+        "kernel": own.kernel if options.kernel == DEFAULT else options.kernel,
+    }
+    placed = loaded.model_copy(update={"cell": own.model_copy(update=names)})
+    setup = FreshGuests(records, options.accel, options.qemu_data)
+    return Subject(f"{placed} on QEMU {names['qemu']}, {names['machine']}", placed, setup)
+
+
+def _scenario(folder: Path, options: Options, records: Path) -> Subject:
+    """The scenario of a failed test, on the cell that it was run on."""
+    provisioner = Provisioner(Cache(default_cache_root()), report=progress)
+    chosen = recorded(test_of(folder), provisioner.qemu_names(), provisioner.guest_names())
+    chosen = replace(
+        chosen,
+        machine=options.machine or chosen.machine,
+        kernel=chosen.kernel if options.kernel == DEFAULT else options.kernel,
+    )
+    qemu = options.qemu if options.qemu != DEFAULT else _recorded_qemu(folder, provisioner)
+    Matrix(Selection((qemu,), (chosen.machine,), (chosen.kernel,), options.accel), report=progress).prepare()
+    file = Path(chosen.test.partition("::")[0])
+    name = f"{file.name}{str(chosen).removeprefix(str(file))} on QEMU {qemu}, {chosen.machine}"
+    return Subject(name, PLACEHOLDER, ScenarioRuns(chosen, qemu, records))
+
+
+def _recorded_qemu(folder: Path, provisioner: Provisioner) -> str:
+    """The QEMU of a record: its name, or the path of its binary when it has no name here.
+
+    :raises UsageError: when the record does not say.
+    """
+    try:
+        seen: Any = json.loads((folder / CELL).read_text())["qemu"]
+        name, path = str(seen["name"]), str(seen["binary"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f"{folder}: its {CELL} names no QEMU; give --qemu") from None
+    return name if provisioner.is_provisioned(name) else path
+
+
+class _Progress:
+    """Prints how far it is, from time to time."""
+
+    def __init__(self, times: int) -> None:
+        self._times, self._next = times, Deadline.after(_REPORT_S)
+
+    def __call__(self, found: Replay) -> None:
+        if self._next.expired:
+            self._next = Deadline.after(_REPORT_S)
+            progress(f"{len(found.attempts)} of up to {self._times} attempts: failed {found.reliability}")
+
+
+def _keep_shortest(found: Replay) -> None:
+    """Keep the record of one attempt of each signature."""
+    for attempts in found.failures.values():
+        shortest = replays.shortest(attempts)
+        replays.discard(attempt for attempt in attempts if attempt is not shortest)
+
+
+def _as_data(found: Replay) -> dict[str, Any]:
+    low, high = found.reliability.interval
+    return {
+        "attempts": len(found.attempts),
+        "failures": found.reliability.failures,
+        "interval": [round(low, 4), round(high, 4)],
+        "deterministic": found.is_deterministic,
+        "signatures": {signature: len(attempts) for signature, attempts in found.failures.items()},
+        "errors": len(found.errors),
+    }
 
 
 def cell_of(
@@ -78,13 +293,3 @@ def cell_of(
     if not cells:
         raise UsageError(f"hotplug does not work on {selection.machines[0]} with QEMU {selection.qemus[0]}")
     return cells[0]
-
-
-def in_words(attempt: Attempt) -> str:
-    """How an attempt ended, in a line."""
-    took = f"({attempt.seconds:.2f} s)"
-    if attempt.failure is None:
-        return f"{attempt.ending.value} {took}{': ' + attempt.error if attempt.error else ''}"
-    failure = attempt.failure
-    at = "at the end" if failure.step is None else f"at step {failure.step}"
-    return f"failed {at} {took}: {failure.checker}: {failure.message}\nsignature: {failure.signature}"

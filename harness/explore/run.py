@@ -147,6 +147,23 @@ def run(program: Program, cell: Cell, folder: Path) -> Attempt:
     return replace(attempt.judge(), seconds=time.monotonic() - started_s, artifacts=folder)
 
 
+def perform(program: Program, testbed: Testbed) -> None:
+    """Perform a program in the testbed of a test; the test's record is judged as that of any other.
+
+    The program's own cell is not looked at.
+
+    :raises UsageError: when the program is not possible on the model, or cannot run on this cell.
+    :raises HarnessError: when QEMU does not do what the model says.
+    """
+    check(program, testbed.cell)
+    kind, model = _KINDS[program.alphabet], states(program)
+    testbed.cell = kind.cell(testbed.cell)
+    performer = kind.performer(testbed, program)
+    for number, step in enumerate(program.steps):
+        performer.perform(step, model[number], model[number + 1])
+    performer.finish(model[-1])
+
+
 class _Attempt:
     def __init__(self, kind: _Kind, program: Program, testbed: Testbed) -> None:
         self._kind, self._program, self._testbed = kind, program, testbed

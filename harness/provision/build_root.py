@@ -34,6 +34,10 @@ exec chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.
 """
 
 
+class ScriptFailed(SetupError):
+    """A script failed in a build root: it ran, and what it builds is at fault."""
+
+
 def complete(root: Path) -> None:
     """Make a folder of unpacked packages usable as a build root."""
     for name, target in _ALTERNATIVES.items():
@@ -61,8 +65,8 @@ class BuildRoot:
 
         :param what: the script's name, for messages and the log.
         :param timeout_s: seconds.
-        :raises SetupError: when the script fails, with its last lines, or does not end in time; when the host
-            has no user namespaces.
+        :raises ScriptFailed: when the script fails, with its last lines.
+        :raises SetupError: when it does not end in time; when the host has no user namespaces.
         """
         for tool in (_DIE_WITH_PARENT[0], _NAMESPACES[0]):
             if shutil.which(tool) is None:
@@ -119,4 +123,4 @@ def _failure(what: str, log: Path, output: str) -> SetupError:
         )
     causes = [line for line in lines if "error:" in line.lower() or line.startswith("FAILED")]
     cause = (causes or lines or ["it printed nothing"])[-1 if not causes else 0]
-    return SetupError(f"{what} failed: {cause} (its output: {log})", details="\n".join(lines[-15:]))
+    return ScriptFailed(f"{what} failed: {cause} (its output: {log})", details="\n".join(lines[-15:]))

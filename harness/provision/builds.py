@@ -52,6 +52,11 @@ class Build:
         return self._tools / "root"
 
     @property
+    def configure(self) -> tuple[str, ...]:
+        """QEMU's ``configure`` options."""
+        return tuple(self._configure)
+
+    @property
     def source(self) -> Path:
         """QEMU's source, as Debian patched it."""
         return self._folder / "source"

@@ -138,7 +138,7 @@ class Provisioner:
                 raise SetupError(f"the packages of QEMU {name} contain no /{_QEMU}")
 
         entry, key = self._provide("qemu", name, recipe, [], fill)
-        return _install(name, entry / "root", key)
+        return installed(name, entry / "root", key)
 
     def heap_names(self) -> list[str]:
         """The names of the heap libraries that a QEMU with this host's libc can load, the newest first."""
@@ -197,6 +197,10 @@ class Provisioner:
         content = _hash([key, flavour.configure])
         return Build(self.cache, name, content, entry, flavour.configure, self._report)
 
+    def build_options(self, name: str) -> tuple[str, ...]:
+        """QEMU's ``configure`` options of the flavour ``name``; empty when it is not built from source."""
+        return tuple(self._recipes.load("qemu", name, QemuRecipe).configure)
+
     def own_tests(self, name: str, programs: Sequence[str]) -> Path:
         """The folder with QEMU's own test programs, built from the tree of the flavour ``name``.
 
@@ -216,12 +220,12 @@ class Provisioner:
 
     def _built(self, build: Build) -> QemuInstall:
         entry = self.cache.entry("qemu", f"{build.name}-{build.key}", build.make, self._report)
-        return _install(build.name, build.root, build.key, binary=entry / PROGRAM)
+        return installed(build.name, build.root, build.key, binary=entry / PROGRAM)
 
     def _stripped(self, name: str, build: Build) -> QemuInstall:
         key = _hash([build.key, "stripped"])
         entry = self.cache.entry("qemu", f"{name}-{key}", build.strip, self._report)
-        return _install(name, build.root, key, binary=entry / PROGRAM)
+        return installed(name, build.root, key, binary=entry / PROGRAM)
 
     def _faulty(self, build: Build, name: str) -> QemuInstall:
         folder = self._folder / "faults"
@@ -233,7 +237,7 @@ class Provisioner:
 
         key = _hash([build.key, fault.key])
         entry = self.cache.entry("faults", f"{build.name}+{name}-{key}", fill, self._report)
-        return _install(f"{build.name}+{name}", build.root, key, binary=entry / PROGRAM)
+        return installed(f"{build.name}+{name}", build.root, key, binary=entry / PROGRAM)
 
     def _keys(self) -> keys.Keys:
         folder = self.cache.root / "keys"
@@ -405,7 +409,7 @@ def _remove_unused(root: Path) -> None:
         shutil.rmtree(root / unused, ignore_errors=True)
 
 
-def _install(name: str, root: Path, key: str, binary: Path | None = None) -> QemuInstall:
+def installed(name: str, root: Path, key: str, binary: Path | None = None) -> QemuInstall:
     """The QEMU that is unpacked in ``root``, started with its own loader, libraries and firmware.
 
     :param binary: a QEMU that was built against the libraries in ``root``, instead of the one in ``root``.

@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("explore",),
     ("mutation",),
-    ("bench",),  # It times whole runs of pytest, which mutation/runner.py starts.
+    ("bench",),  # It times whole runs of pytest.
     ("cli", "plugin"),
     ("__main__",),
 )

@@ -1,0 +1,150 @@
+"""One run: how a scenario is named and run, and what its result says about a QEMU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.errors import SetupError, UsageError
+from harness.explore import trial
+from harness.explore.attempt import Attempt, Ending, Failure
+from harness.explore.observations import Answer, Observation
+from harness.explore.program import AlphabetName, Program
+from harness.explore.tree_bisect import ask_trial
+from harness.explore.trial import ProgramTrial, Scenario, ScenarioTrial, observation, recorded, scenario
+from harness.reaper import RunFolder
+from harness.report.summary import Outcome, Result
+
+QEMUS, KERNELS = ("5.2", "7.2", "7.2-src", "10.0", "10.0.2"), ("6.1", "7.2", "sid")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a scenario, in which nothing asks for a guest, so that no QEMU is needed."""
+    folder = tmp_path / "project/scenarios"
+    folder.mkdir(parents=True)
+    (folder.parent / "pytest.ini").write_text("[pytest]\n")
+    (folder.parent / "conftest.py").write_text('pytest_plugins = ["harness.plugin"]\n')
+    (folder / "test_leak.py").write_text(
+        """
+import pytest
+from harness.errors import SetupError, Violation
+
+@pytest.mark.parametrize("way", ["passes", "passes_too", "fails", "full", "lacks"])
+@pytest.mark.guarantee("no leak")
+def test_way(way):
+    if way == "fails":
+        raise Violation("leak: fds +3.00 per cycle")
+    if way == "full":
+        raise SetupError("no space left")
+    if way == "lacks":
+        pytest.skip("this QEMU has no such property")
+"""
+    )
+    monkeypatch.setattr(trial, "scenarios_folder", lambda: folder)
+    return folder
+
+
+def test_a_scenario_is_found_here_or_among_the_projects(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = scenario("test_leak.py::test_way[fails-q35]", "q35", "6.1")
+    assert named == Scenario(f"{project}/test_leak.py::test_way", ("fails", "q35"), "q35", "6.1")
+    monkeypatch.chdir(project)
+    assert scenario("test_leak.py::test_way").test == f"{project}/test_leak.py::test_way"
+    with pytest.raises(UsageError, match=r"^test_none\.py::test: no such file, neither here nor in "):
+        scenario("test_none.py::test")
+    with pytest.raises(UsageError, match=r"^test_leak\.py: give one scenario, as file\.py::test or "):
+        scenario("test_leak.py")
+
+
+@pytest.mark.parametrize(
+    ("inside", "machine", "kernel", "parameters"),
+    [
+        ("[7.2-default-pc]", "pc", "default", ()),
+        ("[default-default-q35-pcie]", "q35-pcie", "default", ()),
+        ("[7.2-src+tag-kept-6.1-q35-ejected]", "q35", "6.1", ("ejected",)),
+        ("[one_fsdev-10.0.2-default-pc-first]", "pc", "default", ("one_fsdev", "first")),
+        ("[/tmp/a-b/qemu-system-x86_64-default-pc-9P2000.L]", "pc", "default", ("9P2000.L",)),
+        ("[rng-11.1x-default-NOTSET]", "", "", ()),
+    ],
+)
+def test_the_id_of_a_recorded_test(
+    project: Path, inside: str, machine: str, kernel: str, parameters: tuple[str, ...]
+) -> None:
+    test = f"scenarios/test_leak.py::test_way{inside}"
+    if not machine:
+        with pytest.raises(UsageError, match="names no QEMU and kernel"):
+            recorded(test, QEMUS, KERNELS)
+        return
+    found = recorded(test, QEMUS, KERNELS)
+    assert (found.machine, found.kernel, found.parameters) == (machine, kernel, parameters)
+
+
+def test_a_scenario_is_run_in_a_pytest_of_its_own(project: Path, tmp_path: Path) -> None:
+    run = RunFolder()
+    try:
+
+        def once(text: str) -> Observation:
+            return ScenarioTrial(scenario(text), run, tmp_path / "artifacts")("7.2")
+
+        assert once("test_leak.py::test_way[passes]") == Observation(Answer.GOOD)
+        failed = once("test_leak.py::test_way[fails]")
+        assert failed.answer is Answer.BAD
+        assert "leak: fds +N per cycle" in failed.why
+        assert once("test_leak.py::test_way[full]").answer is Answer.ERROR
+        assert once("test_leak.py::test_way[lacks]") == Observation(
+            Answer.SKIP, "this QEMU has no such property"
+        )
+        for unknown in ("test_leak.py::test_none", "test_leak.py::test_way[none]"):
+            with pytest.raises(UsageError, match=r": pytest finds no such test: "):
+                once(unknown)
+    finally:
+        run.close()
+
+
+def result(outcome: Outcome, why: str = "", scenario: str = "a.py::test[pc-first]") -> Result:
+    return Result(test="t", scenario=scenario, guarantee="no leak", qemu="7.2", outcome=outcome, why=why)
+
+
+def test_what_results_say() -> None:
+    passed, failed = result(Outcome.PASSED), result(Outcome.FAILED, "harness.errors.Violation: 7 left")
+    skipped = result(Outcome.SKIPPED, "no property")
+    assert observation([passed, skipped]).answer is Answer.GOOD
+    assert observation([passed, failed]) == Observation(
+        Answer.BAD, "no leak | harness.errors.Violation: N left"
+    )
+    assert observation([skipped]) == Observation(Answer.SKIP, "no property")
+    assert observation([]).answer is Answer.ERROR
+    inconclusive = result(Outcome.FAILED, "harness.errors.HarnessError: inconclusive: no_leak: why")
+    assert observation([inconclusive]).answer is Answer.ERROR
+
+
+def test_a_parameter_is_not_a_part_of_another() -> None:
+    first = Scenario("a.py::test", ("first",))
+    assert first.is_of(result(Outcome.PASSED))
+    assert not first.is_of(result(Outcome.PASSED, scenario="a.py::test[pc-first_of_all]"))
+    assert str(first) == "a.py::test[first]"
+
+
+def test_a_program_is_run_on_the_qemu_that_is_asked_about() -> None:
+    program = Program(alphabet=AlphabetName.RAW, steps=())
+    endings = {
+        "a": Attempt(Ending.PASSED),
+        "b": Attempt(Ending.FAILED, Failure("qemu_alive", "killed by signal 11")),
+        "c": Attempt(Ending.ERROR, error="no space"),
+    }
+    once = ProgramTrial(program, lambda asked: endings[asked.cell.qemu])
+    assert [once(name) for name in "abc"] == [
+        Observation(Answer.GOOD),
+        Observation(Answer.BAD, "qemu_alive | killed by signal N"),
+        Observation(Answer.ERROR, "no space"),
+    ]
+
+
+def test_a_run_without_a_result_is_an_error_of_the_host() -> None:
+    def silent(qemu: str) -> Observation:
+        raise SetupError("pytest printed nothing for 900 s")
+
+    assert ask_trial(silent)("7.2") == Observation(Answer.ERROR, "pytest printed nothing for 900 s")
