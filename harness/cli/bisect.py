@@ -7,7 +7,7 @@ import json
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from rich.text import Text
 
 from harness import reaper
 from harness.artifacts import HISTORY
-from harness.checkers import Record
+from harness.cli.replay import load
 from harness.cli.report import progress
 from harness.cli.signals import ended_by_sigterm
 from harness.errors import SetupError, UsageError
@@ -25,14 +25,17 @@ from harness.explore import tree_bisect
 from harness.explore.bisect import CONFIDENCE, Find, most_tests
 from harness.explore.candidate import Verdict
 from harness.explore.compilers import Compiler, HostCompiler, ReleaseCompiler, flavour_for
+from harness.explore.guests import FreshGuests
 from harness.explore.observations import Observations
+from harness.explore.program import AlphabetName
+from harness.explore.program import text as program_text
 from harness.explore.releases import Releases, run_all
+from harness.explore.run import PROGRAM, states
 from harness.explore.tree import Commit, Tree
 from harness.explore.tree_bisect import Blame, ask_builds, ask_trial
 from harness.explore.tree_builds import TreeBuilds
-from harness.explore.trial import Scenario, ScenarioTrial, Trial, recorded, scenario
-from harness.history import as_mapping
-from harness.matrix import DEFAULT
+from harness.explore.trial import ProgramTrial, Scenario, ScenarioTrial, Trial, recorded, scenario, test_of
+from harness.matrix import ACCELS, DEFAULT
 from harness.provision import Cache, Provisioner, default_cache_root
 from harness.qemu import binary
 from harness.qemu.machine_types import MACHINE_TYPES
@@ -89,6 +92,7 @@ class Subject:
     "--machine", default="pc", metavar="|".join(MACHINE_TYPES), help="For a scenario: machine type."
 )
 @click.option("--kernel", default=DEFAULT, metavar="NAME", help="Of a scenario: a provisioned guest kernel.")
+@click.option("--accel", default="auto", metavar="|".join(ACCELS), help="Accelerator.")
 @click.option(
     "--confidence",
     type=click.FloatRange(0.5, 0.9999),
@@ -117,6 +121,7 @@ def bisect(
     compiler: str | None,
     machine: str,
     kernel: str,
+    accel: str,
     confidence: float,
     any_failure: bool,
     into: Path,
@@ -137,7 +142,9 @@ def bisect(
     try:
         into.mkdir(parents=True, exist_ok=True)
         with ended_by_sigterm():
-            what = _subject(subject, machine, kernel, run, into / _RUNS, provisioner)
+            if accel not in ACCELS:
+                raise UsageError(f"--accel {accel}: unknown accelerator; known: {', '.join(ACCELS)}")
+            what = _subject(subject, machine, kernel, accel, run, into / _RUNS, provisioner)
             options = _Options(Find(find), confidence, any_failure, into.absolute(), as_json)
             if releases:
                 _over_releases(what, qemus, provisioner, options)
@@ -185,31 +192,43 @@ class _Options:
 
 
 def _subject(
-    text: str, machine: str, kernel: str, run: RunFolder, artifacts: Path, provisioner: Provisioner
+    text: str,
+    machine: str,
+    kernel: str,
+    accel: str,
+    run: RunFolder,
+    artifacts: Path,
+    provisioner: Provisioner,
 ) -> Subject:
     """What the user named.
 
     :raises UsageError: when it is neither a program, nor a folder with a record, nor a scenario.
     """
     path = Path(text)
+    if path.is_file() or (path / PROGRAM).is_file():
+        return _of_program(path, accel, run, artifacts)
     if "::" in text and not path.exists():
-        return _of_scenario(scenario(text, machine, kernel), run, artifacts)
+        return _of_scenario(scenario(text, machine, kernel, accel), run, artifacts)
     if path.is_dir():
         if not (path / HISTORY).exists():
             raise UsageError(f"{path}: not the folder of a failed test: it has no {HISTORY}")
-        test = _test_of(path)
-        chosen = recorded(test, provisioner.qemu_names(), provisioner.guest_names())
-        return _of_scenario(chosen, run, artifacts)
+        chosen = recorded(test_of(path), provisioner.qemu_names(), provisioner.guest_names())
+        return _of_scenario(replace(chosen, accel=accel), run, artifacts)
     raise UsageError(f"{text}: neither a program, nor the folder of a failed test, nor file.py::test")
 
 
-def _test_of(folder: Path) -> str:
-    """The id of the test that left a folder."""
-    entry = Record.load(folder).last("host", "test")
-    test = as_mapping(entry.value).get("id") if entry is not None else None
-    if not isinstance(test, str):
-        raise UsageError(f"{folder}: its {HISTORY} names no test")
-    return test
+def _of_program(path: Path, accel: str, run: RunFolder, artifacts: Path) -> Subject:
+    program = load(path)
+    states(program)
+    content = hashlib.sha256(program_text(program).encode()).hexdigest()[:16]
+
+    def command(qemu: str) -> str:
+        return shlex.join(["harness", "replay", str(path), "--qemu", qemu])
+
+    # Trying KVM takes ten seconds for each QEMU, and no guest runs under the raw client.
+    accel = "tcg" if program.alphabet is AlphabetName.RAW else accel
+    guests = FreshGuests(artifacts.absolute(), accel)(run)
+    return Subject(path.name, content, ProgramTrial(program, guests), command)
 
 
 def _of_scenario(chosen: Scenario, run: RunFolder, artifacts: Path) -> Subject:
@@ -303,6 +322,7 @@ def _over_tree(
             confidence=options.confidence,
             any_failure=options.any_failure,
             report=progress,
+            names={history[0]: old, history[-1]: new},
         )
         builds.forget_all_but({blame.before.id, *(commit.id for commit in blame.among)})
     _write(options, _plain(blame, builds.builds))

@@ -7,7 +7,9 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +18,19 @@ from click.core import ParameterSource
 
 from harness import reaper
 from harness.artifacts import CELL, HISTORY
-from harness.checkers import Record
 from harness.cli.report import axes, progress
 from harness.cli.signals import ended_by_sigterm
 from harness.deadline import Deadline
-from harness.errors import UsageError
-from harness.explore import finding
+from harness.errors import HarnessError, UsageError
+from harness.explore import exit_status, finding
 from harness.explore import replay as replays
 from harness.explore.guests import FreshGuests
 from harness.explore.program import Program, read
 from harness.explore.replay import TIMES, Replay
 from harness.explore.run import check, states
 from harness.explore.scenario import PLACEHOLDER, ScenarioRuns
-from harness.explore.trial import recorded
+from harness.explore.trial import recorded, test_of
 from harness.explore.workers import Setup, Workers
-from harness.history import as_mapping
 from harness.matrix import DEFAULT, Matrix, Selection
 from harness.provision import Cache, Provisioner, default_cache_root
 from harness.testbed import Cell
@@ -60,6 +60,17 @@ class Subject:
 @click.option("-n", "workers", type=click.IntRange(1), help="Processes; by default one for each core.")
 @click.option("--into", type=click.Path(path_type=Path), help="Where the records of failures are kept.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option(
+    "--exit-for-bisect",
+    is_flag=True,
+    help="Exit as git bisect run expects: 0 good, 1 bad (at the first failure), 125 skip, 128 abort.",
+)
+@click.option(
+    "--signature",
+    default="",
+    metavar="TEXT",
+    help="With --exit-for-bisect: only this failure is bad; a commit that only fails otherwise is skipped.",
+)
 @click.pass_context
 def replay(
     context: click.Context,
@@ -73,6 +84,8 @@ def replay(
     workers: int | None,
     into: Path | None,
     as_json: bool,
+    exit_for_bisect: bool,
+    signature: str,
 ) -> None:
     """Run a program in fresh guests, and print how often it fails, and how.
 
@@ -82,22 +95,44 @@ def replay(
 
     Exits with 0 when it always passes, and with 1 when it fails at least once.
     """
+    if signature and not exit_for_bisect:
+        raise UsageError("--signature can only be used with --exit-for-bisect")
+    cell = Options.of(context, qemu, machine, kernel, accel, qemu_data)
+    if not exit_for_bisect:
+        found = _replayed(path, cell, times, workers, into, replays.is_clear)
+    else:
+        try:
+            enough = partial(exit_status.is_enough, signature=signature)
+            found = _replayed(path, cell, times, workers, into, enough)
+        except HarnessError as exc:
+            print(f"harness: {exc.message}", file=sys.stderr)
+            sys.exit(exit_status.of_error(exc, qemu))
+    print(json.dumps(_as_data(found), indent=2) if as_json else "\n".join(found.lines()))
+    sys.exit(exit_status.of_replay(found, signature) if exit_for_bisect else 1 if found.failures else 0)
+
+
+def _replayed(
+    path: Path,
+    cell: Options,
+    times: int,
+    workers: int | None,
+    into: Path | None,
+    enough: Callable[[Replay], bool],
+) -> Replay:
     reaper.sweep()
     records = into or Path(tempfile.mkdtemp(prefix="replay-"))
-    cell = Options.of(context, qemu, machine, kernel, accel, qemu_data)
     try:
         subject = _subject(path, cell, records.absolute())
         progress(f"{subject.name}: up to {times} attempts")
         with ended_by_sigterm(), Workers(subject.setup, workers or cores()) as attempts:
-            found = replays.replay(subject.program, attempts, times, report=_Progress(times))
+            found = replays.replay(subject.program, attempts, times, enough=enough, report=_Progress(times))
         _keep_shortest(found)
+        if found.failures:
+            progress(f"artefacts: {records}")
+        return found
     finally:
         if not any(records.glob("*")) and into is None:
             shutil.rmtree(records, ignore_errors=True)
-    if found.failures:
-        progress(f"artefacts: {records}")
-    print(json.dumps(_as_data(found), indent=2) if as_json else "\n".join(found.lines()))
-    sys.exit(1 if found.failures else 0)
 
 
 def cores() -> int:
@@ -181,12 +216,8 @@ def of_program(loaded: Program, options: Options, records: Path) -> Subject:
 
 def _scenario(folder: Path, options: Options, records: Path) -> Subject:
     """The scenario of a failed test, on the cell that it was run on."""
-    entry = Record.load(folder).last("host", "test")
-    test = as_mapping(entry.value).get("id") if entry is not None else None
-    if not isinstance(test, str):
-        raise UsageError(f"{folder}: its {HISTORY} names no test")
     provisioner = Provisioner(Cache(default_cache_root()), report=progress)
-    chosen = recorded(test, provisioner.qemu_names(), provisioner.guest_names())
+    chosen = recorded(test_of(folder), provisioner.qemu_names(), provisioner.guest_names())
     chosen = replace(
         chosen,
         machine=options.machine or chosen.machine,

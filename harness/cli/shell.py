@@ -19,8 +19,8 @@ from harness.cli.signals import ended_by_sigterm
 from harness.errors import UsageError
 from harness.guest.guest import Guest
 from harness.guest.mount import Mount
+from harness.guest.ways_in import line, ways_in
 from harness.matrix import Matrix, Selection
-from harness.qemu.machine import Machine
 from harness.reaper import RunFolder
 from harness.testbed import Testbed
 
@@ -70,28 +70,15 @@ def _boot(testbed: Testbed, folder: Path | None) -> tuple[Guest, Mount]:
         share = replace(share, path=folder.resolve())
         testbed.shares = (share, *testbed.shares[1:])
     progress("booting a guest …")
-    # A second monitor: a QMP socket serves one client at a time, and the harness uses the first.
-    monitor = f"socket,id=qmp2,path={testbed.folder}/qmp2.sock,server=on,wait=off"
-    extra = ("-chardev", monitor, "-mon", "chardev=qmp2,mode=control")
-    guest = testbed.boot(replace(testbed.spec(), extra=extra))
+    testbed.monitors = True
+    guest = testbed.boot()
     Hotplug(guest).plug(share)
     return guest, guest.mount(share)
 
 
 def _print_ways_in(guest: Guest, mount: Mount) -> None:
-    machine: Machine = guest.machine
-    qmp_shell = Path(sys.executable).parent / "qmp-shell"
-    ways = {
-        "share": f"{mount.share.path} is mounted at {mount.mountpoint}",
-        "console": f"socat -,raw,echo=0 UNIX-CONNECT:{machine.paths.console}",
-        "kernel": f"tail -f {machine.paths.kernel_log}",
-        "QMP": f"{qmp_shell} {machine.folder.parent}/qmp2.sock",
-        "gdb": f"gdb -p {machine.pid}",
-        "SSH": f"ssh -i {guest.image.client_key} -p {machine.ssh_port} root@127.0.0.1",
-    }
-    for name, way in ways.items():
-        print(f"{name + ':':9}{way}", file=sys.stderr)
-    sys.stderr.flush()
+    share = line("share", f"{mount.share.path} is mounted at {mount.mountpoint}")
+    print("\n".join([share, *ways_in(guest.machine, guest)]), file=sys.stderr, flush=True)
 
 
 def _session(guest: Guest, mount: Mount) -> int:

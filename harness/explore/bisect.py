@@ -8,7 +8,7 @@ change. The answer has a confidence (:mod:`harness.explore.candidate`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -77,6 +77,7 @@ def search(
     confidence: float = CONFIDENCE,
     any_failure: bool = False,
     report: Report = lambda _: None,
+    name: Callable[[str], str] = str,
 ) -> Found:
     """Find the first candidate that behaves otherwise than the first one.
 
@@ -89,24 +90,25 @@ def search(
     :param confidence: how certain the answer has to be, 0 to 1.
     :param any_failure: see :class:`harness.explore.candidate.Judge`.
     :param report: is given a line for each candidate that was judged.
+    :param name: what a candidate is called in these lines and in errors.
     :raises UsageError: when the ends behave alike, or fail too seldom.
     :raises SetupError: when the host or the harness fails again and again.
     """
     if len(candidates) < 2:
         raise UsageError("there is nothing between good and bad to search")
     risk = (1 - confidence) / (most_tests(len(candidates)) + 1)
-    judge = Judge(ask, observations or Observations(), risk=risk, any_failure=any_failure)
+    judge = Judge(ask, observations or Observations(), risk=risk, any_failure=any_failure, name=name)
     bad, good = (candidates[-1], candidates[0]) if find is Find.BUG else (candidates[0], candidates[-1])
-    report(f"{bad}, which is said to be bad: {judge.measure(bad)}: {judge.signature}")
+    report(f"{name(bad)}, which is said to be bad: {judge.measure(bad)}: {judge.signature}")
     judge.require_good(good)
-    report(f"{good}, which is said to be good: {judge.tallies[good]}")
+    report(f"{name(good)}, which is said to be good: {judge.tallies[good]}")
     low, high = _narrow(candidates, judge, find, report)
-    sure = [name for name, tally in judge.tallies.items() if tally.passed and not tally.failed]
+    sure = [one for one, tally in judge.tallies.items() if tally.passed and not tally.failed]
     return Found(
         find=find,
         before=candidates[low],
         among=tuple(candidates[low + 1 : high + 1]),
-        confidence=max(0.0, 1 - sum(judge.risk_of(name) for name in sure if not judge.tallies[name].skip)),
+        confidence=max(0.0, 1 - sum(judge.risk_of(one) for one in sure if not judge.tallies[one].skip)),
         signature=judge.signature,
         reliability=judge.known,
         tallies=judge.tallies,
@@ -126,7 +128,7 @@ def _narrow(candidates: Sequence[str], judge: Judge, find: Find, report: Report)
         else:
             low = here
         left = high - low - 1
-        report(f"{candidates[here]}: {verdict} ({judge.tallies[candidates[here]]}); {left} left")
+        report(f"{judge.name(candidates[here])}: {verdict} ({judge.tallies[candidates[here]]}); {left} left")
     return low, high
 
 

@@ -100,11 +100,19 @@ class Judge:
     :param ask: makes one attempt.
     :param risk: the highest probability with which one bad candidate is taken for good.
     :param any_failure: count every failure, and not only the one that the bad candidate shows.
+    :param name: what a candidate is called in messages.
     """
 
     def __init__(
-        self, ask: Ask, observations: Observations, *, risk: float, any_failure: bool = False
+        self,
+        ask: Ask,
+        observations: Observations,
+        *,
+        risk: float,
+        any_failure: bool = False,
+        name: Callable[[str], str] = str,
     ) -> None:
+        self.name = name
         self._ask, self._observations = ask, observations
         self._risk, self._any_failure = risk, any_failure
         self.signature = ""
@@ -127,10 +135,10 @@ class Judge:
         while not tally.skip and not _is_clear(tally):
             self._run(candidate, tally)
         if tally.skip:
-            raise UsageError(f"{candidate} is said to be bad, but cannot be tested: {tally.skip}")
+            raise UsageError(f"{self.name(candidate)} is said to be bad, but cannot be tested: {tally.skip}")
         if not tally.failed:
             raise BehaveAlike(
-                f"{candidate} is said to be bad, but does not fail (0 of {tally.runs} runs): "
+                f"{self.name(candidate)} is said to be bad, but does not fail (0 of {tally.runs} runs): "
                 "good and bad behave alike"
             )
         self.known = tally
@@ -145,10 +153,10 @@ class Judge:
         verdict = self.verdict(candidate)
         tally = self.tallies[candidate]
         if verdict is Verdict.SKIPPED:
-            raise UsageError(f"{candidate} is said to be good, but cannot be tested: {tally.skip}")
+            raise UsageError(f"{self.name(candidate)} is said to be good, but cannot be tested: {tally.skip}")
         if verdict is Verdict.BAD:
             raise BehaveAlike(
-                f"{candidate} is said to be good, but fails ({tally}): good and bad behave alike"
+                f"{self.name(candidate)} is said to be good, but fails ({tally}): good and bad behave alike"
             )
 
     def verdict(self, candidate: str) -> Verdict:
@@ -190,9 +198,8 @@ class Judge:
     def _count_error(self, candidate: str, tally: Tally, why: str) -> None:
         tally.errors += 1
         if tally.errors >= _MOST_WITHOUT_ANSWER:
-            raise SetupError(
-                f"{candidate}: {tally.errors} runs had no result; the last: {why or 'no reason given'}"
-            )
+            last = why or "no reason given"
+            raise SetupError(f"{self.name(candidate)}: {tally.errors} runs had no result; the last: {last}")
 
     def _is_the_failure(self, signature: str) -> bool:
         self.signature = self.signature or signature

@@ -181,8 +181,10 @@ class Explorer:
                 f"up to {self.settings.longest} steps, seed {self.settings.seed}"
             )
 
-    def run(self, seconds: float, programs: int | None = None) -> None:
-        """Search for ``seconds``, and until ``programs`` programs were run.
+    def run(
+        self, seconds: float, programs: int | None = None, enough: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Search for ``seconds``, until ``programs`` programs were run, or until ``enough`` returns true.
 
         A round that has begun is finished, and its findings are made smaller.
 
@@ -193,7 +195,7 @@ class Explorer:
         for name in itertools.cycle(self.spaces):
             done = sum(tally.programs for tally in self.tallies.values())
             left = None if programs is None else programs - done
-            if clock.expired or left == 0:
+            if clock.expired or left == 0 or enough():
                 return
             try:
                 self._make_all_smaller()  # Of a search that is resumed.

@@ -183,6 +183,12 @@ def _no_request(state: GuestState, step: Step) -> bool:
     return _quiet(state, step) and not state.any(lambda share: bool(share.held))
 
 
+def _can_reset(state: GuestState, _step: Step) -> bool:
+    """Without a request that is held; a boot takes long, so it is not done where no device is affected."""
+    held = state.any(lambda share: bool(share.held))
+    return state.running and not held and state.any(lambda share: share.plugged or share.ejected)
+
+
 def _can_rebind(state: GuestState, step: Step) -> bool:
     """The driver is unbound from every device, which waits for their users, and bound again."""
     return _no_request(state, step) and not state.blocked and state.any(lambda share: share.plugged)
@@ -227,13 +233,8 @@ TABLE: Table[GuestState] = Table(
         "cont": Action(
             lambda s, _: not s.running, lambda s, _: replace(s, running=True), _VMSTATE, of_machine=True
         ),
-        "system_reset": Action(
-            lambda s, _: s.running and not s.any(lambda share: bool(share.held)),
-            _reset,
-            _BLOCKED,
-            of_machine=True,
-        ),
-        "reboot": Action(_no_request, _reset, _BLOCKED, of_machine=True),
+        "system_reset": Action(_can_reset, _reset, _BLOCKED, of_machine=True),
+        "reboot": Action(lambda s, t: _can_reset(s, t) and not s.waiting, _reset, _BLOCKED, of_machine=True),
         "savevm": Action(_quiet, _savevm, _BLOCKED, of_machine=True),
         "loadvm": Action(_can_load, _loadvm, _VMSTATE, of_machine=True),
         "migrate": Action(_quiet, _same, _MIGRATES, of_machine=True),

@@ -45,7 +45,7 @@ _SIZE_KIB = 64
 _CRASH_WINDOW_S = 0.1
 
 #: Steps that do not need the guest.
-_WITHOUT_GUEST = ("stop", "cont")
+_WITHOUT_GUEST = ("stop", "cont", "system_reset")
 
 Perform = Callable[["GuestPerformer", Step, GuestState], None]
 
@@ -114,6 +114,10 @@ class GuestPerformer:
         if self.boots_after is not None:
             before, self.boots_after = self.boots_after, None
             self.run_state.wait_booted_again(before)
+
+    def begin_system_reset(self) -> str:
+        """Reset the machine, also while its guest boots; for :meth:`RunState.wait_booted_again`."""
+        return self.run_state.begin_system_reset(boot_id=self.boots_after)
 
     def mounted(self, state: GuestState) -> list[Share]:
         """The shares that have to block migration."""
@@ -259,8 +263,11 @@ def _device_del(on: GuestPerformer, step: Step, before: GuestState) -> None:
     if not before.share(step).in_use:
         on.hotplug.unplug(_share(on, step))
         return
-    unplug = on.hotplug.request_unplug(_share(on, step))
-    on.unplugs[_number(step)] = unplug
+    with Deletion(on.machine, _share(on, step).id) as deletion:
+        unplug = on.hotplug.request_unplug(_share(on, step))
+        on.unplugs[_number(step)] = unplug
+        if not deletion.present():  # Otherwise the guest would be waited for in vain.
+            raise Disagreement("devices", "device_del removed the device of a share that is in use")
     unplug.wait_seen_by_guest()
 
 
@@ -361,7 +368,7 @@ PERFORM: dict[str, Perform] = {
     "rebind": lambda on, _step, _before: on.guest.rebind_9p(),
     "stop": lambda on, _step, _before: on.run_state.stop(),
     "cont": lambda on, _step, _before: on.run_state.cont(),
-    "system_reset": lambda on, _step, before: _reset(on, on.run_state.begin_system_reset, before),
+    "system_reset": lambda on, _step, before: _reset(on, on.begin_system_reset, before),
     "reboot": lambda on, _step, before: _reset(on, on.run_state.begin_reboot, before),
     "savevm": _savevm,
     "loadvm": _loadvm,

@@ -19,8 +19,8 @@ from harness.explore.program import ShareKind, Step
 #: the export's file, open; a file that was created through the session, open.
 ROOT, SECOND_ROOT, FILE, MADE = "root", "second_root", "file", "made"
 ROOTS = frozenset({ROOT, SECOND_ROOT})
-#: What an attached root can be held in.
-ATTACH = "attach"
+#: Requests that can be held: a Tattach; a Tread whose tag has its highest bit set.
+ATTACH, READ_HIGH_TAG = "attach", "read_high_tag"
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ _VMSTATE, _BUSY = "no crash in vmstate change", "unplug is refused while busy"
 _HOSTILE, _PLAIN = "a hostile guest cannot hurt QEMU", "plain use"
 
 #: The requests that can be held, each with the fid that it needs.
-HOLDS = {"read": FILE, "write": FILE, "fsync": FILE, ATTACH: ""}
+HOLDS = {"read": FILE, READ_HIGH_TAG: FILE, "write": FILE, "fsync": FILE, ATTACH: ""}
 #: What no driver sends. QEMU survives the first ones, and after the next ones it marks the device broken. The
 #: last one is a Tversion that fails, and that ends the session nevertheless.
 ANSWERED = ("unknown_type", "unknown_fid", "queue")
@@ -324,7 +324,7 @@ def _can_flush(state: RawState, step: Step) -> bool:
     if step.value == "itself":
         return state.ready(step) and device.session
     if device.held:
-        return device.held in ("read", "fsync") and not device.flushed and not device.broken
+        return device.held in ("read", READ_HIGH_TAG, "fsync") and not device.flushed and not device.broken
     return state.ready(step) and device.session
 
 

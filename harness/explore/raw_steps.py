@@ -30,7 +30,17 @@ from harness.explore.invariants import (
 from harness.explore.program import Program, Step
 from harness.explore.raw_invariants import WRITTEN, check
 from harness.explore.raw_machine import ORIGINAL, InFlight, RawMachine
-from harness.explore.raw_model import ATTACH, FILE, MADE, ROOT, ROOTS, SECOND_ROOT, SMALL_MSIZE, RawState
+from harness.explore.raw_model import (
+    ATTACH,
+    FILE,
+    MADE,
+    READ_HIGH_TAG,
+    ROOT,
+    ROOTS,
+    SECOND_ROOT,
+    SMALL_MSIZE,
+    RawState,
+)
 from harness.holds.hold import DATA, FSYNC, STAT, Held
 from harness.ninep import messages as p9
 from harness.ninep.client import (
@@ -54,8 +64,8 @@ from harness.testbed import Testbed
 #: The numbers of the fids of :mod:`.raw_model`, of one that a step uses for itself, and of one that never is.
 FIDS = {ROOT: 1, SECOND_ROOT: 9, FILE: 2, MADE: 3}
 _HELPER, _UNKNOWN = 100, 4711
-#: A tag that no other request has: they are counted from 1.
-_OWN_TAG = 0xFFF0
+#: A tag that no other request of a short program has: they are counted from 1.
+_OWN_TAG = 0x7FF0
 #: Bytes, fewer than the file has.
 _FEW = 100
 #: Less than a message needs (QEMU: ``hw/9pfs/9p.c``, ``P9_MIN_MSIZE``).
@@ -562,9 +572,13 @@ def _every_kind(on: RawMachine, step: Step, before: RawState) -> None:
 
 # ---- holds -------------------------------------------------------------------------------------------------
 
-_CALLS = {"read": DATA, "write": DATA, "fsync": FSYNC, ATTACH: STAT}
+_CALLS = {"read": DATA, READ_HIGH_TAG: DATA, "write": DATA, "fsync": FSYNC, ATTACH: STAT}
+#: Tags are numbers of 16 bits without a sign.
+_TAGS = {READ_HIGH_TAG: 0x9000}
+_READ = (T.READ, p9.read(FIDS[FILE], 0, 2 * len(ORIGINAL)))
 _REQUESTS: dict[str, tuple[T, bytes]] = {
-    "read": (T.READ, p9.read(FIDS[FILE], 0, 2 * len(ORIGINAL))),
+    "read": _READ,
+    READ_HIGH_TAG: _READ,
     "write": (T.WRITE, p9.write(FIDS[FILE], 0, WRITTEN)),
     "fsync": (T.FSYNC, p9.fsync(FIDS[FILE])),
     ATTACH: (T.ATTACH, p9.attach(FIDS[ROOT])),
@@ -577,7 +591,8 @@ def _hold(on: RawMachine, step: Step, _before: RawState) -> None:
     number, what = _share(step), str(step.value)
     driver, stack = on.driver(number), ExitStack()
     held: Held = stack.enter_context(on.hold.requests(on.shares[number], *_CALLS[what]))
-    on.in_flight[number] = InFlight(held, driver.send(*_REQUESTS[what]), stack)
+    request = driver.send(*_REQUESTS[what], tag=_TAGS.get(what))
+    on.in_flight[number] = InFlight(held, request, stack)
     held.wait_caught()
 
 
@@ -595,7 +610,8 @@ def _flush(on: RawMachine, step: Step, before: RawState) -> None:
     one.flush = driver.send(T.FLUSH, p9.flush(one.request.tag))
     one.held.in_flight()  # It sends a QMP command: QEMU has read the Tflush when that is answered.
     if driver.answered() != answered:
-        raise Disagreement(step.do, "Tflush was answered before the request that it flushes")
+        high = " of a tag above 0x7fff" if before.device(step).held == READ_HIGH_TAG else ""
+        raise Disagreement(step.do, f"Tflush{high} was answered before the request that it flushes")
 
 
 def _release(on: RawMachine, step: Step, before: RawState) -> None:
@@ -614,7 +630,7 @@ def _release(on: RawMachine, step: Step, before: RawState) -> None:
 
 def _expect_answer(step: Step, before: RawState, what: str, driver: RawDriver, request: Request) -> None:
     answer = driver.wait_answer(request)
-    if what == "read":
+    if what in ("read", READ_HIGH_TAG):
         _expect_content(step, before, answer[4:])
     elif what == "write":
         _expect_written(int.from_bytes(answer[:4], "little"))

@@ -84,12 +84,17 @@ class Replay:
             yield f"    the last one: {self.errors[-1]}"
 
 
+def is_clear(found: Replay) -> bool:
+    """Whether the reliability's interval is narrow."""
+    return found.reliability.is_clear
+
+
 def replay(
     program: Program,
     attempts: Attempts,
     times: int = TIMES,
     *,
-    enough: Callable[[Replay], bool] = lambda found: found.reliability.is_clear,
+    enough: Callable[[Replay], bool] = is_clear,
     report: Callable[[Replay], None] = lambda _: None,
 ) -> Replay:
     """Run ``program`` until it was run ``times`` times, or the answer is clear.

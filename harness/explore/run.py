@@ -229,6 +229,8 @@ class _Attempt:
         bad = failures.by_severity(found)
         first = next((one for one in bad if one.verdict is Verdict.INVALID), None)
         if first is not None and first.checker == failures.DIED:
+            if self._performer is None:  # It did not come to the program.
+                return Attempt(Ending.ERROR, error=f"QEMU did not start: {first.summary}")
             record = Record.load(self._testbed.artifacts.folder)
             return Attempt(Ending.FAILED, failures.death(record, first, self._step, self._guarantee))
         if self._failure is not None:

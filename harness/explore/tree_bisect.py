@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.errors import SetupError
@@ -44,6 +44,7 @@ def bisect(
     confidence: float = CONFIDENCE,
     any_failure: bool = False,
     report: Report = lambda _: None,
+    names: Mapping[str, str] | None = None,
 ) -> Blame:
     """Find the first commit that behaves otherwise.
 
@@ -52,6 +53,7 @@ def bisect(
 
     :param history: as :meth:`harness.explore.tree.Tree.history` returns it.
     :param ask: makes one run of a commit.
+    :param names: what some commits are called in messages, such as by the tags that the user gave.
     :raises UsageError: see :func:`harness.explore.bisect.search`. :raises SetupError: as well.
     """
     observations = observations or Observations()
@@ -66,6 +68,7 @@ def bisect(
             confidence=confidence,
             any_failure=any_failure,
             report=report,
+            name=lambda commit: (names or {}).get(commit, commit[:12]),
         )
 
     found = searched(history)

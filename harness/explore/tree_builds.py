@@ -39,14 +39,23 @@ class TreeBuilds:
 
     :param work: the folder with the worktree ``source`` and the build folder ``build``.
     :param into: each QEMU gets a folder of the commit's name there; one that is there is not built again.
+    :param configured: the commit that the build folder was configured for, if it was.
     """
 
     def __init__(
-        self, tree: Tree, worktree: Worktree, compiler: Compiler, work: Path, into: Path, report: Report
+        self,
+        tree: Tree,
+        worktree: Worktree,
+        compiler: Compiler,
+        work: Path,
+        into: Path,
+        report: Report,
+        *,
+        configured: str = "",
     ) -> None:
         self._tree, self._worktree, self._compiler = tree, worktree, compiler
         self._work, self._into, self._report = work, into, report
-        self._configured = ""
+        self._configured = configured
         #: The number of builds that were begun here.
         self.builds = 0
 

@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import UsageError
+from harness.artifacts import HISTORY
+from harness.checkers import Record
+from harness.errors import Unsupported, UsageError
 from harness.explore.attempt import Attempt, Ending, Failure
 from harness.explore.observations import Answer, Observation
 from harness.explore.program import Program
+from harness.history import as_mapping
 from harness.layout import pytest_command, pytest_folder, scenarios_folder
 from harness.matrix import DEFAULT
 from harness.qemu.machine_types import MACHINE_TYPES
@@ -45,6 +48,7 @@ class Scenario:
     parameters: tuple[str, ...] = ()
     machine: str = "pc"
     kernel: str = DEFAULT
+    accel: str = "auto"
 
     def __str__(self) -> str:
         named = "-".join(self.parameters)
@@ -52,8 +56,9 @@ class Scenario:
 
     def arguments(self) -> list[str]:
         """pytest's arguments that select it."""
+        accel = [] if self.accel == "auto" else ["--accel", self.accel]
         chosen = ["-k", " and ".join(self.parameters)] if self.parameters else []
-        return [self.test, *chosen, "--machine", self.machine, "--kernel", self.kernel, "--thorough"]
+        return [self.test, *chosen, "--machine", self.machine, "--kernel", self.kernel, *accel, "--thorough"]
 
     def is_of(self, result: Result) -> bool:
         """Whether a result is this scenario's; ``-k`` also selects parameters that contain the wanted one."""
@@ -61,7 +66,7 @@ class Scenario:
         return all(f"-{parameter}-" in inside for parameter in self.parameters)
 
 
-def scenario(text: str, machine: str = "pc", kernel: str = DEFAULT) -> Scenario:
+def scenario(text: str, machine: str = "pc", kernel: str = DEFAULT, accel: str = "auto") -> Scenario:
     """The scenario that the user names: ``file.py::test`` or ``file.py::test[parameter]``.
 
     :param text: the file is below the current folder, or one of the project's scenarios.
@@ -76,7 +81,19 @@ def scenario(text: str, machine: str = "pc", kernel: str = DEFAULT) -> Scenario:
     if found is None:
         raise UsageError(f"{text}: no such file, neither here nor in {scenarios_folder()}")
     chosen = tuple(parameters.split("-")) if parameters else ()
-    return Scenario(f"{found.absolute()}::{function}", chosen, machine, kernel)
+    return Scenario(f"{found.absolute()}::{function}", chosen, machine, kernel, accel)
+
+
+def test_of(folder: Path) -> str:
+    """The id of the test that left a folder.
+
+    :raises UsageError: when the folder has no record, or its record names no test.
+    """
+    entry = Record.load(folder).last("host", "test")
+    test = as_mapping(entry.value).get("id") if entry is not None else None
+    if not isinstance(test, str):
+        raise UsageError(f"{folder}: its {HISTORY} names no test")
+    return test
 
 
 def recorded(test: str, qemus: Sequence[str], kernels: Sequence[str]) -> Scenario:
@@ -170,9 +187,15 @@ class ProgramTrial:
         self._program, self._run = program, run
 
     def __call__(self, qemu: str) -> Observation:
-        """Run it once."""
+        """Run it once.
+
+        :returns: a skip where this QEMU cannot run it, such as for want of the machine type.
+        """
         cell = self._program.cell.model_copy(update={"qemu": qemu})
-        return of_attempt(self._run(self._program.model_copy(update={"cell": cell})))
+        try:
+            return of_attempt(self._run(self._program.model_copy(update={"cell": cell})))
+        except (UsageError, Unsupported) as exc:
+            return Observation(Answer.SKIP, exc.message)
 
 
 def of_attempt(attempt: Attempt) -> Observation:

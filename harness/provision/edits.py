@@ -95,25 +95,34 @@ class Edited(BaseModel):
 def build(tree: Build, name: str, fault: Edited, macros: str, into: Path) -> None:
     """Build QEMU with ``fault`` into the folder ``into``, then restore the tree's source.
 
-    Edits for other versions than the tree's are left out.
-
     :param name: the fault's name, for messages.
     :param macros: the content of :data:`MACROS`.
     :raises SetupError: when an edit does not apply, or the edited source does not compile.
     """
     with tree.tree() as source:
-        version = (source / "VERSION").read_text().strip()
-        edits = [edit for edit in fault.edit if edit.applies_to(version)]
-        if not edits:
-            raise SetupError(f"fault {name}: none of its edits is for QEMU {version}")
-        for path in dict.fromkeys(source / edit.file for edit in edits):
-            if not path.is_file():
-                raise SetupError(f"fault {name}: QEMU {tree.name} has no {path.relative_to(source)}")
-            tree.keep_original(str(path.relative_to(source)))
-        (source.parent / "extra-macros.h").write_text(macros)
-        for edit in edits:
-            _apply(tree, name, edit, source)
+        apply(tree, name, fault, macros, source)
         tree.compile(into)
+
+
+def apply(tree: Build, name: str, fault: Edited, macros: str, source: Path) -> None:
+    """Edit the source of a tree, inside :meth:`harness.provision.builds.Build.tree`, which restores it.
+
+    Edits for other versions than the tree's are left out.
+
+    :param name: the fault's name, for messages. :param macros: the content of :data:`MACROS`.
+    :raises SetupError: when an edit does not apply, or there is none for this version.
+    """
+    version = (source / "VERSION").read_text().strip()
+    edits = [edit for edit in fault.edit if edit.applies_to(version)]
+    if not edits:
+        raise SetupError(f"fault {name}: none of its edits is for QEMU {version}")
+    for path in dict.fromkeys(source / edit.file for edit in edits):
+        if not path.is_file():
+            raise SetupError(f"fault {name}: QEMU {tree.name} has no {path.relative_to(source)}")
+        tree.keep_original(str(path.relative_to(source)))
+    (source.parent / "extra-macros.h").write_text(macros)
+    for edit in edits:
+        _apply(tree, name, edit, source)
 
 
 def _apply(tree: Build, name: str, edit: Edit, source: Path) -> None:

@@ -28,6 +28,11 @@ class MachinePaths:
     kernel_log: Path
     console_log: Path
 
+    @property
+    def monitor(self) -> Path:
+        """A second QMP socket, for people: each serves one client at a time, and one is the harness's."""
+        return self.qmp.with_name("qmp2.sock")
+
 
 def render(spec: MachineSpec, paths: MachinePaths, ssh_port: int = 0) -> list[str]:
     """The complete argument vector for ``spec``.
@@ -39,7 +44,7 @@ def render(spec: MachineSpec, paths: MachinePaths, ssh_port: int = 0) -> list[st
     """
     return spec.qemu.argv(
         *_machine(spec),
-        *_monitor(paths),
+        *_monitor(spec, paths),
         *_serial(spec, paths),
         *_network(paths, ssh_port),
         *_disk(paths),
@@ -70,9 +75,12 @@ def _memory(spec: MachineSpec) -> Iterator[str]:
         yield f"memory-backend-file,id={ram},size={spec.memory_mib}M,mem-path={path},share={share}"
 
 
-def _monitor(paths: MachinePaths) -> Iterator[str]:
+def _monitor(spec: MachineSpec, paths: MachinePaths) -> Iterator[str]:
     yield from ("-chardev", f"socket,id=qmp,path={_comma(paths.qmp)},server=on,wait=off")
     yield from ("-mon", "chardev=qmp,mode=control")
+    if spec.monitor:
+        yield from ("-chardev", f"socket,id=qmp2,path={_comma(paths.monitor)},server=on,wait=off")
+        yield from ("-mon", "chardev=qmp2,mode=control")
 
 
 def _serial(spec: MachineSpec, paths: MachinePaths) -> Iterator[str]:

@@ -142,6 +142,7 @@ class MachineSpec:
     :param from_template: what it waits for is a template's stream.
     :param memory_file: where the guest's memory is, if not QEMU's own.
     :param firmware: the firmware of a machine that boots no guest; it then has no kernel.
+    :param monitor: whether it has a second QMP socket, for people.
     :param extra: further arguments, verbatim, at the end.
     """
 
@@ -160,6 +161,7 @@ class MachineSpec:
     from_template: bool = False
     memory_file: MemoryFile | None = None
     firmware: Path | None = None
+    monitor: bool = False
     extra: tuple[str, ...] = ()
 
     def destination(self, name: str, *, plugged: frozenset[str]) -> MachineSpec:

@@ -62,8 +62,11 @@ class Template:
 
 
 def bare(spec: MachineSpec) -> MachineSpec:
-    """``spec`` without what differs between the machines that one template serves: its name and devices."""
-    return replace(spec, name="template", shares=(), devices=(), plugged=frozenset())
+    """``spec`` without what differs between the machines that one template serves: its name and devices.
+
+    And without what no guest sees.
+    """
+    return replace(spec, name="template", shares=(), devices=(), plugged=frozenset(), monitor=False)
 
 
 def key(spec: MachineSpec, image: str, *, plain: bool = False) -> str:

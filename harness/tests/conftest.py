@@ -24,6 +24,15 @@ hypothesis.settings.register_profile("search", max_examples=3000, deadline=None)
 hypothesis.settings.load_profile("same")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Slow tests run only when they are asked for: ``-m slow``."""
+    if "slow" in config.getoption("markexpr"):
+        return
+    for item in items:
+        if item.get_closest_marker("slow") is not None:
+            item.add_marker(pytest.mark.skip(reason="takes many minutes; run it with -m slow"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _deliverable_signals() -> Iterator[None]:
     """Under ``nohup``, or in a script's background, signals are ignored, and every child inherits that."""

@@ -10,6 +10,8 @@ import pytest
 from harness.cli import bisect as command
 from harness.explore import tree_builds
 from harness.explore.observations import Answer, Observation
+from harness.history import History
+from harness.layout import recipes_folder
 from harness.reaper import RunFolder
 from harness.tests.cli.conftest import Harness
 from harness.tests.explore.git_tree import Copies, commit_files, git, make
@@ -108,8 +110,14 @@ def test_a_range_names_each_commit(harness: Harness, repo: Path) -> None:
         (["--tree", "none", "--good", "a", "--bad", "b"], "--tree none: no such folder"),
         (["--tree", "qemu", "--good", "v5", "--bad", "v1"], "v5 and v1 are in the wrong order"),
         (["--tree", "qemu", "--good", "v1", "--bad", "v99"], "no revision v99"),
-        (["--tree", "qemu", "--good", "v1", "--bad", "v2"], "does not fail (0 of 20 runs): good and bad"),
-        (["--tree", "qemu", "--good", "v4", "--bad", "v5"], "fails (failed 1 of 1): good and bad behave"),
+        (
+            ["--tree", "qemu", "--good", "v1", "--bad", "v2"],
+            "v2 is said to be bad, but does not fail (0 of 20 runs)",
+        ),
+        (
+            ["--tree", "qemu", "--good", "v4", "--bad", "v5"],
+            "v4 is said to be good, but fails (failed 1 of 1)",
+        ),
     ],
 )
 def test_bad_input_is_one_line(harness: Harness, repo: Path, words: list[str], line: str) -> None:
@@ -130,6 +138,19 @@ def test_what_is_no_subject(harness: Harness, repo: Path, here: Path) -> None:
         assert line in ended.line
 
 
+def test_the_folder_of_a_failed_test(harness: Harness, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_versions", lambda names, provisioner: {"5.2": "5.2.0", "bad": "7.2.22"})
+    folder = here / "test_way"
+    folder.mkdir()
+    history = History(folder / "history.ndjson")
+    history.note("host", "test", {"id": "test_leak.py::test_way[7.2-default-q35-ejected]"})
+    history.close()
+    found = harness("bisect", folder, "--releases", "--json")
+    assert (found.status, found.json["changes"]) == (0, [["5.2", "bad"]])
+    log = (here / "artifacts/bisect/log.ndjson").read_text()
+    assert '"what": "test_leak.py::test_way[ejected] on q35, kernel default"' in log
+
+
 def test_the_log_of_another_bisection_is_refused(harness: Harness, repo: Path, here: Path) -> None:
     words = ("bisect", SCENARIO, "--tree", repo, "--good", "v1", "--bad")
     assert harness(*words, "v5").status == 0
@@ -138,6 +159,40 @@ def test_the_log_of_another_bisection_is_refused(harness: Harness, repo: Path, h
     assert "the log of another bisection: newest is" in ended.err
     (here / "test_leak.py").write_text("def test_way(): pass  # changed\n")
     assert "the log of another bisection: content is" in harness(*words, "v5").err
+
+
+R2 = recipes_folder() / "programs/R2.json"
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize(
+    ("program", "qemu", "status"),
+    [
+        (R2, "7.2", 1),
+        (R2, "11.1", 0),
+        (R2, "/bin/true", 125),
+        (R2, "/nowhere", 128),
+        (R2, "6.66", 128),
+        (Path("none.json"), "7.2", 128),
+    ],
+)
+def test_the_exit_status_for_git_bisect_run(
+    harness: Harness, program: Path, qemu: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HARNESS_CACHE")
+    words = ("--qemu", qemu, "--accel", "tcg", "--exit-for-bisect", "--times", "3", "-n", "1")
+    ended = harness("replay", program, *words)
+    assert ended.status == status
+    assert ("failed 1 of 1" in ended.out) == (status == 1)
+    assert "Traceback" not in ended.err
+
+
+def test_a_signature_is_for_git_bisect_run(harness: Harness) -> None:
+    ended = harness("replay", R2, "--signature", "x")
+    assert (ended.status, ended.line) == (
+        2,
+        "harness: --signature can only be used with --exit-for-bisect",
+    )
 
 
 def test_the_releases(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,8 @@ def commit_files(folder: Path, subject: str, files: dict[str, str]) -> str:
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    git(folder, "add", "--all")
+    if files:
+        git(folder, "add", "--", *files)  # Not all: looking at each file of QEMU takes seconds.
     git(folder, "commit", "--quiet", "--allow-empty", "-m", subject)
     return git(folder, "rev-parse", "HEAD")
 

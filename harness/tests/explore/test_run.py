@@ -173,6 +173,15 @@ def test_an_error_of_the_harness_is_no_failure(
     assert (attempt.ending, attempt.error) == (Ending.ERROR, "ZeroDivisionError: ours")
 
 
+@pytest.mark.qemu
+def test_a_qemu_that_does_not_start(old: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says nothing about the program."""
+    monkeypatch.setattr("harness.explore.raw_machine._MEMORY_MIB", -1)
+    attempt = running.run(program(("plug", 0, None)), old, tmp_path / "a")
+    assert attempt.ending is Ending.ERROR
+    assert attempt.error.startswith("QEMU did not start: QEMU 'source' exited with 1")
+
+
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
@@ -196,6 +205,7 @@ def test_a_machine_type_that_the_raw_client_cannot_use(old: Cell, tmp_path: Path
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.qemu
 def test_a_folder_that_cannot_be_made(old: Cell, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     attempt = running.run(LIFE, old, tmp_path / "file" / "a")
