@@ -5,17 +5,17 @@ from __future__ import annotations
 import itertools
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from harness.artifacts import CELL, Artifacts
 from harness.background import process_wide_threads
 from harness.channel.guestfwd import SavedSession
 from harness.deadline import TimeoutScale, wait_until
-from harness.errors import HarnessError, SetupError, WaitTimeout
+from harness.errors import SetupError, UsageError, WaitTimeout
 from harness.guest.guest import Guest
 from harness.guest.image import GuestImage
 from harness.history import History
@@ -97,7 +97,16 @@ class TemplateSource(Protocol):
         """
 
 
-class LaunchTool(Protocol):
+@runtime_checkable
+class Closable(Protocol):
+    """An object that is closed at the end of a testbed: it owns a file, a socket or a thread."""
+
+    def close(self) -> None:
+        """Called after the machines have ended."""
+
+
+@runtime_checkable
+class LaunchTool(Closable, Protocol):
     """A tool that every machine of a testbed is started under."""
 
     def wrap(self, spec: MachineSpec, folder: Path) -> Wrapping:
@@ -106,8 +115,9 @@ class LaunchTool(Protocol):
     def release(self) -> None:
         """Called before the machines are ended: stop anything that could keep them from ending."""
 
-    def close(self) -> None:
-        """Called after the machines have ended."""
+
+_OF_A_TOOL = ("wrap", "release", "close")
+_OF_A_DEVICE = ("id", "slot", "check", "declared", "device")
 
 
 class Testbed:
@@ -127,6 +137,7 @@ class Testbed:
         self.machines: list[Machine] = []
         self._guests: list[Guest] = []
         self._tools: list[LaunchTool] = []
+        self._attached: list[Closable] = []
         #: The threads that existed before this testbed.
         self._earlier_threads = set(threading.enumerate())
         self._closed = False
@@ -152,7 +163,20 @@ class Testbed:
         return shares
 
     def declare_devices(self, *devices: Device) -> None:
-        """Let every machine that is launched afterwards plug ``devices`` in addition to the shares."""
+        """Let every machine plug ``devices`` in addition to the shares.
+
+        Each has a backend on the command line of the machines, and the machines of a test have the same ones.
+
+        :raises UsageError: when an object is no device, or a machine was started already.
+        """
+        for device in devices:
+            lacks = [name for name in _OF_A_DEVICE if not hasattr(device, name)]
+            if lacks:
+                raise UsageError(
+                    f"testbed.declare_devices: {type(device).__name__} has no {' and no '.join(lacks)}; "
+                    "harness/GUIDE.md, 'A device of your own', lists what a device has"
+                )
+        self._require_none_started(f"declare {', '.join(device.id for device in devices)}")
         self.devices = devices
 
     def use_common_machine_type(self, *others: Capabilities) -> None:
@@ -166,16 +190,32 @@ class Testbed:
         self.cell = replace(self.cell, machine_type=self.cell.machine_type.known_to_all(*known))
         self.history.note("host", "testbed:machine-type", {"qemu": self.cell.machine_type.qemu})
 
-    def attach(self, tool: LaunchTool) -> None:
-        """Start every machine under ``tool``.
+    def attach(self, thing: Closable) -> None:
+        """Close ``thing`` after the machines have ended; start every machine under it if it is a tool.
 
-        :raises HarnessError: when a machine was started already.
+        :param thing: an object with ``close()``. One that has ``wrap()`` as well is a :class:`LaunchTool`.
+        :raises UsageError: when it is neither, or is a tool and a machine was started already.
         """
-        if self.machines:
-            raise HarnessError(
-                f"attach {type(tool).__name__} earlier: machine {self.machines[0].name!r} was already started"
+        name = type(thing).__name__
+        needed = _OF_A_TOOL if hasattr(thing, "wrap") else ("close",)
+        lacks = [f"{method}()" for method in needed if not hasattr(thing, method)]
+        if lacks:
+            raise UsageError(
+                f"testbed.attach: {name} has no {' and no '.join(lacks)}; what is to be closed has close(), "
+                "a tool that machines are started under has wrap(), release() and close()"
             )
-        self._tools.append(tool)
+        if isinstance(thing, LaunchTool):
+            self._require_none_started(f"attach {name}")
+            self._tools.append(thing)
+        self._attached.append(thing)
+
+    def _require_none_started(self, action: str) -> None:
+        if self.machines:
+            started = self.machines[0].name
+            raise UsageError(
+                f"{action} earlier: machine {started!r} was already started; a fixture called 'device', or "
+                "one that the test names before 'guest', comes before it"
+            )
 
     def _wrapping(self, spec: MachineSpec) -> Wrapping:
         prefix: tuple[str, ...] = ()
@@ -311,23 +351,30 @@ class Testbed:
         return next((guest for guest in self._guests if guest.machine is machine), None)
 
     def close(self) -> None:
-        """End every machine, remove the folder, and record what is left. Idempotent."""
+        """End every machine, remove the folder, and record what is left. Idempotent.
+
+        What one of the attached objects raises keeps nothing else from being closed.
+
+        :raises Exception: the first of what they raised, at the end.
+        """
         if self._closed:
             return
         self._closed = True
         try:
-            for tool in self._tools:
-                tool.release()
-            for guest in self._guests:
-                guest.disconnect()
-            for machine in self.machines:
-                machine.close()
-            for tool in self._tools:
-                tool.close()
+            failed = _call_each(
+                [
+                    *(tool.release for tool in self._tools),
+                    *(guest.disconnect for guest in self._guests),
+                    *(machine.close for machine in self.machines),
+                    *(thing.close for thing in self._attached),
+                ]
+            )
             self.history.note("host", "host:leftovers", self._leftovers())
             self.history.note("host", "closed")
         finally:
             self.history.close()
+        if failed:
+            raise failed[0]
 
     def _leftovers(self) -> dict[str, list[str]]:
         """What is left after everything was closed. Removes the folder, unless something is mounted in it.
@@ -361,6 +408,19 @@ class Testbed:
         """
         others = self._earlier_threads | process_wide_threads() | {threading.current_thread()}
         return [thread for thread in threading.enumerate() if thread not in others]
+
+
+def _call_each(calls: Iterable[Callable[[], object]]) -> list[Exception]:
+    """Make every call, even after a failure; return what they raised. The rest are notes of the first."""
+    failed: list[Exception] = []
+    for call in calls:
+        try:
+            call()
+        except Exception as exc:  # Whatever a user's own object raises.
+            failed.append(exc)
+    for later in failed[1:]:
+        failed[0].add_note(f"and then: {type(later).__name__}: {later}")
+    return failed
 
 
 def _command_of(pid: int) -> str:

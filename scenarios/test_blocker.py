@@ -62,6 +62,7 @@ def test_savevm_is_refused_while_mounted(
         snapshot.snapshot_save("unmounted-job")
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_each_mounted_share_blocks_by_itself(
     guest: Guest, hotplug: Hotplug, migration: Migration, shares: tuple[Share, ...]
@@ -126,8 +127,9 @@ def expect_nothing_mounted(guest: Commands, migration: Migration) -> None:
     migration.expect_not_blocked()
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
-@pytest.mark.parametrize("version", by_default("9p2000.u", of=["9p2000.L", "9p2000.u"]))
+@pytest.mark.parametrize("version", ["9p2000.L", "9p2000.u"])
 def test_blocked_whatever_the_protocol(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, version: str
 ) -> None:
@@ -218,6 +220,7 @@ def test_loadvm_ends_the_blocker(
     migration.migrate()
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_the_driver_unbound_and_bound(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share

@@ -241,6 +241,7 @@ def test_an_open_file_that_is_unlinked(guest: Guest, hotplug: Hotplug, share: Sh
         use_without_a_name(mount, how)
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_an_open_file_that_another_replaces(guest: Guest, hotplug: Hotplug, share: Share) -> None:
     """A program that has a file open still uses it after another file was renamed over it."""
@@ -630,6 +631,7 @@ AGAIN = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_an_error_of_opening_again_is_answered(few_files: FewFiles, share: Share, hold: Hold) -> None:
@@ -662,6 +664,7 @@ def test_an_unlink_that_cannot_open_the_file_again(few_files: FewFiles, share: S
     few_files.expect_all_closed()
 
 
+@pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_a_file_is_emptied_once_only(few_files: FewFiles) -> None:
@@ -808,6 +811,7 @@ def test_a_folder_of_thousands_of_names(guest: Guest, hotplug: Hotplug, share: S
         mount.unmount()
 
 
+@pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_a_folder_is_read_from_any_of_its_offsets(raw_guest: RawGuest, share: Share) -> None:

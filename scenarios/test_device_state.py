@@ -34,7 +34,7 @@ def use(driver: RawDriver) -> None:
 
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
-@pytest.mark.parametrize("times", [0, 1, 30])
+@pytest.mark.parametrize("times", [0, 1, pytest.param(30, marks=pytest.mark.thorough)])
 def test_each_register_arrives(raw_guest: RawGuest, share: Share, times: int) -> None:
     """The registers arrive unchanged: of an unused device, and after so many requests that the ring's 128
     entries have wrapped around."""
@@ -51,6 +51,7 @@ def test_each_register_arrives(raw_guest: RawGuest, share: Share, times: int) ->
     raw_guest.eject(share)
 
 
+@pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_the_rings_go_on_from_where_they_were(raw_guest: RawGuest, share: Share) -> None:
@@ -208,6 +209,7 @@ def test_damaged_streams(raw_guest: RawGuest, share: Share, stream: bytes) -> No
     use(load_stream(raw_guest, write(raw_guest, "whole", stream)).driver(share))
 
 
+@pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_streams_that_end_too_early(raw_guest: RawGuest, share: Share, stream: bytes) -> None:

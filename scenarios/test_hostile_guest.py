@@ -74,6 +74,7 @@ def test_a_forced_eject_while_mounted(
     migration.expect_not_blocked()
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_a_driver_unbound_with_a_request_in_flight(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, hold: Hold
@@ -171,6 +172,7 @@ def test_a_panic_with_a_request_in_flight(
     hotplug.unplug(share)
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_the_module_unloaded_and_loaded(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share

@@ -253,6 +253,7 @@ def noting(options: object) -> Iterator[None]:
         raise
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_a_share_is_used_over_the_serial_console(guest: Guest, hotplug: Hotplug, share: Share) -> None:
     """A share is plugged, mounted, used and unplugged over the serial console, without a network."""

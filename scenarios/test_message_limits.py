@@ -340,6 +340,7 @@ def expect_names_refused(
                 assert [path.name for path in share.path.iterdir()] == ["file"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_invalid_names(raw_guest: RawGuest, share: Share, protocol: str) -> None:
     """No file is created, renamed or removed by a name that has a slash, is empty, ``.`` or ``..``."""

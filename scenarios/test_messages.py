@@ -43,6 +43,7 @@ from harness.ninep.session import (
     reset_export,
     start_session,
 )
+from harness.plugin.thorough import by_default
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
 
@@ -605,7 +606,7 @@ def expect_right_answers(
         raise Violation(f"{len(problems)} of {count} messages were answered wrongly: {'; '.join(problems)}")
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", by_default(VERSION, of=PROTOCOLS))
 def test_every_message_on_every_fid(raw_guest: RawGuest, share: Share, protocol: str) -> None:
     """Each message has the required outcome in each state, is answered once, and leaves no file open."""
     expect_right_answers(raw_guest, share, MESSAGES, protocol)
@@ -645,6 +646,7 @@ def test_a_fid_that_is_clunked_while_it_is_used(raw_guest: RawGuest, share: Shar
     assert open_fds(raw_guest.machine) == before, "the clunked fid's file is still open"
 
 
+@pytest.mark.thorough
 def test_what_is_refused_leaves_nothing(leak_hunt: LeakHunt, share: Share) -> None:
     """No leak: a message that fails because of its fid, name or numbers leaves no memory behind."""
     reset_export(share)

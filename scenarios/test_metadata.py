@@ -134,7 +134,7 @@ TYPES = {
 
 
 @pytest.mark.any_plug
-@pytest.mark.parametrize("model", by_default("none", "mapped-xattr", of=MODELS), ids=_id)
+@pytest.mark.parametrize("model", by_default("mapped-xattr", of=MODELS), ids=_id)
 def test_special_files(guest: Guest, hotplug: Hotplug, modelled: Share, model: str) -> None:
     """FIFOs, sockets and device nodes can be made, listed, used, changed, renamed, linked and removed."""
     mount = mounted(guest, hotplug, modelled)
@@ -375,6 +375,7 @@ def test_9p2000u(guest: Guest, hotplug: Hotplug, modelled: Share, model: str) ->
     expect_nothing_left(modelled)
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_9p2000u_changes_the_mode_of_a_device(
     guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]

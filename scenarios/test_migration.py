@@ -152,7 +152,7 @@ def test_a_device_is_alive_after_the_snapshot_jobs(
 #: mapped from a template: this guest is booted.
 COLD = "background-snapshot"
 WAYS = [
-    *by_default("tcp", "file", "multifd", "postcopy", of=[way for way in STREAMS if way != COLD]),
+    *by_default("file", of=[way for way in STREAMS if way != COLD]),
     pytest.param(COLD, marks=[pytest.mark.cold, pytest.mark.thorough]),
 ]
 
@@ -190,6 +190,7 @@ def test_there_and_back_twenty_times(
     hotplug.unplug(share)
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_files_that_changed_in_between(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share
@@ -217,7 +218,9 @@ LOAD_ERRORS = ("/virtio-9p'", "Failed to load pcie-root-port")
 
 
 @pytest.mark.any_plug
-@pytest.mark.parametrize("difference", ["without_the_device", "at_another_address"])
+@pytest.mark.parametrize(
+    "difference", by_default("at_another_address", of=["without_the_device", "at_another_address"])
+)
 def test_a_destination_that_does_not_match(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, difference: str
 ) -> None:

@@ -20,6 +20,7 @@ from harness.errors import CommandFailed, QemuError
 from harness.guest.guest import Guest
 from harness.guest.mount import expect_no_mount
 from harness.ninep.client import RawGuest
+from harness.plugin.thorough import by_default
 from harness.qemu.binary import require_options, require_property
 from harness.qemu.machine_types.machine_type import FixedPlace
 from harness.qemu.spec import Share, Value
@@ -214,7 +215,7 @@ BUSY = "There's a migration process in progress"
 
 
 @pytest.mark.any_plug
-@pytest.mark.parametrize("phase", ["active", "before_switchover"])
+@pytest.mark.parametrize("phase", by_default("before_switchover", of=["active", "before_switchover"]))
 def test_what_is_refused_while_the_guest_migrates(
     guest: Guest, hotplug: Hotplug, migration: Migration, snapshot: Snapshot, testbed: Testbed, phase: str
 ) -> None:

@@ -147,6 +147,7 @@ def test_flushes_of_a_request_in_flight(raw_guest: RawGuest, share: Share, hold:
     assert not left, f"{left} files of the share stay open"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("end", ["device_reset", "system_reset"])
 def test_a_reset_with_flushed_requests_in_flight(
     raw_guest: RawGuest, share: Share, hold: Hold, end: str

@@ -95,6 +95,7 @@ def three_shares(request: pytest.FixtureRequest, testbed: Testbed) -> tuple[Shar
     return testbed.declare(first, second.beside(first) if request.param == "one_fsdev" else second, third)
 
 
+@pytest.mark.always
 @pytest.mark.any_plug
 @pytest.mark.parametrize(
     "three_shares", by_default("one_fsdev", of=["own_fsdevs", "one_fsdev"]), indirect=True

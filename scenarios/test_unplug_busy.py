@@ -127,8 +127,9 @@ def test_device_del_waits_for_a_workload(guest: Guest, hotplug: Hotplug, share: 
     workload.expect_acknowledged()
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
-@pytest.mark.parametrize("kind", by_default("open_file", of=KINDS))
+@pytest.mark.parametrize("kind", KINDS)
 def test_device_del_waits_for_the_last_user(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, kind: str
 ) -> None:
@@ -277,7 +278,7 @@ def test_device_del_then_reset(
     migration.expect_not_blocked()
 
 
-@pytest.mark.thorough("q35", "q35-pcie")
+@pytest.mark.thorough
 def test_device_del_then_migrate(guest: Guest, hotplug: Hotplug, migration: Migration, share: Share) -> None:
     """A mounted share blocks migration while its unplug is pending; afterwards the guest migrates without
     it."""

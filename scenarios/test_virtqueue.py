@@ -109,6 +109,7 @@ VALID: dict[str, tuple[tuple[T, bytes], ...]] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_messages_cut_short(raw_guest: RawGuest, share: Share, protocol: str) -> None:
     """A message without its last byte, or without half of its body, fails or breaks the device.
@@ -151,6 +152,7 @@ def outcome_with_room(raw_guest: RawGuest, driver: RawDriver, message: tuple[T, 
     return wait_outcome(driver, request) if seen == ANSWERED else seen
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_reply_buffers_that_are_short(raw_guest: RawGuest, share: Share, protocol: str) -> None:
     """An answer that exactly fits its buffer arrives; where it does not fit, there is an error or the device
@@ -177,6 +179,7 @@ def test_reply_buffers_that_are_short(raw_guest: RawGuest, share: Share, protoco
     reset_and_attach(raw_guest, share).clunk(ROOT)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("room", [p9.HEADER, p9.READ_HEADER - 1, p9.READ_HEADER, p9.READ_HEADER + 1])
 def test_a_read_with_hardly_any_room(raw_guest: RawGuest, share: Share, room: int) -> None:
     """A Tread of a file, or of an attribute, that asks for more than its reply buffer has room for.

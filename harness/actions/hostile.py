@@ -126,7 +126,11 @@ class HostileGuest:
         return Ejection(self.guest, share, self._power_off(share) if powered else self._acpi_eject(share))
 
     def eject(self, share: Device) -> None:
-        """As :meth:`request_eject`, then wait for the device's end."""
+        """As :meth:`request_eject`, then wait for the device's end.
+
+        Not for a device that QEMU drains while a request is held: the end would come only after its release.
+        Use :meth:`request_eject` and :meth:`Ejection.observe` then.
+        """
         self.request_eject(share).wait_completed()
 
     def _acpi_eject(self, share: Device) -> str:

@@ -69,12 +69,19 @@ class RunState:
 
         Waits and raises as :meth:`system_reset`.
         """
+        self.wait_booted_again(self.begin_reboot())
+
+    def begin_reboot(self) -> str:
+        """As :meth:`reboot`, but waits for the RESET event alone.
+
+        :returns: for :meth:`wait_booted_again`, which has to be called before the guest is used.
+        """
         before = self.guest.boot_id
         machine = self.guest.machine
         with machine.qmp.listen("RESET") as events:
             self.guest.last_command(_REBOOT)
             self._wait(events, "reboot -n -f", "RESET")
-        self._wait_booted_again(before)
+        return before
 
     def system_reset(self, *, boot_id: str | None = None) -> None:
         """``system_reset``; waits for the RESET event and until the guest has booted again.
@@ -82,9 +89,16 @@ class RunState:
         :param boot_id: the guest's ``boot_id`` before the reset, when the guest cannot be asked for it.
         :raises GuestError: when the guest that answers has the same ``boot_id`` as before.
         """
+        self.wait_booted_again(self.begin_system_reset(boot_id=boot_id))
+
+    def begin_system_reset(self, *, boot_id: str | None = None) -> str:
+        """As :meth:`system_reset`, but waits for the RESET event alone.
+
+        :returns: for :meth:`wait_booted_again`, which has to be called before the guest is used.
+        """
         before = boot_id or self.guest.boot_id
         self._command("system_reset", "RESET")
-        self._wait_booted_again(before)
+        return before
 
     def wait_reset_begun(self) -> None:
         """Wait until a reset that another thread does has begun.
@@ -102,7 +116,12 @@ class RunState:
             watch=machine.watch_process,
         )
 
-    def _wait_booted_again(self, before: str) -> None:
+    def wait_booted_again(self, before: str) -> None:
+        """Wait until the guest has booted again after a reset.
+
+        :param before: the guest's ``boot_id`` before the reset.
+        :raises GuestError: when the guest that answers has that one.
+        """
         self.guest.disconnect()
         self.guest.wait_booted()
         if self.guest.boot_id == before:

@@ -29,6 +29,8 @@ class Qtest:
 
     def __init__(self, path: Path, *, timeout_s: float = _TIMEOUT_S, watch: Watch | None = None) -> None:
         self._path, self._watch = path, watch
+        #: Where every command is noted when it is sent, if that is wanted.
+        self.transcript: list[str] | None = None
         self._buffer = b""
         #: The commands that were not sent yet; ``None`` when each is sent at once.
         self._queued: list[str] | None = None
@@ -86,6 +88,8 @@ class Qtest:
         """Send commands in one piece, and return the words of each answer."""
         assert self._queued is None, "a read inside together()"
         answers = []
+        if self.transcript is not None:
+            self.transcript += lines
         try:
             self._socket.sendall("".join(f"{line}\n" for line in lines).encode())
             for line in lines:  # noqa: B007 (named by the error)

@@ -6,9 +6,7 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -16,19 +14,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness import reaper
-from harness.cli.report import axes, progress
+from harness.cli.report import axes, new_folder, progress
 from harness.errors import UsageError
-from harness.explore import program as programs
 from harness.explore import run as one
-from harness.explore.attempt import Failure
 from harness.explore.explore import FINDINGS, Explorer, KnownBugs, Settings, read_settings
 from harness.explore.generate import Space
 from harness.explore.guests import FreshGuests, cell_of
-from harness.explore.program import AlphabetName, Program, ProgramCell
+from harness.explore.known import bug_of, programs_of_bugs
+from harness.explore.program import AlphabetName, ProgramCell
+from harness.explore.qtest_repro import with_text
 from harness.explore.workers import Workers
-from harness.layout import recipes_folder
-from harness.report import ledger, tables
-from harness.report.ledger import Status
+from harness.report import tables
 from harness.testbed import Cell
 
 _RECORDS = "attempts"
@@ -71,13 +67,13 @@ _SECONDS = 300.0
     default=KnownBugs.AVOID.value,
     show_default=True,
     help="avoid: count failures that the ledger explains, and steer around them; only: look for these; "
-    "ignore: do without the ledger.",
+    "ignore: treat them like others.",
 )
 @click.option(
     "--minimise-seconds",
     "minimise_s",
     type=click.FloatRange(0),
-    default=60.0,
+    default=90.0,
     show_default=True,
     help="How long to make the program of each finding smaller; 0: not at all.",
 )
@@ -111,7 +107,7 @@ def explore(
     settings = Settings(seed, steps, longest, known_bugs, _alphabets(names), qemu, machine, kernel)
     if resume is not None:
         settings = read_settings(resume)
-    folder = resume or into or _new_folder()
+    folder = resume or into or new_folder(Path("artifacts") / "explore")
     reaper.sweep()
     names_of_cell = ProgramCell(qemu=settings.qemu, machine=settings.machine, kernel=settings.kernel)
     progress("preparing the cell …")
@@ -126,9 +122,10 @@ def explore(
             settings,
             attempts,
             folder,
-            bug_of=_bug_of(cell),
+            bug_of=bug_of(cell),
             qemu=cell.capabilities.version_text,
             minimise_s=minimise_s,
+            finish=lambda found: with_text(found, cell),
             report=progress,
         )
         _begin(explorer, cell, resumed=resume is not None)
@@ -180,49 +177,15 @@ def _spaces(
     return found
 
 
-def _new_folder() -> Path:
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    return Path("artifacts") / "explore" / f"{stamp}-{os.getpid()}"
-
-
-def _version(cell: Cell) -> str:
-    """The version of QEMU, as the ledger has it."""
-    return ".".join(map(str, cell.capabilities.version))
-
-
-def _bug_of(cell: Cell) -> Callable[[Failure], str]:
-    """A function that names the known bug which explains a failure on this cell."""
-    version, machine = _version(cell), cell.machine_type.name
-    bugs = [
-        bug
-        for bug in ledger.load().bug
-        if bug.status(version) is not Status.UNAFFECTED and (not bug.machines or machine in bug.machines)
-    ]
-
-    def bug_of(failure: Failure) -> str:
-        return next((bug.id for bug in bugs if bug.explains(failure.message)), "")
-
-    return bug_of
-
-
 def _begin(explorer: Explorer, cell: Cell, *, resumed: bool) -> None:
     explorer.resume() if resumed else explorer.begin()
     for line in explorer.plan():
         progress(line)
     if explorer.settings.known_bugs == KnownBugs.AVOID:
-        avoided = [bug for bug, program in _programs_of_bugs(cell) if explorer.avoid(program)]
+        avoided = [bug for bug, program in programs_of_bugs(cell) if explorer.avoid(program)]
         if avoided:
             progress(f"steering around the programs of {', '.join(avoided)}")
     progress(f"results: {explorer.into}")
-
-
-def _programs_of_bugs(cell: Cell) -> Iterator[tuple[str, Program]]:
-    """The programs beside the ledger that show a bug of this QEMU."""
-    version = _version(cell)
-    for bug in ledger.load().bug:
-        path = recipes_folder() / "programs" / f"{bug.id}.json"
-        if bug.status(version) is Status.AFFECTED and path.is_file():
-            yield bug.id, programs.read(path)
 
 
 def _show(explorer: Explorer) -> None:
@@ -245,12 +208,17 @@ def _show(explorer: Explorer) -> None:
 
 
 def _table(explorer: Explorer) -> Table:
-    table = Table("finding", "failure", "program", "reliability", "seen")
+    table = Table("finding", "failure", "program", "reliability", "seen", "known bug")
     for seen in explorer.new:
         found = seen.finding
         failure = f"{found.failure.checker}: {found.failure.message}"
         reliability = str(found.reliability) if found.reliability.attempts else "not measured"
         table.add_row(
-            found.name, escape(failure), escape(str(found.program)), reliability, f"{seen.times} times"
+            found.name,
+            escape(failure),
+            escape(str(found.program)),
+            reliability,
+            f"{seen.times} times",
+            found.bug,
         )
     return table

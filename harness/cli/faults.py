@@ -8,15 +8,16 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import NoReturn
 
 import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.cli.report import progress
+from harness.cli.report import new_folder, progress
 from harness.errors import UsageError
-from harness.mutation import cover, runner, table
+from harness.mutation import cover, exploration, runner, table
 from harness.mutation.catalogue import Catalogue, Fault
 from harness.mutation.figures import Figures, figures
 from harness.mutation.measurement import SCOPES, Measurement
@@ -28,6 +29,8 @@ from harness.qemu import binary
 from harness.report import tables
 
 _PAGE_WIDTH = 160
+SCENARIOS, EXPLORATION = "scenarios", "exploration"
+_EXPLORATION_S = 180.0
 _flavour = click.option(
     "--qemu", "flavour", default="7.2", show_default=True, help="The release that is built: 7.2 or 10.0."
 )
@@ -81,7 +84,23 @@ def build_faults(flavour: str, names: tuple[str, ...], as_json: bool) -> None:
 )
 @_flavour
 @_named
-@click.option("--sample", is_flag=True, help="Run one fault of each guarantee.")
+@click.option(
+    "--by",
+    type=click.Choice([SCENARIOS, EXPLORATION]),
+    default=SCENARIOS,
+    show_default=True,
+    help="What has to find a fault: its scenarios, or a search that knows none (see harness explore).",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(1),
+    help=f"With --by exploration, how long to search for each fault; {_EXPLORATION_S:g} by default.",
+)
+@click.option(
+    "--sample",
+    is_flag=True,
+    help=f"Run one fault of each guarantee; with --by exploration {exploration.SAMPLE}, at equal distances.",
+)
 @click.option(
     "-n",
     "at_once",
@@ -129,6 +148,8 @@ def build_faults(flavour: str, names: tuple[str, ...], as_json: bool) -> None:
 def run_faults(
     flavour: str,
     names: tuple[str, ...],
+    by: str,
+    seconds: float | None,
     sample: bool,
     at_once: int | None,
     beside: str | None,
@@ -149,6 +170,21 @@ def run_faults(
     Exits with 1 when a fault is missed, when only scenarios of another guarantee than the broken one find it,
     or when a scenario fails although there is no fault (a false positive).
     """
+    if by == EXPLORATION:
+        about_scenarios: dict[str, object] = {
+            "--beside": beside,
+            "--controls": controls,
+            "--control-qemu": control_qemus or None,
+            "--per-test": per_test or None,
+            "--scenarios": scope,
+            "--page": page,
+        }
+        for option, value in about_scenarios.items():
+            if value is not None:
+                raise UsageError(f"--by exploration: {option} is about scenarios")
+        _explore(flavour, names, sample, seconds or _EXPLORATION_S, at_once, artifacts, as_json=as_json)
+    if seconds is not None:
+        raise UsageError("--seconds can only be used with --by exploration")
     excluded = {"-n": at_once, "--beside": beside, "--controls": controls, "--control-qemu": control_qemus}
     for option, given in excluded.items():
         if per_test and given not in (None, ()):
@@ -182,6 +218,53 @@ def run_faults(
         findings = sorted(found, key=lambda one: (not one.fault, one.fault))
     _show(findings, figures(findings, data, default), source, page=page, as_json=as_json)
     sys.exit(0 if all(one.verdict in (CAUGHT, PASSED) for one in findings) else 1)
+
+
+def _explore(
+    flavour: str,
+    names: tuple[str, ...],
+    sample: bool,
+    seconds: float,
+    workers: int | None,
+    artifacts: Path,
+    *,
+    as_json: bool,
+) -> NoReturn:
+    """``--by exploration``."""
+    source = _source(flavour)
+    chosen = _chosen(source, names)
+    if sample:
+        chosen = {name: chosen[name] for name in exploration.sample(tuple(chosen))}
+    _build(source, tuple(chosen))
+    into = new_folder(artifacts.absolute() / EXPLORATION)
+    results = list(
+        exploration.explore_all(
+            chosen,
+            source,
+            into,
+            seconds=seconds,
+            workers=workers or len(os.sched_getaffinity(0)),
+            report=progress,
+        )
+    )
+    if as_json:
+        print(json.dumps([one.as_json() for one in results], indent=2))
+    else:
+        shown = Table("fault", "guarantee", "seconds", "programs", "failure", "program")
+        for one in results:
+            shown.add_row(
+                one.fault or f"(none, {one.qemu})",
+                one.guarantee,
+                f"{one.seconds:.0f}",
+                str(one.programs),
+                escape(one.failure) or "nothing found",
+                escape(one.program),
+            )
+        tables.show(shown)
+        faulty = [one for one in results if one.fault]
+        found = sum(one.good for one in faulty)
+        print(f"{found} of {len(faulty)} faults found by exploration; findings: {into}")
+    sys.exit(0 if all(one.good for one in results) else 1)
 
 
 @faults.command("cover", epilog="Example: harness faults cover images/detection.json --budget 90")

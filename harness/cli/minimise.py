@@ -18,9 +18,10 @@ from harness.explore import finding
 from harness.explore import minimise as minimising
 from harness.explore import program as programs
 from harness.explore.finding import Finding
-from harness.explore.guests import alphabets
+from harness.explore.guests import alphabets, cell_of
 from harness.explore.minimise import Minimised
 from harness.explore.program import Program
+from harness.explore.qtest_repro import with_text
 from harness.explore.replay import Attempts, replay
 from harness.explore.workers import Workers
 
@@ -121,7 +122,7 @@ def _finish(found: Minimised, known: Finding | None, path: Path, target: Path) -
     if found.reproduced:
         _write(target, found.program)
         if known is not None and target == path / finding.PROGRAM:
-            finding.write(path, known.minimised(found), found.example)
+            finding.write(path, with_text(known.minimised(found), cell_of(found.program.cell)), found.example)
     print(f"{len(found.program.steps)} steps, failed {found.reliability}: {found.program}")
     print(f"signature: {found.signature}")
     end = "nothing smaller is left to try" if found.complete else "the time was up"

@@ -127,6 +127,8 @@ def _replayed(
         with ended_by_sigterm(), Workers(subject.setup, workers or cores()) as attempts:
             found = replays.replay(subject.program, attempts, times, enough=enough, report=_Progress(times))
         _keep_shortest(found)
+        if found.failures:
+            progress(f"artefacts: {records}")
         return found
     finally:
         if not any(records.glob("*")) and into is None:

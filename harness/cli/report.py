@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,3 +43,9 @@ def axes(command: F) -> F:
     ):
         command = option(command)
     return command
+
+
+def new_folder(parent: Path) -> Path:
+    """The path of a folder below ``parent`` that no other run has; it is not made."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return parent / f"{stamp}-{os.getpid()}"

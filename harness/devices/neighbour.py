@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Protocol
 
 from harness.guest.device import GuestDevice
 from harness.guest.guest import Guest
-from harness.qemu.machine import Wrapping
-from harness.qemu.spec import MachineSpec
 
 
 class RequestInFlight(Protocol):
@@ -33,18 +30,3 @@ class Neighbour(GuestDevice, Protocol):
 
         :raises WaitTimeout: when no request is in flight in time.
         """
-
-
-class OpenFile:
-    """A :class:`~harness.testbed.LaunchTool` whose file or socket is closed at the end of the testbed."""
-
-    def wrap(self, _spec: MachineSpec, _folder: Path) -> Wrapping:
-        """Add nothing to the start of a machine."""
-        return Wrapping()
-
-    def release(self) -> None:
-        """Do nothing: an open file does not keep a machine from ending."""
-
-    def close(self) -> None:
-        """Close the file. All machines have ended."""
-        raise NotImplementedError

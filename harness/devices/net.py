@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness.devices.neighbour import OpenFile
 from harness.errors import GuestError, UsageError
 from harness.guest.commands import Commands
 from harness.guest.device import pci_function
@@ -37,7 +36,7 @@ _TRANSMIT = 1
 _BEHIND = 3
 
 
-class NetDevice(OpenFile):
+class NetDevice:
     """A network card on a ``dgram`` netdev (QEMU 7.2) between two unix sockets; made by :meth:`create`.
 
     The destination of a migration binds the path of QEMU's socket again (QEMU: ``net/dgram.c``).

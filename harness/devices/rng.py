@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness.devices.neighbour import OpenFile
 from harness.errors import GuestError, UsageError, Violation
 from harness.guest.commands import Commands
 from harness.guest.device import pci_function
@@ -26,7 +25,7 @@ _FED_BYTES = 4096
 _READ_BYTES = 16
 
 
-class RngDevice(OpenFile):
+class RngDevice:
     """An entropy device with an ``rng-random`` backend; made by :meth:`create`.
 
     The backend answers a request when the FIFO has bytes, and waits, without a limit, while it has none

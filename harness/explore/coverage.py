@@ -53,6 +53,10 @@ class Coverage:
             self._possible[name][state] = tuple(state.possible())
             self._never[name] += len(self._possible[name][state])
 
+    def has(self, name: AlphabetName, state: State, step: Step) -> bool:
+        """Whether this step was made in this state."""
+        return (state, step) in self._reached[name]
+
     def counts(self, name: AlphabetName) -> Counts:
         """The counts of one alphabet."""
         return Counts(len(self._possible[name]), len(self._reached[name]), self._never[name])

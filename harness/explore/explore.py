@@ -20,15 +20,15 @@ from pydantic import ValidationError
 from harness.deadline import Deadline
 from harness.errors import SetupError, UsageError
 from harness.explore import finding as findings
-from harness.explore.alphabet import Alphabet
+from harness.explore.alphabet import Alphabet, State
 from harness.explore.attempt import Attempt, Ending, Failure
 from harness.explore.coverage import Coverage
 from harness.explore.finding import Finding
 from harness.explore.generate import Space, Swarm, count, exhaustive
 from harness.explore.minimise import minimise
-from harness.explore.program import AlphabetName, Program
+from harness.explore.program import AlphabetName, Program, Step
 from harness.explore.replay import Attempts, discard
-from harness.explore.steering import UNSTEERED, Steering
+from harness.explore.steering import Steering
 
 #: Programs of one round. Those of a guest take some eight times as long.
 ROUND = {AlphabetName.RAW: 40, AlphabetName.GUEST: 8}
@@ -44,6 +44,9 @@ ERRORS_IN_A_ROW = 25
 FREE_BYTES = 64 << 20
 LOG, SETTINGS, FINDINGS = "programs.ndjson", "explore.json", "findings"
 _REPORT_S = 5.0
+#: Of so many programs one makes a step that is known to fail, if it was never made in that state; one random
+#: program is run as it is. What is known may not be all that fails there.
+CURIOUS, UNSTEERED = 3, 10
 #: Where the programs of a schedule come from.
 EVERY, RANDOM = "every", "random"
 
@@ -55,7 +58,7 @@ class KnownBugs(StrEnum):
     AVOID = "avoid"
     #: They are the findings; other failures are only counted.
     ONLY = "only"
-    #: The ledger is not used.
+    #: They are findings like others.
     IGNORE = "ignore"
 
 
@@ -121,6 +124,7 @@ class Explorer:
     :param into: its folder. :param bug_of: the ledger's id of a failure; the empty string for a new one.
     :param qemu: the version of QEMU, for people.
     :param minimise_s: seconds for making one finding smaller; 0: findings stay as they were found.
+    :param finish: adds to a finding what is known when its program is small.
     :param report: is called with lines of progress.
     """
 
@@ -134,15 +138,18 @@ class Explorer:
         bug_of: Callable[[Failure], str] = lambda _: "",
         qemu: str = "",
         minimise_s: float = 60.0,
+        finish: Callable[[Finding], Finding] = lambda found: found,
         report: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self._finish = finish
         self.spaces, self.settings, self.into = spaces, settings, into
         self._attempts, self._bug_of, self._qemu = attempts, bug_of, qemu
         self._minimise_s, self._report = minimise_s, report
         alphabets: dict[AlphabetName, Alphabet] = {name: space.alphabet for name, space in spaces.items()}
         self._alphabets = alphabets
         self.coverage = Coverage(alphabets)
-        self.seen: dict[str, Seen] = {}
+        #: By alphabet and signature: each alphabet's program of a bug is worth having.
+        self.seen: dict[tuple[AlphabetName, str], Seen] = {}
         self.tallies = {name: Tally() for name in spaces}
         self.errors: Counter[str] = Counter()
         self._steering = {name: Steering(space.alphabet) for name, space in spaces.items()}
@@ -168,8 +175,10 @@ class Explorer:
                 f"up to {self.settings.longest} steps, seed {self.settings.seed}"
             )
 
-    def run(self, seconds: float, programs: int | None = None) -> None:
-        """Search for ``seconds``, and until ``programs`` programs were run.
+    def run(
+        self, seconds: float, programs: int | None = None, enough: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Search for ``seconds``, until ``programs`` programs were run, or until ``enough`` returns true.
 
         A round that has begun is finished, and its findings are made smaller.
 
@@ -180,7 +189,7 @@ class Explorer:
         for name in itertools.cycle(self.spaces):
             done = sum(tally.programs for tally in self.tallies.values())
             left = None if programs is None else programs - done
-            if clock.expired or left == 0:
+            if clock.expired or left == 0 or enough():
                 return
             try:
                 self._make_all_smaller()  # Of a search that is resumed.
@@ -208,14 +217,19 @@ class Explorer:
 
     def _take(self, name: AlphabetName) -> Iterator[tuple[int, Program]]:
         """The programs to run now, steered around what is known, each with its number in the schedule."""
+
+        def is_new(state: State, step: Step) -> bool:
+            return not self.coverage.has(name, state, step)
+
         steering = self._steering[name]
         for where, program in self._schedules[name]:
             number = self._taken[name]
             self._taken[name] += 1
-            around = steering.around(program)
-            if around == program or (where == RANDOM and number % UNSTEERED == 0):
+            curious = number % CURIOUS == 0
+            around = steering.around(program, is_new) if curious else steering.around(program)
+            if where == RANDOM and number % UNSTEERED == 0:
                 yield number, program
-            elif where == RANDOM and around.steps:
+            elif around == program or (where == RANDOM and around.steps):
                 yield number, around
 
     def _count(self, program: Program, attempt: Attempt) -> None:
@@ -233,7 +247,7 @@ class Explorer:
 
     def _note(self, program: Program, attempt: Attempt, failure: Failure) -> None:
         """Count a failure. One that is new is kept at once, with the shortest program that shows it."""
-        seen = self.seen.get(self._signature(failure))
+        seen = self.seen.get((program.alphabet, self._signature(program.alphabet, failure)))
         if seen is None:
             seen = self._new(program, failure)
             self._pending.append(seen)
@@ -244,21 +258,21 @@ class Explorer:
         seen.times += 1
         discard([attempt])
 
-    def _signature(self, failure: Failure) -> str:
+    def _signature(self, name: AlphabetName, failure: Failure) -> str:
         """The signature, or that of a known failure which differs in the frames alone, and this has none.
 
         A backtrace is not always had: gdb does not find the frames of every core, and has a time limit.
         """
-        if not failure.frames and failure.signature not in self.seen:
-            known = (one for one in self.seen if one.startswith(f"{failure.signature} | "))
+        if not failure.frames and (name, failure.signature) not in self.seen:
+            known = (one for of, one in self.seen if of == name and one.startswith(f"{failure.signature} | "))
             return next(known, failure.signature)
         return failure.signature
 
     def _new(self, program: Program, failure: Failure) -> Seen:
-        bug = "" if self.settings.known_bugs == KnownBugs.IGNORE else self._bug_of(failure)
+        bug, mode = self._bug_of(failure), self.settings.known_bugs
         found = Finding(program, program, failure, self._qemu, bug)
-        seen = self.seen[failure.signature] = Seen(found)
-        if bool(bug) == (self.settings.known_bugs == KnownBugs.ONLY):
+        seen = self.seen[program.alphabet, failure.signature] = Seen(found)
+        if mode == KnownBugs.IGNORE or bool(bug) == (mode == KnownBugs.ONLY):
             seen.folder = self.into / FINDINGS / found.name
         what = "finding" if seen.folder else f"known bug {bug}" if bug else "not a known bug"
         self._report(f"{what}: {failure.signature}")
@@ -289,10 +303,14 @@ class Explorer:
                 self._attempts,
                 self._alphabets,
                 budget,
+                step=found.failure.step,
                 on_best=lambda best: self._keep(seen, best),
                 report=lambda line: self._report(f"  {line}"),
             )
             seen.finding = found.minimised(made)
+            if seen.folder is not None and made.reproduced:
+                self._write(seen, made.example)
+                seen.finding = self._finish(seen.finding)
             self._write(seen, made.example)
             self._report(
                 f"  {seen.finding.name}: {len(seen.finding.program.steps)} steps, "
@@ -354,7 +372,7 @@ class Explorer:
         findings.remove_partial(self.into / FINDINGS)
         for folder in sorted((self.into / FINDINGS).glob("*")):
             found = findings.read(folder)
-            seen = self.seen[found.signature] = Seen(found, 0, folder)
+            seen = self.seen[found.program.alphabet, found.signature] = Seen(found, 0, folder)
             if found.reliability.failures:
                 self.avoid(_until_failure(found))
             elif not found.reliability.attempts:
@@ -362,8 +380,10 @@ class Explorer:
         for number, program, attempt in _read_log(self.into / LOG):
             self._taken[program.alphabet] = number + 1
             self.coverage.add(program, attempt)
-            if attempt.failure is not None and attempt.failure.signature in self.seen:
-                self.seen[attempt.failure.signature].times += 1
+            if attempt.failure is not None:
+                key = program.alphabet, attempt.failure.signature
+                if key in self.seen:
+                    self.seen[key].times += 1
         for name, taken in self._taken.items():
             next(itertools.islice(self._schedules[name], taken, taken), None)
 

@@ -28,7 +28,7 @@ PROGRAM, ORIGINAL, DATA, README, TEST = (
     "README.txt",
     "test_repro.py",
 )
-RECORD = "artifacts"
+RECORD, QTEST = "artifacts", "repro.qtest"
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Finding:
     :ivar qemu: the version of QEMU, for people. :ivar bug: the ledger's id when it is a known bug.
     :ivar reliability: of ``program``, as it was validated; 0 attempts when it was not.
     :ivar complete: nothing smaller was left to try.
+    :ivar qtest: the program as a text that QEMU reads (:mod:`.qtest_repro`); empty when it cannot be written.
+    :ivar about_qtest: how to run that, or why there is none, in lines.
     """
 
     program: Program
@@ -48,6 +50,8 @@ class Finding:
     bug: str = ""
     reliability: Reliability = field(default_factory=Reliability)
     complete: bool = False
+    qtest: str = field(default="", compare=False)
+    about_qtest: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def signature(self) -> str:
@@ -56,9 +60,10 @@ class Finding:
 
     @property
     def name(self) -> str:
-        """A name for its folder: the checker, and a hash of the signature."""
+        """A name for its folder: alphabet, checker, and a hash of the signature."""
         digest = hashlib.sha256(self.signature.encode()).hexdigest()[:8]
-        return f"{re.sub(r'[^A-Za-z0-9_]+', '-', self.failure.checker)}-{digest}"
+        checker = re.sub(r"[^A-Za-z0-9_]+", "-", self.failure.checker)
+        return f"{self.original.alphabet.value}-{checker}-{digest}"
 
     def minimised(self, found: Minimised) -> Finding:
         """The finding after a minimisation."""
@@ -143,6 +148,7 @@ def read(folder: Path) -> Finding:
 
 def _texts(finding: Finding) -> dict[str, str]:
     return {
+        **({QTEST: finding.qtest} if finding.qtest else {}),
         PROGRAM: programs.text(finding.program),
         ORIGINAL: programs.text(finding.original),
         DATA: json.dumps(_as_data(finding), indent=1, ensure_ascii=False) + "\n",
@@ -194,6 +200,7 @@ def _readme(finding: Finding) -> str:
         f"  harness minimise {PROGRAM}",
         f"  pytest {TEST} --qemu {program.cell.qemu} --machine {program.cell.machine}",
         "",
+        *([*finding.about_qtest, ""] if finding.about_qtest else []),
         f"{ORIGINAL} is the program before it was minimised"
         + ("." if finding.complete else "; there was not enough time to try everything smaller.")
         + f" {RECORD}/ is the record of the shortest failing attempt; {RECORD}/argv.sh starts its QEMU.",

@@ -110,6 +110,7 @@ class GuestAlphabet:
 
 _HOSTILE, _PLAIN, _LIFE = "a hostile guest cannot hurt QEMU", "plain use", "lifecycle"
 _BLOCKED, _MIGRATES = "blocked while mounted", "migrates when unmounted"
+_REFUSAL = "refusal"
 _VMSTATE, _BUSY = "no crash in vmstate change", "unplug is refused while busy"
 
 
@@ -182,6 +183,17 @@ def _no_request(state: GuestState, step: Step) -> bool:
     return _quiet(state, step) and not state.any(lambda share: bool(share.held))
 
 
+def _can_reset(state: GuestState, _step: Step) -> bool:
+    """Without a request that is held; a boot takes long, so it is not done where no device is affected."""
+    held = state.any(lambda share: bool(share.held))
+    return state.running and not held and state.any(lambda share: share.plugged or share.ejected)
+
+
+def _can_rebind(state: GuestState, step: Step) -> bool:
+    """The driver is unbound from every device, which waits for their users, and bound again."""
+    return _no_request(state, step) and not state.blocked and state.any(lambda share: share.plugged)
+
+
 #: The steps of a Linux guest.
 TABLE: Table[GuestState] = Table(
     {
@@ -205,6 +217,7 @@ TABLE: Table[GuestState] = Table(
         "device_del": Action(
             lambda s, t: _quiet(s, t) and s.share(t).plugged and not s.share(t).leaving, _device_del, _BUSY
         ),
+        "device_del_absent": Action(_when(lambda share: not share.plugged), _same, _REFUSAL),
         "eject": Action(_when(lambda share: share.plugged and not share.leaving), _eject, _HOSTILE),
         "hold": Action(
             _when(lambda share: _idle(share) and not share.leaving),
@@ -213,20 +226,15 @@ TABLE: Table[GuestState] = Table(
             HOLDS,
         ),
         "release": Action(_when(lambda share: bool(share.held)), _with(held=""), _PLAIN),
-        "rebind": Action(lambda s, t: _no_request(s, t) and not s.blocked, _same, _LIFE, of_machine=True),
+        "rebind": Action(_can_rebind, _same, _LIFE, of_machine=True),
         "stop": Action(
             lambda s, _: s.running, lambda s, _: replace(s, running=False), _VMSTATE, of_machine=True
         ),
         "cont": Action(
             lambda s, _: not s.running, lambda s, _: replace(s, running=True), _VMSTATE, of_machine=True
         ),
-        "system_reset": Action(
-            lambda s, _: s.running and not s.any(lambda share: bool(share.held)),
-            _reset,
-            _BLOCKED,
-            of_machine=True,
-        ),
-        "reboot": Action(_no_request, _reset, _BLOCKED, of_machine=True),
+        "system_reset": Action(_can_reset, _reset, _BLOCKED, of_machine=True),
+        "reboot": Action(lambda s, t: _can_reset(s, t) and not s.waiting, _reset, _BLOCKED, of_machine=True),
         "savevm": Action(_quiet, _savevm, _BLOCKED, of_machine=True),
         "loadvm": Action(_can_load, _loadvm, _VMSTATE, of_machine=True),
         "migrate": Action(_quiet, _same, _MIGRATES, of_machine=True),

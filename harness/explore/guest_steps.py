@@ -7,12 +7,12 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from harness.actions.hostile import HostileGuest
-from harness.actions.hotplug import Hotplug, Unplug
+from harness.actions.hotplug import UNPLUG_TIMEOUT_S, Hotplug, Unplug
 from harness.actions.migration import Migration
 from harness.actions.run_state import RunState
 from harness.actions.snapshot import Snapshot
 from harness.deadline import check_during
-from harness.errors import QemuError, WaitTimeout
+from harness.errors import HarnessError, QemuError, WaitTimeout
 from harness.explore.disagreement import Disagreement
 from harness.explore.guest_model import GuestState
 from harness.explore.invariants import (
@@ -21,6 +21,8 @@ from harness.explore.invariants import (
     check_devices,
     check_footprint,
     check_run_state,
+    expect_migrate_refused,
+    expect_not_found,
     expect_refused,
     measured,
     plugged,
@@ -32,8 +34,8 @@ from harness.guest.mount_user import MountUser, mount_in_use
 from harness.guest.transfer import Transfer, reader, writer
 from harness.holds.hold import Held, Hold
 from harness.qemu.blockers import blocked_reasons
+from harness.qemu.deletion import Deletion
 from harness.qemu.machine import Machine
-from harness.qemu.migration_socket import discarded_stream
 from harness.qemu.spec import Share
 from harness.testbed import Testbed
 
@@ -41,6 +43,9 @@ _TAG = "explored"
 _SIZE_KIB = 64
 #: Seconds, before scaling, in which QEMU may crash where a held request comes back to.
 _CRASH_WINDOW_S = 0.1
+
+#: Steps that do not need the guest.
+_WITHOUT_GUEST = ("stop", "cont", "system_reset")
 
 Perform = Callable[["GuestPerformer", Step, GuestState], None]
 
@@ -76,6 +81,8 @@ class GuestPerformer:
         self.in_flight: dict[int, _InFlight] = {}
         #: The SHA-256 of the file that the guest has written.
         self.written: dict[int, str] = {}
+        #: The guest's ``boot_id`` before a reset, while its boot was not waited for.
+        self.boots_after: str | None = None
         self._footprint = self._stopped_footprint()
 
     @property
@@ -97,8 +104,20 @@ class GuestPerformer:
         :raises QemuError: when QEMU refuses a command.
         """
         self._testbed.history.note("host", "explore:step", {"step": str(step)})
+        if step.do not in _WITHOUT_GUEST:
+            self.wait_booted()
         PERFORM[step.do](self, step, before)
         self._check(after)
+
+    def wait_booted(self) -> None:
+        """Wait for the boot after a reset, if there was one."""
+        if self.boots_after is not None:
+            before, self.boots_after = self.boots_after, None
+            self.run_state.wait_booted_again(before)
+
+    def begin_system_reset(self) -> str:
+        """Reset the machine, also while its guest boots; for :meth:`RunState.wait_booted_again`."""
+        return self.run_state.begin_system_reset(boot_id=self.boots_after)
 
     def mounted(self, state: GuestState) -> list[Share]:
         """The shares that have to block migration."""
@@ -108,7 +127,7 @@ class GuestPerformer:
         check_devices(self.machine, plugged(self.shares, (share.plugged for share in state.shares)))
         self._check_blockers(self.mounted(state))
         check_run_state(self.machine, running=state.running)
-        if state.running:
+        if state.running and self.boots_after is None:
             self.guest.succeed("true")
 
     def _check_blockers(self, mounted: list[Share]) -> None:
@@ -124,10 +143,13 @@ class GuestPerformer:
     def finish(self, state: GuestState) -> None:
         """End every use of a share, unplug every device, and compare the footprint with the beginning's.
 
-        A device that was ejected by force cannot be cleaned up in the guest, and is gone from QEMU.
+        A device that was ejected by force cannot be cleaned up in the guest, and is gone from QEMU. A guest
+        that boots is not waited for: it uses no share.
 
         :raises Violation: when something is left.
         """
+        if self.boots_after is not None:
+            return
         if not state.running:
             self.run_state.cont()
         for number, share in enumerate(state.shares):
@@ -144,6 +166,12 @@ class GuestPerformer:
                 self.hotplug.unplug(self.shares[number])
         self.run_state.stop()
         check_footprint(self.machine, self._footprint)
+
+    def close(self) -> None:
+        """Release held requests."""
+        for one in self.in_flight.values():
+            with suppress(HarnessError):
+                one.stack.close()
 
     def end_user(self, share: int) -> None:
         """End the process that has a file open."""
@@ -273,16 +301,26 @@ def _hold(on: GuestPerformer, step: Step, _before: GuestState) -> None:
     held.wait_caught()
 
 
-def _reset(on: GuestPerformer, reset: Callable[[], None], before: GuestState) -> None:
-    """A reset ends every mount. A device that waited to leave is removed, or works and can be unplugged."""
-    reset()
-    on.forget_guest()
-    for number, share in enumerate(before.shares):
-        if share.leaving:
-            unplug = on.unplugs.pop(number)
-            if on.shares[number].mount_tag in on.guest.mount_tags():
+def _reset(on: GuestPerformer, begin: Callable[[], str], before: GuestState) -> None:
+    """A reset ends every mount. A device that waited to leave is removed, or works and can be unplugged.
+
+    The guest's boot, which takes longer than anything else, is waited for when the guest is needed.
+    """
+    leaving = [number for number, share in enumerate(before.shares) if share.leaving]
+    with ExitStack() as stack:
+        deletions = [stack.enter_context(Deletion(on.machine, on.shares[number].id)) for number in leaving]
+        on.boots_after = begin()
+        on.forget_guest()
+        for number, deletion in zip(leaving, deletions, strict=True):
+            on.unplugs.pop(number)
+            with suppress(WaitTimeout):
+                deletion.wait_reported(timeout_s=SETTLE_S)
+            if deletion.reported:
+                deletion.confirm()
+            else:
+                on.wait_booted()
                 on.hotplug.request_unplug(on.shares[number]).expect_granted_or_under_way()
-            unplug.wait_completed()
+                deletion.wait(timeout_s=UNPLUG_TIMEOUT_S)
 
 
 def _savevm(on: GuestPerformer, step: Step, before: GuestState) -> None:
@@ -303,16 +341,10 @@ def _loadvm(on: GuestPerformer, _step: Step, _before: GuestState) -> None:
 
 
 def _migrate(on: GuestPerformer, step: Step, before: GuestState) -> None:
-    if not before.blocked:
+    if before.blocked:
+        expect_migrate_refused(on.machine, step.do, on.mounted(before))
+    else:
         on.migration.migrate()
-        return
-    with discarded_stream(on.machine) as uri:
-        try:
-            on.machine.qmp.execute("migrate", {"uri": uri}, watch=on.machine.watch)
-        except QemuError as exc:
-            expect_refused(step.do, on.mounted(before), exc.desc)
-        else:
-            expect_refused(step.do, on.mounted(before), "")
 
 
 PERFORM: dict[str, Perform] = {
@@ -326,14 +358,15 @@ PERFORM: dict[str, Perform] = {
     "write": _write,
     "read": _read,
     "device_del": _device_del,
+    "device_del_absent": lambda on, step, _before: expect_not_found(on.machine, step.do, _share(on, step)),
     "eject": _eject,
     "hold": _hold,
     "release": lambda on, step, _before: on.end_transfer(_number(step)),
     "rebind": lambda on, _step, _before: on.guest.rebind_9p(),
     "stop": lambda on, _step, _before: on.run_state.stop(),
     "cont": lambda on, _step, _before: on.run_state.cont(),
-    "system_reset": lambda on, _step, before: _reset(on, on.run_state.system_reset, before),
-    "reboot": lambda on, _step, before: _reset(on, on.run_state.reboot, before),
+    "system_reset": lambda on, _step, before: _reset(on, on.begin_system_reset, before),
+    "reboot": lambda on, _step, before: _reset(on, on.run_state.begin_reboot, before),
     "savevm": _savevm,
     "loadvm": _loadvm,
     "migrate": _migrate,

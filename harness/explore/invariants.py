@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from harness.actions.migration import blocked_reason, expect_blocked_by
-from harness.errors import Violation, WaitTimeout
+from harness.errors import QemuError, Violation, WaitTimeout
 from harness.explore.disagreement import Disagreement, shortened
 from harness.leaks.footprint import counts, handles
 from harness.leaks.vmstate import vmstate_sections
@@ -32,7 +32,8 @@ def check_devices(machine: Machine, expected: Iterable[Share]) -> None:
     :raises Disagreement: when it has others.
     """
     children = machine.qmp.execute("qom-list", {"path": PERIPHERAL}, watch=machine.watch)
-    seen = sorted(child["name"] for child in children if "virtio-9p" in child["type"])
+    devices = [child["name"] for child in children if "virtio-9p" in child["type"]]
+    seen = sorted(name for name in devices if name != "type")
     ids = sorted(share.id for share in expected)
     if seen != ids:
         what = f"QEMU has {len(seen)} devices instead of {len(ids)}"
@@ -62,6 +63,34 @@ def expect_refused(do: str, mounted: Sequence[Share], refusal: str) -> None:
         raise Disagreement(do, what, guarantee="blocked while mounted")
     if not any(blocked_reason(share) in refusal for share in mounted):
         raise Disagreement(do, f"refused with another text: {refusal}")
+
+
+def expect_not_found(machine: Machine, do: str, share: Share) -> None:
+    """``device_del`` of a device that is not there is refused.
+
+    :raises Disagreement: when it is accepted, or refused with another text.
+    """
+    try:
+        machine.qmp.execute("device_del", {"id": share.id}, watch=machine.watch)
+    except QemuError as exc:
+        if "not found" not in exc.desc:
+            raise Disagreement(do, "refused with another text", details=exc.desc) from exc
+    else:
+        raise Disagreement(do, "device_del of a device that is not there was accepted")
+
+
+def expect_migrate_refused(machine: Machine, do: str, mounted: Sequence[Share]) -> None:
+    """``migrate`` is refused, and the refusal names one of the mounted shares.
+
+    :raises Disagreement: when it is accepted, or names none.
+    """
+    try:
+        # No descriptor is handed over (getfd): QEMU would keep it.
+        machine.qmp.execute("migrate", {"uri": "exec:cat > /dev/null"}, watch=machine.watch)
+    except QemuError as exc:
+        expect_refused(do, mounted, exc.desc)
+    else:
+        expect_refused(do, mounted, "")
 
 
 def check_run_state(machine: Machine, *, running: bool) -> None:

@@ -32,8 +32,8 @@ from harness.explore.statistics import (
     for_validation,
 )
 
-#: So many failures say how reliable the original is.
-_FAILURES_WANTED = 12
+#: So many failures say how reliable the original is: without an attempt that passed, and with one.
+_FAILURES_WANTED = (5, 12)
 #: The most attempts at the original, and for one decision. What is undecided then is not taken.
 _MOST_ATTEMPTS = 400
 #: Attempts at the original without a failure, after which it counts as not reproduced.
@@ -88,18 +88,20 @@ def minimise(
     alphabets: Mapping[AlphabetName, Alphabet],
     budget_s: float,
     *,
+    step: int | None = None,
     on_best: Callable[[Program], None] = lambda _: None,
     report: Callable[[str], None] = lambda _: None,
 ) -> Minimised:
     """Find a small program that fails with ``signature`` like ``program``.
 
+    :param step: the step at which it was seen to fail: what comes behind is left out at once.
     :param budget_s: seconds after which the best program so far is validated and returned.
     :param on_best: is called with each smaller program as soon as it is taken.
     :param report: is called with a line of progress.
     :raises SetupError: when attempt after attempt ends with an error of the host or the harness.
     """
     search = _Search(program, signature, attempts, alphabets[program.alphabet], budget_s, on_best, report)
-    return search.run()
+    return search.run(step)
 
 
 class _Search:
@@ -128,8 +130,15 @@ class _Search:
     def _best(self) -> Program:
         return self._taken[-1]
 
-    def run(self) -> Minimised:
-        found = self._measure_original()
+    def run(self, step: int | None) -> Minimised:
+        found = self._result
+        whole = self._best
+        if step is not None and step + 1 < len(whole.steps):
+            self._taken = [whole.with_steps(whole.steps[: step + 1])]
+        self._measure_original()
+        if not found.original.failures and self._best != whole:
+            self._taken = [whole]
+            self._measure_original()
         if found.original.failures:
             for number in range(MOST_VALIDATIONS):
                 self._search()
@@ -147,13 +156,15 @@ class _Search:
             self._until_nothing_is_smaller()
             self._result.complete = True
 
-    def _measure_original(self) -> Minimised:
+    def _measure_original(self) -> None:
         signature, found = self._result.signature, self._result
 
         def enough(seen: Replay) -> bool:
             so_far = seen.reliability_of(signature)
             in_vain = not so_far.failures and (so_far.attempts >= _PATIENCE or self._clock.expired)
-            return so_far.failures >= _FAILURES_WANTED or in_vain or self._time_is_up()
+            always = so_far.failures == so_far.attempts
+            clear = so_far.failures >= _FAILURES_WANTED[0 if always else 1]
+            return clear or in_vain or self._time_is_up()
 
         seen = replay(self._best, self._attempts, _MOST_ATTEMPTS, enough=enough)
         self._note(seen)
@@ -162,7 +173,9 @@ class _Search:
         if found.original.failures:
             self._test = for_search(found.original)
         self._discard(seen)
-        return found
+        if found.original.failures and self._best != found.program:
+            found.program = self._best
+            self._on_best(self._best)
 
     def _time_is_up(self) -> bool:
         return self._clock.elapsed_s >= self._search_s

@@ -24,6 +24,8 @@ ORIGINAL = b"original" * 100
 #: ``cli; hlt`` and a jump back to it, at the reset vector, 16 bytes before the end of the ROM.
 _HALTS = b"\xfa\xf4\xeb\xfd".ljust(16, b"\0").rjust(1 << 16, b"\0")
 _MEMORY_MIB = 128
+#: Seconds, before scaling, in which QEMU has to answer a request: it needs milliseconds.
+_REPLY_TIMEOUT_S = 10.0
 
 
 @dataclass
@@ -88,6 +90,7 @@ class RawMachine:
         """The driver of a plugged device; after a reset a new one, which initialises the device."""
         if share not in self._drivers:
             self._drivers[share] = self.guest.driver(self.shares[share])
+            self._drivers[share].reply_timeout_s = _REPLY_TIMEOUT_S
         return self._drivers[share]
 
     def forget_driver(self, share: int) -> None:

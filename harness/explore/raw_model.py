@@ -19,8 +19,8 @@ from harness.explore.program import ShareKind, Step
 #: the export's file, open; a file that was created through the session, open.
 ROOT, SECOND_ROOT, FILE, MADE = "root", "second_root", "file", "made"
 ROOTS = frozenset({ROOT, SECOND_ROOT})
-#: What an attached root can be held in.
-ATTACH = "attach"
+#: Requests that can be held: a Tattach; a Tread whose tag has its highest bit set.
+ATTACH, READ_HIGH_TAG = "attach", "read_high_tag"
 
 
 @dataclass(frozen=True)
@@ -166,9 +166,14 @@ _VMSTATE, _BUSY = "no crash in vmstate change", "unplug is refused while busy"
 _HOSTILE, _PLAIN = "a hostile guest cannot hurt QEMU", "plain use"
 
 #: The requests that can be held, each with the fid that it needs.
-HOLDS = {"read": FILE, "write": FILE, "fsync": FILE, ATTACH: ""}
-#: The malformed messages. QEMU answers the first two; after the others it marks the device broken.
-ANSWERED, BREAKING = ("unknown_type", "unknown_fid"), ("no_body", "ring")
+HOLDS = {"read": FILE, READ_HIGH_TAG: FILE, "write": FILE, "fsync": FILE, ATTACH: ""}
+#: What no driver sends. QEMU survives the first ones, and after the next ones it marks the device broken. The
+#: last one is a Tversion that fails, and that ends the session nevertheless.
+ANSWERED = ("unknown_type", "unknown_fid", "queue")
+BREAKING = ("no_body", "ring", "next", "no_reply", "empty", "indirect")
+SMALL_MSIZE = "msize"
+#: Messages about the open file, or out of the export, that have to fail.
+MISUSES = ("open", "walk_to_it", "walk_itself", "rename", "readdir", "xattrcreate", "slash")
 
 
 def _same(state: RawState, _step: Step) -> RawState:
@@ -227,7 +232,7 @@ def _system_reset(state: RawState, _step: Step) -> RawState:
 
 
 def _savevm(state: RawState, _step: Step) -> RawState:
-    if state.blocked or state.attaching:
+    if state.blocked or state.attaching or state.migrating:
         return state
     return replace(state, saved=tuple((device.plugged, device.broken) for device in state.devices))
 
@@ -308,20 +313,26 @@ def _can_be_malformed(state: RawState, step: Step) -> bool:
 def _malformed(state: RawState, step: Step) -> RawState:
     if step.value in ANSWERED:
         return state
+    if step.value == SMALL_MSIZE:
+        return _device_reset(state, step)
     return state.with_device(step, replace(state.device(step), broken=True))
 
 
 def _can_flush(state: RawState, step: Step) -> bool:
-    """A Tflush of nothing, or of a held request that changes nothing: whether it was done is then unknown."""
+    """A Tflush of nothing, of itself, or of a held request but a write, which may be done or not then."""
     device = state.device(step)
+    if step.value == "itself":
+        return state.ready(step) and device.session
     if device.held:
-        return device.held in ("read", "fsync") and not device.flushed and not device.broken
+        return device.held in ("read", READ_HIGH_TAG, "fsync") and not device.flushed and not device.broken
     return state.ready(step) and device.session
 
 
 def _flush(state: RawState, step: Step) -> RawState:
     device = state.device(step)
-    return state.with_device(step, replace(device, flushed=True)) if device.held else state
+    if step.value == "itself" or not device.held:
+        return state
+    return state.with_device(step, replace(device, flushed=True))
 
 
 def _can_hold(state: RawState, step: Step) -> bool:
@@ -370,6 +381,7 @@ _ACTIONS = {
         ("fsdev", "no_tag", "long_tag", "rom", "duplicate"),
     ),
     "device_del": _action(lambda s, t: s.device(t).plugged, _device_del, _BUSY, while_migrating=True),
+    "device_del_absent": _action(lambda s, t: not s.device(t).plugged, _same, _REFUSAL),
     "eject": _action(lambda s, t: s.device(t).plugged, _eject, _HOSTILE, while_migrating=True),
     "device_reset": _action(lambda s, t: s.device(t).plugged, _device_reset, _HOSTILE, while_migrating=True),
     "version": _action(lambda s, t: s.ready(t), _version, _HOSTILE, while_migrating=True),
@@ -394,8 +406,15 @@ _ACTIONS = {
         (ROOT, SECOND_ROOT, FILE, MADE),
         while_migrating=True,
     ),
-    "flush": _action(_can_flush, _flush, _HOSTILE),
-    "malformed": _action(_can_be_malformed, _malformed, _HOSTILE, (*ANSWERED, *BREAKING)),
+    "flush": _action(_can_flush, _flush, _HOSTILE, ("", "itself")),
+    "malformed": _action(_can_be_malformed, _malformed, _HOSTILE, (*ANSWERED, *BREAKING, SMALL_MSIZE)),
+    "ignored": _action(
+        lambda s, t: s.device(t).plugged and s.device(t).broken,
+        _same,
+        _HOSTILE,
+    ),
+    "misuse": _action(lambda s, t: _attached(s, t) and FILE in s.device(t).fids, _same, _HOSTILE, MISUSES),
+    "every_kind": _action(lambda s, t: _attached(s, t) and FILE in s.device(t).fids, _same, _PLAIN),
     "hold": _action(_can_hold, _hold, _PLAIN, tuple(HOLDS)),
     "release": _action(lambda s, t: bool(s.device(t).held), _release, _PLAIN),
     "cont": _action(
@@ -406,7 +425,9 @@ _ACTIONS = {
     ),
     "stop": _action(lambda s, _: s.running, lambda s, _: replace(s, running=False), _VMSTATE, (), True),
     "system_reset": _action(lambda _s, _t: True, _system_reset, _HOSTILE, (), True),
-    "savevm": _action(lambda s, t: _settled(s, t) and not s.arrived, _savevm, _BLOCKED, (), True),
+    "savevm": _action(
+        lambda s, t: _settled(s, t) and not s.arrived, _savevm, _BLOCKED, (), True, while_migrating=True
+    ),
     "loadvm": _action(_can_load, _loadvm, _VMSTATE, (), True),
     "migrate": _action(_settled, _migrate, _MIGRATES, (), True),
     "migrate_begin": _action(

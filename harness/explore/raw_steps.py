@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 from harness.actions.bad_plugs import BadPlug, unrealizable
@@ -17,18 +17,45 @@ from harness.actions.migration import under_way
 from harness.actions.raw_migration import migrate_raw
 from harness.background import Background
 from harness.deadline import check_during
-from harness.errors import QemuError
+from harness.errors import HarnessError, QemuError
 from harness.explore.disagreement import Disagreement
-from harness.explore.invariants import check_footprint, expect_refused, measured, plugged
+from harness.explore.invariants import (
+    check_footprint,
+    expect_migrate_refused,
+    expect_not_found,
+    expect_refused,
+    measured,
+    plugged,
+)
 from harness.explore.program import Program, Step
 from harness.explore.raw_invariants import WRITTEN, check
 from harness.explore.raw_machine import ORIGINAL, InFlight, RawMachine
-from harness.explore.raw_model import ATTACH, FILE, MADE, ROOT, ROOTS, SECOND_ROOT, RawState
+from harness.explore.raw_model import (
+    ATTACH,
+    FILE,
+    MADE,
+    READ_HIGH_TAG,
+    ROOT,
+    ROOTS,
+    SECOND_ROOT,
+    SMALL_MSIZE,
+    RawState,
+)
 from harness.holds.hold import DATA, FSYNC, STAT, Held
 from harness.ninep import messages as p9
-from harness.ninep.client import FlushedError, NineError, RawDriver, Request
+from harness.ninep.client import (
+    INDIRECT,
+    MSIZE,
+    NEXT,
+    WRITE,
+    Descriptor,
+    FlushedError,
+    NineError,
+    RawDriver,
+    Request,
+)
 from harness.ninep.messages import T
-from harness.ninep.session import BROKEN, count_virtio_errors, outcome, wait_answered_or_broken
+from harness.ninep.session import ANSWERED, BROKEN, count_virtio_errors, outcome, wait_answered_or_broken
 from harness.qemu.deletion import Deletion
 from harness.qemu.migration_socket import discarded_stream
 from harness.qemu.spec import Share
@@ -37,10 +64,18 @@ from harness.testbed import Testbed
 #: The numbers of the fids of :mod:`.raw_model`, of one that a step uses for itself, and of one that never is.
 FIDS = {ROOT: 1, SECOND_ROOT: 9, FILE: 2, MADE: 3}
 _HELPER, _UNKNOWN = 100, 4711
+#: A tag that no other request of a short program has: they are counted from 1.
+_OWN_TAG = 0x7FF0
+#: Bytes, fewer than the file has.
+_FEW = 100
+#: Less than a message needs (QEMU: ``hw/9pfs/9p.c``, ``P9_MIN_MSIZE``).
+_SMALL_MSIZE = 100
 _TAG = "explored"
 #: Seconds, before scaling, in which QEMU must not go on while a request is held.
 _WINDOW_S = 0.15
 _EVENT_TIMEOUT_S = 20.0
+#: Seconds, before scaling, in which an idle device that is ejected has to be gone: QEMU needs milliseconds.
+_DELETED_TIMEOUT_S = 5.0
 _UNDER_WAY = ("is already in the process of unplug", "guest is busy")
 #: The answers to what an active migration forbids.
 _MIGRATING = "not allowed while migrating"
@@ -73,6 +108,14 @@ class RawPerformer:
         finish(self._on, state)
         check_footprint(self._on.machine, self._footprint)
 
+    def close(self) -> None:
+        """Release held requests, and cancel a migration; errors of a QEMU that is dead are ignored."""
+        for one in self._on.in_flight.values():
+            with suppress(HarnessError):
+                one.stack.close()
+        with suppress(HarnessError):
+            self._on.migration.close()
+
 
 def perform(on: RawMachine, step: Step, before: RawState, after: RawState) -> None:
     """Perform one step, and compare QEMU with the model.
@@ -97,7 +140,7 @@ def finish(on: RawMachine, state: RawState) -> None:
     for share, device in enumerate(state.devices):
         if device.plugged:
             on.driver(share).reset()
-            on.guest.eject(on.shares[share])
+            _eject_idle(on, share)
     if state.running:
         _run_state(on, "stop", "STOP")
 
@@ -117,7 +160,8 @@ def _refused(step: Step, call: Callable[[], object], *texts: str) -> None:
         call()
     except QemuError as exc:
         if not any(text in exc.desc for text in texts):
-            raise Disagreement(step.do, f"refused with another text: {exc.desc}") from exc
+            what = f"{step}: refused with another text"
+            raise Disagreement(step.do, what, details=f"{exc.desc}, expected: {texts[0]}") from exc
         return
     raise Disagreement(step.do, f"{step.do} was accepted, and has to be refused: {texts[0]}")
 
@@ -162,6 +206,10 @@ def _device_del(on: RawMachine, step: Step, before: RawState) -> None:
             raise
 
 
+def _device_del_absent(on: RawMachine, step: Step, _before: RawState) -> None:
+    expect_not_found(on.machine, step.do, on.shares[_share(step)])
+
+
 def _run_state(on: RawMachine, command: str, event: str) -> None:
     with on.machine.qmp.listen(event) as events:
         on.execute(command)
@@ -174,7 +222,10 @@ def _run_state(on: RawMachine, command: str, event: str) -> None:
 
 def _savevm(on: RawMachine, step: Step, before: RawState) -> None:
     printed = on.machine.qmp.hmp(f"savevm {_TAG}", watch=on.machine.watch).strip()
-    if before.blocked:
+    if before.migrating:
+        if not printed:
+            raise Disagreement(step.do, "savevm was accepted during a migration", guarantee="refusal")
+    elif before.blocked:
         expect_refused(step.do, _mounted(on, before), printed)
     elif before.attaching:
         if not printed:
@@ -197,25 +248,26 @@ def _loadvm(on: RawMachine, step: Step, _before: RawState) -> None:
 
 
 def _migrate(on: RawMachine, step: Step, before: RawState) -> None:
-    if before.blocked or before.attaching:
-        _migrate_in_vain(on, step, before)
-        return
-    drivers = on.drivers
-    arrived, moved = migrate_raw(on.guest, *drivers.values())
-    on.moved_to(arrived, dict(zip(drivers, moved, strict=True)))
+    if before.blocked:
+        expect_migrate_refused(on.machine, step.do, _mounted(on, before))
+    elif before.attaching:
+        _migrate_while_attaching(on, step)
+    else:
+        drivers = on.drivers
+        arrived, moved = migrate_raw(on.guest, *drivers.values())
+        on.moved_to(arrived, dict(zip(drivers, moved, strict=True)))
+        for driver in moved:
+            if driver.tag() != driver.share.mount_tag:
+                raise Disagreement(step.do, "the device arrived with another mount tag")
 
 
-def _migrate_in_vain(on: RawMachine, step: Step, before: RawState) -> None:
-    """It is refused because of an attached export, or does not complete while a Tattach is in flight."""
+def _migrate_while_attaching(on: RawMachine, step: Step) -> None:
+    """It is refused, or does not complete while the Tattach is in flight."""
     with discarded_stream(on.machine) as uri:
         try:
             on.execute("migrate", {"uri": uri})
-        except QemuError as exc:
-            if before.blocked:
-                expect_refused(step.do, _mounted(on, before), exc.desc)
+        except QemuError:
             return
-        if before.blocked:
-            expect_refused(step.do, _mounted(on, before), "")
         _expect_incomplete(on, step)
 
 
@@ -289,8 +341,14 @@ def _eject(on: RawMachine, step: Step, before: RawState) -> None:
             )
             deletion.wait(timeout_s=_EVENT_TIMEOUT_S)
     else:
-        on.guest.eject(share)
+        _eject_idle(on, number)
     on.forget_driver(number)
+
+
+def _eject_idle(on: RawMachine, share: int) -> None:
+    with Deletion(on.machine, on.shares[share].id) as deletion:
+        on.guest.request_eject(on.shares[share])
+        deletion.wait(timeout_s=_DELETED_TIMEOUT_S)
 
 
 def _device_reset(on: RawMachine, step: Step, before: RawState) -> None:
@@ -356,7 +414,11 @@ def _open(on: RawMachine, step: Step, before: RawState) -> None:
 
 
 def _read(on: RawMachine, step: Step, before: RawState) -> None:
-    _expect_content(step, before, _driver(on, step).read(FIDS[FILE], 0, 2 * len(ORIGINAL)))
+    """More than the file has, and less."""
+    driver = _driver(on, step)
+    _expect_content(step, before, driver.read(FIDS[FILE], 0, 2 * len(ORIGINAL)))
+    if len(driver.read(FIDS[FILE], 0, _FEW)) != _FEW:
+        raise Disagreement("content", f"a Tread of {_FEW} bytes gives another number of bytes")
 
 
 def _expect_content(step: Step, before: RawState, seen: bytes) -> None:
@@ -425,21 +487,98 @@ def _malformed(on: RawMachine, step: Step, _before: RawState) -> None:
         _expect_errno(step, driver, 250, b"junk", "ENOTSUP", "EOPNOTSUPP")
     elif what == "unknown_fid":
         _expect_errno(step, driver, T.READ, p9.read(_UNKNOWN, 0, 10), "EINVAL", "ENOENT")
+    elif what == "queue":
+        driver.set_queue(1, 1)  # The device has no such queue.
+    elif what == SMALL_MSIZE:
+        _expect_error(step, driver, T.VERSION, p9.version(_SMALL_MSIZE))
     else:
-        answered, errors = driver.answered(), count_virtio_errors(on.machine)
-        if what == "ring":
-            driver.break_device()
-        else:
-            driver.send(T.READ)
-        if wait_answered_or_broken(on.machine, driver, answered, errors) != BROKEN:
-            raise Disagreement(step.do, f"{step.do} {what}: answered, and the device has to be marked broken")
+        _break(on, step, driver, what)
+
+
+def _break(on: RawMachine, step: Step, driver: RawDriver, what: str) -> None:
+    """Offer the device what it has to refuse with ``virtio_error``."""
+    answered, errors = driver.answered(), count_virtio_errors(on.machine)
+    last, out = driver.queue_size - 2, driver.buffer(0)
+    chains = {
+        "next": (Descriptor(out, p9.HEADER, NEXT, driver.queue_size + 5),),
+        "no_reply": (Descriptor(out, p9.HEADER),),
+        "empty": (Descriptor(out, 0, NEXT, last + 1), Descriptor(out, 4096, WRITE)),
+        "indirect": (Descriptor(out, 0, INDIRECT),),
+    }
+    if what == "ring":
+        driver.break_device()
+    elif what == "no_body":
+        driver.send(T.READ)
+    else:
+        driver.write_descriptors(last, *chains[what])
+        driver.make_available(last)
+    if wait_answered_or_broken(on.machine, driver, answered, errors) != BROKEN:
+        raise Disagreement(step.do, f"{step.do} {what}: answered, and the device has to be marked broken")
+
+
+def _ignored(on: RawMachine, step: Step, _before: RawState) -> None:
+    """A device that is marked broken answers nothing until a reset, also where it has migrated to."""
+    driver = _driver(on, step)
+    answered = driver.answered()
+    driver.send(T.VERSION, p9.version(MSIZE))
+    on.execute("query-status")  # QEMU's main loop has handled the notification.
+    if driver.answered() != answered:
+        raise Disagreement(step.do, "a device that is marked broken answers")
+
+
+def _expect_error(step: Step, driver: RawDriver, kind: int, body: bytes) -> None:
+    if outcome(driver, kind, body) == ANSWERED:
+        raise Disagreement(step.do, f"{step.do} {step.value}: answered, and has to fail")
+
+
+def _misuse(on: RawMachine, step: Step, before: RawState) -> None:
+    root, file = _root(before, step), FIDS[FILE]
+    messages: dict[str, tuple[T, bytes]] = {
+        "open": (T.LOPEN, p9.open_(file)),
+        "walk_to_it": (T.WALK, p9.walk(root, file, "file")),
+        "walk_itself": (T.WALK, p9.walk(file, file)),
+        "rename": (T.RENAME, p9.rename(file, root, "renamed")),
+        "readdir": (T.READDIR, p9.read(file, 0, 4096)),
+        "xattrcreate": (T.XATTRCREATE, p9.xattrcreate(file, "user.harness", 8)),
+        "slash": (T.WALK, p9.walk(root, _HELPER, "../outside")),
+    }
+    _expect_error(step, _driver(on, step), *messages[str(step.value)])
+
+
+def _every_kind(on: RawMachine, step: Step, before: RawState) -> None:
+    """Messages of many kinds, which together leave the folder as it was."""
+    driver, root, file = _driver(on, step), _root(before, step), FIDS[FILE]
+    for kind, body in (
+        (T.STATFS, p9.fid(root)),
+        (T.GETATTR, p9.getattr_(file)),
+        (T.SETATTR, p9.setattr_(file, 0o600)),
+        (T.LOCK, p9.lock(file)),
+        (T.GETLOCK, p9.getlock(file)),
+        (T.LINK, p9.link(root, file, "linked")),
+        (T.RENAMEAT, p9.renameat(root, "linked", "renamed")),
+        (T.UNLINKAT, p9.unlinkat(root, "renamed")),
+        (T.SYMLINK, p9.symlink(root, "symbolic", "target")),
+        (T.WALK, p9.walk(root, _HELPER, "symbolic")),
+        (T.READLINK, p9.fid(_HELPER)),
+        (T.RENAME, p9.rename(_HELPER, root, "again")),
+        (T.REMOVE, p9.fid(_HELPER)),
+        (T.MKNOD, p9.mknod(root, "node")),
+        (T.UNLINKAT, p9.unlinkat(root, "node")),
+        (T.MKDIR, p9.mkdir(root, "folder")),
+        (T.UNLINKAT, p9.unlinkat(root, "folder", p9.REMOVEDIR)),
+    ):
+        driver.call(kind, body)
 
 
 # ---- holds -------------------------------------------------------------------------------------------------
 
-_CALLS = {"read": DATA, "write": DATA, "fsync": FSYNC, ATTACH: STAT}
+_CALLS = {"read": DATA, READ_HIGH_TAG: DATA, "write": DATA, "fsync": FSYNC, ATTACH: STAT}
+#: Tags are numbers of 16 bits without a sign.
+_TAGS = {READ_HIGH_TAG: 0x9000}
+_READ = (T.READ, p9.read(FIDS[FILE], 0, 2 * len(ORIGINAL)))
 _REQUESTS: dict[str, tuple[T, bytes]] = {
-    "read": (T.READ, p9.read(FIDS[FILE], 0, 2 * len(ORIGINAL))),
+    "read": _READ,
+    READ_HIGH_TAG: _READ,
     "write": (T.WRITE, p9.write(FIDS[FILE], 0, WRITTEN)),
     "fsync": (T.FSYNC, p9.fsync(FIDS[FILE])),
     ATTACH: (T.ATTACH, p9.attach(FIDS[ROOT])),
@@ -452,13 +591,17 @@ def _hold(on: RawMachine, step: Step, _before: RawState) -> None:
     number, what = _share(step), str(step.value)
     driver, stack = on.driver(number), ExitStack()
     held: Held = stack.enter_context(on.hold.requests(on.shares[number], *_CALLS[what]))
-    on.in_flight[number] = InFlight(held, driver.send(*_REQUESTS[what]), stack)
+    request = driver.send(*_REQUESTS[what], tag=_TAGS.get(what))
+    on.in_flight[number] = InFlight(held, request, stack)
     held.wait_caught()
 
 
 def _flush(on: RawMachine, step: Step, before: RawState) -> None:
     """A Tflush of a request in flight has to wait for it; one of nothing is answered at once."""
     driver = _driver(on, step)
+    if step.value == "itself":
+        driver.flush(_OWN_TAG, tag=_OWN_TAG)
+        return
     one = on.in_flight.get(_share(step)) if before.device(step).held else None
     if one is None:
         driver.flush(_UNKNOWN)
@@ -467,7 +610,8 @@ def _flush(on: RawMachine, step: Step, before: RawState) -> None:
     one.flush = driver.send(T.FLUSH, p9.flush(one.request.tag))
     one.held.in_flight()  # It sends a QMP command: QEMU has read the Tflush when that is answered.
     if driver.answered() != answered:
-        raise Disagreement(step.do, "Tflush was answered before the request that it flushes")
+        high = " of a tag above 0x7fff" if before.device(step).held == READ_HIGH_TAG else ""
+        raise Disagreement(step.do, f"Tflush{high} was answered before the request that it flushes")
 
 
 def _release(on: RawMachine, step: Step, before: RawState) -> None:
@@ -486,7 +630,7 @@ def _release(on: RawMachine, step: Step, before: RawState) -> None:
 
 def _expect_answer(step: Step, before: RawState, what: str, driver: RawDriver, request: Request) -> None:
     answer = driver.wait_answer(request)
-    if what == "read":
+    if what in ("read", READ_HIGH_TAG):
         _expect_content(step, before, answer[4:])
     elif what == "write":
         _expect_written(int.from_bytes(answer[:4], "little"))
@@ -498,6 +642,9 @@ PERFORM: dict[str, Perform] = {
     "plug": _plug,
     "plug_refused": _plug_refused,
     "device_del": _device_del,
+    "device_del_absent": lambda on, step, _before: expect_not_found(
+        on.machine, step.do, on.shares[_share(step)]
+    ),
     "eject": _eject,
     "device_reset": _device_reset,
     "version": _version,
@@ -514,6 +661,9 @@ PERFORM: dict[str, Perform] = {
     "clunk": _clunk,
     "flush": _flush,
     "malformed": _malformed,
+    "ignored": _ignored,
+    "misuse": _misuse,
+    "every_kind": _every_kind,
     "hold": _hold,
     "release": _release,
     "cont": lambda on, _step, _before: _run_state(on, "cont", "RESUME"),

@@ -42,6 +42,10 @@ class Performer(Protocol):
         """Unplug everything, and compare QEMU with what it was at the beginning."""
         ...
 
+    def close(self) -> None:
+        """Release what is held and what runs beside the machine. QEMU may be dead."""
+        ...
+
 
 @dataclass(frozen=True)
 class _Kind:
@@ -139,7 +143,7 @@ def run(program: Program, cell: Cell, folder: Path) -> Attempt:
     try:
         attempt.perform()
     finally:
-        testbed.close()
+        attempt.close()
     return replace(attempt.judge(), seconds=time.monotonic() - started_s, artifacts=folder)
 
 
@@ -181,6 +185,14 @@ class _Attempt:
             if self._failure is None:
                 self._error = failures.one_line(cause)
 
+    def close(self) -> None:
+        """End everything that was started."""
+        try:
+            if self._performer is not None:
+                self._performer.close()
+        finally:
+            self._testbed.close()
+
     def _perform(self) -> None:
         model = states(self._program)
         self._performer = performer = self._kind.performer(self._testbed, self._program)
@@ -217,6 +229,8 @@ class _Attempt:
         bad = failures.by_severity(found)
         first = next((one for one in bad if one.verdict is Verdict.INVALID), None)
         if first is not None and first.checker == failures.DIED:
+            if self._performer is None:  # It did not come to the program.
+                return Attempt(Ending.ERROR, error=f"QEMU did not start: {first.summary}")
             record = Record.load(self._testbed.artifacts.folder)
             return Attempt(Ending.FAILED, failures.death(record, first, self._step, self._guarantee))
         if self._failure is not None:

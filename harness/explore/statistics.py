@@ -126,7 +126,7 @@ _WRONG_RESULT = 0.05
 MOST_VALIDATIONS = 5
 #: The probability that one decision of the search drops, or keeps, a step wrongly. The first kind is found by
 #: the validation; the second makes the program longer, but not wrong.
-_WRONG_DROP, _WRONG_KEEP = 0.25, 0.14
+_WRONG_DROP, _WRONG_KEEP = 0.25, 0.19
 
 
 def for_search(original: Reliability) -> SequentialTest:
@@ -134,7 +134,7 @@ def for_search(original: Reliability) -> SequentialTest:
 
     The failure counts as lost when the program fails less than half as often. The smaller programs are all
     compared with the original, so reliability is not lost bit by bit. Of a program that fails always, two or
-    three failures in a row are needed for a YES, and one attempt that passes is enough for a NO.
+    three failures in a row are needed for a YES, and one or two attempts that pass are enough for a NO.
     """
     wanted = original.estimate
     return SequentialTest(wanted, wanted / 2, _WRONG_DROP, _WRONG_KEEP)

@@ -1,20 +1,18 @@
 """Steers programs around failures that are known, so that they do not use up the time.
 
 A program that has the steps of a failing program among its own, in that order, would most probably fail in
-the same way, and nothing behind that step would be seen.
+the same way, and nothing behind that step would be seen. But the last of these steps, made in another state,
+may show another failure as well. So the caller says in which states it is made all the same.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from harness.explore.alphabet import Alphabet
+from harness.explore.alphabet import Alphabet, State
 from harness.explore.program import Program, ShareKind, Step
-
-#: Of this many programs one is run as it is: what is known may not be all that a program has.
-UNSTEERED = 10
 
 
 @dataclass(frozen=True)
@@ -65,14 +63,19 @@ class Steering:
         if program.steps and Pattern(program) not in self._patterns:
             self._patterns.append(Pattern(program))
 
-    def around(self, program: Program) -> Program:
-        """The program without the steps that complete a pattern, and without those not possible then."""
+    def around(
+        self, program: Program, allowed: Callable[[State, Step], bool] = lambda _state, _step: False
+    ) -> Program:
+        """The program without the steps that complete a pattern, and without those not possible then.
+
+        :param allowed: whether a step that completes a pattern is made in this state all the same.
+        """
         trackers = [tracker for pattern in self._patterns for tracker in pattern.trackers(program.shares)]
         if not trackers:
             return program
         state, kept = self._alphabet.start(program.shares), list[Step]()
         for step in program.steps:
-            if any(tracker.completes(step) for tracker in trackers):
+            if any(tracker.completes(step) for tracker in trackers) and not allowed(state, step):
                 continue
             try:
                 state = state.after(step)

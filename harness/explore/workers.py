@@ -94,13 +94,18 @@ class Workers:
                 next_out += 1
             if not given and not more:
                 return
-            if all(worker.ticket is None for worker in self._workers):
+            if not self.busy:
                 continue
             # A worker may still make an attempt whose caller has stopped.
             for ticket, attempt in self._ended():
                 if ticket in given:
                     number, program = given.pop(ticket)
                     ended[number] = program, attempt
+
+    @property
+    def busy(self) -> int:
+        """The number of attempts that are made now."""
+        return sum(worker.ticket is not None for worker in self._workers)
 
     def _idle(self) -> _Worker | None:
         """A worker without an attempt; it is started when there are fewer than there may be."""

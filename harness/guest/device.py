@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from harness.errors import GuestError
+from harness.errors import GuestError, UsageError
 from harness.guest.commands import Commands
 from harness.guest.guest import Guest
 from harness.guest.mount import TagState, tag_state
@@ -14,9 +14,10 @@ from harness.qemu.spec import Device, Share
 
 _SYS_PCI = "/sys/bus/pci/devices/"
 #: Loads a module of the image's recipe (``modules_on_demand``) after those that it depends on.
+_ORDER = "/lib/modules/{}.order"
 _LOAD = (
     "while read -r file; do [ -d /sys/module/${{file%.ko}} ] || insmod /lib/modules/$file || exit 1; "
-    "done < /lib/modules/{}.order"
+    f"done < {_ORDER}"
 )
 
 
@@ -45,13 +46,24 @@ def arrival(guest: Guest, device: Share | GuestDevice) -> Callable[[], bool]:
 
     It has to be called before the plug. A share is recognised by its mount tag; several devices may have the
     same tag.
+
+    :raises UsageError: when the guest's image lacks a driver. :raises CommandFailed: when one is not loaded.
     """
     if isinstance(device, Share):
         tag, before = device.mount_tag, guest.mount_tags()
         return lambda: guest.mount_tags(more_than=len(before)).count(tag) > before.count(tag)
     for module in device.modules:
-        guest.succeed(_LOAD.format(module))
+        _load(guest, module)
     return lambda: device.listed(guest)
+
+
+def _load(guest: Guest, module: str) -> None:
+    done = guest.run(_LOAD.format(module))
+    if done.returncode != 0 and guest.run(f"[ -e {_ORDER.format(module)} ]").returncode != 0:
+        raise UsageError(
+            f"module {module} is not in modules_on_demand of the guest's recipe, {guest.image.name}"
+        )
+    guest.check(done)
 
 
 def in_words(device: Share | GuestDevice) -> str:

@@ -16,6 +16,8 @@ from harness.mutation.table import Detection
 Target = tuple[str, str]
 #: Seconds: the least that a scenario is taken to cost. With a cost of zero, any number would be free.
 _LEAST_S = 0.1
+#: Seconds: a scenario of today's default set that costs less is not worth leaving out.
+_WORTH_LEAVING_OUT_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ def plan(
 ) -> Plan:
     """Compute the default set from a table.
 
-    A scenario that is not in the table stays in the default set, or out of it.
+    A scenario that is not in the table stays in the default set, or out of it; so does one of today's default
+    set that costs hardly anything.
 
     :param every: all scenarios. :param default: the scenarios of a default run today.
     :param always: scenarios that are never left out.
@@ -53,7 +56,7 @@ def plan(
         left out either.
     """
     costs = seconds_of(table)
-    kept = {name for name in default if name in always or name not in costs}
+    kept = {name for name in default if name in always or costs.get(name, 0.0) < _WORTH_LEAVING_OUT_S}
     kept |= {name for name in default if name.partition("[")[0] in needed}
     finds = catches(table, set(every) & set(costs) | kept)
     chosen = cheapest_cover(finds, costs, kept)

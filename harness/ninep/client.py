@@ -41,6 +41,8 @@ _PAGE = 4096
 _HOST_FEATURES, _ISR, _DEVICE_CONFIG = 0, 19, 20  # The last one while MSI-X is disabled.
 _GUEST_FEATURES, _QUEUE_PFN, _QUEUE_SIZE, _QUEUE_SELECT, _QUEUE_NOTIFY, _STATUS = 4, 8, 12, 14, 16, 18
 _DRIVER_OK = 7
+#: QEMU: ``hw/9pfs/9p.h``, ``MAX_TAG_LEN`` without its NUL.
+_LONGEST_TAG = 31
 #: Flags of a descriptor: another one follows; the device writes to the buffer; it refers to a table of
 #: descriptors.
 NEXT, WRITE, INDIRECT = 1, 2, 4
@@ -201,7 +203,10 @@ class RawDriver:
     :ivar protocol: the protocol version of the session.
     :ivar queue_size: the number of descriptors of the ring.
     :ivar max_in_flight: how many requests can be in flight.
+    :ivar reply_timeout_s: how long an answer is waited for; seconds, before scaling.
     """
+
+    reply_timeout_s: float = _REPLY_TIMEOUT_S
 
     def __init__(self, guest: RawGuest, share: Share) -> None:
         self._qtest, self._machine, self.share = guest.qtest, guest.machine, share
@@ -286,8 +291,15 @@ class RawDriver:
         return words | {f"config {at:#04x}": self._read_config(at) for at in range(0, 0x100, 4)}
 
     def tag(self) -> str:
-        """The mount tag in the device's configuration space (kernel: ``include/uapi/linux/virtio_9p.h``)."""
+        """The mount tag in the device's configuration space (kernel: ``include/uapi/linux/virtio_9p.h``).
+
+        :raises GuestError: when there is none: nothing answers at the device's port.
+        """
         length = self._qtest.inw(self._io + _DEVICE_CONFIG)
+        if length > _LONGEST_TAG:
+            raise GuestError(
+                f"{self.share.id}: no mount tag behind port {self._io:#x}, its length is {length}"
+            )
         at = self._io + _DEVICE_CONFIG + 2
         return bytes(self._qtest.inb(at + number) for number in range(length)).decode()
 
@@ -396,9 +408,10 @@ class RawDriver:
         if (seen := self.answered()) != count:
             raise Violation(f"{self.share.id}: {seen} requests were answered, expected {count}")
 
-    def wait_answer(self, request: Request, *, timeout_s: float = _REPLY_TIMEOUT_S) -> bytes:
+    def wait_answer(self, request: Request, *, timeout_s: float | None = None) -> bytes:
         """Wait for the answer to ``request``, and return its body.
 
+        :param timeout_s: seconds, before scaling; by default :attr:`reply_timeout_s`.
         :raises NineError: for Rlerror and Rerror.
         :raises FlushedError: when the request was returned without an answer.
         :raises GuestError: when type or tag of the answer do not match.
@@ -408,7 +421,7 @@ class RawDriver:
         self._machine.wait_until(
             lambda: self.is_answered(request),
             what=f"the answer to {_name(request.kind)} (tag {request.tag}) of {self.share.id}",
-            timeout_s=timeout_s,
+            timeout_s=self.reply_timeout_s if timeout_s is None else timeout_s,
             interval_s=0.001,
         )
         written = self._written[request.head]

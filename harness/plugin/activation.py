@@ -27,6 +27,7 @@ _SECOND_PART = (
     "harness.plugin.sharding",
     "harness.plugin.known_bugs",
     "harness.plugin.staying",
+    "harness.plugin.ledger_check",
     "harness.plugin.judging",
     "harness.plugin.outcomes",
     "harness.plugin.fallbacks",
@@ -63,9 +64,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     if not _wants_guests_at_start(config):
         return None
     # Not at the top: it imports psutil, which a run without guests does not need.
-    from harness.plugin import cgroup
+    from harness.plugin import workers
 
-    return cgroup.workers()
+    return workers.workers()
 
 
 @pytest.hookimpl(trylast=True)

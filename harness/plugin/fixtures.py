@@ -130,7 +130,7 @@ def variant(variant_name: str) -> Variant:
 
 @pytest.fixture
 def hold(testbed: Testbed) -> Hold:
-    """Keeps 9p requests in flight. The guest of the same test is started under it."""
+    """Holds system calls of QEMU: a request of 9p or a disk's flush stays in flight. Or lets them fail."""
     from harness.holds.hold import Hold
 
     return Hold(testbed)

@@ -67,6 +67,29 @@ def _conclude(item: pytest.Item, failure: BaseException | None) -> None:
     testbed = item.stash.get(TESTBED, None)
     if testbed is None:
         return
+    not_closed = _close(testbed, failure)
+    if not_closed is not None and (failure is None or isinstance(failure, _SKIPS)):
+        _raise_worse(item, testbed, not_closed)
+        raise not_closed from None
+    _raise_worse(item, testbed, failure)
+
+
+def _close(testbed: Testbed, failure: BaseException | None) -> Exception | None:
+    """End the machines. What an object of the user's raises when it is closed never hides ``failure``."""
+    if failure is not None:
+        testbed.history.note("host", "test:failed", {"error": str(failure).splitlines()[:1]})
+    try:
+        testbed.close()
+    except Exception as exc:  # Whatever a user's own object raises.
+        if failure is not None:
+            failure.add_note(f"and when the testbed was closed: {type(exc).__name__}: {exc}")
+            exc.add_note(f"the test itself: {type(failure).__name__}: {failure}")
+        return exc
+    return None
+
+
+def _raise_worse(item: pytest.Item, testbed: Testbed, failure: BaseException | None) -> None:
+    """Judge, and raise what is a cause of ``failure``, or worse than it."""
     judgements = _judge(testbed, failure)
     item.stash[JUDGEMENTS] = judgements
     bad = [found for found in judgements if found.verdict is not Verdict.VALID]
@@ -128,9 +151,6 @@ def _alone(exc: BaseException) -> BaseException:
 
 
 def _judge(testbed: Testbed, failure: BaseException | None) -> list[Judgement]:
-    if failure is not None:
-        testbed.history.note("host", "test:failed", {"error": str(failure).splitlines()[:1]})
-    testbed.close()
     try:
         testbed.history.check()
         return judge(testbed.artifacts.folder)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -44,7 +43,9 @@ class _Expected:
 
 
 _EXPECTED = pytest.StashKey[_Expected]()
-_LEDGER = pytest.StashKey[Ledger]()
+LEDGER = pytest.StashKey[Ledger]()
+#: A note on a failure of a test that has known bugs begins with this.
+OTHERWISE = "known bug "
 
 
 class KnownBug(HarnessError):
@@ -54,7 +55,7 @@ class KnownBug(HarnessError):
 def pytest_configure(config: pytest.Config) -> None:
     """Read the project's ledger, and those that ``--known-bugs`` adds."""
     with usage_errors():
-        config.stash[_LEDGER] = ledger.load_all(paths(config, "known-bugs"))
+        config.stash[LEDGER] = ledger.load_all(paths(config, "known-bugs"))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -80,7 +81,11 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     except (Exception, pytest.fail.Exception) as exc:  # What pytest.raises missed is the latter.
         expected = item.stash.get(_EXPECTED, None)
         bug = expected.explaining(str(exc)) if expected is not None else None
-        if expected is None or bug is None:
+        if expected is None:
+            raise
+        if bug is None:
+            for listed in expected.bugs:
+                exc.add_note(f"{OTHERWISE}{listed.id} expects /{listed.failure}/ in the first line")
             raise
         _refuse_more(bug, item.stash.get(JUDGEMENTS, []), exc)
         _list(item, _BUG, [bug])
@@ -126,8 +131,14 @@ def _expected(item: pytest.Item) -> _Expected | None:
     if callspec is None or not set(_AXES) <= callspec.params.keys():
         return None
     _, capabilities = item.config.stash[MATRIX].qemu(callspec.params["qemu_name"])
-    scenario = f"{Path(item.path).name}::{getattr(item, 'originalname', item.name)}"
-    version = capabilities.version_text
-    known, machine = item.config.stash[_LEDGER], callspec.params["machine_name"]
-    bugs = known.expected(scenario, callspec.id.split("-"), version, machine)
-    return _Expected(version, bugs) if bugs else None
+    known, machine = item.config.stash[LEDGER], callspec.params["machine_name"]
+    bugs = known.expected(*scenario_of(item), capabilities.version_text, machine)
+    return _Expected(capabilities.version_text, bugs) if bugs else None
+
+
+def scenario_of(item: pytest.Item) -> tuple[str, list[str]]:
+    """A test and its parameters, as the ledger compares them: one by one, and together as in its node id."""
+    test = item.nodeid.partition("::")[2].partition("[")[0]
+    callspec = getattr(item, "callspec", None)
+    parameters = [callspec.id, *callspec.id.split("-")] if callspec else []
+    return f"{item.path.as_posix()}::{test}", parameters

@@ -22,7 +22,7 @@ from harness.checkers import leaks
 from harness.guarantees import of_test
 from harness.layout import SCENARIOS_PACKAGE, checkout
 from harness.plugin.fixtures import FOLDER
-from harness.plugin.known_bugs import LISTED
+from harness.plugin.known_bugs import LISTED, OTHERWISE
 from harness.plugin.marks import AXES, guarantee_of
 from harness.plugin.options import is_worker, option
 from harness.plugin.provisioning import MATRIX
@@ -153,15 +153,24 @@ def _outcome(report: pytest.TestReport) -> tuple[Outcome, str]:
         fixed = next((line for line in text.splitlines() if line.startswith(_XPASS)), None)
         if fixed is not None:
             return Outcome.FIXED, fixed.removeprefix(_XPASS).strip()
-        crash = getattr(report.longrepr, "reprcrash", None)
-        lines = (crash.message if crash else text).strip().splitlines() or ["no reason given"]
-        return Outcome.FAILED, lines[0]
+        return Outcome.FAILED, _why(report)
     if hasattr(report, "wasxfail"):
         return Outcome.KNOWN, report.wasxfail.removeprefix("reason: ")
     if report.skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
         return Outcome.SKIPPED, reason.removeprefix("Skipped: ")
     return Outcome.PASSED, ""
+
+
+def _why(report: pytest.TestReport) -> str:
+    """The first line of the failure, and what the known bugs of the test would have looked like."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash is None:
+        # A fixture that does not exist, for example. longreprtext would begin with the name of the worker.
+        lines = str(report.longrepr).strip().splitlines() or ["no reason given"]
+        return next((line[1:].strip() for line in lines if line.startswith("E ")), lines[0])
+    lines = crash.message.strip().splitlines() or ["no reason given"]
+    return "; ".join([lines[0], *(line for line in lines if line.startswith(OTHERWISE))])
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,4 +1,4 @@
-"""How many workers run the scenarios, and in which order: the slow ones first.
+"""The order in which workers run the scenarios: the slow ones first.
 
 The durations are kept in the cache. Every worker has to collect the same order, so the process that the user
 started reads the record once and sends it to the workers.

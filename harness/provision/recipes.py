@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -238,13 +238,30 @@ def read(path: Path, kind: type[M], *, context: Mapping[str, bool] | None = None
         line = re.search(r"at line (\d+)", str(exc))
         raise UsageError(f"{path}:{line[1] if line else 1}: not TOML: {exc}") from exc
     except ValidationError as exc:
-        first = exc.errors()[0]
-        key = ([str(part) for part in first["loc"] if isinstance(part, str)] or ["packages"])[-1]
-        line_number = _line_of(key, text, first["loc"])
-        if first["type"] == "extra_forbidden":
-            allowed = ", ".join(kind.model_fields)
-            raise UsageError(f"{path}:{line_number}: unknown key {key!r}; allowed: {allowed}") from exc
-        raise UsageError(f"{path}:{line_number}: {key}: {first['msg']}") from exc
+        raise UsageError(_complaint(exc, path, text, kind)) from exc
+
+
+def _complaint(exc: ValidationError, path: Path, text: str, kind: type[BaseModel]) -> str:
+    """The first error, with file and line; of keys that a table lacks all."""
+    first = exc.errors()[0]
+    where = first["loc"]
+    key = ([str(part) for part in where if isinstance(part, str)] or ["packages"])[-1]
+    line = _line_of(key, text, where)
+    if first["type"] == "extra_forbidden":
+        allowed = ", ".join(_table_at(where, kind).model_fields)
+        return f"{path}:{line}: unknown key {key!r}; allowed: {allowed}"
+    if first["type"] == "missing":
+        lacks = [e for e in exc.errors() if e["type"] == "missing" and e["loc"][:-1] == where[:-1]]
+        key = ", ".join(str(e["loc"][-1]) for e in lacks)
+    return f"{path}:{line}: {key}: {first['msg']}"
+
+
+def _table_at(location: tuple[int | str, ...], kind: type[BaseModel]) -> type[BaseModel]:
+    """The model of the table with the key at pydantic's ``location``: ``bug, 3, title`` is in a ``Bug``."""
+    for part in location[:-1]:
+        if isinstance(part, str):
+            (kind,) = get_args(kind.model_fields[part].annotation)
+    return kind
 
 
 def root_of(folder: Path, name: str, recipe: GuestRecipe) -> Path:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable
 from enum import StrEnum
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -27,6 +27,7 @@ from harness.qemu.machine_types import known_machine_types
 _NAME = "known-bugs.toml"
 #: In the context of pydantic's validation: a bug may break a guarantee that is none of the project's.
 _ANY_GUARANTEE = "any_guarantee"
+_TEST = re.compile(r"[^:]+\.py(::\w+)+(\[.+\])?")
 
 
 class Status(StrEnum):
@@ -48,7 +49,9 @@ class Bug(BaseModel):
     :ivar seen_broken: versions on which a run showed it.
     :ivar seen_fixed: versions on which a run showed that it is absent.
     :ivar references: public references to it or its fix: commits of QEMU with their subjects, URLs, CVEs.
-    :ivar scenarios: ``file.py::test``, or ``file.py::test[parameter]`` for one parameter of the test.
+    :ivar scenarios: ``file.py::test``, or ``file.py::test[parameter]`` for one parameter of the test. Folders
+        before the file, and classes before the test, are compared if they are there, so pytest's node id of
+        a test is right as well.
     :ivar machines: the machine types that show it; all, if none is named.
     :ivar failure: a regular expression that the failure's first line matches.
     :ivar guest_kernel: a regular expression for the message that the guest's kernel then prints, if it does.
@@ -93,6 +96,14 @@ class Bug(BaseModel):
             raise ValueError(f"no such guarantee; there are: {'; '.join(GUARANTEES)}")
         return text
 
+    @field_validator("scenarios")
+    @classmethod
+    def _are_tests(cls, scenarios: list[str]) -> list[str]:
+        bad = [text for text in scenarios if not _TEST.fullmatch(text)]
+        if bad:
+            raise ValueError(f"write FILE.py::TEST or FILE.py::TEST[PARAMETER], not {bad[0]!r}")
+        return scenarios
+
     @field_validator("failure", "guest_kernel")
     @classmethod
     def _is_pattern(cls, text: str | None) -> str | None:
@@ -131,9 +142,10 @@ class Bug(BaseModel):
         return Status.UNAFFECTED if self._in(self.unaffected, version) else Status.UNKNOWN
 
     def concerns(self, scenario: str, parameters: Iterable[str], machine: str) -> bool:
-        """Whether a scenario (``file.py::test``) with these parameters shows this bug on an affected QEMU."""
-        named = {scenario, *(f"{scenario}[{parameter}]" for parameter in parameters)}
-        return not named.isdisjoint(self.scenarios) and (not self.machines or machine in self.machines)
+        """Whether a scenario shows this bug on an affected QEMU (for the arguments see :func:`is_named`)."""
+        parameters = tuple(parameters)
+        named = any(is_named(text, scenario, parameters) for text in self.scenarios)
+        return named and (not self.machines or machine in self.machines)
 
     def explains(self, failure: str) -> bool:
         """Whether ``failure`` (a message) is the failure of this bug."""
@@ -142,6 +154,25 @@ class Bug(BaseModel):
     def explains_guest_kernel(self, complaint: str) -> bool:
         """Whether ``complaint``, a message of the guest's kernel, is a consequence of this bug."""
         return self.guest_kernel is not None and re.search(self.guest_kernel, complaint) is not None
+
+
+def is_named(text: str, scenario: str, parameters: Iterable[str]) -> bool:
+    """Whether ``text``, one of an entry's ``scenarios``, names a test.
+
+    :param scenario: ``file.py::test``, with all its folders and classes.
+    :param parameters: what may be in the brackets after it.
+    """
+    file, test, parameter = _parts(text)
+    its_file, its_test, _ = _parts(scenario)
+    same = its_file[-len(file) :] == file and its_test[-len(test) :] == test
+    return same and (not parameter or parameter in parameters)
+
+
+def _parts(text: str) -> tuple[tuple[str, ...], list[str], str]:
+    """The path, the classes and the test, and the parameter."""
+    path, _, rest = text.partition("::")
+    test, _, parameter = rest.partition("[")
+    return PurePath(path).parts, test.split("::"), parameter.removesuffix("]")
 
 
 def _boundaries(ranges: Iterable[str]) -> list[str]:
@@ -168,9 +199,10 @@ class Ledger(BaseModel):
         return bugs
 
     def expected(self, scenario: str, parameters: Iterable[str], version: str, machine: str) -> list[Bug]:
-        """The bugs that this scenario shows, or may show, on a QEMU version and machine type.
+        """The bugs that a scenario shows, or may show, on a QEMU version and machine type.
 
-        Those of unknown status come last. On an old QEMU one scenario can show several bugs.
+        For the first arguments see :func:`is_named`. Bugs of unknown status come last. On an old QEMU one
+        scenario can show several bugs.
         """
         parameters = tuple(parameters)
         found = [bug for bug in self.bug if bug.concerns(scenario, parameters, machine)]

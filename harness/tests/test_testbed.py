@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -25,14 +26,14 @@ from harness.channel.qmp import QmpThread
 from harness.checkers import Record, Verdict, judge
 from harness.checkers.nothing_left_behind import nothing_left_behind
 from harness.deadline import TimeoutScale, wait_until
-from harness.errors import HarnessError, QemuDied, SetupError
+from harness.errors import QemuDied, SetupError, UsageError
 from harness.guest.guest import Guest
 from harness.guest.image import GuestImage
 from harness.history import read
 from harness.holds.hold import Hold
 from harness.qemu.accel import Accel
 from harness.qemu.binary import Capabilities, QemuInstall
-from harness.qemu.machine import Machine
+from harness.qemu.machine import Machine, Wrapping
 from harness.qemu.machine_types import MACHINE_TYPES
 from harness.qemu.spec import MachineSpec
 from harness.reaper import RunFolder, start_time
@@ -441,5 +442,82 @@ def test_a_leftover_process_in_another_folder_is_recorded(testbed: Testbed, run:
 
 def test_a_tool_that_is_attached_after_a_machine_was_started(testbed: Testbed) -> None:
     testbed.launch(testbed.spec())
-    with pytest.raises(HarnessError, match="attach Hold earlier: machine 'source' was already started"):
+    with pytest.raises(UsageError, match="attach Hold earlier: machine 'source' was already started"):
         Hold(testbed)
+
+
+class Owned:
+    """An object that is closed with the testbed. Its other method has a meaning of its own."""
+
+    def __init__(self, error: str = "") -> None:
+        self.error, self.closed = error, 0
+
+    def release(self) -> None:
+        raise AssertionError("it is no launch tool")
+
+    def close(self) -> None:
+        self.closed += 1
+        if self.error:
+            raise ValueError(self.error)
+
+
+class Tool(Owned):
+    """A launch tool that fails to release what it keeps."""
+
+    def wrap(self, _spec: MachineSpec, _folder: Path) -> Wrapping:
+        return Wrapping()
+
+    def release(self) -> None:
+        raise KeyError("release")
+
+
+def test_any_object_is_closed_after_the_machines_have_ended(testbed: Testbed) -> None:
+    owned = Owned()
+    testbed.attach(owned)
+    machine = testbed.launch(testbed.spec())
+    later = Owned()
+    testbed.attach(later)
+    running: list[bool] = []
+    testbed.attach(SimpleNamespace(close=lambda: running.append(machine.running)))
+    testbed.close()
+    assert (owned.closed, later.closed, running) == (1, 1, [False])
+
+
+def test_what_fails_to_close_keeps_nothing_else_from_being_closed(testbed: Testbed) -> None:
+    tool, owned, last = Tool("first"), Owned("second"), Owned()
+    for thing in (tool, owned, last):
+        testbed.attach(thing)
+    machine = testbed.launch(testbed.spec())
+    with pytest.raises(KeyError, match="release") as error:
+        testbed.close()
+    assert error.value.__notes__ == ["and then: ValueError: first", "and then: ValueError: second"]
+    assert (tool.closed, owned.closed, last.closed, machine.running) == (1, 1, 1, False)
+    assert not any(_leftovers(testbed).values())
+
+
+@pytest.mark.parametrize(
+    ("methods", "lacks"),
+    [
+        ([], r"has no close\(\);"),
+        (["release"], r"has no close\(\);"),
+        (["wrap", "close"], r"has no release\(\);"),
+        (["wrap"], r"has no release\(\) and no close\(\);"),
+    ],
+)
+def test_another_object_is_refused_at_once(testbed: Testbed, methods: list[str], lacks: str) -> None:
+    with pytest.raises(UsageError, match=f"testbed.attach: SimpleNamespace {lacks}"):
+        testbed.attach(cast(Any, SimpleNamespace(**dict.fromkeys(methods, print))))
+    testbed.launch(testbed.spec())
+
+
+def test_a_device_that_is_declared_after_a_machine_was_started(testbed: Testbed) -> None:
+    device = replace(testbed.shares[0], id="disk0")
+    testbed.launch(testbed.spec())
+    with pytest.raises(UsageError, match="declare disk0 earlier: machine 'source' was already started"):
+        testbed.declare_devices(device)
+
+
+def test_an_object_that_is_no_device_is_refused_at_once(testbed: Testbed) -> None:
+    disk = SimpleNamespace(id="disk0", slot=0, device=print)
+    with pytest.raises(UsageError, match="declare_devices: SimpleNamespace has no check and no declared;"):
+        testbed.declare_devices(cast(Any, disk))

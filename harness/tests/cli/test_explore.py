@@ -14,7 +14,7 @@ from harness.explore.attempt import Failure
 from harness.explore.finding import Finding
 from harness.explore.program import Program, text
 from harness.explore.statistics import Reliability
-from harness.layout import recipes_folder
+from harness.layout import recipes_folder, scenarios_folder
 from harness.tests.cli.conftest import Harness
 from harness.tests.explore.fakes import program
 
@@ -150,3 +150,25 @@ def test_a_finding_has_a_test_that_shows_it(tmp_path: Path) -> None:
     assert done["7.2"].returncode == 1, done["7.2"].stdout
     assert "blocked with nothing mounted" in done["7.2"].stdout
     assert done["11.1"].returncode == 0, done["11.1"].stdout
+
+
+@pytest.mark.qemu
+def test_the_scenario_of_a_failed_test_is_replayed(harness: Harness, tmp_path: Path) -> None:
+    """R6, which the ledger expects: a replay does without the ledger."""
+    scenario = scenarios_folder() / "test_hostile_guest.py"
+    words = [sys.executable, "-m", "pytest", f"{scenario}::test_attach_twice_and_clunk_the_first"]
+    words += ["--qemu", "7.2", "--machine", "pc", "--thorough", "-q", "--keep-artifacts"]
+    subprocess.run([*words, "--artifacts", str(tmp_path / "run")], check=True, capture_output=True)
+    (folder,) = (path for path in (tmp_path / "run").iterdir() if path.is_dir())
+    ended = harness("replay", folder, "--times", "2", "--into", tmp_path / "records", "--json")
+    assert ended.status == 1, ended.err
+    (signature,) = ended.json["signatures"]
+    assert "blocked-reasons does not name exactly" in signature
+    assert ended.json["failures"] == 2
+
+
+def test_a_record_that_names_no_test(harness: Harness, tmp_path: Path) -> None:
+    (tmp_path / "history.ndjson").write_text("")
+    ended = harness("replay", tmp_path)
+    assert ended.status == 2
+    assert "its history.ndjson names no test" in ended.line

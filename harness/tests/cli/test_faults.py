@@ -51,7 +51,7 @@ def test_bad_input(harness: Harness, words: tuple[str, ...], message: str) -> No
     assert message in ended.err
 
 
-SECONDS = {"t.py::needed[pc]": 2.0, "t.py::cheap[pc]": 1.0, "t.py::always[pc]": 4.0}
+SECONDS = {"t.py::needed[pc]": 20.0, "t.py::cheap[pc]": 1.0, "t.py::always[pc]": 4.0}
 TABLE = {
     "qemus": {
         "7.2-src": {
@@ -129,3 +129,17 @@ def test_findings_are_printed_and_written_as_json_and_as_a_page(
     assert numbers == {"all": (1, 2, 1), "real": (1, 1, 1), "planted": (0, 1, 0)}
     assert "own tests" in page.read_text()
     assert "1 of 2 (50 %)" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--by", "exploration", "--per-test"], "--by exploration: --per-test is about scenarios"),
+        (["--by", "exploration", "--controls", "2"], "--by exploration: --controls is about scenarios"),
+        (["--seconds", "9"], "--seconds can only be used with --by exploration"),
+    ],
+)
+def test_options_of_an_exploration(harness: Harness, options: list[str], message: str) -> None:
+    ended = harness("faults", "run", *options)
+    assert ended.status == 2
+    assert message in ended.err

@@ -58,10 +58,11 @@ def test_an_unexpected_exception_is_not_hidden(raising: list[BaseException]) -> 
 def test_every_example_in_the_help_is_accepted(harness: Harness, name: str) -> None:
     ended = harness(name, "--help")
     assert ended.status == 0
-    (example,) = re.findall(r"Example: harness (.*)", ended.out)
-    command, *words = example.split()
-    assert command == name
-    cli.commands[name].make_context(name, words, resilient_parsing=False).close()
+    (examples,) = re.findall(r"Examples?: (.*)", ended.out, re.DOTALL)
+    for example in examples.split(";"):
+        program, command, *words = example.split()
+        assert (program, command) == ("harness", name)
+        cli.commands[name].make_context(name, words, resilient_parsing=False).close()
 
 
 def test_an_unknown_command_or_option(harness: Harness) -> None:

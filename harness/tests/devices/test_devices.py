@@ -15,7 +15,7 @@ import pytest
 
 from harness.actions.hotplug import Hotplug
 from harness.devices import BlockDevice, Neighbour, NetDevice, RngDevice
-from harness.errors import GuestError, Unsupported, UsageError, Violation, WaitTimeout
+from harness.errors import CommandFailed, GuestError, Unsupported, UsageError, Violation, WaitTimeout
 from harness.qemu.argv import render
 from harness.qemu.machine_types import MACHINE_TYPES
 from harness.testbed import LaunchTool, Testbed
@@ -122,6 +122,22 @@ def test_plug_loads_the_driver_and_waits_for_the_guest_to_list_the_device(
         *[(False, True)] * 3,
     ]
     assert world.machine.plugged == {"blk0"}
+
+
+def test_a_driver_that_the_image_lacks_is_named(world: World, testbed: Testbed) -> None:
+    world.ssh.on("insmod .*virtio_blk.order$", (1, "", "can't open /lib/modules/virtio_blk.order"))
+    world.ssh.on(r"^\[ -e /lib/modules/virtio_blk.order \]$", (1, "", ""))
+    with pytest.raises(
+        UsageError, match=r"^module virtio_blk is not in modules_on_demand of the guest's recipe"
+    ):
+        Hotplug(world.guest).plug(BlockDevice.create(testbed))
+
+
+def test_a_driver_that_is_not_loaded(world: World, testbed: Testbed) -> None:
+    world.ssh.on("insmod .*virtio_blk.order$", (1, "", "insmod: unknown symbol"))
+    world.ssh.on(r"^\[ -e /lib/modules/virtio_blk.order \]$", "")
+    with pytest.raises(CommandFailed, match="unknown symbol"):
+        Hotplug(world.guest).plug(BlockDevice.create(testbed))
 
 
 def test_plug_of_a_device_that_the_guest_never_lists(world: World, testbed: Testbed) -> None:

@@ -79,8 +79,8 @@ def test_later_programs_are_steered_around_a_finding(tmp_path: Path) -> None:
     made = explorer(tmp_path, run)
     made.run(60, 600)
     (seen,) = made.new
-    # One of ten is run as it is, and the round in which it was found.
-    assert 1 < seen.times < 60
+    # Those of the first round, one of ten, and those in which the step is made in a new state.
+    assert 1 < seen.times < 120
     assert made.coverage.counts(RAW).reached > 10
 
 
@@ -142,7 +142,8 @@ def test_the_ledger_is_ignored(tmp_path: Path) -> None:
     run = FakeRun([sequence("plug", "unplug")])
     made = explorer(tmp_path, run, bug_of=ledger, settings=Settings(known_bugs=KnownBugs.IGNORE))
     made.run(60, 100)
-    assert [seen.finding.bug for seen in made.new] == [""]
+    assert [seen.finding.bug for seen in made.new] == ["R1"]
+    assert "R1" in (next((tmp_path / "findings").iterdir()) / "README.txt").read_text()
 
 
 def test_a_failure_that_is_met_while_another_is_made_smaller_is_a_finding(tmp_path: Path) -> None:
@@ -288,3 +289,17 @@ def test_a_crash_without_a_backtrace_is_one_that_is_known(tmp_path: Path) -> Non
         (("v9fs_read",), 2),
         (("v9fs_clunk",), 1),
     ]
+
+
+def test_another_failure_of_a_step_that_is_known_to_fail_is_found(tmp_path: Path) -> None:
+    """Unplugging fails; while the machine is stopped, after a write, it fails otherwise."""
+
+    def check(one: Program) -> Failure | None:
+        died = sequence("stop", "write", "unplug", message="it died")(one)
+        return (
+            died if died and all(step.do != "cont" for step in one.steps) else sequence("plug", "unplug")(one)
+        )
+
+    made = explorer(tmp_path, FakeRun([check]), minimise_s=10)
+    made.run(60, 800)
+    assert {seen.finding.failure.message for seen in made.new} == {"it broke", "it died"}

@@ -105,7 +105,7 @@ def test_a_folder_without_program_is_refused(tmp_path: Path) -> None:
 
 def test_names_are_those_of_files_and_differ_by_signature() -> None:
     other = replace(FOUND, failure=replace(FAILURE, message="QEMU hangs"))
-    assert FOUND.name.startswith("qemu_alive-")
+    assert FOUND.name.startswith("raw-qemu_alive-")
     assert FOUND.name != other.name
     assert "/" not in replace(FOUND, failure=replace(FAILURE, checker="a/b c")).name
 

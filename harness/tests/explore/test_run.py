@@ -112,6 +112,55 @@ def test_a_bug_that_is_fixed(tmp_path: Path, name: str) -> None:
     assert running.run(loaded, cell_of("10.0"), tmp_path / "a").ending is Ending.PASSED
 
 
+GUEST_LIFE = Program(
+    alphabet=AlphabetName.GUEST,
+    steps=tuple(
+        Step(do=do, share=share)
+        for do, share in (
+            ("device_del_absent", 0),
+            ("plug", 0),
+            ("savevm", None),
+            ("mount", 0),
+            ("migrate", None),
+            ("write", 0),
+            ("open", 0),
+            ("unlink", 0),
+            ("umount_lazy", 0),
+            ("device_del", 0),
+            ("close", 0),
+            ("plug", 0),
+            ("loadvm", None),
+            ("rebind", None),
+            ("mount", 0),
+            ("read", 0),
+            ("stop", None),
+            ("cont", None),
+            ("umount", 0),
+            ("migrate", None),
+            ("mount", 0),
+            ("device_del", 0),
+            ("system_reset", None),
+        )
+    ),
+)
+
+
+@pytest.mark.qemu
+def test_a_program_of_a_linux_guest(old: Cell, tmp_path: Path) -> None:
+    attempt = running.run(GUEST_LIFE, old, tmp_path / "a")
+    assert (attempt.ending, attempt.failure, attempt.error) == (Ending.PASSED, None, "")
+
+
+@pytest.mark.qemu
+def test_a_guest_that_holds_a_request(old: Cell, tmp_path: Path) -> None:
+    """The eject of a device with a request in flight, on a QEMU that does not wait for it."""
+    steps = (("plug", None), ("mount", None), ("hold", "read"), ("eject", None))
+    made = tuple(Step(do=do, share=0, value=value) for do, value in steps)
+    attempt = running.run(Program(alphabet=AlphabetName.GUEST, steps=made), old, tmp_path / "a")
+    assert attempt.failure is not None
+    assert attempt.failure.checker in ("qemu_alive", "drain")
+
+
 @pytest.mark.qemu
 def test_an_error_of_the_harness_is_no_failure(
     old: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -122,6 +171,15 @@ def test_an_error_of_the_harness_is_no_failure(
     monkeypatch.setattr(RawPerformer, "perform", broken)
     attempt = running.run(program(("plug", 0, None)), old, tmp_path / "a")
     assert (attempt.ending, attempt.error) == (Ending.ERROR, "ZeroDivisionError: ours")
+
+
+@pytest.mark.qemu
+def test_a_qemu_that_does_not_start(old: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says nothing about the program."""
+    monkeypatch.setattr("harness.explore.raw_machine._MEMORY_MIB", -1)
+    attempt = running.run(program(("plug", 0, None)), old, tmp_path / "a")
+    assert attempt.ending is Ending.ERROR
+    assert attempt.error.startswith("QEMU did not start: QEMU 'source' exited with 1")
 
 
 @pytest.mark.parametrize(
@@ -147,6 +205,7 @@ def test_a_machine_type_that_the_raw_client_cannot_use(old: Cell, tmp_path: Path
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.qemu
 def test_a_folder_that_cannot_be_made(old: Cell, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     attempt = running.run(LIFE, old, tmp_path / "file" / "a")

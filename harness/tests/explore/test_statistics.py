@@ -97,7 +97,7 @@ def test_a_step_that_has_no_effect_is_dropped_in_most_cases(
 ) -> None:
     test, rng = kind(original), random.Random(3)
     dropped = sum(decision(test, original.estimate, rng) is Decision.YES for _ in range(500))
-    assert dropped / 500 > 0.84
+    assert dropped / 500 > 0.78
 
 
 def test_a_program_that_never_fails_is_refused_soon() -> None:

@@ -49,3 +49,11 @@ def test_a_kind_of_share_that_is_needed_is_compared() -> None:
 
 def test_nothing_is_made_of_a_program_without_steps() -> None:
     assert around("plug:0", "") == "plug(0)"
+
+
+def test_a_step_is_made_in_a_state_that_is_allowed() -> None:
+    steering = Steering(FakeAlphabet())
+    steering.avoid(program("plug:0 unplug:0", shares=1))
+    given = program("plug:0 unplug:0 plug:0 stop unplug:0", shares=1)
+    seen = steering.around(given, lambda state, step: not getattr(state, "running", True))
+    assert str(seen) == "plug(0); stop; unplug(0)"

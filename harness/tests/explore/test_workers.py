@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from harness.background import Background
 from harness.deadline import wait_until
 from harness.errors import SetupError
 from harness.explore.alphabet import Run
@@ -82,30 +84,34 @@ def test_an_attempt_that_hangs_is_ended_with_what_it_started() -> None:
         assert [attempt.ending for _, attempt in workers([titled("pid")])] == [Ending.PASSED]
 
 
+@contextlib.contextmanager
+def interrupted_when(condition: Callable[[], bool]) -> Iterator[None]:
+    """Ctrl-C, once ``condition`` is true."""
+
+    def interrupt() -> None:
+        wait_until(condition, what="the moment of Ctrl-C", timeout_s=60)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    going = Background(interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        going.wait(timeout_s=60)
+
+
 def test_closing_ends_an_attempt_and_its_processes() -> None:
     workers = Workers(FakeSetup(), 2)
     ((_, first),) = workers([titled("pid")])
     pid, folder = first.error.split()
     results = workers(map(titled, ("wait 60", "wait 60", "pid")))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), interrupted_when(lambda: workers.busy == 2):
         for _ in results:
             pass  # pragma: no cover
     workers.close()
     assert not start_time(int(pid))
     assert not Path(folder).exists()
-
-
-@pytest.fixture(autouse=True)
-def interrupt_when_waiting(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Ctrl-C after a second, in the test that is about it."""
-    if "closing" not in request.node.name:
-        yield
-        return
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.setitimer(signal.ITIMER_REAL, 1.5)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
 
 
 _PARENT = """

@@ -105,6 +105,13 @@ def test_a_scenario_that_has_to_find_an_unmeasured_fault_stays() -> None:
     assert cover.plan(data(), EVERY, default, ()).leave_out == ("t.py::a[pc]", "t.py::d[pc]")
 
 
+def test_a_quick_scenario_of_the_default_set_stays() -> None:
+    """``b`` is not needed beside ``a``, but takes two seconds only. It is not taken into the set either."""
+    default = ("t.py::a[pc]", "t.py::b[pc]", "t.py::c[pc]")
+    assert cover.plan(data(), EVERY, default, always=("t.py::a[pc]",)).leave_out == ()
+    assert cover.plan(data(), EVERY, ("t.py::a[pc]", "t.py::c[pc]"), always=("t.py::a[pc]",)).take == ()
+
+
 def test_unmeasured_faults_and_scenarios_are_listed() -> None:
     missing = cover.unmeasured(data(), EVERY, {"x": "1", "y": "changed", "new": "4", "z": "3"})
     assert missing.faults == ("y", "new")

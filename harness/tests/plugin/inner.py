@@ -43,6 +43,7 @@ class RecordedTestbed:
         self.returncode, self.asked_to_quit, self.looked = 0, True, True
         self.left: list[str] = []
         self.closed = 0
+        self.not_closed = ""
         self.launched = launched
         if not launched:
             return
@@ -67,6 +68,8 @@ class RecordedTestbed:
             self.history.note("host", "host:leftovers", {"processes": self.left})
         self.history.note("host", "closed")
         self.history.close()
+        if self.not_closed:
+            raise ValueError(self.not_closed)
 
     def _end(self) -> None:
         if self.asked_to_quit:

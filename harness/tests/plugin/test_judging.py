@@ -177,6 +177,29 @@ def test_set_up_fails_of_a_death(broken_by_a_death):
 def test_tear_down_fails(broken_afterwards):
     pass
 
+def test_not_closed(testbed):
+    testbed.not_closed = "the socket"
+
+def test_not_closed_and_qemu_died(testbed):
+    testbed.not_closed = "the socket"
+    testbed.dies()
+
+def test_own_assertion_and_not_closed(testbed):
+    testbed.not_closed = "the socket"
+    assert 1 == 2, "the scenario's own"
+
+def test_skip_and_not_closed(testbed):
+    testbed.not_closed = "the socket"
+    pytest.skip("not on this machine")
+
+@pytest.fixture
+def broken_and_not_closed(testbed):
+    testbed.not_closed = "the socket"
+    raise GuestError("the guest never booted")
+
+def test_set_up_fails_and_not_closed(broken_and_not_closed):
+    pass
+
 @pytest.mark.parametrize("value", ["a/b", "a b"])
 def test_parametrized(testbed, value):
     assert False
@@ -401,6 +424,23 @@ def test_a_set_up_that_fails_is_judged_and_kept(ran: Ran) -> None:
     for name in ("set_up_fails", "set_up_fails_of_a_death"):
         verdict = json.loads((ran.folder / f"test_cases.test_{name}" / "verdict.json").read_text())
         assert verdict["verdict"] == ("valid" if name == "set_up_fails" else "invalid")
+
+
+def test_what_is_raised_when_a_testbed_is_closed_hides_no_failure(ran: Ran) -> None:
+    first = {
+        "not_closed": "ValueError: the socket",
+        "not_closed_and_qemu_died": _DIED,
+        "own_assertion_and_not_closed": "AssertionError: the scenario's own",
+        "skip_and_not_closed": "ValueError: the socket",
+        "set_up_fails_and_not_closed": "harness.errors.GuestError: the guest never booted",
+    }
+    for name, expected in first.items():
+        assert ran[name].first == expected
+        assert "ValueError: the socket" in ran[name].text or name == "not_closed_and_qemu_died"
+        assert list(ran[name].phases.values()).count("failed") == 1
+        assert ran.kept(name)
+    assert "seen as: the socket" in ran["not_closed_and_qemu_died"].text
+    assert "the test itself: Skipped: not on this machine" in ran["skip_and_not_closed"].text
 
 
 def test_a_tear_down_that_fails_keeps_the_folder(ran: Ran) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,7 @@ def _short(name: str) -> str:
         ("leaks_and_hangs[unheard]", "failed", "beside the known bug B13: the guest's kernel"),
         ("leaves_a_process", "failed", "beside the known bug B10: left behind: processes: 4711"),
         ("otherwise", "failed", "something else"),
+        ("otherwise", "failed", "known bug B2 expects /leaked|killed by SIGSEGV/ in the first line"),
         ("gone", "failed", "XPASS(strict)] B3: it leaks (seen in 7.2.22)"),
         ("other_version", "failed", "a fid leaked"),
         ("other_machine", "failed", "a fid leaked"),
@@ -158,3 +160,88 @@ def test_the_summary_says_what_was_seen_where_the_range_is_unknown(
     }
     (shows,) = (r for r in run.results if r.bug)
     assert "range unknown: seen broken on 7.2.22: E1: a fid leaked" in shows.why
+
+
+_ADDED = """
+[[bug]]
+id = "MY1"
+guarantee = "{guarantee}"
+title = "it is lost"
+affected = [">=0"]
+seen_broken = ["7.2.22"]
+scenarios = [{scenarios}]
+failure = "it is lost"
+evidence = "seen"
+"""
+_MINE = (
+    _CASES.partition("def test_as_described")[0]
+    + """
+@pytest.mark.guarantee("nothing is lost")
+def test_lost(testbed): raise Violation("it was lost")
+
+@pytest.mark.guarantee("another")
+def test_passes(testbed): pass
+
+@pytest.mark.guarantee("another")
+class TestClass:
+    def test_in_a_class(self, testbed): raise Violation("it is lost")
+"""
+)
+
+
+def _added(
+    tmp_path: Path, run_pytest: Pytest, scenarios: str, *options: str, guarantee: str = "nothing is lost"
+) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "conftest.py").write_text(Path(inner.__file__).read_text())
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/test_mine.py").write_text(_MINE)
+    (tmp_path / "bugs.toml").write_text(_ADDED.format(scenarios=scenarios, guarantee=guarantee))
+    return run_pytest(tmp_path, "--machine", "pc", "--known-bugs", "bugs.toml", *options)
+
+
+def test_a_failure_that_is_not_the_known_bugs_names_what_is_expected(
+    run_pytest: Pytest, tmp_path: Path
+) -> None:
+    done = _added(tmp_path, run_pytest, '"sub/test_mine.py::test_lost"', "--tb=no", "-k", "test_lost")
+    assert "it was lost; known bug MY1 expects /it is lost/ in the first line" in re.sub(
+        r"[│\s]+", " ", done.stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("scenarios", "guarantee", "said"),
+    [
+        ('"test_mine.py::test_lots"', "nothing is lost", "sub/test_mine.py has no test test_lots"),
+        ('"sub/test_mine.py::test_lots[pc]"', "nothing is lost", "sub/test_mine.py has no test test_lots"),
+        ('"test_mine.py::TestX::test_in_a_class"', "another", "has no test TestX::test_in_a_class"),
+        (
+            '"test_mine.py::test_lost"',
+            "no loss",
+            "its guarantee is 'no loss', that of its scenarios 'nothing is lost'",
+        ),
+        ('"test_mine.py::TestClass::test_in_a_class"', "another", ""),
+        ('"test_mine.py::test_in_a_class", "test_mine.py::test_lost"', "another", ""),
+        ('"sub/test_mine.py::test_lost"', "nothing is lost", ""),
+        ('"other/test_mine.py::test_lots"', "nothing is lost", ""),
+        ('"test_of_another_run.py::test_lots"', "nothing is lost", ""),
+    ],
+)
+def test_an_added_entry_is_compared_with_the_collected_tests(
+    run_pytest: Pytest, tmp_path: Path, scenarios: str, guarantee: str, said: str
+) -> None:
+    done = _added(tmp_path, run_pytest, scenarios, "--collect-only", "-q", guarantee=guarantee)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ("\nknown bug MY1: " in done.stdout) is bool(said)
+    assert said in done.stdout
+
+
+@pytest.mark.parametrize(("workers", "strict"), [("0", True), ("2", True), ("2", False)])
+def test_with_strict_a_wrong_entry_fails_the_run(
+    run_pytest: Pytest, tmp_path: Path, workers: str, strict: bool
+) -> None:
+    options = ["-n", workers, "-k", "test_passes", *(["--strict"] if strict else [])]
+    done = _added(tmp_path, run_pytest, '"test_mine.py::test_lots"', *options)
+    assert "1 passed" in done.stdout
+    assert done.stdout.count("sub/test_mine.py has no test test_lots") == 1
+    assert done.returncode == int(strict)

@@ -34,6 +34,7 @@ def test_pinned(testbed): pass
 def test_known(testbed): assert 0
 @pytest.mark.xfail(reason="R2: a bug", strict=True)
 def test_fixed(testbed): pass
+def test_no_such_fixture(testbed, disc): pass
 @pytest.fixture
 def broken(): raise Violation("never booted")
 def test_error(broken): pass
@@ -66,6 +67,7 @@ def test_every_outcome(run_pytest: Pytest, tmp_path: Path, workers: str) -> None
         "test_known": (Outcome.KNOWN, "R1: a bug"),
         "test_fixed": (Outcome.FIXED, "R2: a bug"),
         "test_error": (Outcome.FAILED, "harness.errors.Violation: never booted"),
+        "test_no_such_fixture": (Outcome.FAILED, "fixture 'disc' not found"),
     }
     assert "SIGSEGV" in found["test_dies"][1]
     assert {r.guarantee for r in run.results} == {"no leak"}
@@ -73,7 +75,7 @@ def test_every_outcome(run_pytest: Pytest, tmp_path: Path, workers: str) -> None
     assert (passed.qemu, passed.version, passed.kernel, passed.machine) == ("7.2", "7.2.22", "6.1.0", "pc")
     assert passed.scenario.endswith("::test_passes[pc]")
     assert "guarantees" in done.stdout
-    assert "3 new failure" in done.stdout
+    assert "4 new failure" in done.stdout
 
 
 def test_the_printed_summary_is_whole(run_pytest: Pytest, tmp_path: Path) -> None:

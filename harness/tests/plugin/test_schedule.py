@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.plugin import cgroup
+from harness.plugin import workers
 from harness.tests.plugin.conftest import Pytest
 
 _CASES = """
@@ -72,13 +72,13 @@ def test_what_was_not_run_keeps_its_duration(folder: Path, run_pytest: Pytest) -
     assert kept["test_cases.py::test_quick"] != 5.0
 
 
-@pytest.mark.parametrize(("cores", "gib", "workers"), [(2, 16, 6), (4, 16, 12), (8, 2, 2), (1, 0.1, 1)])
+@pytest.mark.parametrize(("cores", "gib", "expected"), [(2, 16, 6), (4, 16, 12), (8, 2, 2), (1, 0.1, 1)])
 def test_workers_by_cores_and_memory(
-    monkeypatch: pytest.MonkeyPatch, cores: int, gib: float, workers: int
+    monkeypatch: pytest.MonkeyPatch, cores: int, gib: float, expected: int
 ) -> None:
-    monkeypatch.setattr("harness.plugin.cgroup.cores", lambda: cores)
-    monkeypatch.setattr("harness.plugin.cgroup.available_bytes", lambda: int(gib * (1 << 30)))
-    assert cgroup.workers() == workers
+    monkeypatch.setattr("harness.plugin.workers.cores", lambda: cores)
+    monkeypatch.setattr("harness.plugin.workers.available_bytes", lambda: int(gib * (1 << 30)))
+    assert workers.workers() == expected
 
 
 @pytest.mark.parametrize("guests", [True, False])
@@ -86,7 +86,7 @@ def test_auto_starts_that_many_workers(folder: Path, run_pytest: Pytest, guests:
     """In a run of the real plugin with guests; without, xdist starts one a core."""
     other = 1 if (os.cpu_count() or 1) > 1 else 2
     conftest = folder / "conftest.py"
-    patch = f"from harness.plugin import cgroup\ncgroup.workers = lambda: {other}\n"
+    patch = f"from harness.plugin import workers\nworkers.workers = lambda: {other}\n"
     conftest.write_text(f"{conftest.read_text()}\n{patch}")
     done = run_pytest(folder, "-n", "auto", *(("--machine", "pc") if guests else ()))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -55,6 +55,29 @@ def test_the_scenarios_and_machine_types_of_an_entry(
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("test_it.py::test_one", True),
+        ("sub/test_it.py::test_one", True),
+        ("./exp/sub/test_it.py::test_one", True),
+        ("other/test_it.py::test_one", False),
+        ("b/test_it.py::test_one", False),
+        ("it.py::test_one", False),
+        ("test_it.py::TestClass::test_one", True),
+        ("test_it.py::TestOther::test_one", False),
+        ("sub/test_it.py::test_one[small]", True),
+        ("sub/test_it.py::TestClass::test_one[7.2-6.1-pc-small]", True),
+        ("test_it.py::test_one[11.1-6.1-pc-small]", False),
+        ("test_it.py::test_one[large]", False),
+    ],
+)
+def test_a_scenario_may_have_folders_and_classes_as_in_a_node_id(text: str, expected: bool) -> None:
+    parameters = ["7.2-6.1-pc-small", "7.2", "6.1", "pc", "small"]
+    scenario = "/home/me/exp/sub/test_it.py::TestClass::test_one"
+    assert ledger.is_named(text, scenario, parameters) is expected
+
+
+@pytest.mark.parametrize(
     ("version", "status"),
     [
         ("2.5.0", Status.AFFECTED),
@@ -89,6 +112,11 @@ def test_the_pattern_matches_only_the_first_line(path: Path) -> None:
         ('"<=7.2.22"', '"<=7.2.22", ">=9,<8"', r":6: affected: .*the range '>=9,<8' contains no version"),
         ('">=11.1"', '">=11.1", ""', r":7: unaffected: .*the range '' contains no version"),
         ('"pc"', '"arm"', ":11: machines: .*unknown machine types: arm"),
+        ("test_leak.py::test_one", "test_one", r":10: scenarios: .*write FILE.py::TEST .*not 'test_one'"),
+        ("test_leak.py::test_one", "test_leak::test_one", r":10: scenarios: .*write FILE.py::TEST"),
+        ('title = "something leaks"', 'Title = ""', "title: Field required"),
+        ("failure =", 'failed = "x" #', "failure: Field required"),
+        ("[[bug]]", '[[bug]]\nfix = "x"', r":3: unknown key 'fix'; allowed: id, guarantee, title, affected,"),
         ("leaked ", "leaked (", ":12: failure: .*not a regular expression"),
         ("[[bug]]", "[[bug]", ":2: not TOML"),
         ('">=10.0.13,<10.1"', '">=10.0.12,<10.1"', "X1: 'affected' and 'unaffected' overlap at 10.0.12"),
@@ -104,6 +132,14 @@ def test_an_invalid_entry_is_reported_with_its_line(
     path.write_text(ENTRY.replace(before, after))
     with pytest.raises(UsageError, match=complaint):
         ledger.load(path)
+
+
+def test_all_keys_that_an_entry_lacks_are_named_at_once(path: Path) -> None:
+    path.write_text('[[bug]]\nid = "X1"\nguarantee = "no leak"\nscenarios = ["test_a.py::test_b"]\n')
+    with pytest.raises(UsageError) as error:
+        ledger.load(path)
+    lacking = "title, affected, seen_broken, failure, evidence"
+    assert error.value.message == f"{path}:1: {lacking}: Field required"
 
 
 def test_an_invalid_second_entry_is_reported_with_its_line(path: Path) -> None:

@@ -1,4 +1,6 @@
-"""The cores and memory that this process may use, as its control groups limit them.
+"""How many workers ``-n auto`` starts: by the cores and memory that this process may use.
+
+Control groups limit both.
 
 Sources: kernel ``Documentation/admin-guide/cgroup-v2.rst`` (``cpu.max``, ``memory.max``, ``memory.current``),
 ``Documentation/scheduler/sched-bwc.rst`` and ``admin-guide/cgroup-v1/memory.rst`` for v1; ``man 7 cgroups``

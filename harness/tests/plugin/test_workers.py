@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness.plugin import cgroup
+from harness.plugin import workers
 
 GIB = 1 << 30
 
@@ -35,7 +35,7 @@ class Tree:
 
     def found(self) -> tuple[int, int]:
         where = (self.mounted, self.of_process)
-        return cgroup.cores(*where), cgroup.available_bytes(*where)
+        return workers.cores(*where), workers.available_bytes(*where)
 
 
 @pytest.fixture

@@ -1,0 +1,322 @@
+"""Writes a program of the raw client as a text that QEMU itself reads: qtest commands, and QMP between them.
+
+QEMU reads both from its standard input. A multiplexed character device has the qtest server and the QMP
+monitor as its two frontends; the bytes ``Ctrl-A c`` switch between them (QEMU: ``chardev/char-mux.c``,
+``mux_proc_byte``). A program that needs QMP only to plug devices in at its start is written without QMP: its
+devices are on the command line, and ``-qtest stdio`` reads it.
+
+The commands are those that the client sent when it ran the program. It waits for answers by reading memory,
+which a text cannot. Instead a large ``memset`` follows each request; it takes some milliseconds. It is padded
+to the size of the buffer with which QEMU reads its input, so QEMU's main loop runs before the next command.
+
+What needs more than that is refused: held requests, migrations, snapshots, more than one machine.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from harness.artifacts import Artifacts
+from harness.errors import HarnessError, Unsupported
+from harness.explore.attempt import Failure
+from harness.explore.failures import DIED
+from harness.explore.finding import Finding
+from harness.explore.program import AlphabetName, Program, Step
+from harness.explore.raw_machine import ORIGINAL, RawMachine
+from harness.explore.raw_steps import PERFORM
+from harness.explore.run import states
+from harness.qemu.binary import QemuInstall
+from harness.reaper import RunFolder
+from harness.testbed import Cell, Testbed
+
+REPRO, FIRMWARE = "repro.qtest", "halt.rom"
+#: Where the reset vector is in a firmware of 64 KiB, and ``cli; hlt`` and a jump back to it.
+_CODE_AT, _CODE = 65520, b"\xfa\xf4\xeb\xfd"
+#: The steps that can be written.
+_HOST = frozenset(("plug", "device_del", "cont", "stop", "system_reset"))
+_REFUSED = frozenset(("hold", "release", "savevm", "loadvm", "migrate", "migrate_begin", "migrate_cancel"))
+#: QEMU's commands of a program that change something.
+_COMMANDS = frozenset((*_HOST, "device_add"))
+#: A checker whose failure the answer to ``query-migrate`` shows.
+_BLOCKERS = "blocked_reasons"
+#: QEMU: ``include/chardev/char.h``, ``CHR_READ_BUF_LEN``.
+_BUFFER = 4096
+#: Memory that no driver uses, behind that of the last one (:mod:`harness.ninep.client`).
+_PAUSE = "memset 0x7000000 0x800000 0x0"
+_PADDED = _PAUSE.ljust(_BUFFER - 1)
+_PAUSES = 3
+_NOTIFY = "outw"
+_SWITCH = "\x01c"
+#: Seconds in which QEMU has to read a text. One that ends with its input waits for more.
+_LIMIT_S = 30.0
+#: QEMU's list of reasons, when it has one (QEMU: ``qapi/migration.json``, ``MigrationInfo``).
+_BLOCKED = re.compile(r'"blocked-reasons": \[[^\]]')
+
+
+@dataclass
+class _Part:
+    """What one step sent."""
+
+    step: Step
+    qmp: list[dict[str, Any]] = field(default_factory=list)
+    qtest: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Repro:
+    """A text that QEMU reads, and how to start QEMU.
+
+    :ivar arguments: QEMU's arguments. :ivar folders: that it exports, relative to where it is started.
+    :ivar with_qmp: QMP is multiplexed with qtest.
+    :ivar shows: what shows the failure.
+    """
+
+    text: str
+    arguments: tuple[str, ...]
+    folders: tuple[str, ...]
+    with_qmp: bool
+    shows: str
+
+    def lines(self, binary: str = "qemu-system-x86_64") -> list[str]:
+        """Shell commands that run it."""
+        return [
+            f"mkdir -p {' '.join(self.folders)}",
+            f"for d in {' '.join(self.folders)}; do",
+            f"  printf '{ORIGINAL[:8].decode()}%.0s' $(seq {len(ORIGINAL) // 8}) > $d/file",
+            "done",
+            f"(head -c {_CODE_AT} /dev/zero; printf '\\372\\364\\353\\375'; head -c 12 /dev/zero) "
+            f"> {FIRMWARE}",
+            f"{binary} {shlex.join(self.arguments)} < {REPRO}",
+        ]
+
+
+def write(program: Program, failure: Failure, cell: Cell, folder: Path) -> Repro:
+    """Run a program once on ``cell``, and write what it sent.
+
+    :param folder: for the record of the run.
+    :raises Unsupported: when it cannot be written, or its failure would not show.
+    """
+    _require(program, failure)
+    run = RunFolder()
+    try:
+        testbed = Testbed(cell, run, Artifacts.create(folder.parent, folder.name))
+        try:
+            parts, machine = _record(program, failure, testbed)
+        finally:
+            testbed.close()
+    finally:
+        run.close()
+    with_qmp = failure.checker == _BLOCKERS or not _only_plugs_first(parts)
+    text = _with_qmp(parts) if with_qmp else _plain(parts)
+    arguments, folders = _arguments(machine, parts, with_qmp=with_qmp)
+    shows = (
+        "QEMU dies"
+        if failure.checker == DIED
+        else f"the answer to the last query-migrate is wrong: {failure.message}"
+    )
+    return Repro(text, arguments, folders, with_qmp, shows)
+
+
+def _require(program: Program, failure: Failure) -> None:
+    """:raises Unsupported: when the program cannot be written as a text."""
+    refused = sorted({step.do for step in program.steps} & _REFUSED)
+    if refused:
+        raise Unsupported(f"a text cannot do: {', '.join(refused)}")
+    if failure.checker not in (DIED, _BLOCKERS):
+        raise Unsupported(f"a failure of {failure.checker} does not show in QEMU's output")
+    if failure.step is None:
+        raise Unsupported("a failure at the end of a program does not show in QEMU's output")
+
+
+def _record(program: Program, failure: Failure, testbed: Testbed) -> tuple[list[_Part], RawMachine]:
+    """Run the program up to its failure."""
+    assert failure.step is not None
+    model = states(program)
+    on = RawMachine(testbed, program.shares, holding=False)
+    sent: list[str] = []
+    on.guest.qtest.transcript = sent
+    log, parts = on.machine.artifacts.qmp, list[_Part]()
+    for number, step in enumerate(program.steps[: failure.step + 1]):
+        before, said = len(sent), len(_said(log))
+        try:
+            PERFORM[step.do](on, step, model[number])
+        except HarnessError:
+            if number < failure.step:
+                raise Unsupported(
+                    f"it failed at step {number} this time, and not at {failure.step}"
+                ) from None
+        parts.append(_Part(step, _said(log)[said:], sent[before:]))
+    return parts, on
+
+
+def _said(log: Path) -> list[dict[str, Any]]:
+    """The QMP commands so far that change something."""
+    found = []
+    for line in log.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # The last line is being written.
+        message = entry["message"]
+        if entry["dir"] == "out" and message.get("execute") in _COMMANDS:
+            found.append({key: message[key] for key in ("execute", "arguments") if key in message})
+    return found
+
+
+def _only_plugs_first(parts: Sequence[_Part]) -> bool:
+    """Whether QMP is only needed to plug devices in that were never plugged before, as the first thing."""
+    names = [part.step.do for part in parts]
+    first_other = next((n for n, do in enumerate(names) if do != "plug"), len(names))
+    return not any(do in _HOST or do == "plug_refused" for do in names[first_other:])
+
+
+def _commands(part: _Part) -> list[str]:
+    """The qtest commands of a step: writes, and the reads that change something; pauses behind requests."""
+    found = []
+    for line in part.qtest:
+        if line.startswith("read"):
+            continue
+        found.append(line)
+        if line.startswith(_NOTIFY):
+            found += [_PADDED] * _PAUSES
+    return found
+
+
+def _plain(parts: Sequence[_Part]) -> str:
+    return "".join(f"{line}\n" for part in parts for line in _commands(part))
+
+
+def _with_qmp(parts: Sequence[_Part]) -> str:
+    """The monitor has the input at first: it was declared last.
+
+    While it executes a command it takes no input, and at the end of the input it would not go on. So a pause
+    follows each command, in which the qtest server has the input.
+    """
+    pause = f"{_SWITCH}{_PADDED}\n{_SWITCH}"
+
+    def qmp(command: Mapping[str, Any]) -> str:
+        return json.dumps(command) + "\n" + pause
+
+    text = qmp({"execute": "qmp_capabilities"})
+    for part in parts:
+        text += "".join(map(qmp, part.qmp))
+        if commands := _commands(part):
+            text += _SWITCH + "".join(f"{line}\n" for line in commands) + _SWITCH
+    return text + pause * _PAUSES + qmp({"execute": "query-migrate"}) + qmp({"execute": "quit"})
+
+
+def _arguments(
+    on: RawMachine, parts: Sequence[_Part], *, with_qmp: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """QEMU's arguments, and the folders that it exports."""
+    kind = on.machine.spec.machine_type
+    # Packaged QEMUs have no accelerator "qtest". The firmware halts the CPU when the machine runs.
+    found = [
+        "-machine",
+        f"{kind.qemu},accel=tcg",
+        "-bios",
+        FIRMWARE,
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+    ]
+    found += ["-m", str(on.machine.spec.memory_mib), "-S"]
+    folders = []
+    for share in on.shares:
+        if share.fsdev_of is None:
+            folders.append(share.id)
+            options = {"path": share.id, "security_model": share.security_model, **share.fsdev_options}
+            given = ",".join(f"{name}={value}" for name, value in options.items())
+            found += ["-fsdev", f"local,id={share.fsdev},{given}"]
+    if not with_qmp:
+        plugged = [part.step.share for part in parts if part.step.do == "plug"]
+        for number in plugged:
+            assert number is not None
+            properties = dict(on.shares[number].device(kind))
+            driver = properties.pop("driver")
+            given = "".join(f",{name}={value}" for name, value in properties.items())
+            found += ["-device", f"{driver}{given}"]
+        found += ["-qtest", "stdio", "-qtest-log", "none"]
+    else:
+        found += ["-chardev", "stdio,id=both,mux=on,signal=off"]
+        found += ["-object", "qtest,id=qtest,chardev=both,log=none", "-mon", "chardev=both,mode=control"]
+    return tuple(found), tuple(folders)
+
+
+def with_text(finding: Finding, cell: Cell) -> Finding:
+    """The finding with its program as a text, if that shows the failure; it is tried on the cell's QEMU."""
+    if finding.program.alphabet is not AlphabetName.RAW:
+        return finding
+    run = RunFolder()
+    try:
+        record = Path(tempfile.mkdtemp(dir=run.path)) / "record"
+        made = write(finding.program, finding.failure, cell, record)
+        said = seen(made, finding.failure, finding.program, cell.qemu, run)
+    except HarnessError as exc:
+        return replace(finding, about_qtest=(f"There is no {REPRO}: {exc.message}",))
+    finally:
+        run.close()
+    if not said:
+        return replace(
+            finding, about_qtest=(f"There is no {REPRO}: as a text it does not show the failure.",)
+        )
+    about = [
+        f"{REPRO} shows it without the harness: {made.shows}.",
+        f"It was tried once on QEMU {finding.qemu}: {said}. In an empty folder with {REPRO}:",
+        "",
+        *(f"  {line}" for line in made.lines()),
+    ]
+    if made.with_qmp:
+        about += [
+            "",
+            "It has QMP commands between the qtest commands; '-object qtest' needs QEMU 7.0 or later.",
+        ]
+    return replace(finding, qtest=made.text, about_qtest=tuple(about))
+
+
+def seen(repro: Repro, failure: Failure, program: Program, install: QemuInstall, run: RunFolder) -> str:
+    """Give the text to a QEMU that nothing of the harness talks to; return what shows the failure.
+
+    :param run: closing it ends the QEMU and removes its folders.
+    :returns: one line; the empty string when the failure did not show.
+    """
+    assert failure.step is not None
+    folder = Path(tempfile.mkdtemp(dir=run.path))
+    for name in repro.folders:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "file").write_bytes(ORIGINAL)
+    (folder / REPRO).write_text(repro.text)
+    (folder / FIRMWARE).write_bytes(bytes(_CODE_AT) + _CODE.ljust(16, b"\0"))
+    with (folder / REPRO).open() as text:
+        process = subprocess.Popen(
+            install.argv(*repro.arguments),
+            cwd=folder,
+            env={**run.environment(), **install.environment},
+            stdin=text,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            printed, _ = process.communicate(timeout=_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            printed, _ = process.communicate()
+    if failure.checker == DIED:
+        died = process.returncode not in (0, 1, -signal.SIGKILL)
+        return f"QEMU ended with {process.returncode}" if died else ""
+    if '"return": {' not in printed.rpartition("OK")[0]:
+        return ""
+    expected = bool(getattr(states(program)[failure.step + 1], "blocked", False))
+    listed = _BLOCKED.search(printed) is not None
+    return f"blocked-reasons {'is listed' if listed else 'is not listed'}" if listed != expected else ""
