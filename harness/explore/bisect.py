@@ -17,6 +17,8 @@ from harness.explore.candidate import Ask, Judge, Report, Tally, Verdict
 from harness.explore.observations import Observations
 
 CONFIDENCE = 0.95
+#: After a skip so many places are considered: the middle, the quarters, the eighths.
+_PLACES = 7
 
 
 class Find(StrEnum):
@@ -133,16 +135,18 @@ def _narrow(candidates: Sequence[str], judge: Judge, find: Find, report: Report)
 
 
 def _next(low: int, high: int, skipped: set[int]) -> int | None:
-    """The candidate to judge next: the middle one, or after skips one far from those that were skipped.
+    """The candidate to judge next: the middle one, or where that was skipped one at a quarter, an eighth, ….
 
     Commits that do not build come in stretches, so that the neighbour of one is a bad choice.
     """
     possible = [index for index in range(low + 1, high) if index not in skipped]
     if not possible:
         return None
-    tried = high - low - 1 - len(possible)
-    target = low + (high - low) * _spread(tried)
-    return min(possible, key=lambda index: (abs(index - target), index))
+    for number in range(_PLACES):
+        here = low + math.floor((high - low) * _spread(number))
+        if low < here < high and here not in skipped:
+            return here
+    return min(possible, key=lambda index: (abs(2 * index - low - high), index))
 
 
 def _spread(number: int) -> float:

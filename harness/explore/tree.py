@@ -193,10 +193,14 @@ class Tree:
 
 
 class Worktree:
-    """A checkout of our own. It has one commit after the other."""
+    """A checkout of our own. It has one commit after the other.
+
+    :ivar empty: the submodules and subprojects of the present commit that the user's checkout does not have.
+    """
 
     def __init__(self, tree: Tree, folder: Path) -> None:
         self._tree, self.folder = tree, folder
+        self.empty: list[str] = []
 
     def check_out(self, commit: str) -> None:
         """Change the files to those of ``commit``. Files that do not differ keep their time.
@@ -209,13 +213,16 @@ class Worktree:
         done = run(self.folder, "checkout", "--quiet", "--force", "--detach", commit)
         if done.returncode != 0:
             raise SetupError(f"git checkout {commit[:_SHORT]} in {self.folder} failed: {_last(done)}")
-        for name in [*self._tree.submodules(commit), *_subprojects(self.folder)]:
+        names = [*self._tree.submodules(commit), *_subprojects(self.folder)]
+        needed = [name for name in names if not name.startswith("roms/")]  # No build compiles firmware.
+        for name in needed:
             self._fill_in(name)
+        self.empty = [name for name in needed if not _has_files(self.folder / name)]
 
     def _fill_in(self, name: str) -> None:
         there, here = self._tree.path / name, self.folder / name
-        if name.startswith("roms/") or _has_files(here) or not _has_files(there):
-            return  # No build compiles firmware.
+        if _has_files(here) or not _has_files(there):
+            return
         shutil.copytree(there, here, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".git"))
 
 

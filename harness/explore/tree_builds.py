@@ -20,13 +20,13 @@ _TREE_OPTIONS = (
     *("--target-list=x86_64-softmmu", "--disable-werror"),
     *("--disable-download", "--with-git-submodules=ignore"),
 )
-#: What ``configure`` knows without naming it in these files.
-_ALWAYS = ("--target-list", "--cc")
 #: ``configure`` is run again where one of these differs; ninja runs meson again by itself.
 _CONFIGURED_BY = ("configure", "scripts/meson-buildoptions.sh", "pythondeps.toml", "python")
 _NINJA = f"cd build && ninja {PROGRAM}"
 #: A compiler's message: the commit is at fault, and not a build folder that another commit has left.
 _COMPILER_ERROR = re.compile(r"^\S+:\d+(:\d+)?: (fatal )?error: |undefined reference to", re.MULTILINE)
+#: What configure says of an option that it does not know yet, or no longer (QEMU: ``configure``).
+_UNKNOWN_OPTION = re.compile(r"^ERROR: unknown option (\S+)", re.MULTILINE)
 _LAST_LINES = 30
 
 
@@ -106,13 +106,24 @@ class TreeBuilds:
         build = self._work / "build"
         build.mkdir(exist_ok=True)
         self._configured = ""
-        options = known(self._compiler.options + _TREE_OPTIONS, self._tree, commit)
-        for log in ("configure.log", "ninja.log"):
-            (self._work / log).unlink(missing_ok=True)
-        self._compiler.run(f"cd build && ../source/configure {shlex.join(options)}", what="configure")
+        (self._work / "ninja.log").unlink(missing_ok=True)
+        self._run_configure([*self._compiler.options, *_TREE_OPTIONS])
         if not (build / "build.ninja").exists():
             raise ScriptFailed("configure made no build.ninja: only QEMU 5.2 and later can be built here")
         self._configured = commit
+
+    def _run_configure(self, options: list[str]) -> None:
+        """Run configure without the options that the one of this commit does not know."""
+        while True:
+            try:
+                self._compiler.run(f"cd build && ../source/configure {shlex.join(options)}", what="configure")
+                return
+            except ScriptFailed:
+                unknown = {option.partition("=")[0] for option in _UNKNOWN_OPTION.findall(self._log())}
+                fewer = [option for option in options if option.partition("=")[0] not in unknown]
+                if fewer == options:
+                    raise
+                options = fewer
 
     def _does_not_build(self, commit: str, exc: ScriptFailed) -> Exception:
         text = self._log()
@@ -123,7 +134,9 @@ class TreeBuilds:
         kept.write_text("".join(f"{line}\n" for line in lines[-_LAST_LINES:]))
         cause = _COMPILER_ERROR.search(text)
         line = text[cause.start() :].splitlines()[0] if cause else exc.message
-        return NotTestable(f"does not build: {line[:200]} (see {kept})")
+        empty = "" if cause else ", ".join(self._worktree.empty)
+        hint = f"; {self._tree.path} has nothing in {empty}: git submodule update --init" if empty else ""
+        return NotTestable(f"does not build: {line[:200]}{hint} (see {kept})")
 
     def _log(self) -> str:
         for name in ("ninja.log", "configure.log"):
@@ -142,18 +155,6 @@ class TreeBuilds:
             shutil.rmtree(folder)
             raise
         return qemu
-
-
-def known(options: tuple[str, ...], tree: Tree, commit: str) -> list[str]:
-    """Those of ``configure``'s options that the one of this commit knows."""
-    text = "".join(tree.text(commit, file) for file in ("configure", "scripts/meson-buildoptions.sh"))
-
-    def is_known(option: str) -> bool:
-        name = option.partition("=")[0]
-        stem = re.sub(r"^--(enable|disable|with|without)-", "-", name)
-        return name in _ALWAYS or re.search(rf"{re.escape(stem)}\b", text) is not None
-
-    return [option for option in options if is_known(option)]
 
 
 def require_9p(qemu: Path) -> None:

@@ -68,6 +68,11 @@ class Copies:
     def __init__(self, work: Path) -> None:
         self._work = work
         self.runs: list[str] = []
+        #: The options that configure does not know; it names one at a time.
+        self.unknown: set[str] = set()
+        self.configured: list[str] = []
+        #: A folder without which configure fails.
+        self.lacks = ""
 
     def run(self, script: str, *, what: str) -> str:
         self.runs.append(what)
@@ -75,7 +80,15 @@ class Copies:
         text = (source / "hw/9pfs/virtio-9p-device.c").read_text()
         said = ""
         if what == "configure":
-            (build / "build.ninja").touch()
+            options = script.split()[4:]
+            unknown = [option for option in options if option.partition("=")[0] in self.unknown]
+            if self.lacks and not (source / self.lacks / "file").exists():
+                said = "../source/ui/meson.build:79:0: ERROR: Program 'keymap-gen' not found"
+            elif unknown:
+                said = f"ERROR: unknown option {unknown[0]}\nTry configure --help"
+            else:
+                self.configured = options
+                (build / "build.ninja").touch()
         elif "syntax" in text:
             said = "[7/9]\n../source/hw/9pfs/virtio-9p-device.c:1:2: error: expected ';'\nninja: stopped"
         elif "full" in text:

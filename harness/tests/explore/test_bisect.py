@@ -84,6 +84,14 @@ def test_a_stretch_that_does_not_build_costs_few_builds() -> None:
     assert len(set(planted.asked)) <= most_tests(1000) + 2 + 3
 
 
+def test_one_skip_costs_one_build_or_two() -> None:
+    """The search goes on in the middle of what is left, also while the skipped one is still in it."""
+    for first in range(1, 40):
+        planted = Planted(40, first, skipped=frozenset({19} - {first, first - 1}))
+        assert planted.search().among == (f"c{first}",)
+        assert len(set(planted.asked)) <= most_tests(40) + 2 + 2
+
+
 @settings(deadline=None, max_examples=20)
 @given(st.sampled_from([0.9, 0.5, 0.2]), st.sampled_from(Find), st.integers(1, 39))
 def test_a_flaky_program_has_the_stated_confidence(reliability: float, find: Find, first: int) -> None:

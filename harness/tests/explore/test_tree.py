@@ -16,7 +16,7 @@ from harness.explore.compilers import HostCompiler, flavour_for
 from harness.explore.observations import Answer, Observation
 from harness.explore.tree import Tree
 from harness.explore.tree_bisect import ask_builds, bisect
-from harness.explore.tree_builds import NotTestable, TreeBuilds, known
+from harness.explore.tree_builds import NotTestable, TreeBuilds
 from harness.provision.build_root import ScriptFailed
 from harness.qemu.binary import PROGRAM
 from harness.tests.explore.git_tree import Copies, commit, git, make
@@ -182,20 +182,17 @@ def test_submodules_and_subprojects_are_those_of_the_users_checkout(repo: Path, 
         files = {str(path.relative_to(worktree.folder)) for path in worktree.folder.rglob("file")}
         assert files == {"ui/keycodemapdb/file", "subprojects/softfloat/file"}
         assert not (worktree.folder / "ui/keycodemapdb/.git").exists()
+        assert worktree.empty == ["dtc"]
 
 
-def test_the_options_that_an_old_configure_does_not_know_are_left_out(repo: Path) -> None:
-    options = (
-        "--enable-virtfs",
-        "--enable-tcg",
-        "--target-list=x86_64-softmmu",
-        "--disable-download",
-        "--cc=x",
-    )
-    assert known(options, Tree(repo), "master") == [
+def test_the_options_that_configure_does_not_know_are_left_out(bench: Bench) -> None:
+    bench.compiler.unknown = {"--disable-download", "--with-git-submodules"}
+    bench.builds.qemu("master")
+    assert bench.compiler.runs == ["configure", "configure", "configure", "ninja"]
+    assert bench.compiler.configured == [
         "--enable-virtfs",
         "--target-list=x86_64-softmmu",
-        "--cc=x",
+        "--disable-werror",
     ]
 
 
@@ -257,6 +254,14 @@ def test_a_commit_that_does_not_build_is_skipped_with_the_end_of_the_log(repo: P
         bench.builds.qemu(bad)
     assert bench.compiler.runs == ["configure", "ninja", "ninja"]
     assert "ninja: stopped" in (bench.into / f"{bad[:12]}.log").read_text()
+
+
+def test_an_empty_submodule_is_named_when_configure_fails(repo: Path, bench: Bench) -> None:
+    git(repo, "update-index", "--add", "--cacheinfo", f"160000,{git(repo, 'rev-parse', 'HEAD')},ui/keys")
+    git(repo, "commit", "-q", "-m", "submodule")
+    bench.compiler.lacks = "ui/keys"
+    with pytest.raises(NotTestable, match=r"qemu has nothing in ui/keys: git submodule update --init \(see "):
+        bench.builds.qemu("master")
 
 
 def test_a_build_folder_that_another_commit_has_spoiled_is_made_again(repo: Path, bench: Bench) -> None:
