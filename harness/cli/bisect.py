@@ -285,7 +285,7 @@ def _versions(names: Sequence[str], provisioner: Provisioner) -> dict[str, str]:
 
 
 def _print_releases(found: Releases) -> None:
-    table = Table("QEMU", "version", "result", "runs", title=found.signature or None)
+    table = Table("QEMU", "version", "result", "runs", title=Text(found.signature) or None)
     for one in found.results:
         style = _STYLES[one.verdict]
         table.add_row(one.name, one.version, Text(one.verdict.value, style), Text(str(one.tally)))

@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 
 from harness.cli import bisect as command
+from harness.errors import SetupError
 from harness.explore import tree_builds
+from harness.explore.compilers import Compiler
 from harness.explore.observations import Answer, Observation
+from harness.explore.tree import Tree
 from harness.history import History
 from harness.layout import recipes_folder
+from harness.provision import Cache, Provisioner
 from harness.reaper import RunFolder
 from harness.tests.cli.conftest import Harness
 from harness.tests.explore.git_tree import Copies, commit_files, git, make
@@ -159,6 +163,28 @@ def test_the_log_of_another_bisection_is_refused(harness: Harness, repo: Path, h
     assert "the log of another bisection: newest is" in ended.err
     (here / "test_leak.py").write_text("def test_way(): pass  # changed\n")
     assert "the log of another bisection: content is" in harness(*words, "v5").err
+
+
+_compiler = command._compiler
+
+
+def test_which_compiler_is_used(
+    repo: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tools of the release; the host's where these cannot be had, or when it is asked for."""
+
+    def unavailable(flavour: str, *rest: object) -> Compiler:
+        raise SetupError(f"tools of {flavour} are not in the cache")
+
+    provisioner, tree = Provisioner(Cache(here / "cache")), Tree(repo)
+    monkeypatch.setattr(command, "ReleaseCompiler", unavailable)
+    used = _compiler(None, tree, "v1", provisioner, here)
+    assert used.name == "the host's compiler"
+    assert "--enable-virtfs" in used.options
+    assert "no tools of 7.2-src: tools of 7.2-src are not in the cache" in capsys.readouterr().err
+    assert _compiler("host", tree, "v1", provisioner, here).name == "the host's compiler"
+    with pytest.raises(SetupError, match=r"^tools of 10\.0-src are not in the cache$"):
+        _compiler("10.0-src", tree, "v1", provisioner, here)
 
 
 R2 = recipes_folder() / "programs/R2.json"
