@@ -172,7 +172,9 @@ def _parts(text: str) -> tuple[tuple[str, ...], list[str], str]:
     """The path, the classes and the test, and the parameter."""
     path, _, rest = text.partition("::")
     test, _, parameter = rest.partition("[")
-    return PurePath(path).parts, test.split("::"), parameter.removesuffix("]")
+    # The id of a test outside of pytest's root folder begins with "..".
+    parts = tuple(part for part in PurePath(path).parts if part != "..")
+    return parts, test.split("::"), parameter.removesuffix("]")
 
 
 def _boundaries(ranges: Iterable[str]) -> list[str]:

@@ -60,6 +60,7 @@ def test_the_scenarios_and_machine_types_of_an_entry(
         ("test_it.py::test_one", True),
         ("sub/test_it.py::test_one", True),
         ("./exp/sub/test_it.py::test_one", True),
+        ("../exp/sub/test_it.py::test_one", True),
         ("other/test_it.py::test_one", False),
         ("b/test_it.py::test_one", False),
         ("it.py::test_one", False),
