@@ -37,7 +37,7 @@ _FAILURES_WANTED = (5, 12)
 #: The most attempts at the original, and for one decision. What is undecided then is not taken.
 _MOST_ATTEMPTS = 400
 #: Attempts at the original without a failure, after which it counts as not reproduced.
-_PATIENCE = 100
+_MOST_PASSES = 100
 #: Up to this length pairs of steps are dropped as well, such as a step and the one that takes it back.
 _PAIRS_UP_TO = 12
 #: Steps that do much at once, for which a smaller one is looked for.
@@ -161,7 +161,7 @@ class _Search:
 
         def enough(seen: Replay) -> bool:
             so_far = seen.reliability_of(signature)
-            in_vain = not so_far.failures and (so_far.attempts >= _PATIENCE or self._clock.expired)
+            in_vain = not so_far.failures and (so_far.attempts >= _MOST_PASSES or self._clock.expired)
             always = so_far.failures == so_far.attempts
             clear = so_far.failures >= _FAILURES_WANTED[0 if always else 1]
             return clear or in_vain or self._time_is_up()

@@ -25,9 +25,10 @@ _WORKER_KEY = "harness_ledger_check"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Compare before anything is deselected."""
+    """Compare before anything is deselected. Without ``known_bugs`` (``-p no:``) there is no ledger."""
+    used = config.stash.get(LEDGER, None)
     own = {bug.id for bug in ledger.load().bug}
-    added = [bug for bug in config.stash[LEDGER].bug if bug.id not in own]
+    added = [bug for bug in used.bug if bug.id not in own] if used is not None else []
     config.stash[_WRONG] = [text for bug in added for text in _complaints(bug, items)]
 
 
