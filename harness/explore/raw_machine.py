@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.explore.program import ShareKind
@@ -32,13 +32,13 @@ _REPLY_TIMEOUT_S = 10.0
 class InFlight:
     """A request whose system call is held.
 
-    :ivar stack: releases it when it is closed. :ivar flush: a Tflush of it.
+    :ivar stack: releases it when it is closed. :ivar flushes: each Tflush of it.
     """
 
     held: Held
     request: Request
     stack: ExitStack
-    flush: Request | None = None
+    flushes: list[Request] = field(default_factory=list)
 
 
 class RawMachine:

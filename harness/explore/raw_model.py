@@ -31,7 +31,7 @@ class Device:
     :ivar session: a Tversion was answered.
     :ivar broken: QEMU has marked it broken and ignores it until a reset (``virtio_error``).
     :ivar held: the request whose system call is held; the empty string for none.
-    :ivar flushed: a Tflush of that request waits for it.
+    :ivar flushed: how many Tflush of that request wait for it, two at most.
     """
 
     plugged: bool = False
@@ -40,7 +40,7 @@ class Device:
     fids: frozenset[str] = frozenset()
     broken: bool = False
     held: str = ""
-    flushed: bool = False
+    flushed: int = 0
 
     @property
     def blocks(self) -> bool:
@@ -173,7 +173,21 @@ ANSWERED = ("unknown_type", "unknown_fid", "queue")
 BREAKING = ("no_body", "ring", "next", "no_reply", "empty", "indirect")
 SMALL_MSIZE = "msize"
 #: Messages about the open file, or out of the export, that have to fail.
-MISUSES = ("open", "walk_to_it", "walk_itself", "rename", "readdir", "xattrcreate", "slash")
+MISUSES = (
+    "open",
+    "walk_to_it",
+    "walk_itself",
+    "rename",
+    "readdir",
+    "xattrcreate",
+    "slash",
+    "huge_xattr",
+    "open_link",
+    "through_link",
+    "open_fifo",
+)
+#: The requests whose system call can be made to fail.
+FAILS = ("read", "write", "fsync")
 
 
 def _same(state: RawState, _step: Step) -> RawState:
@@ -324,7 +338,7 @@ def _can_flush(state: RawState, step: Step) -> bool:
     if step.value == "itself":
         return state.ready(step) and device.session
     if device.held:
-        return device.held in ("read", READ_HIGH_TAG, "fsync") and not device.flushed and not device.broken
+        return device.held in ("read", READ_HIGH_TAG, "fsync") and device.flushed < 2 and not device.broken
     return state.ready(step) and device.session
 
 
@@ -332,7 +346,7 @@ def _flush(state: RawState, step: Step) -> RawState:
     device = state.device(step)
     if step.value == "itself" or not device.held:
         return state
-    return state.with_device(step, replace(device, flushed=True))
+    return state.with_device(step, replace(device, flushed=device.flushed + 1))
 
 
 def _can_hold(state: RawState, step: Step) -> bool:
@@ -347,7 +361,7 @@ def _hold(state: RawState, step: Step) -> RawState:
 
 def _release(state: RawState, step: Step) -> RawState:
     device = state.device(step)
-    after = _after_held(state, step).with_device(step, replace(device, held="", flushed=False))
+    after = _after_held(state, step).with_device(step, replace(device, held="", flushed=0))
     return _with_fids(after, step, ROOT) if device.held == ATTACH else after
 
 
@@ -406,6 +420,11 @@ _ACTIONS = {
         (ROOT, SECOND_ROOT, FILE, MADE),
         while_migrating=True,
     ),
+    "fail": _action(_has(FILE), _same, _LIFE, FAILS),
+    "short_write": _action(
+        _has(FILE), lambda s, t: s.with_folder(t, replace(s.folder(t), written=True)), _LIFE
+    ),
+    "xattr": _action(_attached, _same, _PLAIN),
     "flush": _action(_can_flush, _flush, _HOSTILE, ("", "itself")),
     "malformed": _action(_can_be_malformed, _malformed, _HOSTILE, (*ANSWERED, *BREAKING, SMALL_MSIZE)),
     "ignored": _action(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 from harness.artifacts import Artifacts
 from harness.checkers import Record, Verdict, judge
@@ -158,10 +159,15 @@ def perform(program: Program, testbed: Testbed) -> None:
     check(program, testbed.cell)
     kind, model = _KINDS[program.alphabet], states(program)
     testbed.cell = kind.cell(testbed.cell)
-    performer = kind.performer(testbed, program)
+    performer = _PERFORMERS[testbed] = kind.performer(testbed, program)
     for number, step in enumerate(program.steps):
         performer.perform(step, model[number], model[number + 1])
     performer.finish(model[-1])
+
+
+#: The performers of :func:`perform`, kept as long as their testbeds: QEMU prints an error if its qtest
+#: connection is closed before it is ended.
+_PERFORMERS: WeakKeyDictionary[Testbed, Performer] = WeakKeyDictionary()
 
 
 class _Attempt:
