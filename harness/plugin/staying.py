@@ -43,8 +43,10 @@ def stay(item: pytest.Item, testbed: Testbed, failure: BaseException) -> None:
 
     Ctrl-C ends the run as usual; the machines are ended then as well.
     """
+    if not option(item.config, _OPTION):
+        return
     running = [machine for machine in testbed.machines if machine.running]
-    if not option(item.config, _OPTION) or not running:
+    if not running:
         return
     testbed.history.note("host", "stays", [machine.name for machine in running])
     first = (str(failure).splitlines() or [type(failure).__name__])[0]
