@@ -37,7 +37,7 @@ ROUND = {AlphabetName.RAW: 40, AlphabetName.GUEST: 8}
 FIRST = 2
 RANDOM_FOR_EACH = 3
 #: Seconds for making a program smaller that only has to be steered around, or has the steps of a finding.
-KNOWN_S = 15.0
+KNOWN_S = 30.0
 #: After so many attempts in a row that ended with an error, the host or the harness is at fault.
 ERRORS_IN_A_ROW = 25
 #: The search stops when the disk has less than this.

@@ -31,7 +31,7 @@ _NOTHING_SELECTED = 5
 #: Seconds without output. A test takes seconds, and the harness's deadlines end a QEMU that hangs.
 _SILENCE_S = 900.0
 #: The ledger of known bugs would make some failures expected ones, on some versions.
-_WITHOUT_LEDGER = ("-p", "no:harness.plugin.known_bugs")
+_WITHOUT_LEDGER = ("-p", "no:harness.plugin.known_bugs", "-p", "no:harness.plugin.ledger_check")
 #: Errors of the host or the harness, by the beginning of a failure's first line.
 _NOT_QEMUS = re.compile(r"(harness\.errors\.)?(SetupError|HarnessError|UsageError)\b|inconclusive:")
 
