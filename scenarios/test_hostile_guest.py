@@ -329,9 +329,21 @@ def test_a_flush_of_itself_is_answered(raw_guest: RawGuest, share: Share) -> Non
 @pytest.mark.pin_machine("pc")
 def test_a_flush_waits_for_the_request_it_flushes(raw_guest: RawGuest, share: Share, hold: Hold) -> None:
     """Rflush frees the old tag, so it must not be sent while the old request may still be answered."""
+    expect_flush_to_wait(raw_guest, share, hold)
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_a_flush_waits_for_a_request_with_a_high_tag(raw_guest: RawGuest, share: Share, hold: Hold) -> None:
+    """The same when the highest bit of the tag is set: a tag has 16 bits, none of which is a sign."""
+    expect_flush_to_wait(raw_guest, share, hold, tag=0x8001)
+
+
+def expect_flush_to_wait(raw_guest: RawGuest, share: Share, hold: Hold, *, tag: int | None = None) -> None:
+    """Assert that the Tflush of a read in flight is answered only after the read has ended."""
     driver = plug_and_open(raw_guest, share)
     with hold.requests(share) as held:
-        read = driver.send(T.READ, p9.read(2, 0, 100))
+        read = driver.send(T.READ, p9.read(2, 0, 100), tag=tag)
         held.wait_caught()
         answered = driver.answered()
         flush = driver.send(T.FLUSH, p9.flush(read.tag))

@@ -12,7 +12,7 @@ import pytest
 
 from harness.actions.bad_plugs import BadPlug
 from harness.actions.hotplug import Hotplug, plug_refusals
-from harness.actions.migration import Migration, expect_blocked_by
+from harness.actions.migration import Migration, expect_blocked_by, under_way
 from harness.actions.snapshot import Snapshot
 from harness.actions.stream import PAUSED, stalled
 from harness.deadline import check_during
@@ -212,6 +212,18 @@ def test_only_migratable(testbed: Testbed, shares: tuple[Share, ...]) -> None:
 
 #: QEMU's error for migrate, savevm and snapshot-save while a migration is under way.
 BUSY = "There's a migration process in progress"
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_a_refused_savevm_keeps_the_snapshot_of_that_name(raw_guest: RawGuest) -> None:
+    """savevm is refused during a migration, and an earlier snapshot of the same name is still there."""
+    machine = raw_guest.machine
+    assert machine.qmp.hmp("savevm before") == ""
+    assert "before" in machine.qmp.hmp("info snapshots")
+    with under_way(machine):
+        assert BUSY in machine.qmp.hmp("savevm before")
+        assert "before" in machine.qmp.hmp("info snapshots"), "the refused savevm has deleted the snapshot"
 
 
 @pytest.mark.any_plug

@@ -32,7 +32,7 @@ from harness.explore.program import text as program_text
 from harness.explore.releases import Releases, run_all
 from harness.explore.run import PROGRAM, states
 from harness.explore.tree import Commit, Tree
-from harness.explore.tree_bisect import Blame, ask_builds, ask_trial
+from harness.explore.tree_bisect import Result, ask_builds, ask_trial
 from harness.explore.tree_builds import TreeBuilds
 from harness.explore.trial import ProgramTrial, Scenario, ScenarioTrial, Trial, recorded, scenario, test_of
 from harness.matrix import ACCELS, DEFAULT
@@ -313,7 +313,7 @@ def _over_tree(
     observations = options.observations(what, find=options.find.value, oldest=history[0], newest=history[-1])
     progress(f"{len(history)} commits from {old} to {new}; about {most_tests(len(history)) + 2} builds")
     with _builds(tree, history[0], compiler, provisioner, options.into) as builds:
-        blame = tree_bisect.bisect(
+        result = tree_bisect.bisect(
             tree,
             history,
             ask_builds(builds, what.trial),
@@ -324,10 +324,10 @@ def _over_tree(
             report=progress,
             names={history[0]: old, history[-1]: new},
         )
-        builds.forget_all_but({blame.before.id, *(commit.id for commit in blame.among)})
-    _write(options, _plain(blame, builds.builds))
+        builds.forget_all_but({result.before.id, *(commit.id for commit in result.among)})
+    _write(options, _plain(result, builds.builds))
     if not options.as_json:
-        _print_blame(blame, builds.builds, what, options)
+        _print_result(result, builds.builds, what, options)
 
 
 @contextmanager
@@ -355,14 +355,14 @@ def _compiler(name: str | None, tree: Tree, oldest: str, provisioner: Provisione
         return HostCompiler(provisioner.build_options(flavour), work)
 
 
-def _plain(blame: Blame, builds: int) -> dict[str, Any]:
-    found = blame.found
+def _plain(result: Result, builds: int) -> dict[str, Any]:
+    found = result.found
     return {
         "find": found.find.value,
         "exact": found.exact,
-        "among": [asdict(commit) for commit in blame.among],
-        "before": asdict(blame.before),
-        "merge": asdict(blame.merge) if blame.merge else None,
+        "among": [asdict(commit) for commit in result.among],
+        "before": asdict(result.before),
+        "merge": asdict(result.merge) if result.merge else None,
         "signature": found.signature,
         "reliability": asdict(found.reliability),
         "confidence": found.confidence,
@@ -372,9 +372,9 @@ def _plain(blame: Blame, builds: int) -> dict[str, Any]:
     }
 
 
-def _print_blame(blame: Blame, builds: int, what: Subject, options: _Options) -> None:
-    found = blame.found
-    print("\n".join(_answer(blame, found.find)))
+def _print_result(result: Result, builds: int, what: Subject, options: _Options) -> None:
+    found = result.found
+    print("\n".join(_answer(result, found.find)))
     print(f"failure: {found.signature}\nof the bad end: {found.reliability}")
     runs = sum(tally.runs for tally in found.tallies.values())
     print(
@@ -384,19 +384,19 @@ def _print_blame(blame: Blame, builds: int, what: Subject, options: _Options) ->
     skipped = {commit: tally.skip for commit, tally in found.tallies.items() if tally.skip}
     for commit, why in skipped.items():
         print(f"skipped: {commit[:12]}: {why}")
-    ends = (blame.before, blame.commit) if found.find is Find.FIX else (blame.commit, blame.before)
+    ends = (result.before, result.commit) if found.find is Find.FIX else (result.commit, result.before)
     for word, end in zip(("it fails", "it passes"), ends, strict=True):
         print(f"{word}: {what.command(str(_path_of(end, options)))}")
 
 
-def _answer(blame: Blame, find: Find) -> list[str]:
-    if blame.found.exact:
-        lines = [f"{find.first} commit: {blame.commit}"]
+def _answer(result: Result, find: Find) -> list[str]:
+    if result.found.exact:
+        lines = [f"{find.first} commit: {result.commit}"]
     else:
-        lines = [f"{find.first} commit: one of these {len(blame.among)} (the others cannot be tested):"]
-        lines += [f"  {commit}" for commit in blame.among]
-    if blame.merge is not None:
-        lines.append(f"merged by: {blame.merge}")
+        lines = [f"{find.first} commit: one of these {len(result.among)} (the others cannot be tested):"]
+        lines += [f"  {commit}" for commit in result.among]
+    if result.merge is not None:
+        lines.append(f"merged by: {result.merge}")
     return lines
 
 

@@ -15,7 +15,7 @@ from harness.explore.trial import Trial
 
 
 @dataclass(frozen=True)
-class Blame:
+class Result:
     """The result.
 
     :ivar among: the commits of which one is the first that behaves otherwise, oldest first. The last of them
@@ -45,7 +45,7 @@ def bisect(
     any_failure: bool = False,
     report: Report = lambda _: None,
     names: Mapping[str, str] | None = None,
-) -> Blame:
+) -> Result:
     """Find the first commit that behaves otherwise.
 
     When it is a merge the commits of the merged branch are searched as well. If the branch's ends behave
@@ -74,19 +74,19 @@ def bisect(
     found = searched(history)
     inside = tree.merged(found.among[0]) if found.exact else None
     if inside is None:
-        return _blame(tree, found)
+        return _result(tree, found)
     merge = tree.describe(found.among[0])
     report(f"{found.find.first}: the merge {merge}; searching what it merged")
     try:
-        return _blame(tree, searched(tree.history(*inside)), merge)
+        return _result(tree, searched(tree.history(*inside)), merge)
     except BehaveAlike as exc:
         report(f"the branch that was merged is not at fault alone: {exc.message}")
-        return _blame(tree, found)
+        return _result(tree, found)
 
 
-def _blame(tree: Tree, found: Found, merge: Commit | None = None) -> Blame:
+def _result(tree: Tree, found: Found, merge: Commit | None = None) -> Result:
     commits = tuple(tree.describe(commit) for commit in found.among)
-    return Blame(commits, tree.describe(found.before), found, merge)
+    return Result(commits, tree.describe(found.before), found, merge)
 
 
 def ask_builds(builds: TreeBuilds, trial: Trial) -> Ask:

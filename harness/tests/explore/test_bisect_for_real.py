@@ -22,7 +22,7 @@ from harness.explore.compilers import ReleaseCompiler
 from harness.explore.guests import FreshGuests
 from harness.explore.program import AlphabetName, Program, Step
 from harness.explore.tree import Tree
-from harness.explore.tree_bisect import Blame, ask_builds, bisect
+from harness.explore.tree_bisect import Result, ask_builds, bisect
 from harness.explore.tree_builds import TreeBuilds
 from harness.explore.trial import ProgramTrial
 from harness.provision import Cache, Provisioner, default_cache_root, edits, recipes
@@ -128,7 +128,7 @@ def _commits(repo: Path, start: str, good: str, faulty: str) -> list[str]:
 
 def searched(
     history: History, branch: str, find: Find, first: int, last: int, provisioner: Provisioner, into: Path
-) -> tuple[Blame, int]:
+) -> tuple[Result, int]:
     """A bisection between two commits; returns its result and the number of builds."""
     tree, commits = Tree(history.repo), history.commits[branch]
     qemus = into / "qemu"
@@ -144,14 +144,14 @@ def searched(
         compiler = ReleaseCompiler(FLAVOUR, provisioner, work, print)
         builds = TreeBuilds(tree, worktree, compiler, work, qemus, print, configured=commits[0])
         trial = ProgramTrial(PROGRAM, FreshGuests(into / "runs", "tcg")(run))
-        blame = bisect(
+        result = bisect(
             tree,
             tree.history(commits[first], commits[last]),
             ask_builds(builds, trial),
             find=find,
             report=print,
         )
-        return blame, builds.builds
+        return result, builds.builds
 
 
 def _as_old_as(original: Path, copy: Path) -> None:
@@ -183,13 +183,13 @@ def test_the_right_commit(
     provisioner: Provisioner,
     tmp_path: Path,
 ) -> None:
-    blame, builds = searched(history, branch, find, first, last, provisioner, tmp_path)
-    runs = sum(tally.runs for tally in blame.found.tallies.values())
-    print(f"{find.first}: {blame.commit}: {builds} builds, {runs} runs, {blame.found.confidence:.1%}")
-    assert [one.id for one in blame.among] == [history.commits[branch][answer]]
-    assert blame.found.confidence >= 0.95
+    result, builds = searched(history, branch, find, first, last, provisioner, tmp_path)
+    runs = sum(tally.runs for tally in result.found.tallies.values())
+    print(f"{find.first}: {result.commit}: {builds} builds, {runs} runs, {result.found.confidence:.1%}")
+    assert [one.id for one in result.among] == [history.commits[branch][answer]]
+    assert result.found.confidence >= 0.95
     assert builds <= MOST_BUILDS
-    skipped = [tally.skip for tally in blame.found.tallies.values() if tally.skip]
+    skipped = [tally.skip for tally in result.found.tallies.values() if tally.skip]
     assert skipped
     assert all("half a change" in why for why in skipped)
     assert git(history.repo, "worktree", "list").count("\n") == 0
