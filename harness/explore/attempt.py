@@ -21,7 +21,7 @@ class Ending(StrEnum):
 
 #: What differs between two runs of the same failure: numbers, addresses, paths and the names of folders.
 _VARYING = (
-    (re.compile(r"0x[0-9a-f]+"), "0x…"),
+    (re.compile(r"0x[0-9a-f]+"), "HEX"),
     (re.compile(r"(/[^\s'\":,;]+)+"), "/…"),
     (re.compile(r"\d+(\.\d+)?"), "N"),
 )
