@@ -196,8 +196,8 @@ def run_faults(
     path = path or table.default_path()
     data = table.read(path, missing_is_empty=True)
     source = _source(flavour)
+    others = [_control_qemu(name) for name in control_qemus]  # Before anything is built.
     chosen = {name: fault for name, fault in _chosen(source, names).items() if fault.sample or not sample}
-    others = [_control_qemu(name) for name in control_qemus]
     default = runner.collected()
     _build(source, tuple(chosen))
     folder = artifacts.absolute()
