@@ -7,6 +7,7 @@ configuration space directly.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import assert_never
 
 from harness.actions.drain import WINDOW_S, happens_while
 from harness.background import Background
@@ -15,7 +16,7 @@ from harness.guest.device import pci_function
 from harness.guest.guest import Guest
 from harness.qemu.acpi import eject_writes
 from harness.qemu.deletion import Deletion
-from harness.qemu.machine_types.machine_type import SlotPowerOff
+from harness.qemu.machine_types.machine_type import AcpiEject, SlotPowerOff
 from harness.qemu.spec import Device
 
 # PCI Express: the capability's id, Slot Control's offset in it; power off and indicator off
@@ -122,8 +123,15 @@ class HostileGuest:
         The machine type says how (``MachineType.eject``): a write to the ACPI eject register, or power and
         indicator off in the root port's Slot Control.
         """
-        powered = isinstance(self.guest.machine.spec.machine_type.eject, SlotPowerOff)
-        return Ejection(self.guest, share, self._power_off(share) if powered else self._acpi_eject(share))
+        way = self.guest.machine.spec.machine_type.eject
+        match way:
+            case SlotPowerOff():
+                command = self._power_off(share)
+            case AcpiEject():
+                command = self._acpi_eject(share)
+            case _:
+                assert_never(way)
+        return Ejection(self.guest, share, command)
 
     def eject(self, share: Device) -> None:
         """As :meth:`request_eject`, then wait for the device's end.
