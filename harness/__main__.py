@@ -16,8 +16,8 @@ from typing import NoReturn
 
 NEEDS_PYTHON = (3, 11)
 CHECKOUT = Path(__file__).resolve().parent.parent
-#: pytest's arguments by command.
-COMMANDS = {"scenarios": ["scenarios", "-n", "auto"], "tests": ["harness/tests", "-n", "2"]}
+#: pytest's arguments by command. The tests wait for processes that they start: four at a time on two cores.
+COMMANDS = {"scenarios": ["scenarios", "-n", "auto"], "tests": ["harness/tests", "-n", "4"]}
 #: The file in the environment that says what it was installed from. It is written last: without it the
 #: environment is not complete.
 STAMP = "harness-installed-from"

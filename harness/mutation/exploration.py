@@ -77,8 +77,7 @@ def explore_all(
     :param seconds: for each. :param into: the folder of the findings.
     """
     for number, (name, fault) in enumerate(faults.items(), 1):
-        machine = "pc" if "pc" in fault.machines else fault.machines[0]
-        cell = ProgramCell(qemu=f"{flavour}+{name}", machine=machine)
+        cell = ProgramCell(qemu=f"{flavour}+{name}", machine=fault.machines[0])
         found = _explore(name, fault.guarantee, cell, into / name, seconds, workers)
         what = f"found after {found.seconds:.0f} s: {found.failure}" if found.failure else "not found"
         report(f"{name} ({number} of {len(faults)}): {what}")

@@ -61,7 +61,7 @@ def _installs(checkout: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("command", "arguments"), [("scenarios", "scenarios -n auto"), ("tests", "harness/tests -n 2")]
+    ("command", "arguments"), [("scenarios", "scenarios -n auto"), ("tests", "harness/tests -n 4")]
 )
 def test_the_project_is_installed_once_and_pytest_runs(checkout: Path, command: str, arguments: str) -> None:
     first = _run(checkout, command, "-k", "blocker")
