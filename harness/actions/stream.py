@@ -16,7 +16,7 @@ from harness.actions.modes import require_mode
 from harness.background import Background
 from harness.channel.guestfwd import unread
 from harness.errors import QemuError, Unsupported
-from harness.qemu.bandwidth import limit_bandwidth
+from harness.qemu.bandwidth import bandwidth, limit_bandwidth
 from harness.qemu.binary import require_named_fds
 from harness.qemu.machine import Machine
 from harness.qemu.schema import qmp_schema
@@ -243,11 +243,13 @@ STREAMS = {
 def stalled(machine: Machine) -> Iterator[None]:
     """A migration whose destination accepts the connection and does not read the stream.
 
-    At the end of the context the migration is cancelled and the stream is read.
+    At the end of the context the migration is cancelled and the stream is read, because a QEMU that waits for
+    the migration thread does not answer ``migrate_cancel`` before. The bandwidth is limited by then, so that
+    the migration cannot complete before it is cancelled.
 
     :raises QemuError: when ``migrate`` is refused.
     """
-    path = machine.folder / "nobody-reads.sock"
+    path, before = machine.folder / "nobody-reads.sock", bandwidth(machine)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen(1)
@@ -256,11 +258,13 @@ def stalled(machine: Machine) -> Iterator[None]:
         with connection:
             try:
                 _wait_stalled(machine, connection)
+                limit_bandwidth(machine, SLOW_BANDWIDTH)
                 yield
             finally:
                 draining = Background(lambda: _drain(connection))
                 machine.qmp.execute("migrate_cancel", watch=machine.watch)
                 draining.wait(timeout_s=machine.timeout_scale.seconds(_STATUS_TIMEOUT_S))
+    limit_bandwidth(machine, before)
     path.unlink()
 
 
