@@ -79,11 +79,15 @@ class Artifacts:
 
     @classmethod
     def create(cls, root: Path, test_id: str) -> Artifacts:
-        """Create an empty folder for ``test_id`` below ``root``; an older folder of that name is replaced.
+        """Create an empty folder for ``test_id`` below ``root`` (see :meth:`create_at`)."""
+        return cls.create_at(root / slug(test_id))
+
+    @classmethod
+    def create_at(cls, folder: Path) -> Artifacts:
+        """Create an empty folder; an older one of that name is replaced.
 
         :raises SetupError: when the folder cannot be created.
         """
-        folder = root / slug(test_id)
         try:
             if folder.exists():
                 shutil.rmtree(folder)

@@ -54,17 +54,25 @@ class Space:
         return Program(alphabet=self.name, cell=self.cell, shares=shares, steps=tuple(steps))
 
 
+class NotPossible(ValueError):
+    """A step of a program is not possible on the model; ``number`` is its index."""
+
+    def __init__(self, number: int, step: Step, why: object) -> None:
+        self.number = number
+        super().__init__(f"step {number}, {step}, is not possible here: {why}")
+
+
 def states(alphabet: Alphabet, program: Program) -> list[State]:
     """The model's state before each step of a program, and that after the last one.
 
-    :raises ValueError: with the number of the step that is not possible.
+    :raises NotPossible: for the first step that is not possible.
     """
     found = [alphabet.start(program.shares)]
     for number, step in enumerate(program.steps):
         try:
             found.append(found[-1].after(step))
         except ValueError as exc:
-            raise ValueError(f"step {number}, {step}, is not possible here: {exc}") from None
+            raise NotPossible(number, step, exc) from None
     return found
 
 

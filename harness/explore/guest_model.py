@@ -22,7 +22,7 @@ class GuestShare:
     """One share's device, and what the guest does with it.
 
     :ivar leaving: ``device_del`` was accepted, and the guest waits for the last user.
-    :ivar ejected: the device was ejected by force; the guest's kernel still believes in it until a reset.
+    :ivar ejected: the device was ejected by force; the guest's kernel still lists it until a reset.
     :ivar mounted: it is mounted at its mount point.
     :ivar open: a process has a file of it open, also after ``umount -l``.
     :ivar unlinked: that file was unlinked. :ivar held: the request whose system call is held.

@@ -107,8 +107,8 @@ def check_run_state(machine: Machine, *, running: bool) -> None:
 def measured(machine: Machine, *, with_guest: bool) -> dict[str, int]:
     """What QEMU holds: descriptors, QOM children, memory regions, blockers, vmstate sections if stopped.
 
-    Without a guest the threads are counted as well, but for those of the pool, which are told by name. With a
-    guest the threads have no names, and sockets come and go with the guest's connections.
+    Without a guest the threads are counted as well, except those of the pool, which are recognised by their
+    names. With a guest the threads have no names, and sockets come and go with the guest's connections.
     """
     found = handles(machine.pid)
     sockets = found["fd_targets"].get("socket", 0) if with_guest else 0

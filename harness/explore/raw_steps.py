@@ -228,8 +228,7 @@ def _run_state(on: RawMachine, command: str, event: str) -> None:
 
 
 def _savevm(on: RawMachine, step: Step, before: RawState) -> None:
-    # A savevm that is refused during a migration has deleted the snapshot of that name before (seen on 5.2 to
-    # 11.1; QEMU: migration/savevm.c, save_snapshot). That has nothing to do with 9p.
+    # A savevm that is refused during a migration has deleted the snapshot of that name before: R63.
     tag = "refused" if before.migrating else _TAG
     printed = on.machine.qmp.hmp(f"savevm {tag}", watch=on.machine.watch).strip()
     if before.migrating:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,9 +14,10 @@ from weakref import WeakKeyDictionary
 from harness.artifacts import Artifacts
 from harness.checkers import Record, Verdict, judge
 from harness.errors import HarnessError, SetupError, UsageError
-from harness.explore import failures, guest_model, raw_model
+from harness.explore import failures, generate, guest_model, raw_model
 from harness.explore.alphabet import Alphabet
 from harness.explore.attempt import Attempt, Ending, Failure
+from harness.explore.generate import NotPossible
 from harness.explore.guest_model import GuestAlphabet
 from harness.explore.guest_steps import GuestPerformer
 from harness.explore.program import AlphabetName, Program, Step, text
@@ -101,26 +101,26 @@ def states(program: Program) -> list[Any]:
     :raises UsageError: for a step that is unknown, or not possible on the model; one line.
     """
     kind = _KINDS[program.alphabet]
-    found = [kind.alphabet.start(program.shares)]
     for number, step in enumerate(program.steps):
         if step.do not in kind.guarantees:
             known = ", ".join(kind.guarantees)
             raise UsageError(f"step {number}, {step}: unknown step; {program.alphabet.value} has: {known}")
-        try:
-            found.append(found[-1].after(step))
-        except ValueError:
-            earlier = "; ".join(map(str, program.steps[:number])) or "the start"
-            raise UsageError(f"step {number}, {step}: not possible after {earlier}") from None
-    return found
+    try:
+        return list(generate.states(kind.alphabet, program))
+    except NotPossible as exc:
+        earlier = "; ".join(map(str, program.steps[: exc.number])) or "the start"
+        step = program.steps[exc.number]
+        raise UsageError(f"step {exc.number}, {step}: not possible after {earlier}") from None
 
 
-def check(program: Program, cell: Cell) -> None:
-    """Check that the program can run on this cell; nothing is started.
+def check(program: Program, cell: Cell) -> list[Any]:
+    """Check that the program can run on this cell, and return its :func:`states`; nothing is started.
 
     :raises UsageError: when it cannot; one line.
     """
-    states(program)
+    found = states(program)
     _KINDS[program.alphabet].check(cell)
+    return found
 
 
 def run(program: Program, cell: Cell, folder: Path) -> Attempt:
@@ -131,16 +131,16 @@ def run(program: Program, cell: Cell, folder: Path) -> Attempt:
     :raises UsageError: when the program is not possible on the model, or cannot run on this cell; nothing has
         been started then.
     """
-    check(program, cell)
+    model = check(program, cell)
     kind = _KINDS[program.alphabet]
     started_s = time.monotonic()
     try:
-        artifacts = _artifacts(folder)
+        artifacts = Artifacts.create_at(folder)
         (folder / PROGRAM).write_text(text(program))
         testbed = Testbed(kind.cell(cell), _run_folder(), artifacts)
     except (HarnessError, OSError) as exc:
         return Attempt(Ending.ERROR, error=failures.one_line(exc), seconds=time.monotonic() - started_s)
-    attempt = _Attempt(kind, program, testbed)
+    attempt = _Attempt(kind, program, model, testbed)
     try:
         attempt.perform()
     finally:
@@ -156,8 +156,8 @@ def perform(program: Program, testbed: Testbed) -> None:
     :raises UsageError: when the program is not possible on the model, or cannot run on this cell.
     :raises HarnessError: when QEMU does not do what the model says.
     """
-    check(program, testbed.cell)
-    kind, model = _KINDS[program.alphabet], states(program)
+    model = check(program, testbed.cell)
+    kind = _KINDS[program.alphabet]
     testbed.cell = kind.cell(testbed.cell)
     performer = _PERFORMERS[testbed] = kind.performer(testbed, program)
     for number, step in enumerate(program.steps):
@@ -171,8 +171,8 @@ _PERFORMERS: WeakKeyDictionary[Testbed, Performer] = WeakKeyDictionary()
 
 
 class _Attempt:
-    def __init__(self, kind: _Kind, program: Program, testbed: Testbed) -> None:
-        self._kind, self._program, self._testbed = kind, program, testbed
+    def __init__(self, kind: _Kind, program: Program, model: list[Any], testbed: Testbed) -> None:
+        self._kind, self._program, self._model, self._testbed = kind, program, model, testbed
         #: The index of the step in progress; ``None`` before the first and after the last one.
         self._step: int | None = None
         self._failure: Failure | None = None
@@ -200,7 +200,7 @@ class _Attempt:
             self._testbed.close()
 
     def _perform(self) -> None:
-        model = states(self._program)
+        model = self._model
         self._performer = performer = self._kind.performer(self._testbed, self._program)
         for number, step in enumerate(self._program.steps):
             self._step = number
@@ -248,20 +248,6 @@ class _Attempt:
         if bad:
             return Attempt(Ending.ERROR, error=f"inconclusive: {bad[0].checker}: {bad[0].summary}")
         return Attempt(Ending.PASSED)
-
-
-def _artifacts(folder: Path) -> Artifacts:
-    """An empty folder for the record.
-
-    :raises SetupError: when it cannot be made.
-    """
-    try:
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-    except OSError as exc:
-        raise SetupError(f"cannot make the artefact folder {folder}: {exc.strerror}") from exc
-    return Artifacts(folder)
 
 
 _RUN_FOLDERS: dict[int, RunFolder] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 
 from harness.deadline import wait_until
 from harness.reaper import MARK, PREFIX
+from harness.tests.ways_in import assert_running, expect_qmp
 
 pytestmark = pytest.mark.qemu
 HARNESS = [sys.executable, "-c", "from harness.cli.main import main; main()"]
@@ -98,9 +98,7 @@ def test_a_session_on_a_terminal_and_the_printed_addresses(temporary: Path) -> N
         encoding="utf-8",
         timeout=120,
     )
-    session.expect(r"QMP: +(\S+) (\S+qmp2\.sock)")
-    assert isinstance(session.match, re.Match)
-    qmp_shell, socket_path = session.match.groups()
+    qmp = expect_qmp(session)
     session.expect(r"SSH: +ssh .*\n")
     session.expect("# ")
     session.sendline("stty size; echo in-$((6*7)); pwd")
@@ -108,15 +106,7 @@ def test_a_session_on_a_terminal_and_the_printed_addresses(temporary: Path) -> N
     session.expect("in-42")
     session.expect("/mnt/share0")
 
-    answer = subprocess.run(
-        [qmp_shell, socket_path],
-        input="query-status\n",
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert re.search(r'"?running"?', answer.stdout), answer
+    assert_running(*qmp)
 
     session.sendline("exit 3")
     session.expect(pexpect.EOF)

@@ -12,6 +12,7 @@ import pexpect
 import pytest
 
 from harness.tests.plugin.conftest import Pytest
+from harness.tests.ways_in import assert_running, expect_qmp
 
 _CASES = """
 import pytest
@@ -183,30 +184,21 @@ def test_a_real_guest_answers_on_every_way(scenario: Path) -> None:
         encoding="utf-8",
         timeout=300,
     )
-    session.expect(r"QMP: +(\S+) (\S+qmp2\.sock)")
-    assert isinstance(session.match, re.Match)
-    qmp_shell, socket_path = session.match.groups()
+    qmp = expect_qmp(session)
     session.expect(r"SSH: +(ssh .*) root@127\.0\.0\.1")
+    assert isinstance(session.match, re.Match)
     ssh = session.match.group(1).split()
     session.expect("Press Enter")
-    answer = subprocess.run(
-        [qmp_shell, socket_path],
-        input="query-status\n",
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert re.search(r'"?running"?', answer.stdout), answer
+    assert_running(*qmp)
     free = ("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR")
-    told = subprocess.run(
+    listed = subprocess.run(
         [*ssh, *free, "root@127.0.0.1", "ls /sys/bus/virtio/devices"],
         capture_output=True,
         text=True,
         check=False,
         timeout=120,
     )
-    assert "virtio" in told.stdout, told
+    assert "virtio" in listed.stdout, listed
     session.sendline()
     session.expect("1 failed")
     session.expect(pexpect.EOF)
