@@ -7,10 +7,13 @@ from typing import Any, cast
 
 import pytest
 
-from harness.actions.stream import STREAMS, stalled
+from harness.actions.stream import SLOW_BANDWIDTH, STREAMS, stalled
 from harness.errors import Unsupported, WaitTimeout
 from harness.qemu.machine import Machine
 from harness.tests.fakes import World
+
+#: What the machine had before, in bytes per second.
+_BANDWIDTH = 12345
 
 
 class _Sender:
@@ -43,6 +46,8 @@ def sender(world: World) -> Iterator[_Sender]:
     made = _Sender(size=4096)
     world.qmp.on("migrate", made.begin)
     world.qmp.on("migrate_cancel", {})
+    world.qmp.on("query-migrate-parameters", {"max-bandwidth": _BANDWIDTH})
+    world.qmp.on("migrate-set-parameters", {})
     yield made
     made.join()
 
@@ -54,8 +59,17 @@ def test_the_stream_is_read_only_at_the_end(world: World, sender: _Sender) -> No
         assert "migrate_cancel" not in world.qmp.commands
     sender.join()
     assert sender.sent == sender.size
-    assert world.qmp.commands[-1] == "migrate_cancel"
+    assert _limits(world) == [SLOW_BANDWIDTH, _BANDWIDTH]
+    assert world.qmp.commands[-2:] == ["migrate_cancel", "migrate-set-parameters"]
     assert not (world.machine.folder / "nobody-reads.sock").exists()
+
+
+def _limits(world: World) -> list[int]:
+    return [
+        arguments["max-bandwidth"]
+        for command, arguments in world.qmp.sent
+        if command == "migrate-set-parameters"
+    ]
 
 
 def test_a_stream_that_never_begins_is_not_stalled(world: World, sender: _Sender) -> None:
