@@ -20,6 +20,7 @@ from harness.cli.minimise import minimise
 from harness.cli.provision import provision
 from harness.cli.replay import replay
 from harness.cli.shell import shell
+from harness.cli.timeline import timeline
 from harness.errors import HarnessError, SetupError, UsageError
 
 #: Exit statuses: 2 is also click's own for a usage error, 130 a shell's for Ctrl-C.
@@ -40,6 +41,7 @@ COMMANDS = (
     provision,
     shell,
     check,
+    timeline,
     bench,
     endurance,
     faults,
