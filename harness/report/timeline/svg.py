@@ -194,10 +194,9 @@ class _Drawing:
         _text_child(made, "title", f"failed at {failed.t_s:.3f} s: {failed.name}")
         line = {"x1": place, "x2": place, "y1": f"{_HEAD + 14}", "y2": f"{self._top:g}"}
         ET.SubElement(made, "line", line)
-        late = failed.t_s > self.duration_s / 2
-        label = _label(made, place, self._top + 13, f"failed: {failed.name}"[:160], "")
-        label.set("text-anchor", "end" if late else "start")
-        self._top += 20
+        stay = ET.SubElement(made, "g", {"class": "stay"})
+        _label(stay, 6, self._top + 14, f"failed at {failed.t_s:.3f} s: {failed.name}"[:300], "")
+        self._top += 22
 
 
 def _runs(row: list[Span], duration_s: float) -> list[_Run]:

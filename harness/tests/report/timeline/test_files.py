@@ -106,7 +106,7 @@ def test_the_image_shows_each_lane_counter_arrow_and_the_failure(timeline: Timel
     for lane in timeline.lanes:
         assert lane.title in texts
     assert "source: fds (23 to 24)" in texts
-    assert any(text.startswith("failed: </script><b>&amp; it\ufffd failed") for text in texts)
+    assert any(text.startswith("failed at 1.300 s: </script><b>&amp; it\ufffd failed") for text in texts)
     titles = ["".join(title.itertext()) for title in root.iter(f"{SVG}title")]
     assert "device_del share0 → DEVICE_DELETED share0: 0.150 s" in titles
     classes = [element.get("class", "") for element in root.iter()]
