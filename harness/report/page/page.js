@@ -408,6 +408,7 @@
     const draw = (next, at = 0.5) => {
       const middle = (box.scrollLeft + box.clientWidth * at) / Math.max(1, drawing.clientWidth || box.clientWidth);
       zoom = Math.min(64, Math.max(1, next));
+      drawing.classList.toggle("wide", zoom >= 6);
       drawing.setAttribute("width", `${Math.round(Math.max(700, box.clientWidth) * zoom)}`);
       box.scrollLeft = middle * Number(drawing.getAttribute("width")) - box.clientWidth * at;
     };
@@ -434,10 +435,12 @@
     const kinds = [...new Set(D.findings.map(one => one.kind))];
     return [h("h2", {}, "Faults and exploration"), kinds.map(kind => {
       const list = D.findings.filter(one => one.kind === kind).reverse();
-      const latest = [...grouped2(list, one => one.name)].map(([, all]) => all[0]);
+      const named = [...grouped2(list, one => one.name)].map(([, all]) => all);
+      const latest = named.map(all => all[0]), before = new Map(named.map(all => [all[0], all.find(one => one.outcome !== all[0].outcome)]));
       const outcomes = [...grouped2(latest, one => one.outcome)].map(([outcome, all]) => `${all.length} ${outcome}`).join(", ");
       return [h("h3", {}, kind), h("p", { class: "soft" }, `${latest.length}: ${outcomes}`),
-        listed(["Night!", "Outcome!", "Name", "Detail"], latest, one => [D.runs[one.run].night, one.outcome, one.name, one.detail])];
+        listed(["Night!", "Outcome!", "Before!", "Name", "Detail"], latest, one => [D.runs[one.run].night, one.outcome,
+          before.get(one) ? `${before.get(one).outcome} on ${D.runs[before.get(one).run].night}` : "", one.name, one.detail])];
     })];
   }
   function grouped2(list, keyOf) {
@@ -462,6 +465,10 @@
 
   // Views
 
+  function decoded(text) {
+    try { return decodeURIComponent(text); } catch { return text; }
+  }
+
   const VIEWS = [["/", "Overview", overview, true], ["/tests", "Tests", tests, true], ["/results", "Results", results, true],
     ["/findings", "Faults and exploration", findings, false], ["/runs", "Runs", runs, false]];
   let shownPath = null;
@@ -472,7 +479,7 @@
     const view = VIEWS.find(one => one[0] === path) || VIEWS[0];
     form.hidden = Boolean(kind) || !view[3];
     if (!form.hidden) showFilters(view[0], query);
-    const content = kind === "test" ? testView(decodeURIComponent(name), query) : kind === "failure" ? failureView(name) : view[2](query);
+    const content = kind === "test" ? testView(decoded(name), query) : kind === "failure" ? failureView(name) : view[2](query);
     main.replaceChildren(...content.flat(Infinity).filter(Boolean));
     document.getElementById("nav").replaceChildren(...VIEWS.filter(one => one[0] !== "/findings" || D.findings.length).map(([to, label, , filtered]) =>
       h("a", { href: filtered && !kind ? fragment(to, new URLSearchParams([...query].filter(([key]) => key !== "night"))) : `#${to}`, "aria-current": !kind && view[0] === to ? "page" : null }, label)));

@@ -24,6 +24,8 @@ _PLOT, _FLAT = 34, 10
 _LEFT, _RIGHT = 0.6, 2.4
 #: A span that is shorter than this part of the whole gets no label, however wide the image is made.
 _LABELLED = 1 / 2000
+#: Ticks between two that are always shown; for an image that was made wider.
+_FINER = 10
 #: Beyond this many spans, a lane's short ones that follow each other closely are drawn as one.
 _MANY = 1500
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -94,12 +96,14 @@ class _Drawing:
         axis = ET.SubElement(self._background, "g")
         step_s = _nice(self.duration_s / 10)
         digits = max(0, -floor(log10(step_s)))
-        for number in range(floor(self.duration_s / step_s) + 1):
-            place = _percent(self._x(number * step_s))
-            tick = ET.SubElement(axis, "g", {"class": "tick"})
+        for number in range(floor(self.duration_s / step_s * _FINER) + 1):
+            fine = number % _FINER != 0
+            t_s = number * step_s / _FINER
+            place = _percent(self._x(t_s))
+            tick = ET.SubElement(axis, "g", {"class": "tick fine" if fine else "tick"})
             line = {"x1": place, "x2": place, "y1": f"{_HEAD + 14}", "y2": f"{self._top:g}"}
             ET.SubElement(tick, "line", line)
-            _label(tick, place, _HEAD + 10, f"{number * step_s:.{digits}f} s", "soft")
+            _label(tick, place, _HEAD + 10, f"{t_s:.{digits + fine}f} s", "soft")
 
     def _lane(self, lane: Lane, *, band: bool) -> None:
         if self._top == _HEAD:

@@ -202,7 +202,20 @@ def test_a_failed_test_leads_to_its_failure(opened: Opened) -> None:
     assert opened.texts("main h2")[0].endswith(histories.FAILING)
 
 
-@pytest.mark.parametrize("view", ["#/failure/none", "#/test/none"])
+def test_a_finding_is_shown_once_with_what_it_was_before(opened: Opened) -> None:
+    opened.go("#/findings")
+    cells = opened.texts("main td")
+    assert cells == ["2026-11-28", "caught", "missed on 2026-11-26", "tag-kept", histories.HOSTILE]
+
+
+def test_runs_say_which_is_incomplete_and_what_it_was_running(opened: Opened) -> None:
+    opened.go("#/runs")
+    first = opened.texts("main tbody tr")[0]
+    assert "incomplete" in first
+    assert "(7 expected); running: test_x.py::test_y" in first
+
+
+@pytest.mark.parametrize("view", ["#/failure/none", "#/test/none", "#/test/%E0%A4%A"])
 def test_an_address_that_leads_nowhere_says_so(opened: Opened, view: str) -> None:
     opened.go(view)
     assert opened.texts("main h2")[0].startswith("No such")
