@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import accumulate
+from operator import sub
 
 from harness.report.permutation import WRONG, middle, midranks, rank_sum
 
@@ -30,6 +31,9 @@ LEAST = 3
 #: Hampel's filter: the running median over so many figures on each side replaces those that are further from
 #: it than so many times the median distance. Steps and slopes stay as they are.
 _SIDE, _FAR = 2, 5.0
+#: Twice the difference of the logarithms of two likelihoods at which one place is clearly the better one: the
+#: 95th percentile of the chi-squared distribution with two degrees of freedom.
+_CLEARLY = 6.0
 
 
 class Shape(StrEnum):
@@ -43,6 +47,7 @@ class Shape(StrEnum):
 class Change:
     """A change of a series.
 
+    :ivar start: the first figure on the level, or of the drift, that it ends.
     :ivar index: a step's first figure on the new level; the first figure of a drift.
     :ivar end: the index after the last figure that belongs to it.
     :ivar before: the median before a step; the fitted figure at a drift's beginning.
@@ -50,6 +55,7 @@ class Change:
     """
 
     shape: Shape
+    start: int
     index: int
     end: int
     before: float
@@ -79,12 +85,26 @@ def changes(values: Sequence[float], series: int) -> list[Change]:
     bounds = [0, *(cut.index for cut in cuts), len(values)]
     found = []
     for before, cut, after in zip(bounds, cuts, bounds[2:], strict=False):
-        if cut.shape is Shape.DRIFT:
-            found.append(_drift(values, cut.index, after))
-        else:
-            levels = middle(values[before : cut.index]), middle(values[cut.index : after])
-            found.append(Change(Shape.STEP, cut.index, after, *levels))
+        make = _drift if cut.shape is Shape.DRIFT else _step
+        found.append(make(values, before, cut.index, after))
     return found
+
+
+def as_step_at(values: Sequence[float], change: Change, index: int, others: int) -> Change | None:
+    """The same change as a step at ``index``; ``None`` if that fits clearly worse.
+
+    One series says little of the exact place, and of the shape. If other series have a step there, so may
+    this one: with their number the odds for it grow, and so the evidence that it takes to deny it.
+    """
+    if not change.start + LEAST <= index <= change.end - LEAST:
+        return None
+    fitted = _without_outliers(values[change.start : change.end])
+    found = change.index - change.start
+    error = _bent_line(fitted)[1] if change.shape is Shape.DRIFT else _step_error(fitted, found)
+    other = _step_error(fitted, index - change.start)
+    if other > error * math.exp((_CLEARLY + 2 * math.log(max(1, others))) / len(fitted)):
+        return None
+    return _step(values, change.start, index, change.end)
 
 
 @dataclass(frozen=True)
@@ -102,7 +122,7 @@ def _cuts(values: Sequence[float], start: int, end: int, level: float) -> list[_
     if cut is not None:
         fitted = _without_outliers(part)
         begin, error = _bent_line(fitted)
-        if error < _spread(fitted[:cut]) + _spread(fitted[cut:]):
+        if error < _step_error(fitted, cut):
             return [*_cuts(values, start, start + begin, level), _Cut(Shape.DRIFT, start + begin)]
         inner = [cut]
     else:
@@ -133,14 +153,14 @@ def _best_stretch(sums: Sequence[float], level: float) -> list[int]:
     size = len(sums) - 1
     found, places = (1.0, 0, 0), 0
     for length in range(LEAST, size - 2 * LEAST + 1):
-        firsts = range(LEAST, size - LEAST - length + 1)
-        totals = [last - first for first, last in zip(sums[LEAST:], sums[LEAST + length :], strict=False)]
-        totals = totals[: len(firsts)]
-        places += len(firsts)
-        # Of all stretches of a length, the one with the largest or the least sum differs most.
-        for total in (max(totals), min(totals)):
-            first = firsts[totals.index(total)]
-            found = min(found, (rank_sum(total, length, size), first, first + length))
+        totals = list(map(sub, sums[LEAST + length : size - LEAST + 1], sums[LEAST:]))
+        places += len(totals)
+        # Of all stretches of a length, the one whose sum is furthest from the mean differs most.
+        mean = length * (size + 1) / 2
+        most, least = max(totals), min(totals)
+        total = most if most - mean > mean - least else least
+        first = LEAST + totals.index(total)
+        found = min(found, (rank_sum(total, length, size), first, first + length))
     return list(found[1:]) if places and found[0] * places <= level else []
 
 
@@ -152,6 +172,11 @@ def _without_outliers(values: Sequence[float]) -> list[float]:
     ]
 
 
+def _step_error(values: Sequence[float], cut: int) -> float:
+    """The squared residuals of a horizontal line before the cut and one after it."""
+    return _spread(values[:cut]) + _spread(values[cut:])
+
+
 def _spread(values: Sequence[float]) -> float:
     mean = sum(values) / len(values)
     return sum((value - mean) ** 2 for value in values)
@@ -161,18 +186,23 @@ def _bent_line(values: Sequence[float]) -> tuple[int, float]:
     """The position from which a line that is horizontal before fits best, and its squared residuals."""
     size, mean, total = len(values), sum(values) / len(values), _spread(values)
     best, least = 0, total
-    for begin in range(size - LEAST):
-        slopes = [max(0, index - begin) for index in range(size)]
-        mean_slope = sum(slopes) / size
-        across = sum(x * x for x in slopes) - size * mean_slope**2
-        along = sum(x * (value - mean) for x, value in zip(slopes, values, strict=True))
+    beyond = along = 0.0  # The sums, over the positions after "begin", of values and of values times x.
+    for begin in range(size - 2, -1, -1):
+        beyond += values[begin + 1] - mean
+        along += beyond
+        rise = size - 1 - begin  # x is 0 up to "begin", and then 1, 2, … to this.
+        across = rise * (rise + 1) * ((2 * rise + 1) / 6 - rise * (rise + 1) / 4 / size)
         error = total - along**2 / across
-        if error < least:
+        if rise >= LEAST and error < least:
             best, least = begin, error
     return best, least
 
 
-def _drift(values: Sequence[float], index: int, end: int) -> Change:
+def _step(values: Sequence[float], start: int, index: int, end: int) -> Change:
+    return Change(Shape.STEP, start, index, end, middle(values[start:index]), middle(values[index:end]))
+
+
+def _drift(values: Sequence[float], start: int, index: int, end: int) -> Change:
     """A drift, with the figures of a line that a few unusual ones do not turn (Theil-Sen)."""
     part = values[index:end]
     slope = middle(
@@ -181,4 +211,4 @@ def _drift(values: Sequence[float], index: int, end: int) -> Change:
         for later in range(earlier + 1, len(part))
     )
     first = middle(value - slope * place for place, value in enumerate(part))
-    return Change(Shape.DRIFT, index, end, first, first + slope * (len(part) - 1))
+    return Change(Shape.DRIFT, start, index, end, first, first + slope * (len(part) - 1))
