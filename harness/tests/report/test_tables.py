@@ -93,7 +93,7 @@ def every_table() -> Iterator[Table]:
     a, b = Run(results=tuple(results)), Run(results=(result(NAME, seconds=20.0, leaks={"fds": 1.0}),))
     slow = Run(results=(result(NAME, seconds=50.0, leaks={"fds": 2.0}),))
     yield from summary.tables(a)
-    yield from comparison.tables(comparison.pairs(a, b), NAME, "10.0")
+    yield from comparison.tables(comparison.pairs([a], [b]), NAME, "10.0")
     yield from comparison.tables(comparison.pairs(b, slow), NAME, "10.0")
 
 
