@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -26,6 +26,12 @@ from harness.errors import CommandFailed, HarnessError, QemuError, SetupError, U
 #: The note of an internal error of the harness outside the test's thread; ``error`` in its value is one line.
 #: Entries after it are not reliable (see the checker ``history_well_formed``).
 HARNESS_ERROR = "harness:error"
+#: The beginning of a line, as :meth:`History.append` writes it.
+_HEAD = re.compile(
+    rb'^\{"seq": \d+, "t_s": ([\d.e-]+), "kind": "(\w+)", "actor": "([^"\\]*)", "f": "([^"\\]*)"'
+    rb'(?:, "op": (\d+))?',
+    re.MULTILINE,
+)
 #: How Python represents a byte that is not UTF-8, for example in a file name (PEP 383).
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -39,6 +45,9 @@ class Kind(str, Enum):
     INFO = "info"
     EVENT = "event"
     NOTE = "note"
+
+
+_KINDS = {kind.value.encode(): kind for kind in Kind}
 
 
 class Entry(BaseModel):
@@ -209,6 +218,32 @@ def read(path: Path) -> list[Entry]:
             raise UsageError(f"{path}:{number}: seq is {entry.seq}, expected {len(entries)}")
         entries.append(entry)
     return entries
+
+
+class Head(NamedTuple):
+    """An entry without its value, as in :class:`Entry`; ``seq`` is its index."""
+
+    t_s: float
+    kind: Kind
+    actor: str
+    f: str
+    op: int | None
+
+
+def heads(path: Path) -> list[Head]:
+    """The entries of a history file without their values, which takes a tenth of the time of :func:`read`.
+
+    For what must not cost anything: lines that are damaged are not noticed. A file that cannot be read has no
+    entries.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError:
+        return []
+    return [
+        Head(float(t_s), _KINDS[kind], actor.decode(), f.decode(), int(op) if op else None)
+        for t_s, kind, actor, f, op in _HEAD.findall(text)
+    ]
 
 
 def outcome_of(entries: list[Entry], invoke: Entry) -> Entry | None:

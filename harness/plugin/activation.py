@@ -32,6 +32,8 @@ _SECOND_PART = (
     "harness.plugin.outcomes",
     "harness.plugin.fallbacks",
     "harness.plugin.reporting",
+    "harness.plugin.recording",
+    "harness.plugin.confirming",
 )
 #: Part of a test's id: the default QEMU and the default kernel. Another one is there only by an option.
 _DEFAULT_CELL = "default-default"

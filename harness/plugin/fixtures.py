@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 TESTBED: pytest.StashKey[Testbed] = pytest.StashKey()
 FOLDER: pytest.StashKey[Artifacts] = pytest.StashKey()
+#: The number of the further run of a test that failed (``--confirm``), from 1.
+AGAIN: pytest.StashKey[int] = pytest.StashKey()
 
 
 @pytest.fixture(scope="session")
@@ -65,11 +67,10 @@ def testbed(
     request: pytest.FixtureRequest, cell: Cell, run_folder: RunFolder, artifacts_root: Path
 ) -> Iterator[Testbed]:
     """The machines of this test. None is started yet."""
-    from harness.artifacts import Artifacts
     from harness.testbed import Testbed
 
     test: str = request.node.nodeid
-    made = Testbed(cell, run_folder, Artifacts.create(artifacts_root, test))
+    made = Testbed(cell, run_folder, artifacts_of(request.node, artifacts_root))
     made.monitors = option(request.config, "stay-on-failure")
     request.node.stash[FOLDER] = made.artifacts
     request.node.stash[TESTBED] = made
@@ -78,6 +79,14 @@ def testbed(
         yield made
     finally:
         made.close()
+
+
+def artifacts_of(test: pytest.Item, root: Path) -> Artifacts:
+    """An empty folder for a test below ``root``; a further run of it has another one."""
+    from harness.artifacts import Artifacts, slug
+
+    again = test.stash.get(AGAIN, 0)
+    return Artifacts.create_at(root / (slug(test.nodeid) + (f"-again-{again}" if again else "")))
 
 
 @pytest.fixture

@@ -58,6 +58,13 @@ OPTIONS = (
     Option("full", "--thorough, on every machine type, with every kind of share"),
     Option("cold", "boot every guest instead of restoring it"),
     Option("stay-on-failure", "keep the guests of a failed test up until Enter is pressed (not with -n)"),
+    Option("record", "add this run to the history in this SQLite file (see harness nights)", "FILE"),
+    Option(
+        "confirm",
+        "run a test that failed, and is no known bug, N more times at the end of the run "
+        "(default: 3 with --record, else 0)",
+        "N",
+    ),
     Option("summary", "write the summary there: matrix.json and matrix.html", "DIR"),
     Option("shard", "run part I of N, split by recorded durations (see harness merge)", "I/N"),
     Option("durations-from", "a --summary folder; its durations instead of the cache's", "DIR"),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,18 @@ from harness.plugin.provisioning import MATRIX
 from harness.plugin.sharding import SHARD
 from harness.plugin.strict import is_strict, wanted
 from harness.report import summary
-from harness.report.summary import Outcome, Result, Run
+from harness.report.summary import About, Again, Outcome, Result, Run
 from harness.report.tables import put
 
 #: Characters: a narrower table has one word a line.
 _LEAST_WIDTH = 80
 _XPASS = "[XPASS(strict)]"
-#: The attribute of a report with the facts of its test: what it ran on, and its guarantee.
-_FACTS = "harness_facts"
-_COLLECTOR = pytest.StashKey["Collector"]()
+_NO_REASON = "no reason given"
+#: The attribute of a report with facts of its test: fields of its :class:`Result`.
+FACTS = "harness_facts"
+COLLECTOR = pytest.StashKey["Collector"]()
+#: The circumstances of the run, where its summary is written or recorded.
+ABOUT = pytest.StashKey[About]()
 #: From the best to the worst: of two phases of a test the worse one counts.
 _BADNESS = (Outcome.PASSED, Outcome.SKIPPED, Outcome.KNOWN, Outcome.FIXED, Outcome.FAILED)
 
@@ -55,7 +58,7 @@ def pytest_runtest_makereport(
         facts["leaks"] = leaks(artifacts.folder)
         item.user_properties.append(("leaks", json.dumps(facts["leaks"])))
     report = yield
-    setattr(report, _FACTS, facts)
+    setattr(report, FACTS, facts)
     return report
 
 
@@ -123,16 +126,25 @@ class Collector:
         """Those of the tests that ended. A test that was interrupted has passed its set-up only."""
         return tuple(result for test, result in self._found.items() if test in self._ended)
 
+    def result(self, test: str) -> Result | None:
+        """The result of a test that ended."""
+        return self._found.get(test) if test in self._ended else None
+
+    def run_again(self, test: str, again: Iterable[Again]) -> None:
+        """Add further runs of a test that failed; they do not change its outcome."""
+        if test in self._found:
+            self._found[test] = self._found[test].model_copy(update={"again": tuple(again)})
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take a phase into account."""
         # A plugin of the user's may make reports of its own (of a subtest, of a test that is run again).
-        facts: dict[str, Any] = getattr(report, _FACTS, {})
+        facts: dict[str, Any] = getattr(report, FACTS, {})
         # A worker that died with a test leaves a report with nothing but the test's id.
         before = self._found.get(report.nodeid)
         guarantee = facts.get("guarantee") or (before.guarantee if before else of_test(report.nodeid))
         if guarantee is None:
             return
-        outcome, why = _outcome(report)
+        outcome, why = outcome_of(report)
         if report.failed or report.skipped or (report.passed and report.when == "call"):
             self._ended.add(report.nodeid)
         seconds = report.duration + (before.seconds if before else 0.0)
@@ -147,7 +159,13 @@ class Collector:
         self._found[report.nodeid] = Result(**{**known, **facts, **found, **own})
 
 
-def _outcome(report: pytest.TestReport) -> tuple[Outcome, str]:
+def worst(outcomes: Iterable[Outcome]) -> Outcome:
+    """The outcome of a test, from those of its phases."""
+    return max(outcomes, key=_BADNESS.index)
+
+
+def outcome_of(report: pytest.TestReport) -> tuple[Outcome, str]:
+    """The outcome of a phase, and the first line of its failure or the reason of its skip."""
     if report.failed:
         text = report.longreprtext
         fixed = next((line for line in text.splitlines() if line.startswith(_XPASS)), None)
@@ -165,12 +183,19 @@ def _outcome(report: pytest.TestReport) -> tuple[Outcome, str]:
 def _why(report: pytest.TestReport) -> str:
     """The first line of the failure, and what the known bugs of the test would have looked like."""
     crash = getattr(report.longrepr, "reprcrash", None)
-    if crash is None:
-        # A fixture that does not exist, for example. longreprtext would begin with the name of the worker.
-        lines = str(report.longrepr).strip().splitlines() or ["no reason given"]
-        return next((line[1:].strip() for line in lines if line.startswith("E ")), lines[0])
-    lines = crash.message.strip().splitlines() or ["no reason given"]
-    return "; ".join([lines[0], *(line for line in lines if line.startswith(OTHERWISE))])
+    lines = crash.message.splitlines() if crash is not None else []
+    return "; ".join([first_line(report), *(line for line in lines if line.startswith(OTHERWISE))])
+
+
+def first_line(report: pytest.TestReport) -> str:
+    """The first line of a failure."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash is not None:
+        lines = crash.message.strip().splitlines()
+        return str(lines[0]) if lines else _NO_REASON
+    # A fixture that does not exist, for example. longreprtext would begin with the name of the worker.
+    lines = str(report.longrepr).strip().splitlines() or [_NO_REASON]
+    return next((line[1:].strip() for line in lines if line.startswith("E ")), lines[0])
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -180,15 +205,21 @@ def pytest_configure(config: pytest.Config) -> None:
     given = option(config, "summary")
     if given and Path(config.invocation_params.dir, given).is_file():
         raise pytest.UsageError(f"--summary {given}: is a file; give a folder")
-    config.stash[_COLLECTOR] = Collector()
-    config.pluginmanager.register(config.stash[_COLLECTOR])
+    config.stash[COLLECTOR] = Collector()
+    config.pluginmanager.register(config.stash[COLLECTOR])
 
 
 def _run_of(config: pytest.Config) -> Run | None:
-    collector = config.stash.get(_COLLECTOR, None)
+    collector = config.stash.get(COLLECTOR, None)
     if collector is None:
         return None
-    run = Run(results=collector.results, shard=config.stash.get(SHARD, None), wanted=wanted(config))
+    about = config.stash.get(ABOUT, None)
+    run = Run(
+        results=collector.results,
+        shard=config.stash.get(SHARD, None),
+        wanted=wanted(config),
+        about=(about,) if about else (),
+    )
     return run if run.results or run.wanted else None
 
 

@@ -52,6 +52,30 @@ _STYLES = {
 }
 
 
+class Measured(BaseModel):
+    """A number that a test measured."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    value: float
+    unit: str
+
+
+class Again(BaseModel):
+    """One more run of a test that failed, in fresh guests (``pytest --confirm N``).
+
+    :ivar signature: as in :class:`Result`, as are ``artifacts`` and ``load``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    outcome: Outcome
+    signature: str = ""
+    seconds: float
+    artifacts: str = ""
+    load: float | None = None
+
+
 class Result(BaseModel):
     """One test.
 
@@ -61,6 +85,12 @@ class Result(BaseModel):
     :ivar range_unknown: the ids of bugs whose status in this version is unknown to the ledger.
     :ivar seconds: set-up, call and teardown together.
     :ivar leaks: for a leak hunt, the growth of each count per cycle.
+    :ivar kernel_name: as the user named it. :ivar begun: ISO 8601, in UTC.
+    :ivar signature: what failures with the same cause have in common; empty for a test that did not fail.
+    :ivar worker: of pytest-xdist, or ``main``. :ivar artifacts: the test's folder, if it was kept.
+    :ivar load: the host's load average of one minute, when the test ended.
+    :ivar measurements: what the test measured by the way, by name.
+    :ivar again: the further runs of a test that failed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -78,6 +108,25 @@ class Result(BaseModel):
     range_unknown: str = ""
     seconds: float = 0.0
     leaks: dict[str, float] = {}
+    kernel_name: str = ""
+    begun: str = ""
+    signature: str = ""
+    worker: str = ""
+    artifacts: str = ""
+    load: float | None = None
+    measurements: dict[str, Measured] = {}
+    again: tuple[Again, ...] = ()
+
+    @property
+    def runs(self) -> str:
+        """How often the outcome was seen, as "1 of 4"; empty for a test that was run once."""
+        same = 1 + sum(one.outcome is self.outcome for one in self.again)
+        return f"{same} of {1 + len(self.again)}" if self.again else ""
+
+    @property
+    def flaky(self) -> bool:
+        """Whether further runs of the test, under the same conditions, had another outcome."""
+        return any(one.outcome is not self.outcome for one in self.again)
 
     @property
     def column(self) -> str:
@@ -130,6 +179,59 @@ class Gap(BaseModel):
         return f"not asserted: {self.guarantee} on {self.on} (why: {self.why})"
 
 
+class OfQemu(BaseModel):
+    """A QEMU of a run; :class:`harness.qemu.identity.Identity` explains the fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    version: str = ""
+    package_version: str | None = None
+    build_id: str | None = None
+    git_describe: str | None = None
+    path: str = ""
+
+
+class OfCell(BaseModel):
+    """A cell of a run: QEMU, architecture, kernel, machine type and accelerator, by name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    qemu: str
+    arch: str
+    kernel: str
+    kernel_version: str
+    machine: str
+    accelerator: str
+
+
+class About(BaseModel):
+    """The circumstances of a run, or of a shard.
+
+    :ivar begun: ISO 8601, in UTC. :ivar ended: also; empty while it runs.
+    :ivar cores: that the run could use. :ivar load_begin: the host's load average of one minute.
+    :ivar harness_commit: ``None`` for a harness that is no git checkout.
+    :ivar harness_dirty: whether files of the checkout differ from that commit.
+    :ivar options: what the user gave on the command line.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    begun: str
+    ended: str = ""
+    exit_code: int | None = None
+    host: str
+    cores: int
+    load_begin: float
+    load_end: float | None = None
+    harness_version: str
+    harness_commit: str | None = None
+    harness_dirty: bool = False
+    options: tuple[str, ...] = ()
+    qemus: tuple[OfQemu, ...] = ()
+    cells: tuple[OfCell, ...] = ()
+
+
 class Shard(BaseModel):
     """The part of a run that a shard is: ``index`` of ``count``, counted from 1.
 
@@ -149,6 +251,7 @@ class Run(BaseModel):
     """A run, or a shard of one.
 
     :ivar wanted: the tests that were selected for the whole run, also in a shard.
+    :ivar about: the circumstances: of the run, or of each shard.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -156,6 +259,7 @@ class Run(BaseModel):
     results: tuple[Result, ...]
     shard: Shard | None = None
     wanted: tuple[Wanted, ...] = ()
+    about: tuple[About, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -265,7 +369,11 @@ def merge(runs: Sequence[tuple[str, Run]]) -> Run:
             f"shards missing: {', '.join(f'{index}/{first.count}' for index in missing if first)}"
         )
     results = sorted((result for _, run in runs for result in run.results), key=lambda result: result.test)
-    return Run(results=tuple(results), wanted=runs[0][1].wanted if runs else ())
+    return Run(
+        results=tuple(results),
+        wanted=runs[0][1].wanted if runs else (),
+        about=tuple(about for _, run in runs for about in run.about),
+    )
 
 
 def tables(run: Run) -> list[Table]:
@@ -312,7 +420,14 @@ def _notable(results: Iterable[Result]) -> Iterable[Table]:
         table = Table("outcome", "test", "why", title="failures")
         for result in bad:
             style = _STYLES[result.outcome]
-            table.add_row(f"[{style}]{result.outcome}[/]", escape(result.test), escape(result.why))
+            runs = f", {result.runs}{' (flaky)' if result.flaky else ''}" if result.runs else ""
+            table.add_row(f"[{style}]{result.outcome}{runs}[/]", escape(result.test), escape(result.why))
+        yield table
+    flaky = [result for result in bad if result.flaky]
+    if flaky:
+        table = Table("test", "what differed", title="flaky: another outcome when run again")
+        for result in flaky:
+            table.add_row(escape(result.test), escape(differences(result)))
         yield table
     unknown = [line for result in listed for line in _range_unknown(result)]
     if unknown:
@@ -327,6 +442,20 @@ def _notable(results: Iterable[Result]) -> Iterable[Table]:
         for (column, why), number in skipped.items():
             table.add_row(escape(column), str(number), escape(why))
         yield table
+
+
+def differences(result: Result) -> str:
+    """What differed between the runs of a flaky test: outcomes, host load, seconds, signatures."""
+    runs: tuple[Result | Again, ...] = (result, *result.again)
+    parts = [f"outcomes: {', '.join(str(one.outcome) for one in runs)}"]
+    loads = [one.load for one in runs if one.load is not None]
+    if len(loads) == len(runs):
+        parts.append(f"load: {', '.join(f'{load:.1f}' for load in loads)}")
+    parts.append(f"seconds: {', '.join(f'{one.seconds:.1f}' for one in runs)}")
+    signatures = dict.fromkeys(one.signature for one in runs if one.signature)
+    if len(signatures) > 1:
+        parts.append(f"signatures: {'; '.join(signatures)}")
+    return "; ".join(parts)
 
 
 def _range_unknown(result: Result) -> Iterable[tuple[str, str]]:

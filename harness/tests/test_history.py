@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import CommandFailed, QemuError, SetupError, UsageError, WaitTimeout
-from harness.history import History, Kind, outcome_of, read
+from harness.history import History, Kind, heads, outcome_of, read
 
 
 @pytest.fixture
@@ -130,3 +130,17 @@ def test_the_error_for_an_invalid_line_has_its_number(path: Path, line: str, com
 def test_no_history(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot read this history"):
         read(tmp_path / "absent")
+
+
+def test_heads_are_the_entries_without_their_values(tmp_path: Path) -> None:
+    """What the writer of a history writes is what the fast reader of it reads."""
+    opened = History(tmp_path / "h")
+    opened.invoke("source", "qmp:device_del", {"id": 'a"b', "text": '\n{"seq": 7, "kind": "ok"'}).ok({})
+    opened.event("source", "event:DEVICE_DELETED", {"device": "ü\udcff"})
+    with pytest.raises(ValueError, match="no"), opened.operation("guest:source", "ssh:run"):
+        raise ValueError("no")
+    opened.close()
+    entries = read(tmp_path / "h")
+    assert len(entries) == 6
+    assert heads(tmp_path / "h") == [(e.t_s, e.kind, e.actor, e.f, e.op) for e in entries]
+    assert heads(tmp_path / "none") == []

@@ -133,8 +133,14 @@ class Store:
         measurements: Iterable[rows.Measurement] = (),
         confirmations: Iterable[rows.Confirmation] = (),
     ) -> int:
-        """Write a result with all that belongs to it, and return its id; its test is not running any more."""
+        """Write a result with all that belongs to it, and return its id; its test is not running any more.
+
+        An earlier result of the same test in the same run is replaced: a plugin may have run it again.
+        """
         with self.transaction():
+            self._db.execute(
+                "DELETE FROM result WHERE run_id = ? AND nodeid = ?", (result.run_id, result.nodeid)
+            )
             found = self._insert(result)
             for measurement in measurements:
                 self._insert(replace(measurement, result_id=found))
@@ -145,10 +151,11 @@ class Store:
             )
             return found
 
-    def add_confirmation(self, confirmation: rows.Confirmation) -> None:
-        """Write one more run of a failed test."""
+    def add_confirmations(self, result_id: int, confirmations: Iterable[rows.Confirmation]) -> None:
+        """Write further runs of a failed test."""
         with self.transaction():
-            self._insert(confirmation)
+            for confirmation in confirmations:
+                self._insert(replace(confirmation, result_id=result_id))
 
     def add_finding(self, finding: rows.Finding) -> int:
         """Write what an exploration, or a fault, showed, and return its id."""

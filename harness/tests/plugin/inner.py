@@ -18,7 +18,7 @@ import pytest
 from harness.artifacts import Artifacts
 from harness.history import History
 from harness.matrix import Matrix
-from harness.plugin.fixtures import FOLDER, TESTBED
+from harness.plugin.fixtures import FOLDER, TESTBED, artifacts_of
 from harness.testbed import Testbed
 
 pytest_plugins = ["harness.plugin"]
@@ -29,7 +29,7 @@ def pytest_configure() -> None:
     qemu = (SimpleNamespace(name="7.2", key="k"), SimpleNamespace(version_text="7.2.22"))
     Matrix.prepare = lambda self: []  # type: ignore[method-assign]
     Matrix.qemu = lambda self, name: cast(Any, qemu)  # type: ignore[method-assign]
-    Matrix.image = lambda self, name: cast(Any, SimpleNamespace(kernel_version="6.1.0", key="k"))  # type: ignore[method-assign]
+    Matrix.image = lambda self, name: cast(Any, SimpleNamespace(name="6.1", kernel_version="6.1.0", key="k"))  # type: ignore[method-assign]
 
 
 class RecordedTestbed:
@@ -88,7 +88,7 @@ def empty_testbed(request: pytest.FixtureRequest, artifacts_root: Path) -> Itera
 
 
 def _recorded(request: pytest.FixtureRequest, root: Path, *, launched: bool) -> Iterator[RecordedTestbed]:
-    artifacts = Artifacts.create(root, request.node.nodeid)
+    artifacts = artifacts_of(request.node, root)
     request.node.stash[FOLDER] = artifacts
     made = RecordedTestbed(artifacts, launched=launched)
     request.node.stash[TESTBED] = cast(Testbed, made)

@@ -204,7 +204,7 @@ def _report(when: str, longrepr: str, said: dict[str, Any] | None) -> pytest.Tes
         "scenarios/test_leak.py::t", where, {}, outcome, longrepr or None, cast(Any, when), (), 1.0
     )
     if said is not None:
-        setattr(report, outcomes._FACTS, said)
+        setattr(report, outcomes.FACTS, said)
     return report
 
 

@@ -161,3 +161,20 @@ def test_the_summary_of_an_older_run_can_be_read(tmp_path: Path) -> None:
     content = Run(results=(result(),)).model_dump(mode="json", exclude={"wanted", "not_asserted"})
     (tmp_path / summary.NAME).write_text(json.dumps(content))
     assert summary.read(tmp_path).not_asserted == ()
+
+
+def test_a_failure_that_was_run_again_says_how_often_it_was_seen() -> None:
+    def again(outcome: Outcome, signature: str) -> summary.Again:
+        return summary.Again(outcome=outcome, signature=signature, seconds=2.0, load=0.5)
+
+    failed = Result(
+        test="t", guarantee="g", qemu="7.2", outcome=Outcome.FAILED, signature="a", seconds=1.0, load=9.0
+    )
+    same = failed.model_copy(update={"again": (again(Outcome.FAILED, "a"),) * 3})
+    flaky = failed.model_copy(update={"again": (again(Outcome.PASSED, ""), again(Outcome.FAILED, "b"))})
+    assert (failed.runs, same.runs, flaky.runs) == ("", "4 of 4", "2 of 3")
+    assert [one.flaky for one in (failed, same, flaky)] == [False, False, True]
+    assert summary.differences(flaky) == (
+        "outcomes: new failure, passed, new failure; load: 9.0, 0.5, 0.5; seconds: 1.0, 2.0, 2.0; "
+        "signatures: a; b"
+    )

@@ -60,7 +60,7 @@ def test_what_is_written_is_read_again(path: Path) -> None:
             [rows.Measurement(name="start", unit="s", value=0.25)],
             [rows.Confirmation(number=1, outcome="passed", seconds=1.0)],
         )
-        opened.add_confirmation(rows.Confirmation(result_id=result, number=2, outcome="passed", seconds=2.0))
+        opened.add_confirmations(result, [rows.Confirmation(number=2, outcome="passed", seconds=2.0)])
         opened.add_finding(rows.Finding(run_id=run, kind="fault", name="tag-kept", outcome="caught"))
         opened.end_run(run, ended="2026-11-29T02:01:00+00:00", exit_code=1, load=1.5)
     with Store(path, read_only=True) as read:
@@ -111,16 +111,27 @@ def test_a_transaction_is_all_or_nothing(path: Path) -> None:
     with Store(path) as opened:
         run = begin(opened)
 
-        def write_twice() -> None:
+        def write_half() -> None:
             with opened.transaction():
                 opened.add_result(replace(RESULT, run_id=run))
-                opened.add_result(replace(RESULT, run_id=run))
+                begin(opened)  # Its uuid is there already.
 
         with pytest.raises(SetupError, match="UNIQUE"):
-            write_twice()
+            write_half()
         assert opened.select(rows.Result) == []
         opened.add_result(replace(RESULT, run_id=run))
         assert len(opened.select(rows.Result)) == 1
+
+
+def test_the_last_result_of_a_test_counts(path: Path) -> None:
+    """As with a plugin that runs a failed test again, and reports both."""
+    measured = rows.Measurement(name="start", unit="s", value=1.0)
+    with Store(path) as opened:
+        run = begin(opened)
+        opened.add_result(replace(RESULT, run_id=run, outcome="new failure"), [measured])
+        opened.add_result(replace(RESULT, run_id=run), [measured])
+        assert [result.outcome for result in opened.select(rows.Result)] == ["passed"]
+        assert len(opened.select(rows.Measurement)) == 1
 
 
 def test_a_full_disk_is_a_setup_error_and_the_file_stays_whole(path: Path) -> None:

@@ -1,0 +1,246 @@
+"""Writes runs and their results, as :mod:`harness.report.summary` has them, into a history."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+
+from harness.errors import UsageError
+from harness.report.nights import rows
+from harness.report.nights.about import load, now
+from harness.report.nights.measurements import slopes
+from harness.report.nights.store import Store
+from harness.report.summary import NO_QEMU, About, Again, OfCell, OfQemu, Result, Run
+
+#: The kinds of runs.
+SCENARIOS, MERGE, FAULTS, EXPLORE, BENCH = "scenarios", "merge", "faults", "explore", "bench"
+#: The key of a cell: the names of QEMU and kernel, the version of the kernel, and the machine type.
+_Key = tuple[str, str, str, str]
+_TOO_OLD = "these summaries do not say when and where they were made: make them again with this harness"
+
+
+class Recorder:
+    """One run in a history. It is incomplete until :meth:`end` is called.
+
+    Every method raises :class:`~harness.errors.SetupError` when the file cannot be written.
+
+    :param path: the history. :raises UsageError: when it cannot be one (see :class:`Store`).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._store = Store(path)
+        self._run = 0
+        self._qemus: dict[str, int] = {}
+        self._cells: dict[_Key, int] = {}
+        self._results: dict[str, int] = {}
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._store.close()
+
+    def begin(
+        self, kind: str, about: About, *, shard: str | None = None, expected: int | None = None
+    ) -> None:
+        """The run begins."""
+        with self._store.transaction():
+            self._run = self._store.begin_run(
+                rows.Run(
+                    uuid=str(uuid.uuid4()),
+                    kind=kind,
+                    begun=about.begun,
+                    host=about.host,
+                    cores=about.cores,
+                    load_begin=about.load_begin,
+                    harness_version=about.harness_version,
+                    harness_commit=about.harness_commit,
+                    harness_dirty=about.harness_dirty,
+                    options=about.options,
+                    shard=shard,
+                    expected=expected,
+                )
+            )
+            self._add(about)
+
+    def expect(self, tests: int, *, shard: str | None = None) -> None:
+        """The run has so many tests."""
+        self._store.describe_run(self._run, expected=tests, shard=shard)
+
+    def begin_test(self, nodeid: str, worker: str) -> None:
+        """A worker begins a test."""
+        self._store.begin_test(rows.Running(run_id=self._run, worker=worker, nodeid=nodeid, begun=now()))
+
+    def add(self, result: Result) -> None:
+        """A test has ended. The last one of several results of a test counts."""
+        with self._store.transaction():
+            self._results[result.test] = self._store.add_result(
+                rows.Result(
+                    run_id=self._run,
+                    cell_id=self._cell(result),
+                    nodeid=result.test,
+                    test=test_of(result),
+                    guarantees=(result.guarantee,),
+                    outcome=str(result.outcome),
+                    signature=result.signature or None,
+                    cause=result.why or None,
+                    bug=result.bug or None,
+                    begun=result.begun or now(),
+                    seconds=result.seconds,
+                    worker=result.worker or None,
+                    artefacts=result.artifacts or None,
+                    load=result.load,
+                ),
+                [
+                    rows.Measurement(name=name, unit=measured.unit, value=measured.value)
+                    for name, measured in (result.measurements | slopes(result.leaks)).items()
+                ],
+                [_confirmation(number, again) for number, again in enumerate(result.again, start=1)],
+            )
+
+    def confirm(self, nodeid: str, again: Iterable[Again]) -> None:
+        """A failed test was run again."""
+        result = self._results.get(nodeid)
+        if result is not None:
+            self._store.add_confirmations(
+                result, [_confirmation(number, one) for number, one in enumerate(again, start=1)]
+            )
+
+    def find(self, kind: str, name: str, outcome: str, *, detail: str = "", artefacts: str = "") -> None:
+        """An exploration, or a run of faults, has found something."""
+        self._store.add_finding(
+            rows.Finding(
+                run_id=self._run,
+                kind=kind,
+                name=name,
+                outcome=outcome,
+                detail=detail or None,
+                artefacts=artefacts or None,
+            )
+        )
+
+    def end(self, exit_code: int | None, *, ended: str = "", load_end: float | None = None) -> None:
+        """The run is complete."""
+        self._store.end_run(
+            self._run,
+            ended=ended or now(),
+            exit_code=exit_code,
+            load=load() if load_end is None else load_end,
+        )
+
+    def add_run(self, kind: str, run: Run, exit_code: int) -> None:
+        """A whole run, in one transaction: in the file completely, or not at all."""
+        about = joined(run.about)
+        with self._store.transaction():
+            self.begin(kind, about, expected=len(run.results))
+            for result in run.results:
+                self.add(result)
+            self.end(exit_code, ended=about.ended, load_end=about.load_end)
+
+    def _add(self, about: About) -> None:
+        for qemu in about.qemus:
+            self._qemu(qemu)
+        for cell in about.cells:
+            self._add_cell(cell)
+
+    def _qemu(self, qemu: OfQemu) -> int:
+        if qemu.name not in self._qemus:
+            self._qemus[qemu.name] = self._store.add_qemu(
+                rows.Qemu(
+                    run_id=self._run,
+                    name=qemu.name,
+                    version=qemu.version or None,
+                    package_version=qemu.package_version,
+                    build_id=qemu.build_id,
+                    git_describe=qemu.git_describe,
+                    path=qemu.path or None,
+                )
+            )
+        return self._qemus[qemu.name]
+
+    def _add_cell(self, cell: OfCell) -> int:
+        key = (cell.qemu, cell.kernel, cell.kernel_version, cell.machine)
+        if key not in self._cells:
+            self._cells[key] = self._store.add_cell(
+                rows.Cell(
+                    run_id=self._run,
+                    qemu_id=self._qemu(OfQemu(name=cell.qemu)),
+                    arch=cell.arch,
+                    kernel=cell.kernel,
+                    kernel_version=cell.kernel_version or None,
+                    machine_type=cell.machine,
+                    accelerator=cell.accelerator or None,
+                )
+            )
+        return self._cells[key]
+
+    def _cell(self, result: Result) -> int | None:
+        """The cell of a result; one that nothing was said about, such as one without hotplug, is added."""
+        if result.qemu == NO_QEMU:
+            return None
+        key = (result.qemu, result.kernel_name, result.kernel, result.machine)
+        if key in self._cells:
+            return self._cells[key]
+        self._qemu(OfQemu(name=result.qemu, version=result.version))
+        return self._add_cell(
+            OfCell(
+                qemu=result.qemu,
+                arch="x86_64",
+                kernel=result.kernel_name,
+                kernel_version=result.kernel,
+                machine=result.machine,
+                accelerator="",
+            )
+        )
+
+
+def _confirmation(number: int, again: Again) -> rows.Confirmation:
+    return rows.Confirmation(
+        number=number,
+        outcome=str(again.outcome),
+        signature=again.signature or None,
+        seconds=again.seconds,
+        artefacts=again.artifacts or None,
+        load=again.load,
+    )
+
+
+def test_of(result: Result) -> str:
+    """The id of a test without the names of its cell, which is the same over cells and nights."""
+    before, bracket, parameters = (result.scenario or result.test).partition("[")
+    if bracket and result.machine:
+        parameters = re.sub(rf"(^|-){re.escape(result.machine)}(?=[-\]])", "", parameters, count=1)
+    inside = parameters.removesuffix("]").strip("-")
+    return f"{before}[{inside}]" if inside else before
+
+
+def joined(parts: Iterable[About]) -> About:
+    """The circumstances of a run in parts: each part's where they are the same, or else all of them."""
+    abouts = list(parts)
+    if not abouts:
+        raise UsageError(_TOO_OLD)
+    first = abouts[0]
+    return About(
+        begun=min(about.begun for about in abouts),
+        ended=max(about.ended for about in abouts),
+        host=", ".join(dict.fromkeys(about.host for about in abouts)),
+        cores=sum(about.cores for about in abouts),
+        load_begin=max(about.load_begin for about in abouts),
+        load_end=max((about.load_end for about in abouts if about.load_end is not None), default=None),
+        harness_version=", ".join(dict.fromkeys(about.harness_version for about in abouts)),
+        harness_commit=", ".join(dict.fromkeys(filter(None, (about.harness_commit for about in abouts))))
+        or None,
+        harness_dirty=any(about.harness_dirty for about in abouts),
+        options=first.options,
+        qemus=tuple({qemu.name: qemu for about in abouts for qemu in about.qemus}.values()),
+        cells=tuple(dict.fromkeys(cell for about in abouts for cell in about.cells)),
+    )
