@@ -8,16 +8,20 @@ machine type.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import Any
 
 from harness.guarantees import in_order
 from harness.report.nights import rows
+from harness.report.nights.history import time
 from harness.report.nights.store import Store
 from harness.report.summary import Outcome
 
 OUTCOMES = tuple(str(outcome) for outcome in Outcome)
 #: An outcome that a newer harness wrote.
 _UNKNOWN = OUTCOMES.index(str(Outcome.SKIPPED))
+#: The time before the newest run in which runs are shown.
+_SHOWN = timedelta(days=183)
 #: Characters of a cause; the artefacts have the rest.
 _CAUSE = 2000
 
@@ -39,14 +43,15 @@ class Table:
 
 
 class Columns:
-    """The data of the runs since a time.
+    """The data of the newest runs.
 
-    :param since: ISO 8601; ``None`` for all runs.
-    :ivar results: the rows of the results, in the order of the columns.
+    :ivar runs: those of half a year, the oldest first.
+    :ivar results: the rows of their results, in the order of the columns.
     """
 
-    def __init__(self, store: Store, since: str | None = None) -> None:
-        self.runs = store.select(rows.Run, "begun >= ?", (since or "",), order="begun, id")
+    def __init__(self, store: Store) -> None:
+        runs = store.select(rows.Run, order="begun, id")
+        self.runs = [run for run in runs if time(run.begun) > time(runs[-1].begun) - _SHOWN]
         first = min((run.id for run in self.runs), default=0)
         number = {run.id: index for index, run in enumerate(self.runs)}
         self.results = _once(

@@ -20,6 +20,7 @@ from harness.artifacts import HISTORY, Artifacts
 from harness.errors import HarnessError
 from harness.report.evidence import last_lines
 from harness.report.nights import rows
+from harness.report.nights.failed import Failed
 from harness.report.summary import Outcome
 from harness.report.timeline import files as timeline_files
 from harness.report.timeline.reading import timeline_of
@@ -32,18 +33,6 @@ _TIMELINES, _FILE = 12_000_000, 2_000_000
 _SHOWN = (Outcome.FAILED, Outcome.FIXED, Outcome.KNOWN)
 #: A known bug is shown in full for the newest run that met it.
 _OLD_NEWS = (Outcome.KNOWN,)
-
-
-@dataclass(frozen=True)
-class About:
-    """What an analysis of the history knows of a failure.
-
-    :ivar facts: names and values, such as ``("Last good", "2026-11-28")``.
-    :ivar commands: command lines that look further.
-    """
-
-    facts: tuple[tuple[str, str], ...] = ()
-    commands: tuple[str, ...] = ()
 
 
 @dataclass
@@ -59,9 +48,12 @@ class Failures:
     timelines: dict[str, str] = field(default_factory=dict)
 
     def collect(
-        self, results: Sequence[rows.Result], runs: Mapping[int, rows.Run], about: Mapping[int, About]
+        self, results: Sequence[rows.Result], runs: Mapping[int, rows.Run], known: Mapping[int, Failed]
     ) -> None:
-        """Describe every failure among ``results``, and copy the files of the newest ones."""
+        """Describe every failure among ``results``, and copy the files of the newest ones.
+
+        :param known: what the history says about failed results, by their ids.
+        """
         told: set[tuple[str, str | None]] = set()
         kept: set[str] = set()
         order = sorted(range(len(results)), key=lambda i: _importance(results[i], runs), reverse=True)
@@ -69,7 +61,7 @@ class Failures:
             result = results[index]
             if result.outcome not in _SHOWN:
                 continue
-            made = self._described(index, result, runs[result.run_id], about.get(result.id, About()))
+            made = self._described(index, result, runs, known.get(result.id))
             again = result.outcome in _OLD_NEWS and (result.nodeid, result.bug) in told
             told.add((result.nodeid, result.bug))
             if len(kept) < _WITH_FILES and not again:
@@ -78,26 +70,24 @@ class Failures:
             self.data.append(made)
         self._remove_others(kept)
 
-    def _described(self, index: int, result: rows.Result, run: rows.Run, about: About) -> dict[str, Any]:
+    def _described(
+        self, index: int, result: rows.Result, runs: Mapping[int, rows.Run], known: Failed | None
+    ) -> dict[str, Any]:
         return {
-            "id": failure_id(run, result),
+            "id": failure_id(runs[result.run_id], result),
             "result": index,
             "signature": result.signature or "",
-            "facts": [list(fact) for fact in about.facts],
-            "commands": list(about.commands or self._commands(result)),
+            "since": _since(known, runs) if known else None,
+            "commands": list(known.commands if known else self._commands(result)),
             "evidence": [],
             "files": [],
             "why": "",
         }
 
     def _commands(self, result: rows.Result) -> list[str]:
-        commands = [f"pytest {shlex.quote(result.nodeid)}"]
+        """For a result that is no new failure."""
         folder = self._artefacts(result)
-        if folder is not None:
-            commands += [
-                f"harness {what} {shlex.quote(str(folder))}" for what in ("replay", "bisect --releases")
-            ]
-        return commands
+        return [] if folder is None else [shlex.join(["harness", "replay", str(folder)])]
 
     def _artefacts(self, result: rows.Result) -> Path | None:
         """The test's folder, if it still exists. A relative path is one beside the history."""
@@ -151,6 +141,16 @@ class Failures:
 def failure_id(run: rows.Run, result: rows.Result) -> str:
     """A name for the failure that is the same on every page: it is part of links."""
     return hashlib.sha256(f"{run.uuid} {result.nodeid}".encode()).hexdigest()[:16]
+
+
+def _since(known: Failed, runs: Mapping[int, rows.Run]) -> dict[str, Any]:
+    """The nights between which the failure began. A run that is not on the page has no date."""
+    first, good = runs.get(known.first_bad), runs.get(known.last_good or 0)
+    return {
+        "first_bad": first.begun if first else "",
+        "last_good": good.begun if good else "",
+        "changed": list(known.changed),
+    }
 
 
 def _importance(result: rows.Result, runs: Mapping[int, rows.Run]) -> tuple[bool, str, int]:

@@ -41,10 +41,14 @@
   const time = iso => iso ? `${iso.slice(0, 16).replace("T", " ")} UTC` : "";
   const testHref = (test, lane) => `#/test/${encodeURIComponent(D.tests[test].name)}${lane === undefined ? "" : `?lane=${lane}`}`;
   const failureHref = failure => `#/failure/${failure.id}`;
-  // A lane is called by what differs between lanes, and always by its QEMU.
+  // A lane is called by what differs between lanes, and always by its machine type.
   const varies = name => new Set(D.lanes.filter(lane => lane.qemu).map(lane => lane[name])).size > 1;
   const NAMED = [["kernel", kernel => `Linux ${kernel}`], ["arch", arch => arch], ["machine", machine => machine]].filter(([name]) => name === "machine" || varies(name));
-  const LANES = D.lanes.map(lane => [lane.qemu, ...NAMED.map(([name, shown]) => lane[name] && shown(lane[name]))].filter(Boolean).join(", ") || "no QEMU");
+  // A QEMU given by path is called by the end of it, where that is enough.
+  const tail = path => path.split("/").slice(-2).join("/");
+  const tails = D.lanes.map(lane => lane.qemu).filter((path, n, all) => all.indexOf(path) === n).map(tail);
+  const qemuName = path => path.split("/").length > 3 && tails.filter(one => one === tail(path)).length === 1 ? `…/${tail(path)}` : path;
+  const LANES = D.lanes.map(lane => [lane.qemu && (varies("qemu") || !lane.machine) && qemuName(lane.qemu), ...NAMED.map(([name, shown]) => lane[name] && shown(lane[name]))].filter(Boolean).join(", ") || "no QEMU");
   const laneName = lane => LANES[lane];
   const laneOf = result => D.cells[R.cell[result]].lane;
   const cause = result => R.text[result] < 0 ? "" : D.texts[R.text[result]];
@@ -140,17 +144,94 @@
     const incomplete = D.runs.filter(run => run.night === NIGHTS[last] && !run.ended);
     return [
       h("h2", {}, D.one ? `Run of ${time(D.runs[0] && D.runs[0].begun)}` : `Night of ${NIGHTS[last] || "no run yet"}`),
+      varies("qemu") ? null : h("p", { class: "soft" }, `QEMU ${unique(latest.map(i => D.cells[R.cell[i]].qemu)).join("; ")}`),
       incomplete.map(run => h("p", {}, h("strong", {}, "Incomplete run: "), `${run.kind} of ${time(run.begun)}`,
         run.running.length ? `; it was running ${run.running.join(", ")}` : "")),
       h("ul", { class: "tiles" }, [FAILED, FIXED, KNOWN, PASSED, SKIPPED].map(outcome => h("li", {}, h("a", {
         href: fragment("/results", new URLSearchParams([...query, ["night", NIGHTS[last] || ""], ["outcome", OUTCOMES[outcome][0]]])),
         class: outcome === FAILED && counts[outcome] ? "has-bad" : null }, h("b", {}, String(counts[outcome])), OUTCOMES[outcome][0])))),
-      bad.length ? [h("h3", {}, "Where to look"), table(["Outcome!", "Test and cause", "On!", "Again!"], bad.slice(0, 50).map(row4))] : null,
+      D.report ? newFailures(query)
+        : bad.length ? [h("h3", {}, "Where to look"), listed(["Outcome!", "Test and cause", "On!", "Again!"], bad, row4, {}, 50)] : null,
       h("h3", {}, D.one ? "Guarantees" : "Guarantee, QEMU and machine type over the nights"),
       D.one ? matrix(found) : heatMap(found, query),
       D.gaps.length ? [h("h3", {}, "Not asserted"), table(["Guarantee", "On", "Why"], D.gaps.map(gap => [gap.guarantee, gap.on, gap.why]))] : null,
+      D.report ? otherNews(query) : null,
       skips(latest),
     ];
+  }
+
+  // What the history says about its newest night (harness nights): computed where the page was made.
+
+  function placeMatches(query) {
+    const guarantee = D.guarantees.indexOf(query.get("guarantee")), text = (query.get("text") || "").toLowerCase();
+    const tests = new Map(D.tests.map(test => [test.name, test]));
+    return (place, cause_ = "") => ["qemu", "kernel"].every(name => !query.get(name) || place[name] === query.get(name))
+      && (!query.get("machine") || place.machine_type === query.get("machine"))
+      && (guarantee < 0 || (tests.get(place.test) || { guarantees: [] }).guarantees.includes(guarantee))
+      && (!text || place.test.toLowerCase().includes(text) || cause_.toLowerCase().includes(text));
+  }
+  const laneAt = place => D.lanes.findIndex(lane => lane.qemu === place.qemu && lane.kernel === place.kernel && lane.arch === place.arch && lane.machine === place.machine_type);
+  function placeLink(place) {
+    const test = D.tests.findIndex(one => one.name === place.test), lane = laneAt(place);
+    const on = lane < 0 ? place.machine_type : laneName(lane);
+    return [test < 0 ? place.test : h("a", { href: testHref(test, lane < 0 ? undefined : lane) }, place.test), h("span", { class: "soft" }, ` ${on}`)];
+  }
+  function lastFailure(place) {
+    const test = D.tests.findIndex(one => one.name === place.test), lane = laneAt(place);
+    const found = (byTest.get(test) || []).filter(i => laneOf(i) === lane && R.outcome[i] === FAILED && failureOf.has(i));
+    return found.length ? failureOf.get(found[found.length - 1]) : null;
+  }
+  const differences = changed => changed.length ? h("ul", { class: "plain" }, changed.map(one => h("li", {}, `${one.what} ${one.before || "none"} → ${one.after || "none"}`)))
+    : "nothing that the history records";
+  const share = of => `${of.failures} of ${of.attempts}`;
+  const percent = of => `${share(of)} (${Math.round(100 * of.low)} to ${Math.round(100 * of.high)} %)`;
+  const build = night => night && [night.qemu, night.package_version || night.git_describe || night.version].filter(Boolean).join(" ");
+  const facts = rows => h("dl", {}, rows.filter(([, value]) => value).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+  const placesOf = places => h("ul", { class: "plain" }, places.slice(0, 8).map(place => h("li", {}, placeLink(place))),
+    places.length > 8 ? h("li", { class: "soft" }, `and ${places.length - 8} more`) : null);
+
+  function newFailures(query) {
+    const matches = placeMatches(query), shown = D.report.new.filter(one => one.tests.some(place => matches(place, one.cause)));
+    return [h("h3", {}, `New failures: ${shown.length || "none"}`), shown.map(one => {
+      const failure = lastFailure(one.tests[0]);
+      return h("section", { class: "card", "aria-label": "New failure" }, h("p", { class: "cause" }, failure ? h("a", { href: failureHref(failure) }, one.cause) : one.cause),
+        facts([["At fault", one.of_the_host && "the host or the harness, not QEMU"],
+          ["Run again", one.again ? `failed ${share(one.again)} times` : "not run again (pytest --confirm N)"], ["Tests", placesOf(one.tests)],
+          ["First bad", `${time(one.first_bad.begun)}, ${build(one.first_bad)}`],
+          ["Last good", one.last_good ? `${time(one.last_good.begun)}, ${build(one.last_good)}; ${plural(one.good_nights, "night")} in a row` : "never in this history"],
+          ["Changed between", one.last_good && differences(one.changed)]]), h("pre", { tabindex: "0", role: "region", "aria-label": "Commands" }, `${one.replay}\n${one.bisect}`));
+    })];
+  }
+
+  function otherNews(query) {
+    const matches = placeMatches(query), any = one => one.tests.some(place => matches(place, one.cause));
+    const of = D.report, standing = of.standing.filter(any), flaky = of.flaky.filter(one => matches(one.test));
+    const gone = [...of.fixed, ...of.ended].filter(any), met = of.met.filter(any);
+    const trends = of.trends.filter(one => one.series.some(moved => matches(moved.test)));
+    const since = night => night ? night.begun.slice(0, 10) : "never";
+    const section = (title, list, heads, row) => list.length ? [h("h3", {}, `${title}: ${list.length}`), listed(heads, list, row, {}, 20)] : null;
+    return [
+      section("Failures that began earlier", standing, ["Since!", "Cause and tests", "Changed then"], one => [since(one.first_bad), [one.cause, placesOf(one.tests)], one.last_good ? differences(one.changed) : ""]),
+      section("Fixed", gone, ["Since!", "What", "Changed then"], one => [since(one.first), [one.bug ? `known bug ${one.bug}` : one.signature, placesOf(one.tests)], differences(one.changed)]),
+      section("Known bugs that a test did not meet before", met, ["Since!", "What", "Changed then"], one => [since(one.first), [one.bug, placesOf(one.tests)], differences(one.changed)]),
+      section("Flaky", flaky, ["Failed in!", "Switches!", "Run again!", "Test", "Since"], one => [percent(one.rate), String(one.switches), one.again.attempts ? `${share(one.again)} failed` : "",
+        [placeLink(one.test), h("div", { class: "soft" }, Object.keys(one.signatures)[0] || "")], one.since ? [since(one.since.first), differences(one.since.changed)] : ""]),
+      section("Trends", trends, ["On!", "What", "Tests", "Changed then"], one => [since(one.first),
+        `${one.shape} of ${one.name === "seconds" ? "duration" : one.name}${one.factor ? `: ${one.factor.toFixed(2)} times` : ""}, in ${one.series.length} of ${plural(one.of, "test")}`,
+        h("ul", { class: "plain" }, one.series.slice(0, 5).map(moved => h("li", {}, `${moved.before.toPrecision(3)} → ${moved.after.toPrecision(3)} ${one.unit} `, placeLink(moved.test)))), differences(one.changed)]),
+      notRun(matches),
+    ];
+  }
+
+  function notRun(matches) {
+    const of = D.report, on = one => [one.qemu, one.kernel, one.arch, one.machine_type].filter(Boolean).join(", ");
+    const rows = [
+      ...of.gone_cells.map(one => ["a cell", on(one), `last on ${one.last.slice(0, 10)}`]),
+      ...of.gone.map(one => [plural(one.tests.length, "test"), placesOf(one.tests.filter(place => matches(place))), `not in the newest run; in that of ${one.before.slice(0, 10)}`]),
+      ...of.skipped.map(one => [plural(one.tests.length, "test"), placesOf(one.tests.filter(place => matches(place))), `skipped now: ${one.why}; last run on ${one.last_run.slice(0, 10)}`]),
+      ...of.not_asserted.map(one => ["a guarantee", `${one.guarantee} on ${one.qemu}`, `not asserted: ${one.why}${one.asserted ? `; last on ${one.asserted.slice(0, 10)}` : ""}`]),
+    ];
+    return rows.length ? [h("h3", {}, "Newly not run"), table(["What!", "Which", "Since"], rows)] : null;
   }
 
   function row4(i) {
@@ -387,7 +468,7 @@
     const facts = [["Test", h("a", { href: testHref(R.test[i], laneOf(i)) }, D.tests[R.test[i]].name)], ["Guarantee", D.tests[R.test[i]].guarantees.map(one => D.guarantees[one]).join(", ")],
       ["Known bug", bugOf(i)], ["QEMU", cell.qemu], ["Kernel", cell.kernel], ["Machine type", cell.machine], ["Run", `${run.kind} of ${time(run.begun)} on ${run.host}; it took ${seconds(R.seconds[i])}`],
       ["Harness", run.harness], ["Again", again(i) && `${again(i)}: ${[R.outcome[i], ...D.confirmations[i].map(one => one.outcome)].map(one => OUTCOMES[one][0]).join(", ")}`],
-      ["Signature", failure.signature && h("code", {}, failure.signature)], ...failure.facts];
+      ["Signature", failure.signature && h("code", {}, failure.signature)], ...since(failure.since)];
     return [h("h2", {}, badge(R.outcome[i]), " ", D.tests[R.test[i]].name), h("pre", { class: "cause" }, cause(i) || "no cause was recorded"),
       h("dl", {}, facts.filter(([, value]) => value).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
       failure.commands.length ? [h("h3", {}, "Commands"), failure.commands.map(command => h("pre", {}, command))] : null,
@@ -395,6 +476,13 @@
       failure.evidence.map(([title, lines]) => [h("h3", {}, title), h("pre", { tabindex: "0", role: "region", "aria-label": title }, lines.join("\n"))]),
       failure.files.length ? [h("h3", {}, "Files"), h("ul", {}, failure.files.map(([name, href]) => h("li", {}, h("a", { href }, name))))]
         : h("p", { class: "empty" }, failure.why || "The test's folder does not exist any more.")];
+  }
+
+  function since(found) {
+    if (!found) return [];
+    const changed = found.changed.length ? h("ul", { class: "plain" }, found.changed.map(line => h("li", {}, line))) : "nothing that the history records";
+    return [["First bad", time(found.first_bad) || "before the nights that are shown"], ["Last good", time(found.last_good) || "never in this history"],
+      ["Changed between", found.last_good && changed]];
   }
 
   function timeline(failure) {

@@ -15,8 +15,11 @@ from urllib.parse import unquote
 
 import pytest
 
+from harness.report.nights.history import load
+from harness.report.nights.report import report
 from harness.report.nights.store import Store
 from harness.report.page import write_page
+from harness.tests.report.nights import generator
 from harness.tests.report.page import histories
 
 _CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
@@ -294,6 +297,47 @@ def test_one_run_has_a_matrix_instead_of_a_heat_map(chromium: Any, tmp_path: Pat
     cell = made.texts(".matrix tbody tr:first-child td:nth-child(2)")
     assert cell == ["1 passed\n1 known bug (R1)"]
     assert made.tab.locator(".heat").count() == 0
+    made.tab.close()
+
+
+def test_the_overview_says_what_the_history_says(chromium: Any, tmp_path: Path) -> None:
+    plan = generator.Plan(regression=19, fix=19, flaky=0.4, skips=None, gone=19)
+    generator.write(tmp_path / "nights.sqlite", plan, nights=20)
+    with Store(tmp_path / "nights.sqlite", read_only=True) as store:
+        found = report(load(store))
+        made = Opened(chromium, write_page(store, tmp_path / "page", report=found))
+    heads = made.texts("main h3")
+    for head in ("New failures: 1", "Fixed: 1", "Flaky: 1", "Newly not run"):
+        assert head in heads
+    (card,) = made.texts(".card")
+    assert "failed 12 of 12 times" in card
+    assert "QEMU build-id 000000000000 → 131313131313" in card
+    assert "harness bisect scenarios/test_crash.py::test_crash_0 --machine pc --releases" in card
+    made.tab.get_by_label("Machine type").select_option("q35")
+    assert "Fixed: 1" in made.texts("main h3")
+    assert "Flaky: 1" not in made.texts("main h3")
+    made.tab.locator(".card .cause a").click()
+    made.tab.wait_for_selector("pre.cause")
+    assert made.texts("pre.cause") == [generator.CAUSE]
+    since = dict(zip(made.texts("main dt"), made.texts("main dd"), strict=True))
+    assert since["First bad"] == "2026-10-19 02:00 UTC"
+    assert since["Last good"] == "2026-10-18 02:00 UTC"
+    assert made.complaints == []
+    made.tab.close()
+
+
+def test_ten_thousand_results_are_shown(chromium: Any, tmp_path: Path) -> None:
+    generator.write(
+        tmp_path / "nights.sqlite", generator.Plan(tests=167, regression=55, flaky=0.2), nights=60
+    )
+    with Store(tmp_path / "nights.sqlite", read_only=True) as store:
+        made = Opened(chromium, write_page(store, tmp_path / "page"))
+    assert made.texts("footer")[0].startswith("10020 results of 60 runs")
+    made.go("#/results")
+    assert made.texts("main h2") == ["10020 results"]
+    assert made.tab.locator("main tbody tr").count() == 200
+    made.tab.get_by_role("button", name="Show more").click()
+    assert made.tab.locator("main tbody tr").count() == 1200
     made.tab.close()
 
 

@@ -12,10 +12,14 @@ from urllib.parse import unquote
 import pytest
 
 from harness.errors import SetupError
+from harness.report import summary
 from harness.report.nights import rows
 from harness.report.nights.store import Store
-from harness.report.page import About, write_page
+from harness.report.page import write_page, write_run_page
+from harness.report.page.columns import OUTCOMES
+from harness.report.summary import Outcome, Run
 from harness.tests.report.page import histories
+from harness.tests.report.test_summary import result
 
 
 @pytest.fixture
@@ -67,9 +71,17 @@ def test_results_are_columns_that_name_tests_and_cells(store: Store, tmp_path: P
     assert found["runs"][-1]["running"] == ["test_x.py::test_y"]
 
 
-def test_since_leaves_earlier_runs_out(store: Store, tmp_path: Path) -> None:
-    found = data(write_page(store, tmp_path, since="2026-11-28"))
-    assert [run["night"] for run in found["runs"]] == ["2026-11-28"]
+def half_a_year_later(store: Store) -> None:
+    begun = "2027-05-29T02:00:00+00:00"
+    store.begin_run(
+        rows.Run(uuid="late", kind="scenarios", begun=begun, host="ci", cores=1, harness_version="0.1.0")
+    )
+
+
+def test_runs_of_half_a_year_are_shown(store: Store, tmp_path: Path) -> None:
+    half_a_year_later(store)
+    found = data(write_page(store, tmp_path))
+    assert [run["night"] for run in found["runs"]] == ["2026-11-28", "2027-05-29"]
     assert len(found["results"]["test"]) == 8
     assert len(found["findings"]) == 1
 
@@ -116,7 +128,17 @@ def test_files_stay_when_the_tests_folder_is_gone(store: Store, tmp_path: Path) 
 def test_files_of_failures_that_are_not_shown_any_more_are_removed(store: Store, tmp_path: Path) -> None:
     page = write_page(store, tmp_path)
     assert (tmp_path / "failures" / failure(page)["id"]).is_dir()
-    write_page(store, tmp_path, since="2027-01-01")
+    half_a_year_later(store)
+    later = rows.Run(
+        uuid="later",
+        kind="scenarios",
+        begun="2027-08-30T02:00:00+00:00",
+        host="ci",
+        cores=1,
+        harness_version="0.1.0",
+    )
+    store.begin_run(later)
+    write_page(store, tmp_path)
     assert list((tmp_path / "failures").iterdir()) == []
 
 
@@ -144,12 +166,15 @@ def test_a_damaged_record_has_its_files_all_the_same(store: Store, tmp_path: Pat
     assert data(page)["timelines"] == {}
 
 
-def test_what_an_analysis_knows_is_shown(store: Store, tmp_path: Path) -> None:
-    (result,) = store.select(rows.Result, "outcome = 'new failure'")
-    about = {result.id: About((("Last good", "2026-11-27"),), ("harness bisect x",))}
-    found = failure(write_page(store, tmp_path, about=about))
-    assert found["facts"] == [["Last good", "2026-11-27"]]
-    assert found["commands"] == ["harness bisect x"]
+def test_a_failure_says_since_when_and_how_to_go_on(store: Store, tmp_path: Path) -> None:
+    found = failure(write_page(store, tmp_path))
+    assert found["since"]["first_bad"][:10] == "2026-11-28"
+    assert found["since"]["last_good"][:10] == "2026-11-27"
+    assert found["since"]["changed"] == ["QEMU version 7.2.1 → 7.2.2"]
+    assert [command.partition(" --")[0].split()[:2] for command in found["commands"]][1] == [
+        "harness",
+        "bisect",
+    ]
 
 
 def test_a_failure_keeps_its_name(store: Store, tmp_path: Path) -> None:
@@ -160,6 +185,22 @@ def test_a_failure_keeps_its_name(store: Store, tmp_path: Path) -> None:
 def test_an_empty_history_gives_a_page(tmp_path: Path) -> None:
     with Store(tmp_path / "empty.sqlite") as store:
         assert data(write_page(store, tmp_path / "page"))["results"]["test"] == []
+
+
+def test_a_run_has_the_same_page(tmp_path: Path) -> None:
+    skipped = result("c", guarantee="refusal", outcome=Outcome.SKIPPED, why="no libjemalloc2")
+    run = Run(results=(result(), result("b", outcome=Outcome.FAILED, why=histories.HOSTILE), skipped))
+    page = write_run_page(run, tmp_path)
+    assert page == tmp_path / summary.PAGE
+    found = data(page)
+    assert found["one"]
+    assert [OUTCOMES[outcome] for outcome in found["results"]["outcome"]] == [
+        "passed",
+        "new failure",
+        "skipped",
+    ]
+    assert found["gaps"][0]["why"] == "1 skipped: no libjemalloc2"
+    assert found["report"] is None
 
 
 def test_a_folder_that_cannot_be_written(store: Store, tmp_path: Path) -> None:
