@@ -19,7 +19,7 @@ from harness.explore import program as programs
 from harness.explore.attempt import Attempt, Failure
 from harness.explore.minimise import Minimised
 from harness.explore.program import Program
-from harness.explore.statistics import Reliability
+from harness.report.reliability import Reliability
 
 PROGRAM, ORIGINAL, DATA, README, TEST = (
     "program.json",

@@ -26,11 +26,11 @@ from harness.explore.replay import Attempts, Replay, discard, replay, shortest
 from harness.explore.statistics import (
     MOST_VALIDATIONS,
     Decision,
-    Reliability,
     SequentialTest,
     for_search,
     for_validation,
 )
+from harness.report.reliability import Reliability
 
 #: So many failures say how reliable the original is: without an attempt that passed, and with one.
 _FAILURES_WANTED = (5, 12)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from harness.errors import SetupError
 from harness.explore.attempt import Attempt, Ending
 from harness.explore.program import Program
-from harness.explore.statistics import Reliability
+from harness.report.reliability import Reliability
 
 #: Makes one attempt at each program; they come in that order (:class:`harness.explore.workers.Workers`).
 Attempts = Callable[[Iterable[Program]], Iterator[tuple[Program, Attempt]]]

@@ -13,8 +13,8 @@ from harness.explore import finding
 from harness.explore.attempt import Failure
 from harness.explore.finding import Finding
 from harness.explore.program import Program, text
-from harness.explore.statistics import Reliability
 from harness.layout import recipes_folder, scenarios_folder
+from harness.report.reliability import Reliability
 from harness.tests.cli.conftest import Harness
 from harness.tests.explore.fakes import program
 

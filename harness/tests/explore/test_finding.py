@@ -11,7 +11,7 @@ from harness.explore import finding
 from harness.explore.attempt import Attempt, Ending, Failure
 from harness.explore.finding import DATA, PROGRAM, RECORD, Finding
 from harness.explore.minimise import Minimised
-from harness.explore.statistics import Reliability
+from harness.report.reliability import Reliability
 from harness.tests.explore.fakes import program
 
 FAILURE = Failure("qemu_alive", 'QEMU died: "SIGSEGV" in 0x1234', "no leak", ("v9fs_read", "v9fs_free"), 1)
