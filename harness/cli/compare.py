@@ -1,4 +1,4 @@
-"""``harness compare``: compares two QEMUs, or two recorded runs."""
+"""``harness compare``: compares two QEMUs, or two sets of recorded runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from harness.cli.report import progress
-from harness.errors import SetupError
+from harness.errors import SetupError, UsageError
 from harness.layout import pytest_command, pytest_folder, scenarios_folder
 from harness.report import comparison, summary, tables
 from harness.report.pytest_run import run_pytest
@@ -19,30 +19,58 @@ from harness.report.summary import Run
 _RESULTS = (0, 1)
 
 
-@click.command(epilog="Example: harness compare 7.2 10.0 -k blocker")
+@click.command(
+    epilog="Examples: harness compare 7.2 10.0 -k blocker --rounds 6; "
+    "harness compare summary-of-monday summary-of-tuesday"
+)
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @click.option("-k", "expression", metavar="EXPRESSION", help="Run only these scenarios (pytest's -k).")
 @click.option("-n", "workers", default="auto", show_default=True, help="Workers (pytest-xdist's -n).")
-def compare(a: str, b: str, expression: str | None, workers: str) -> None:
-    """List the outcomes that changed from A to B, the scenarios that got slower, and leak slopes that differ.
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Run the scenarios so often against each QEMU, by turns, so that times can be tested.",
+)
+def compare(a: str, b: str, expression: str | None, workers: str, rounds: int) -> None:
+    """List the outcomes that changed from A to B, and the times and leak slopes that differ.
 
-    A and B are folders written by pytest --summary, or QEMUs (provisioned names or paths). The scenarios are
-    run against a QEMU. Exits with 1 when a scenario fails on B and does not fail on A.
+    A and B are QEMUs (provisioned names or paths), against which the scenarios are run, or folders written by
+    pytest --summary, or folders of such folders: several runs. Whether a time differs is decided by a
+    permutation test; what the runs are too few for is said. Exits with 1 when a scenario fails on B and does
+    not fail on A.
     """
     options = ["--thorough", "-n", workers, *(["-k", expression] if expression else [])]
-    runs = [_recorded(name) or _run(name, options) for name in (a, b)]
-    found = comparison.pairs(*runs)
+    runs = {name: _recorded(name) for name in (a, b)}
+    if rounds > 1 and all(runs.values()):
+        raise UsageError(f"--rounds {rounds}: only for a QEMU; {a} and {b} are recorded runs")
+    sides: dict[str, list[Run]] = {"a": list(runs[a]), "b": list(runs[b])}
+    for number in range(rounds):
+        for side, name in (("a", a), ("b", b)):
+            if not runs[name]:
+                if rounds > 1:
+                    progress(f"round {number + 1} of {rounds}, QEMU {name}")
+                sides[side].append(_run(name, options))
+    found = comparison.pairs(sides["a"], sides["b"])
     different = comparison.tables(found, a, b)
     tables.show(*different)
     if not different:
         click.echo(f"{len(found)} scenarios, no difference")
+    for line in comparison.times(found).lines(a, b):
+        click.echo(line)
     sys.exit(1 if any(pair.worse for pair in found) else 0)
 
 
-def _recorded(name: str) -> Run | None:
+def _recorded(name: str) -> list[Run]:
+    """The runs in a summary, or in the summaries of a folder; none for a QEMU."""
     path = Path(name)
-    return summary.read(path) if path.is_dir() or path.suffix == ".json" else None
+    if path.is_dir() and not (path / summary.NAME).exists():
+        several = sorted(path.glob(f"*/{summary.NAME}"))
+        if several:
+            return [summary.read(one) for one in several]
+    return [summary.read(path)] if path.is_dir() or path.suffix == ".json" else []
 
 
 def _run(qemu: str, options: list[str]) -> Run:

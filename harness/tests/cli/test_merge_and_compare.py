@@ -63,6 +63,32 @@ def test_a_folder_without_a_summary(harness: Harness, tmp_path: Path) -> None:
     assert "matrix.json: cannot be read" in ended.line
 
 
+def test_a_folder_of_summaries_is_several_runs(harness: Harness, tmp_path: Path) -> None:
+    for side, seconds in (("a", 1.0), ("b", 2.0)):
+        for number in range(4):
+            timed = result(scenario="s", qemu=side, seconds=seconds + number / 100)
+            _written(tmp_path / side / str(number), Run(results=(timed,)))
+    ended = harness("compare", tmp_path / "a", tmp_path / "b")
+    assert ended.status == 0
+    assert "times that differ" in ended.out
+    assert "2.0 s" in ended.out
+    refused = harness("compare", tmp_path / "a", tmp_path / "b", "--rounds", "2")
+    assert (refused.status, "recorded runs" in refused.line) == (2, True)
+
+
+def test_rounds_alternate(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def run(qemu: str, options: list[str]) -> Run:
+        asked.append(qemu)
+        return Run(results=(result(scenario="s", qemu=qemu, seconds=1.0),))
+
+    monkeypatch.setattr(compare, "_run", run)
+    ended = harness("compare", "7.2", "10.0", "--rounds", "2")
+    assert asked == ["7.2", "10.0", "7.2", "10.0"]
+    assert "times: 2 runs of each cannot show" in ended.out
+
+
 def test_the_scenarios_are_run_against_two_qemus(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

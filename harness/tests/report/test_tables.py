@@ -86,15 +86,19 @@ def test_a_table_goes_to_stderr_on_request(capsys: pytest.CaptureFixture[str]) -
     assert (captured.out, NAME in captured.err) == ("", True)
 
 
+def _timed(seconds: float) -> Run:
+    return Run(results=(result(NAME, seconds=seconds, leaks={"fds": seconds}),))
+
+
 def every_table() -> Iterator[Table]:
     results = [
         result(NAME, outcome=outcome, why=PROSE, bug="R1", range_unknown="R1") for outcome in list(Outcome)
     ]
     a, b = Run(results=tuple(results)), Run(results=(result(NAME, seconds=20.0, leaks={"fds": 1.0}),))
-    slow = Run(results=(result(NAME, seconds=50.0, leaks={"fds": 2.0}),))
+    runs = [[_timed(start + number) for number in range(4)] for start in (20.0, 50.0)]
     yield from summary.tables(a)
-    yield from comparison.tables(comparison.pairs(a, b), NAME, "10.0")
-    yield from comparison.tables(comparison.pairs(b, slow), NAME, "10.0")
+    yield from comparison.tables(comparison.pairs([a], [b]), NAME, "10.0")
+    yield from comparison.tables(comparison.pairs(*runs), NAME, "10.0")
 
 
 @pytest.mark.parametrize("width", [40, 80, 160])
