@@ -17,6 +17,7 @@ from harness.cli.explore import explore
 from harness.cli.faults import faults
 from harness.cli.merge import merge
 from harness.cli.minimise import minimise
+from harness.cli.nights import nights
 from harness.cli.provision import provision
 from harness.cli.replay import replay
 from harness.cli.shell import shell
@@ -45,6 +46,7 @@ COMMANDS = (
     faults,
     merge,
     compare,
+    nights,
     explore,
     replay,
     minimise,

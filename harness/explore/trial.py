@@ -20,6 +20,7 @@ from harness.layout import pytest_command, pytest_folder, scenarios_folder
 from harness.matrix import DEFAULT
 from harness.qemu.machine_types import MACHINE_TYPES
 from harness.reaper import RunFolder
+from harness.report.host_errors import is_of_the_host
 from harness.report.pytest_run import read_summary, run_pytest
 from harness.report.summary import Outcome, Result
 
@@ -32,8 +33,6 @@ _NOTHING_SELECTED = 5
 _SILENCE_S = 900.0
 #: The ledger of known bugs would make some failures expected ones, on some versions.
 _WITHOUT_LEDGER = ("-p", "no:harness.plugin.known_bugs", "-p", "no:harness.plugin.ledger_check")
-#: Errors of the host or the harness, by the beginning of a failure's first line.
-_NOT_QEMUS = re.compile(r"(harness\.errors\.)?(SetupError|HarnessError|UsageError)\b|inconclusive:")
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,7 @@ def observation(results: Sequence[Result]) -> Observation:
         return Observation(Answer.ERROR, "pytest ran no such test")
     for result in results:
         if result.outcome is Outcome.FAILED:
-            if _NOT_QEMUS.match(result.why):
+            if is_of_the_host(result.why):
                 return Observation(Answer.ERROR, result.why)
             return Observation(Answer.BAD, Failure(result.guarantee, result.why).signature)
     if all(result.outcome is Outcome.SKIPPED for result in results):

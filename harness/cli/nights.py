@@ -1,0 +1,59 @@
+"""``harness nights``: what is new in a history of nights, since when, and what changed."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import click
+
+from harness.errors import UsageError
+from harness.report.nights import history, report, text
+from harness.report.nights.store import Store
+
+_DAYS = re.compile(r"(\d+)d")
+
+
+@click.command(
+    epilog="Examples: harness nights nights.sqlite; harness nights nights.sqlite --since 7d --json; "
+    "harness nights nights.sqlite --since 2026-11-20"
+)
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@click.option(
+    "--since",
+    metavar="DAY|Nd",
+    help="What began then or later is new: 2026-11-20, 2026-11-20T18:00, or 7d for seven days before the "
+    "newest run. By default, what began in the newest night.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def nights(file: Path, since: str | None, as_json: bool) -> None:
+    """Say what is new in FILE, a history that pytest --record FILE wrote.
+
+    Printed are new failures, with the night before and what changed in between; what was fixed; flaky tests;
+    times and leak slopes that changed; and what did not run. Tests are compared over nights for each QEMU
+    name, kernel and machine type.
+
+    Exits with 0 when there is no new failure, with 1 when there is one, and with 2 on bad input.
+    """
+    with Store(file, read_only=True) as store:
+        read = history.load(store)
+    if not read.runs:
+        raise UsageError(f"{file}: has no run of scenarios yet; pytest scenarios --record {file} adds one")
+    found = report.report(read, _time(since, read.newest) if since else None)
+    if as_json:
+        print(json.dumps(report.as_data(found), indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(text.lines(found)))
+    sys.exit(1 if found.failures.new else 0)
+
+
+def _time(since: str, newest: datetime) -> datetime:
+    """:raises UsageError: when it is no time."""
+    days = _DAYS.fullmatch(since)
+    try:
+        return newest - timedelta(days=int(days[1])) if days else history.time(since).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise UsageError(f"--since {since}: write a day (2026-11-20), a time, or days before (7d)") from None

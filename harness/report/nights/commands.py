@@ -1,0 +1,81 @@
+"""The command lines that continue with a failure. They can be pasted on the host of the report."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+from harness.artifacts import HISTORY
+from harness.report.nights import rows
+from harness.report.nights.changes import commit_of
+from harness.report.nights.history import Entry
+
+_DEFAULT = "default"
+
+
+def replay(entry: Entry) -> str:
+    """Run the failed test again, many times where its folder is still there."""
+    folder = artefacts(entry)
+    if folder is not None:
+        return shlex.join(["harness", "replay", str(folder)])
+    options = ["--qemu", entry.place.qemu] if entry.place.qemu not in ("", _DEFAULT) else []
+    options += ["--kernel", entry.place.kernel] if entry.place.kernel not in ("", _DEFAULT) else []
+    return shlex.join(["pytest", entry.result.nodeid, *options])
+
+
+def bisect(bad: Entry, good: Entry | None) -> str:
+    """Find the first bad QEMU: over a git tree where both nights were built from one, else over releases."""
+    tree, ends = _tree(bad.qemu), _ends(bad, good)
+    if tree is not None and ends is not None:
+        return _over_tree(bad, str(tree), *ends)
+    return shlex.join(["harness", "bisect", *_subject(bad), "--releases"])
+
+
+def bisect_elsewhere(bad: Entry, good: Entry | None) -> str:
+    """The same over a git tree of QEMU in ``DIR``; empty if it is here, or no commits are known."""
+    ends = _ends(bad, good)
+    return _over_tree(bad, "DIR", *ends) if ends is not None and _tree(bad.qemu) is None else ""
+
+
+def artefacts(entry: Entry) -> Path | None:
+    """The folder that the failed test left, or that a later run of it left, if it is still there."""
+    named = [entry.result.artefacts, *(one.artefacts for one in entry.confirmations)]
+    folders = [Path(name) for name in named if name]
+    return next((folder for folder in folders if (folder / HISTORY).is_file()), None)
+
+
+def _ends(bad: Entry, good: Entry | None) -> tuple[str, str] | None:
+    """The commits of a good and a bad QEMU, or the tags of their releases; ``None`` if they do not differ."""
+    if good is None or good.qemu is None or bad.qemu is None:
+        return None
+    first, last = (_revision(qemu) for qemu in (good.qemu, bad.qemu))
+    return (first, last) if first and last and first != last else None
+
+
+def _revision(qemu: rows.Qemu) -> str | None:
+    return commit_of(qemu.git_describe) or (f"v{qemu.version}" if qemu.version else None)
+
+
+def _over_tree(bad: Entry, tree: str, good: str, last: str) -> str:
+    return shlex.join(["harness", "bisect", *_subject(bad), "--tree", tree, "--good", good, "--bad", last])
+
+
+def _subject(entry: Entry) -> list[str]:
+    folder = artefacts(entry)
+    if folder is not None:
+        return [str(folder)]
+    place = entry.place
+    before, _, parameters = place.test.rstrip("]").partition("[")
+    # The machine type is an option of its own.
+    own = re.sub(rf"(^|-){re.escape(place.machine_type)}(?=-|$)", "", parameters).strip("-")
+    cell = ["--machine", place.machine_type] if place.machine_type else []
+    cell += ["--kernel", place.kernel] if place.kernel not in ("", _DEFAULT) else []
+    return [f"{before}[{own}]" if own else before, *cell]
+
+
+def _tree(qemu: rows.Qemu | None) -> Path | None:
+    """The git tree that a QEMU was built in, if it is on this host."""
+    if qemu is None or not qemu.git_describe or not qemu.path:
+        return None
+    return next((folder for folder in Path(qemu.path).parents if (folder / ".git").exists()), None)

@@ -1,0 +1,286 @@
+"""The report as text for a terminal or a mail. No line is wrapped or cut, so that commands can be pasted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import PurePath
+
+from harness.report.change_points import Shape
+from harness.report.nights import commands, rows
+from harness.report.nights.changes import Difference
+from harness.report.nights.flaky import Flaky
+from harness.report.nights.history import Entry, History, Place
+from harness.report.nights.missing import Missing
+from harness.report.nights.regressions import Fix, Regression
+from harness.report.nights.report import Report
+from harness.report.nights.trends import SECONDS, Trend, Trends
+
+#: So many tests, trends and flaky tests are named; ``--json`` has all of them.
+_TESTS, _MOST = 4, 10
+_LABEL = 12
+_NOTHING_CHANGED = "nothing that the history records"
+#: A difference of loads is named when it is as unlikely as this.
+_UNLIKELY = 0.05
+
+
+def lines(of: Report) -> Iterator[str]:
+    """The whole report."""
+    yield from _head(of)
+    yield from _section("new failures", len(of.failures.new), "none", _numbered(of.failures.new))
+    if of.failures.standing:
+        found = of.failures.standing
+        yield from _section("failures that began earlier", len(found), "", map(_standing, found))
+    gone = [*of.failures.fixed, *of.failures.ended]
+    yield from _section("fixed", len(gone), "nothing", (line for one in gone for line in _fix(one)))
+    if of.failures.met:
+        met = (line for one in of.failures.met for line in _met(one))
+        yield from _section("known bugs that a test did not meet before", len(of.failures.met), "", met)
+    shown = (line for one in of.flaky[:_MOST] for line in _flaky(one))
+    yield from _section("flaky", len(of.flaky), "no test", [*shown, *_more(len(of.flaky))])
+    yield from _section("trends", len(of.trends.found), _no_trend(of.trends), _trends(of.trends))
+    lost = list(_missing(of.missing))
+    yield from _section("did not run", None if lost else 0, "nothing that ran before", lost)
+
+
+def _head(of: Report) -> Iterator[str]:
+    history = of.history
+    runs = [run for run in history.runs if history.is_recent(run)]
+    yield f"{len(history.runs)} nights, {_when(history.runs[0])} to {_when(history.runs[-1])}"
+    for run in runs:
+        yield f"newest: {_run(history, run)}"
+    if of.since is not None:
+        yield f"new is what began since {of.since:%Y-%m-%d %H:%M}"
+
+
+def _run(history: History, run: rows.Run) -> str:
+    entries = history.by_run.get(run.id, ())
+    qemus = dict.fromkeys(_qemu(entry.qemu) for entry in entries if entry.qemu is not None)
+    expected = f" of {run.expected}" if run.expected is not None else ""
+    shard = f", shard {run.shard}" if run.shard else ""
+    ended = "" if run.complete else ", not ended"
+    on = f" on QEMU {', '.join(qemus)}" if qemus else ""
+    return f"{_when(run)}, {len(entries)}{expected} tests{on}, host {run.host}{shard}{ended}"
+
+
+def _section(title: str, number: int | None, none: str, body: Iterable[str]) -> Iterator[str]:
+    yield ""
+    if number == 0:
+        yield f"{title.upper()}: {none}"
+        return
+    yield f"{title.upper()}: {number}" if number is not None else title.upper()
+    yield from body
+
+
+def _numbered(found: Sequence[Regression]) -> Iterator[str]:
+    for number, one in enumerate(found, 1):
+        yield ""
+        yield f"{number}. {one.cause}"
+        yield from _regression(one)
+
+
+def _regression(one: Regression) -> Iterator[str]:
+    latest, first, good = one.entries[0], one.first_bad, one.last_good
+    if one.is_of_the_host:
+        yield _field("at fault", "the host or the harness, not QEMU")
+    yield _field("certainty", _certainty(one))
+    yield from _named("tests", [entry.place for entry in one.entries])
+    yield _field("on", _on(*one.entries))
+    yield _field("first bad", f"{_when(first.run)}{_nights_since(one)}")
+    if good is None:
+        yield _field("last good", "none: these tests never passed in this history")
+    else:
+        nights = _count(one.good_nights, "night")
+        not_run = f"; skipped in {_count(one.not_run, 'night')} between" if one.not_run else ""
+        yield _field("last good", f"{_when(good.run)} ({nights} in a row without it{not_run})")
+        yield from _changed(one.changed)
+    if one.before:
+        yield _field("before", f"it failed otherwise: {one.before}")
+    yield _field("signature", one.signature)
+    yield _field("artefacts", _artefacts(latest))
+    yield _field("replay", commands.replay(latest))
+    yield _field("bisect", commands.bisect(latest, good))
+    elsewhere = commands.bisect_elsewhere(latest, good)
+    if elsewhere:
+        yield _field("", f"{elsewhere}   (DIR: a git tree of QEMU)")
+
+
+def _certainty(one: Regression) -> str:
+    if one.is_confirmed is None:
+        return "it was not run again (pytest --confirm N)"
+    seen = one.reliability
+    again = f"failed {seen.failures} of {seen.attempts} times in this night"
+    return again if one.is_confirmed else f"{again}: FLAKY, {_percent(seen.interval)} of runs fail"
+
+
+def _nights_since(one: Regression) -> str:
+    return f", and in each of the {one.bad_nights} nights since" if one.bad_nights > 1 else ""
+
+
+def _artefacts(entry: Entry) -> str:
+    found = commands.artefacts(entry)
+    if found is not None:
+        return str(found)
+    recorded = entry.result.artefacts
+    return f"{recorded} (on {entry.run.host}; not here any more)" if recorded else "not kept"
+
+
+def _standing(one: Regression) -> str:
+    number = len(one.entries)
+    tests = _short(one.entries[0].place) + (f" and {number - 1} more" if number > 1 else "")
+    return f"  since {_when(one.first_bad.run)}: {one.cause}  ({tests})"
+
+
+def _fix(one: Fix) -> Iterator[str]:
+    first = one.entries[0]
+    what = f"known bug {one.bug} is gone" if one.bug else f"failure ended: {one.signature}"
+    yield f"  {what}: since {_when(first.run)} with {_on(first)}"
+    yield from _named("tests", [entry.place for entry in one.entries])
+    if one.last_bad is not None:
+        yield _field("last seen", f"{_when(one.last_bad.run)} with {_on(one.last_bad)}")
+        yield from _changed(one.changed)
+
+
+def _met(one: Fix) -> Iterator[str]:
+    yield f"  {one.bug}: since {_when(one.entries[0].run)} with {_on(one.entries[0])}"
+    yield from _named("tests", [entry.place for entry in one.entries])
+    yield from _changed(one.changed)
+
+
+def _flaky(one: Flaky) -> Iterator[str]:
+    again = (
+        f"; run again {one.again.attempts} times, failed {one.again.failures}" if one.again.attempts else ""
+    )
+    yield f"  {_short(one.place)} on {one.place.qemu}, {one.place.machine_type}"
+    yield _field("rate", f"failed in {one.rate} of nights, {one.switches} switches{again}")
+    yield _field(
+        "last", f"{_when(one.last_failure.run)}: {one.last_failure.result.cause or one.signatures[0][0]}"
+    )
+    if one.onset is not None:
+        before, after = one.onset.before, one.onset.after
+        yield _field("since", f"{_when(one.onset.first.run)}: {before} of nights before, {after} since")
+        yield from _changed(one.onset.changed)
+    if one.load is not None and one.load.p <= _UNLIKELY:
+        yield _field("load", f"{one.load.failed:.1f} when it failed, {one.load.passed:.1f} when it passed")
+    yield _field("replay", commands.replay(one.last_failure))
+
+
+def _no_trend(of: Trends) -> str:
+    if of.nights < of.needed:
+        return (
+            f"not known yet: {_count(of.nights, 'night')} of {of.series} series; "
+            f"a change can be shown from {of.needed} nights on"
+        )
+    return f"none in {of.series} series of up to {_count(of.nights, 'night')}"
+
+
+def _trends(of: Trends) -> Iterator[str]:
+    for one in of.found[:_MOST]:
+        yield from _trend(one)
+    yield from _more(len(of.found))
+
+
+def _trend(one: Trend) -> Iterator[str]:
+    first = one.moved[0]
+    name = "duration" if one.name == SECONDS else one.name
+    how = "rose" if one.up else "fell"
+    if one.factor is not None:
+        how += f" to {one.factor:.2f} times"
+    begun = "from" if one.shape is Shape.DRIFT else "on"
+    machines = {moved.series.place.machine_type for moved in one.moved}
+    all_on = f" (all on {machines.pop()})" if len(machines) == 1 and len(one.moved) > 1 else ""
+    many = f"in {len(one.moved)} of {one.of} tests{all_on}"
+    yield f"  {one.shape}: {name} {how} {begun} {_when(one.first.run)} {many} on QEMU {one.qemu}"
+    for moved in one.moved[:_TESTS]:
+        before, after = moved.change.before, moved.change.after
+        yield _field("", f"{before:.3g} → {after:.3g} {one.unit}  {_short(moved.series.place)}")
+    if one.shape is Shape.DRIFT:
+        nights = first.change.end - first.change.index
+        slope = (first.change.after - first.change.before) / max(1, nights - 1)
+        yield _field("slope", f"{slope:+.2g} {one.unit} a night over {nights} nights")
+    else:
+        yield from _changed(one.changed)
+
+
+def _missing(of: Missing) -> Iterator[str]:
+    for incomplete in of.incomplete:
+        run = incomplete.run
+        state = f"ended with {run.exit_code}" if run.complete else "killed, or not ended yet"
+        expected = f" of {run.expected}" if run.expected is not None else ""
+        yield f"  run of {_when(run)} on {run.host}: {state}, after {incomplete.results}{expected} tests"
+        for running in incomplete.running:
+            yield _field("running", f"{running.nodeid} since {running.begun[11:19]}")
+    for cell in of.gone_cells:
+        on = f"QEMU {cell.qemu}, Linux {cell.kernel}, {cell.machine_type}"
+        yield f"  nothing on {on}: last on {_when(cell.last.run)}, in {cell.nights} of the nights before"
+    for gone in of.gone:
+        tests = _count(len(gone.places), "test")
+        yield f"  {tests} of {_when(gone.before)} not in the run of {_when(gone.now)}"
+        yield from _named("tests", gone.places)
+    for skips in of.skips:
+        yield f"  {_count(len(skips.places), 'test')} skipped now: {skips.reason}"
+        yield _field("last run", _when(skips.last_run.run))
+        yield from _named("tests", skips.places)
+    for one in of.not_asserted:
+        last = f"; last asserted {_when(one.asserted.run)}" if one.asserted else "; never in this history"
+        yield f"  not asserted: {one.guarantee} on {one.qemu} (why: {one.why}{last})"
+
+
+def _more(number: int) -> list[str]:
+    return [f"  … and {number - _MOST} more (--json)"] if number > _MOST else []
+
+
+def _changed(changed: Iterable[Difference]) -> Iterator[str]:
+    found = [str(one) for one in changed] or [_NOTHING_CHANGED]
+    for number, text in enumerate(found):
+        yield _field("" if number else "changed", text)
+
+
+def _named(label: str, places: Sequence[Place]) -> Iterator[str]:
+    names = list(dict.fromkeys(_short(place) for place in places))
+    shown = names if len(names) <= _TESTS + 1 else [*names[:_TESTS], f"and {len(names) - _TESTS} more"]
+    for number, text in enumerate(shown):
+        yield _field("" if number else label, text)
+
+
+def _field(label: str, text: str) -> str:
+    return f"     {label:{_LABEL}}{text}"
+
+
+def _short(place: Place) -> str:
+    """The test without its folder."""
+    path, colons, test = place.test.partition("::")
+    return f"{PurePath(path).name}{colons}{test}"
+
+
+def _on(*entries: Entry) -> str:
+    """What some results of one QEMU ran on."""
+    cells = [entry.cell for entry in entries if entry.cell is not None]
+    parts = [
+        [f"QEMU {_qemu(entries[0].qemu)}" if entries[0].qemu else "no QEMU"],
+        [f"Linux {cell.kernel_version or cell.kernel}" for cell in cells],
+        [cell.machine_type for cell in cells],
+        [cell.accelerator for cell in cells if cell.accelerator],
+    ]
+    return ", ".join(" and ".join(dict.fromkeys(part)) for part in parts if part)
+
+
+def _qemu(qemu: rows.Qemu | None) -> str:
+    if qemu is None:
+        return ""
+    known = [qemu.package_version or qemu.git_describe or qemu.version or ""]
+    known += [f"build-id {qemu.build_id[:12]}"] if qemu.build_id else []
+    about = ", ".join(part for part in known if part)
+    return f"{qemu.name} ({about})" if about else qemu.name
+
+
+def _when(run: rows.Run) -> str:
+    return run.begun[:16].replace("T", " ")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _percent(interval: tuple[float, float]) -> str:
+    low, high = (round(100 * bound) for bound in interval)
+    return f"{low} to {high} %"
