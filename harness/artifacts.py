@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.errors import SetupError
+from harness.errors import SetupError, UsageError
 
 HISTORY = "history.ndjson"
 CELL = "cell.json"
@@ -150,6 +150,19 @@ def slug(test_id: str) -> str:
         return name
     digest = hashlib.sha256(test_id.encode()).hexdigest()[:8]
     return f"{name[: _SLUG_LENGTH - 9] or 'test'}-{digest}"
+
+
+def recorded_tests(folder: Path) -> list[Path]:
+    """The folders of recorded tests at or below ``folder``, sorted.
+
+    :raises UsageError: when there is none.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
+    found = sorted(path.parent for path in folder.rglob(HISTORY))
+    if not found:
+        raise UsageError(f"{folder}: contains no recorded test (no {HISTORY})")
+    return found
 
 
 def tail(path: Path, lines: int, *, limit_bytes: int = 65536) -> list[str]:

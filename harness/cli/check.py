@@ -10,9 +10,9 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from harness.artifacts import HISTORY
+from harness.artifacts import recorded_tests
 from harness.checkers import Judgement, Verdict, judge, worst
-from harness.errors import SetupError, UsageError
+from harness.errors import SetupError
 from harness.report import tables
 
 _STYLES = {Verdict.VALID: "green", Verdict.UNKNOWN: "yellow", Verdict.INVALID: "red"}
@@ -27,7 +27,7 @@ def check(folder: Path, as_json: bool) -> None:
     DIR is the folder of one test, or a folder that contains such folders. The verdict.json of each test is
     written again. Exits with 1 unless every verdict is valid.
     """
-    judged = {path: _judge(path) for path in _records(folder)}
+    judged = {path: _judge(path) for path in recorded_tests(folder)}
     if as_json:
         print(json.dumps({str(path): _plain(found) for path, found in judged.items()}, indent=2))
     else:
@@ -35,15 +35,6 @@ def check(folder: Path, as_json: bool) -> None:
     verdicts = [judgement.verdict for found in judged.values() for judgement in found]
     if worst(verdicts) is not Verdict.VALID:
         sys.exit(1)
-
-
-def _records(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
-    found = sorted(path.parent for path in folder.rglob(HISTORY))
-    if not found:
-        raise UsageError(f"{folder}: contains no recorded test (no {HISTORY})")
-    return found
 
 
 def _judge(path: Path) -> list[Judgement]:

@@ -21,6 +21,7 @@ from harness.cli.nights import nights
 from harness.cli.provision import provision
 from harness.cli.replay import replay
 from harness.cli.shell import shell
+from harness.cli.timeline import timeline
 from harness.errors import HarnessError, SetupError, UsageError
 
 #: Exit statuses: 2 is also click's own for a usage error, 130 a shell's for Ctrl-C.
@@ -41,6 +42,7 @@ COMMANDS = (
     provision,
     shell,
     check,
+    timeline,
     bench,
     endurance,
     faults,

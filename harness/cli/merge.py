@@ -9,6 +9,7 @@ import click
 
 from harness.errors import SetupError
 from harness.report import summary, tables
+from harness.report.page import write_run_page
 from harness.report.summary import Outcome
 
 
@@ -29,6 +30,7 @@ def merge(shards: tuple[Path, ...], into: Path | None, strict: bool) -> None:
     if into is not None:
         try:
             summary.write(run, into)
+            write_run_page(run, into)
         except OSError as exc:
             raise SetupError(f"cannot write {into}: {exc.strerror}") from exc
     failed = run.counts[Outcome.FAILED] or run.counts[Outcome.FIXED]

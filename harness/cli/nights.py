@@ -10,9 +10,11 @@ from pathlib import Path
 
 import click
 
+from harness.cli.report import progress
 from harness.errors import UsageError
 from harness.report.nights import history, report, text
 from harness.report.nights.store import Store
+from harness.report.page import write_page
 
 _DAYS = re.compile(r"(\d+)d")
 
@@ -28,8 +30,14 @@ _DAYS = re.compile(r"(\d+)d")
     help="What began then or later is new: 2026-11-20, 2026-11-20T18:00, or 7d for seven days before the "
     "newest run. By default, what began in the newest night.",
 )
+@click.option(
+    "--page",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Also write a page for a browser, DIR/index.html, with the failures' files beside it.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def nights(file: Path, since: str | None, as_json: bool) -> None:
+def nights(file: Path, since: str | None, page: Path | None, as_json: bool) -> None:
     """Say what is new in FILE, a history that pytest --record FILE wrote.
 
     Printed are new failures, with the night before and what changed in between; what was fixed; flaky tests;
@@ -40,9 +48,13 @@ def nights(file: Path, since: str | None, as_json: bool) -> None:
     """
     with Store(file, read_only=True) as store:
         read = history.load(store)
-    if not read.runs:
-        raise UsageError(f"{file}: has no run of scenarios yet; pytest scenarios --record {file} adds one")
-    found = report.report(read, _time(since, read.newest) if since else None)
+        if not read.runs:
+            raise UsageError(
+                f"{file}: has no run of scenarios yet; pytest scenarios --record {file} adds one"
+            )
+        found = report.report(read, _time(since, read.newest) if since else None)
+        if page is not None:
+            progress(f"page: {write_page(store, page, report=found)}")
     if as_json:
         print(json.dumps(report.as_data(found), indent=2, ensure_ascii=False))
     else:

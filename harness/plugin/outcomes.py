@@ -19,6 +19,7 @@ import pytest
 from rich.console import Console
 
 from harness.checkers import leaks
+from harness.errors import SetupError
 from harness.guarantees import of_test
 from harness.layout import SCENARIOS_PACKAGE, checkout
 from harness.plugin.fixtures import FOLDER
@@ -29,6 +30,7 @@ from harness.plugin.provisioning import MATRIX
 from harness.plugin.sharding import SHARD
 from harness.plugin.strict import is_strict, wanted
 from harness.report import summary
+from harness.report.page import write_run_page
 from harness.report.summary import About, Again, Outcome, Result, Run
 from harness.report.tables import put
 
@@ -248,8 +250,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         folder = Path(config.invocation_params.dir, given)
         try:
             summary.write(run, folder)
+            write_run_page(run, folder)
         except OSError as exc:
             raise pytest.UsageError(f"--summary {given}: {exc.strerror}") from None
+        except SetupError as exc:
+            raise pytest.UsageError(f"--summary {given}: {exc.message}") from None
         terminalreporter.write_line(f"summary: {folder / summary.NAME}, {folder / summary.PAGE}")
 
 

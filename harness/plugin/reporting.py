@@ -7,18 +7,17 @@ from collections.abc import Generator
 
 import pytest
 
-from harness.artifacts import Artifacts, tail
+from harness.artifacts import Artifacts
 from harness.plugin.fixtures import FOLDER
 from harness.plugin.folders import ROOT
 from harness.plugin.judging import JUDGEMENTS
 from harness.plugin.options import about_taken, option
 from harness.plugin.provisioning import CELLS
+from harness.report.evidence import last_lines
 from harness.testbed import Cell
 
 _FAILED = pytest.StashKey[bool]()
 _HEADED = pytest.StashKey[bool]()
-_QMP_LINES = 12
-_KERNEL_LINES = 12
 
 
 def _hide_own_frames() -> None:
@@ -55,16 +54,7 @@ def pytest_runtest_makereport(
 
 def _sections(artifacts: Artifacts) -> list[tuple[str, str]]:
     sections = [("artefacts", str(artifacts.folder))]
-    for machine in artifacts.machines():
-        label = "" if machine.folder == artifacts.folder else f" of {machine.folder.name}"
-        for title, lines in (
-            ("last QMP exchanges", tail(machine.qmp, _QMP_LINES)),
-            ("last kernel lines", tail(machine.kernel, _KERNEL_LINES)),
-            ("QEMU's output", tail(machine.qemu, _KERNEL_LINES)),
-        ):
-            if lines:
-                sections.append((title + label, "\n".join(line[:400] for line in lines)))
-    return sections
+    return sections + [(title, "\n".join(lines)) for title, lines in last_lines(artifacts)]
 
 
 def _add_judgements(item: pytest.Item, report: pytest.TestReport) -> None:

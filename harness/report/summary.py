@@ -9,7 +9,6 @@ A guarantee is *asserted* on a QEMU when at least one of its tests there has an 
 
 from __future__ import annotations
 
-import io
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,13 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, model_validator
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
 from harness.errors import UsageError
 from harness.guarantees import UNNAMED, in_order
-from harness.report.tables import put
 
 #: The name of the file in a ``--summary`` folder.
 NAME = "matrix.json"
@@ -322,21 +319,12 @@ def read(path: Path) -> Run:
 
 
 def write(run: Run, folder: Path) -> None:
-    """Write a run's data and its HTML page into ``folder``.
+    """Write a run's data into ``folder``; ``harness.report.page`` writes its page.
 
     :raises OSError: when it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / NAME).write_text(run.model_dump_json(indent=1) + "\n")
-    page = Console(record=True, file=io.StringIO(), width=160)
-    for table in tables(run):
-        put(table, page)
-    if run.not_asserted:
-        gaps = Table("guarantee", "on", "why", title="not asserted")
-        for gap in run.not_asserted:
-            gaps.add_row(escape(gap.guarantee), escape(gap.on), escape(gap.why))
-        put(gaps, page)
-    page.save_html(str(folder / PAGE))
 
 
 def merge(runs: Sequence[tuple[str, Run]]) -> Run:

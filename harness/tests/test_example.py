@@ -106,6 +106,8 @@ def test_the_wheel_has_the_scenarios_and_not_the_own_tests(environment: Path) ->
     assert root is not None
     assert not (packages / "harness/tests").exists()
     assert (packages / "harness/_images/known-bugs.toml").exists()
+    for data in ("page/page.html", "page/page.css", "page/page.js", "timeline/timeline.css"):
+        assert (packages / "harness/report" / data).exists()
     ours = {path.name for path in (root / "scenarios").glob("*.py")}
     assert {path.name for path in (packages / "harness_scenarios").glob("*.py")} == ours
 

@@ -35,6 +35,12 @@ def test_a_new_failure_exits_with_1(harness: Harness, regressed: Path) -> None:
     assert harness("nights", regressed, "--since", "2026-10-09").status == 0
 
 
+def test_the_page(harness: Harness, regressed: Path, tmp_path: Path) -> None:
+    ended = harness("nights", regressed, "--since", "2d", "--page", tmp_path / "page")
+    assert (ended.status, ended.line) == (1, f"harness: page: {tmp_path}/page/index.html")
+    assert CAUSE in (tmp_path / "page" / "index.html").read_text()
+
+
 def test_the_report_as_json(harness: Harness, regressed: Path) -> None:
     ended = harness("nights", regressed, "--since", "2d", "--json")
     assert ended.status == 1

@@ -76,7 +76,6 @@ def test_a_summary_is_read_as_it_was_written(tmp_path: Path) -> None:
     summary.write(run, tmp_path / "new")
     assert summary.read(tmp_path / "new") == run
     assert summary.read(tmp_path / "new" / summary.NAME) == run
-    assert "7.2.22" in (tmp_path / "new" / summary.PAGE).read_text()
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"results": [{}]}'])
@@ -154,7 +153,6 @@ def test_a_selected_guarantee_that_did_not_run_is_not_asserted(tmp_path: Path) -
     assert str(gap) == "not asserted: refusal on 7.2 (7.2.22) (why: none of 3 ran)"
     summary.write(run, tmp_path)
     assert summary.read(tmp_path).not_asserted == (gap,)
-    assert "none of 3 ran" in (tmp_path / summary.PAGE).read_text()
 
 
 def test_the_summary_of_an_older_run_can_be_read(tmp_path: Path) -> None:
