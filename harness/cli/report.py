@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ import click
 
 from harness.matrix import ACCELS, DEFAULT
 from harness.qemu.machine_types import MACHINE_TYPES
+from harness.report.nights.recorder import Recorder
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,6 +45,27 @@ def axes(command: F) -> F:
     ):
         command = option(command)
     return command
+
+
+record_option = click.option(
+    "--record",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Add this run to the history in this SQLite file (see harness nights).",
+)
+
+
+@contextmanager
+def opened(path: Path | None) -> Iterator[Recorder | None]:
+    """The history that ``--record`` names; ``None`` without the option.
+
+    :raises UsageError: when the file cannot be a history, before anything is done.
+    """
+    if path is None:
+        yield None
+        return
+    with Recorder(path) as recorder:
+        yield recorder
 
 
 def new_folder(parent: Path) -> Path:

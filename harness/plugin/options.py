@@ -66,7 +66,13 @@ OPTIONS = (
         "N",
     ),
     Option("summary", "write the summary there: matrix.json and matrix.html", "DIR"),
-    Option("shard", "run part I of N, split by recorded durations (see harness merge)", "I/N"),
+    Option(
+        "shard",
+        "run part I of N, split by recorded durations (see harness merge); auto: as the variables of GitLab, "
+        "Slurm, Kubernetes or GitHub say",
+        "I/N|auto|auto/N",
+    ),
+    Option("runners", "that many machines take the N shards in their order: the first are longer", "R"),
     Option("durations-from", "a --summary folder; its durations instead of the cache's", "DIR"),
 )
 _BY_NAME = {option.name: option for option in OPTIONS}

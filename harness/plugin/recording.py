@@ -23,6 +23,7 @@ from harness.plugin.marks import guarantee_of
 from harness.plugin.options import is_worker, option, without
 from harness.plugin.outcomes import ABOUT, COLLECTOR, FACTS, first_line
 from harness.plugin.provisioning import CELLS, MATRIX
+from harness.plugin.sharding import wanted
 from harness.report.nights.about import about, at, load, now
 from harness.report.nights.measurements import measurements
 from harness.report.nights.recorder import SCENARIOS, Recorder
@@ -168,9 +169,9 @@ class _Recording:
             self._failed = exc.message
 
     def begin(self, circumstances: About) -> None:
-        self._write(
-            lambda: self._recorder.begin(SCENARIOS, circumstances, shard=option(self._config, "shard"))
-        )
+        part = wanted(self._config)
+        shard = f"{part[0]}/{part[1]}" if part else None
+        self._write(lambda: self._recorder.begin(SCENARIOS, circumstances, shard=shard))
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """So many tests were selected."""

@@ -327,13 +327,15 @@ def write(run: Run, folder: Path) -> None:
     (folder / NAME).write_text(run.model_dump_json(indent=1) + "\n")
 
 
-def merge(runs: Sequence[tuple[str, Run]]) -> Run:
+def merge(runs: Sequence[tuple[str, Run]], unreadable: Sequence[str] = ()) -> Run:
     """Join the shards of one run.
 
-    :param runs: each shard with a name for messages.
-    :raises UsageError: unless they are all shards of one run, each once.
+    :param runs: each shard with a name for messages. :param unreadable: about each that could not be read.
+    :raises UsageError: unless they are all shards of one run, each once and complete. It names those that
+        have to be run again.
     """
     shards: dict[int, str] = {}
+    incomplete = list(unreadable)
     first = next((run.shard for _, run in runs if run.shard is not None), None)
     for name, run in runs:
         shard = run.shard
@@ -345,23 +347,33 @@ def merge(runs: Sequence[tuple[str, Run]]) -> Run:
                 "the options, tests or recorded durations differ (give all shards the same --durations-from)"
             )
         if len(run.results) != shard.tests:
-            raise UsageError(f"{name}: only {len(run.results)} of its {shard.tests} tests ran")
+            incomplete.append(f"{name}: only {len(run.results)} of its {shard.tests} tests ran")
+            continue
         if shard.index in shards:
             raise UsageError(
                 f"{name}: shard {shard.index}/{shard.count} was already given: {shards[shard.index]}"
             )
         shards[shard.index] = name
-    missing = sorted(set(range(1, first.count + 1)) - set(shards)) if first else []
-    if missing:
-        raise UsageError(
-            f"shards missing: {', '.join(f'{index}/{first.count}' for index in missing if first)}"
-        )
+    _refuse_missing(first, shards, incomplete)
     results = sorted((result for _, run in runs for result in run.results), key=lambda result: result.test)
     return Run(
         results=tuple(results),
         wanted=runs[0][1].wanted if runs else (),
         about=tuple(about for _, run in runs for about in run.about),
     )
+
+
+def _refuse_missing(of: Shard | None, shards: Iterable[int], incomplete: Sequence[str]) -> None:
+    missing = sorted(set(range(1, of.count + 1)) - set(shards)) if of is not None else []
+    if of is None and incomplete:
+        raise UsageError("; ".join(incomplete))
+    if of is not None and missing:
+        names = [f"{index}/{of.count}" for index in missing]
+        again = " and ".join(f"--shard {name}" for name in names)
+        raise UsageError(
+            f"shards missing: {', '.join(names)} ({'; '.join([*incomplete, f'run again with {again}'])}; the "
+            "other shards need not run again)"
+        )
 
 
 def tables(run: Run) -> list[Table]:

@@ -72,9 +72,9 @@ class Recorder:
             )
             self._add(about)
 
-    def expect(self, tests: int, *, shard: str | None = None) -> None:
+    def expect(self, tests: int) -> None:
         """The run has so many tests."""
-        self._store.describe_run(self._run, expected=tests, shard=shard)
+        self._store.expect(self._run, tests)
 
     def begin_test(self, nodeid: str, worker: str) -> None:
         """A worker begins a test."""

@@ -107,10 +107,10 @@ class Store:
             )
             self._db.execute("DELETE FROM running WHERE run_id = ?", (run_id,))
 
-    def describe_run(self, run_id: int, *, expected: int | None, shard: str | None = None) -> None:
-        """Add to a run what is known after its tests were collected."""
+    def expect(self, run_id: int, tests: int) -> None:
+        """Add to a run the number of its tests, which is known when they were collected."""
         with self.transaction():
-            self._db.execute("UPDATE run SET expected = ?, shard = ? WHERE id = ?", (expected, shard, run_id))
+            self._db.execute("UPDATE run SET expected = ? WHERE id = ?", (tests, run_id))
 
     def add_qemu(self, qemu: rows.Qemu) -> int:
         """Write a QEMU of a run, and return its id."""

@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 
 from harness.cli import compare
+from harness.errors import SetupError
 from harness.report import summary
-from harness.report.summary import Outcome, Run, Shard
+from harness.report.nights import rows
+from harness.report.nights.store import Store
+from harness.report.summary import About, Measured, OfCell, OfQemu, Outcome, Run, Shard
 from harness.tests.cli.conftest import Harness
 from harness.tests.report.test_summary import result
 
@@ -42,8 +45,106 @@ def test_a_failure_in_a_shard_is_a_failure(harness: Harness, tmp_path: Path, out
 
 
 def test_a_missing_shard_gives_one_line(harness: Harness, tmp_path: Path) -> None:
-    ended = harness("merge", _shards(tmp_path)[1])
-    assert (ended.status, ended.line) == (2, "harness: shards missing: 1/2")
+    shard = _shards(tmp_path)[1]
+    ended = harness("merge", tmp_path / "none", shard)
+    assert ended.status == 2
+    assert ended.line.startswith(f"harness: shards missing: 1/2 ({tmp_path / 'none'}")
+    assert "run again with --shard 1/2; the other shards need not run again" in ended.line
+
+
+def _about(host: str) -> About:
+    return About(
+        begun="2026-11-29T02:00:00.000000+00:00",
+        ended="2026-11-29T02:10:00.000000+00:00",
+        host=host,
+        cores=2,
+        load_begin=0.5,
+        load_end=1.5,
+        harness_version="0.1.0",
+        qemus=(OfQemu(name="7.2", version="7.2.22", build_id="ab"),),
+        cells=(
+            OfCell(
+                qemu="7.2",
+                arch="x86_64",
+                kernel="6.1",
+                kernel_version="6.1.0",
+                machine="pc",
+                accelerator="tcg",
+            ),
+        ),
+    )
+
+
+def _recorded_shards(tmp_path: Path, count: int, tests: int) -> list[Path]:
+    """A run in parts, as pytest writes them."""
+    found = []
+    for index in range(1, count + 1):
+        results = tuple(
+            result(
+                f"scenarios/test_leak.py::t{number}[default-default-pc]",
+                scenario=f"scenarios/test_leak.py::t{number}[pc]",
+                kernel="6.1.0",
+                kernel_name="6.1",
+                machine="pc",
+                begun="2026-11-29T02:00:01.000000+00:00",
+                outcome=Outcome.FAILED if number == 0 else Outcome.PASSED,
+                signature="s" if number == 0 else "",
+                measurements={"start.restore": Measured(value=0.1, unit="s")},
+            )
+            for number in range(index - 1, tests, count)
+        )
+        shard = Shard(index=index, count=count, collected="x", tests=len(results))
+        run = Run(results=results, shard=shard, about=(_about(f"h{index}"),))
+        (tmp_path / str(index)).mkdir()
+        (tmp_path / str(index) / summary.NAME).write_text(run.model_dump_json())
+        found.append(tmp_path / str(index))
+    return found
+
+
+def test_a_merged_run_is_recorded_as_one(harness: Harness, tmp_path: Path) -> None:
+    shards, history = _recorded_shards(tmp_path, 4, 100), tmp_path / "nights.sqlite"
+    ended = harness("merge", *shards, "--record", history)
+    assert ended.status == 1, ended.err
+    with Store(history, read_only=True) as read:
+        (run,) = read.select(rows.Run)
+        assert (run.kind, run.host, run.cores, run.expected) == ("merge", "h1, h2, h3, h4", 8, 100)
+        assert (run.complete, run.exit_code, run.load_end) == (True, 1, 1.5)
+        (qemu,) = read.select(rows.Qemu)
+        (cell,) = read.select(rows.Cell)
+        assert (qemu.build_id, cell.accelerator, cell.qemu_id) == ("ab", "tcg", qemu.id)
+        results = read.select(rows.Result)
+        assert {one.test for one in results} == {f"scenarios/test_leak.py::t{n}" for n in range(100)}
+        assert {one.cell_id for one in results} == {cell.id}
+        assert len(read.select(rows.Measurement)) == 100
+
+
+def test_a_merge_that_is_refused_records_nothing(harness: Harness, tmp_path: Path) -> None:
+    shards, history = _recorded_shards(tmp_path, 2, 4), tmp_path / "nights.sqlite"
+    assert harness("merge", shards[0], "--record", history).status == 2
+    with Store(history, read_only=True) as read:
+        assert read.select(rows.Run) == []
+
+
+def test_a_merged_run_is_recorded_wholly_or_not_at_all(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is one transaction: a reader never sees a part of it."""
+    shards, history = _recorded_shards(tmp_path, 2, 4), tmp_path / "nights.sqlite"
+
+    def fails(*_: object, **__: object) -> None:
+        raise SetupError("the disk is full")
+
+    monkeypatch.setattr(Store, "end_run", fails)
+    assert harness("merge", *shards, "--record", history).status == 3
+    with Store(history, read_only=True) as read:
+        assert read.select(rows.Run) == []
+        assert read.select(rows.Result) == []
+
+
+def test_summaries_of_an_older_harness_cannot_be_recorded(harness: Harness, tmp_path: Path) -> None:
+    ended = harness("merge", *_shards(tmp_path), "--record", tmp_path / "nights.sqlite")
+    assert ended.status == 2
+    assert "do not say when and where they were made" in ended.line
 
 
 def test_two_recorded_runs_are_compared(harness: Harness, tmp_path: Path) -> None:

@@ -98,6 +98,23 @@ def test_shards_are_joined_to_one_run() -> None:
     assert joined.shard is None
 
 
+def test_a_shard_whose_machine_died_is_the_only_one_to_run_again() -> None:
+    runs = [(f"part{index}", _shard(index, f"t{index}", count=64)) for index in range(1, 65) if index != 17]
+    with pytest.raises(UsageError) as refused:
+        summary.merge(runs, ["part17/matrix.json: cannot be read: No such file or directory"])
+    assert refused.value.message == (
+        "shards missing: 17/64 (part17/matrix.json: cannot be read: No such file or directory; run again "
+        "with --shard 17/64; the other shards need not run again)"
+    )
+    again = ("again", _shard(17, "t17", count=64))
+    assert len(summary.merge([*runs, again]).results) == 64
+
+
+def test_nothing_that_can_be_read_is_no_run() -> None:
+    with pytest.raises(UsageError, match="a: cannot be read; b: cannot be read"):
+        summary.merge([], ["a: cannot be read", "b: cannot be read"])
+
+
 @pytest.mark.parametrize(
     ("runs", "words"),
     [
@@ -105,7 +122,10 @@ def test_shards_are_joined_to_one_run() -> None:
         ([_shard(1, "a"), _shard(1, "b")], "shard 1/2 was already given: run0"),
         ([_shard(1, "a"), _shard(2, "b", collected="y")], "run1: shard 2/2 is of another run than run0"),
         ([_shard(1, "a"), _shard(2, "b", count=3)], "is of another run"),
-        ([_shard(1, "a"), _shard(2, "b", of=3)], "run1: only 1 of its 3 tests ran"),
+        (
+            [_shard(1, "a"), _shard(2, "b", of=3)],
+            "shards missing: 2/2 .run1: only 1 of its 3 tests ran; run again",
+        ),
         ([_shard(1, "a"), Run(results=())], "run1: not a shard"),
         ([Run(results=())], "run0: not a shard"),
     ],
