@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from harness.report.nights import rows
-from harness.report.nights.history import Entry
+from harness.report.nights.history import Entry, conditions
 
 #: "git describe" ends with the number of commits since the tag, "-g" and the commit; a tag has none of it.
 _DESCRIBED = re.compile(r"(.*-\d+-g)?(?P<commit>[^-].*?)(-dirty)?")
@@ -79,7 +79,5 @@ def _harness(run: rows.Run) -> str:
 
 
 def _options(of: rows.Run, other: rows.Run) -> str:
-    """The options of a run, or of two that differ in a few only those."""
-    if not set(of.options) - set(other.options) and not set(other.options) - set(of.options):
-        return ""  # Another order, or one that is repeated, is no change.
-    return " ".join(of.options)
+    """The options of a run that another one does not have."""
+    return " ".join(sorted(conditions(of) - conditions(other)))

@@ -26,15 +26,16 @@ def replay(entry: Entry) -> str:
 
 def bisect(bad: Entry, good: Entry | None) -> str:
     """Find the first bad QEMU: over a git tree where both nights were built from one, else over releases."""
-    subject = _subject(bad)
-    tree = _tree(bad.qemu)
-    if good is not None and good.qemu is not None and bad.qemu is not None and tree is not None:
-        first, last = commit_of(good.qemu.git_describe), commit_of(bad.qemu.git_describe)
-        if first and last and first != last:
-            return shlex.join(
-                ["harness", "bisect", *subject, "--tree", str(tree), "--good", first, "--bad", last]
-            )
-    return shlex.join(["harness", "bisect", *subject, "--releases"])
+    tree, ends = _tree(bad.qemu), _ends(bad, good)
+    if tree is not None and ends is not None:
+        return _over_tree(bad, str(tree), *ends)
+    return shlex.join(["harness", "bisect", *_subject(bad), "--releases"])
+
+
+def bisect_elsewhere(bad: Entry, good: Entry | None) -> str:
+    """The same over a git tree of QEMU in ``DIR``; empty if it is here, or no commits are known."""
+    ends = _ends(bad, good)
+    return _over_tree(bad, "DIR", *ends) if ends is not None and _tree(bad.qemu) is None else ""
 
 
 def artefacts(entry: Entry) -> Path | None:
@@ -42,6 +43,22 @@ def artefacts(entry: Entry) -> Path | None:
     named = [entry.result.artefacts, *(one.artefacts for one in entry.confirmations)]
     folders = [Path(name) for name in named if name]
     return next((folder for folder in folders if (folder / HISTORY).is_file()), None)
+
+
+def _ends(bad: Entry, good: Entry | None) -> tuple[str, str] | None:
+    """The commits of a good and a bad QEMU, or the tags of their releases; ``None`` if they do not differ."""
+    if good is None or good.qemu is None or bad.qemu is None:
+        return None
+    first, last = (_revision(qemu) for qemu in (good.qemu, bad.qemu))
+    return (first, last) if first and last and first != last else None
+
+
+def _revision(qemu: rows.Qemu) -> str | None:
+    return commit_of(qemu.git_describe) or (f"v{qemu.version}" if qemu.version else None)
+
+
+def _over_tree(bad: Entry, tree: str, good: str, last: str) -> str:
+    return shlex.join(["harness", "bisect", *_subject(bad), "--tree", tree, "--good", good, "--bad", last])
 
 
 def _subject(entry: Entry) -> list[str]:

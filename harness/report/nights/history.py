@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from operator import attrgetter
 from typing import TypeVar
@@ -23,8 +23,10 @@ from harness.report.summary import Outcome
 R = TypeVar("R", rows.Confirmation, rows.Measurement)
 #: The kinds of runs that are nights.
 NIGHTS = ("scenarios", "merge")
-#: What ran within so long before the newest run belongs to the newest night.
+#: What ran with other options within so long before the newest run belongs to the newest night.
 A_NIGHT = timedelta(hours=20)
+#: Options that change where results go, or what is printed, and nothing that is run.
+_RESULTS = ("--artifacts", "--summary", "--junit", "--record", "--durations-from", "--color", "-v", "-q")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -67,9 +69,9 @@ class Entry:
         return self.result.outcome == Outcome.FAILED
 
     @property
-    def day(self) -> str:
-        """The day on which the run began, in UTC: the parts of a split run have it in common."""
-        return self.run.begun[:10]
+    def night(self) -> str:
+        """What the entries of one night have in common, in order: the parts of a split run have their day."""
+        return self.run.begun[:10] if self.run.shard else self.run.begun
 
     @property
     def judged(self) -> bool:
@@ -109,9 +111,21 @@ class History:
         """When the newest run began."""
         return max(time(run.begun) for run in self.runs)
 
+    @cached_property
+    def _recent(self) -> frozenset[int]:
+        latest = {
+            (run.kind, run.shard, conditions(run)): run.id
+            for run in self.runs
+            if time(run.begun) > self.newest - A_NIGHT
+        }
+        return frozenset(latest.values())
+
     def is_recent(self, run: rows.Run) -> bool:
-        """Whether a run belongs to the newest night."""
-        return time(run.begun) > self.newest - A_NIGHT
+        """Whether a run belongs to the newest night.
+
+        That is the newest run, and the newest one with each other set of options if it began not long before.
+        """
+        return run.id in self._recent
 
     @cached_property
     def by_run(self) -> Mapping[int, Sequence[Entry]]:
@@ -131,6 +145,25 @@ class History:
             for place, entries in self.entries.items()
         }
         return History(runs, {place: some for place, some in kept.items() if some}, self.running)
+
+
+def conditions(run: rows.Run) -> frozenset[str]:
+    """The options of a run, each with its value, without those that only say where results go.
+
+    Runs with other conditions are of other tests, or of the same ones under another load.
+    """
+    return _conditions(run.options)
+
+
+@lru_cache
+def _conditions(options: tuple[str, ...]) -> frozenset[str]:
+    found: list[str] = []
+    for word in options:
+        if found and not word.startswith("-") and found[-1].startswith("-") and " " not in found[-1]:
+            found[-1] += f" {word}"
+        else:
+            found.append(word)
+    return frozenset(one for one in found if not one.startswith(_RESULTS))
 
 
 def time(text: str) -> datetime:

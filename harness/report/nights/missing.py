@@ -13,7 +13,7 @@ from datetime import timedelta
 
 from harness.guarantees import UNNAMED, in_order
 from harness.report.nights import rows
-from harness.report.nights.history import Entry, History, Place, time
+from harness.report.nights.history import Entry, History, Place, conditions, time
 
 #: A cell that ran at least so often in so many days is missed when it does not run.
 _USUAL_NIGHTS, _USUAL_DAYS = 3, timedelta(days=14)
@@ -149,7 +149,7 @@ def _run_before(history: History, run: rows.Run) -> rows.Run | None:
         and not history.is_recent(other)
         and other.kind == run.kind
         and other.shard == run.shard
-        and set(other.options) == set(run.options)
+        and conditions(other) == conditions(run)
     ]
     return alike[-1] if alike else None
 
@@ -168,9 +168,9 @@ def _gone_cells(history: History) -> Iterator[GoneCell]:
         if history.is_recent(last.run):
             continue
         since = history.newest - _USUAL_DAYS
-        days = {entry.day for entry in some if time(entry.run.begun) >= since}
-        if len(days) >= _USUAL_NIGHTS:
-            yield GoneCell(*cell, last, len(days))
+        nights = {entry.night for entry in some if time(entry.run.begun) >= since}
+        if len(nights) >= _USUAL_NIGHTS:
+            yield GoneCell(*cell, last, len(nights))
 
 
 def _incomplete(history: History) -> Iterator[Incomplete]:

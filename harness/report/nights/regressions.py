@@ -172,8 +172,8 @@ def _good_nights(judged: Sequence[Entry]) -> int:
 def _grouped(found: Iterable[Regression]) -> Iterator[Regression]:
     groups: dict[tuple[str, ...], list[Regression]] = defaultdict(list)
     for one in found:
-        good = one.last_good.day if one.last_good is not None else ""
-        key = one.signature, one.first_bad.place.qemu, one.first_bad.day, good, one.before
+        good = one.last_good.night if one.last_good is not None else ""
+        key = one.signature, one.first_bad.place.qemu, one.first_bad.night, good, one.before
         groups[key].append(one)
     for same in groups.values():
         longest = max(same, key=lambda one: one.good_nights)
@@ -213,7 +213,7 @@ def _fixes(turns: Iterable[tuple[Entry | None, Entry]]) -> tuple[list[Fix], list
     groups: dict[tuple[int, str, str, str, str], list[tuple[Entry | None, Entry]]] = defaultdict(list)
     for before, after in turns:
         kind, bug, signature = _kind(before, after)
-        groups[kind, bug, signature, after.place.qemu, after.day].append((before, after))
+        groups[kind, bug, signature, after.place.qemu, after.night].append((before, after))
     found: tuple[list[Fix], list[Fix], list[Fix]] = ([], [], [])
     for (kind, bug, signature, _, _), same in groups.items():
         found[kind].append(Fix(bug, signature, tuple(after for _, after in same), same[0][0]))

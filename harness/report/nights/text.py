@@ -84,7 +84,7 @@ def _regression(one: Regression) -> Iterator[str]:
         yield _field("at fault", "the host or the harness, not QEMU")
     yield _field("certainty", _certainty(one))
     yield from _named("tests", [entry.place for entry in one.entries])
-    yield _field("on", _on(latest))
+    yield _field("on", _on(*one.entries))
     yield _field("first bad", f"{_when(first.run)}{_nights_since(one)}")
     if good is None:
         yield _field("last good", "none: these tests never passed in this history")
@@ -99,6 +99,9 @@ def _regression(one: Regression) -> Iterator[str]:
     yield _field("artefacts", _artefacts(latest))
     yield _field("replay", commands.replay(latest))
     yield _field("bisect", commands.bisect(latest, good))
+    elsewhere = commands.bisect_elsewhere(latest, good)
+    if elsewhere:
+        yield _field("", f"{elsewhere}   (DIR: a git tree of QEMU)")
 
 
 def _certainty(one: Regression) -> str:
@@ -249,12 +252,16 @@ def _short(place: Place) -> str:
     return f"{PurePath(path).name}{colons}{test}"
 
 
-def _on(entry: Entry) -> str:
-    parts = [f"QEMU {_qemu(entry.qemu)}" if entry.qemu else "no QEMU"]
-    if entry.cell is not None:
-        kernel = entry.cell.kernel_version or entry.cell.kernel
-        parts += [f"Linux {kernel}", entry.cell.machine_type, entry.cell.accelerator or ""]
-    return ", ".join(part for part in parts if part)
+def _on(*entries: Entry) -> str:
+    """What some results of one QEMU ran on."""
+    cells = [entry.cell for entry in entries if entry.cell is not None]
+    parts = [
+        [f"QEMU {_qemu(entries[0].qemu)}" if entries[0].qemu else "no QEMU"],
+        [f"Linux {cell.kernel_version or cell.kernel}" for cell in cells],
+        [cell.machine_type for cell in cells],
+        [cell.accelerator for cell in cells if cell.accelerator],
+    ]
+    return ", ".join(" and ".join(dict.fromkeys(part)) for part in parts if part)
 
 
 def _qemu(qemu: rows.Qemu | None) -> str:

@@ -15,7 +15,7 @@ from datetime import datetime
 from harness.report.change_points import Change, Shape, as_step_at, changes, shortest
 from harness.report.nights import changes as nights
 from harness.report.nights.changes import Difference
-from harness.report.nights.history import Entry, History, Place, time
+from harness.report.nights.history import Entry, History, Place, conditions, time
 from harness.report.permutation import middle
 from harness.report.summary import Outcome
 
@@ -123,8 +123,8 @@ def all_series(history: History) -> Iterator[Series]:
     """The series of all tests that ran in the newest night, each without those of other options."""
     for place, entries in history.entries.items():
         if history.is_recent(entries[-1].run):
-            options = set(entries[-1].run.options)
-            same = [entry for entry in entries if set(entry.run.options) == options][-WINDOW:]
+            options = conditions(entries[-1].run)
+            same = [entry for entry in entries if conditions(entry.run) == options][-WINDOW:]
             yield from _series(place, same)
 
 
@@ -154,7 +154,7 @@ def _by_night(moved: Sequence[Moved]) -> Iterator[list[Moved]]:
     """Steps of the same night together. One beside it, or a drift, joins them if it may be the same step."""
     left = list(moved)
     while left:
-        steps = Counter(one.first.day for one in left if one.is_step).most_common(1)
+        steps = Counter(one.first.night for one in left if one.is_step).most_common(1)
         if not steps or steps[0][1] < _MANY:
             break
         night = steps[0][0]
@@ -166,7 +166,7 @@ def _by_night(moved: Sequence[Moved]) -> Iterator[list[Moved]]:
     nights_of: dict[str, list[Moved]] = defaultdict(list)
     for one in left:
         if one.is_step:
-            nights_of[one.first.day].append(one)
+            nights_of[one.first.night].append(one)
         else:
             yield [one]
     yield from nights_of.values()
@@ -174,12 +174,12 @@ def _by_night(moved: Sequence[Moved]) -> Iterator[list[Moved]]:
 
 def _as_step_of(moved: Moved, night: str, others: int) -> Moved | None:
     """A change as a step in ``night``, in which so many others have one, if it may be one."""
-    if moved.is_step and moved.first.day == night:
+    if moved.is_step and moved.first.night == night:
         return moved
-    days = [entry.day for entry in moved.series.entries]
-    if night not in days:
+    nights_ = [entry.night for entry in moved.series.entries]
+    if night not in nights_:
         return None
-    found = as_step_at(moved.series.values, moved.change, days.index(night), others)
+    found = as_step_at(moved.series.values, moved.change, nights_.index(night), others)
     return replace(moved, change=found) if found is not None else None
 
 

@@ -177,7 +177,7 @@ def test_what_changed_is_named() -> None:
         "kernel 6.1.0 → 6.1.1",
         "accelerator tcg → kvm",
         "harness aaaaaaaaaaaa → bbbbbbbbbbbb with uncommitted changes",
-        "options --thorough → --thorough --cold",
+        "options none → --cold",
         "host ci-1 → ci-2",
         "cores 2 → 4",
     ]
@@ -200,12 +200,16 @@ def test_the_commit_of_a_build(described: str | None, commit: str | None) -> Non
     assert changes.commit_of(described) == commit
 
 
-def test_the_order_of_options_is_no_change() -> None:
+def test_options_are_compared_with_their_values_and_without_those_for_results() -> None:
     before = night("p")
-    both = [
-        replace(before, run=replace(before.run, options=options)) for options in (("-a", "-b"), ("-b", "-a"))
-    ]
-    assert changes.between(*both) == ()
+
+    def differences(*options: tuple[str, ...]) -> list[str]:
+        entries = [replace(before, run=replace(before.run, options=one)) for one in options]
+        return [str(one) for one in changes.between(*entries)]
+
+    assert differences(("-n", "2", "--qemu", "a"), ("--qemu", "a", "-n", "2")) == []
+    assert differences(("--artifacts", "1", "-q"), ("--artifacts=2",)) == []
+    assert differences(("x.py", "-n", "2"), ("x.py", "-n", "4")) == ["options -n 2 → -n 4"]
 
 
 def test_without_artefacts_the_commands_name_the_test() -> None:
@@ -213,6 +217,12 @@ def test_without_artefacts_the_commands_name_the_test() -> None:
     assert commands.replay(bad) == "pytest 'scenarios/test_a.py::test_a[7.2-default-pc]' --qemu 7.2"
     assert commands.bisect(bad, good) == (
         "harness bisect scenarios/test_a.py::test_a --machine pc --releases"
+    )
+    assert commands.bisect_elsewhere(bad, good) == "", "the version is the same"
+    assert bad.qemu is not None
+    newer = replace(bad, qemu=replace(bad.qemu, version="7.2.23"))
+    assert commands.bisect_elsewhere(newer, good) == (
+        "harness bisect scenarios/test_a.py::test_a --machine pc --tree DIR --good v7.2.22 --bad v7.2.23"
     )
     place = replace(PLACE, test="scenarios/test_a.py::test_a[pc-cold]", kernel="6.12")
     assert commands.bisect(replace(bad, place=place), None) == (
@@ -236,4 +246,5 @@ def test_with_artefacts_and_a_tree_the_commands_use_them(tmp_path: Path) -> None
     assert commands.bisect(bad, good) == (
         f"harness bisect {folder} --tree {tmp_path}/qemu --good v7.2.0 --bad bbbb"
     )
+    assert commands.bisect_elsewhere(bad, good) == "", "it is here"
     assert commands.bisect(bad, bad) == f"harness bisect {folder} --releases", "the commit is the same"
