@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
 
 from harness.artifacts import Artifacts
 from harness.checkers import Record, Verdict, judge
@@ -159,15 +158,11 @@ def perform(program: Program, testbed: Testbed) -> None:
     model = check(program, testbed.cell)
     kind = _KINDS[program.alphabet]
     testbed.cell = kind.cell(testbed.cell)
-    performer = _PERFORMERS[testbed] = kind.performer(testbed, program)
+    performer = kind.performer(testbed, program)
+    testbed.attach(performer)  # QEMU prints an error if its qtest connection is closed before it is ended.
     for number, step in enumerate(program.steps):
         performer.perform(step, model[number], model[number + 1])
     performer.finish(model[-1])
-
-
-#: The performers of :func:`perform`, kept as long as their testbeds: QEMU prints an error if its qtest
-#: connection is closed before it is ended.
-_PERFORMERS: WeakKeyDictionary[Testbed, Performer] = WeakKeyDictionary()
 
 
 class _Attempt:
