@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 
 from harness.explore.disagreement import Disagreement
 from harness.explore.program import Step
@@ -106,6 +108,9 @@ def _misuse_of(on: RawMachine, step: Step, root: int, name: str, message: tuple[
 def _misuse_of_the_hosts(on: RawMachine, step: Step, root: int) -> None:
     """What is on the host, and no guest has made: links that lead out of the export, and a FIFO."""
     path = on.shares[share_of(step)].path / "special"
+    if step.value == "below_link":
+        _misuse_below_a_link(on, step, root, path)
+        return
     if step.value == "open_fifo":
         os.mkfifo(path)
     else:
@@ -120,6 +125,28 @@ def _misuse_of_the_hosts(on: RawMachine, step: Step, root: int) -> None:
             _misuse_of(on, step, root, "special", (T.LOPEN, p9.open_(HELPER)))
     finally:
         path.unlink()
+
+
+def _misuse_below_a_link(on: RawMachine, step: Step, root: int, path: Path) -> None:
+    """The host replaces a folder by a link out of the export: a fid below it must not follow the link.
+
+    The link is neither the last component of the path nor its folder: QEMU opens those in another way (QEMU:
+    ``hw/9pfs/9p-util.h``, ``openat_dir`` and ``openat_file``).
+    """
+    outside, was = path.parent.parent / "outside", path.with_name("was")
+    for folder in (outside, path):
+        (folder / "inside").mkdir(parents=True, exist_ok=True)
+        (folder / "inside" / "secret").write_text("secret")
+    driver = driver_of(on, step)
+    driver.walk(root, HELPER, path.name, "inside", "secret")
+    path.rename(was)
+    path.symlink_to(outside)
+    try:
+        expect_error(step, driver, T.LOPEN, p9.open_(HELPER))
+        driver.clunk(HELPER)
+    finally:
+        path.unlink()
+        shutil.rmtree(was)
 
 
 STEPS: dict[str, Perform] = {

@@ -96,6 +96,16 @@ def test_refusals_change_nothing() -> None:
     assert begun.after(CANCEL) == after(PLUG, VERSION)
 
 
+def test_what_fails_changes_nothing() -> None:
+    """A Tattach that fails is no session, a migration that stalls ends, a refused plug adds nothing."""
+    ready = after(PLUG, VERSION)
+    assert ready.after(step("fail", "attach")) == ready
+    assert ready.after(step("migrate_stall", share=None)) == ready
+    assert ready.after(step("plug_refused", "duplicates")) == ready
+    assert after().after(step("plug_refused", "iommu")) == after()
+    assert step("fail", "attach") not in set(after(*MOUNTED).possible())
+
+
 def test_a_snapshot_is_loaded_over_the_same_devices_only() -> None:
     saved = after(PLUG, SAVE)
     assert LOAD in set(saved.after(VERSION).after(ATTACH).possible())

@@ -134,8 +134,16 @@ GUEST_LIFE = Program(
             ("mount", 0),
             ("read", 0),
             ("stop", None),
+            ("migrate", None),
             ("cont", None),
             ("umount", 0),
+            ("unbind", 0),
+            ("bind", 0),
+            ("stop", None),
+            ("device_del", 0),
+            ("device_del", 0),
+            ("cont", None),
+            ("plug", 0),
             ("migrate", None),
             ("mount", 0),
             ("device_del", 0),
@@ -154,11 +162,34 @@ def test_a_program_of_a_linux_guest(old: Cell, tmp_path: Path) -> None:
 @pytest.mark.qemu
 def test_a_guest_that_holds_a_request(old: Cell, tmp_path: Path) -> None:
     """The eject of a device with a request in flight, on a QEMU that does not wait for it."""
-    steps = (("plug", None), ("mount", None), ("hold", "read"), ("eject", None))
-    made = tuple(Step(do=do, share=0, value=value) for do, value in steps)
-    attempt = running.run(Program(alphabet=AlphabetName.GUEST, steps=made), old, tmp_path / "a")
-    assert attempt.failure is not None
-    assert attempt.failure.checker in ("qemu_alive", "drain")
+    held = running.run(_guest("plug", "mount", "hold read", "eject"), old, tmp_path / "a")
+    assert held.failure is not None
+    assert held.failure.checker in ("qemu_alive", "drain")
+
+
+def _guest(*steps: str) -> Program:
+    pairs = (one.partition(" ") for one in steps)
+    made = tuple(
+        Step(do=do, share=None if do == "system_reset" else 0, value=value or None) for do, _, value in pairs
+    )
+    return Program(alphabet=AlphabetName.GUEST, steps=made)
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ("plug", "hold attach", "release", "umount"),
+        ("plug", "mount", "hold read", "system_reset", "mount"),
+        ("plug", "hold attach", "system_reset"),
+    ],
+    ids="; ".join,
+)
+def test_a_guest_whose_request_in_flight_is_answered_or_drained(
+    old: Cell, tmp_path: Path, steps: tuple[str, ...]
+) -> None:
+    attempt = running.run(_guest(*steps), old, tmp_path / "a")
+    assert (attempt.ending, attempt.failure, attempt.error) == (Ending.PASSED, None, "")
 
 
 @pytest.mark.qemu
