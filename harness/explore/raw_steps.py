@@ -7,6 +7,7 @@ The steps are in modules of their own, by what they are about. What has to be tr
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 
 from harness.errors import HarnessError
 from harness.explore import raw_ends, raw_holds, raw_host, raw_misuse, raw_requests
@@ -16,9 +17,9 @@ from harness.explore.raw_answers import Perform
 from harness.explore.raw_ends import eject_idle
 from harness.explore.raw_holds import release
 from harness.explore.raw_host import run_state
-from harness.explore.raw_invariants import check
+from harness.explore.raw_invariants import check, check_open_files
 from harness.explore.raw_machine import RawMachine
-from harness.explore.raw_model import RawState
+from harness.explore.raw_model import Device, RawState
 from harness.testbed import Testbed
 
 #: Steps that hold system calls, or make them fail.
@@ -46,6 +47,8 @@ class RawPerformer:
         :raises Violation: when something is left.
         """
         finish(self._on, state)
+        # Before the descriptors are counted, so that one bug has one signature wherever it is noticed.
+        check_open_files(self._on, replace(state, devices=tuple(Device() for _ in state.devices)))
         check_footprint(self._on.machine, self._footprint)
 
     def close(self) -> None:
