@@ -22,6 +22,16 @@ from harness.qemu.spec import Share, Value
 _LARGEST_ROM = 2 << 30
 
 
+#: Refusals after the realize of the 9p backend, each with its text: by the PCI bus, and by the virtio bus.
+LATE_REFUSALS: dict[str, tuple[Mapping[str, Value], str]] = {
+    "rom": ({"romfile": "/nowhere/rom"}, 'failed to find romfile "/nowhere/rom"'),
+    "iommu": (
+        {"iommu_platform": True, "disable-legacy": "off"},
+        "VIRTIO_F_IOMMU_PLATFORM was supported by neither legacy nor transitional device",
+    ),
+}
+
+
 @dataclass(frozen=True)
 class BadPlug:
     """A ``device_add`` that QEMU has to refuse.
@@ -88,15 +98,12 @@ def bad_plugs(
             {"disable-legacy": "on", "disable-modern": True},
             "device cannot work as neither modern nor legacy mode is enabled",
         ),
-        "iommu_of_a_legacy_device": (
-            {"iommu_platform": True, "disable-legacy": "off"},
-            "VIRTIO_F_IOMMU_PLATFORM was supported by neither legacy nor transitional device",
-        ),
+        "iommu_of_a_legacy_device": LATE_REFUSALS["iommu"],
         "failover_of_no_network_device": (
             {"failover_pair_id": "nobody"},
             "failover primary device (must be on PCIExpress bus|is not an Ethernet device)",
         ),
-        "rom_missing": ({"romfile": "/nowhere/rom"}, 'failed to find romfile "/nowhere/rom"'),
+        "rom_missing": LATE_REFUSALS["rom"],
         "rom_empty": ({"romfile": rom["empty"]}, 'romfile ".*" is empty'),
         "rom_too_large": (
             {"romfile": rom["huge"]},

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -180,11 +182,19 @@ def script(spec: MachineSpec, run_folder: Path, ssh_port: int = 0) -> str:
         "trap 'exit 130' HUP INT TERM",
         f'cp {shlex.quote(str(spec.disk))} "$RUN/disk.qcow2"',
         *(f"mkdir -p {here(str(share.path))}" for share in spec.shares),
+        *_made_firmware(spec, run_folder, here),
         'echo "QMP: $RUN/qmp.sock  shell: $RUN/console.sock  kernel: $RUN/guest-kernel.log" >&2',
         *(f"export {name}={shlex.quote(value)}" for name, value in spec.qemu.environment.items()),
         _wrapped(words),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _made_firmware(spec: MachineSpec, run_folder: Path, here: Callable[[str], str]) -> Iterator[str]:
+    """A command that makes the firmware, if it is a file of the run: the file itself ends with the run."""
+    if spec.firmware is not None and spec.firmware.is_relative_to(run_folder):
+        packed = base64.b64encode(gzip.compress(spec.firmware.read_bytes(), mtime=0)).decode()
+        yield f"echo {packed} | base64 -d | gunzip > {here(str(spec.firmware))}"
 
 
 def _wrapped(words: list[str]) -> str:
