@@ -32,6 +32,7 @@ _SECOND_PART = (
     "harness.plugin.outcomes",
     "harness.plugin.fallbacks",
     "harness.plugin.reporting",
+    "harness.plugin.attachments",
 )
 #: Part of a test's id: the default QEMU and the default kernel. Another one is there only by an option.
 _DEFAULT_CELL = "default-default"

@@ -58,7 +58,7 @@ OPTIONS = (
     Option("full", "--thorough, on every machine type, with every kind of share"),
     Option("cold", "boot every guest instead of restoring it"),
     Option("stay-on-failure", "keep the guests of a failed test up until Enter is pressed (not with -n)"),
-    Option("summary", "write the summary there: matrix.json and matrix.html", "DIR"),
+    Option("summary", "write the summary there: matrix.json, matrix.html, summary.md", "DIR"),
     Option("shard", "run part I of N, split by recorded durations (see harness merge)", "I/N"),
     Option("durations-from", "a --summary folder; its durations instead of the cache's", "DIR"),
 )
