@@ -11,6 +11,7 @@ from harness.cli.bench import bench
 from harness.cli.bisect import bisect
 from harness.cli.check import check
 from harness.cli.compare import compare
+from harness.cli.coverage import coverage
 from harness.cli.doctor import doctor
 from harness.cli.endurance import endurance
 from harness.cli.explore import explore
@@ -45,6 +46,7 @@ COMMANDS = (
     faults,
     merge,
     compare,
+    coverage,
     explore,
     replay,
     minimise,
