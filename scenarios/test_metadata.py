@@ -27,6 +27,7 @@ from harness.errors import Unsupported, Violation
 from harness.guest.guest import Guest
 from harness.guest.mount import Mount
 from harness.guest.table import Row, calls, expect_printed, printed
+from harness.holds.file_systems import FileSystems
 from harness.holds.hold import SETXATTR, Hold
 from harness.ninep import messages as p9
 from harness.ninep.client import NineError, RawDriver, RawGuest
@@ -918,3 +919,54 @@ def test_statfs_of_a_file_system_without_a_block_size(
         guest.run(f"df {mount.mountpoint}")
         assert rule.hits, "QEMU did not ask for the block size"
     mount.expect_usable()
+
+
+#: Files of QEMU's two further file systems have the same inode numbers.
+_FOLDERS = ("a", "b")
+#: What ``multidevs`` of an export may be; ``warn`` is the default (``man 1 qemu-system-x86_64``, ``-fsdev``).
+_MULTIDEVS = ("warn", "remap", "forbid")
+
+
+def qids(driver: RawDriver, *names: str) -> list[tuple[int, int]]:
+    """Type and path of each qid in the answer to a Twalk from the root."""
+    answer = driver.call(T.WALK, p9.walk(1, 2, *names))
+    driver.clunk(2)
+    return [(kind, path) for kind, _, path in struct.iter_unpack("<BIQ", answer[2:])]
+
+
+@pytest.fixture
+def several(testbed: Testbed, share: Share, multidevs: str) -> tuple[Share, FileSystems]:
+    """An export with a further file system in each of its folders; to be made before the machine."""
+    (declared,) = testbed.declare(replace(share, fsdev_options={"multidevs": multidevs}))
+    folders = [share.path / name for name in _FOLDERS]
+    for folder in folders:
+        folder.mkdir()
+    return declared, FileSystems(testbed, folders)
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("multidevs", _MULTIDEVS)
+def test_an_export_of_several_file_systems(
+    several: tuple[Share, FileSystems], raw_guest: RawGuest, multidevs: str
+) -> None:
+    """Two files that share an inode number are one for the guest (``warn``, as documented), are told apart
+    (``remap``), or cannot be reached (``forbid``); the file system of the root can be used in any case."""
+    share, mounts = several
+    first, second = (mounts.stat(raw_guest.machine, share.path / folder) for folder in _FOLDERS)
+    assert (first.st_ino, first.st_dev != second.st_dev) == (second.st_ino, True), "the host's own numbers"
+    driver = attached(raw_guest, share)
+    driver.call(T.MKDIR, p9.mkdir(1, "own"))
+    (own,) = qids(driver, "own")
+    assert own == qids(driver, "own")[0]
+    if multidevs == "forbid":
+        for folder in _FOLDERS:
+            with refused(errno.ENODEV):
+                qids(driver, folder)
+        return
+    found = [qids(driver, folder)[0] for folder in _FOLDERS]
+    assert (len({own, *found}) == 3) == (multidevs == "remap")
+    listed = list_root(driver)
+    assert all(struct.pack("<Q", path) in listed for _, path in found) or multidevs == "warn"
+    assert [qids(driver, folder)[0] for folder in _FOLDERS] == found, "they stay the same"
