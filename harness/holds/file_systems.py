@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import Unsupported
@@ -13,31 +12,33 @@ from harness.qemu.machine import Machine, Wrapping
 from harness.qemu.spec import MachineSpec
 from harness.testbed import Testbed
 
-_NAMESPACES = ("unshare", "--user", "--map-root-user", "--mount")
-#: Mounts an empty tmpfs on each of the first $1 folders, then becomes the command that follows them.
-_MOUNT = """
-left=$1; shift
-while [ "$left" -gt 0 ]; do mount -t tmpfs none "$1" || exit; shift; left=$((left - 1)); done
-exec "$@"
-"""
-_PROBE_TIMEOUT_S = 60
+#: ``unshare`` becomes the command that it starts, so the process stays the same (``man 1 unshare``).
+_START = ("unshare", "--user", "--map-root-user", "--mount")
+_ENTER = ("nsenter", "--user", "--mount", "--preserve-credentials", "--target")
+_MOUNT = ("mount", "-t", "tmpfs", "none")
+_TIMEOUT_S = 60
 
 
 class FileSystems:
-    """An empty tmpfs on each of some folders, in the mount namespace of the machines of one testbed.
+    """Mounts file systems for the machines of one testbed; to be created before they are launched.
 
-    To be created before they are launched. Each machine has file systems of its own.
-
-    :param folders: folders that exist.
     :raises Unsupported: on a host that does not permit it (``man 7 user_namespaces``).
     """
 
-    def __init__(self, testbed: Testbed, folders: Sequence[Path]) -> None:
-        script = ("sh", "-c", _MOUNT, "sh", str(len(folders)), *map(str, folders))
-        self._prefix = (*_NAMESPACES, *script)
-        if why := _why_not(self._prefix):
+    def __init__(self, testbed: Testbed) -> None:
+        # On a folder that everybody has: the mount ends with the command.
+        if why := _why_not(*_START, *_MOUNT, "/mnt"):
             raise Unsupported(f"this host lets QEMU have no mounts of its own: {why}")
         testbed.attach(self)
+
+    @staticmethod
+    def mount(machine: Machine, folder: Path) -> None:
+        """Mount an empty tmpfs on a folder, as ``machine`` alone sees it.
+
+        :raises Unsupported: when it is refused.
+        """
+        if why := _why_not(*_ENTER, str(machine.pid), *_MOUNT, str(folder)):
+            raise Unsupported(f"nothing can be mounted for QEMU on {folder}: {why}")
 
     @staticmethod
     def stat(machine: Machine, path: Path) -> os.stat_result:
@@ -45,8 +46,8 @@ class FileSystems:
         return Path(f"/proc/{machine.pid}/root{path}").stat()
 
     def wrap(self, spec: MachineSpec, folder: Path) -> Wrapping:  # noqa: ARG002
-        """Start QEMU in a mount namespace of its own; the process stays the same."""
-        return Wrapping(prefix=self._prefix)
+        """Start QEMU in a mount namespace of its own."""
+        return Wrapping(prefix=_START)
 
     def release(self) -> None:
         """Nothing to do: the mounts do not keep a machine from ending."""
@@ -55,12 +56,10 @@ class FileSystems:
         """Nothing to do: the mounts end with their process."""
 
 
-def _why_not(prefix: tuple[str, ...]) -> str:
-    """The error of a command that is started under ``prefix``; empty when there is none."""
-    if shutil.which(prefix[0]) is None:
-        return f"no {prefix[0]} (util-linux)"
-    done = subprocess.run(
-        [*prefix, "true"], capture_output=True, text=True, check=False, timeout=_PROBE_TIMEOUT_S
-    )
-    lines = done.stderr.strip().splitlines() or [f"{prefix[0]} exited with {done.returncode}"]
-    return lines[-1] if done.returncode else ""
+def _why_not(*command: str) -> str:
+    """Run a command; returns its error, or nothing when it succeeded."""
+    if shutil.which(command[0]) is None:
+        return f"no {command[0]} (util-linux)"
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+    lines = done.stderr.strip().splitlines() or [f"{command[0]} exited with {done.returncode}"]
+    return lines[0] if done.returncode else ""
