@@ -65,16 +65,15 @@ class Part(BaseModel):
 class Reason(BaseModel):
     """Why some lines are not reached.
 
-    :ivar file: as in :class:`Part`. :ivar function: a function's name.
-    :ivar lines: the beginnings of the lines' texts, without white space at the left; all of the function's
-        lines that are not reached when empty.
+    :ivar file: a file's path. :ivar function: a function's name; all functions when empty.
+    :ivar lines: the beginnings of the lines' texts, without white space at the left; all lines when empty.
     :ivar why: the reason.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     file: str = Field(min_length=1)
-    function: str = Field(min_length=1)
+    function: str = ""
     lines: list[str] = []
     why: str = Field(min_length=1)
 

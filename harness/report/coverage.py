@@ -161,7 +161,7 @@ def reason_for(line: Line, reasons: Iterable[Reason]) -> Reason | None:
 
 def explains(reason: Reason, line: Line) -> bool:
     """Whether a reason is about this line."""
-    if (reason.file, reason.function) != (line.file, line.function):
+    if reason.file != line.file or reason.function not in ("", line.function):
         return False
     return not reason.lines or any(line.text.startswith(text) for text in reason.lines)
 

@@ -89,6 +89,11 @@ def test_a_reason_without_lines_is_about_the_whole_function(tmp_path: Path, data
     assert _written(tmp_path, data, NO_MEMORY, UNUSED)[0].unexplained == 0
 
 
+def test_a_reason_without_a_function_is_about_the_whole_file(tmp_path: Path, data: dict[str, Any]) -> None:
+    whole = Reason(file="hw/9pfs/9p.c", why="another driver")
+    assert _written(tmp_path, data, whole)[0].unexplained == 0
+
+
 def test_a_reason_for_what_is_reached_is_named(tmp_path: Path, data: dict[str, Any]) -> None:
     stale = Reason(file="hw/9pfs/9p.c", function="used", lines=["return a;"], why="cannot be")
     _, missing = _written(tmp_path, data, stale, NO_MEMORY)
@@ -182,8 +187,9 @@ def test_the_lines_that_have_a_reason_are_lines_of_qemu() -> None:
     wrong = []
     with build.tree() as source:
         for reason in gcov.load().reason:
-            bodies = dict(_functions((source / reason.file).read_text()))
-            lines = [line.strip() for line in bodies.get(reason.function, "").splitlines()]
+            text = (source / reason.file).read_text()
+            body = dict(_functions(text)).get(reason.function, "") if reason.function else text
+            lines = [line.strip() for line in body.splitlines()]
             missing = [text for text in reason.lines if not any(line.startswith(text) for line in lines)]
             wrong += [(reason.file, reason.function, text) for text in missing]
             wrong += [] if lines else [(reason.file, reason.function, "no such function")]
