@@ -16,12 +16,14 @@ import psutil
 from rich.markup import escape
 from rich.table import Table
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, UsageError
 from harness.holds.probe import why_no_holds
 from harness.provision import Cache, Provisioner, default_cache_root
+from harness.provision.gcov import FLAVOUR
 from harness.qemu import binary
 from harness.qemu.accel import KVM, TIMEOUT_KEPT_S, Verdict, cached_verdict
 from harness.report import tables
+from harness.report.coverage import require_gcovr
 
 _OK, _WARNING, _MISSING = "ok", "warning", "missing"
 _STYLES = {_OK: "green", _WARNING: "yellow", _MISSING: "red"}
@@ -70,6 +72,7 @@ def examine() -> Iterator[Finding]:
         ("memory", _memory),
         ("holds", _holds),
         ("backtraces", _backtraces),
+        ("coverage", lambda: _coverage(cache)),
         ("temporary folder", _temporary),
     ):
         yield Finding(name, *_safely(look))
@@ -166,6 +169,18 @@ def _backtraces() -> tuple[str, str]:
     if pattern.startswith("|"):
         return _WARNING, f"kernel.core_pattern is {pattern!r}: core files go elsewhere, so no backtraces"
     return _OK, "gdb is installed, and core files are written"
+
+
+def _coverage(cache: Cache) -> tuple[str, str]:
+    try:
+        require_gcovr()
+    except UsageError as exc:
+        return _WARNING, f"'harness coverage' cannot run: {exc.message}"
+    built = [name for name in _entries(cache, "qemu") if f"+{FLAVOUR}-" in name]
+    return (
+        _OK,
+        f"gcovr is installed; in the cache: {', '.join(built) or 'no QEMU that counts, it is built once'}",
+    )
 
 
 def _temporary() -> tuple[str, str]:

@@ -65,7 +65,7 @@ OPTIONS = (
         "(default: 3 with --record, else 0)",
         "N",
     ),
-    Option("summary", "write the summary there: matrix.json and matrix.html", "DIR"),
+    Option("summary", "write the summary there: matrix.json, matrix.html, summary.md", "DIR"),
     Option(
         "shard",
         "run part I of N, split by recorded durations (see harness merge); auto: as the variables of GitLab, "

@@ -14,15 +14,16 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from harness.errors import SetupError, UsageError
 from harness.guest.image import GuestImage
-from harness.provision import build_root, edits, initramfs, keys, qcow2, recipes, vmlinux
+from harness.provision import build_root, edits, gcov, initramfs, keys, qcow2, recipes, vmlinux
 from harness.provision.apt import Apt, Package, Report, Withdrawn, require_tools, unpack
 from harness.provision.builds import Build
 from harness.provision.cache import Cache
@@ -73,7 +74,10 @@ class Provisioner:
         return self._recipes.names("guests")
 
     def is_provisioned(self, name: str) -> bool:
-        """Whether ``name`` is one of :meth:`qemu_names`, or one of them with a fault (``NAME+FAULT``)."""
+        """Whether ``name`` is one of :meth:`qemu_names`, or one of them with a fault (``NAME+FAULT``).
+
+        ``NAME+coverage`` is one of them as well.
+        """
         return name.partition("+")[0] in self.qemu_names()
 
     def qemu_names(self) -> list[str]:
@@ -117,12 +121,15 @@ class Provisioner:
     def qemu_release(self, name: str | None = None) -> QemuInstall:
         """The QEMU release ``name`` (by default the default recipe's); made when it is missing.
 
-        ``FLAVOUR+FAULT``, such as ``7.2-src+tag-kept``, is a QEMU built with that fault of the catalogue.
+        ``FLAVOUR+FAULT``, such as ``7.2-src+tag-kept``, is a QEMU built with that fault of the catalogue;
+        ``FLAVOUR+coverage`` is one that counts what runs (:mod:`harness.provision.gcov`).
 
         :raises UsageError: for an unknown name or a bad recipe. :raises SetupError: when it cannot be made.
         """
         name = name or self._recipes.default("qemu", QemuRecipe)
         flavour, with_fault, fault = name.partition("+")
+        if fault == gcov.FLAVOUR:
+            return self._counting(self.coverage_build(flavour))
         if with_fault:
             return self._faulty(self.build(flavour), fault)
         recipe = self._recipes.load("qemu", name, QemuRecipe)
@@ -182,6 +189,19 @@ class Provisioner:
         :raises UsageError: when there is no such recipe, or it is not built from source.
         :raises SetupError: when the tools cannot be made.
         """
+        return self._build(name, name)
+
+    def coverage_build(self, name: str) -> Build:
+        """The build tree of the flavour ``name`` with the compiler's counters (``NAME+coverage``).
+
+        :raises UsageError: see :meth:`build`. :raises SetupError: see :meth:`build`.
+        """
+        script = gcov.compiler(gcov.load(self._folder).part)
+        return self._build(name, f"{name}+{gcov.FLAVOUR}", gcov.CONFIGURE, {gcov.COMPILER: script})
+
+    def _build(
+        self, name: str, called: str, more: Sequence[str] = (), scripts: Mapping[str, str] | None = None
+    ) -> Build:
         flavour = self._recipes.load("qemu", name, QemuRecipe)
         if not flavour.configure:
             raise UsageError(f"QEMU {name} is not built from source: its recipe has no 'configure'")
@@ -194,8 +214,9 @@ class Provisioner:
             build_root.complete(into / "root")
 
         entry, key = self._provide("tools", flavour.release, recipe, [], fill)
-        content = _hash([key, flavour.configure])
-        return Build(self.cache, name, content, entry, flavour.configure, self._report)
+        configure = [*flavour.configure, *more]
+        content = _hash([key, configure, scripts] if scripts else [key, configure])
+        return Build(self.cache, called, content, entry, configure, self._report, scripts)
 
     def build_options(self, name: str) -> tuple[str, ...]:
         """QEMU's ``configure`` options of the flavour ``name``; empty when it is not built from source."""
@@ -221,6 +242,11 @@ class Provisioner:
     def _built(self, build: Build) -> QemuInstall:
         entry = self.cache.entry("qemu", f"{build.name}-{build.key}", build.make, self._report)
         return installed(build.name, build.root, build.key, binary=entry / PROGRAM)
+
+    def _counting(self, build: Build) -> QemuInstall:
+        install = self._built(build)
+        unwanted = build.source.parent / "counters"
+        return replace(install, environment={**install.environment, **gcov.environment(unwanted)})
 
     def _stripped(self, name: str, build: Build) -> QemuInstall:
         key = _hash([build.key, "stripped"])
@@ -414,21 +440,32 @@ def installed(name: str, root: Path, key: str, binary: Path | None = None) -> Qe
 
     :param binary: a QEMU that was built against the libraries in ``root``, instead of the one in ``root``.
     """
-    loader = initramfs.loader(root)
-    libraries = tuple(root / folder for folder in _LIBRARY_FOLDERS)
     binary = binary or root / _QEMU
     firmware = [word for share in ("qemu", "seabios") for word in ("-L", str(root / "usr/share" / share))]
     install = QemuInstall(
         name=name,
         binary=binary,
-        command=(str(loader), "--library-path", ":".join(map(str, libraries)), str(binary)),
+        command=command_in(root, binary),
         arguments=tuple(firmware),
         environment={"QEMU_MODULE_DIR": str(root / "usr/lib/x86_64-linux-gnu/qemu")},
         origin="provisioned",
         key=key,
-        libraries=libraries,
+        libraries=_libraries(root),
     )
     return examined(install)
+
+
+def command_in(root: Path, program: Path) -> tuple[str, ...]:
+    """The command of a program that runs with the loader and the libraries of the packages in ``root``.
+
+    :raises SetupError: when there is no loader.
+    """
+    libraries = ":".join(map(str, _libraries(root)))
+    return str(initramfs.loader(root)), "--library-path", libraries, str(program)
+
+
+def _libraries(root: Path) -> tuple[Path, ...]:
+    return tuple(root / folder for folder in _LIBRARY_FOLDERS)
 
 
 def _host_glibc() -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import time
@@ -129,3 +130,15 @@ def test_an_unknown_name_to_provision(harness: Harness, cache_root: Path, word: 
     assert ended.status == 2
     assert ended.line.startswith(f"harness: {word}: there is no recipe of that name; known: guest:")
     assert not cache_root.exists()
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_whether_coverage_can_be_measured(
+    harness: Harness, cache_root: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found(name) if installed else None)
+    wanted, words = ("ok", "it is built once") if installed else ("warning", "pip install")
+    state, what = _states(harness)[1]["coverage"]
+    assert state == wanted
+    assert words in what
