@@ -321,7 +321,7 @@ def read(path: Path) -> Run:
 
 
 def write(run: Run, folder: Path) -> None:
-    """Write a run's data, and its tables as Markdown, into ``folder``. ``harness.report.page`` writes its page.
+    """Write a run's data, and its tables as Markdown, into ``folder``; its page is ``report.page``'s.
 
     :raises OSError: when it cannot be written.
     """
