@@ -82,18 +82,19 @@ def bad_plugs(
     :param folder: where the ROM images are written.
     :param other: another share, which has to be plugged when the bad plugs run; its slot is taken.
     """
-    place = other.device(machine_type)
-    there = {"bus": place["bus"], "addr": place["addr"]}
+    driver = machine_type.driver(share.driver)
+    there = dict(machine_type.place(other.slot))
     rom = _roms(folder)
-    name = re.escape(share.driver)
+    name = re.escape(driver)
     taken = rf"PCI: slot \d+ function 0 not available for {name}, in use by {name}(,id={other.id})?"
     shown = rf"PCI: slot \d+ function 0 already (occupied|ocuppied) by {name}, new func {name} cannot be .*"
     table: dict[str, tuple[Mapping[str, Value], str]] = {
         "no_such_bus": ({"bus": "nowhere"}, "Bus 'nowhere' not found"),
         "no_such_property": ({"nothing": "1"}, rf"Property '({name})?\.nothing' not found"),
         "addr_beyond_the_bus": ({"addr": "0x20"}, rf"Property '{name}\.addr' doesn't take value '0x20'"),
-        "slot_taken": (there, taken),
-        "function_0_taken": ({**there, "addr": f"{there['addr']}.1"}, shown),
+        "slot_taken": ({**there, "addr": there.get("addr", "")}, taken),
+        "function_0_taken": ({**there, "addr": f"{there.get('addr')}.1"}, shown),
+        "devno_taken": ({"devno": there.get("devno", "")}, r"Device fe\.0\.\w+ already exists"),
         "neither_legacy_nor_modern": (
             {"disable-legacy": "on", "disable-modern": True},
             "device cannot work as neither modern nor legacy mode is enabled",
@@ -120,7 +121,7 @@ def bad_plugs(
             "Hot-plugged device without ROM bar can't have an option ROM",
         ),
     }
-    known = properties(qemu, share.driver) | {"bus", "nothing"}
+    known = properties(qemu, driver) | {"bus", "nothing"}
     return {
         what: BadPlug(replace(share, device_options=options), refusal)
         for what, (options, refusal) in table.items()

@@ -227,8 +227,8 @@ class Guest(Commands):
 
     def _write_device(self, share: Share, file: str) -> None:
         """Write the name of the share's virtio device to a file of the driver."""
-        function = self.machine.spec.machine_type.function(share.slot)
-        device = f"$(cd /sys/bus/pci/devices/{function} && echo virtio*)"
+        folder = self.machine.spec.machine_type.sysfs(share.slot)
+        device = f"$(cd {folder} && echo virtio*)"
         self.succeed(f"echo {device} > /sys/bus/virtio/drivers/9pnet_virtio/{file}")
 
     @property

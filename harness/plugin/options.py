@@ -46,7 +46,8 @@ class Option:
 OPTIONS = (
     Option("qemu", "a provisioned QEMU (7.2, ...) or a binary; repeatable", "NAME|PATH", repeatable=True),
     Option("qemu-data", "the firmware of a --qemu PATH, if it is not beside it", "DIR"),
-    Option("machine", "machine type; repeatable (default: by scenario)", "pc|q35|q35-pcie", repeatable=True),
+    Option("arch", "the guest's architecture; repeatable (default: x86_64)", "NAME", repeatable=True),
+    Option("machine", "machine type; repeatable (default: by scenario)", "NAME", repeatable=True),
     Option("kernel", "a provisioned guest kernel (6.1, ...); repeatable", "NAME", repeatable=True),
     Option("accel", "auto uses KVM only if a test guest boots under it", "auto|kvm|tcg", default="auto"),
     Option("timeout-scale", "multiplies every timeout; for slow hosts (default: 1)", "FACTOR"),

@@ -48,7 +48,7 @@ def render(spec: MachineSpec, paths: MachinePaths, ssh_port: int = 0) -> list[st
         *_machine(spec),
         *_monitor(spec, paths),
         *_serial(spec, paths),
-        *_network(paths, ssh_port),
+        *_network(spec, paths, ssh_port),
         *_disk(paths),
         *_boot(spec),
         *spec.machine_type.place_arguments,
@@ -63,7 +63,14 @@ def _machine(spec: MachineSpec) -> Iterator[str]:
     # Guest memory stays out of core dumps: they are for QEMU's own state, and have to be quick.
     backend = f",memory-backend={spec.machine_type.ram_id}" if spec.memory_file else ""
     yield from ("-machine", f"{spec.machine_type.qemu},accel={spec.accel},dump-guest-core=off{backend}")
-    yield from ("-cpu", spec.cpu, "-smp", "1", "-m", str(spec.memory_mib))
+    yield from (
+        "-cpu",
+        spec.cpu or spec.machine_type.architecture.cpu,
+        "-smp",
+        "1",
+        "-m",
+        str(spec.memory_mib),
+    )
     yield from _memory(spec)
     yield from ("-nodefaults", "-no-user-config", "-display", "none")
     yield from spec.machine_type.arguments
@@ -92,23 +99,24 @@ def _serial(spec: MachineSpec, paths: MachinePaths) -> Iterator[str]:
     append, log = "", ""
     if spec.qemu.chardev_logs:
         append, log = ",append=on", f",logfile={_comma(paths.console_log)},logappend=on"
-    yield from ("-chardev", f"file,id={kernel},path={_comma(paths.kernel_log)}{append}")
-    yield from ("-serial", f"chardev:{kernel}")
-    yield from ("-chardev", f"socket,id={shell},path={_comma(paths.console)},server=on,wait=off{log}")
-    yield from ("-serial", f"chardev:{shell}")
+    yield from ("-chardev", f"file,id={kernel.name},path={_comma(paths.kernel_log)}{append}")
+    yield from kernel.arguments
+    yield from ("-chardev", f"socket,id={shell.name},path={_comma(paths.console)},server=on,wait=off{log}")
+    yield from shell.arguments
 
 
-def _network(paths: MachinePaths, ssh_port: int) -> Iterator[str]:
+def _network(spec: MachineSpec, paths: MachinePaths, ssh_port: int) -> Iterator[str]:
     yield from ("-chardev", f"socket,id=guestfwd,path={_comma(paths.guestfwd)},server=on,wait=off")
     # Port 0: the kernel picks a free one, so two runs never race for a number (slirp: hostfwd).
     from_guest = f"guestfwd=tcp:{GUESTFWD_ADDRESS}:{GUESTFWD_PORT}-chardev:guestfwd"
     forwards = f"hostfwd=tcp:127.0.0.1:{ssh_port}-:22,{from_guest}"
     yield from ("-netdev", f"user,id=net0,restrict=on,{forwards}")
     # No announcement: a restored guest would send one first of all, and nobody needs it.
-    nic = f"virtio-net-pci,id=nic0,netdev=net0,mac={MAC},romfile=,addr=0x8,guest_announce=off"
     # No offloads for the guest to change (a property since 1.6): the stream has eight bytes for them
     # that 2.4.0 writes and does not read, so no machine arrives (fixed in 2.4.1 and 2.5, 1f8828ef573c).
-    yield from ("-device", f"{nic},ctrl_guest_offloads=off")
+    driver, *place = _options(spec.machine_type.nic).split(",")
+    card = (driver, "id=nic0", "netdev=net0", f"mac={MAC}", *place, "guest_announce=off")
+    yield from ("-device", ",".join([*card, "ctrl_guest_offloads=off"]))
 
 
 def _disk(paths: MachinePaths) -> Iterator[str]:

@@ -12,6 +12,7 @@ import pytest
 from harness.cli.provision import _wanted
 from harness.provision import Cache, Provisioner
 from harness.qemu import accel
+from harness.qemu.architectures import X86_64
 from harness.tests.cli.conftest import Harness
 
 
@@ -116,11 +117,11 @@ def test_a_heap_library_is_provisioned_for_a_qemu_on_path(
     """The newest that this host's libc can load, so that later runs need no network."""
     monkeypatch.setattr("harness.provision.provisioner._host_glibc", lambda: (2, 36))
     provisioner = Provisioner(Cache(cache_root))
-    monkeypatch.setattr("harness.qemu.binary.on_path", lambda *_: SimpleNamespace(binary="/usr/bin/qemu"))
-    assert _wanted(provisioner, (), False) == [("guest", None), ("heap", "bookworm")]
-    monkeypatch.setattr("harness.qemu.binary.on_path", lambda *_: None)
-    assert _wanted(provisioner, (), False) == [("guest", None), ("qemu", None)]
-    everything = _wanted(provisioner, (), True)
+    monkeypatch.setattr("harness.qemu.binary.on_path", lambda **_: SimpleNamespace(binary="/usr/bin/qemu"))
+    assert _wanted(provisioner, (), False, X86_64) == [("guest", None), ("heap", "bookworm")]
+    monkeypatch.setattr("harness.qemu.binary.on_path", lambda **_: None)
+    assert _wanted(provisioner, (), False, X86_64) == [("guest", None), ("qemu", None)]
+    everything = _wanted(provisioner, (), True, X86_64)
     assert [name for kind, name in everything if kind == "heap"] == ["bookworm", "bullseye"]
 
 
