@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +14,6 @@ import click
 from harness.matrix import ACCELS, DEFAULT
 from harness.qemu.architectures import ARCHITECTURES
 from harness.qemu.machine_types import MACHINE_TYPES, chosen, of_architectures
-from harness.report.nights.recorder import Recorder
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -78,27 +76,6 @@ def axes(command: F) -> F:
     ):
         command = option(command)
     return command
-
-
-record_option = click.option(
-    "--record",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Add this run to the history in this SQLite file (see harness nights).",
-)
-
-
-@contextmanager
-def opened(path: Path | None) -> Iterator[Recorder | None]:
-    """The history that ``--record`` names; ``None`` without the option.
-
-    :raises UsageError: when the file cannot be a history, before anything is done.
-    """
-    if path is None:
-        yield None
-        return
-    with Recorder(path) as recorder:
-        yield recorder
 
 
 def new_folder(parent: Path) -> Path:
