@@ -94,6 +94,11 @@ class Fix:
     last_bad: Entry | None
 
     @property
+    def cause(self) -> str:
+        """The first line of the failure, as it was last seen."""
+        return (self.last_bad.result.cause if self.last_bad is not None else None) or self.signature
+
+    @property
     def changed(self) -> tuple[Difference, ...]:
         """What changed between the last night with it and the first without."""
         return changes.between(self.last_bad, self.entries[0]) if self.last_bad is not None else ()

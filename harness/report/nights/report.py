@@ -117,6 +117,7 @@ def _regression(one: Regression) -> dict[str, Any]:
         "again": _reliability(one.reliability) if one.is_confirmed is not None else None,
         "of_the_host": one.is_of_the_host,
         "artefacts": latest.result.artefacts,
+        "timeline": commands.timeline(latest),
         "replay": commands.replay(latest),
         "bisect": commands.bisect(one.first_bad, one.last_good),
     }

@@ -241,8 +241,10 @@ def test_with_artefacts_and_a_tree_the_commands_use_them(tmp_path: Path) -> None
     bad = replace(bad, qemu=built, result=replace(bad.result, artefacts=str(folder)))
     good = replace(good, qemu=replace(built, git_describe="v7.2.0"))
     assert commands.artefacts(bad) is None, "the folder has no record any more"
+    assert commands.timeline(bad) == ""
     (folder / "history.ndjson").touch()
     assert commands.replay(bad) == f"harness replay {folder}"
+    assert commands.timeline(bad) == f"harness timeline {folder}"
     assert commands.bisect(bad, good) == (
         f"harness bisect {folder} --tree {tmp_path}/qemu --good v7.2.0 --bad bbbb"
     )
