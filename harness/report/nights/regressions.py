@@ -15,7 +15,7 @@ from harness.report.host_errors import is_of_the_host
 from harness.report.nights import changes, flaky
 from harness.report.nights.changes import Difference
 from harness.report.nights.failed import last_good, streak
-from harness.report.nights.history import Entry, History, Place, time
+from harness.report.nights.history import Entry, History, time
 from harness.report.reliability import Reliability
 from harness.report.summary import Outcome
 
@@ -232,8 +232,3 @@ def _kind(before: Entry | None, after: Entry) -> tuple[int, str, str]:
         return 1, "", before.signature
     bug = (before.result.bug if before is not None else None) or after.result.bug
     return 0, bug or "?", ""
-
-
-def tests(entries: Iterable[Entry]) -> list[Place]:
-    """The places of some results, each once."""
-    return list(dict.fromkeys(entry.place for entry in entries))
