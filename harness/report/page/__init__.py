@@ -27,6 +27,7 @@ from harness.report.nights.report import Report, as_data
 from harness.report.nights.store import Store
 from harness.report.page.columns import Columns
 from harness.report.page.failures import Failures
+from harness.report.page.files import Copies
 from harness.report.summary import NAME as DATA
 from harness.report.summary import PAGE, About, Gap, Run
 
@@ -98,8 +99,8 @@ def _data(
 ) -> dict[str, Any]:
     columns = Columns(store)
     known = failed(report.history if report else load(store))
-    failures = Failures(folder, store.path.parent)
-    failures.collect(columns.results, {run.id: run for run in columns.runs}, known)
+    failures = Failures(Copies(folder, store.path.parent))
+    failures.collect(columns.results, {run.id: run for run in columns.runs}, known, columns.again)
     return {
         "title": "virtio-9p nights" if len(columns.runs) != 1 else "virtio-9p run",
         "made": datetime.now(UTC).isoformat(),

@@ -47,6 +47,7 @@ class Columns:
 
     :ivar runs: those of half a year, the oldest first.
     :ivar results: the rows of their results, in the order of the columns.
+    :ivar again: the further runs of failed tests, by the ids of the results.
     """
 
     def __init__(self, store: Store) -> None:
@@ -57,6 +58,9 @@ class Columns:
         self.results = _once(
             result for result in store.select(rows.Result, "run_id >= ?", (first,)) if result.run_id in number
         )
+        self.again: dict[int, list[rows.Confirmation]] = {}
+        for one in store.select(rows.Confirmation, order="result_id, number"):
+            self.again.setdefault(one.result_id, []).append(one)
         self._number = number
         self._store = store
         self._qemus = {qemu.id: qemu for qemu in store.select(rows.Qemu)}
@@ -95,7 +99,7 @@ class Columns:
                 self._number[result.run_id],
                 self._tests.index(result.test),
                 self._cell(result.cell_id),
-                OUTCOMES.index(result.outcome) if result.outcome in OUTCOMES else _UNKNOWN,
+                _outcome(result.outcome),
                 round(result.seconds, 3),
                 self._texts.index(text) if text else -1,
                 self._texts.index(result.bug) if result.bug else -1,
@@ -157,15 +161,13 @@ class Columns:
         return list(found.values())
 
     def _confirmations(self) -> dict[int, list[dict[str, Any]]]:
-        index = {result.id: number for number, result in enumerate(self.results)}
-        found: dict[int, list[dict[str, Any]]] = {}
-        for one in self._store.select(rows.Confirmation, order="result_id, number"):
-            if one.result_id in index:
-                outcome = OUTCOMES.index(one.outcome) if one.outcome in OUTCOMES else _UNKNOWN
-                found.setdefault(index[one.result_id], []).append(
-                    {"outcome": outcome, "seconds": one.seconds}
-                )
-        return found
+        return {
+            number: [
+                {"outcome": _outcome(one.outcome), "seconds": one.seconds} for one in self.again[result.id]
+            ]
+            for number, result in enumerate(self.results)
+            if result.id in self.again
+        }
 
     def _findings(self) -> list[dict[str, Any]]:
         return [
@@ -179,6 +181,10 @@ class Columns:
             for one in self._store.select(rows.Finding)
             if one.run_id in self._number
         ]
+
+
+def _outcome(name: str) -> int:
+    return OUTCOMES.index(name) if name in OUTCOMES else _UNKNOWN
 
 
 def _once(results: Iterable[rows.Result]) -> list[rows.Result]:

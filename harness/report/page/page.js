@@ -48,7 +48,8 @@
   const tail = path => path.split("/").slice(-2).join("/");
   const tails = D.lanes.map(lane => lane.qemu).filter((path, n, all) => all.indexOf(path) === n).map(tail);
   const qemuName = path => path.split("/").length > 3 && tails.filter(one => one === tail(path)).length === 1 ? `…/${tail(path)}` : path;
-  const LANES = D.lanes.map(lane => [lane.qemu && (varies("qemu") || !lane.machine) && qemuName(lane.qemu), ...NAMED.map(([name, shown]) => lane[name] && shown(lane[name]))].filter(Boolean).join(", ") || "no QEMU");
+  const LANES = D.lanes.map(lane => [lane.qemu && varies("qemu") && qemuName(lane.qemu), ...NAMED.map(([name, shown]) => lane[name] && shown(lane[name])),
+    lane.qemu && !lane.machine && "any machine type"].filter(Boolean).join(", ") || "no QEMU");
   const laneName = lane => LANES[lane];
   const laneOf = result => D.cells[R.cell[result]].lane;
   const cause = result => R.text[result] < 0 ? "" : D.texts[R.text[result]];
@@ -467,8 +468,9 @@
     const i = failure.result, run = D.runs[R.run[i]], cell = D.cells[R.cell[i]];
     const facts = [["Test", h("a", { href: testHref(R.test[i], laneOf(i)) }, D.tests[R.test[i]].name)], ["Guarantee", D.tests[R.test[i]].guarantees.map(one => D.guarantees[one]).join(", ")],
       ["Known bug", bugOf(i)], ["QEMU", cell.qemu], ["Kernel", cell.kernel], ["Machine type", cell.machine], ["Run", `${run.kind} of ${time(run.begun)} on ${run.host}; it took ${seconds(R.seconds[i])}`],
-      ["Harness", run.harness], ["Again", again(i) && `${again(i)}: ${[R.outcome[i], ...D.confirmations[i].map(one => one.outcome)].map(one => OUTCOMES[one][0]).join(", ")}`],
-      ["Signature", failure.signature && h("code", {}, failure.signature)], ...since(failure.since)];
+      ["Harness", run.harness], ["Again", again(i) && [`${again(i)}: `, D.confirmations[i].map((one, n) => [n ? ", " : "", OUTCOMES[one.outcome][0],
+        failure.again[n] ? [" (", h("a", { href: failure.again[n] }, "timeline"), ")"] : ""])]],
+      ["Signature", failure.signature && h("code", {}, failure.signature)], ...since(D.one ? null : failure.since)];
     return [h("h2", {}, badge(R.outcome[i]), " ", D.tests[R.test[i]].name), h("pre", { class: "cause" }, cause(i) || "no cause was recorded"),
       h("dl", {}, facts.filter(([, value]) => value).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
       failure.commands.length ? [h("h3", {}, "Commands"), failure.commands.map(command => h("pre", {}, command))] : null,

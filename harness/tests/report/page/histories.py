@@ -95,11 +95,13 @@ def _results(store: Store, folder: Path, run: int, cell: int, night: str, where:
         more = {"cause": HOSTILE, "signature": "qemu_alive | x", "artefacts": "tests/stop"} if last else {}
         if last:
             records.write(folder / "tests" / "stop")
+            records.write(folder / "tests" / "again-3")
             (folder / "tests" / "stop" / "guest-kernel.log").write_text("[  1.0] <b>oops</b>\n")
             (folder / "tests" / "stop" / "a file & more.txt").write_text("x\n")
         again = [
-            rows.Confirmation(number=n, outcome="new failure" if n < 3 else "passed", seconds=1.0)
-            for n in (1, 2, 3)
+            rows.Confirmation(number=1, outcome="new failure", seconds=1.0),
+            rows.Confirmation(number=2, outcome="new failure", seconds=1.0, artefacts="tests/gone"),
+            rows.Confirmation(number=3, outcome="passed", seconds=1.0, artefacts="tests/again-3"),
         ]
         store.add_result(result(FAILING, CRASH, outcome, **more), [], again if last else [])
     elif where == "7.2-q35":

@@ -142,7 +142,7 @@ def test_a_failure_has_its_cause_evidence_commands_and_files(opened: Opened) -> 
     assert opened.texts("pre.cause") == [histories.HOSTILE]
     assert opened.evaluate("[window.hurt, document.images.length, document.scripts.length]") == [None, 0, 2]
     assert "[  1.0] <b>oops</b>" in opened.texts("main")[0]
-    assert "3 of 4, flaky: new failure, new failure, new failure, passed" in opened.texts("dd")
+    assert "3 of 4, flaky: new failure, new failure, passed (timeline)" in opened.texts("dd")
     assert "qemu_alive | x" in opened.texts("dd")
     links = opened.evaluate("[...document.querySelectorAll('main li a')].map(a => a.getAttribute('href'))")
     assert len(links) > 5

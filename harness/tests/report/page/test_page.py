@@ -113,6 +113,8 @@ def test_the_files_of_a_failure_are_copied_and_linked(store: Store, tmp_path: Pa
     assert all(path.is_file() and page.parent in path.parents for path in links.values())
     assert ["last kernel lines", ["[  1.0] <b>oops</b>"]] in found["evidence"]
     assert found["id"] in data(page)["timelines"]
+    assert found["again"][:2] == ["", ""]
+    assert (page.parent / found["again"][2]).is_file()
 
 
 def test_files_stay_when_the_tests_folder_is_gone(store: Store, tmp_path: Path) -> None:
@@ -140,12 +142,13 @@ def test_files_of_failures_that_are_not_shown_any_more_are_removed(store: Store,
     store.begin_run(later)
     write_page(store, tmp_path)
     assert list((tmp_path / "failures").iterdir()) == []
+    assert not any(failed["files"] for failed in data(page)["failures"])
 
 
 def test_a_large_file_is_linked_where_it_is(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.report.page.failures._FILE", 100)
+    monkeypatch.setattr("harness.report.page.files._LARGEST", 100)
     page = write_page(store, tmp_path / "page")
     links = dict(failure(page)["files"])
     target = (page.parent / unquote(links["history.ndjson (not copied)"])).resolve()
