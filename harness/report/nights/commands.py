@@ -24,6 +24,12 @@ def replay(entry: Entry) -> str:
     return shlex.join(["pytest", entry.result.nodeid, *options])
 
 
+def timeline(entry: Entry) -> str:
+    """Draw what happened; empty if the folder is not there any more."""
+    folder = artefacts(entry)
+    return shlex.join(["harness", "timeline", str(folder)]) if folder is not None else ""
+
+
 def bisect(bad: Entry, good: Entry | None) -> str:
     """Find the first bad QEMU: over a git tree where both nights were built from one, else over releases."""
     tree, ends = _tree(bad.qemu), _ends(bad, good)

@@ -39,9 +39,6 @@ class Place:
     kernel: str
     machine_type: str
 
-    def __str__(self) -> str:
-        return f"{self.test} on {self.qemu}"
-
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -135,16 +132,6 @@ class History:
             for entry in entries:
                 found[entry.run.id].append(entry)
         return found
-
-    def until(self, last: rows.Run) -> History:
-        """The history as it was after a run."""
-        runs = tuple(run for run in self.runs if run.begun <= last.begun)
-        ids = {run.id for run in runs}
-        kept = {
-            place: [entry for entry in entries if entry.run.id in ids]
-            for place, entries in self.entries.items()
-        }
-        return History(runs, {place: some for place, some in kept.items() if some}, self.running)
 
 
 def conditions(run: rows.Run) -> frozenset[str]:

@@ -15,7 +15,7 @@ from harness.report.host_errors import is_of_the_host
 from harness.report.nights import changes, flaky
 from harness.report.nights.changes import Difference
 from harness.report.nights.failed import last_good, streak
-from harness.report.nights.history import Entry, History, Place, time
+from harness.report.nights.history import Entry, History, time
 from harness.report.reliability import Reliability
 from harness.report.summary import Outcome
 
@@ -92,6 +92,11 @@ class Fix:
     signature: str
     entries: tuple[Entry, ...]
     last_bad: Entry | None
+
+    @property
+    def cause(self) -> str:
+        """The first line of the failure, as it was last seen."""
+        return (self.last_bad.result.cause if self.last_bad is not None else None) or self.signature
 
     @property
     def changed(self) -> tuple[Difference, ...]:
@@ -227,8 +232,3 @@ def _kind(before: Entry | None, after: Entry) -> tuple[int, str, str]:
         return 1, "", before.signature
     bug = (before.result.bug if before is not None else None) or after.result.bug
     return 0, bug or "?", ""
-
-
-def tests(entries: Iterable[Entry]) -> list[Place]:
-    """The places of some results, each once."""
-    return list(dict.fromkeys(entry.place for entry in entries))

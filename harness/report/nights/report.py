@@ -117,6 +117,7 @@ def _regression(one: Regression) -> dict[str, Any]:
         "again": _reliability(one.reliability) if one.is_confirmed is not None else None,
         "of_the_host": one.is_of_the_host,
         "artefacts": latest.result.artefacts,
+        "timeline": commands.timeline(latest),
         "replay": commands.replay(latest),
         "bisect": commands.bisect(one.first_bad, one.last_good),
     }
@@ -151,7 +152,7 @@ def _flaky(one: Flaky) -> dict[str, Any]:
         },
         "load": None
         if one.load is None
-        else {"failed": one.load.failed, "passed": one.load.passed, "p": one.load.p},
+        else {"failed": one.load.first, "passed": one.load.second, "p": one.load.p},
     }
 
 
@@ -165,6 +166,9 @@ def _trend(one: Trend) -> dict[str, Any]:
         "factor": one.factor,
         "of": one.of,
         "changed": _differences(one.changed),
+        "load": None
+        if one.load is None
+        else {"before": one.load.first, "after": one.load.second, "p": one.load.p},
         "series": [
             {"test": _place(moved.series.place), "before": moved.change.before, "after": moved.change.after}
             for moved in one.moved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePath
 
@@ -14,32 +15,35 @@ from harness.report.nights.missing import Missing
 from harness.report.nights.regressions import Fix, Regression
 from harness.report.nights.report import Report
 from harness.report.nights.trends import SECONDS, Trend, Trends
+from harness.report.summary import Outcome
 
 #: So many tests, trends and flaky tests are named; ``--json`` has all of them.
 _TESTS, _MOST = 4, 10
 _LABEL = 12
+#: The most characters of a message.
+_CAUSE = 160
 _NOTHING_CHANGED = "nothing that the history records"
-#: A difference of loads is named when it is as unlikely as this.
-_UNLIKELY = 0.05
 
 
 def lines(of: Report) -> Iterator[str]:
     """The whole report."""
     yield from _head(of)
-    yield from _section("new failures", len(of.failures.new), "none", _numbered(of.failures.new))
+    yield from _section("new failures", _ways(of.failures.new), "none", _new(of.failures.new))
     if of.failures.standing:
         found = of.failures.standing
-        yield from _section("failures that began earlier", len(found), "", map(_standing, found))
+        yield from _section("failures that began earlier", _ways(found), "", map(_standing, found))
     gone = [*of.failures.fixed, *of.failures.ended]
-    yield from _section("fixed", len(gone), "nothing", (line for one in gone for line in _fix(one)))
+    yield from _section("fixed", _tests(gone), "nothing", _fixes(gone))
     if of.failures.met:
         met = (line for one in of.failures.met for line in _met(one))
-        yield from _section("known bugs that a test did not meet before", len(of.failures.met), "", met)
+        yield from _section("known bugs that a test did not meet before", _tests(of.failures.met), "", met)
     shown = (line for one in of.flaky[:_MOST] for line in _flaky(one))
-    yield from _section("flaky", len(of.flaky), "no test", [*shown, *_more(len(of.flaky))])
-    yield from _section("trends", len(of.trends.found), _no_trend(of.trends), _trends(of.trends))
+    yield from _section("flaky", _some(len(of.flaky), "test"), "no test", [*shown, *_more(len(of.flaky))])
+    yield from _section(
+        "trends", _some(len(of.trends.found), "change"), _no_trend(of.trends), _trends(of.trends)
+    )
     lost = list(_missing(of.missing))
-    yield from _section("did not run", None if lost else 0, "nothing that ran before", lost)
+    yield from _section("did not run", "" if lost else None, "nothing that ran before", lost)
 
 
 def _head(of: Report) -> Iterator[str]:
@@ -56,52 +60,93 @@ def _run(history: History, run: rows.Run) -> str:
     entries = history.by_run.get(run.id, ())
     qemus = dict.fromkeys(_qemu(entry.qemu) for entry in entries if entry.qemu is not None)
     expected = f" of {run.expected}" if run.expected is not None else ""
+    seen = Counter(entry.outcome for entry in entries)
+    counts = ", ".join(f"{seen[outcome]} {outcome}" for outcome in Outcome if outcome in seen)
     shard = f", shard {run.shard}" if run.shard else ""
     ended = "" if run.complete else ", not ended"
     on = f" on QEMU {', '.join(qemus)}" if qemus else ""
-    return f"{_when(run)}, {len(entries)}{expected} tests{on}, host {run.host}{shard}{ended}"
+    return f"{_when(run)}, {len(entries)}{expected} tests ({counts}){on}, host {run.host}{shard}{ended}"
 
 
-def _section(title: str, number: int | None, none: str, body: Iterable[str]) -> Iterator[str]:
+def _section(title: str, number: str | None, none: str, body: Iterable[str]) -> Iterator[str]:
+    """A section with its title; one line when there is nothing."""
     yield ""
-    if number == 0:
+    if number is None:
         yield f"{title.upper()}: {none}"
         return
-    yield f"{title.upper()}: {number}" if number is not None else title.upper()
+    yield f"{title.upper()}: {number}" if number else title.upper()
     yield from body
 
 
-def _numbered(found: Sequence[Regression]) -> Iterator[str]:
-    for number, one in enumerate(found, 1):
-        yield ""
-        yield f"{number}. {one.cause}"
-        yield from _regression(one)
+def _some(number: int, what: str) -> str | None:
+    return _count(number, what) if number else None
 
 
-def _regression(one: Regression) -> Iterator[str]:
-    latest, first, good = one.entries[0], one.first_bad, one.last_good
-    if one.is_of_the_host:
-        yield _field("at fault", "the host or the harness, not QEMU")
-    yield _field("certainty", _certainty(one))
-    yield from _named("tests", [entry.place for entry in one.entries])
-    yield _field("on", _on(*one.entries))
-    yield _field("first bad", f"{_when(first.run)}{_nights_since(one)}")
+def _tests(found: Iterable[Regression] | Iterable[Fix]) -> str | None:
+    return _some(len({entry.place for one in found for entry in one.entries}), "test")
+
+
+def _ways(found: Sequence[Regression]) -> str | None:
+    tests = _tests(found)
+    return f"{tests}, {_count(len(found), 'way')} to fail" if tests else None
+
+
+def _new(found: Sequence[Regression]) -> Iterator[str]:
+    """New failures, those of the same nights and the same change together."""
+    together: dict[tuple[object, ...], list[Regression]] = defaultdict(list)
+    for one in found:
+        good = one.last_good.night if one.last_good is not None else ""
+        together[one.first_bad.place.qemu, one.first_bad.night, good, one.changed].append(one)
+    number = 0
+    for group in together.values():
+        yield from _same_change(group)
+        for one in group:
+            number += 1
+            yield from _way(number, one)
+
+
+def _same_change(group: Sequence[Regression]) -> Iterator[str]:
+    """What failures of the same nights have in common; the first one is bisected."""
+    most = max(group, key=lambda one: one.good_nights)
+    first, good = most.first_bad, most.last_good
+    latest = group[0].entries[0]
+    yield ""
+    yield _field("on", _on(*(entry for one in group for entry in one.entries)))
+    yield _field("first bad", f"{_when(first.run)}{_nights_since(most)}")
     if good is None:
         yield _field("last good", "none: these tests never passed in this history")
     else:
-        nights = _count(one.good_nights, "night")
-        not_run = f"; skipped in {_count(one.not_run, 'night')} between" if one.not_run else ""
+        nights = _count(most.good_nights, "night")
+        not_run = f"; skipped in {_count(most.not_run, 'night')} between" if most.not_run else ""
         yield _field("last good", f"{_when(good.run)} ({nights} in a row without it{not_run})")
-        yield from _changed(one.changed)
-    if one.before:
-        yield _field("before", f"it failed otherwise: {one.before}")
-    yield _field("signature", one.signature)
-    yield _field("artefacts", _artefacts(latest))
-    yield _field("replay", commands.replay(latest))
+        yield from _changed(most.changed)
     yield _field("bisect", commands.bisect(latest, good))
     elsewhere = commands.bisect_elsewhere(latest, good)
     if elsewhere:
         yield _field("", f"{elsewhere}   (DIR: a git tree of QEMU)")
+
+
+def _way(number: int, one: Regression) -> Iterator[str]:
+    """One way in which tests fail."""
+    latest = one.entries[0]
+    yield ""
+    yield f"{number:4}. {_cause(one.cause)}"
+    if one.is_of_the_host:
+        yield _field("at fault", "the host or the harness, not QEMU")
+    yield _field("certainty", _certainty(one))
+    yield from _named("tests", [entry.place for entry in one.entries])
+    if one.before:
+        yield _field("before", f"failed otherwise: {_cause(one.before)}")
+    yield _field("artefacts", _artefacts(latest))
+    if commands.artefacts(latest) is not None:
+        yield _field("timeline", commands.timeline(latest))
+    yield _field("replay", commands.replay(latest))
+
+
+def _cause(text: str) -> str:
+    """The beginning of a message, which can have thousands of characters; ``--json`` has all of it."""
+    short = text.removeprefix("harness.errors.")
+    return short if len(short) <= _CAUSE else f"{short[: _CAUSE - 1]}…"
 
 
 def _certainty(one: Regression) -> str:
@@ -127,17 +172,26 @@ def _artefacts(entry: Entry) -> str:
 def _standing(one: Regression) -> str:
     number = len(one.entries)
     tests = _short(one.entries[0].place) + (f" and {number - 1} more" if number > 1 else "")
-    return f"  since {_when(one.first_bad.run)}: {one.cause}  ({tests})"
+    return f"  since {_when(one.first_bad.run)}: {_cause(one.cause)}  ({tests})"
 
 
-def _fix(one: Fix) -> Iterator[str]:
-    first = one.entries[0]
-    what = f"known bug {one.bug} is gone" if one.bug else f"failure ended: {one.signature}"
-    yield f"  {what}: since {_when(first.run)} with {_on(first)}"
-    yield from _named("tests", [entry.place for entry in one.entries])
-    if one.last_bad is not None:
-        yield _field("last seen", f"{_when(one.last_bad.run)} with {_on(one.last_bad)}")
-        yield from _changed(one.changed)
+def _fixes(found: Sequence[Fix]) -> Iterator[str]:
+    """What is gone, what went in the same night with the same change together."""
+    together: dict[tuple[object, ...], list[Fix]] = defaultdict(list)
+    for one in found:
+        last = one.last_bad.night if one.last_bad is not None else ""
+        together[one.entries[0].place.qemu, one.entries[0].night, last, one.changed].append(one)
+    for group in together.values():
+        first, last_bad = group[0].entries[0], group[0].last_bad
+        yield ""
+        yield _field("on", _on(*(entry for one in group for entry in one.entries)))
+        yield _field("since", _when(first.run))
+        if last_bad is not None:
+            yield _field("last seen", _when(last_bad.run))
+            yield from _changed(group[0].changed)
+        for one in group:
+            yield f"   -  known bug {one.bug}" if one.bug else f"   -  {_cause(one.cause)}"
+            yield from _named("tests", [entry.place for entry in one.entries])
 
 
 def _met(one: Fix) -> Iterator[str]:
@@ -159,15 +213,15 @@ def _flaky(one: Flaky) -> Iterator[str]:
         before, after = one.onset.before, one.onset.after
         yield _field("since", f"{_when(one.onset.first.run)}: {before} of nights before, {after} since")
         yield from _changed(one.onset.changed)
-    if one.load is not None and one.load.p <= _UNLIKELY:
-        yield _field("load", f"{one.load.failed:.1f} when it failed, {one.load.passed:.1f} when it passed")
+    if one.load is not None and one.load.differs:
+        yield _field("load", f"{one.load.first:.1f} when it failed, {one.load.second:.1f} when it passed")
     yield _field("replay", commands.replay(one.last_failure))
 
 
 def _no_trend(of: Trends) -> str:
     if of.nights < of.needed:
         return (
-            f"not known yet: {_count(of.nights, 'night')} of {of.series} series; "
+            f"not known yet: {of.series} series of up to {_count(of.nights, 'night')}; "
             f"a change can be shown from {of.needed} nights on"
         )
     return f"none in {of.series} series of up to {_count(of.nights, 'night')}"
@@ -199,6 +253,8 @@ def _trend(one: Trend) -> Iterator[str]:
         yield _field("slope", f"{slope:+.2g} {one.unit} a night over {nights} nights")
     else:
         yield from _changed(one.changed)
+    if one.load is not None and one.load.differs:
+        yield _field("load", f"of the host {one.load.first:.1f} before, {one.load.second:.1f} since")
 
 
 def _missing(of: Missing) -> Iterator[str]:

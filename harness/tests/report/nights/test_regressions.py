@@ -127,10 +127,10 @@ def test_the_load_is_named_where_it_differed() -> None:
     loaded = [replace(e, result=replace(e.result, load=9.0 if e.failed else 0.5)) for e in entries]
     (one,) = flaky(history(loaded))
     assert one.load is not None
-    assert (one.load.failed, one.load.passed) == (9.0, 0.5)
+    assert (one.load.first, one.load.second, one.load.differs) == (9.0, 0.5, True)
     assert one.load.p < 0.01
     alike = [replace(entry, result=replace(entry.result, load=0.5)) for entry in entries]
-    assert flaky(history(alike))[0].load == replace(one.load, failed=0.5, p=1.0)
+    assert flaky(history(alike))[0].load == replace(one.load, first=0.5, p=1.0)
     assert flaky(history(entries))[0].load is None
 
 
@@ -241,8 +241,10 @@ def test_with_artefacts_and_a_tree_the_commands_use_them(tmp_path: Path) -> None
     bad = replace(bad, qemu=built, result=replace(bad.result, artefacts=str(folder)))
     good = replace(good, qemu=replace(built, git_describe="v7.2.0"))
     assert commands.artefacts(bad) is None, "the folder has no record any more"
+    assert commands.timeline(bad) == ""
     (folder / "history.ndjson").touch()
     assert commands.replay(bad) == f"harness replay {folder}"
+    assert commands.timeline(bad) == f"harness timeline {folder}"
     assert commands.bisect(bad, good) == (
         f"harness bisect {folder} --tree {tmp_path}/qemu --good v7.2.0 --bad bbbb"
     )
