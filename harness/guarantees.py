@@ -19,6 +19,7 @@ BY_FILE = {
     "test_failed_migration.py": "migrates when unmounted",
     "test_unplug_busy.py": "unplug is refused while busy",
     "test_hostile_guest.py": "a hostile guest cannot hurt QEMU",
+    "test_surprise_removal.py": "a hostile guest cannot hurt QEMU",
     "test_shared_parts.py": "shared parts are counted",
     "test_messages.py": "a hostile guest cannot hurt QEMU",
     "test_message_limits.py": "a hostile guest cannot hurt QEMU",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,8 +17,9 @@ from harness.provision import Cache, Provisioner, default_cache_root
 from harness.provision.recipes import Folders, recipes_folder
 from harness.qemu import accel, binary
 from harness.qemu.accel import Accel
+from harness.qemu.architectures import X86_64, Architecture
 from harness.qemu.binary import Capabilities, QemuInstall
-from harness.qemu.machine_types import MACHINE_TYPES
+from harness.qemu.machine_types import DEFAULT_MACHINE_TYPES, MACHINE_TYPES
 from harness.qemu.machine_types.machine_type import MachineType
 from harness.restore.store import TemplateStore
 from harness.testbed import Cell, TemplateSource
@@ -32,7 +34,7 @@ class Selection:
     """What the user selected. It holds names only, so that pytest's collection probes nothing."""
 
     qemus: tuple[str, ...] = (DEFAULT,)
-    machines: tuple[str, ...] = tuple(MACHINE_TYPES)
+    machines: tuple[str, ...] = DEFAULT_MACHINE_TYPES
     kernels: tuple[str, ...] = (DEFAULT,)
     accel: str = "auto"
     cold: bool = False
@@ -77,6 +79,11 @@ def machine_type(name: str) -> MachineType:
     return MACHINE_TYPES[name]
 
 
+def architecture_of(machine: str) -> Architecture:
+    """The architecture of a machine type; the default one for a name that is none."""
+    return MACHINE_TYPES[machine].architecture if machine in MACHINE_TYPES else X86_64
+
+
 def _require_hotplug(kind: MachineType, capabilities: Capabilities) -> None:
     """Require a QEMU whose hotplug works on this machine type.
 
@@ -110,11 +117,11 @@ class Matrix:
     ) -> None:
         self.selection, self._report = selection, report
         self._root = cache or default_cache_root()
-        self._qemus: dict[str, tuple[QemuInstall, Capabilities]] = {}
+        self._qemus: dict[tuple[str, str], tuple[QemuInstall, Capabilities]] = {}
         #: Whether libraries that profile a heap may be downloaded: only in the process that the user started,
         #: which shows progress.
         self._may_fetch = False
-        self._images: dict[str, GuestImage] = {}
+        self._images: dict[tuple[str, str], GuestImage] = {}
         self._accels: dict[tuple[str, str], Accel] = {}
 
     @cached_property
@@ -133,16 +140,21 @@ class Matrix:
         """
         self.selection.check()
         self._may_fetch = True
-        for name in self.selection.kernels:
-            self._check_kernel(name)
+        kinds = [machine_type(name) for name in self.selection.machines]
+        architectures = list({kind.architecture.name: kind.architecture for kind in kinds}.values())
+        for architecture in architectures:
+            for name in self.selection.kernels:
+                self._check_kernel(name, architecture)
         # Paths are checked before provisioned names, so that a wrong path is reported before any download.
         for name in sorted(self.selection.qemus, key=self._is_provisioned):
-            install, capabilities = self.qemu(name)
-            capabilities.require_9p(install)
-            for machine in self.selection.machines:
-                capabilities.require_machine(install, machine_type(machine).qemu)
-        for name, (install, capabilities) in self._qemus.items():
-            self._qemus[name] = (self._with_profilers(install), capabilities)
+            for architecture in architectures:
+                install, capabilities = self.qemu(name, architecture)
+                capabilities.require_9p(install)
+                for kind in kinds:
+                    if kind.architecture is architecture:
+                        capabilities.require_machine(install, kind.qemu)
+        for names_of_one, (install, capabilities) in self._qemus.items():
+            self._qemus[names_of_one] = (self._with_profilers(install), capabilities)
         cells = []
         for names in self.selection.cells():
             with contextlib.suppress(Unsupported):
@@ -154,40 +166,45 @@ class Matrix:
 
         :raises Unsupported: when hotplug does not work on this QEMU's machine type.
         """
-        install, capabilities = self.qemu(qemu)
         kind = machine_type(machine)
+        install, capabilities = self.qemu(qemu, kind.architecture)
         _require_hotplug(kind, capabilities)
-        image = self.image(kernel)
+        image = self.image(kernel, kind.architecture)
         accelerator = self._accel(install, capabilities, image, kind)
         return Cell(install, capabilities, image, kind, accelerator, self._templates)
 
-    def qemu(self, name: str) -> tuple[QemuInstall, Capabilities]:
-        """The QEMU ``name``: a provisioned release, a path, or the default."""
-        if name not in self._qemus:
-            install = self._find_qemu(name)
+    def qemu(self, name: str, architecture: Architecture = X86_64) -> tuple[QemuInstall, Capabilities]:
+        """The QEMU ``name`` for guests of an architecture: a provisioned release, a path, or the default."""
+        key = (name, architecture.name)
+        if key not in self._qemus:
+            install = self._find_qemu(name, architecture)
             capabilities = binary.probe(install)
-            unstripped = self._provisioner.built_qemus(capabilities.version)
-            install = replace(install, unstripped=unstripped)
+            if architecture is X86_64:
+                unstripped = self._provisioner.built_qemus(capabilities.version)
+                install = replace(install, unstripped=unstripped)
             if not self._may_fetch:
                 install = self._with_cached_profilers(install)
-            self._qemus[name] = (install, capabilities)
-        return self._qemus[name]
+            self._qemus[key] = (install, capabilities)
+        return self._qemus[key]
 
-    def _is_provisioned(self, name: str) -> bool:
-        return name == DEFAULT or self._provisioner.is_provisioned(name)
+    def _is_provisioned(self, name: str, architecture: Architecture = X86_64) -> bool:
+        return name == DEFAULT or self._provisioner.is_provisioned(name, architecture)
 
-    def _find_qemu(self, name: str) -> QemuInstall:
+    def _find_qemu(self, name: str, architecture: Architecture) -> QemuInstall:
         data = self.selection.qemu_data
-        found = binary.on_path(data) if name == DEFAULT else None
+        found = binary.on_path(data, architecture) if name == DEFAULT else None
         if found is not None:
             return found
-        if self._is_provisioned(name):
+        if self._is_provisioned(name, architecture):
             self._refuse_unused_data()
-            return self._provisioner.qemu_release(*(() if name == DEFAULT else (name,)))
+            return self._provisioner.qemu_release(None if name == DEFAULT else name, architecture)
         if "/" in name or Path(name).exists():
-            return binary.from_path(Path(name), data)
-        known = ", ".join(self._provisioner.qemu_names())
-        raise UsageError(f"--qemu {name}: neither a path to a binary nor a provisioned name (known: {known})")
+            return binary.from_path(Path(name), data, architecture)
+        known = ", ".join(self._provisioner.qemu_names(architecture))
+        of = "" if architecture is X86_64 else f" for {architecture.name}"
+        raise UsageError(
+            f"--qemu {name}: neither a path to a binary nor a provisioned name{of} (known: {known})"
+        )
 
     def _with_profilers(self, install: QemuInstall) -> QemuInstall:
         """``install`` with libraries that can profile its heap; provisioned QEMUs have theirs already.
@@ -237,18 +254,20 @@ class Matrix:
                 f"--qemu-data {data}: only for a QEMU given as a path; provisioned ones have their own"
             )
 
-    def image(self, name: str) -> GuestImage:
-        """The guest image ``name``."""
-        if name not in self._images:
-            self._check_kernel(name)
-            made = self._provisioner
-            self._images[name] = made.guest_image() if name == DEFAULT else made.guest_image(name)
-        return self._images[name]
+    def image(self, name: str, architecture: Architecture = X86_64) -> GuestImage:
+        """The guest image ``name`` of an architecture."""
+        key = (name, architecture.name)
+        if key not in self._images:
+            self._check_kernel(name, architecture)
+            wanted = None if name == DEFAULT else name
+            self._images[key] = self._provisioner.guest_image(wanted, architecture)
+        return self._images[key]
 
-    def _check_kernel(self, name: str) -> None:
-        known = self._provisioner.guest_names()
+    def _check_kernel(self, name: str, architecture: Architecture) -> None:
+        known = self._provisioner.guest_names(architecture)
         if name != DEFAULT and name not in known:
-            raise UsageError(f"--kernel {name}: unknown kernel; known: {', '.join(known)}")
+            of = "" if architecture is X86_64 else f" for {architecture.name}"
+            raise UsageError(f"--kernel {name}: unknown kernel{of}; known: {', '.join(known)}")
 
     def _accel(
         self, install: QemuInstall, capabilities: Capabilities, image: GuestImage, kind: MachineType
@@ -257,8 +276,12 @@ class Matrix:
         key = (install.key, image.key)
         if key not in self._accels:
             probe = Cell(install, capabilities, image, kind, Accel("tcg", "")).spec("probe", (), frozenset())
-            chosen = accel.choose(
-                self.selection.accel, probe, "/".join(key), self._root / "accel", self._report
-            )
+            verdicts = self._root / "accel"
+            if kind.architecture.name == platform.machine():
+                chosen = accel.choose(self.selection.accel, probe, "/".join(key), verdicts, self._report)
+            else:
+                chosen = accel.for_foreign_guest(
+                    self.selection.accel, probe, "/".join(key), verdicts, self._report
+                )
             self._accels[key] = replace(chosen, host_factor=self.selection.timeout_factor())
         return self._accels[key]

@@ -168,6 +168,7 @@ def test_everything_after_a_plug_that_failed_late(
 
 
 @pytest.mark.thorough
+@pytest.mark.unplug("asks")
 def test_everything_after_an_unplug_that_had_to_wait(
     guest: Guest, hotplug: Hotplug, share: Share, testbed: Testbed
 ) -> None:

@@ -10,7 +10,7 @@ import errno
 import os
 import random
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +28,6 @@ from harness.ninep.client import RawDriver, RawGuest
 from harness.ninep.messages import T
 from harness.ninep.session import ANSWERED, outcome
 from harness.plugin.thorough import by_default
-from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
 from harness.testbed import Testbed
 
@@ -228,7 +227,7 @@ def use_without_a_name(mount: Mount, how: Unlinking) -> None:
             program.add("fstat", name, 0)
     program.close("made", "opened")
     run_with_host(program, mount, how)
-    kept = open_below(mount.guest.machine, mount.share)
+    kept = len(footprint.open_inside(mount.guest.machine, mount.share.path))
     assert kept == 0, "QEMU keeps a file that has no name and no user"
 
 
@@ -340,13 +339,15 @@ def test_an_error_reaches_the_guest(guest: Guest, hotplug: Hotplug, share: Share
     program.close("file", "folder")
     running = program.start(guest, mount.mountpoint)
     running.wait_paused(f"{rows[0][0]}-{rows[0][2]}")
-    before = open_below(guest.machine, share)
+    before = len(footprint.open_inside(guest.machine, share.path))
     for (name, failing, error), following in zip(rows, [*rows[1:], None], strict=True):
         with hold.failing(share, error, *failing.calls) as rule:
             running.resume(f"{name}-{error}")
             running.wait_paused(f"{following[0]}-{following[2]}" if following else "end")
         assert rule.hits, f"no operation met the errno {error} of {name}"
-    assert open_below(guest.machine, share) == before, "QEMU keeps a file after an operation on it failed"
+    assert len(footprint.open_inside(guest.machine, share.path)) == before, (
+        "QEMU keeps a file after an operation on it failed"
+    )
     running.resume("end")
     running.wait_finished()
 
@@ -389,21 +390,6 @@ def test_an_error_at_the_end_of_setxattr(guest: Guest, hotplug: Hotplug, share: 
 #: QEMU's limit of open files, and how many files and folders the guest has open; together they exceed it.
 LIMIT, FILES, FOLDERS = 160, 60, 140
 READ_ONLY_FOLDER = os.O_RDONLY | O_DIRECTORY
-
-
-def open_below(machine: Machine, share: Share) -> int:
-    """The number of files and folders inside a share that QEMU has open, without the share itself."""
-    inside = f"{os.path.realpath(share.path)}/"
-    folder = Path(f"/proc/{footprint.process(machine)}/fd")
-    return sum(target.startswith(inside) for target in _targets(folder))
-
-
-def _targets(folder: Path) -> Iterator[str]:
-    for entry in folder.iterdir():
-        try:
-            yield str(entry.readlink())
-        except FileNotFoundError:
-            continue  # QEMU has closed it meanwhile.
 
 
 class ManyFiles:
@@ -453,7 +439,9 @@ class ManyFiles:
 
     def expect_closed_and_intact(self) -> None:
         """QEMU has no file of the share open, and the files that still have their name have every byte."""
-        assert open_below(self.guest.machine, self.share) == 0, "QEMU keeps a file that no one has open"
+        assert len(footprint.open_inside(self.guest.machine, self.share.path)) == 0, (
+            "QEMU keeps a file that no one has open"
+        )
         for file in self.files:
             path = self.share.path / file.name
             if path.exists():
@@ -502,7 +490,9 @@ def test_what_another_replaces_keeps_its_content_beyond_the_limit(testbed: Testb
         many.program.pread(f"file{10 + number}", 0, 5000)
     many.close_all()
     many.program.run(many.guest, many.mount.mountpoint)
-    assert open_below(many.guest.machine, share) == 0, "QEMU keeps a file that no one has open"
+    assert len(footprint.open_inside(many.guest.machine, share.path)) == 0, (
+        "QEMU keeps a file that no one has open"
+    )
 
 
 #: Flags that a file is opened with.
@@ -576,7 +566,9 @@ class FewFiles:
     def expect_all_closed(self) -> None:
         """Clunk every fid; QEMU must have no file of the share open then."""
         self.driver.clunk_all()
-        assert open_below(self.machine, self._share) == 0, "QEMU keeps a file of which no fid is left"
+        assert len(footprint.open_inside(self.machine, self._share.path)) == 0, (
+            "QEMU keeps a file of which no fid is left"
+        )
 
 
 @pytest.fixture
@@ -615,7 +607,7 @@ def test_an_open_that_is_flushed_while_it_makes_room(few_files: FewFiles, share:
             flush = driver.send(T.FLUSH, p9.flush(opening.tag))
             held.in_flight()
         driver.wait_answer(flush)
-    assert open_below(few_files.machine, share) < LIMIT // 2, (
+    assert len(footprint.open_inside(few_files.machine, share.path)) < LIMIT // 2, (
         "QEMU has closed too few files to stay below its limit"
     )
     few_files.expect_all_closed()
@@ -769,7 +761,9 @@ def test_a_process_that_is_killed_during_a_request(
             held.wait_in_flight(2 if is_flushed else 1)
         assert running.wait_ended() == 128 + 9, f"the process that {kind}s was not killed"
         file.expect_on_host(share.path / kind)
-        assert open_below(guest.machine, share) == 0, f"QEMU keeps the file of a {kind} that was killed"
+        assert len(footprint.open_inside(guest.machine, share.path)) == 0, (
+            f"QEMU keeps the file of a {kind} that was killed"
+        )
     mount.expect_usable()
 
 

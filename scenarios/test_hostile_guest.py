@@ -197,7 +197,7 @@ def test_the_module_unloaded_and_loaded(
 @pytest.fixture
 def on_a_fixed_bus(testbed: Testbed) -> RawGuest:
     """A machine that was started with the first share, on a bus that forbids hotplug."""
-    fixed, share = testbed.cell.machine_type.fixed_place, testbed.shares[0]
+    fixed, share = testbed.cell.machine_type.require_fixed_place(), testbed.shares[0]
     fixed.require(testbed.cell.qemu)
     testbed.declare(replace(share, device_options={"bus": fixed.bus, "addr": fixed.addr}))
     return RawGuest(testbed, plugged=frozenset([share.id]), arguments=fixed.arguments)

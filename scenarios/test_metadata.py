@@ -27,11 +27,12 @@ from harness.errors import Unsupported, Violation
 from harness.guest.guest import Guest
 from harness.guest.mount import Mount
 from harness.guest.table import Row, calls, expect_printed, printed
+from harness.holds.file_systems import FileSystems
 from harness.holds.hold import SETXATTR, Hold
 from harness.ninep import messages as p9
 from harness.ninep.client import NineError, RawDriver, RawGuest
-from harness.ninep.messages import T
-from harness.ninep.session import start_session
+from harness.ninep.messages import UNIX_VERSION, T
+from harness.ninep.session import PROTOCOLS, start_session
 from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
 from harness.testbed import Testbed
@@ -918,3 +919,96 @@ def test_statfs_of_a_file_system_without_a_block_size(
         guest.run(f"df {mount.mountpoint}")
         assert rule.hits, "QEMU did not ask for the block size"
     mount.expect_usable()
+
+
+#: Folders of an export on which file systems are mounted. Their roots have the same inode number.
+_FOLDERS = ("a", "b")
+#: What ``multidevs`` of an export may be; ``warn`` is the default (``man 1 qemu-system-x86_64``, ``-fsdev``).
+_MULTIDEVS = ("warn", "remap", "forbid")
+
+
+@pytest.fixture
+def file_systems(testbed: Testbed) -> FileSystems:
+    """What mounts them; to be made before the machine."""
+    return FileSystems(testbed)
+
+
+@pytest.fixture
+def several(testbed: Testbed, share: Share, multidevs: str) -> Share:
+    """An export that has these folders."""
+    for folder in _FOLDERS:
+        (share.path / folder).mkdir()
+    (declared,) = testbed.declare(replace(share, fsdev_options={"multidevs": multidevs}))
+    return declared
+
+
+def qids(driver: RawDriver, *names: str) -> list[tuple[int, int]]:
+    """Type and path of each qid in the answer to a Twalk from the root."""
+    answer = driver.call(T.WALK, p9.walk(1, 2, *names))
+    driver.clunk(2)
+    return [(kind, path) for kind, _, path in struct.iter_unpack("<BIQ", answer[2:])]
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("multidevs", _MULTIDEVS)
+def test_an_export_of_several_file_systems(
+    file_systems: FileSystems, several: Share, raw_guest: RawGuest, multidevs: str
+) -> None:
+    """Two files that share an inode number are one for the guest (``warn``, as documented), are told apart
+    (``remap``), or cannot be reached (``forbid``); the file system of the root can be used in any case."""
+    paths = [several.path / folder for folder in _FOLDERS]
+    for path in paths:
+        file_systems.mount(raw_guest.machine, path)
+    first, second = (file_systems.stat(raw_guest.machine, path) for path in paths)
+    assert (first.st_ino, first.st_dev != second.st_dev) == (second.st_ino, True), "the host's own numbers"
+    driver = attached(raw_guest, several)
+    driver.call(T.MKDIR, p9.mkdir(1, "own"))
+    (own,) = qids(driver, "own")
+    if multidevs == "forbid":
+        for folder in _FOLDERS:
+            with refused(errno.ENODEV):
+                qids(driver, folder)
+        return
+    found = [qids(driver, folder)[0] for folder in _FOLDERS]
+    assert len({own, *found}) == (3 if multidevs == "remap" else 2)
+    listed = list_root(driver)
+    assert all(struct.pack("<Q", path) in listed for _, path in found) or multidevs == "warn"
+    assert [qids(driver, folder)[0] for folder in _FOLDERS] == found, "they stay the same"
+
+
+def _requests_about(protocol: str, fids: Iterator[int]) -> Iterator[tuple[int, bytes]]:
+    """Each request whose answer has a qid, about a fid of its own each."""
+    if protocol == UNIX_VERSION:
+        yield T.STAT, p9.fid(next(fids))
+        yield T.OPEN, p9.unix_open(next(fids), 0)
+        yield T.CREATE, p9.unix_create(next(fids), "made")
+        return
+    yield T.GETATTR, p9.getattr_(next(fids))
+    yield T.LOPEN, p9.open_(next(fids))
+    yield T.WALK, p9.walk(next(fids), 99)
+    yield T.MKDIR, p9.mkdir(next(fids), "folder")
+    yield T.SYMLINK, p9.symlink(next(fids), "link", "target")
+    yield T.MKNOD, p9.mknod(next(fids), "fifo")
+    yield T.LCREATE, p9.create(next(fids), "file")
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("multidevs", ["forbid"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_file_system_that_is_mounted_later(
+    file_systems: FileSystems, several: Share, raw_guest: RawGuest, protocol: str
+) -> None:
+    """With ``forbid``, no answer has the qid of a file system that the host mounts on a folder in use."""
+    driver = raw_guest.plug(several)
+    start_session(driver, protocol)
+    for fid in range(10, 20):
+        driver.walk(1, fid, "a")
+    file_systems.mount(raw_guest.machine, several.path / "a")
+    for kind, body in _requests_about(protocol, iter(range(10, 20))):
+        with refused(errno.ENODEV):
+            driver.call(kind, body)
+    assert len(qids(driver, "b")) == 1, "the rest of the export serves on"

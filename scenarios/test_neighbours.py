@@ -57,6 +57,7 @@ def malloc_perturb(testbed: Testbed) -> None:
 
 @pytest.mark.any_plug
 @pytest.mark.parametrize("device", ["blk"], indirect=True)
+@pytest.mark.unplug("asks")
 @pytest.mark.usefixtures("hold")
 def test_unplug_waits_for_a_request_in_flight(guest: Guest, hotplug: Hotplug, device: BlockDevice) -> None:
     """The driver waits for the flush (kernel: ``del_gendisk``), and the guest's write succeeds."""

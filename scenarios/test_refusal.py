@@ -30,7 +30,7 @@ from harness.testbed import Testbed
 @pytest.fixture
 def fixed(testbed: Testbed) -> FixedPlace:
     """A slot of this machine type whose bus forbids hotplug."""
-    return testbed.cell.machine_type.fixed_place
+    return testbed.cell.machine_type.require_fixed_place()
 
 
 @pytest.fixture

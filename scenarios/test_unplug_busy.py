@@ -31,6 +31,8 @@ from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
 from harness.testbed import Testbed
 
+pytestmark = pytest.mark.unplug("asks")
+
 
 @pytest.mark.always
 def test_device_del_waits_for_a_mounted_share(

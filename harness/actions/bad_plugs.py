@@ -22,6 +22,16 @@ from harness.qemu.spec import Share, Value
 _LARGEST_ROM = 2 << 30
 
 
+#: Refusals after the realize of the 9p backend, each with its text: by the PCI bus, and by the virtio bus.
+LATE_REFUSALS: dict[str, tuple[Mapping[str, Value], str]] = {
+    "rom": ({"romfile": "/nowhere/rom"}, 'failed to find romfile "/nowhere/rom"'),
+    "iommu": (
+        {"iommu_platform": True, "disable-legacy": "off"},
+        "VIRTIO_F_IOMMU_PLATFORM was supported by neither legacy nor transitional device",
+    ),
+}
+
+
 @dataclass(frozen=True)
 class BadPlug:
     """A ``device_add`` that QEMU has to refuse.
@@ -72,31 +82,29 @@ def bad_plugs(
     :param folder: where the ROM images are written.
     :param other: another share, which has to be plugged when the bad plugs run; its slot is taken.
     """
-    place = other.device(machine_type)
-    there = {"bus": place["bus"], "addr": place["addr"]}
+    driver = machine_type.driver(share.driver)
+    there = dict(machine_type.place(other.slot))
     rom = _roms(folder)
-    name = re.escape(share.driver)
+    name = re.escape(driver)
     taken = rf"PCI: slot \d+ function 0 not available for {name}, in use by {name}(,id={other.id})?"
     shown = rf"PCI: slot \d+ function 0 already (occupied|ocuppied) by {name}, new func {name} cannot be .*"
     table: dict[str, tuple[Mapping[str, Value], str]] = {
         "no_such_bus": ({"bus": "nowhere"}, "Bus 'nowhere' not found"),
         "no_such_property": ({"nothing": "1"}, rf"Property '({name})?\.nothing' not found"),
         "addr_beyond_the_bus": ({"addr": "0x20"}, rf"Property '{name}\.addr' doesn't take value '0x20'"),
-        "slot_taken": (there, taken),
-        "function_0_taken": ({**there, "addr": f"{there['addr']}.1"}, shown),
+        "slot_taken": ({**there, "addr": there.get("addr", "")}, taken),
+        "function_0_taken": ({**there, "addr": f"{there.get('addr')}.1"}, shown),
+        "devno_taken": ({"devno": there.get("devno", "")}, r"Device fe\.0\.\w+ already exists"),
         "neither_legacy_nor_modern": (
             {"disable-legacy": "on", "disable-modern": True},
             "device cannot work as neither modern nor legacy mode is enabled",
         ),
-        "iommu_of_a_legacy_device": (
-            {"iommu_platform": True, "disable-legacy": "off"},
-            "VIRTIO_F_IOMMU_PLATFORM was supported by neither legacy nor transitional device",
-        ),
+        "iommu_of_a_legacy_device": LATE_REFUSALS["iommu"],
         "failover_of_no_network_device": (
             {"failover_pair_id": "nobody"},
             "failover primary device (must be on PCIExpress bus|is not an Ethernet device)",
         ),
-        "rom_missing": ({"romfile": "/nowhere/rom"}, 'failed to find romfile "/nowhere/rom"'),
+        "rom_missing": LATE_REFUSALS["rom"],
         "rom_empty": ({"romfile": rom["empty"]}, 'romfile ".*" is empty'),
         "rom_too_large": (
             {"romfile": rom["huge"]},
@@ -113,7 +121,7 @@ def bad_plugs(
             "Hot-plugged device without ROM bar can't have an option ROM",
         ),
     }
-    known = properties(qemu, share.driver) | {"bus", "nothing"}
+    known = properties(qemu, driver) | {"bus", "nothing"}
     return {
         what: BadPlug(replace(share, device_options=options), refusal)
         for what, (options, refusal) in table.items()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from harness.errors import GuestError
 from harness.guest.commands import quote
+from harness.guest.device import sysfs_folder
 from harness.guest.guest import Guest
 from harness.qemu.spec import Share
 
@@ -53,9 +54,10 @@ def registers(guest: Guest, share: Share) -> dict[str, str]:
     """The registers of ``share``'s device as the guest reads them, by name.
 
     :raises GuestError: when the device has no modern virtio interface.
+    :raises Unsupported: when it is no PCI device.
     """
-    function = guest.machine.spec.machine_type.function(share.slot)
-    command = f"perl -e {quote(_PROGRAM)} /sys/bus/pci/devices/{function}/config"
+    guest.machine.spec.machine_type.require_pci()
+    command = f"perl -e {quote(_PROGRAM)} {sysfs_folder(guest.machine, share)}/config"
     found = dict(line.rsplit(" ", 1) for line in guest.succeed(command).splitlines())
     if "queue's size" not in found:
         raise GuestError(f"{share.id}: the guest finds no modern virtio interface: {found}")

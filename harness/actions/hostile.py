@@ -11,12 +11,12 @@ from typing import assert_never
 
 from harness.actions.drain import WINDOW_S, happens_while
 from harness.background import Background
-from harness.errors import GuestError, Violation, WaitTimeout
-from harness.guest.device import pci_function
+from harness.errors import GuestError, Unsupported, Violation, WaitTimeout
+from harness.guest.device import sysfs_folder
 from harness.guest.guest import Guest
 from harness.qemu.acpi import eject_writes
 from harness.qemu.deletion import Deletion
-from harness.qemu.machine_types.machine_type import AcpiEject, SlotPowerOff
+from harness.qemu.machine_types.machine_type import AcpiEject, NoEject, SlotPowerOff
 from harness.qemu.spec import Device
 
 # PCI Express: the capability's id, Slot Control's offset in it; power off and indicator off
@@ -122,6 +122,8 @@ class HostileGuest:
 
         The machine type says how (``MachineType.eject``): a write to the ACPI eject register, or power and
         indicator off in the root port's Slot Control.
+
+        :raises Unsupported: when a guest cannot eject a device.
         """
         way = self.guest.machine.spec.machine_type.eject
         match way:
@@ -129,6 +131,8 @@ class HostileGuest:
                 command = self._power_off(share)
             case AcpiEject():
                 command = self._acpi_eject(share)
+            case NoEject():
+                raise Unsupported(f"{self.guest.machine.spec.machine_type.name}: {way.why}")
             case _:
                 assert_never(way)
         return Ejection(self.guest, share, command)
@@ -181,7 +185,7 @@ class HostileGuest:
     def _root_port(self, share: Device) -> str:
         """The PCI address, in the guest, of the root port of the share's device."""
         # …/0000:00:10.0 (the port)/0000:01:00.0 (the function)
-        return self.guest.succeed(f"ls -d {pci_function(self.guest.machine, share)}").split("/")[-2]
+        return self.guest.succeed(f"ls -d {sysfs_folder(self.guest.machine, share)}").split("/")[-2]
 
 
 def _capability(config: bytes, wanted: int) -> int:

@@ -8,6 +8,7 @@ witness.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum
 
 from harness.deadline import check_during
@@ -17,12 +18,13 @@ from harness.guest.device import (
     arrival,
     begun_witness,
     in_words,
-    pci_function,
     removal_begun,
+    sysfs_folder,
 )
 from harness.guest.guest import Guest
 from harness.qemu.deletion import Deletion
 from harness.qemu.machine import Machine
+from harness.qemu.machine_types.machine_type import UnplugKind
 from harness.qemu.spec import Device, Share
 
 #: Seconds, before scaling. Native PCIe hotplug waits 5 s for a second press of the attention button
@@ -79,7 +81,9 @@ class Unplug:
         For the witness see :func:`harness.guest.device.removal_begun`.
 
         :raises GuestError: when the guest does not begin (the request was lost), or the share is not mounted.
+        :raises Unsupported: when ``device_del`` asks no guest on this machine type.
         """
+        self.machine.spec.machine_type.require_unplug(UnplugKind.ASKS)
         self._require(UnplugState.REQUESTED)
         # Each probe is a command in the guest, and some drivers wait before they let the device go.
         interval_s = max(0.05, self.machine.spec.machine_type.removal_delay_s / 10)
@@ -146,7 +150,7 @@ class Unplug:
     def wait_completed(self) -> None:
         """Wait for both DEVICE_DELETED events, and until neither QEMU nor the guest has the device.
 
-        The guest has to answer commands. Its kernel removes the device before it releases it to QEMU (kernel:
+        The guest has to answer commands. Where it is asked, its kernel removes the device first (kernel:
         ``drivers/pci/hotplug/acpiphp_glue.c``, ``disable_slot``; ``pciehp_pci.c``).
 
         :raises Violation: when one of the two events is missing, or QEMU or the guest still has the device.
@@ -256,24 +260,38 @@ class Hotplug:
 
 
 def expect_gone_in_guest(guest: Guest, device: Share | GuestDevice) -> None:
-    """Assert that the guest's kernel lists neither the PCI function of ``device`` nor a share's mount tag.
+    """Assert that the guest's kernel lists neither ``device`` in its sysfs nor a share's mount tag.
 
-    ``device`` has been unplugged.
+    ``device`` has been unplugged. A guest that was asked has removed it before QEMU did. Otherwise it is told
+    afterwards, and this waits until it has removed the device.
 
     :raises Violation: when the kernel lists one of the two.
     """
-    if isinstance(device, Share):
-        _expect_no_tag(guest, device)
-    function = pci_function(guest.machine, device)
-    if left := guest.succeed(f"ls -d {function} 2>/dev/null; true").split():
-        raise Violation(f"{device.id} is unplugged, but the guest still has its PCI function {left[0]}")
-
-
-def _expect_no_tag(guest: Guest, share: Share) -> None:
     machine = guest.machine
-    others = [other for other in machine.spec.shares if other.id != share.id and other.id in machine.plugged]
-    if share.mount_tag not in [other.mount_tag for other in others] and share.mount_tag in guest.mount_tags():
-        raise Violation(f"{share.id} is unplugged, but the guest still lists {share.mount_tag}")
+    if machine.spec.machine_type.unplug is UnplugKind.TAKES:
+        with suppress(WaitTimeout):
+            machine.wait_until(
+                lambda: _left(guest, device) is None,
+                what=f"the guest to remove {device.id}",
+                timeout_s=UNPLUG_TIMEOUT_S,
+                interval_s=0.1,
+            )
+    left = _left(guest, device)
+    if left is not None:
+        raise Violation(f"{device.id} is unplugged, but the guest still {left}")
+
+
+def _left(guest: Guest, device: Share | GuestDevice) -> str | None:
+    """What the guest still has of a device that was unplugged, as text; ``None`` for nothing."""
+    machine = guest.machine
+    if isinstance(device, Share):
+        plugged = [other for other in machine.spec.shares if other.id in machine.plugged - {device.id}]
+        tag = device.mount_tag
+        if tag not in [other.mount_tag for other in plugged] and tag in guest.mount_tags():
+            return f"lists {tag}"
+    folder = sysfs_folder(machine, device)
+    found = guest.succeed(f"ls -d {folder} 2>/dev/null; true").split()
+    return f"has {found[0]}" if found else None
 
 
 def unplug_without_guest(machine: Machine, share: Device) -> None:

@@ -240,13 +240,15 @@ STREAMS = {
 
 
 @contextmanager
-def stalled(machine: Machine) -> Iterator[None]:
+def stalled(machine: Machine, *, read_first: bool = True) -> Iterator[None]:
     """A migration whose destination accepts the connection and does not read the stream.
 
     At the end of the context the migration is cancelled and the stream is read, because a QEMU that waits for
     the migration thread does not answer ``migrate_cancel`` before. The bandwidth is limited by then, so that
     the migration cannot complete before it is cancelled.
 
+    :param read_first: begin to read before ``migrate_cancel``. Otherwise the migration thread is cancelled in
+        the middle of a write, which then fails.
     :raises QemuError: when ``migrate`` is refused.
     """
     path, before = machine.folder / "nobody-reads.sock", bandwidth(machine)
@@ -261,8 +263,9 @@ def stalled(machine: Machine) -> Iterator[None]:
                 limit_bandwidth(machine, SLOW_BANDWIDTH)
                 yield
             finally:
-                draining = Background(lambda: _drain(connection))
+                draining = Background(lambda: _drain(connection)) if read_first else None
                 machine.qmp.execute("migrate_cancel", watch=machine.watch)
+                draining = draining or Background(lambda: _drain(connection))
                 draining.wait(timeout_s=machine.timeout_scale.seconds(_STATUS_TIMEOUT_S))
     limit_bandwidth(machine, before)
     path.unlink()

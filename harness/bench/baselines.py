@@ -121,7 +121,9 @@ def _labgrid_config(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
     spec, port = cell.spec("labgrid", (), frozenset()), free_port()
     network = f"user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22"
     arguments = ["-nodefaults", "-no-user-config", "-smp", "1", "-initrd", str(spec.boot.initramfs)]
-    arguments += ["-netdev", network, "-device", "virtio-net-pci,netdev=net0,romfile="]
+    nic = spec.machine_type.nic
+    place = "".join(f",{name}={value}" for name, value in nic.items() if name != "driver")
+    arguments += ["-netdev", network, "-device", f"{nic['driver']},netdev=net0{place}"]
     return {
         "targets": {
             "main": {
@@ -130,7 +132,7 @@ def _labgrid_config(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
                     "QEMUDriver": {
                         "qemu_bin": "qemu",
                         "machine": f"{spec.machine_type.qemu},accel={spec.accel}",
-                        "cpu": spec.cpu,
+                        "cpu": spec.cpu or spec.machine_type.architecture.cpu,
                         "memory": f"{spec.memory_mib}M",
                         "kernel": "kernel",
                         "boot_args": spec.boot.cmdline,

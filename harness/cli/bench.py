@@ -18,11 +18,15 @@ from harness.bench import Row, measure, rows
 from harness.bench.baselines import has_labgrid
 from harness.bench.benchmarks import BENCHMARKS, profile
 from harness.bench.suite import run_suite
+from harness.cli.recording import begin, record_option, recording
 from harness.cli.report import axes, progress
 from harness.layout import scenarios_folder
 from harness.matrix import Matrix, Selection
 from harness.reaper import RunFolder
 from harness.report import tables
+from harness.report.nights.about import load
+from harness.report.nights.recorder import BENCH, Lenient
+from harness.report.summary import NO_QEMU, Measured, Outcome, Result
 from harness.testbed import Cell
 
 #: The names that are not in BENCHMARKS.
@@ -38,6 +42,7 @@ _WORKERS = (1, 2, 4)
 )
 @click.option("-k", "expression", metavar="EXPRESSION", help="suite: only these scenarios (pytest's -k).")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+@record_option
 @axes
 @click.pass_context
 def bench(
@@ -46,6 +51,7 @@ def bench(
     rounds: int,
     expression: str | None,
     as_json: bool,
+    record: Path | None,
     qemu: str,
     qemu_data: Path | None,
     machine: str,
@@ -66,8 +72,11 @@ def bench(
 
     Compare the ratios, not the times.
     """
+    history = recording(record)
     if benchmark == _SUITE:
-        _suite(_given(context, expression), as_json)
+        begin(history, BENCH)
+        _suite(_given(context, expression), as_json, history)
+        history.write(lambda recorder: recorder.end(0))
         return
     if benchmark == "start" and not has_labgrid():
         progress("labgrid is not installed (pip install 'virtio-9p-harness[bench]'): it is not measured")
@@ -75,6 +84,7 @@ def bench(
     (cell,) = Matrix(
         Selection((qemu,), (machine,), (kernel,), accel, qemu_data=qemu_data), report=progress
     ).prepare()
+    begin(history, BENCH, [cell])
     run = RunFolder()
     try:
         table = (
@@ -82,6 +92,10 @@ def bench(
         )
     finally:
         run.close()
+    for row in table:
+        times = {"median": row.median_s, "min": row.min_s, "max": row.max_s}
+        _record(history, benchmark, row.name, times, cell)
+    history.write(lambda recorder: recorder.end(0))
     facts = {
         "benchmark": benchmark,
         "qemu": cell.capabilities.banner,
@@ -106,13 +120,35 @@ def _given(context: click.Context, expression: str | None) -> list[str]:
     return words
 
 
-def _suite(options: list[str], as_json: bool) -> None:
+def _record(
+    history: Lenient, benchmark: str, row: str, seconds: dict[str, float], cell: Cell | None = None
+) -> None:
+    """Record a row as the result of a test, ``bench/BENCHMARK::ROW``; its first number is its duration."""
+    result = Result(
+        test=f"bench/{benchmark}::{row}",
+        guarantee="bench",
+        qemu=cell.qemu.name if cell else NO_QEMU,
+        version=cell.capabilities.version_text if cell else "",
+        kernel=cell.image.kernel_version if cell else "",
+        kernel_name=cell.image.name if cell else "",
+        machine=cell.machine_type.name if cell else "",
+        outcome=Outcome.PASSED,
+        seconds=next(iter(seconds.values())),
+        load=load(),
+        measurements={name: Measured(value=value, unit="s") for name, value in seconds.items()},
+    )
+    history.write(lambda recorder: recorder.add(result))
+
+
+def _suite(options: list[str], as_json: bool, history: Lenient) -> None:
     """Run the suite once with each number of workers; without a warm-up, because a run takes minutes."""
     runs, scenarios = [], scenarios_folder()
     folder = Path(tempfile.mkdtemp(prefix="bench-suite-"))
     for workers in _WORKERS:
         progress(f"running the scenarios with {workers} workers (log: {folder}/{workers}.log) …")
         runs.append(run_suite(scenarios, workers, options, folder / f"{workers}.log"))
+        times = {"wall": runs[-1].wall_s, "processor": runs[-1].cpu_s, "python": runs[-1].python_s}
+        _record(history, _SUITE, f"{workers} workers", times)
     shutil.rmtree(folder)
     if as_json:
         cores = len(os.sched_getaffinity(0))

@@ -20,7 +20,7 @@ from harness.artifacts import HISTORY
 from harness.cli.replay import load
 from harness.cli.report import progress
 from harness.cli.signals import ended_by_sigterm
-from harness.errors import SetupError, UsageError
+from harness.errors import SetupError, Unsupported, UsageError
 from harness.explore import tree_bisect
 from harness.explore.bisect import CONFIDENCE, Find, most_tests
 from harness.explore.candidate import Verdict
@@ -243,7 +243,7 @@ def _of_scenario(chosen: Scenario, run: RunFolder, artifacts: Path) -> Subject:
 
 
 def _over_releases(what: Subject, qemus: Sequence[str], provisioner: Provisioner, options: _Options) -> None:
-    versions = _versions(qemus or _released(provisioner), provisioner)
+    versions = {name: _version(name, provisioner) for name in qemus} or _available(provisioner)
     observations = options.observations(what, qemus=json.dumps(versions, sort_keys=True))
     found = run_all(
         versions,
@@ -269,18 +269,29 @@ def _released(provisioner: Provisioner) -> list[str]:
     return [name for name in provisioner.qemu_names() if "-" not in name]
 
 
-def _versions(names: Sequence[str], provisioner: Provisioner) -> dict[str, str]:
-    """The version of each QEMU; those that are missing are provisioned."""
-    found = {}
-    for name in names:
-        install = (
-            provisioner.qemu_release(name)
-            if provisioner.is_provisioned(name)
-            else binary.from_path(Path(name))
-        )
-        capabilities = binary.probe(install)
-        capabilities.require_9p(install)
-        found[name] = capabilities.version_text
+def _version(name: str, provisioner: Provisioner) -> str:
+    """The version of a QEMU; one that is missing is provisioned."""
+    named = provisioner.is_provisioned(name)
+    install = provisioner.qemu_release(name) if named else binary.from_path(Path(name))
+    capabilities = binary.probe(install)
+    capabilities.require_9p(install)
+    return capabilities.version_text
+
+
+def _available(provisioner: Provisioner) -> dict[str, str]:
+    """The version of each release that can be had here; the user has named none of them.
+
+    :raises SetupError: when there is none.
+    """
+    found, why = dict[str, str](), ""
+    for name in _released(provisioner):
+        try:
+            found[name] = _version(name, provisioner)
+        except (SetupError, UsageError, Unsupported) as exc:
+            why = exc.message.splitlines()[0]
+            progress(f"QEMU {name} is left out: {why}")
+    if not found:
+        raise SetupError(f"none of the releases can be had: {why}")
     return found
 
 

@@ -16,12 +16,16 @@ import psutil
 from rich.markup import escape
 from rich.table import Table
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, UsageError
 from harness.holds.probe import why_no_holds
 from harness.provision import Cache, Provisioner, default_cache_root
+from harness.provision.gcov import FLAVOUR
 from harness.qemu import binary
 from harness.qemu.accel import KVM, TIMEOUT_KEPT_S, Verdict, cached_verdict
+from harness.qemu.architectures import ARCHITECTURES, X86_64
+from harness.qemu.machine_types import MACHINE_TYPES
 from harness.report import tables
+from harness.report.coverage import require_gcovr
 
 _OK, _WARNING, _MISSING = "ok", "warning", "missing"
 _STYLES = {_OK: "green", _WARNING: "yellow", _MISSING: "red"}
@@ -66,10 +70,12 @@ def examine() -> Iterator[Finding]:
         ("cache", lambda: _cache(cache)),
         ("QEMU", lambda: _qemu(cache)),
         ("guest image", lambda: _guest(cache)),
+        ("architectures", lambda: _architectures(cache)),
         ("KVM", lambda: _kvm(cache)),
         ("memory", _memory),
         ("holds", _holds),
         ("backtraces", _backtraces),
+        ("coverage", lambda: _coverage(cache)),
         ("temporary folder", _temporary),
     ):
         yield Finding(name, *_safely(look))
@@ -108,6 +114,25 @@ def _qemu(cache: Cache) -> tuple[str, str]:
 def _guest(cache: Cache) -> tuple[str, str]:
     made = _entries(cache, "guests")
     return (_OK, f"in the cache: {', '.join(made)}") if made else _fetchable("not built yet")
+
+
+def _architectures(cache: Cache) -> tuple[str, str]:
+    """Guests of other architectures than the default one: what is made, and what can be."""
+    provisioner, found = Provisioner(cache), []
+    for architecture in ARCHITECTURES.values():
+        if architecture is not X86_64:
+            kinds = [name for name, kind in MACHINE_TYPES.items() if kind.architecture is architecture]
+            qemus = f"QEMU {', '.join(provisioner.qemu_names(architecture))}"
+            guests = f"Linux {', '.join(provisioner.guest_names(architecture))}"
+            made = [
+                entry
+                for folder in ("qemu", "guests")
+                for entry in _entries(cache, folder)
+                if entry.startswith(f"{architecture.name}-")
+            ]
+            state = f"{len(made)} in the cache" if made else "not in the cache"
+            found.append(f"{architecture.name} ({', '.join(kinds)}): {qemus}, {guests}; {state}")
+    return _OK, "; ".join(found)
 
 
 def _fetchable(why: str) -> tuple[str, str]:
@@ -166,6 +191,18 @@ def _backtraces() -> tuple[str, str]:
     if pattern.startswith("|"):
         return _WARNING, f"kernel.core_pattern is {pattern!r}: core files go elsewhere, so no backtraces"
     return _OK, "gdb is installed, and core files are written"
+
+
+def _coverage(cache: Cache) -> tuple[str, str]:
+    try:
+        require_gcovr()
+    except UsageError as exc:
+        return _WARNING, f"'harness coverage' cannot run: {exc.message}"
+    built = [name for name in _entries(cache, "qemu") if f"+{FLAVOUR}-" in name]
+    return (
+        _OK,
+        f"gcovr is installed; in the cache: {', '.join(built) or 'no QEMU that counts, it is built once'}",
+    )
 
 
 def _temporary() -> tuple[str, str]:

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness import reaper
+from harness.cli.recording import begin, record_option, recording
 from harness.cli.report import axes, new_folder, progress
 from harness.errors import UsageError
 from harness.explore import run as one
@@ -25,6 +26,7 @@ from harness.explore.program import AlphabetName, ProgramCell
 from harness.explore.qtest_repro import with_text
 from harness.explore.workers import Workers
 from harness.report import tables
+from harness.report.nights.recorder import EXPLORE, Recorder
 from harness.testbed import Cell
 
 _RECORDS = "attempts"
@@ -77,6 +79,7 @@ _SECONDS = 300.0
     show_default=True,
     help="How long to make the program of each finding smaller; 0: not at all.",
 )
+@record_option
 def explore(
     qemu: str,
     qemu_data: Path | None,
@@ -94,6 +97,7 @@ def explore(
     resume: Path | None,
     known_bugs: str,
     minimise_s: float,
+    record: Path | None,
 ) -> None:
     """Make programs, run them in fresh guests, and keep each new failure with its smallest program.
 
@@ -104,6 +108,7 @@ def explore(
     """
     if resume is not None and into is not None:
         raise UsageError("--resume goes on in its own folder: leave out --into")
+    history = recording(record)
     settings = Settings(seed, steps, longest, known_bugs, _alphabets(names), qemu, machine, kernel)
     if resume is not None:
         settings = read_settings(resume)
@@ -112,6 +117,7 @@ def explore(
     names_of_cell = ProgramCell(qemu=settings.qemu, machine=settings.machine, kernel=settings.kernel)
     progress("preparing the cell …")
     cell = cell_of(names_of_cell, accel=accel, qemu_data=qemu_data)
+    begin(history, EXPLORE, [cell])
     spaces = _spaces(settings, names_of_cell, cell, explicit=names != "all" or resume is not None)
     settings = replace(settings, alphabets=tuple(spaces))
     records = folder / _RECORDS
@@ -137,8 +143,26 @@ def explore(
             raise
         finally:
             _show(explorer)
+            history.write(lambda recorder: _record(recorder, explorer))
             shutil.rmtree(records, ignore_errors=True)
-    sys.exit(1 if explorer.new else 0)
+    status = 1 if explorer.new else 0
+    history.write(lambda recorder: recorder.end(status))
+    sys.exit(status)
+
+
+def _record(recorder: Recorder, explorer: Explorer) -> None:
+    """Record every finding, and how far each alphabet was explored."""
+    for seen in explorer.new:
+        found = seen.finding
+        recorder.find(
+            "known bug" if found.bug else "finding",
+            found.signature,
+            str(found.reliability) if found.reliability.attempts else "not measured",
+            detail=f"{found.bug} {found.program}".strip(),
+            artefacts=str(seen.folder or ""),
+        )
+    for name in explorer.tallies:
+        recorder.find("coverage", name, str(explorer.coverage.counts(name)))
 
 
 def _alphabets(names: str) -> tuple[str, ...]:

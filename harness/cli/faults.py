@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from harness.cli.recording import begin, record_option, recording
 from harness.cli.report import new_folder, progress
 from harness.errors import UsageError
 from harness.mutation import cover, exploration, runner, table
@@ -27,6 +29,7 @@ from harness.mutation.verdicts import CAUGHT, PASSED, Controls, Finding, RunQtes
 from harness.provision import Cache, Provisioner, default_cache_root
 from harness.qemu import binary
 from harness.report import tables
+from harness.report.nights.recorder import FAULTS, Lenient
 
 _PAGE_WIDTH = 160
 SCENARIOS, EXPLORATION = "scenarios", "exploration"
@@ -144,6 +147,7 @@ def build_faults(flavour: str, names: tuple[str, ...], as_json: bool) -> None:
     help="Folder for the artefacts of scenarios that fail.",
 )
 @click.option("--page", type=click.Path(path_type=Path), help="Also write the tables into this HTML file.")
+@record_option
 @_as_json
 def run_faults(
     flavour: str,
@@ -160,6 +164,7 @@ def run_faults(
     path: Path | None,
     artifacts: Path,
     page: Path | None,
+    record: Path | None,
     as_json: bool,
 ) -> None:
     """Run scenarios against QEMUs with a fault, and one without.
@@ -170,6 +175,7 @@ def run_faults(
     Exits with 1 when a fault is missed, when only scenarios of another guarantee than the broken one find it,
     or when a scenario fails although there is no fault (a false positive).
     """
+    history = recording(record)
     if by == EXPLORATION:
         about_scenarios: dict[str, object] = {
             "--beside": beside,
@@ -182,7 +188,8 @@ def run_faults(
         for option, value in about_scenarios.items():
             if value is not None:
                 raise UsageError(f"--by exploration: {option} is about scenarios")
-        _explore(flavour, names, sample, seconds or _EXPLORATION_S, at_once, artifacts, as_json=as_json)
+        budget = seconds or _EXPLORATION_S
+        _explore(flavour, names, sample, budget, at_once, artifacts, history, as_json=as_json)
     if seconds is not None:
         raise UsageError("--seconds can only be used with --by exploration")
     excluded = {"-n": at_once, "--beside": beside, "--controls": controls, "--control-qemu": control_qemus}
@@ -201,10 +208,11 @@ def run_faults(
     default = runner.collected()
     _build(source, tuple(chosen))
     folder = artifacts.absolute()
+    begin(history, FAULTS)
     if per_test:
         hashes = table.fingerprints(runner.files())
         measurement = Measurement(data, path, source, folder, progress, hashes)
-        findings = list(measurement.measure(chosen, scope or "all"))
+        findings = list(_recorded(history, measurement.measure(chosen, scope or "all")))
     else:
         found = run_all(
             chosen,
@@ -215,9 +223,24 @@ def run_faults(
             controls=Controls((source, *others), 1 if controls is None else controls),
             run_qtests=_run_qtests(source) if beside else None,
         )
-        findings = sorted(found, key=lambda one: (not one.fault, one.fault))
+        findings = sorted(_recorded(history, found), key=lambda one: (not one.fault, one.fault))
     _show(findings, figures(findings, data, default), source, page=page, as_json=as_json)
-    sys.exit(0 if all(one.verdict in (CAUGHT, PASSED) for one in findings) else 1)
+    status = 0 if all(one.verdict in (CAUGHT, PASSED) for one in findings) else 1
+    history.write(lambda recorder: recorder.end(status))
+    sys.exit(status)
+
+
+def _recorded(history: Lenient, findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Record each finding when it is known."""
+    for one in findings:
+        failed = "; ".join(f"{failure.name}: {failure.why}" for failure in one.failures)
+        _record(history, one.fault, one.qemu, one.verdict, failed)
+        yield one
+
+
+def _record(history: Lenient, fault: str, qemu: str, outcome: str, detail: str) -> None:
+    kind, name = ("fault", f"{qemu}+{fault}") if fault else ("control", qemu)
+    history.write(lambda recorder: recorder.find(kind, name, outcome, detail=detail))
 
 
 def _explore(
@@ -227,6 +250,7 @@ def _explore(
     seconds: float,
     workers: int | None,
     artifacts: Path,
+    history: Lenient,
     *,
     as_json: bool,
 ) -> NoReturn:
@@ -237,16 +261,21 @@ def _explore(
         chosen = {name: chosen[name] for name in exploration.sample(tuple(chosen))}
     _build(source, tuple(chosen))
     into = new_folder(artifacts.absolute() / EXPLORATION)
-    results = list(
-        exploration.explore_all(
-            chosen,
-            source,
-            into,
-            seconds=seconds,
-            workers=workers or len(os.sched_getaffinity(0)),
-            report=progress,
+    begin(history, FAULTS)
+    results = []
+    for one in exploration.explore_all(
+        chosen,
+        source,
+        into,
+        seconds=seconds,
+        workers=workers or len(os.sched_getaffinity(0)),
+        report=progress,
+    ):
+        results.append(one)
+        outcome = "found" if one.failure else "nothing found"
+        _record(
+            history, one.fault, one.qemu, f"{outcome} by exploration", f"{one.failure} {one.program}".strip()
         )
-    )
     if as_json:
         print(json.dumps([one.as_json() for one in results], indent=2))
     else:
@@ -264,7 +293,9 @@ def _explore(
         faulty = [one for one in results if one.fault]
         found = sum(one.good for one in faulty)
         print(f"{found} of {len(faulty)} faults found by exploration; findings: {into}")
-    sys.exit(0 if all(one.good for one in results) else 1)
+    status = 0 if all(one.good for one in results) else 1
+    history.write(lambda recorder: recorder.end(status))
+    sys.exit(status)
 
 
 @faults.command("cover", epilog="Example: harness faults cover images/detection.json --budget 90")

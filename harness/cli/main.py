@@ -11,6 +11,7 @@ from harness.cli.bench import bench
 from harness.cli.bisect import bisect
 from harness.cli.check import check
 from harness.cli.compare import compare
+from harness.cli.coverage import coverage
 from harness.cli.doctor import doctor
 from harness.cli.endurance import endurance
 from harness.cli.explore import explore
@@ -49,6 +50,7 @@ COMMANDS = (
     merge,
     compare,
     nights,
+    coverage,
     explore,
     replay,
     minimise,

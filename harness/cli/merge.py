@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from harness.cli.report import opened, record_option
+from harness.cli.recording import opened, record_option
 from harness.errors import SetupError, UsageError
 from harness.report import summary, tables
 from harness.report.nights.recorder import MERGE

@@ -10,14 +10,19 @@ from harness.cli.report import progress
 from harness.errors import UsageError
 from harness.provision import Cache, Provisioner, default_cache_root
 from harness.qemu import binary
+from harness.qemu.architectures import ARCHITECTURES, X86_64, Architecture
+from harness.qemu.machine_types import of_architectures
 
 
-@click.command(epilog="Example: harness provision qemu:10.0 guest:6.1")
+@click.command(epilog="Example: harness provision --arch s390x qemu:10.0 guest:6.1")
 @click.argument("names", nargs=-1, metavar="[qemu:NAME|guest:NAME|heap:NAME]...")
 @click.option("--all", "everything", is_flag=True, help="Provision every recipe.")
+@click.option(
+    "--arch", "arch", default=X86_64.name, metavar="|".join(ARCHITECTURES), help="The guests' architecture."
+)
 @click.option("--refresh", is_flag=True, help="Ask the archive which package versions are current.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def provision(names: tuple[str, ...], everything: bool, refresh: bool, as_json: bool) -> None:
+def provision(names: tuple[str, ...], everything: bool, arch: str, refresh: bool, as_json: bool) -> None:
     """Fetch and build guest images, QEMU releases and heap libraries into the cache.
 
     Without names, the default guest image and the default QEMU are provisioned; where a QEMU is on PATH, a
@@ -25,7 +30,10 @@ def provision(names: tuple[str, ...], everything: bool, refresh: bool, as_json: 
     or given by path. Entries that are in the cache are checked, and repaired when they are damaged.
     """
     provisioner = Provisioner(Cache(default_cache_root()), report=progress, refresh=refresh)
-    made = [_provide(provisioner, kind, name) for kind, name in _wanted(provisioner, names, everything)]
+    of_architectures(arch)
+    architecture = ARCHITECTURES[arch]
+    wanted = _wanted(provisioner, names, everything, architecture)
+    made = [_provide(provisioner, kind, name, architecture) for kind, name in wanted]
     if as_json:
         print(json.dumps(made, indent=2))
     else:
@@ -34,14 +42,15 @@ def provision(names: tuple[str, ...], everything: bool, refresh: bool, as_json: 
 
 
 def _wanted(
-    provisioner: Provisioner, names: tuple[str, ...], everything: bool
+    provisioner: Provisioner, names: tuple[str, ...], everything: bool, architecture: Architecture
 ) -> list[tuple[str, str | None]]:
     heap = provisioner.heap_names()
-    known = {"guest": provisioner.guest_names(), "qemu": provisioner.qemu_names(), "heap": heap}
+    guests, qemus = provisioner.guest_names(architecture), provisioner.qemu_names(architecture)
+    known = {"guest": guests, "qemu": qemus, "heap": heap}
     if everything:
         return [(kind, name) for kind, found in known.items() for name in found]
     if not names:
-        found = binary.on_path()
+        found = binary.on_path(architecture=architecture)
         if found is not None:
             progress(f"QEMU is on PATH: {found.binary}")
             return [("guest", None), *(("heap", name) for name in heap[:1])]
@@ -56,15 +65,17 @@ def _wanted(
     return wanted
 
 
-def _provide(provisioner: Provisioner, kind: str, name: str | None) -> dict[str, str]:
+def _provide(
+    provisioner: Provisioner, kind: str, name: str | None, architecture: Architecture
+) -> dict[str, str]:
     if kind == "guest":
-        image = provisioner.guest_image(name)
+        image = provisioner.guest_image(name, architecture)
         what, path = f"Linux {image.kernel_version}", image.kernel.parent
         return {"kind": kind, "name": image.name, "what": what, "path": str(path), "key": image.key}
     if kind == "heap" and name is not None:
         library = provisioner.heap_library(name)
         what, path = f"{library.name} for a QEMU with this host's libc", library.parent
         return {"kind": kind, "name": name, "what": what, "path": str(path), "key": path.name}
-    install = provisioner.qemu_release(name)
+    install = provisioner.qemu_release(name, architecture)
     what, path = binary.probe(install).banner, install.binary
     return {"kind": kind, "name": install.name, "what": what, "path": str(path), "key": install.key}

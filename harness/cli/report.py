@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,8 +12,8 @@ from typing import Any, TypeVar
 import click
 
 from harness.matrix import ACCELS, DEFAULT
-from harness.qemu.machine_types import MACHINE_TYPES
-from harness.report.nights.recorder import Recorder
+from harness.qemu.architectures import ARCHITECTURES
+from harness.qemu.machine_types import MACHINE_TYPES, chosen, of_architectures
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,12 +23,44 @@ def progress(line: str) -> None:
     print(f"harness: {line}", file=sys.stderr, flush=True)
 
 
+def _of_architecture(context: click.Context, _: click.Parameter, name: str | None) -> None:
+    """The first machine type of ``--arch`` becomes the default of ``--machine``."""
+    if name is not None:
+        machine = of_architectures(name)[0]
+        context.default_map = {**(context.default_map or {}), "machine": machine}
+        context.meta[_ARCH] = name
+
+
+def _machine(context: click.Context, _: click.Parameter, name: str) -> str:
+    """:raises UsageError: when ``--machine`` is of another architecture than ``--arch``."""
+    chosen([context.meta[_ARCH]] if _ARCH in context.meta else [], [name])
+    return name
+
+
+#: Where ``--arch`` is kept until ``--machine`` is known.
+_ARCH = f"{__name__}.arch"
+
+
 def axes(command: F) -> F:
     """The options that choose one cell of the matrix."""
     for option in (
         click.option("--accel", default="auto", metavar="|".join(ACCELS), help="Accelerator."),
         click.option("--kernel", default=DEFAULT, metavar="NAME", help="A provisioned guest kernel."),
-        click.option("--machine", default="pc", metavar="|".join(MACHINE_TYPES), help="Machine type."),
+        click.option(
+            "--machine",
+            default="pc",
+            metavar="|".join(MACHINE_TYPES),
+            callback=_machine,
+            help="Machine type.",
+        ),
+        click.option(
+            "--arch",
+            metavar="|".join(ARCHITECTURES),
+            is_eager=True,
+            expose_value=False,
+            callback=_of_architecture,
+            help="The guest's architecture: selects its first machine type.",
+        ),
         click.option(
             "--qemu-data",
             type=Path,
@@ -45,27 +76,6 @@ def axes(command: F) -> F:
     ):
         command = option(command)
     return command
-
-
-record_option = click.option(
-    "--record",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Add this run to the history in this SQLite file (see harness nights).",
-)
-
-
-@contextmanager
-def opened(path: Path | None) -> Iterator[Recorder | None]:
-    """The history that ``--record`` names; ``None`` without the option.
-
-    :raises UsageError: when the file cannot be a history, before anything is done.
-    """
-    if path is None:
-        yield None
-        return
-    with Recorder(path) as recorder:
-        yield recorder
 
 
 def new_folder(parent: Path) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness.errors import UsageError, Violation
 from harness.guest.commands import Commands
-from harness.guest.device import pci_function
+from harness.guest.device import sysfs_folder
 from harness.guest.guest import Guest
 from harness.guest.job import Job
 from harness.guest.mount import host_sha256
@@ -57,7 +57,12 @@ class BlockDevice:
     def device(self, machine_type: MachineType) -> Mapping[str, Value]:
         """See :class:`~harness.qemu.spec.Device`."""
         place = machine_type.place(self.slot)
-        return {"driver": "virtio-blk-pci", "id": self.id, "drive": f"node-{self.id}", **place}
+        return {
+            "driver": machine_type.driver("virtio-blk-pci"),
+            "id": self.id,
+            "drive": f"node-{self.id}",
+            **place,
+        }
 
     def listed(self, guest: Commands) -> bool:
         """Whether the disk has a file in the guest's ``/dev``.
@@ -69,7 +74,7 @@ class BlockDevice:
 
     def _node(self, guest: Commands) -> str:
         """A shell expression for the path of the disk in the guest."""
-        return f'"/dev/$(ls {pci_function(guest.machine, self)}/virtio*/block 2>/dev/null)"'
+        return f'"/dev/$(ls {sysfs_folder(guest.machine, self)}/virtio*/block 2>/dev/null)"'
 
     def use(self, guest: Commands) -> None:
         """Let the guest write the whole disk, drop its cache and read the disk again.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness.errors import GuestError, UsageError
 from harness.guest.commands import Commands
-from harness.guest.device import pci_function
+from harness.guest.device import sysfs_folder
 from harness.guest.guest import Guest
 from harness.holds.hold import requests_in_use
 from harness.qemu.binary import require_netdev
@@ -81,7 +81,7 @@ class NetDevice:
     def device(self, machine_type: MachineType) -> Mapping[str, Value]:
         """See :class:`~harness.qemu.spec.Device`."""
         return {
-            "driver": "virtio-net-pci",
+            "driver": machine_type.driver("virtio-net-pci"),
             "id": self.id,
             "netdev": f"netdev-{self.id}",
             "mac": _MAC.hex(":"),
@@ -94,7 +94,7 @@ class NetDevice:
         return guest.run(f"ls {self._interfaces(guest)}/* >/dev/null 2>&1").returncode == 0
 
     def _interfaces(self, guest: Commands) -> str:
-        return f"{pci_function(guest.machine, self)}/virtio*/net"
+        return f"{sysfs_folder(guest.machine, self)}/virtio*/net"
 
     def configure(self, guest: Commands) -> None:
         """Bring the guest's interface up and give it an address, unless that was done before."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness.errors import GuestError, UsageError, Violation
 from harness.guest.commands import Commands
-from harness.guest.device import pci_function
+from harness.guest.device import sysfs_folder
 from harness.guest.guest import Guest
 from harness.guest.job import Job
 from harness.qemu.machine_types.machine_type import MachineType
@@ -65,11 +65,16 @@ class RngDevice:
     def device(self, machine_type: MachineType) -> Mapping[str, Value]:
         """See :class:`~harness.qemu.spec.Device`."""
         place = machine_type.place(self.slot)
-        return {"driver": "virtio-rng-pci", "id": self.id, "rng": f"backend-{self.id}", **place}
+        return {
+            "driver": machine_type.driver("virtio-rng-pci"),
+            "id": self.id,
+            "rng": f"backend-{self.id}",
+            **place,
+        }
 
     def listed(self, guest: Commands) -> bool:
         """Whether the guest's hwrng core uses this device, the only one of its kind in the guest."""
-        driver = f"{pci_function(guest.machine, self)}/virtio*/driver"
+        driver = f"{sysfs_folder(guest.machine, self)}/virtio*/driver"
         return guest.run(f"[ -e {driver} ] && grep -q ^virtio_rng {_CURRENT}").returncode == 0
 
     def feed(self) -> None:

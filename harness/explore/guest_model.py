@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from harness.explore.model import Action, Table
 from harness.explore.program import ShareKind, Step
 
-#: The requests that can be held: those of a reader, and of a writer.
-HOLDS = ("read", "write")
+#: A Tattach, which can be held: the guest is about to mount the share.
+ATTACH = "attach"
+#: The requests that can be held: those of a reader, and of a writer, of a mounted share; and that of a mount.
+HOLDS = ("read", "write", ATTACH)
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class GuestShare:
 
     :ivar leaving: ``device_del`` was accepted, and the guest waits for the last user.
     :ivar ejected: the device was ejected by force; the guest's kernel still lists it until a reset.
+    :ivar unbound: the guest's driver is unbound from it.
     :ivar mounted: it is mounted at its mount point.
     :ivar open: a process has a file of it open, also after ``umount -l``.
     :ivar unlinked: that file was unlinked. :ivar held: the request whose system call is held.
@@ -32,6 +35,7 @@ class GuestShare:
     plugged: bool = False
     leaving: bool = False
     ejected: bool = False
+    unbound: bool = False
     mounted: bool = False
     open: bool = False
     unlinked: bool = False
@@ -42,6 +46,11 @@ class GuestShare:
     def in_use(self) -> bool:
         """Whether it has a session in the guest, which has to block migration and unplug."""
         return self.plugged and (self.mounted or self.open)
+
+    @property
+    def attaching(self) -> bool:
+        """Whether a Tattach is in flight: migration must not complete."""
+        return self.held == ATTACH
 
     def without_session(self) -> GuestShare:
         """The guest has been reset."""
@@ -56,13 +65,13 @@ class GuestShare:
 class GuestState:
     """A state of the machine. Equal states have equal futures.
 
-    :ivar saved: which devices the snapshot has.
+    :ivar saved: what the snapshot has of each device: whether it is plugged, and whether it is unbound.
     """
 
     kinds: tuple[ShareKind, ...]
     shares: tuple[GuestShare, ...]
     running: bool = True
-    saved: tuple[bool, ...] | None = None
+    saved: tuple[tuple[bool, bool], ...] | None = None
 
     def possible(self) -> Iterable[Step]:
         """Every step whose precondition holds."""
@@ -93,6 +102,11 @@ class GuestState:
     def blocked(self) -> bool:
         """Whether migration has to be refused."""
         return self.any(lambda share: share.in_use)
+
+    @property
+    def attaching(self) -> bool:
+        """Whether a Tattach is in flight."""
+        return self.any(lambda share: share.attaching)
 
     @property
     def waiting(self) -> bool:
@@ -141,9 +155,22 @@ def _close(state: GuestState, step: Step) -> GuestState:
     return _used_less(state, step, replace(state.share(step), open=False, unlinked=False))
 
 
-def _device_del(state: GuestState, step: Step) -> GuestState:
+def _can_delete(state: GuestState, step: Step) -> bool:
+    """Also on a stopped guest, and a second time, which is at most a second request."""
     share = state.share(step)
-    return state.changed(step, replace(share, leaving=True) if share.in_use else share.gone())
+    return share.plugged and not share.attaching and (share.leaving or not state.waiting)
+
+
+def _device_del(state: GuestState, step: Step) -> GuestState:
+    """A guest that is stopped acts on it when it runs again."""
+    share = state.share(step)
+    waits = share.in_use or not state.running
+    return state.changed(step, replace(share, leaving=True) if waits else share.gone())
+
+
+def _cont(state: GuestState, _step: Step) -> GuestState:
+    shares = (share.gone() if share.leaving and not share.in_use else share for share in state.shares)
+    return replace(state, running=True, shares=tuple(shares))
 
 
 def _eject(state: GuestState, step: Step) -> GuestState:
@@ -161,18 +188,24 @@ def _same(state: GuestState, _step: Step) -> GuestState:
 
 
 def _savevm(state: GuestState, _step: Step) -> GuestState:
-    return state if state.blocked else replace(state, saved=tuple(share.plugged for share in state.shares))
+    if state.blocked:
+        return state
+    return replace(state, saved=tuple((share.plugged, share.unbound) for share in state.shares))
 
 
 def _can_load(state: GuestState, _step: Step) -> bool:
     """Over the same devices; the processes that use a share do not exist in the snapshot."""
-    plugged = tuple(share.plugged for share in state.shares)
-    held = state.any(lambda share: bool(share.held))
-    return state.running and state.saved == plugged and not state.waiting and not held
+    if state.saved is None:
+        return False
+    alike = all(share.plugged == saved for share, (saved, _) in zip(state.shares, state.saved, strict=True))
+    return alike and _no_request(state, _step)
 
 
 def _loadvm(state: GuestState, _step: Step) -> GuestState:
-    return replace(state, shares=tuple(share.without_session() for share in state.shares))
+    assert state.saved is not None
+    pairs = zip(state.shares, state.saved, strict=True)
+    shares = (replace(share.without_session(), unbound=unbound) for share, (_, unbound) in pairs)
+    return replace(state, shares=tuple(shares))
 
 
 def _quiet(state: GuestState, _step: Step) -> bool:
@@ -184,14 +217,36 @@ def _no_request(state: GuestState, step: Step) -> bool:
 
 
 def _can_reset(state: GuestState, _step: Step) -> bool:
-    """Without a request that is held; a boot takes long, so it is not done where no device is affected."""
-    held = state.any(lambda share: bool(share.held))
-    return state.running and not held and state.any(lambda share: share.plugged or share.ejected)
+    """A boot takes long, so it is not done where no device is affected."""
+    return state.running and state.any(lambda share: share.plugged or share.ejected)
 
 
 def _can_rebind(state: GuestState, step: Step) -> bool:
     """The driver is unbound from every device, which waits for their users, and bound again."""
-    return _no_request(state, step) and not state.blocked and state.any(lambda share: share.plugged)
+    bound = state.any(lambda share: share.plugged) and not state.any(lambda share: share.unbound)
+    return _no_request(state, step) and not state.blocked and bound
+
+
+def _can_unbind(state: GuestState, step: Step) -> bool:
+    share = state.share(step)
+    return _no_request(state, step) and share.plugged and not share.in_use and not share.unbound
+
+
+def _can_mount(share: GuestShare) -> bool:
+    idle = share.plugged and not share.leaving and not share.in_use
+    return idle and not share.unbound and not share.attaching
+
+
+def _can_hold(state: GuestState, step: Step) -> bool:
+    share = state.share(step)
+    if step.value == ATTACH:
+        return _quiet(state, step) and _can_mount(share)
+    return state.running and _idle(share) and not share.leaving
+
+
+def _release(state: GuestState, step: Step) -> GuestState:
+    share = state.share(step)
+    return state.changed(step, replace(share, held="", mounted=share.mounted or share.attaching))
 
 
 #: The steps of a Linux guest.
@@ -199,7 +254,7 @@ TABLE: Table[GuestState] = Table(
     {
         "plug": Action(lambda s, t: _quiet(s, t) and not s.share(t).plugged, _with(plugged=True), _LIFE),
         "mount": Action(
-            _when(lambda share: share.plugged and not share.leaving and not share.in_use),
+            _when(_can_mount),
             _with(mounted=True),
             _LIFE,
         ),
@@ -214,29 +269,37 @@ TABLE: Table[GuestState] = Table(
         ),
         "write": Action(_when(_idle), _with(written=True), _PLAIN),
         "read": Action(_when(lambda share: _idle(share) and share.written), _same, _PLAIN),
-        "device_del": Action(
-            lambda s, t: _quiet(s, t) and s.share(t).plugged and not s.share(t).leaving, _device_del, _BUSY
-        ),
+        "device_del": Action(_can_delete, _device_del, _BUSY),
         "device_del_absent": Action(_when(lambda share: not share.plugged), _same, _REFUSAL),
-        "eject": Action(_when(lambda share: share.plugged and not share.leaving), _eject, _HOSTILE),
+        "eject": Action(
+            _when(lambda share: share.plugged and not share.leaving and not share.attaching),
+            _eject,
+            _HOSTILE,
+        ),
         "hold": Action(
-            _when(lambda share: _idle(share) and not share.leaving),
+            _can_hold,
             lambda s, t: s.changed(t, replace(s.share(t), held=str(t.value))),
             _PLAIN,
             HOLDS,
         ),
-        "release": Action(_when(lambda share: bool(share.held)), _with(held=""), _PLAIN),
+        "release": Action(_when(lambda share: bool(share.held)), _release, _PLAIN),
+        "unbind": Action(_can_unbind, _with(unbound=True), _LIFE),
+        "bind": Action(
+            lambda s, t: _quiet(s, t) and s.share(t).plugged and s.share(t).unbound,
+            _with(unbound=False),
+            _LIFE,
+        ),
         "rebind": Action(_can_rebind, _same, _LIFE, of_machine=True),
         "stop": Action(
             lambda s, _: s.running, lambda s, _: replace(s, running=False), _VMSTATE, of_machine=True
         ),
-        "cont": Action(
-            lambda s, _: not s.running, lambda s, _: replace(s, running=True), _VMSTATE, of_machine=True
-        ),
+        "cont": Action(lambda s, _: not s.running, _cont, _VMSTATE, of_machine=True),
         "system_reset": Action(_can_reset, _reset, _BLOCKED, of_machine=True),
-        "reboot": Action(lambda s, t: _can_reset(s, t) and not s.waiting, _reset, _BLOCKED, of_machine=True),
-        "savevm": Action(_quiet, _savevm, _BLOCKED, of_machine=True),
+        "reboot": Action(
+            lambda s, t: _can_reset(s, t) and _no_request(s, t), _reset, _BLOCKED, of_machine=True
+        ),
+        "savevm": Action(lambda s, t: _quiet(s, t) and not s.attaching, _savevm, _BLOCKED, of_machine=True),
         "loadvm": Action(_can_load, _loadvm, _VMSTATE, of_machine=True),
-        "migrate": Action(_quiet, _same, _MIGRATES, of_machine=True),
+        "migrate": Action(lambda s, _: not s.waiting, _same, _MIGRATES, of_machine=True),
     }
 )

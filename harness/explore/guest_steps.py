@@ -6,15 +6,17 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
+from harness.actions.drain import happens_while
 from harness.actions.hostile import HostileGuest
-from harness.actions.hotplug import UNPLUG_TIMEOUT_S, Hotplug, Unplug
+from harness.actions.hotplug import UNPLUG_TIMEOUT_S, Hotplug, Unplug, UnplugState
 from harness.actions.migration import Migration
-from harness.actions.run_state import RunState
+from harness.actions.run_state import EVENT_TIMEOUT_S, RunState
 from harness.actions.snapshot import Snapshot
+from harness.background import Background
 from harness.deadline import check_during
 from harness.errors import HarnessError, QemuError, WaitTimeout
 from harness.explore.disagreement import Disagreement
-from harness.explore.guest_model import GuestState
+from harness.explore.guest_model import ATTACH, GuestShare, GuestState
 from harness.explore.invariants import (
     SETTLE_S,
     check_blockers,
@@ -22,6 +24,7 @@ from harness.explore.invariants import (
     check_footprint,
     check_run_state,
     expect_migrate_refused,
+    expect_no_migration,
     expect_not_found,
     expect_refused,
     measured,
@@ -29,10 +32,11 @@ from harness.explore.invariants import (
 )
 from harness.explore.program import Program, Step
 from harness.explore.shares import declared
+from harness.guest.job import Job
 from harness.guest.mount import Mount
 from harness.guest.mount_user import MountUser, mount_in_use
 from harness.guest.transfer import Transfer, reader, writer
-from harness.holds.hold import Held, Hold
+from harness.holds.hold import DATA, STAT, Held, Hold
 from harness.qemu.blockers import blocked_reasons
 from harness.qemu.deletion import Deletion
 from harness.qemu.machine import Machine
@@ -52,10 +56,10 @@ Perform = Callable[["GuestPerformer", Step, GuestState], None]
 
 @dataclass
 class _InFlight:
-    """A transfer whose system call is held. :ivar stack: releases it when it is closed."""
+    """A transfer or a mount whose system call is held. :ivar stack: releases it when it is closed."""
 
     held: Held
-    transfer: Transfer
+    work: Transfer | Job
     stack: ExitStack
 
 
@@ -115,9 +119,12 @@ class GuestPerformer:
             before, self.boots_after = self.boots_after, None
             self.run_state.wait_booted_again(before)
 
-    def begin_system_reset(self) -> str:
-        """Reset the machine, also while its guest boots; for :meth:`RunState.wait_booted_again`."""
-        return self.run_state.begin_system_reset(boot_id=self.boots_after)
+    def begin_system_reset(self, boot_id: str | None = None) -> str:
+        """Reset the machine, also while its guest boots; for :meth:`RunState.wait_booted_again`.
+
+        :param boot_id: the guest's before the reset, when it is known.
+        """
+        return self.run_state.begin_system_reset(boot_id=boot_id or self.boots_after)
 
     def mounted(self, state: GuestState) -> list[Share]:
         """The shares that have to block migration."""
@@ -125,13 +132,16 @@ class GuestPerformer:
 
     def _check(self, state: GuestState) -> None:
         check_devices(self.machine, plugged(self.shares, (share.plugged for share in state.shares)))
-        self._check_blockers(self.mounted(state))
+        self._check_blockers(self.mounted(state), attaching=state.attaching)
         check_run_state(self.machine, running=state.running)
         if state.running and self.boots_after is None:
             self.guest.succeed("true")
 
-    def _check_blockers(self, mounted: list[Share]) -> None:
+    def _check_blockers(self, mounted: list[Share], *, attaching: bool) -> None:
         """The guest's kernel ends a session a moment after the last process that used it has ended."""
+        if attaching:
+            check_blockers(self.machine, mounted, attaching=True)
+            return
         with suppress(WaitTimeout):  # The check below says what is wrong.
             self.machine.wait_until(
                 lambda: len(blocked_reasons(self.machine)) == len(mounted),
@@ -154,10 +164,10 @@ class GuestPerformer:
             self.run_state.cont()
         for number, share in enumerate(state.shares):
             if share.held:
-                self.end_transfer(number)
+                self.end_held(number)
             if share.open:
                 self.end_user(number)
-            if share.mounted:
+            if number in self.mounts:
                 self.mounts.pop(number).unmount()
         for number, share in enumerate(state.shares):
             if share.leaving:
@@ -179,11 +189,21 @@ class GuestPerformer:
         user.end()
         stack.close()
 
-    def end_transfer(self, share: int) -> None:
-        """Release the held request: its transfer ends with the right bytes."""
+    def end_held(self, share: int) -> None:
+        """Release the held request: its transfer ends with the right bytes, or its mount succeeds."""
         one = self.in_flight.pop(share)
         one.stack.close()
-        one.transfer.wait_finished().expect_intact()
+        if isinstance(one.work, Transfer):
+            one.work.wait_finished().expect_intact()
+        else:
+            one.work.wait_succeeded()
+            self.mounts[share] = Mount.of_request(self.guest, self.shares[share])
+
+    def release_all(self) -> None:
+        """Release the held requests of a guest that will not see their answers."""
+        for one in self.in_flight.values():
+            one.stack.close()
+        self.in_flight.clear()
 
     def forget_guest(self) -> None:
         """The guest has booted anew, or has the state of a snapshot: it uses nothing."""
@@ -259,16 +279,36 @@ def _read(on: GuestPerformer, step: Step, _before: GuestState) -> None:
 
 
 def _device_del(on: GuestPerformer, step: Step, before: GuestState) -> None:
-    """It completes at once, or when the share is no longer used."""
-    if not before.share(step).in_use:
+    """It completes at once, or when the share is no longer used, or when the guest runs again."""
+    share = before.share(step)
+    if share.leaving:
+        on.hotplug.request_unplug(_share(on, step)).expect_granted_or_under_way()
+        return
+    if before.running and not share.in_use:
         on.hotplug.unplug(_share(on, step))
         return
     with Deletion(on.machine, _share(on, step).id) as deletion:
         unplug = on.hotplug.request_unplug(_share(on, step))
         on.unplugs[_number(step)] = unplug
         if not deletion.present():  # Otherwise the guest would be waited for in vain.
-            raise Disagreement("devices", "device_del removed the device of a share that is in use")
-    unplug.wait_seen_by_guest()
+            raise Disagreement("devices", f"device_del removed the device of a share that {_keeps(share)}")
+    if before.running:
+        unplug.wait_seen_by_guest()
+
+
+def _keeps(share: GuestShare) -> str:
+    return "is in use" if share.in_use else "a stopped guest has"
+
+
+def _cont(on: GuestPerformer, _step: Step, before: GuestState) -> None:
+    """The guest acts on a ``device_del`` of when it was stopped."""
+    on.run_state.cont()
+    for number, share in enumerate(before.shares):
+        if share.leaving and share.in_use:
+            if on.unplugs[number].state is UnplugState.REQUESTED:
+                on.unplugs[number].wait_seen_by_guest()
+        elif share.leaving:
+            on.unplugs.pop(number).wait_completed()
 
 
 def _eject(on: GuestPerformer, step: Step, before: GuestState) -> None:
@@ -297,11 +337,56 @@ def _eject_with_a_request(on: GuestPerformer, step: Step) -> None:
 def _hold(on: GuestPerformer, step: Step, _before: GuestState) -> None:
     assert on.hold is not None
     stack = ExitStack()
-    held = stack.enter_context(on.hold.requests(_share(on, step)))
-    begin = reader if step.value == "read" else writer
-    transfer = begin(on.mounts[_number(step)])
-    on.in_flight[_number(step)] = _InFlight(held, transfer, stack)
+    held = stack.enter_context(on.hold.requests(_share(on, step), *(STAT if step.value == ATTACH else DATA)))
+    on.in_flight[_number(step)] = _InFlight(held, _begin(on, step), stack)
     held.wait_caught()
+
+
+def _begin(on: GuestPerformer, step: Step) -> Transfer | Job:
+    if step.value == ATTACH:
+        return Mount.request(on.guest, _share(on, step))
+    return (reader if step.value == "read" else writer)(on.mounts[_number(step)])
+
+
+def _unbind(on: GuestPerformer, step: Step, _before: GuestState) -> None:
+    on.guest.unbind_9p(_share(on, step))
+
+
+def _bind(on: GuestPerformer, step: Step, _before: GuestState) -> None:
+    on.guest.bind_9p(_share(on, step))
+
+
+def _reset_while_held(on: GuestPerformer) -> str:
+    """``system_reset`` waits for the held requests, which are released here (QEMU: ``v9fs_reset``)."""
+    boot_id, held = on.boots_after or on.guest.boot_id, [one.held for one in on.in_flight.values()]
+
+    def witness() -> None:
+        for one in held:
+            one.waiting()
+
+    with on.machine.qmp.listen("RESET") as resets:
+        going = Background(lambda: on.begin_system_reset(boot_id))
+        early = happens_while(
+            on.machine,
+            lambda: bool(resets.events),
+            while_=witness,
+            what="the machine was reset",
+            returned=lambda: going.done,
+            window_s=_CRASH_WINDOW_S,
+        )
+        on.release_all()
+        going.wait(timeout_s=on.machine.timeout_scale.seconds(EVENT_TIMEOUT_S))
+    if early:
+        # Where the requests come back to, QEMU may crash, which is the cause then.
+        check_during(on.machine.timeout_scale.seconds(_CRASH_WINDOW_S), on.machine.watch, interval_s=0.01)
+        on.machine.qmp.execute("query-status", watch=on.machine.watch)
+        raise Disagreement("drain", "the machine was reset under a request in flight")
+    return boot_id
+
+
+def _system_reset(on: GuestPerformer, _step: Step, before: GuestState) -> None:
+    held = before.any(lambda share: bool(share.held))
+    _reset(on, (lambda: _reset_while_held(on)) if held else on.begin_system_reset, before)
 
 
 def _reset(on: GuestPerformer, begin: Callable[[], str], before: GuestState) -> None:
@@ -346,8 +431,14 @@ def _loadvm(on: GuestPerformer, _step: Step, _before: GuestState) -> None:
 def _migrate(on: GuestPerformer, step: Step, before: GuestState) -> None:
     if before.blocked:
         expect_migrate_refused(on.machine, step.do, on.mounted(before))
-    else:
+    elif before.attaching:
+        expect_no_migration(on.machine, step.do)
+    elif before.running:
         on.migration.migrate()
+    else:
+        source = on.machine
+        on.migration.request_migrate(stopped=True).wait_arrived(status="paused")
+        source.quit()
 
 
 PERFORM: dict[str, Perform] = {
@@ -364,11 +455,13 @@ PERFORM: dict[str, Perform] = {
     "device_del_absent": lambda on, step, _before: expect_not_found(on.machine, step.do, _share(on, step)),
     "eject": _eject,
     "hold": _hold,
-    "release": lambda on, step, _before: on.end_transfer(_number(step)),
+    "release": lambda on, step, _before: on.end_held(_number(step)),
+    "unbind": _unbind,
+    "bind": _bind,
     "rebind": lambda on, _step, _before: on.guest.rebind_9p(),
     "stop": lambda on, _step, _before: on.run_state.stop(),
-    "cont": lambda on, _step, _before: on.run_state.cont(),
-    "system_reset": lambda on, _step, before: _reset(on, on.begin_system_reset, before),
+    "cont": _cont,
+    "system_reset": _system_reset,
     "reboot": lambda on, _step, before: _reset(on, on.run_state.begin_reboot, before),
     "savevm": _savevm,
     "loadvm": _loadvm,

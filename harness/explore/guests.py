@@ -32,20 +32,21 @@ class FreshGuests:
     accel: str = "auto"
     qemu_data: Path | None = None
 
-    def __call__(self, _folder: RunFolder) -> Run:
+    def __call__(self, folder: RunFolder) -> Run:
         """Called once in a worker."""
-        return _Guests(self).attempt
+        return _Guests(self, folder).attempt
 
 
 @dataclass
 class _Guests:
     setup: FreshGuests
+    run: RunFolder
     cells: dict[ProgramCell, Cell] = field(default_factory=dict)
     numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     def attempt(self, program: Program) -> Attempt:
         folder = self.setup.records / f"{os.getpid()}-{next(self.numbers)}"
-        made = one.run(program, self._cell(program.cell), folder)
+        made = one.run(program, self._cell(program.cell), folder, self.run)
         if made.ending is not Ending.FAILED:
             shutil.rmtree(folder, ignore_errors=True)
         return made

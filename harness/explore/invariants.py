@@ -7,16 +7,21 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from harness.actions.migration import blocked_reason, expect_blocked_by
+from harness.deadline import check_during
 from harness.errors import QemuError, Violation, WaitTimeout
 from harness.explore.disagreement import Disagreement, shortened
 from harness.leaks.footprint import counts, handles
 from harness.leaks.vmstate import vmstate_sections
+from harness.qemu.blockers import blocked_reasons
 from harness.qemu.deletion import PERIPHERAL
 from harness.qemu.machine import Machine
+from harness.qemu.migration_socket import discarded_stream
 from harness.qemu.spec import Share
 
 #: Seconds, before scaling, for what an RCU grace period or an ending thread still holds.
 SETTLE_S = 2.0
+#: Seconds, before scaling, in which a migration must not complete.
+_INCOMPLETE_S = 1.5
 #: QEMU's worker threads come and go: a pool (QEMU: ``util/thread-pool.c``).
 _POOL = re.compile("worker|thread-pool|pool-")
 
@@ -40,11 +45,17 @@ def check_devices(machine: Machine, expected: Iterable[Share]) -> None:
         raise Disagreement("devices", what, details=f"{PERIPHERAL}: {seen}; expected: {ids}")
 
 
-def check_blockers(machine: Machine, mounted: Sequence[Share]) -> None:
+def check_blockers(machine: Machine, mounted: Sequence[Share], *, attaching: bool = False) -> None:
     """Exactly these shares block migration.
 
+    :param attaching: a Tattach is in flight. Whether its share is listed already is QEMU's choice.
     :raises Disagreement: when others do.
     """
+    if attaching:
+        reasons = blocked_reasons(machine)
+        if any(blocked_reason(share) not in reasons for share in mounted):
+            raise Disagreement("blocked_reasons", "blocked-reasons does not name a mounted share")
+        return
     try:
         expect_blocked_by(machine, *mounted)
     except Violation as exc:
@@ -91,6 +102,33 @@ def expect_migrate_refused(machine: Machine, do: str, mounted: Sequence[Share]) 
         expect_refused(do, mounted, exc.desc)
     else:
         expect_refused(do, mounted, "")
+
+
+def expect_no_migration(machine: Machine, do: str) -> None:
+    """While a Tattach is in flight ``migrate`` is refused, or does not complete; it is cancelled then.
+
+    :raises Disagreement: when it completes.
+    """
+
+    def completed() -> bool:
+        return migration_status(machine) == "completed"
+
+    with discarded_stream(machine) as uri:
+        try:
+            machine.qmp.execute("migrate", {"uri": uri}, watch=machine.watch)
+        except QemuError:
+            return
+        window_s = machine.timeout_scale.seconds(_INCOMPLETE_S)
+        check_during(window_s, machine.watch, until=completed, interval_s=0.01)
+        if completed():
+            what = f"{do} completed with a Tattach in flight"
+            raise Disagreement(do, what, guarantee="blocked while mounted")
+        machine.qmp.execute("migrate_cancel", watch=machine.watch)
+
+
+def migration_status(machine: Machine) -> str:
+    """``query-migrate``'s ``status``; the empty string before the first migration."""
+    return str(machine.qmp.execute("query-migrate", watch=machine.watch).get("status", ""))
 
 
 def check_run_state(machine: Machine, *, running: bool) -> None:

@@ -43,7 +43,8 @@ REPRO, FIRMWARE = "repro.qtest", "halt.rom"
 _CODE_AT, _CODE = 65520, b"\xfa\xf4\xeb\xfd"
 #: The steps that can be written.
 _HOST = frozenset(("plug", "device_del", "cont", "stop", "system_reset"))
-_REFUSED = frozenset(("hold", "release", "savevm", "loadvm", "migrate", "migrate_begin", "migrate_cancel"))
+_MIGRATIONS = ("migrate", "migrate_begin", "migrate_stall", "migrate_cancel")
+_REFUSED = frozenset(("hold", "release", "fail", "short_write", "savevm", "loadvm", *_MIGRATIONS))
 #: QEMU's commands of a program that change something.
 _COMMANDS = frozenset((*_HOST, "device_add"))
 #: A checker whose failure the answer to ``query-migrate`` shows.

@@ -185,9 +185,15 @@ MISUSES = (
     "open_link",
     "through_link",
     "open_fifo",
+    "below_link",
 )
 #: The requests whose system call can be made to fail.
-FAILS = ("read", "write", "fsync")
+FAILS = ("read", "write", "fsync", ATTACH)
+#: ``device_add`` commands that QEMU has to refuse, of a device that is not plugged: in the realize of the 9p
+#: backend, and after that by the PCI bus and by the virtio bus.
+REFUSED_PLUGS = ("fsdev", "no_tag", "long_tag", "rom", "iommu")
+#: … and of one that is plugged: the same id, once and many times.
+REFUSED_DUPLICATES = ("duplicate", "duplicates")
 
 
 def _same(state: RawState, _step: Step) -> RawState:
@@ -282,6 +288,10 @@ def _settled(state: RawState, _step: Step) -> bool:
     return not state.leaving and (not state.any_held or state.blocked or state.attaching)
 
 
+def _can_begin(state: RawState, _step: Step) -> bool:
+    return not state.blocked and not state.any_held and not state.leaving
+
+
 def _version(state: RawState, step: Step) -> RawState:
     return state.with_device(step, replace(state.device(step).without_session(), session=True))
 
@@ -355,6 +365,10 @@ def _can_hold(state: RawState, step: Step) -> bool:
     return state.ready(step) and HOLDS[str(step.value)] in state.device(step).fids
 
 
+def _can_fail(state: RawState, step: Step) -> bool:
+    return _can_hold(state, step) if step.value == ATTACH else _has(FILE)(state, step)
+
+
 def _hold(state: RawState, step: Step) -> RawState:
     return state.with_device(step, replace(state.device(step), held=str(step.value)))
 
@@ -389,10 +403,10 @@ def _action(
 _ACTIONS = {
     "plug": _action(lambda s, t: not s.device(t).plugged, _plug, _LIFE, while_migrating=True),
     "plug_refused": _action(
-        lambda s, t: s.device(t).plugged == (t.value == "duplicate"),
+        lambda s, t: s.device(t).plugged == (t.value in REFUSED_DUPLICATES),
         _same,
         _REFUSAL,
-        ("fsdev", "no_tag", "long_tag", "rom", "duplicate"),
+        (*REFUSED_PLUGS, *REFUSED_DUPLICATES),
     ),
     "device_del": _action(lambda s, t: s.device(t).plugged, _device_del, _BUSY, while_migrating=True),
     "device_del_absent": _action(lambda s, t: not s.device(t).plugged, _same, _REFUSAL),
@@ -420,7 +434,7 @@ _ACTIONS = {
         (ROOT, SECOND_ROOT, FILE, MADE),
         while_migrating=True,
     ),
-    "fail": _action(_has(FILE), _same, _LIFE, FAILS),
+    "fail": _action(_can_fail, _same, _LIFE, FAILS),
     "short_write": _action(
         _has(FILE), lambda s, t: s.with_folder(t, replace(s.folder(t), written=True)), _LIFE
     ),
@@ -450,12 +464,13 @@ _ACTIONS = {
     "loadvm": _action(_can_load, _loadvm, _VMSTATE, (), True),
     "migrate": _action(_settled, _migrate, _MIGRATES, (), True),
     "migrate_begin": _action(
-        lambda s, _: not s.blocked and not s.any_held and not s.leaving,
+        _can_begin,
         lambda s, _: replace(s, migrating=True),
         _MIGRATES,
         (),
         True,
     ),
+    "migrate_stall": _action(_can_begin, _same, _MIGRATES, (), True),
     "migrate_cancel": _action(
         lambda s, _: s.migrating,
         lambda s, _: replace(s, migrating=False),

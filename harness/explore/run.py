@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
 
 from harness.artifacts import Artifacts
 from harness.checkers import Record, Verdict, judge
@@ -123,11 +120,12 @@ def check(program: Program, cell: Cell) -> list[Any]:
     return found
 
 
-def run(program: Program, cell: Cell, folder: Path) -> Attempt:
+def run(program: Program, cell: Cell, folder: Path, own: RunFolder) -> Attempt:
     """Make one attempt at a program, in a fresh guest.
 
     :param cell: what it runs on; the program's own cell names one, and is not looked at here.
     :param folder: where the record is written; an earlier content is removed.
+    :param own: this process's run folder; it serves many attempts, because making it takes longer than one.
     :raises UsageError: when the program is not possible on the model, or cannot run on this cell; nothing has
         been started then.
     """
@@ -137,7 +135,7 @@ def run(program: Program, cell: Cell, folder: Path) -> Attempt:
     try:
         artifacts = Artifacts.create_at(folder)
         (folder / PROGRAM).write_text(text(program))
-        testbed = Testbed(kind.cell(cell), _run_folder(), artifacts)
+        testbed = Testbed(kind.cell(cell), own, artifacts)
     except (HarnessError, OSError) as exc:
         return Attempt(Ending.ERROR, error=failures.one_line(exc), seconds=time.monotonic() - started_s)
     attempt = _Attempt(kind, program, model, testbed)
@@ -159,15 +157,11 @@ def perform(program: Program, testbed: Testbed) -> None:
     model = check(program, testbed.cell)
     kind = _KINDS[program.alphabet]
     testbed.cell = kind.cell(testbed.cell)
-    performer = _PERFORMERS[testbed] = kind.performer(testbed, program)
+    performer = kind.performer(testbed, program)
+    testbed.attach(performer)  # QEMU prints an error if its qtest connection is closed before it is ended.
     for number, step in enumerate(program.steps):
         performer.perform(step, model[number], model[number + 1])
     performer.finish(model[-1])
-
-
-#: The performers of :func:`perform`, kept as long as their testbeds: QEMU prints an error if its qtest
-#: connection is closed before it is ended.
-_PERFORMERS: WeakKeyDictionary[Testbed, Performer] = WeakKeyDictionary()
 
 
 class _Attempt:
@@ -248,21 +242,3 @@ class _Attempt:
         if bad:
             return Attempt(Ending.ERROR, error=f"inconclusive: {bad[0].checker}: {bad[0].summary}")
         return Attempt(Ending.PASSED)
-
-
-_RUN_FOLDERS: dict[int, RunFolder] = {}
-
-
-def _run_folder() -> RunFolder:
-    """The run folder of this process; made once, because that costs more than a program."""
-    pid = os.getpid()
-    if pid not in _RUN_FOLDERS:
-        _RUN_FOLDERS.clear()  # A forked process has those of its parent, which closes them itself.
-        made = _RUN_FOLDERS[pid] = RunFolder()
-        atexit.register(_close, pid, made)
-    return _RUN_FOLDERS[pid]
-
-
-def _close(pid: int, folder: RunFolder) -> None:
-    if os.getpid() == pid:
-        folder.close()

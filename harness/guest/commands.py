@@ -10,7 +10,8 @@ from abc import ABC, abstractmethod
 
 from harness.channel import Completed
 from harness.deadline import wait_until
-from harness.errors import CommandFailed, GuestError, WaitTimeout
+from harness.errors import CommandFailed, GuestError, Unsupported, WaitTimeout
+from harness.qemu.architectures import X86_64
 from harness.qemu.machine import Machine
 
 #: Seconds, before scaling by the accelerator's timeout scale.
@@ -29,6 +30,17 @@ class Commands(ABC):
     def actor(self) -> str:
         """The name of the guest: the actor in the history."""
         return f"guest:{self.machine.name}"
+
+    def require_system_calls(self) -> None:
+        """Require a guest for which the Perl programs know the numbers of the system calls.
+
+        :raises Unsupported: for another architecture than x86_64.
+        """
+        architecture = self.machine.spec.machine_type.architecture
+        if architecture is not X86_64:
+            raise Unsupported(
+                f"the programs in the guest have no numbers of system calls of {architecture.name}"
+            )
 
     @abstractmethod
     def run(self, command: str, *, timeout_s: float = RUN_TIMEOUT_S, stdin: bytes = b"") -> Completed:

@@ -12,7 +12,6 @@ from harness.guest.mount import TagState, tag_state
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Device, Share
 
-_SYS_PCI = "/sys/bus/pci/devices/"
 #: Loads a module of the image's recipe (``modules_on_demand``) after those that it depends on.
 _ORDER = "/lib/modules/{}.order"
 _LOAD = (
@@ -94,6 +93,6 @@ def begun_witness(device: Share | GuestDevice) -> str:
     return f"the guest's driver no longer offers {device.id}"
 
 
-def pci_function(machine: Machine, device: Device) -> str:
-    """The folder of the device's PCI function in the guest's sysfs: a pattern for its shell."""
-    return _SYS_PCI + machine.spec.machine_type.function(device.slot)
+def sysfs_folder(machine: Machine, device: Device) -> str:
+    """The folder of the device in the guest's sysfs, such as its PCI function: a pattern for its shell."""
+    return machine.spec.machine_type.sysfs(device.slot)

@@ -230,7 +230,11 @@ class Running:
 
 
 def _command(guest: Commands, folder: str) -> str:
-    """The command that performs a program in the guest; installs ``fileops.pl`` there first if necessary."""
+    """The command that performs a program in the guest; installs ``fileops.pl`` there first if necessary.
+
+    :raises Unsupported: see :meth:`.Commands.require_system_calls`.
+    """
+    guest.require_system_calls()
     path = f"{_FOLDER}/fileops.pl"
     if guest.run(f"test -e {path}").returncode != 0:
         guest.succeed(f"cat > {path}", stdin=PERFORMER.read_bytes())

@@ -217,6 +217,20 @@ class Guest(Commands):
         """Unbind the driver from every 9p device and bind it again; so that it reads their configuration."""
         self.succeed(_FOR_EACH_9P.format("echo $device > unbind && echo $device > bind"))
 
+    def unbind_9p(self, share: Share) -> None:
+        """Unbind the driver from the device of ``share``; it waits for the device's users."""
+        self._write_device(share, "unbind")
+
+    def bind_9p(self, share: Share) -> None:
+        """Bind the driver to the device of ``share`` again."""
+        self._write_device(share, "bind")
+
+    def _write_device(self, share: Share, file: str) -> None:
+        """Write the name of the share's virtio device to a file of the driver."""
+        folder = self.machine.spec.machine_type.sysfs(share.slot)
+        device = f"$(cd {folder} && echo virtio*)"
+        self.succeed(f"echo {device} > /sys/bus/virtio/drivers/9pnet_virtio/{file}")
+
     @property
     def unbind_9p_command(self) -> str:
         """A shell command that unbinds the driver from every 9p device; it waits for their users."""

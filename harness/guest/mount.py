@@ -52,6 +52,11 @@ class Mount:
         command = _mount_command(share.mount_tag, f"/mnt/{share.id}", options)
         return Job(guest, command, f"mounting {share.mount_tag}")
 
+    @classmethod
+    def of_request(cls, guest: Commands, share: Share) -> Mount:
+        """The mount that a :meth:`request` without options has made, when it has succeeded."""
+        return cls(guest, share, f"/mnt/{share.id}")
+
     def unmount(self) -> None:
         """``umount``. It sends Tclunk for the root fid, after which QEMU removes the migration blocker."""
         self.guest.succeed(f"umount {quote(self.mountpoint)}")

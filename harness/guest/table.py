@@ -52,7 +52,11 @@ def printed(guest: Commands, folder: str, commands: Sequence[str]) -> list[str]:
 
 
 def calls(guest: Commands) -> None:
-    """Install the command ``calls`` (see ``calls.pl``) in the guest, unless it is there."""
+    """Install the command ``calls`` (see ``calls.pl``) in the guest, unless it is there.
+
+    :raises Unsupported: see :meth:`.Commands.require_system_calls`.
+    """
+    guest.require_system_calls()
     if guest.run("[ -x /bin/calls ]").returncode:
         program = b"#!/usr/bin/perl\n" + _PROGRAM.read_bytes()
         guest.succeed("cat > /bin/calls && chmod +x /bin/calls", stdin=program)

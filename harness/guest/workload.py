@@ -42,7 +42,11 @@ class Workload:
 
     @classmethod
     def start(cls, mount: Mount, *, workers: int = 2) -> Workload:
-        """Start ``workers`` workers, and wait until each has completed an operation."""
+        """Start ``workers`` workers, and wait until each has completed an operation.
+
+        :raises Unsupported: see :meth:`.Commands.require_system_calls`.
+        """
+        mount.guest.require_system_calls()
         made = cls(mount, f"/tmp/workload{next(_numbers)}", workers)
         guest, program = mount.guest, f"{made._folder}/worker.pl"
         guest.succeed(f"mkdir {made._folder} && cat > {program}", stdin=WORKER.read_bytes())

@@ -92,6 +92,15 @@ def process(machine: Machine) -> int:
     return machine.pid
 
 
+def open_inside(machine: Machine, folder: Path) -> list[str]:
+    """The files and folders inside ``folder`` that QEMU has open, without the folder itself."""
+    inside, found = f"{folder.resolve()}/", []
+    for entry in Path(f"/proc/{process(machine)}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # QEMU has closed it meanwhile.
+            found.append(str(entry.readlink()))
+    return [target for target in found if target.startswith(inside)]
+
+
 def _fds(proc: Path) -> Counter[str]:
     found: Counter[str] = Counter()
     folder = str(proc / "fd")

@@ -230,8 +230,8 @@ class RawDriver:
     def _set_up(self) -> None:
         """Configure the device's I/O port and its queue (legacy interface: one page number for the ring)."""
         with self._qtest.together():
-            self._config(0x10, self._io | 1)
-            self._config(0x04, 0x5)  # I/O space, bus master.
+            self.write_config(0x10, self._io | 1)
+            self.write_config(0x04, 0x5)  # I/O space, bus master.
             self.reset()
             self._qtest.outl(self._io + _GUEST_FEATURES, 0)
             self._qtest.outw(self._io + _QUEUE_SELECT, 0)
@@ -250,11 +250,13 @@ class RawDriver:
             self._qtest.outl(self._io + _QUEUE_PFN, self._memory >> 12)
             self._qtest.outb(self._io + _STATUS, _DRIVER_OK)
 
-    def _read_config(self, register: int) -> int:
+    def read_config(self, register: int) -> int:
+        """Four bytes of the PCI configuration space."""
         self._qtest.outl(_CONFIG_ADDRESS, 0x80000000 | self.addr << 11 | register)
         return self._qtest.inl(_CONFIG_DATA)
 
-    def _config(self, register: int, value: int) -> None:
+    def write_config(self, register: int, value: int) -> None:
+        """Write four bytes of the PCI configuration space."""
         self._qtest.outl(_CONFIG_ADDRESS, 0x80000000 | self.addr << 11 | register)
         self._qtest.outl(_CONFIG_DATA, value)
 
@@ -288,7 +290,7 @@ class RawDriver:
             "status": self._qtest.inb(self._io + _STATUS),
             "mount tag": self.tag(),
         }
-        return words | {f"config {at:#04x}": self._read_config(at) for at in range(0, 0x100, 4)}
+        return words | {f"config {at:#04x}": self.read_config(at) for at in range(0, 0x100, 4)}
 
     def tag(self) -> str:
         """The mount tag in the device's configuration space (kernel: ``include/uapi/linux/virtio_9p.h``).

@@ -34,6 +34,7 @@ _SECOND_PART = (
     "harness.plugin.reporting",
     "harness.plugin.recording",
     "harness.plugin.confirming",
+    "harness.plugin.attachments",
 )
 #: Part of a test's id: the default QEMU and the default kernel. Another one is there only by an option.
 _DEFAULT_CELL = "default-default"

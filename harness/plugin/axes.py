@@ -31,7 +31,7 @@ def _cross(metafunc: pytest.Metafunc) -> None:
             pin = metafunc.definition.get_closest_marker(f"pin_{fixture.removesuffix('_name')}")
             pinned = [name for name in names if pin is None or name in pin.args]
             if fixture == "machine_name" and _is_run_once(metafunc):
-                pinned = _distinct(pinned) if option(metafunc.config, "machine") else pinned[:1]
+                pinned = _distinct(pinned) if option(metafunc.config, "machine") else _first_of_each(pinned)
             if fixture == "kernel_name" and _boots_no_guest(metafunc):
                 pinned = pinned[:1]
             metafunc.parametrize(fixture, pinned, scope="session")
@@ -49,6 +49,14 @@ def _boots_no_guest(metafunc: pytest.Metafunc) -> bool:
             f"{metafunc.definition.nodeid} is marked no_guest_kernel, and asks for a guest"
         )
     return marked
+
+
+def _first_of_each(machines: list[str]) -> list[str]:
+    """The first machine type of each architecture."""
+    from harness.qemu.machine_types import MACHINE_TYPES
+
+    first = {MACHINE_TYPES[name].architecture.name: name for name in reversed(machines)}
+    return [name for name in machines if name in first.values()]
 
 
 def _distinct(machines: list[str]) -> list[str]:

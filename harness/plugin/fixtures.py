@@ -62,6 +62,19 @@ def cell(request: pytest.FixtureRequest, qemu_name: str, kernel_name: str, machi
     return request.config.stash[MATRIX].cell(qemu_name, kernel_name, machine_name)
 
 
+def _require_unplug(node: pytest.Item, cell: Cell) -> None:
+    """:raises Unsupported: when the test's mark ``unplug`` asks for another machine type."""
+    from harness.qemu.machine_types.machine_type import UnplugKind
+
+    mark = node.get_closest_marker("unplug")
+    if mark is None:
+        return
+    names = {"asks": UnplugKind.ASKS, "takes": UnplugKind.TAKES}
+    if len(mark.args) != 1 or mark.args[0] not in names:
+        raise pytest.UsageError(f"{node.nodeid}: write @pytest.mark.unplug with one of {', '.join(names)}")
+    cell.machine_type.require_unplug(names[mark.args[0]])
+
+
 @pytest.fixture
 def testbed(
     request: pytest.FixtureRequest, cell: Cell, run_folder: RunFolder, artifacts_root: Path
@@ -69,6 +82,7 @@ def testbed(
     """The machines of this test. None is started yet."""
     from harness.testbed import Testbed
 
+    _require_unplug(request.node, cell)
     test: str = request.node.nodeid
     made = Testbed(cell, run_folder, artifacts_of(request.node, artifacts_root))
     made.monitors = option(request.config, "stay-on-failure")

@@ -15,6 +15,7 @@ import pytest
 from harness.checkers import Judgement, Verdict
 from harness.checkers.guest_kernel_quiet import guest_kernel_quiet
 from harness.errors import HarnessError, Violation
+from harness.matrix import architecture_of
 from harness.plugin.judging import JUDGEMENTS
 from harness.plugin.options import paths
 from harness.plugin.provisioning import MATRIX, usage_errors
@@ -130,8 +131,8 @@ def _expected(item: pytest.Item) -> _Expected | None:
     callspec = getattr(item, "callspec", None)
     if callspec is None or not set(_AXES) <= callspec.params.keys():
         return None
-    _, capabilities = item.config.stash[MATRIX].qemu(callspec.params["qemu_name"])
     known, machine = item.config.stash[LEDGER], callspec.params["machine_name"]
+    _, capabilities = item.config.stash[MATRIX].qemu(callspec.params["qemu_name"], architecture_of(machine))
     bugs = known.expected(*scenario_of(item), capabilities.version_text, machine)
     return _Expected(capabilities.version_text, bugs) if bugs else None
 

@@ -46,7 +46,8 @@ class Option:
 OPTIONS = (
     Option("qemu", "a provisioned QEMU (7.2, ...) or a binary; repeatable", "NAME|PATH", repeatable=True),
     Option("qemu-data", "the firmware of a --qemu PATH, if it is not beside it", "DIR"),
-    Option("machine", "machine type; repeatable (default: by scenario)", "pc|q35|q35-pcie", repeatable=True),
+    Option("arch", "the guest's architecture; repeatable (default: x86_64)", "NAME", repeatable=True),
+    Option("machine", "machine type; repeatable (default: by scenario)", "NAME", repeatable=True),
     Option("kernel", "a provisioned guest kernel (6.1, ...); repeatable", "NAME", repeatable=True),
     Option("accel", "auto uses KVM only if a test guest boots under it", "auto|kvm|tcg", default="auto"),
     Option("timeout-scale", "multiplies every timeout; for slow hosts (default: 1)", "FACTOR"),
@@ -65,7 +66,7 @@ OPTIONS = (
         "(default: 3 with --record, else 0)",
         "N",
     ),
-    Option("summary", "write the summary there: matrix.json and matrix.html", "DIR"),
+    Option("summary", "write the summary there: matrix.json, matrix.html, summary.md", "DIR"),
     Option(
         "shard",
         "run part I of N, split by recorded durations (see harness merge); auto: as the variables of GitLab, "

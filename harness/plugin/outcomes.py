@@ -22,6 +22,7 @@ from harness.checkers import leaks
 from harness.errors import SetupError
 from harness.guarantees import of_test
 from harness.layout import SCENARIOS_PACKAGE, checkout
+from harness.matrix import architecture_of
 from harness.plugin.fixtures import FOLDER
 from harness.plugin.known_bugs import LISTED, OTHERWISE
 from harness.plugin.marks import AXES, guarantee_of
@@ -94,13 +95,14 @@ def _properties(item: pytest.Item) -> dict[str, str]:
     if not qemu:
         return {"guarantee": guarantee}
     matrix = item.config.stash[MATRIX]
-    install, capabilities = matrix.qemu(qemu)
+    architecture = architecture_of(machine)
+    install, capabilities = matrix.qemu(qemu, architecture)
     return {
         "guarantee": guarantee,
         "scenario": summary.scenario_of(_id(item), qemu, kernel),
         "qemu": install.name,
         "version": capabilities.version_text,
-        "kernel": matrix.image(kernel).kernel_version if kernel else "",
+        "kernel": matrix.image(kernel, architecture).kernel_version if kernel else "",
         "machine": machine,
         **item.stash.get(LISTED, {}),
     }

@@ -18,6 +18,7 @@ from harness.errors import HarnessError
 from harness.matrix import Matrix, Selection
 from harness.plugin.marks import item_asks_for_guest
 from harness.plugin.options import is_worker, option, paths
+from harness.qemu.machine_types import chosen
 from harness.testbed import Cell
 
 MATRIX = pytest.StashKey[Matrix]()
@@ -27,9 +28,10 @@ CELLS = pytest.StashKey[list[Cell]]()
 
 def selection_of(config: pytest.Config) -> Selection:
     """The selection that the options make; names only."""
+    machines = chosen(option(config, "arch") or (), option(config, "machine") or ())
     given = {
         "qemus": tuple(option(config, "qemu") or ()),
-        "machines": tuple(option(config, "machine") or ()),
+        "machines": machines,
         "kernels": tuple(option(config, "kernel") or ()),
     }
     data, scale = option(config, "qemu-data"), option(config, "timeout-scale")

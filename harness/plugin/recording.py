@@ -7,14 +7,14 @@ not be written is said at the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.checkers import Record, Verdict
-from harness.errors import SetupError, UsageError
+from harness.errors import UsageError
 from harness.explore.attempt import Failure
 from harness.explore.failures import DIED, death
 from harness.plugin.fixtures import FOLDER
@@ -26,7 +26,7 @@ from harness.plugin.provisioning import CELLS, MATRIX
 from harness.plugin.sharding import wanted
 from harness.report.nights.about import about, at, load, now
 from harness.report.nights.measurements import measurements
-from harness.report.nights.recorder import SCENARIOS, Recorder
+from harness.report.nights.recorder import SCENARIOS, Lenient, Recorder
 from harness.report.summary import About
 from harness.testbed import Cell
 
@@ -149,9 +149,7 @@ class _Recording:
     """Writes this run; registered in the process that the user started."""
 
     def __init__(self, config: pytest.Config, recorder: Recorder) -> None:
-        self._config, self._recorder = config, recorder
-        #: Why nothing is written any more.
-        self._failed = ""
+        self._config, self._recorder, self._history = config, recorder, Lenient(recorder)
         #: The worker of each running test. pytest-xdist does not say which worker begins one, so they are
         #: numbered: at most as many run as there are workers.
         self._running: dict[str, str] = {}
@@ -159,39 +157,30 @@ class _Recording:
     def close(self) -> None:
         self._recorder.close()
 
-    def _write(self, write: Callable[[], None]) -> None:
-        """Write, unless that failed before; the run goes on in any case."""
-        if self._failed:
-            return
-        try:
-            write()
-        except SetupError as exc:
-            self._failed = exc.message
-
     def begin(self, circumstances: About) -> None:
         part = wanted(self._config)
         shard = f"{part[0]}/{part[1]}" if part else None
-        self._write(lambda: self._recorder.begin(SCENARIOS, circumstances, shard=shard))
+        self._history.write(lambda recorder: recorder.begin(SCENARIOS, circumstances, shard=shard))
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """So many tests were selected."""
-        self._write(lambda: self._recorder.expect(_expected(session)))
+        self._history.write(lambda recorder: recorder.expect(_expected(session)))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
         """So many at most: tests that have no guest are among them."""
-        self._write(lambda: self._recorder.expect(len(ids)))
+        self._history.write(lambda recorder: recorder.expect(len(ids)))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         """So many of them have a guest."""
         sent = getattr(node, "workeroutput", {}).get(_WORKER_KEY)
         if sent is not None:
-            self._write(lambda: self._recorder.expect(sent))
+            self._history.write(lambda recorder: recorder.expect(sent))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Mark a test as running."""
-        self._write(lambda: self._recorder.begin_test(nodeid, self._slot(nodeid)))
+        self._history.write(lambda recorder: recorder.begin_test(nodeid, self._slot(nodeid)))
 
     def _slot(self, nodeid: str) -> str:
         if not self._config.pluginmanager.hasplugin("dsession"):
@@ -210,26 +199,26 @@ class _Recording:
         self._running.pop(report.nodeid, None)
         result = self._config.stash[COLLECTOR].result(report.nodeid)
         if result is not None:
-            self._write(lambda: self._recorder.add(result))
+            self._history.write(lambda recorder: recorder.add(result))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
         """The run is complete: its exit status is final, and failed tests were run again."""
         ended = yield
-        self._write(self._confirm)
-        self._write(lambda: self._recorder.end(int(session.exitstatus)))
+        self._history.write(self._confirm)
+        self._history.write(lambda recorder: recorder.end(int(session.exitstatus)))
         return ended
 
-    def _confirm(self) -> None:
+    def _confirm(self, recorder: Recorder) -> None:
         for result in self._config.stash[COLLECTOR].results:
-            self._recorder.confirm(result.test, result.again)
+            recorder.confirm(result.test, result.again)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say where the run was recorded, or that it was not."""
         given = option(self._config, _OPTION)
-        if self._failed:
+        if self._history.failed:
             terminalreporter.write_line(
-                f"--{_OPTION} {given}: the history lacks results of this run: {self._failed}",
+                f"--{_OPTION} {given}: the history lacks results of this run: {self._history.failed}",
                 red=True,
                 bold=True,
             )

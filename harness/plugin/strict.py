@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from harness.guarantees import UNNAMED
+from harness.matrix import architecture_of
 from harness.plugin.marks import guarantee_of
 from harness.plugin.provisioning import MATRIX
 from harness.plugin.thorough import not_by_default
@@ -53,7 +54,7 @@ def wanted(config: pytest.Config) -> tuple[Wanted, ...]:
     matrix = config.stash[MATRIX]
     found = []
     for guarantee, name, tests, left_out in config.stash.get(_COUNTS, []):
-        install, capabilities = matrix.qemu(name)
+        install, capabilities = matrix.qemu(name, architecture_of(matrix.selection.machines[0]))
         version = capabilities.version_text
         found.append(
             Wanted(guarantee=guarantee, qemu=install.name, version=version, tests=tests, left_out=left_out)

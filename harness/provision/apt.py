@@ -63,6 +63,7 @@ class Apt:
 
     :param suite: a suite of the release that is preferred for packages that it has (apt's target release).
     :param sources_too: fetch the lists of source packages as well.
+    :param architecture: Debian's name of that of the packages.
     :raises SetupError: when the host has no apt, or its apt configuration has no Debian archive, or the
         archive cannot be reached (with apt's message).
     """
@@ -75,15 +76,18 @@ class Apt:
         *,
         suite: str | None = None,
         sources_too: bool = False,
+        architecture: str = "amd64",
     ) -> None:
         require_tools()
         self._folder, self._release, self._report = folder, suite or release, report
         for name in ("lists/partial", "archives/partial"):
             (folder / name).mkdir(parents=True)
         types = "deb deb-src" if sources_too else "deb"
-        (folder / "debian.sources").write_text(sources(release, suite, types=types))
+        (folder / "debian.sources").write_text(
+            sources(release, suite, types=types, architecture=architecture)
+        )
         self._config = folder / "apt.conf"
-        self._config.write_text(_configuration(folder, suite))
+        self._config.write_text(_configuration(folder, suite, architecture))
         report(f"fetching the package lists of {self._release} …")
         self._run("update", "--error-on=any")
 
@@ -210,7 +214,7 @@ def _await(process: subprocess.Popen[bytes], while_waiting: Callable[[], None] |
         raise SetupError(f"apt-get did not end within {_TIMEOUT_S} s; check that its mirror answers") from exc
 
 
-def _configuration(folder: Path, suite: str | None) -> str:
+def _configuration(folder: Path, suite: str | None, architecture: str) -> str:
     """apt's configuration. apt reads it after the host's configuration, so these settings override it."""
     lines = [f"#clear {hook};" for hook in _HOOKS]
     lines += [
@@ -224,8 +228,8 @@ def _configuration(folder: Path, suite: str | None) -> str:
         'Dir::Etc::preferences "/dev/null";',
         'Dir::Etc::preferencesparts "/dev/null";',
         f'APT::Default-Release "{suite or ""}";',
-        'APT::Architecture "amd64";',
-        'APT::Architectures { "amd64"; };',
+        f'APT::Architecture "{architecture}";',
+        f'APT::Architectures {{ "{architecture}"; }};',
         'APT::Install-Recommends "0";',
         'APT::Sandbox::User "root";',
         'Acquire::ForceHash "SHA256";',

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,13 +36,21 @@ class Build:
     :param name: the flavour's, such as ``7.2-src``.
     :param tools: an unpacked release (``root``) and QEMU's source package in it (``sources``).
     :param configure: QEMU's ``configure`` options.
+    :param scripts: scripts that the build needs, by their names in the tree's folder (``/work``).
     """
 
     def __init__(
-        self, cache: Cache, name: str, key: str, tools: Path, configure: list[str], report: Report
+        self,
+        cache: Cache,
+        name: str,
+        key: str,
+        tools: Path,
+        configure: list[str],
+        report: Report,
+        scripts: Mapping[str, str] | None = None,
     ) -> None:
         self._cache, self.name, self.key, self._tools = cache, name, key, tools
-        self._configure, self._report = configure, report
+        self._configure, self._report, self._scripts = configure, report, dict(scripts or {})
         self._folder = cache.root / "builds" / f"{name}-{key}"
         self._root = BuildRoot(tools / "root", self._folder, report)
 
@@ -149,6 +157,9 @@ class Build:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
         shutil.copytree(self._tools / "sources", self._folder / "sources")
+        for script, content in self._scripts.items():
+            (self._folder / script).write_text(content)
+            (self._folder / script).chmod(0o755)
         self._root.run(_UNPACK, what="dpkg-source")
         self._root.run(_CONFIGURE.format(shlex.join(self._configure)), what="configure")
         self._report(f"building QEMU {self.name}: three minutes on two cores …")

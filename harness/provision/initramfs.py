@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import lzma
 import re
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.dynamic import DynamicSegment
+from elftools.elf.elffile import ELFFile
+from elftools.elf.segments import InterpSegment
 
 from harness.errors import SetupError
 from harness.provision import cpio
 from harness.provision.keys import Keys
+from harness.qemu.architectures import X86_64, Architecture
 
 #: The folder that Debian's dynamic loader searches (``ld.so(8)``); all libraries are put there.
-_LIBRARIES = "lib/x86_64-linux-gnu"
-#: The dynamic loader's path in every program (the x86-64 psABI).
+_LIBRARIES = "lib/{triplet}"
+#: The dynamic loader's path in every program of the host (the x86-64 psABI).
 _LOADER = "lib64/ld-linux-x86-64.so.2"
+_HOST_LIBRARIES = _LIBRARIES.format(triplet=X86_64.triplet)
 _DROPBEAR = "usr/sbin/dropbear"
+#: The file names of dynamic loaders: ld-linux-x86-64.so.2, ld64.so.1.
+_LOADERS = r"ld(64|-linux[\w-]*)\.so\.\d"
 
 
 def build(
@@ -24,10 +33,11 @@ def build(
     kernel: Path,
     programs: list[str],
     modules: list[str],
-    overlay: Path,
+    overlays: Sequence[Path],
     keys: Keys,
     *,
     on_demand: Sequence[str] = (),
+    architecture: Architecture = X86_64,
 ) -> bytes:
     """The initramfs, as a cpio archive.
 
@@ -35,10 +45,11 @@ def build(
     :param kernel: a root with the unpacked packages of a kernel.
     :param programs: further programs, as paths in the packages.
     :param modules: the modules to load at boot; their dependencies are added.
-    :param overlay: a folder whose files replace all others of the same path.
+    :param overlays: folders whose files replace all others of the same path, the last ones first.
     :param on_demand: modules that are not loaded at boot. The file ``lib/modules/NAME.order`` lists the files
         that ``insmod`` has to load for one of them, in that order. It is empty when the kernel has the module
         built in.
+    :param architecture: that of the packages. None of their programs is run.
     :raises SetupError: when a program or module is not in the packages.
     """
     members = {
@@ -55,9 +66,10 @@ def build(
     }
     members |= {name: cpio.file(_read(packages, name), 0o755) for name in programs}
     for name in (_DROPBEAR, *programs):
-        members |= _libraries(packages, inside(packages, name))
+        members |= _libraries(packages, inside(packages, name), architecture.triplet)
     members |= _modules(kernel, modules, on_demand)
-    members |= _overlay(overlay)
+    for overlay in overlays:
+        members |= _overlay(overlay)
     return cpio.archive(members)
 
 
@@ -83,35 +95,59 @@ def inside(root: Path, name: str) -> Path:
 
 
 def loader(root: Path) -> Path:
-    """The dynamic loader of the packages in ``root`` (in trixie it is in ``usr``, with no link to it).
+    """The host's dynamic loader in the packages in ``root`` (in trixie it is in ``usr``, with no link to it).
 
     :raises SetupError: when there is none.
     """
-    for name in (_LOADER, f"usr/{_LOADER}", f"{_LIBRARIES}/{Path(_LOADER).name}"):
+    for name in (_LOADER, f"usr/{_LOADER}", f"{_HOST_LIBRARIES}/{Path(_LOADER).name}"):
         path = inside(root, name)
         if path.is_file():
             return path
     raise SetupError(f"the packages contain no /{_LOADER}")
 
 
-def _libraries(packages: Path, program: Path) -> dict[str, cpio.Member]:
-    """The libraries that a program needs, as listed by the packages' own loader (``ld.so --list``)."""
-    if not program.read_bytes().startswith(b"\x7fELF"):
-        return {}  # A script needs none.
-    dynamic = loader(packages)
-    search = ":".join(str(packages / folder) for folder in (_LIBRARIES, f"usr/{_LIBRARIES}"))
-    listed = subprocess.run(
-        [str(dynamic), "--library-path", search, "--list", str(program)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    found = re.findall(r"^\s*(\S+) => (.+) \(0x", listed.stdout, re.MULTILINE)
-    if listed.returncode != 0 or not found:
-        printed = (listed.stdout + listed.stderr).strip()
-        raise SetupError(f"cannot list the libraries of {program.name}: {printed}")
-    libraries = {f"{_LIBRARIES}/{name}": cpio.file(Path(path).read_bytes(), 0o755) for name, path in found}
-    return libraries | {_LOADER: cpio.file(dynamic.read_bytes(), 0o755)}
+def _libraries(packages: Path, program: Path, triplet: str) -> dict[str, cpio.Member]:
+    """The libraries that a program needs, with those that they need, and its dynamic loader."""
+    folder = _LIBRARIES.format(triplet=triplet)
+    needed, interpreter = _dynamic(program)
+    found: dict[str, cpio.Member] = {}
+    while needed:
+        name = needed.pop()
+        if re.fullmatch(_LOADERS, name):
+            continue  # Every program names it as well, by its path.
+        path = next(
+            (p for f in (folder, f"usr/{folder}") if (p := inside(packages, f"{f}/{name}")).is_file()), None
+        )
+        if path is None:
+            raise SetupError(f"the packages contain no {name}, which {program.name} needs")
+        found[f"{folder}/{name}"] = cpio.file(path.read_bytes(), 0o755)
+        needed += [other for other in _dynamic(path)[0] if f"{folder}/{other}" not in found]
+    if interpreter:
+        # In trixie it is in usr, with no link to it.
+        found[interpreter] = cpio.file(
+            _read(packages, interpreter, f"usr/{interpreter}", f"{folder}/{Path(interpreter).name}"), 0o755
+        )
+    return found
+
+
+def _dynamic(program: Path) -> tuple[list[str], str]:
+    """The libraries that an ELF file names, and its dynamic loader below the root; none for a script.
+
+    :raises SetupError: when it is a damaged ELF file.
+    """
+    with program.open("rb") as file:
+        if file.read(4) != b"\x7fELF":
+            return [], ""
+        try:
+            segments = list(ELFFile(file).iter_segments())
+            interpreters = [s.get_interp_name() for s in segments if isinstance(s, InterpSegment)]
+            tags = [
+                tag for s in segments if isinstance(s, DynamicSegment) for tag in s.iter_tags("DT_NEEDED")
+            ]
+            # pyelftools gives each tag the attribute of its own type.
+            return [cast(Any, tag).needed for tag in tags], "".join(interpreters).lstrip("/")
+        except ELFError as exc:
+            raise SetupError(f"cannot list the libraries of {program.name}: {exc}") from exc
 
 
 def _modules(kernel: Path, wanted: Sequence[str], on_demand: Sequence[str]) -> dict[str, cpio.Member]:

@@ -14,29 +14,38 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from harness.errors import SetupError, UsageError
 from harness.guest.image import GuestImage
-from harness.provision import build_root, edits, initramfs, keys, qcow2, recipes, vmlinux
+from harness.provision import build_root, edits, gcov, initramfs, keys, qcow2, recipes, vmlinux
 from harness.provision.apt import Apt, Package, Report, Withdrawn, require_tools, unpack
 from harness.provision.builds import Build
 from harness.provision.cache import Cache
 from harness.provision.edits import Edited
-from harness.provision.recipes import BuildRecipe, Folders, GuestRecipe, HeapRecipe, QemuRecipe, Recipe
+from harness.provision.recipes import (
+    BuildRecipe,
+    Folders,
+    GuestRecipe,
+    HeapRecipe,
+    QemuRecipe,
+    Recipe,
+    kind_of,
+)
 from harness.provision.recipes import recipes_folder as find_recipes
 from harness.provision.space import reported_in_one_line
+from harness.qemu.architectures import X86_64, Architecture
 from harness.qemu.binary import HEAP_LIBRARY, PROGRAM, QemuInstall, examined
 
 #: To be incremented whenever the code makes different files from the same recipe.
 FORMAT = 2
 _DISK_MIB = 1024
 _KERNEL, _BZIMAGE = "kernel", "bzImage"
-_QEMU = f"usr/bin/{PROGRAM}"
 _LIBRARY_FOLDERS = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/pulseaudio")
 #: Folders that no program reads: a third of an unpacked QEMU.
 _UNUSED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/icons", "usr/share/info")
@@ -68,17 +77,20 @@ class Provisioner:
         self._folder = recipes or find_recipes()
         self._recipes = Folders(self._folder, more_recipes)
 
-    def guest_names(self) -> list[str]:
-        """The names of the recipes for guest images."""
-        return self._recipes.names("guests")
+    def guest_names(self, architecture: Architecture = X86_64) -> list[str]:
+        """The names of the recipes for guest images of an architecture."""
+        return self._recipes.names(kind_of("guests", architecture))
 
-    def is_provisioned(self, name: str) -> bool:
-        """Whether ``name`` is one of :meth:`qemu_names`, or one of them with a fault (``NAME+FAULT``)."""
-        return name.partition("+")[0] in self.qemu_names()
+    def is_provisioned(self, name: str, architecture: Architecture = X86_64) -> bool:
+        """Whether ``name`` is one of :meth:`qemu_names`, or one of them with a fault (``NAME+FAULT``).
 
-    def qemu_names(self) -> list[str]:
-        """The names of the recipes for QEMU releases."""
-        return self._recipes.names("qemu")
+        ``NAME+coverage`` is one of them as well.
+        """
+        return name.partition("+")[0] in self.qemu_names(architecture)
+
+    def qemu_names(self, architecture: Architecture = X86_64) -> list[str]:
+        """The names of the recipes for QEMU releases that emulate an architecture."""
+        return self._recipes.names(kind_of("qemu", architecture))
 
     def built_qemus(self, version: tuple[int, int, int]) -> tuple[str, ...]:
         """The names of the flavours of a QEMU release that are built from source, and so have symbols."""
@@ -86,21 +98,27 @@ class Provisioner:
         names = [name for name in self.qemu_names() if name.startswith(release)]
         return tuple(name for name in names if self._recipes.load("qemu", name, QemuRecipe).configure)
 
-    def guest_image(self, name: str | None = None) -> GuestImage:
+    def guest_image(self, name: str | None = None, architecture: Architecture = X86_64) -> GuestImage:
         """The guest image ``name`` (by default the default recipe's); made when it is missing.
+
+        Of another architecture than the host's, packages are unpacked, and none of their programs is run.
 
         :raises UsageError: for an unknown name or a bad recipe. :raises SetupError: when it cannot be made.
         """
-        name = name or self._recipes.default("guests", GuestRecipe)
-        recipe = self._recipes.load("guests", name, GuestRecipe)
-        overlay = recipes.root_of(self._recipes.folder("guests", name), name, recipe)
+        kind = kind_of("guests", architecture)
+        name = name or self._recipes.default(kind, GuestRecipe)
+        recipe = self._recipes.load(kind, name, GuestRecipe)
+        overlays = recipes.roots_of(self._recipes.folder(kind, name), name, recipe)
         pair = self._keys()
 
         def fill(into: Path, packages: dict[str, Path]) -> None:
-            _make_guest(into, recipe, packages, overlay, pair)
+            _make_guest(into, recipe, packages, overlays, pair, architecture)
 
-        content = [pair.client_public, pair.host_public, _tree(overlay), [_KERNEL, _BZIMAGE]]
-        entry, key = self._provide("guests", name, recipe, content, fill)
+        content = [pair.client_public, pair.host_public, _tree(overlays[0]), [_KERNEL, _BZIMAGE]]
+        content += [_tree(more) for more in overlays[1:]]
+        entry, key = self._provide(
+            "guests", name, recipe, content, fill, guests=architecture, packages_of=architecture
+        )
         return GuestImage(
             name=name,
             kernel_version=(entry / "kernel-version").read_text(),
@@ -114,18 +132,22 @@ class Provisioner:
             key=key,
         )
 
-    def qemu_release(self, name: str | None = None) -> QemuInstall:
+    def qemu_release(self, name: str | None = None, architecture: Architecture = X86_64) -> QemuInstall:
         """The QEMU release ``name`` (by default the default recipe's); made when it is missing.
 
-        ``FLAVOUR+FAULT``, such as ``7.2-src+tag-kept``, is a QEMU built with that fault of the catalogue.
+        ``FLAVOUR+FAULT``, such as ``7.2-src+tag-kept``, is a QEMU built with that fault of the catalogue;
+        ``FLAVOUR+coverage`` is one that counts what runs (:mod:`harness.provision.gcov`).
 
         :raises UsageError: for an unknown name or a bad recipe. :raises SetupError: when it cannot be made.
         """
-        name = name or self._recipes.default("qemu", QemuRecipe)
+        kind = kind_of("qemu", architecture)
+        name = name or self._recipes.default(kind, QemuRecipe)
         flavour, with_fault, fault = name.partition("+")
+        if fault == gcov.FLAVOUR:
+            return self._counting(self.coverage_build(flavour))
         if with_fault:
             return self._faulty(self.build(flavour), fault)
-        recipe = self._recipes.load("qemu", name, QemuRecipe)
+        recipe = self._recipes.load(kind, name, QemuRecipe)
         if recipe.configure:
             return self._built(self.build(name))
         if recipe.stripped:
@@ -134,11 +156,12 @@ class Provisioner:
         def fill(into: Path, packages: dict[str, Path]) -> None:
             root = packages["packages"].rename(into / "root")
             _remove_unused(root)
-            if not (root / _QEMU).is_file():
-                raise SetupError(f"the packages of QEMU {name} contain no /{_QEMU}")
+            if not (root / program).is_file():
+                raise SetupError(f"the packages of QEMU {name} contain no /{program}")
 
-        entry, key = self._provide("qemu", name, recipe, [], fill)
-        return installed(name, entry / "root", key)
+        program = f"usr/bin/{architecture.program}"
+        entry, key = self._provide("qemu", name, recipe, [], fill, guests=architecture)
+        return installed(name, entry / "root", key, entry / "root" / program)
 
     def heap_names(self) -> list[str]:
         """The names of the heap libraries that a QEMU with this host's libc can load, the newest first."""
@@ -182,6 +205,19 @@ class Provisioner:
         :raises UsageError: when there is no such recipe, or it is not built from source.
         :raises SetupError: when the tools cannot be made.
         """
+        return self._build(name, name)
+
+    def coverage_build(self, name: str) -> Build:
+        """The build tree of the flavour ``name`` with the compiler's counters (``NAME+coverage``).
+
+        :raises UsageError: see :meth:`build`. :raises SetupError: see :meth:`build`.
+        """
+        script = gcov.compiler(gcov.load(self._folder).part)
+        return self._build(name, f"{name}+{gcov.FLAVOUR}", gcov.CONFIGURE, {gcov.COMPILER: script})
+
+    def _build(
+        self, name: str, called: str, more: Sequence[str] = (), scripts: Mapping[str, str] | None = None
+    ) -> Build:
         flavour = self._recipes.load("qemu", name, QemuRecipe)
         if not flavour.configure:
             raise UsageError(f"QEMU {name} is not built from source: its recipe has no 'configure'")
@@ -194,8 +230,9 @@ class Provisioner:
             build_root.complete(into / "root")
 
         entry, key = self._provide("tools", flavour.release, recipe, [], fill)
-        content = _hash([key, flavour.configure])
-        return Build(self.cache, name, content, entry, flavour.configure, self._report)
+        configure = [*flavour.configure, *more]
+        content = _hash([key, configure, scripts] if scripts else [key, configure])
+        return Build(self.cache, called, content, entry, configure, self._report, scripts)
 
     def build_options(self, name: str) -> tuple[str, ...]:
         """QEMU's ``configure`` options of the flavour ``name``; empty when it is not built from source."""
@@ -221,6 +258,11 @@ class Provisioner:
     def _built(self, build: Build) -> QemuInstall:
         entry = self.cache.entry("qemu", f"{build.name}-{build.key}", build.make, self._report)
         return installed(build.name, build.root, build.key, binary=entry / PROGRAM)
+
+    def _counting(self, build: Build) -> QemuInstall:
+        install = self._built(build)
+        unwanted = build.source.parent / "counters"
+        return replace(install, environment={**install.environment, **gcov.environment(unwanted)})
 
     def _stripped(self, name: str, build: Build) -> QemuInstall:
         key = _hash([build.key, "stripped"])
@@ -255,12 +297,18 @@ class Provisioner:
         recipe: Recipe,
         content: list[Any],
         fill: Callable[[Path, dict[str, Path]], None],
+        *,
+        guests: Architecture = X86_64,
+        packages_of: Architecture = X86_64,
     ) -> tuple[Path, str]:
         """The entry for a recipe, and its key.
 
         :param content: further values that the key depends on.
         :param fill: called with an empty folder, and with the roots of the recipe's unpacked packages.
+        :param guests: the architecture of the guests for which it is; part of the entry's name unless x86_64.
+        :param packages_of: that of the packages.
         """
+        name = name if guests is X86_64 else f"{guests.name}-{name}"
         with ExitStack() as stack:
 
             @cache
@@ -270,7 +318,12 @@ class Provisioner:
                 scratch = stack.enter_context(self.cache.scratch())
                 built = isinstance(recipe, BuildRecipe)
                 return Apt(
-                    scratch / "apt", recipe.release, self._report, suite=recipe.suite, sources_too=built
+                    scratch / "apt",
+                    recipe.release,
+                    self._report,
+                    suite=recipe.suite,
+                    sources_too=built,
+                    architecture=packages_of.debian,
                 )
 
             def provide(packages: Packages) -> tuple[Path, str]:
@@ -334,7 +387,12 @@ class Provisioner:
 
 
 def _make_guest(
-    into: Path, recipe: GuestRecipe, packages: dict[str, Path], overlay: Path, pair: keys.Keys
+    into: Path,
+    recipe: GuestRecipe,
+    packages: dict[str, Path],
+    overlays: list[Path],
+    pair: keys.Keys,
+    architecture: Architecture,
 ) -> None:
     found = _kernels(packages["kernel"])
     if len(found) != 1:
@@ -349,9 +407,10 @@ def _make_guest(
         packages["kernel"],
         recipe.programs,
         recipe.modules,
-        overlay,
+        overlays,
         pair,
         on_demand=recipe.modules_on_demand,
+        architecture=architecture,
     )
     (into / "initramfs.cpio").write_bytes(image)
     qcow2.create(into / "disk.qcow2", _DISK_MIB)
@@ -409,26 +468,36 @@ def _remove_unused(root: Path) -> None:
         shutil.rmtree(root / unused, ignore_errors=True)
 
 
-def installed(name: str, root: Path, key: str, binary: Path | None = None) -> QemuInstall:
-    """The QEMU that is unpacked in ``root``, started with its own loader, libraries and firmware.
+def installed(name: str, root: Path, key: str, binary: Path) -> QemuInstall:
+    """The QEMU ``binary``, started with the loader, libraries and firmware that are unpacked in ``root``.
 
-    :param binary: a QEMU that was built against the libraries in ``root``, instead of the one in ``root``.
+    :param binary: a QEMU in ``root``, or one that was built against its libraries.
     """
-    loader = initramfs.loader(root)
-    libraries = tuple(root / folder for folder in _LIBRARY_FOLDERS)
-    binary = binary or root / _QEMU
     firmware = [word for share in ("qemu", "seabios") for word in ("-L", str(root / "usr/share" / share))]
     install = QemuInstall(
         name=name,
         binary=binary,
-        command=(str(loader), "--library-path", ":".join(map(str, libraries)), str(binary)),
+        command=command_in(root, binary),
         arguments=tuple(firmware),
         environment={"QEMU_MODULE_DIR": str(root / "usr/lib/x86_64-linux-gnu/qemu")},
         origin="provisioned",
         key=key,
-        libraries=libraries,
+        libraries=_libraries(root),
     )
     return examined(install)
+
+
+def command_in(root: Path, program: Path) -> tuple[str, ...]:
+    """The command of a program that runs with the loader and the libraries of the packages in ``root``.
+
+    :raises SetupError: when there is no loader.
+    """
+    libraries = ":".join(map(str, _libraries(root)))
+    return str(initramfs.loader(root)), "--library-path", libraries, str(program)
+
+
+def _libraries(root: Path) -> tuple[Path, ...]:
+    return tuple(root / folder for folder in _LIBRARY_FOLDERS)
 
 
 def _host_glibc() -> tuple[int, ...]:

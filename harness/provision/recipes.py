@@ -20,6 +20,7 @@ from pydantic import (
 
 from harness.errors import UsageError
 from harness.layout import recipes_folder as recipes_folder  # Where everybody looks for it.
+from harness.qemu.architectures import ARCHITECTURES, X86_64, Architecture
 
 
 class Recipe(BaseModel):
@@ -111,7 +112,8 @@ class GuestRecipe(Recipe):
 
     ``programs`` are paths in the packages; they are copied with their libraries, beside busybox and dropbear.
     ``modules`` are loaded at boot, dependencies first. ``modules_on_demand`` are in the image and are loaded
-    when a scenario needs them. ``root`` is a folder of files beside the recipe.
+    when a scenario needs them. ``root`` is a folder of files beside the recipe; those of
+    ``more_root`` replace them.
     ``uncompressed`` unpacks the kernel: QEMU 4.0 and later boot it directly (PVH), one or two seconds faster.
     """
 
@@ -120,6 +122,7 @@ class GuestRecipe(Recipe):
     modules: list[str]
     modules_on_demand: list[str] = []
     root: str
+    more_root: str | None = None
     cmdline: str
     uncompressed: bool = False
 
@@ -132,8 +135,18 @@ R = TypeVar("R", bound=Recipe)
 M = TypeVar("M", bound=BaseModel)
 
 
+def kind_of(kind: str, architecture: Architecture) -> str:
+    """The folder of recipes of a kind for an architecture: ``guests``, and ``guests/s390x`` for others."""
+    return kind if architecture is X86_64 else f"{kind}/{architecture.name}"
+
+
 #: What a folder of recipes has below it that others may add to.
 _MAY_BE_ADDED: dict[str, type[Recipe]] = {"guests": GuestRecipe, "qemu": QemuRecipe, "builds": BuildRecipe}
+_MAY_BE_ADDED |= {
+    kind_of(kind, architecture): _MAY_BE_ADDED[kind]
+    for kind in ("guests", "qemu")
+    for architecture in ARCHITECTURES.values()
+}
 
 
 class Folders:
@@ -185,7 +198,7 @@ class Folders:
                 known[kind].add(name)
                 recipe = load(folder / kind, name, _MAY_BE_ADDED[kind])
                 if isinstance(recipe, GuestRecipe):
-                    root_of(folder / kind, name, recipe)
+                    roots_of(folder / kind, name, recipe)
 
     def _of(self, kind: str) -> list[Path]:
         return [folder / kind for folder in (self._own, *self._more)]
@@ -264,17 +277,19 @@ def _table_at(location: tuple[int | str, ...], kind: type[BaseModel]) -> type[Ba
     return kind
 
 
-def root_of(folder: Path, name: str, recipe: GuestRecipe) -> Path:
-    """The folder of files that a guest recipe names as ``root``.
+def roots_of(folder: Path, name: str, recipe: GuestRecipe) -> list[Path]:
+    """The folders of files that a guest recipe names as ``root`` and ``more_root``.
 
-    :raises UsageError: with file and line, when it is not a folder.
+    :raises UsageError: with file and line, when one is not a folder.
     """
-    root = folder / recipe.root
-    if not root.is_dir():
-        path = folder / f"{name}.toml"
-        line = _line_of("root", path.read_text(encoding="utf-8"))
-        raise UsageError(f"{path}:{line}: root: {root} is not a folder")
-    return root
+    named = {"root": recipe.root, "more_root": recipe.more_root}
+    roots = {key: (folder / root).resolve() for key, root in named.items() if root is not None}
+    for key, root in roots.items():
+        if not root.is_dir():
+            path = folder / f"{name}.toml"
+            line = _line_of(key, path.read_text(encoding="utf-8"))
+            raise UsageError(f"{path}:{line}: {key}: {root} is not a folder")
+    return list(roots.values())
 
 
 def _line_of(key: str, text: str, location: tuple[int | str, ...] = ()) -> int:

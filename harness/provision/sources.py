@@ -21,11 +21,14 @@ _OURS = {"types", "uris", "suites", "components", "architectures", "arch", "lang
 _OURS |= {"targets", "target", "pdiffs", "enabled"}
 
 
-def sources(release: str, suite: str | None = None, *, types: str = "deb") -> str:
+def sources(
+    release: str, suite: str | None = None, *, types: str = "deb", architecture: str = "amd64"
+) -> str:
     """A deb822 sources file for ``release`` (component main), its updates and its security archive.
 
     :param suite: a further suite, such as ``bookworm-backports``. It is in the archive of the release and has
         no updates or security suites.
+    :param architecture: Debian's name of that of the packages.
     :param types: ``deb``, or ``deb deb-src`` for source packages as well.
     :raises SetupError: when apt is configured for no Debian archive.
     """
@@ -41,7 +44,8 @@ def sources(release: str, suite: str | None = None, *, types: str = "deb") -> st
             ours = f"{release} {suite}"
         options = "".join(f"{name}: {value}\n" for name, value in _options(Path(entry), uri).items())
         stanzas.append(
-            f"Types: {types}\nURIs: {uri}\nSuites: {ours}\nComponents: main\nArchitectures: amd64\n{options}"
+            f"Types: {types}\nURIs: {uri}\nSuites: {ours}\nComponents: main\n"
+            f"Architectures: {architecture}\n{options}"
         )
     if not stanzas:
         raise SetupError(

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
+
 from harness.artifacts import MachineArtifacts
 from harness.deadline import TimeoutScale, wait_until
 from harness.errors import HarnessError, QmpSilent, UsageError, WaitTimeout
@@ -32,6 +34,10 @@ KVM = Path("/dev/kvm")
 TIMEOUT_SCALES = {"kvm": TimeoutScale(1.0), "tcg": TimeoutScale(6.0)}
 #: Seconds in which the test guest must start its first process; after that, KVM is rejected.
 KVM_DEADLINE_S = 10.0
+#: Seconds in which a guest of another architecture must start its first process, and the highest scale that
+#: follows from them.
+FOREIGN_DEADLINE_S = 120.0
+_MAX_SCALE = 30.0
 #: Seconds for which a timeout of the test guest is cached.
 TIMEOUT_KEPT_S = 3600.0
 #: A random id of the host's boot (``man 4 random``).
@@ -45,16 +51,19 @@ class Accel:
     """An accelerator and the reason for choosing it.
 
     :ivar host_factor: multiplies its timeout scale: more than 1.0 for a slow host (``--timeout-scale``).
+    :ivar measured: its timeout scale where that was measured; otherwise it is one of :data:`TIMEOUT_SCALES`.
     """
 
     name: str
     reason: str
     host_factor: float = 1.0
+    measured: float | None = None
 
     @property
     def timeout_scale(self) -> TimeoutScale:
         """The factor for timeouts of guests under this accelerator."""
-        return TimeoutScale(TIMEOUT_SCALES[self.name].factor * self.host_factor)
+        factor = self.measured or TIMEOUT_SCALES[self.name].factor
+        return TimeoutScale(factor * self.host_factor)
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,43 @@ def choose(
     return Accel("tcg", f"KVM rejected: {reason}")
 
 
+def for_foreign_guest(
+    wanted: str,
+    spec: MachineSpec,
+    identity: str,
+    verdicts: Path,
+    report: Callable[[str], None] = lambda _: None,
+) -> Accel:
+    """TCG, for guests of another architecture than the host's, with a timeout scale of their own.
+
+    How fast TCG is depends on the guest's architecture. So a guest is booted once, and the scale is QEMU's
+    processor time until the guest's first process, in seconds: a boot takes about one second under KVM, for
+    which timeouts are written. The scale is not below TCG's for the host's own architecture.
+
+    Parameters as for :func:`choose`.
+
+    :raises UsageError: for an unknown name, or for ``kvm``.
+    """
+    own, host = spec.machine_type.architecture.name, platform.machine()
+    if wanted not in ("auto", "tcg"):
+        raise UsageError(f"--accel {wanted}: guests of {own} run under TCG alone on this host ({host})")
+    key = hashlib.sha256(f"{identity}\n{platform.node()}".encode()).hexdigest()[:16]
+    file = verdicts / f"tcg-{key}.json"
+    try:
+        boot_s = float(json.loads(file.read_text())["boot_cpu_s"])
+    except (OSError, ValueError, KeyError, TypeError):
+        report(f"booting a guest of {own}, to see how fast it is: {FOREIGN_DEADLINE_S:.0f} s at the most …")
+        result = _try_boot(spec, "tcg", FOREIGN_DEADLINE_S)
+        if isinstance(result, Verdict):
+            # The tests' guests will fail in the same way, and leave their artefacts.
+            return Accel("tcg", f"guests of {own} on a host of {host}; {result.reason}")
+        boot_s = result
+        with contextlib.suppress(OSError):
+            _write_verdict(file, {"boot_cpu_s": boot_s, "at": time.time()})
+    scale = min(max(TIMEOUT_SCALES["tcg"].factor, boot_s), _MAX_SCALE)
+    return Accel("tcg", f"guests of {own} on a host of {host}; a boot takes {boot_s:.1f} s", measured=scale)
+
+
 def why_not_kvm(
     spec: MachineSpec, identity: str, verdicts: Path, report: Callable[[str], None] = lambda _: None
 ) -> str | None:
@@ -113,7 +159,8 @@ def why_not_kvm(
     if known is not None:
         return None if known.reason is None else f"{known.reason} (cached in {file}{_until(known)})"
     report(f"trying KVM: booting a guest, {KVM_DEADLINE_S:.0f} s at the most …")
-    verdict = _boot_under_kvm(spec)
+    result = _try_boot(spec, "kvm", KVM_DEADLINE_S)
+    verdict = result if isinstance(result, Verdict) else Verdict(None)
     # If the verdict cannot be written, the next run boots a test guest again.
     with contextlib.suppress(OSError):
         _write_verdict(file, {**vars(verdict), "host": host, "state": _state(), "at": time.time()})
@@ -153,17 +200,18 @@ def _write_verdict(path: Path, verdict: dict[str, object]) -> None:
     partial.replace(path)
 
 
-def _boot_under_kvm(spec: MachineSpec) -> Verdict:
+def _try_boot(spec: MachineSpec, accel: str, deadline_s: float) -> Verdict | float:
+    """Boot a guest: QEMU's processor time in seconds until its first process, or what went wrong."""
     run = RunFolder()
     try:
         folder = run.path / "artifacts"
         folder.mkdir()
         history = History(folder / "history.ndjson")
-        probe = replace(spec, name="kvm-probe", accel="kvm", shares=(), devices=(), plugged=frozenset())
+        probe = replace(spec, name=f"{accel}-probe", accel=accel, shares=(), devices=(), plugged=frozenset())
         artifacts = MachineArtifacts(folder)
         try:
             machine = Machine.launch(
-                probe, run, run.path / "m", artifacts, history, timeout_scale=TIMEOUT_SCALES["kvm"]
+                probe, run, run.path / "m", artifacts, history, timeout_scale=TIMEOUT_SCALES[accel]
             )
         except HarnessError as exc:
             return Verdict(f"QEMU did not start under it: {exc.message}", isinstance(exc, QmpSilent))
@@ -171,9 +219,11 @@ def _boot_under_kvm(spec: MachineSpec) -> Verdict:
             wait_until(
                 lambda: machine.kernel_log.contains(_FIRST_PROCESS),
                 what="the guest's first process",
-                timeout_s=KVM_DEADLINE_S,
+                timeout_s=deadline_s,
                 watch=machine.watch,
             )
+            used = psutil.Process(machine.pid).cpu_times()
+            used_s = float(used.user + used.system)
         except HarnessError as exc:
             lines = machine.kernel_log.tail(1)
             seen = f"the last line of its console is {lines[0]!r}" if lines else "the guest printed nothing"
@@ -182,7 +232,7 @@ def _boot_under_kvm(spec: MachineSpec) -> Verdict:
         finally:
             machine.kill()
             machine.close()
-        return Verdict(None)
+        return used_s
     finally:
         run.close()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +48,7 @@ def render(spec: MachineSpec, paths: MachinePaths, ssh_port: int = 0) -> list[st
         *_machine(spec),
         *_monitor(spec, paths),
         *_serial(spec, paths),
-        *_network(paths, ssh_port),
+        *_network(spec, paths, ssh_port),
         *_disk(paths),
         *_boot(spec),
         *spec.machine_type.place_arguments,
@@ -61,7 +63,14 @@ def _machine(spec: MachineSpec) -> Iterator[str]:
     # Guest memory stays out of core dumps: they are for QEMU's own state, and have to be quick.
     backend = f",memory-backend={spec.machine_type.ram_id}" if spec.memory_file else ""
     yield from ("-machine", f"{spec.machine_type.qemu},accel={spec.accel},dump-guest-core=off{backend}")
-    yield from ("-cpu", spec.cpu, "-smp", "1", "-m", str(spec.memory_mib))
+    yield from (
+        "-cpu",
+        spec.cpu or spec.machine_type.architecture.cpu,
+        "-smp",
+        "1",
+        "-m",
+        str(spec.memory_mib),
+    )
     yield from _memory(spec)
     yield from ("-nodefaults", "-no-user-config", "-display", "none")
     yield from spec.machine_type.arguments
@@ -90,23 +99,24 @@ def _serial(spec: MachineSpec, paths: MachinePaths) -> Iterator[str]:
     append, log = "", ""
     if spec.qemu.chardev_logs:
         append, log = ",append=on", f",logfile={_comma(paths.console_log)},logappend=on"
-    yield from ("-chardev", f"file,id={kernel},path={_comma(paths.kernel_log)}{append}")
-    yield from ("-serial", f"chardev:{kernel}")
-    yield from ("-chardev", f"socket,id={shell},path={_comma(paths.console)},server=on,wait=off{log}")
-    yield from ("-serial", f"chardev:{shell}")
+    yield from ("-chardev", f"file,id={kernel.name},path={_comma(paths.kernel_log)}{append}")
+    yield from kernel.arguments
+    yield from ("-chardev", f"socket,id={shell.name},path={_comma(paths.console)},server=on,wait=off{log}")
+    yield from shell.arguments
 
 
-def _network(paths: MachinePaths, ssh_port: int) -> Iterator[str]:
+def _network(spec: MachineSpec, paths: MachinePaths, ssh_port: int) -> Iterator[str]:
     yield from ("-chardev", f"socket,id=guestfwd,path={_comma(paths.guestfwd)},server=on,wait=off")
     # Port 0: the kernel picks a free one, so two runs never race for a number (slirp: hostfwd).
     from_guest = f"guestfwd=tcp:{GUESTFWD_ADDRESS}:{GUESTFWD_PORT}-chardev:guestfwd"
     forwards = f"hostfwd=tcp:127.0.0.1:{ssh_port}-:22,{from_guest}"
     yield from ("-netdev", f"user,id=net0,restrict=on,{forwards}")
     # No announcement: a restored guest would send one first of all, and nobody needs it.
-    nic = f"virtio-net-pci,id=nic0,netdev=net0,mac={MAC},romfile=,addr=0x8,guest_announce=off"
     # No offloads for the guest to change (a property since 1.6): the stream has eight bytes for them
     # that 2.4.0 writes and does not read, so no machine arrives (fixed in 2.4.1 and 2.5, 1f8828ef573c).
-    yield from ("-device", f"{nic},ctrl_guest_offloads=off")
+    driver, *place = _options(spec.machine_type.nic).split(",")
+    card = (driver, "id=nic0", "netdev=net0", f"mac={MAC}", *place, "guest_announce=off")
+    yield from ("-device", ",".join([*card, "ctrl_guest_offloads=off"]))
 
 
 def _disk(paths: MachinePaths) -> Iterator[str]:
@@ -180,11 +190,19 @@ def script(spec: MachineSpec, run_folder: Path, ssh_port: int = 0) -> str:
         "trap 'exit 130' HUP INT TERM",
         f'cp {shlex.quote(str(spec.disk))} "$RUN/disk.qcow2"',
         *(f"mkdir -p {here(str(share.path))}" for share in spec.shares),
+        *_made_firmware(spec, run_folder, here),
         'echo "QMP: $RUN/qmp.sock  shell: $RUN/console.sock  kernel: $RUN/guest-kernel.log" >&2',
         *(f"export {name}={shlex.quote(value)}" for name, value in spec.qemu.environment.items()),
         _wrapped(words),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _made_firmware(spec: MachineSpec, run_folder: Path, here: Callable[[str], str]) -> Iterator[str]:
+    """A command that makes the firmware, if it is a file of the run: the file itself ends with the run."""
+    if spec.firmware is not None and spec.firmware.is_relative_to(run_folder):
+        packed = base64.b64encode(gzip.compress(spec.firmware.read_bytes(), mtime=0)).decode()
+        yield f"echo {packed} | base64 -d | gunzip > {here(str(spec.firmware))}"
 
 
 def _wrapped(words: list[str]) -> str:

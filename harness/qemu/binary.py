@@ -18,12 +18,13 @@ from pathlib import Path
 
 from harness.errors import SetupError, Unsupported, UsageError
 from harness.qemu import sanitizers
+from harness.qemu.architectures import X86_64, Architecture
 
 #: The firmware file that every PC needs (QEMU: ``pc-bios/``, ``hw/i386/x86.c``).
-FIRMWARE = "bios-256k.bin"
+FIRMWARE = X86_64.firmware
 #: The option ROM that boots an uncompressed kernel (QEMU: ``pc-bios/optionrom/pvh.S``).
 _PVH = "pvh.bin"
-PROGRAM = "qemu-system-x86_64"
+PROGRAM = X86_64.program
 #: The library that is preloaded to profile QEMU's heap: jemalloc, as named in Debian's libjemalloc2.
 HEAP_LIBRARY = "libjemalloc.so.2"
 #: The property of ``ICH9-LPC`` for ACPI hotplug behind root ports, since 6.1 (QEMU: ``hw/acpi/ich9.c``).
@@ -105,8 +106,8 @@ class Capabilities:
         return ".".join(str(part) for part in self.version)
 
     def require_9p(self, install: QemuInstall) -> None:
-        """:raises UsageError: when this QEMU has no ``virtio-9p-pci`` device."""
-        if "virtio-9p-pci" not in self.devices:
+        """:raises UsageError: when this QEMU has neither ``virtio-9p-pci`` nor ``virtio-9p-ccw``."""
+        if self.devices.isdisjoint(("virtio-9p-pci", "virtio-9p-ccw")):
             raise UsageError(
                 f"--qemu {install.name}: {install.binary} has no virtio-9p-pci device "
                 "(built without 9p; configure QEMU with --enable-virtfs)"
@@ -121,10 +122,11 @@ class Capabilities:
             )
 
 
-def from_path(path: Path, data: Path | None = None) -> QemuInstall:
+def from_path(path: Path, data: Path | None = None, architecture: Architecture = X86_64) -> QemuInstall:
     """The QEMU at ``path``: installed, or in a build tree, whose firmware is used.
 
     :param data: the folder with its firmware (QEMU's ``-L``), if it is elsewhere.
+    :param architecture: that of its guests.
     :raises UsageError: when the file is missing, not executable or not QEMU.
     :raises SetupError: when no firmware is found.
     """
@@ -132,7 +134,9 @@ def from_path(path: Path, data: Path | None = None) -> QemuInstall:
     if not path.exists():
         raise UsageError(f"--qemu {name}: no such file (give a path to a binary, or a provisioned name)")
     if path.is_dir():
-        raise UsageError(f"--qemu {name}: is a folder; give the binary in it, such as {path / PROGRAM}")
+        raise UsageError(
+            f"--qemu {name}: is a folder; give the binary in it, such as {path / architecture.program}"
+        )
     if not os.access(path, os.X_OK):
         raise UsageError(f"--qemu {name}: not executable (chmod +x, or give another path)")
     path = path.absolute()
@@ -144,7 +148,10 @@ def from_path(path: Path, data: Path | None = None) -> QemuInstall:
         key = _key_of_script(path)
         install = QemuInstall(name=name, binary=path, command=(str(path),), key=key, libraries=())
     read_banner(install)
-    install = replace(install, arguments=_data_arguments(data) if data else _firmware_arguments(install))
+    install = replace(
+        install,
+        arguments=_data_arguments(data, architecture) if data else _firmware_arguments(install, architecture),
+    )
     return examined(install)
 
 
@@ -170,13 +177,13 @@ def _with_options(install: QemuInstall) -> QemuInstall:
     return replace(install, chardev_logs=logs, any_port=any_port, boots_elf=boots_elf)
 
 
-def on_path(data: Path | None = None) -> QemuInstall | None:
-    """The ``qemu-system-x86_64`` on PATH, or ``None``.
+def on_path(data: Path | None = None, architecture: Architecture = X86_64) -> QemuInstall | None:
+    """The ``qemu-system-ARCHITECTURE`` on PATH, or ``None``.
 
     :param data: see :func:`from_path`. :raises UsageError: when that file is not a QEMU.
     """
-    found = shutil.which(PROGRAM)
-    return from_path(Path(found), data) if found else None
+    found = shutil.which(architecture.program)
+    return from_path(Path(found), data, architecture) if found else None
 
 
 def content_key(path: Path) -> str:
@@ -316,16 +323,17 @@ def _call(install: QemuInstall, *arguments: str) -> tuple[int, str, str]:
     return answer.returncode, output, errors
 
 
-def _data_arguments(data: Path) -> tuple[str, ...]:
-    if not (data / FIRMWARE).exists():
-        raise UsageError(f"--qemu-data {data}: no firmware ({FIRMWARE}) in it; give QEMU's pc-bios folder")
+def _data_arguments(data: Path, architecture: Architecture) -> tuple[str, ...]:
+    firmware = architecture.firmware
+    if not (data / firmware).exists():
+        raise UsageError(f"--qemu-data {data}: no firmware ({firmware}) in it; give QEMU's pc-bios folder")
     return "-L", str(data.absolute())
 
 
-def _firmware_arguments(install: QemuInstall) -> tuple[str, ...]:
+def _firmware_arguments(install: QemuInstall, architecture: Architecture) -> tuple[str, ...]:
     """``-L`` with the firmware's folder; empty if the binary finds its firmware without it."""
-    own = _data(install)
-    if any((folder / FIRMWARE).exists() for folder in own):
+    own, firmware = _data(install), architecture.firmware
+    if any((folder / firmware).exists() for folder in own):
         return ()
     # A build tree: build/qemu-system-x86_64 or, in old releases, build/x86_64-softmmu/qemu-system-x86_64.
     here = install.binary.resolve().parent
@@ -333,11 +341,11 @@ def _firmware_arguments(install: QemuInstall) -> tuple[str, ...]:
     # An installed QEMU that is too old for "-L help" (on Debian seabios has its own folder).
     candidates += [here.parent / "share" / name for name in ("qemu", "seabios")]
     for folder in candidates:
-        if (folder / FIRMWARE).exists():
+        if (folder / firmware).exists():
             return ("-L", str(folder))
     looked = ", ".join(str(folder) for folder in [*own, *candidates])
     raise SetupError(
-        f"--qemu {install.name}: no firmware ({FIRMWARE}); looked in {looked}; "
+        f"--qemu {install.name}: no firmware ({firmware}); looked in {looked}; "
         "give its folder with --qemu-data DIR"
     )
 

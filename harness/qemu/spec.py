@@ -46,12 +46,13 @@ class Device(Protocol):
 
 @dataclass(frozen=True)
 class Share:
-    """An export: an ``-fsdev`` declared at launch, and the ``virtio-9p-pci`` device that offers it.
+    """An export: an ``-fsdev`` declared at launch, and the virtio-9p device that offers it.
 
     :param id: the device's id; its fsdev is called ``fs-``\\ *id*.
     :param path: the exported folder on the host.
     :param mount_tag: at most 31 bytes (QEMU: ``hw/9pfs/9p.h``, ``MAX_TAG_LEN`` with its NUL).
     :param slot: which of the machine's hotpluggable places it takes.
+    :param driver: the device, by its name on PCI (:meth:`.MachineType.driver`).
     :param device_options: further properties of the device, or others than it would have.
     :param fsdriver: ``local``, or ``synth``: files that QEMU makes up (QEMU: ``hw/9pfs/9p-synth.c``).
     :param fsdev_of: the id of another share whose fsdev it uses as well; it then has none of its own.
@@ -96,7 +97,7 @@ class Share:
         """The properties of the device: for ``device_add``, and for ``-device``; no tag, no such property."""
         tag = {"mount_tag": self.mount_tag} if self.mount_tag else {}
         return {
-            "driver": self.driver,
+            "driver": machine_type.driver(self.driver),
             "id": self.id,
             "fsdev": self.fsdev,
             **tag,
@@ -132,8 +133,7 @@ class MachineSpec:
 
     :param name: its actor name in the history: ``source``, ``destination-1``, …
     :param accel: ``tcg`` or ``kvm``.
-    :param cpu: the plainest model, so that any two QEMUs agree on it; without RDRAND the guest's sshd waits
-        a second for entropy.
+    :param cpu: ``-cpu``; empty for the architecture's (:attr:`.Architecture.cpu`).
     :param shares: the pool of exports; every one gets an ``-fsdev``, because QEMU has no ``fsdev_add``.
     :param devices: other devices that can be plugged; the command line has the backend of each.
     :param plugged: ids of the shares and devices that are plugged by the command line.
@@ -153,7 +153,7 @@ class MachineSpec:
     boot: Boot
     disk: Path
     memory_mib: int = 256
-    cpu: str = "qemu64,+rdrand"
+    cpu: str = ""
     shares: tuple[Share, ...] = ()
     devices: tuple[Device, ...] = ()
     plugged: frozenset[str] = frozenset()

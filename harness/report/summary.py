@@ -22,10 +22,12 @@ from rich.table import Column, Table
 
 from harness.errors import UsageError
 from harness.guarantees import UNNAMED, in_order
+from harness.report import markdown
 
-#: The name of the file in a ``--summary`` folder.
+#: The names of the files in a ``--summary`` folder.
 NAME = "matrix.json"
 PAGE = "matrix.html"
+MARKDOWN = "summary.md"
 #: The QEMU's name of a test that ran on none, such as a user's test beside the scenarios.
 NO_QEMU = "?"
 
@@ -319,12 +321,22 @@ def read(path: Path) -> Run:
 
 
 def write(run: Run, folder: Path) -> None:
-    """Write a run's data into ``folder``; ``harness.report.page`` writes its page.
+    """Write a run's data, and its tables as Markdown, into ``folder``; its page is ``report.page``'s.
 
     :raises OSError: when it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / NAME).write_text(run.model_dump_json(indent=1) + "\n")
+    shown = [*tables(run), *_not_asserted(run)]
+    (folder / MARKDOWN).write_text("\n".join(map(markdown.of_table, shown)))
+
+
+def _not_asserted(run: Run) -> Iterator[Table]:
+    if run.not_asserted:
+        table = Table("guarantee", "on", "why", title="not asserted")
+        for gap in run.not_asserted:
+            table.add_row(escape(gap.guarantee), escape(gap.on), escape(gap.why))
+        yield table
 
 
 def merge(runs: Sequence[tuple[str, Run]], unreadable: Sequence[str] = ()) -> Run:

@@ -13,6 +13,7 @@ from harness.leaks import heap_profile
 from harness.matrix import DEFAULT, Matrix, Selection
 from harness.qemu import accel, binary
 from harness.qemu.accel import Accel
+from harness.qemu.architectures import X86_64, Architecture
 from harness.qemu.binary import Capabilities, QemuInstall
 from harness.qemu.spec import MachineSpec
 
@@ -37,23 +38,25 @@ class _Provisioner:
             yield Path(name)
         raise SetupError("no network")
 
-    def qemu_names(self) -> list[str]:
-        return ["10.0", "7.2"]
+    def qemu_names(self, architecture: Architecture = X86_64) -> list[str]:
+        return ["10.0", "7.2"] if architecture is X86_64 else ["7.2"]
 
     def built_qemus(self, version: tuple[int, int, int]) -> tuple[str, ...]:
         return (f"{version[0]}.{version[1]}-src",)
 
-    def is_provisioned(self, name: str) -> bool:
-        return name.partition("+")[0] in self.qemu_names()
+    def is_provisioned(self, name: str, architecture: Architecture = X86_64) -> bool:
+        return name.partition("+")[0] in self.qemu_names(architecture)
 
-    def guest_names(self) -> list[str]:
-        return ["6.1"]
+    def guest_names(self, architecture: Architecture = X86_64) -> list[str]:
+        return ["6.1"] if architecture is X86_64 else ["6.2"]
 
-    def qemu_release(self, name: str = "7.2") -> QemuInstall:
+    def qemu_release(self, name: str | None, architecture: Architecture) -> QemuInstall:
+        name = name or "7.2"
         self.fetched.append(f"qemu {name}")
         return _install(name)
 
-    def guest_image(self, name: str = "6.1") -> GuestImage:
+    def guest_image(self, name: str | None, architecture: Architecture) -> GuestImage:
+        name = name or self.guest_names(architecture)[0]
         self.fetched.append(f"guest {name}")
         here = Path("/c")
         return GuestImage(
@@ -81,7 +84,7 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def probe(install: QemuInstall) -> Capabilities:
         names.append(install.name)
-        machines = {"pc"} if install.name == "/no-q35" else {"pc", "q35"}
+        machines = {"pc"} if install.name == "/no-q35" else {"pc", "q35", "s390-ccw-virtio"}
         devices = set() if install.name == "/no-9p" else {"virtio-9p-pci"}
         return Capabilities("QEMU", (7, 2, 0), frozenset(machines), frozenset(devices))
 
@@ -89,8 +92,8 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(_Provisioner, "in_cache", ())
     monkeypatch.setattr(heap_profile, "library", _profiler)
     monkeypatch.setattr(binary, "probe", probe)
-    monkeypatch.setattr(binary, "on_path", lambda data: None)
-    monkeypatch.setattr(binary, "from_path", lambda path, data: _install(str(path)))
+    monkeypatch.setattr(binary, "on_path", lambda data, architecture: None)
+    monkeypatch.setattr(binary, "from_path", lambda path, data, architecture: _install(str(path)))
     return names
 
 
@@ -132,7 +135,10 @@ def test_by_default_every_machine_type_of_one_qemu_and_kernel() -> None:
 @pytest.mark.parametrize(
     ("selection", "message"),
     [
-        ({"machines": ("pc", "isapc")}, "--machine isapc: unknown machine type; known: pc, q35, q35-pcie"),
+        (
+            {"machines": ("pc", "isapc")},
+            "--machine isapc: unknown machine type; known: pc, q35, q35-pcie, s390-ccw, virt",
+        ),
         ({"accel": "hvf"}, "--accel hvf: unknown accelerator; known: auto, kvm, tcg"),
         ({"kernels": ("2.4",)}, "--kernel 2.4: unknown kernel; known: 6.1"),
         (
@@ -202,7 +208,7 @@ def test_each_thing_is_made_probed_and_judged_once(
 def test_the_default_qemu_is_the_one_on_path(
     tmp_path: Path, probed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(binary, "on_path", lambda data: _install("/usr/bin/qemu"))
+    monkeypatch.setattr(binary, "on_path", lambda data, architecture: _install("/usr/bin/qemu"))
     made = _matrix(tmp_path)
     assert made.qemu(DEFAULT)[0].name == "/usr/bin/qemu"
     assert _fetched(made) == []
@@ -217,7 +223,7 @@ def test_without_one_on_path_it_is_the_default_release(tmp_path: Path, probed: l
 def test_firmware_goes_to_what_is_on_path_too(
     tmp_path: Path, probed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(binary, "on_path", lambda data: _install(f"with {data}"))
+    monkeypatch.setattr(binary, "on_path", lambda data, architecture: _install(f"with {data}"))
     assert _matrix(tmp_path, qemu_data=Path("/bios")).qemu(DEFAULT)[0].name == "with /bios"
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from enum import Enum
 
 from harness.errors import Unsupported, UsageError
+from harness.qemu.architectures import X86_64, Architecture
 from harness.qemu.binary import QemuInstall, require_property
 
 #: How many hotpluggable places each machine type offers; each place holds one device.
@@ -21,13 +23,20 @@ FIXED_ADDR = 0x18
 class Place:
     """A hotpluggable place.
 
-    :param bus: :param addr: the properties of a device there.
-    :param function: where a guest lists the device: a shell pattern in ``/sys/bus/pci/devices``.
+    :param properties: those of a device there: ``bus`` and ``addr``, or ``devno``.
+    :param sysfs: the folder of the device in the guest's sysfs: a shell pattern.
     """
 
-    bus: str
-    addr: str
-    function: str
+    properties: Mapping[str, str]
+    sysfs: str
+
+
+def pci_place(bus: str, addr: str, function: str) -> Place:
+    """A place on a PCI bus.
+
+    :param function: a shell pattern in ``/sys/bus/pci/devices``.
+    """
+    return Place({"bus": bus, "addr": addr}, f"/sys/bus/pci/devices/{function}")
 
 
 @dataclass(frozen=True)
@@ -91,8 +100,44 @@ class SlotPowerOff:
 
 
 @dataclass(frozen=True)
+class NoEject:
+    """A guest has no means to eject a device. :param why: the reason, as text for a skip."""
+
+    why: str
+
+
+class UnplugKind(Enum):
+    """What a plain ``device_del`` does to a device that a running guest uses."""
+
+    #: QEMU asks the guest, and the device stays until the guest lets it go (QEMU: ``unplug_request``).
+    ASKS = "device_del asks the guest"
+    #: QEMU takes the device and asks nobody (QEMU: a bus whose controller has ``unplug`` alone).
+    TAKES = "device_del takes the device, without asking the guest"
+
+
+@dataclass(frozen=True)
+class Console:
+    """A serial port. :param name: what the guest calls it; also the id of its chardev.
+
+    :param arguments: the device, for QEMU's command line.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+
+
+def serial_port(name: str) -> Console:
+    """A port that the machine type has by itself."""
+    return Console(name, ("-serial", f"chardev:{name}"))
+
+
+#: The network card of a machine with PCI, in a place of its own. It boots nothing, so it needs no ROM.
+PCI_NIC: Mapping[str, str] = {"driver": "virtio-net-pci", "romfile": "", "addr": "0x8"}
+
+
+@dataclass(frozen=True)
 class MachineType:
-    """A machine type together with the way PCI hotplug works on it.
+    """A machine type together with the way hotplug works on it.
 
     :param name: the harness's name. :param qemu: QEMU's (``-machine``).
     :param versions: what the names of its versions begin with: ``pc-i440fx`` for ``pc-i440fx-7.2``.
@@ -102,8 +147,10 @@ class MachineType:
     :param bus_path: the QOM path of a bus that is called ``{bus}``.
     :param ram_id: the name that the machine type gives its memory (QEMU: ``default_ram_id``): by it a
         machine with a file for its memory can migrate to one without.
-    :param consoles: the ids of the chardevs behind its serial ports: what the guest calls the ports. The
-        first is the kernel's console, the second has a shell.
+    :param consoles: its serial ports. The first is the kernel's console, the second has a shell.
+    :param architecture: the guest's. :param unplug: what ``device_del`` does.
+    :param transport: how virtio devices are connected: the end of their names, ``pci`` or ``ccw``.
+    :param nic: driver and place of the network card.
     :param arguments: what makes it this machine type, beside ``-machine``.
     :param place_arguments: the devices that its places need.
     :param acpi_root_ports: why it needs a QEMU with ACPI hotplug behind root ports; empty when it does not.
@@ -117,11 +164,15 @@ class MachineType:
     description: str
     versions: str
     places: tuple[Place, ...]
-    fixed_place: FixedPlace
-    eject: AcpiEject | SlotPowerOff
+    fixed_place: FixedPlace | None
+    eject: AcpiEject | SlotPowerOff | NoEject
     bus_path: str
     ram_id: str
-    consoles: tuple[str, str]
+    consoles: tuple[Console, Console] = (serial_port("ttyS0"), serial_port("ttyS1"))
+    architecture: Architecture = X86_64
+    unplug: UnplugKind = UnplugKind.ASKS
+    transport: str = "pci"
+    nic: Mapping[str, str] = field(default_factory=lambda: PCI_NIC)
     arguments: tuple[str, ...] = ()
     place_arguments: tuple[str, ...] = ()
     acpi_root_ports: str = ""
@@ -147,7 +198,7 @@ class MachineType:
         return replace(self, qemu=max(common, key=version))
 
     def place(self, slot: int) -> Mapping[str, str]:
-        """The ``bus`` and ``addr`` properties of the hotpluggable place ``slot``.
+        """The properties of a device in the hotpluggable place ``slot``: ``bus`` and ``addr``, or ``devno``.
 
         Addresses are explicit, so that a destination has each device where its source had it.
 
@@ -155,8 +206,29 @@ class MachineType:
         """
         if not 0 <= slot < len(self.places):
             raise UsageError(f"machine {self.name} has places 0 to {len(self.places) - 1}, not {slot}")
-        return {"bus": self.places[slot].bus, "addr": self.places[slot].addr}
+        return self.places[slot].properties
 
-    def function(self, slot: int) -> str:
-        """Where a guest lists what is in the place ``slot``: a pattern in ``/sys/bus/pci/devices``."""
-        return self.places[slot].function
+    def sysfs(self, slot: int) -> str:
+        """The folder in a guest's sysfs of what is in the place ``slot``: a shell pattern."""
+        return self.places[slot].sysfs
+
+    def driver(self, pci: str) -> str:
+        """The name of a virtio device here, by its name on PCI: ``virtio-9p-ccw`` for ``virtio-9p-pci``."""
+        kind, dash, transport = pci.rpartition("-")
+        return f"{kind}{dash}{self.transport}" if transport == "pci" else pci
+
+    def require_fixed_place(self) -> FixedPlace:
+        """:attr:`fixed_place`. :raises Unsupported: when every place of this type can be hotplugged."""
+        if self.fixed_place is None:
+            raise Unsupported(f"{self.name}: has no bus that forbids hotplug")
+        return self.fixed_place
+
+    def require_pci(self) -> None:
+        """:raises Unsupported: when its virtio devices are not on a PCI bus."""
+        if self.transport != "pci":
+            raise Unsupported(f"{self.name}: its virtio devices are not on a PCI bus")
+
+    def require_unplug(self, kind: UnplugKind) -> None:
+        """:raises Unsupported: when ``device_del`` does something else on this machine type."""
+        if self.unplug is not kind:
+            raise Unsupported(f"{self.name}: {self.unplug.value}")

@@ -9,7 +9,7 @@ from harness.qemu.machine_types.machine_type import (
     AcpiEject,
     FixedPlace,
     MachineType,
-    Place,
+    pci_place,
 )
 
 _BUS = "pci.0"
@@ -20,7 +20,7 @@ PC = MachineType(
     description="i440fx with PIIX4 ACPI hotplug",
     versions="pc-i440fx",
     places=tuple(
-        Place(_BUS, hex(addr), f"0000:00:{addr:02x}.0") for addr in range(FIRST_ADDR, FIRST_ADDR + SLOTS)
+        pci_place(_BUS, hex(addr), f"0000:00:{addr:02x}.0") for addr in range(FIRST_ADDR, FIRST_ADDR + SLOTS)
     ),
     # Hotplug is switched off for the whole bus. The property came with 5.2 (QEMU: hw/acpi/piix4.c).
     fixed_place=FixedPlace(
@@ -32,6 +32,5 @@ PC = MachineType(
     eject=AcpiEject(0xAE00),
     bus_path="/machine/i440fx/{bus}",
     ram_id="pc.ram",
-    consoles=("ttyS0", "ttyS1"),
     legacy_virtio=True,
 )

@@ -17,6 +17,5 @@ Q35 = MachineType(
     eject=AcpiEject(0xCC0),
     bus_path=root_ports.BUS_PATH,
     ram_id="pc.ram",
-    consoles=("ttyS0", "ttyS1"),
     acpi_root_ports="no ACPI hotplug behind root ports",
 )

@@ -25,7 +25,6 @@ Q35_PCIE = MachineType(
     eject=SlotPowerOff(),
     bus_path=root_ports.BUS_PATH,
     ram_id="pc.ram",
-    consoles=("ttyS0", "ttyS1"),
     acpi_root_ports="a plugged device is ejected at once",
     # Kernel: drivers/pci/hotplug/pciehp_ctrl.c, pciehp_handle_button_press.
     removal_delay_s=5.0,

@@ -1,13 +1,13 @@
-"""Places behind root ports: what the machine types of Q35 have in common."""
+"""Places behind root ports: what the machine types with PCI Express have in common."""
 
 from __future__ import annotations
 
-from harness.qemu.machine_types.machine_type import FIRST_ADDR, SLOTS, Place
+from harness.qemu.machine_types.machine_type import FIRST_ADDR, SLOTS, Place, pci_place
 
 
 def _place(slot: int) -> Place:
     # A root port has other children as well: its services, 0000:00:10.0:pcie001 and so on.
-    return Place(f"rp{slot}", "0x0", f"0000:00:{FIRST_ADDR + slot:02x}.0/0000:??:??.?")
+    return pci_place(f"rp{slot}", "0x0", f"0000:00:{FIRST_ADDR + slot:02x}.0/0000:??:??.?")
 
 
 def _port(slot: int) -> tuple[str, str]:

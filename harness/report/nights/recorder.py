@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 
-from harness.errors import UsageError
+from harness.errors import SetupError, UsageError
 from harness.report.nights import rows
 from harness.report.nights.about import load, now
 from harness.report.nights.measurements import slopes
@@ -201,6 +201,26 @@ class Recorder:
                 accelerator="",
             )
         )
+
+
+class Lenient:
+    """Writes with a recorder until that fails. What is recorded goes on in any case.
+
+    :param recorder: ``None``: nothing is written.
+    :ivar failed: why nothing is written any more; empty while nothing has failed.
+    """
+
+    def __init__(self, recorder: Recorder | None) -> None:
+        self._recorder, self.failed = recorder, ""
+
+    def write(self, write: Callable[[Recorder], object]) -> None:
+        """Write, unless that has failed before."""
+        if self._recorder is None or self.failed:
+            return
+        try:
+            write(self._recorder)
+        except SetupError as exc:
+            self.failed = exc.message
 
 
 def _confirmation(number: int, again: Again) -> rows.Confirmation:

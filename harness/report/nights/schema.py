@@ -109,8 +109,8 @@ CREATE TABLE finding(
   id INTEGER PRIMARY KEY,
   run_id INTEGER NOT NULL REFERENCES run(id) ON DELETE CASCADE,
   cell_id INTEGER REFERENCES cell(id) ON DELETE CASCADE,
-  kind TEXT NOT NULL,            -- fault, control, finding, known bug
-  name TEXT NOT NULL,            -- the name of a fault or of a control, or the signature of a finding
+  kind TEXT NOT NULL,            -- fault, control, finding, known bug, coverage
+  name TEXT NOT NULL,            -- QEMU+FAULT, a control's QEMU, a finding's signature, an alphabet
   outcome TEXT NOT NULL,
   detail TEXT,
   artefacts TEXT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import socket
 import threading
@@ -24,6 +25,14 @@ def kept() -> Iterator[list[object]]:
             thing.close()
         if isinstance(thing, threading.Event):
             thing.set()
+
+
+@pytest.fixture(autouse=True)
+def _no_objects_of_other_tests() -> Iterator[None]:
+    """Each footprint collects garbage first; that need not look at everything that the test run has."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def a_thread(kept: list[object]) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from harness.tests.cli.conftest import Harness
@@ -37,7 +39,13 @@ def test_the_suite_with_1_2_and_4_workers(harness: Harness) -> None:
     assert all(0 < row["python_s"] < row["cpu_s"] for row in rows), rows
 
 
-def test_a_suite_that_fails_gives_an_error(harness: Harness) -> None:
+def test_a_suite_that_fails_gives_an_error(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenarios = tmp_path / "scenarios"
+    scenarios.mkdir()
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    monkeypatch.setattr("harness.cli.bench.scenarios_folder", lambda: scenarios)
     ended = harness("bench", "suite", "-k", "no_such_scenario")
     assert ended.status != 0
     assert "with -n 1, pytest exited with 5" in ended.err

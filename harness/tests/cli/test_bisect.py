@@ -143,7 +143,7 @@ def test_what_is_no_subject(harness: Harness, repo: Path, here: Path) -> None:
 
 
 def test_the_folder_of_a_failed_test(harness: Harness, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "_versions", lambda names, provisioner: {"5.2": "5.2.0", "bad": "7.2.22"})
+    monkeypatch.setattr(command, "_available", lambda provisioner: {"5.2": "5.2.0", "bad": "7.2.22"})
     folder = here / "test_way"
     folder.mkdir()
     history = History(folder / "history.ndjson")
@@ -223,10 +223,31 @@ def test_a_signature_is_for_git_bisect_run(harness: Harness) -> None:
 
 def test_the_releases(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"5.2": "5.2.0", "7.2-bad": "7.2.22", "10.0": "10.0.13"}
-    monkeypatch.setattr(command, "_versions", lambda names, provisioner: versions)
+    monkeypatch.setattr(command, "_released", lambda provisioner: list(versions))
+    monkeypatch.setattr(command, "_version", lambda name, provisioner: versions[name])
     ended = harness("bisect", SCENARIO, "--releases")
     assert "first bad: 7.2-bad (7.2.22) (after 5.2 (5.2.0))" in ended.out
     assert "first good: 10.0 (10.0.13) (after 7.2-bad (7.2.22))" in ended.out
     assert 'affected = ["==7.2.22"]' in ended.out
     found = harness("bisect", SCENARIO, "--releases", "--json").json
     assert found["changes"] == [["5.2", "7.2-bad"], ["7.2-bad", "10.0"]]
+
+
+def test_a_release_that_cannot_be_had_is_left_out(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str, provisioner: object) -> str:
+        if name != "7.2-bad":
+            raise SetupError(f"cannot fetch QEMU {name}: no network\nmore")
+        return "7.2.22"
+
+    monkeypatch.setattr(command, "_released", lambda provisioner: ["7.2-bad", "99.1"])
+    monkeypatch.setattr(command, "_version", version)
+    ended = harness("bisect", SCENARIO, "--releases")
+    assert "QEMU 99.1 is left out: cannot fetch QEMU 99.1: no network\n" in ended.err
+    assert 'affected = ["==7.2.22"]' in ended.out
+    monkeypatch.setattr(command, "_released", lambda provisioner: ["99.1"])
+    alone = harness("bisect", SCENARIO, "--releases", "--into", "other")
+    assert alone.status == 3
+    assert alone.err.splitlines()[-1].startswith("harness: none of the releases can be had: cannot fetch")
+    named = harness("bisect", SCENARIO, "--releases", "--qemu", "99.1", "--into", "third")
+    assert (named.status, named.out) == (3, "")
+    assert "left out" not in named.err

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import time
@@ -11,6 +12,7 @@ import pytest
 from harness.cli.provision import _wanted
 from harness.provision import Cache, Provisioner
 from harness.qemu import accel
+from harness.qemu.architectures import X86_64
 from harness.tests.cli.conftest import Harness
 
 
@@ -115,11 +117,11 @@ def test_a_heap_library_is_provisioned_for_a_qemu_on_path(
     """The newest that this host's libc can load, so that later runs need no network."""
     monkeypatch.setattr("harness.provision.provisioner._host_glibc", lambda: (2, 36))
     provisioner = Provisioner(Cache(cache_root))
-    monkeypatch.setattr("harness.qemu.binary.on_path", lambda *_: SimpleNamespace(binary="/usr/bin/qemu"))
-    assert _wanted(provisioner, (), False) == [("guest", None), ("heap", "bookworm")]
-    monkeypatch.setattr("harness.qemu.binary.on_path", lambda *_: None)
-    assert _wanted(provisioner, (), False) == [("guest", None), ("qemu", None)]
-    everything = _wanted(provisioner, (), True)
+    monkeypatch.setattr("harness.qemu.binary.on_path", lambda **_: SimpleNamespace(binary="/usr/bin/qemu"))
+    assert _wanted(provisioner, (), False, X86_64) == [("guest", None), ("heap", "bookworm")]
+    monkeypatch.setattr("harness.qemu.binary.on_path", lambda **_: None)
+    assert _wanted(provisioner, (), False, X86_64) == [("guest", None), ("qemu", None)]
+    everything = _wanted(provisioner, (), True, X86_64)
     assert [name for kind, name in everything if kind == "heap"] == ["bookworm", "bullseye"]
 
 
@@ -129,3 +131,15 @@ def test_an_unknown_name_to_provision(harness: Harness, cache_root: Path, word: 
     assert ended.status == 2
     assert ended.line.startswith(f"harness: {word}: there is no recipe of that name; known: guest:")
     assert not cache_root.exists()
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_whether_coverage_can_be_measured(
+    harness: Harness, cache_root: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found(name) if installed else None)
+    wanted, words = ("ok", "it is built once") if installed else ("warning", "pip install")
+    state, what = _states(harness)[1]["coverage"]
+    assert state == wanted
+    assert words in what

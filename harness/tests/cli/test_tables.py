@@ -20,6 +20,7 @@ from harness.mutation.qtests import QtestResult
 from harness.mutation.table import Detection, Measured, OnQemu
 from harness.mutation.verdicts import Failure, Finding
 from harness.report import summary, tables
+from harness.report.nights.recorder import Lenient
 from harness.report.summary import Outcome, Run, Shard
 from harness.tests.checkers.record_writer import RecordWriter
 from harness.tests.cli.conftest import Harness
@@ -61,7 +62,7 @@ def _plan() -> None:
 
 def _suite(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "run_suite", lambda _folder, n, _options, _log: SuiteRun(n, 100.0, 50.0, 10.0))
-    bench._suite([], as_json=False)
+    bench._suite([], as_json=False, history=Lenient(None))
 
 
 PRINTED: dict[str, tuple[Callable[[], None], list[str]]] = {

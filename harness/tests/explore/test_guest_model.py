@@ -21,6 +21,9 @@ RESET, SAVE, LOAD, MIGRATE, STOP, CONT = (
 )
 
 
+UNBIND, BIND, ATTACH, RELEASE = step("unbind"), step("bind"), step("hold", "attach"), step("release")
+
+
 def after(*steps: Step, shares: int = 1) -> GuestState:
     state = GuestAlphabet().start((ShareKind(),) * shares)
     for one in steps:
@@ -29,7 +32,7 @@ def after(*steps: Step, shares: int = 1) -> GuestState:
 
 
 def test_every_step_can_be_performed_and_asserts_a_guarantee() -> None:
-    assert list(TABLE.actions) == list(PERFORM)
+    assert set(TABLE.actions) == set(PERFORM)
     assert set(TABLE.guarantees.values()) <= set(GUARANTEES)
 
 
@@ -53,6 +56,13 @@ def test_what_is_possible_can_be_done() -> None:
         (after(PLUG, STOP), MOUNT),
         (after(PLUG, MOUNT, HOLD), UMOUNT),
         (after(PLUG, EJECT), PLUG),
+        (after(PLUG, UNBIND), MOUNT),
+        (after(PLUG, UNBIND), UNBIND),
+        (after(PLUG, MOUNT), UNBIND),
+        (after(PLUG, ATTACH), MOUNT),
+        (after(PLUG, ATTACH), DEL),
+        (after(PLUG, STOP, DEL), MIGRATE),
+        (after(PLUG, MOUNT, HOLD), step("reboot", share=None)),
         (after(PLUG), step("fly")),
     ],
 )
@@ -107,4 +117,31 @@ def test_a_snapshot_is_loaded_over_the_same_devices_only() -> None:
 
 
 def test_a_stopped_machine() -> None:
-    assert list(after(PLUG, MOUNT, STOP).possible()) == [CONT]
+    assert list(after(PLUG, MOUNT, STOP).possible()) == [DEL, CONT, MIGRATE]
+
+
+def test_a_device_del_on_a_stopped_guest_takes_effect_when_it_runs() -> None:
+    state = after(PLUG, STOP, DEL, DEL)
+    assert state.shares[0].leaving
+    assert not state.after(CONT).shares[0].plugged
+    used = after(PLUG, MOUNT, STOP, DEL, CONT)
+    assert used.shares[0].leaving
+    assert used.after(DEL).after(UMOUNT) == after()
+
+
+def test_a_tattach_that_is_held_becomes_a_mount_or_ends_with_a_reset() -> None:
+    state = after(PLUG, ATTACH)
+    assert state.attaching
+    assert not state.blocked
+    assert state.after(MIGRATE) == state
+    assert state.after(RELEASE) == after(PLUG, MOUNT)
+    assert state.after(RESET) == after(PLUG)
+
+
+def test_a_snapshot_has_the_binding_of_the_driver() -> None:
+    saved = after(PLUG, UNBIND, SAVE, BIND)
+    assert saved.after(LOAD) == after(PLUG, UNBIND, SAVE)
+
+
+def test_a_stopped_guest_arrives_stopped() -> None:
+    assert after(PLUG, STOP, MIGRATE) == after(PLUG, STOP)

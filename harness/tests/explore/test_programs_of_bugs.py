@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from harness.explore.attempt import Ending
+from harness.explore.guests import FreshGuests
 from harness.explore.program import Program, read
 from harness.explore.run import states
 from harness.mutation.catalogue import Catalogue
 from harness.provision.recipes import recipes_folder
+from harness.reaper import RunFolder
 from harness.report.ledger import load
 
 PROGRAMS = sorted((recipes_folder() / "programs").glob("*.json"))
@@ -28,6 +31,20 @@ def test_a_program_belongs_to_a_bug_or_a_fault(path: Path) -> None:
     assert path.stem in faults | {bug.id for bug in load().bug}
     if path.stem in faults:
         assert read(path).cell.qemu == f"7.2-src+{path.stem}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
+def test_a_program_fails_where_it_has_to(path: Path, tmp_path: Path) -> None:
+    """A program of a fault passes on the same QEMU without it."""
+    program = read(path)
+    attempt = FreshGuests(tmp_path)(RunFolder())
+    assert attempt(program).ending is Ending.FAILED
+    name, plus, _ = program.cell.qemu.partition("+")
+    if plus:
+        control = program.model_copy(update={"cell": program.cell.model_copy(update={"qemu": name})})
+        seen = attempt(control)
+        assert (seen.ending, seen.failure) == (Ending.PASSED, None)
 
 
 def test_there_are_programs() -> None:

@@ -31,7 +31,7 @@ MOUNTED = (PLUG, VERSION, ATTACH)
 
 
 def test_every_step_can_be_performed_and_asserts_a_guarantee() -> None:
-    assert list(TABLE.actions) == list(PERFORM)
+    assert set(TABLE.actions) == set(PERFORM)
     assert set(TABLE.guarantees.values()) <= set(GUARANTEES)
 
 
@@ -94,6 +94,16 @@ def test_refusals_change_nothing() -> None:
     assert begun.after(ATTACH) == begun
     assert begun.after(step("device_del")) == begun
     assert begun.after(CANCEL) == after(PLUG, VERSION)
+
+
+def test_what_fails_changes_nothing() -> None:
+    """A Tattach that fails is no session, a migration that stalls ends, a refused plug adds nothing."""
+    ready = after(PLUG, VERSION)
+    assert ready.after(step("fail", "attach")) == ready
+    assert ready.after(step("migrate_stall", share=None)) == ready
+    assert ready.after(step("plug_refused", "duplicates")) == ready
+    assert after().after(step("plug_refused", "iommu")) == after()
+    assert step("fail", "attach") not in set(after(*MOUNTED).possible())
 
 
 def test_a_snapshot_is_loaded_over_the_same_devices_only() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from harness.explore.raw_steps import RawPerformer
 from harness.matrix import Matrix, Selection
 from harness.provision.recipes import recipes_folder
 from harness.qemu.machine_types import MACHINE_TYPES
+from harness.reaper import RunFolder
 from harness.testbed import Cell
 
 Try = Callable[[Program], Attempt]
@@ -30,6 +31,13 @@ def cell_of(qemu: str) -> Cell:
 @pytest.fixture(scope="module")
 def old() -> Cell:
     return cell_of("7.2")
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[RunFolder]:
+    made = RunFolder()
+    yield made
+    made.close()
 
 
 def program(*steps: tuple[str, int | None, str | None], shares: int = 1) -> Program:
@@ -85,13 +93,13 @@ LIFE = program(
 
 
 @pytest.mark.qemu
-def test_a_program_that_passes(old: Cell, tmp_path: Path) -> None:
+def test_a_program_that_passes(old: Cell, own: RunFolder, tmp_path: Path) -> None:
     """It does nearly every step once. Its record is kept, and nothing else."""
-    attempt = running.run(LIFE, old, tmp_path / "a")
+    attempt = running.run(LIFE, old, tmp_path / "a", own)
     assert (attempt.ending, attempt.failure, attempt.error) == (Ending.PASSED, None, "")
     assert attempt.artifacts == tmp_path / "a"
     assert read(tmp_path / "a" / running.PROGRAM) == LIFE
-    assert running.run(LIFE.with_steps(()), old, tmp_path / "a").ending is Ending.PASSED
+    assert running.run(LIFE.with_steps(()), old, tmp_path / "a", own).ending is Ending.PASSED
 
 
 @pytest.mark.qemu
@@ -99,17 +107,17 @@ def test_a_program_that_passes(old: Cell, tmp_path: Path) -> None:
     ("name", "checker"),
     [("R1", "qemu_alive"), ("R2", "blocked_reasons"), ("R4", "migrate"), ("R46", "open_files")],
 )
-def test_a_bug_of_7_2(old: Cell, tmp_path: Path, name: str, checker: str) -> None:
-    attempt = running.run(read(recipes_folder() / "programs" / f"{name}.json"), old, tmp_path / "a")
+def test_a_bug_of_7_2(old: Cell, own: RunFolder, tmp_path: Path, name: str, checker: str) -> None:
+    attempt = running.run(read(recipes_folder() / "programs" / f"{name}.json"), old, tmp_path / "a", own)
     assert attempt.failure is not None
     assert attempt.failure.checker == checker
 
 
 @pytest.mark.qemu
 @pytest.mark.parametrize("name", ["R1", "R2"])
-def test_a_bug_that_is_fixed(tmp_path: Path, name: str) -> None:
+def test_a_bug_that_is_fixed(own: RunFolder, tmp_path: Path, name: str) -> None:
     loaded = read(recipes_folder() / "programs" / f"{name}.json")
-    assert running.run(loaded, cell_of("10.0"), tmp_path / "a").ending is Ending.PASSED
+    assert running.run(loaded, cell_of("10.0"), tmp_path / "a", own).ending is Ending.PASSED
 
 
 GUEST_LIFE = Program(
@@ -134,8 +142,16 @@ GUEST_LIFE = Program(
             ("mount", 0),
             ("read", 0),
             ("stop", None),
+            ("migrate", None),
             ("cont", None),
             ("umount", 0),
+            ("unbind", 0),
+            ("bind", 0),
+            ("stop", None),
+            ("device_del", 0),
+            ("device_del", 0),
+            ("cont", None),
+            ("plug", 0),
             ("migrate", None),
             ("mount", 0),
             ("device_del", 0),
@@ -146,38 +162,63 @@ GUEST_LIFE = Program(
 
 
 @pytest.mark.qemu
-def test_a_program_of_a_linux_guest(old: Cell, tmp_path: Path) -> None:
-    attempt = running.run(GUEST_LIFE, old, tmp_path / "a")
+def test_a_program_of_a_linux_guest(old: Cell, own: RunFolder, tmp_path: Path) -> None:
+    attempt = running.run(GUEST_LIFE, old, tmp_path / "a", own)
     assert (attempt.ending, attempt.failure, attempt.error) == (Ending.PASSED, None, "")
 
 
 @pytest.mark.qemu
-def test_a_guest_that_holds_a_request(old: Cell, tmp_path: Path) -> None:
+def test_a_guest_that_holds_a_request(old: Cell, own: RunFolder, tmp_path: Path) -> None:
     """The eject of a device with a request in flight, on a QEMU that does not wait for it."""
-    steps = (("plug", None), ("mount", None), ("hold", "read"), ("eject", None))
-    made = tuple(Step(do=do, share=0, value=value) for do, value in steps)
-    attempt = running.run(Program(alphabet=AlphabetName.GUEST, steps=made), old, tmp_path / "a")
-    assert attempt.failure is not None
-    assert attempt.failure.checker in ("qemu_alive", "drain")
+    held = running.run(_guest("plug", "mount", "hold read", "eject"), old, tmp_path / "a", own)
+    assert held.failure is not None
+    assert held.failure.checker in ("qemu_alive", "drain")
+
+
+def _guest(*steps: str) -> Program:
+    pairs = (one.partition(" ") for one in steps)
+    made = tuple(
+        Step(do=do, share=None if do == "system_reset" else 0, value=value or None) for do, _, value in pairs
+    )
+    return Program(alphabet=AlphabetName.GUEST, steps=made)
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ("plug", "hold attach", "release", "umount"),
+        ("plug", "mount", "hold read", "system_reset", "mount"),
+        ("plug", "hold attach", "system_reset"),
+    ],
+    ids="; ".join,
+)
+def test_a_guest_whose_request_in_flight_is_answered_or_drained(
+    old: Cell, own: RunFolder, tmp_path: Path, steps: tuple[str, ...]
+) -> None:
+    attempt = running.run(_guest(*steps), old, tmp_path / "a", own)
+    assert (attempt.ending, attempt.failure, attempt.error) == (Ending.PASSED, None, "")
 
 
 @pytest.mark.qemu
 def test_an_error_of_the_harness_is_no_failure(
-    old: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    old: Cell, own: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(self: RawPerformer, step: Step, before: RawState, after: RawState) -> None:
         raise ZeroDivisionError("ours")
 
     monkeypatch.setattr(RawPerformer, "perform", broken)
-    attempt = running.run(program(("plug", 0, None)), old, tmp_path / "a")
+    attempt = running.run(program(("plug", 0, None)), old, tmp_path / "a", own)
     assert (attempt.ending, attempt.error) == (Ending.ERROR, "ZeroDivisionError: ours")
 
 
 @pytest.mark.qemu
-def test_a_qemu_that_does_not_start(old: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_qemu_that_does_not_start(
+    old: Cell, own: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It says nothing about the program."""
     monkeypatch.setattr("harness.explore.raw_machine._MEMORY_MIB", -1)
-    attempt = running.run(program(("plug", 0, None)), old, tmp_path / "a")
+    attempt = running.run(program(("plug", 0, None)), old, tmp_path / "a", own)
     assert attempt.ending is Ending.ERROR
     assert attempt.error.startswith("QEMU did not start: QEMU 'source' exited with 1")
 
@@ -197,17 +238,17 @@ def test_a_program_that_cannot_be(steps: list[tuple[str, int | None, str | None]
 
 
 @pytest.mark.qemu
-def test_a_machine_type_that_the_raw_client_cannot_use(old: Cell, tmp_path: Path) -> None:
+def test_a_machine_type_that_the_raw_client_cannot_use(old: Cell, own: RunFolder, tmp_path: Path) -> None:
     """Nothing is started, and no folder is made."""
     q35 = replace(old, machine_type=MACHINE_TYPES["q35"])
     with pytest.raises(UsageError, match="machine type q35: programs of the raw client need machine type pc"):
-        running.run(LIFE, q35, tmp_path / "a")
+        running.run(LIFE, q35, tmp_path / "a", own)
     assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.qemu
-def test_a_folder_that_cannot_be_made(old: Cell, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made(old: Cell, own: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    attempt = running.run(LIFE, old, tmp_path / "file" / "a")
+    attempt = running.run(LIFE, old, tmp_path / "file" / "a", own)
     assert attempt.ending is Ending.ERROR
     assert "cannot make the artefact folder" in attempt.error

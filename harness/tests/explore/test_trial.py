@@ -15,6 +15,7 @@ from harness.explore.tree_bisect import ask_trial
 from harness.explore.trial import ProgramTrial, Scenario, ScenarioTrial, observation, recorded, scenario
 from harness.reaper import RunFolder
 from harness.report.summary import Outcome, Result
+from harness.tests import forked
 
 QEMUS, KERNELS = ("5.2", "7.2", "7.2-src", "10.0", "10.0.2"), ("6.1", "7.2", "sid")
 
@@ -82,7 +83,9 @@ def test_the_id_of_a_recorded_test(
     assert (found.machine, found.kernel, found.parameters) == (machine, kernel, parameters)
 
 
-def test_a_scenario_is_run_in_a_pytest_of_its_own(project: Path, tmp_path: Path) -> None:
+def test_a_scenario_is_run_in_a_pytest_of_its_own(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = RunFolder()
     try:
 
@@ -90,6 +93,7 @@ def test_a_scenario_is_run_in_a_pytest_of_its_own(project: Path, tmp_path: Path)
             return ScenarioTrial(scenario(text), run, tmp_path / "artifacts")("7.2")
 
         assert once("test_leak.py::test_way[passes]") == Observation(Answer.GOOD)
+        monkeypatch.setattr(trial, "run_pytest", forked.in_place_of_run_pytest)
         failed = once("test_leak.py::test_way[fails]")
         assert failed.answer is Answer.BAD
         assert "leak: fds +N per cycle" in failed.why

@@ -12,6 +12,7 @@ from harness.mutation import cover, runner, table
 from harness.mutation.catalogue import Catalogue
 from harness.mutation.figures import by_default
 from harness.qemu.machine_types import MACHINE_TYPES
+from harness.tests.mutation.collecting import collected
 
 TABLE = table.read(table.default_path())
 CATALOGUE = Catalogue()
@@ -26,13 +27,23 @@ KNOWN = [
 
 
 @pytest.fixture(scope="session")
-def default() -> tuple[str, ...]:
-    return runner.collected()
+def collections(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, ...]]:
+    return collected(tmp_path_factory)
 
 
-@pytest.fixture(scope="session")
-def always() -> tuple[str, ...]:
-    return runner.collected("-m", "always")
+@pytest.fixture
+def default(collections: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    return collections["default"]
+
+
+@pytest.fixture
+def always(collections: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    return collections["always"]
+
+
+@pytest.fixture
+def every(collections: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    return collections["every"]
 
 
 @pytest.mark.parametrize(("qemu", "fault"), KNOWN, ids=lambda value: value)
@@ -54,9 +65,8 @@ def _machine(scenario: str) -> str:
     return max(fitting, key=len, default="")
 
 
-def test_every_fault_can_be_caught_without_choosing_a_machine_type() -> None:
+def test_every_fault_can_be_caught_without_choosing_a_machine_type(every: tuple[str, ...]) -> None:
     """With ``--thorough`` alone one of its scenarios runs on a machine type that shows the fault."""
-    every = runner.collected("--thorough")
     blind = []
     for name in CATALOGUE.names():
         fault = CATALOGUE.load(name)
@@ -96,8 +106,7 @@ def test_the_file_of_the_table_has_the_form_that_the_command_writes() -> None:
     assert path.read_text() == table.text(TABLE)
 
 
-def test_the_table_names_scenarios_and_faults_that_exist() -> None:
+def test_the_table_names_scenarios_and_faults_that_exist(every: tuple[str, ...]) -> None:
     """The old name of a renamed scenario or fault has to be removed from the table."""
-    every = set(runner.collected("--thorough"))
-    assert sorted(set(cover.seconds_of(TABLE)) - every) == []
+    assert sorted(set(cover.seconds_of(TABLE)) - set(every)) == []
     assert sorted({name for on in TABLE.qemus.values() for name in on.faults} - set(KEYS)) == []

@@ -9,6 +9,7 @@ import pytest
 from harness.errors import SetupError
 from harness.mutation import runner
 from harness.reaper import RunFolder
+from harness.tests import forked
 
 
 @pytest.fixture
@@ -33,7 +34,8 @@ def test_a_run_without_a_result_is_an_error(scenarios: Path, tmp_path: Path) -> 
         run.close()
 
 
-def test_pytest_collects_the_scenarios(scenarios: Path) -> None:
+def test_pytest_collects_the_scenarios(scenarios: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "run_pytest", forked.in_place_of_run_pytest)
     (scenarios / "test_leak.py").write_text(
         """
 import pytest

@@ -19,6 +19,7 @@ from harness.artifacts import Artifacts
 from harness.history import History
 from harness.matrix import Matrix
 from harness.plugin.fixtures import FOLDER, TESTBED, artifacts_of
+from harness.qemu.architectures import X86_64
 from harness.testbed import Testbed
 
 pytest_plugins = ["harness.plugin"]
@@ -28,8 +29,9 @@ def pytest_configure() -> None:
     """Nothing is provisioned and nothing is probed."""
     qemu = (SimpleNamespace(name="7.2", key="k"), SimpleNamespace(version_text="7.2.22"))
     Matrix.prepare = lambda self: []  # type: ignore[method-assign]
-    Matrix.qemu = lambda self, name: cast(Any, qemu)  # type: ignore[method-assign]
-    Matrix.image = lambda self, name: cast(Any, SimpleNamespace(name="6.1", kernel_version="6.1.0", key="k"))  # type: ignore[method-assign]
+    Matrix.qemu = lambda self, name, architecture=X86_64: cast(Any, qemu)  # type: ignore[method-assign]
+    image = SimpleNamespace(name="6.1", kernel_version="6.1.0", key="k")
+    Matrix.image = lambda self, name, architecture=X86_64: cast(Any, image)  # type: ignore[method-assign]
 
 
 class RecordedTestbed:

@@ -67,10 +67,10 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_without_a_guest_nothing_is_imported_or_touched(
-    folder: Path, run_pytest: Pytest, workers: str
+    folder: Path, run_fresh_pytest: Pytest, workers: str
 ) -> None:
     (folder / "artifacts").mkdir()
-    done = run_pytest(folder, "-n", workers, "--strict-markers")
+    done = run_fresh_pytest(folder, "-n", workers, "--strict-markers")
     assert done.returncode == 0, done.stdout + done.stderr
     written = {path.name: path.read_text() for path in folder.glob("modules-*")}
     assert len(written) == (1 if workers == "0" else 3)

@@ -6,12 +6,15 @@ All cases run in one pytest of their own, once.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
+from harness.plugin.attachments import SECTION, attachments
 from harness.tests.plugin.conftest import Pytest
 
 _CASES = """
@@ -245,7 +248,8 @@ def _ran(tmp: Path, run_pytest: Pytest, *options: str, cases: str = _CASES) -> R
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory, run_pytest: Pytest) -> Ran:
-    return _ran(tmp_path_factory.mktemp("cases"), run_pytest)
+    junit = ("--junitxml", "junit.xml", "-o", "junit_logging=system-out")
+    return _ran(tmp_path_factory.mktemp("cases"), run_pytest, *junit)
 
 
 _DIED = "harness.errors.Violation: QEMU 'source' was killed by SIGSEGV after qmp:device_del"
@@ -455,6 +459,28 @@ def test_a_failure_names_its_folder(ran: Ran) -> None:
     assert "Linux version 6.1.0" in ran["qemu_died"].sections["last kernel lines"]
     assert (folder / "history.ndjson").read_text().count('"closed"') == 1
     assert f"artefacts of what failed: {ran.folder}" in ran.stdout
+
+
+def test_the_files_of_a_failure_are_attachments_of_its_junit_test_case(ran: Ran) -> None:
+    start = ran.folder.parent
+    cases = {case.get("name"): case for case in ElementTree.parse(start / "junit.xml").iter("testcase")}
+    attached = re.findall(
+        r"^\[\[ATTACHMENT\|(.+)\]\]$", cases["test_qemu_died"].findtext("system-out", ""), re.MULTILINE
+    )
+    assert attached[0] == "out/test_cases.test_qemu_died/history.ndjson"
+    assert "out/test_cases.test_qemu_died/verdict.json" in attached
+    assert all((start / path).stat().st_size for path in attached)
+    assert "ATTACHMENT" not in (cases["test_passes"].findtext("system-out") or "")
+    assert ran.stdout.count(SECTION) == 1, "the terminal shows it where the teardown fails, and only there"
+
+
+def test_an_attachment_outside_of_the_current_folder_has_an_absolute_path(tmp_path: Path) -> None:
+    for name, content in (("qmp.ndjson", "{}"), ("history.ndjson", "{}"), ("qemu.log", "")):
+        (tmp_path / name).write_text(content)
+    (tmp_path / "destination-1").mkdir()
+    (tmp_path / "destination-1" / "backtrace.txt").write_text("#0")
+    names = ("destination-1/backtrace.txt", "history.ndjson", "qmp.ndjson")
+    assert attachments(tmp_path, tmp_path / "elsewhere") == [f"[[ATTACHMENT|{tmp_path / n}]]" for n in names]
 
 
 def test_parametrized_tests_have_folders_of_their_own(ran: Ran) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -164,7 +165,7 @@ def test_the_summary_says_what_was_seen_where_the_range_is_unknown(
 
 _ADDED = """
 [[bug]]
-id = "MY1"
+id = "{id}"
 guarantee = "{guarantee}"
 title = "it is lost"
 affected = [">=0"]
@@ -189,51 +190,63 @@ class TestClass:
 )
 
 
+def _bug(scenarios: str, guarantee: str = "nothing is lost", id: str = "MY1") -> str:
+    return _ADDED.format(scenarios=scenarios, guarantee=guarantee, id=id)
+
+
 def _added(
-    tmp_path: Path, run_pytest: Pytest, scenarios: str, *options: str, guarantee: str = "nothing is lost"
+    folder: Path, run_pytest: Pytest, bugs: Iterable[str], *options: str
 ) -> subprocess.CompletedProcess[str]:
-    (tmp_path / "conftest.py").write_text(Path(inner.__file__).read_text())
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub/test_mine.py").write_text(_MINE)
-    (tmp_path / "bugs.toml").write_text(_ADDED.format(scenarios=scenarios, guarantee=guarantee))
-    return run_pytest(tmp_path, "--machine", "pc", "--known-bugs", "bugs.toml", *options)
+    (folder / "conftest.py").write_text(Path(inner.__file__).read_text())
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    (folder / "sub").mkdir()
+    (folder / "sub/test_mine.py").write_text(_MINE)
+    (folder / "bugs.toml").write_text("".join(bugs))
+    return run_pytest(folder, "--machine", "pc", "--known-bugs", "bugs.toml", *options)
 
 
 def test_a_failure_that_is_not_the_known_bugs_names_what_is_expected(
     run_pytest: Pytest, tmp_path: Path
 ) -> None:
-    done = _added(tmp_path, run_pytest, '"sub/test_mine.py::test_lost"', "--tb=no", "-k", "test_lost")
+    bug = _bug('"sub/test_mine.py::test_lost"')
+    done = _added(tmp_path, run_pytest, [bug], "--tb=no", "-k", "test_lost")
     assert "it was lost; known bug MY1 expects /it is lost/ in the first line" in re.sub(
         r"[│\s]+", " ", done.stdout
     )
 
 
-@pytest.mark.parametrize(
-    ("scenarios", "guarantee", "said"),
-    [
-        ('"test_mine.py::test_lots"', "nothing is lost", "sub/test_mine.py has no test test_lots"),
-        ('"sub/test_mine.py::test_lots[pc]"', "nothing is lost", "sub/test_mine.py has no test test_lots"),
-        ('"test_mine.py::TestX::test_in_a_class"', "another", "has no test TestX::test_in_a_class"),
-        (
-            '"test_mine.py::test_lost"',
-            "no loss",
-            "its guarantee is 'no loss', that of its scenarios 'nothing is lost'",
-        ),
-        ('"test_mine.py::TestClass::test_in_a_class"', "another", ""),
-        ('"test_mine.py::test_in_a_class", "test_mine.py::test_lost"', "another", ""),
-        ('"sub/test_mine.py::test_lost"', "nothing is lost", ""),
-        ('"other/test_mine.py::test_lots"', "nothing is lost", ""),
-        ('"test_of_another_run.py::test_lots"', "nothing is lost", ""),
-    ],
-)
-def test_an_added_entry_is_compared_with_the_collected_tests(
-    run_pytest: Pytest, tmp_path: Path, scenarios: str, guarantee: str, said: str
-) -> None:
-    done = _added(tmp_path, run_pytest, scenarios, "--collect-only", "-q", guarantee=guarantee)
+#: The scenarios and the guarantee of an added entry, and what is said about it.
+_COMPARED = [
+    ('"test_mine.py::test_lots"', "nothing is lost", "sub/test_mine.py has no test test_lots"),
+    ('"sub/test_mine.py::test_lots[pc]"', "nothing is lost", "sub/test_mine.py has no test test_lots"),
+    ('"test_mine.py::TestX::test_in_a_class"', "another", "has no test TestX::test_in_a_class"),
+    (
+        '"test_mine.py::test_lost"',
+        "no loss",
+        "its guarantee is 'no loss', that of its scenarios 'nothing is lost'",
+    ),
+    ('"test_mine.py::TestClass::test_in_a_class"', "another", ""),
+    ('"test_mine.py::test_in_a_class", "test_mine.py::test_lost"', "another", ""),
+    ('"sub/test_mine.py::test_lost"', "nothing is lost", ""),
+    ('"other/test_mine.py::test_lots"', "nothing is lost", ""),
+    ('"test_of_another_run.py::test_lots"', "nothing is lost", ""),
+]
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory, run_pytest: Pytest) -> list[str]:
+    """What one run with all entries prints; entry N of the list is MYN."""
+    bugs = [_bug(scenarios, text, f"MY{number}") for number, (scenarios, text, _) in enumerate(_COMPARED)]
+    done = _added(tmp_path_factory.mktemp("compared"), run_pytest, bugs, "--collect-only", "-q")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert ("\nknown bug MY1: " in done.stdout) is bool(said)
-    assert said in done.stdout
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("number", range(len(_COMPARED)))
+def test_an_added_entry_is_compared_with_the_collected_tests(compared: list[str], number: int) -> None:
+    said = _COMPARED[number][2]
+    lines = [line for line in compared if line.startswith(f"known bug MY{number}: ")]
+    assert [said in line for line in lines] == ([True] if said else [])
 
 
 @pytest.mark.parametrize(("workers", "strict"), [("0", True), ("2", True), ("2", False)])
@@ -241,7 +254,7 @@ def test_with_strict_a_wrong_entry_fails_the_run(
     run_pytest: Pytest, tmp_path: Path, workers: str, strict: bool
 ) -> None:
     options = ["-n", workers, "-k", "test_passes", *(["--strict"] if strict else [])]
-    done = _added(tmp_path, run_pytest, '"test_mine.py::test_lots"', *options)
+    done = _added(tmp_path, run_pytest, [_bug('"test_mine.py::test_lots"')], *options)
     assert "1 passed" in done.stdout
     assert done.stdout.count("sub/test_mine.py has no test test_lots") == 1
     assert done.returncode == int(strict)

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from harness.guarantees import UNNAMED
+from harness.plugin.marks import guarantee_of
 from harness.report import summary
 from harness.report.summary import Outcome
 from harness.tests.plugin import inner
@@ -82,10 +83,16 @@ def test_a_guarantee_of_another_repository(folder: Path, run_pytest: Pytest, wor
     assert properties.count(("guarantee", _BLOCK)) == 2
 
 
-@pytest.mark.parametrize("mark", ["guarantee", "guarantee('')", "guarantee(1)", "guarantee('a', 'b')"])
-def test_a_mark_without_one_text_is_a_usage_error(folder: Path, run_pytest: Pytest, mark: str) -> None:
+@pytest.mark.parametrize("arguments", [(), ("",), (1,), ("a", "b")])
+def test_a_mark_has_one_text(request: pytest.FixtureRequest, arguments: tuple[object, ...]) -> None:
+    request.node.add_marker(pytest.mark.guarantee(*arguments))
+    with pytest.raises(pytest.UsageError, match=r'write @pytest\.mark\.guarantee\("\.\.\."\), with one text'):
+        guarantee_of(request.node)
+
+
+def test_a_mark_without_one_text_is_a_usage_error(folder: Path, run_pytest: Pytest) -> None:
     (folder / "test_block.py").write_text(
-        f"import pytest\n@pytest.mark.{mark}\ndef test_it(qemu_name): pass\n"
+        "import pytest\n@pytest.mark.guarantee\ndef test_it(qemu_name): pass\n"
     )
     done = run_pytest(folder, "--collect-only")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR

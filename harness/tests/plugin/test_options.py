@@ -54,7 +54,10 @@ def _errors(done: subprocess.CompletedProcess[str]) -> list[str]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--machine", "isapc"], "--machine isapc: unknown machine type; known: pc, q35, q35-pcie"),
+        (
+            ["--machine", "isapc"],
+            "--machine isapc: unknown machine type; known: pc, q35, q35-pcie, s390-ccw, virt",
+        ),
         (["--accel", "hvf"], "--accel hvf: unknown accelerator; known: auto, kvm, tcg"),
         (["--kernel", "2.4"], "--kernel 2.4: unknown kernel; known: "),
         (["--qemu", "no/such"], "--qemu no/such: no such file (give a path"),

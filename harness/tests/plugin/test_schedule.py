@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.plugin import workers
+from harness.plugin import schedule, workers
 from harness.tests.plugin.conftest import Pytest
 
 _CASES = """
@@ -57,9 +57,15 @@ def test_alone_they_run_in_the_order_of_the_files(folder: Path, run_pytest: Pyte
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[1]", '{"test_cases.py::test_quick": "long"}'])
-def test_a_damaged_record_costs_nothing(folder: Path, run_pytest: Pytest, damage: str) -> None:
+def test_a_damaged_record_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    (tmp_path / "durations.json").write_text(damage)
+    assert schedule._read() == {}
+
+
+def test_a_damaged_record_costs_nothing(folder: Path, run_pytest: Pytest) -> None:
     path = folder / "cache" / "durations.json"
-    path.write_text(damage)
+    path.write_text("{")
     done = run_pytest(folder, "--machine", "pc", "-n", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(json.loads(path.read_text())) == 5

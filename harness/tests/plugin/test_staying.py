@@ -126,12 +126,10 @@ def test_ctrl_c_ends_the_run(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [("-n", "2"), ("-n", "1"), ("--tx", "popen", "--dist", "load")])
-def test_workers_are_refused(folder: Path, options: tuple[str, ...]) -> None:
-    session = on_terminal(folder, *options)
-    session.expect("ERROR: --stay-on-failure is for one test at a time: leave -n out")
-    session.expect(pexpect.EOF)
-    session.close()
-    assert session.exitstatus == 4
+def test_workers_are_refused(folder: Path, run_pytest: Pytest, options: tuple[str, ...]) -> None:
+    done = run_pytest(folder, "--stay-on-failure", *options)
+    assert "ERROR: --stay-on-failure is for one test at a time: leave -n out" in done.stderr
+    assert done.returncode == 4
 
 
 def test_it_needs_a_terminal(folder: Path) -> None:

@@ -70,19 +70,20 @@ def light(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "2")])
 @pytest.mark.parametrize(
     ("options", "reported"),
     [
         ((), "tests left out of a default run: 3 (--thorough runs them)"),
+        (("-n", "2"), "tests left out of a default run: 3 (--thorough runs them)"),
         (("-k", "way or usual"), "tests left out of a default run: 1 (--thorough runs them)"),
         (("--thorough",), None),
+        (("--thorough", "-n", "1"), None),
     ],
 )
 def test_what_is_left_out_is_reported(
-    light: Path, run_pytest: Pytest, options: tuple[str, ...], reported: str | None, workers: tuple[str, ...]
+    light: Path, run_pytest: Pytest, options: tuple[str, ...], reported: str | None
 ) -> None:
-    done = run_pytest(light, *options, *workers)
+    done = run_pytest(light, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line for line in done.stdout.splitlines() if "left out" in line]
     assert lines == ([reported] if reported else [])

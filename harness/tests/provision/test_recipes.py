@@ -7,6 +7,7 @@ import pytest
 from harness.errors import UsageError
 from harness.provision import recipes
 from harness.provision.recipes import Folders, GuestRecipe, HeapRecipe, QemuRecipe
+from harness.qemu.architectures import ARCHITECTURES
 
 GOOD = 'default = true\nrelease = "bookworm"\npackages = ["qemu-system-x86"]\n'
 
@@ -81,21 +82,23 @@ def test_a_root_that_does_not_exist_is_named_with_its_line(tmp_path: Path) -> No
     (tmp_path / "6.1.toml").write_text(text)
     recipe = recipes.load(tmp_path, "6.1", GuestRecipe)
     with pytest.raises(UsageError, match=r"6\.1\.toml:7: root: .*/rot is not a folder"):
-        recipes.root_of(tmp_path, "6.1", recipe)
+        recipes.roots_of(tmp_path, "6.1", recipe)
 
 
 def test_the_projects_own_recipes_can_all_be_read() -> None:
     images = recipes.recipes_folder()
     assert {"7.2", "10.0"} <= set(recipes.names(images / "qemu"))
-    for name in recipes.names(images / "qemu"):
-        recipes.load(images / "qemu", name, QemuRecipe)
     for name in recipes.names(images / "heap"):
         recipes.load(images / "heap", name, HeapRecipe)
-    for name in recipes.names(images / "guests"):
-        recipe = recipes.load(images / "guests", name, GuestRecipe)
-        assert (recipes.root_of(images / "guests", name, recipe) / "etc/rcS").stat().st_mode & 0o111
-    assert recipes.default_name(images / "qemu", QemuRecipe) == "7.2"
-    assert recipes.default_name(images / "guests", GuestRecipe) == "6.1"
+    for architecture in ARCHITECTURES.values():
+        qemus, guests = (images / recipes.kind_of(kind, architecture) for kind in ("qemu", "guests"))
+        for name in recipes.names(qemus):
+            recipes.load(qemus, name, QemuRecipe)
+        for name in recipes.names(guests):
+            recipe = recipes.load(guests, name, GuestRecipe)
+            assert (recipes.roots_of(guests, name, recipe)[0] / "etc/rcS").stat().st_mode & 0o111
+        assert recipes.default_name(qemus, QemuRecipe) == "7.2"
+        assert recipes.default_name(guests, GuestRecipe) == "6.1"
 
 
 @pytest.fixture

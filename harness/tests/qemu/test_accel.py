@@ -3,13 +3,14 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness.errors import UsageError
 from harness.qemu import accel
-from harness.qemu.accel import Accel, Verdict, choose
+from harness.qemu.accel import Accel, Verdict, choose, for_foreign_guest
 from harness.qemu.spec import MachineSpec
 from harness.tests.qemu.specs import spec
 
@@ -24,9 +25,9 @@ class _Boots:
     def __init__(self, answer: str | None, *, timed_out: bool = False) -> None:
         self.verdict, self.count = Verdict(answer, timed_out), 0
 
-    def __call__(self, spec: MachineSpec) -> Verdict:
+    def __call__(self, spec: MachineSpec, accel: str, deadline_s: float) -> Verdict | float:
         self.count += 1
-        return self.verdict
+        return self.verdict if self.verdict.reason is not None else 8.5
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _boots(monkeypatch: pytest.MonkeyPatch, answer: str | None, *, timed_out: bool = False) -> _Boots:
     boots = _Boots(answer, timed_out=timed_out)
-    monkeypatch.setattr(accel, "_boot_under_kvm", boots)
+    monkeypatch.setattr(accel, "_try_boot", boots)
     return boots
 
 
@@ -192,13 +193,52 @@ def test_asking_for_kvm_where_no_guest_runs(
 def test_a_boot_that_is_interrupted_is_not_cached(
     tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(spec: MachineSpec) -> Verdict:
+    def interrupted(spec: MachineSpec, accel: str, deadline_s: float) -> Verdict:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(accel, "_boot_under_kvm", interrupted)
+    monkeypatch.setattr(accel, "_try_boot", interrupted)
     with pytest.raises(KeyboardInterrupt):
         _choose(tmp_path)
     assert not list(tmp_path.glob("memory/*"))
+
+
+def _foreign(tmp_path: Path, wanted: str = "auto") -> Accel:
+    return for_foreign_guest(wanted, spec("s390-ccw"), "qemu/guest", tmp_path / "memory")
+
+
+def test_a_guest_of_another_architecture_is_measured_once(
+    tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KVM is not tried, and the processor time of a boot is the timeout scale."""
+    boots = _boots(monkeypatch, None)
+    first = _foreign(tmp_path)
+    assert first == _foreign(tmp_path, "tcg")
+    assert boots.count == 1
+    assert (first.name, first.timeout_scale.factor) == ("tcg", 8.5)
+    assert replace(first, host_factor=2.0).timeout_scale.factor == 17.0
+    assert "guests of s390x" in first.reason
+
+
+@pytest.mark.parametrize(("boot_s", "factor"), [(0.5, 6.0), (1e3, 30.0)])
+def test_the_scale_of_another_architecture_has_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot_s: float, factor: float
+) -> None:
+    monkeypatch.setattr(accel, "_try_boot", lambda *_: boot_s)
+    assert _foreign(tmp_path).timeout_scale.factor == factor
+
+
+def test_a_guest_of_another_architecture_that_does_not_boot_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boots = _boots(monkeypatch, _HANGS)
+    assert _foreign(tmp_path).reason.endswith(_HANGS)
+    assert _foreign(tmp_path).timeout_scale.factor == 6.0
+    assert boots.count == 2
+
+
+def test_kvm_for_another_architecture(tmp_path: Path, kvm: Path) -> None:
+    with pytest.raises(UsageError, match=r"^--accel kvm: guests of s390x run under TCG alone on this host"):
+        _foreign(tmp_path, "kvm")
 
 
 def test_guests_without_hardware_help_are_given_more_time() -> None:

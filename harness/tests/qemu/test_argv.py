@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from dataclasses import replace
@@ -228,6 +229,25 @@ def test_argv_sh_starts_the_same_machine_in_a_folder_of_its_own(
     assert (out / "tree").read_text().split() == [".", "./disk.qcow2", "./share0"]
     assert (out / "disk").read_text() == "a disk"
     assert list((tmp_path / "t").iterdir()) == [], "its folder must go with it"
+
+
+def test_argv_sh_makes_a_firmware_that_was_of_the_run(odd: Path, tmp_path: Path) -> None:
+    """The file itself is gone with the run; one that is elsewhere is used where it is."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "halt.rom").write_bytes(bytes(range(256)))
+    _, made = _recorded(odd, run)
+    written = script(replace(made, firmware=run / "halt.rom"), run).replace(
+        "set -eu\n", "set -eu\nexport RUN\n"
+    )
+    (odd / "argv.sh").write_text(written)
+    (odd / "qemu").write_text(_FAKE + 'cat "$RUN/halt.rom" > "$out/firmware"\n')
+    shutil.rmtree(run)
+    done = _run(odd / "argv.sh", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (odd / "out" / "firmware").read_bytes() == bytes(range(256))
+    elsewhere = script(replace(made, firmware=odd / "bios"), run)
+    assert "gunzip" not in elsewhere
 
 
 def test_argv_sh_never_touches_the_run_that_it_came_from(odd: Path, tmp_path: Path) -> None:

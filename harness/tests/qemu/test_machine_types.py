@@ -8,8 +8,15 @@ from pathlib import Path
 import pytest
 
 from harness.errors import Unsupported, UsageError
-from harness.qemu.machine_types import MACHINE_TYPES
-from harness.qemu.machine_types.machine_type import SLOTS, AcpiEject, MachineType, SlotPowerOff
+from harness.qemu.machine_types import DEFAULT_MACHINE_TYPES, MACHINE_TYPES, chosen
+from harness.qemu.machine_types.machine_type import (
+    SLOTS,
+    AcpiEject,
+    MachineType,
+    NoEject,
+    SlotPowerOff,
+    UnplugKind,
+)
 from harness.tests.qemu.specs import INSTALL
 
 each = pytest.mark.parametrize("kind", MACHINE_TYPES.values(), ids=list(MACHINE_TYPES))
@@ -17,7 +24,8 @@ each = pytest.mark.parametrize("kind", MACHINE_TYPES.values(), ids=list(MACHINE_
 
 def test_all_of_them_in_order() -> None:
     """The first is the default where one has to be chosen."""
-    assert list(MACHINE_TYPES) == ["pc", "q35", "q35-pcie"]
+    assert list(MACHINE_TYPES) == ["pc", "q35", "q35-pcie", "s390-ccw", "virt"]
+    assert DEFAULT_MACHINE_TYPES == ("pc", "q35", "q35-pcie")
     assert all(kind.name == name for name, kind in MACHINE_TYPES.items())
 
 
@@ -27,6 +35,8 @@ def test_all_of_them_in_order() -> None:
         ("pc", {"bus": "pci.0", "addr": "0x10"}, {"bus": "pci.0", "addr": "0x13"}),
         ("q35", {"bus": "rp0", "addr": "0x0"}, {"bus": "rp3", "addr": "0x0"}),
         ("q35-pcie", {"bus": "rp0", "addr": "0x0"}, {"bus": "rp3", "addr": "0x0"}),
+        ("s390-ccw", {"devno": "fe.0.0010"}, {"devno": "fe.0.0013"}),
+        ("virt", {"bus": "rp0", "addr": "0x0"}, {"bus": "rp3", "addr": "0x0"}),
     ],
 )
 def test_places(machine: str, first: dict[str, str], last: dict[str, str]) -> None:
@@ -39,7 +49,8 @@ def test_places(machine: str, first: dict[str, str], last: dict[str, str]) -> No
 def test_every_place_is_on_the_command_line_or_in_the_machine(kind: MachineType) -> None:
     assert len(kind.places) == SLOTS
     ports = {word.split(",")[1] for word in kind.place_arguments if "," in word}
-    assert ports == {f"id={place.bus}" for place in kind.places if place.bus != "pci.0"}
+    buses = {place.properties.get("bus", "pci.0") for place in kind.places}
+    assert ports == {f"id={bus}" for bus in buses - {"pci.0"}}
 
 
 @pytest.mark.parametrize("slot", [-1, SLOTS])
@@ -59,6 +70,7 @@ def test_a_place_that_is_not_there(slot: int) -> None:
             "0x0",
             ("-device", "pcie-root-port,id=fixed,chassis=9,slot=9,hotplug=off,bus=pcie.0,addr=0x18"),
         ),
+        ("virt", "pcie.0", "0x18", ()),
     ],
 )
 def test_a_place_that_forbids_hotplug(
@@ -68,7 +80,7 @@ def test_a_place_that_forbids_hotplug(
     monkeypatch.setattr(
         "harness.qemu.machine_types.machine_type.require_property", lambda _, *what: asked.append(what)
     )
-    fixed = MACHINE_TYPES[machine].fixed_place
+    fixed = MACHINE_TYPES[machine].require_fixed_place()
     fixed.require(INSTALL)
     assert (fixed.bus, fixed.addr, fixed.arguments) == (bus, addr, arguments)
     # Only pc needs a property that not every QEMU has.
@@ -81,6 +93,8 @@ def test_how_a_guest_ejects() -> None:
         "pc": AcpiEject(0xAE00),
         "q35": AcpiEject(0xCC0),
         "q35-pcie": SlotPowerOff(),
+        "s390-ccw": NoEject("a guest cannot eject a channel device"),
+        "virt": SlotPowerOff(),
     }
     assert AcpiEject(0xAE00).writes(2, 0x10) == [(0xAE10, 2), (0xAE08, 1 << 0x10)]
 
@@ -95,15 +109,23 @@ def test_how_a_guest_ejects() -> None:
 )
 def test_the_qom_path_of_a_bus(machine: str, path: str) -> None:
     kind = MACHINE_TYPES[machine]
-    assert kind.bus_path.format(bus=kind.places[0].bus) == path
+    assert kind.bus_path.format(bus=kind.place(0)["bus"]) == path
 
 
 @pytest.mark.parametrize(
-    ("machine", "newest"), [("pc", "pc-i440fx-7.2"), ("q35", "pc-q35-7.2"), ("q35-pcie", "pc-q35-7.2")]
+    ("machine", "newest"),
+    [
+        ("pc", "pc-i440fx-7.2"),
+        ("q35", "pc-q35-7.2"),
+        ("q35-pcie", "pc-q35-7.2"),
+        ("s390-ccw", "s390-ccw-virtio-7.2"),
+        ("virt", "virt-7.2"),
+    ],
 )
 def test_the_newest_version_that_all_know(machine: str, newest: str) -> None:
     old = {"pc", "q35", "pc-i440fx-2.12", "pc-i440fx-7.2", "pc-q35-2.12", "pc-q35-7.2", "isapc"}
-    new = {*old, "pc-i440fx-10.0", "pc-q35-10.0"}
+    old |= {"s390-ccw-virtio", "s390-ccw-virtio-7.2", "virt", "virt-2.12", "virt-7.2"}
+    new = {*old, "pc-i440fx-10.0", "pc-q35-10.0", "s390-ccw-virtio-10.0", "virt-10.0"}
     kind = MACHINE_TYPES[machine].known_to_all(new, old)
     assert (kind.qemu, kind.name, kind.eject) == (newest, machine, MACHINE_TYPES[machine].eject)
     assert kind.place(1) == MACHINE_TYPES[machine].place(1)
@@ -112,6 +134,52 @@ def test_the_newest_version_that_all_know(machine: str, newest: str) -> None:
 def test_no_version_that_all_know() -> None:
     with pytest.raises(Unsupported, match=r"^pc: these QEMUs have no machine type of one version in common"):
         MACHINE_TYPES["pc"].known_to_all({"pc", "pc-i440fx-11.0"}, {"pc", "pc-i440fx-5.2"})
+
+
+@pytest.mark.parametrize(
+    ("architectures", "machines", "expected"),
+    [
+        ([], [], ("pc", "q35", "q35-pcie")),
+        (["s390x"], [], ("s390-ccw",)),
+        (["aarch64", "s390x"], [], ("s390-ccw", "virt")),
+        ([], ["virt", "pc"], ("virt", "pc")),
+        (["x86_64"], ["q35"], ("q35",)),
+    ],
+)
+def test_architectures_and_machine_types(
+    architectures: list[str], machines: list[str], expected: tuple[str, ...]
+) -> None:
+    """A machine type says its architecture, so it is enough to name one of the two."""
+    assert chosen(architectures, machines) == expected
+
+
+def test_a_machine_type_of_another_architecture() -> None:
+    with pytest.raises(UsageError, match=r"^--machine pc: is of architecture x86_64, not s390x$"):
+        chosen(["s390x"], ["pc"])
+    with pytest.raises(UsageError, match=r"^--arch pdp11: unknown architecture; known: x86_64, s390x, aa"):
+        chosen(["pdp11"], [])
+
+
+def test_what_a_machine_type_does_not_have() -> None:
+    """A scenario asks for what it needs; the error is the reason of its skip."""
+    kind = MACHINE_TYPES["s390-ccw"]
+    with pytest.raises(Unsupported, match=r"^s390-ccw: has no bus that forbids hotplug$"):
+        kind.require_fixed_place()
+    with pytest.raises(Unsupported, match=r"^s390-ccw: its virtio devices are not on a PCI bus$"):
+        kind.require_pci()
+    with pytest.raises(
+        Unsupported, match=r"^s390-ccw: device_del takes the device, without asking the guest$"
+    ):
+        kind.require_unplug(UnplugKind.ASKS)
+    with pytest.raises(Unsupported, match=r"^virt: device_del asks the guest$"):
+        MACHINE_TYPES["virt"].require_unplug(UnplugKind.TAKES)
+    kind.require_unplug(UnplugKind.TAKES)
+
+
+@pytest.mark.parametrize(("machine", "driver"), [("pc", "virtio-9p-pci"), ("s390-ccw", "virtio-9p-ccw")])
+def test_the_name_of_a_device(machine: str, driver: str) -> None:
+    assert MACHINE_TYPES[machine].driver("virtio-9p-pci") == driver
+    assert MACHINE_TYPES[machine].driver("e1000") == "e1000"
 
 
 # A question about a machine type is answered by its data; nobody looks at its name.

@@ -1,0 +1,40 @@
+"""The architectures of guests: which program emulates one, and what Debian calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """An architecture of guests.
+
+    :param name: as ``uname -m`` prints it in a guest.
+    :param debian: Debian's name (``dpkg --print-architecture``).
+    :param triplet: what Debian's library folders are called (``/usr/lib/TRIPLET``).
+    :param firmware: a file of QEMU's ``pc-bios`` that shows where its firmware is.
+    :param cpu: the plainest model on which two QEMUs agree (``-cpu``).
+    """
+
+    name: str
+    debian: str
+    triplet: str
+    firmware: str
+    cpu: str
+
+    @property
+    def program(self) -> str:
+        """The system emulator of this architecture."""
+        return f"qemu-system-{self.name}"
+
+
+#: Without RDRAND the guest's sshd waits a second for entropy.
+X86_64 = Architecture("x86_64", "amd64", "x86_64-linux-gnu", "bios-256k.bin", "qemu64,+rdrand")
+#: ``qemu`` is what TCG implements, and depends on the version of the machine type.
+S390X = Architecture("s390x", "s390x", "s390x-linux-gnu", "s390-ccw.img", "qemu")
+#: The ROM image of virtio-net is the only file of the folder that a machine with a kernel needs.
+AARCH64 = Architecture("aarch64", "arm64", "aarch64-linux-gnu", "efi-virtio.rom", "cortex-a57")
+
+#: By name; the first is the default.
+ARCHITECTURES: Mapping[str, Architecture] = {a.name: a for a in (X86_64, S390X, AARCH64)}

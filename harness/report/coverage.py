@@ -1,0 +1,229 @@
+"""Which lines of QEMU a run reached: gcovr's data, the share of each part, and what has no reason.
+
+gcovr reads the counters (GCC's ``.gcda``) with the ``gcov`` of the compiler that built QEMU, and writes its
+table and its page. It cannot select functions, so its data (``--json``) is reduced to the parts that
+``images/coverage.toml`` names before it makes them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from harness.errors import SetupError, UsageError
+from harness.provision.gcov import Coverage, Part, Reason
+
+#: The names of what :func:`write` makes.
+DATA, TABLE, PAGE, NOT_REACHED = "coverage.json", "coverage.txt", "page/index.html", "not-reached.txt"
+#: The folder of the counters, and below it the build folder: the path of it in the build root.
+COUNTERS = "counters"
+_BUILD, _SOURCE = f"{COUNTERS}/work/build", f"{COUNTERS}/work/source"
+_TIMEOUT_S = 600
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of QEMU that is compiled to something.
+
+    :ivar text: the line without white space around it. :ivar count: how often it ran.
+    """
+
+    file: str
+    number: int
+    function: str
+    text: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of some things were reached."""
+
+    reached: int
+    all: int
+
+    def __str__(self) -> str:
+        return f"{self.reached} of {self.all} ({self.percent:.1f} %)" if self.all else "none"
+
+    @property
+    def percent(self) -> float:
+        """0 to 100."""
+        return 100 * self.reached / self.all if self.all else 100.0
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """One file: its lines, the shares, and the lines that were not reached and have no reason."""
+
+    file: str
+    lines: Share
+    branches: Share
+    functions: Share
+    unexplained: int
+
+
+def require_gcovr() -> None:
+    """:raises UsageError: when gcovr is not installed."""
+    if importlib.util.find_spec("gcovr") is None:
+        raise UsageError("gcovr is not installed: pip install 'virtio-9p-harness[coverage]'")
+
+
+def gather(into: Path, build: Path, source: Path, gcov: Sequence[str], parts: Iterable[Part]) -> Any:
+    """gcovr's data of the counters in ``into``, reduced to ``parts``.
+
+    :param build: the build folder of the QEMU that counted. :param source: QEMU's source.
+    :param gcov: the command of the compiler's ``gcov``.
+    :raises SetupError: when there are no counters, or gcovr fails.
+    """
+    counters = sorted((into / _BUILD).rglob("*.gcda"))
+    if not counters:
+        raise SetupError(
+            f"no QEMU wrote counters below {into / COUNTERS}: no machine ran, or all were killed"
+        )
+    parts = list(parts)
+    for counter in counters:
+        notes = counter.with_suffix(".gcno")
+        shutil.copyfile(build / notes.relative_to(into / _BUILD), notes)
+    _copy_source(source, into / _SOURCE, parts)
+    data = into / "all.json"
+    _gcovr(into, "--gcov-executable", shlex.join(gcov), "--json", str(data), str(into / _BUILD))
+    return reduced(json.loads(data.read_text()), parts)
+
+
+def _copy_source(source: Path, into: Path, parts: Iterable[Part]) -> None:
+    """gcovr looks for the source beside the build folder."""
+    for part in parts:
+        copied = into / part.file
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        if (source / part.file).is_dir():
+            shutil.copytree(source / part.file, copied, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(source / part.file, copied)
+
+
+def reduced(data: dict[str, Any], parts: Sequence[Part]) -> dict[str, Any]:
+    """gcovr's data (its documentation: "JSON Format Reference") with the lines and functions of ``parts``."""
+    files = []
+    for file in data["files"]:
+        name = file["file"]
+        lines = [one for one in file["lines"] if _is_in(parts, name, one.get("function_name"))]
+        functions = [one for one in file["functions"] if _is_in(parts, name, one["name"])]
+        if lines:
+            files.append({**file, "lines": lines, "functions": functions})
+    return {**data, "files": files}
+
+
+def _is_in(parts: Sequence[Part], file: str, function: str | None) -> bool:
+    return any(part.has(file, function) for part in parts)
+
+
+def _gcovr(into: Path, *arguments: str) -> None:
+    command = [sys.executable, "-m", "gcovr", "--root", str(into / _SOURCE), *arguments]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, cwd=into, timeout=_TIMEOUT_S)
+    except subprocess.CalledProcessError as exc:
+        last = (exc.stderr.strip() or exc.stdout.strip() or "it printed nothing").splitlines()
+        raise SetupError(f"gcovr failed: {last[-1]}", details="\n".join(last[-15:])) from exc
+    except subprocess.TimeoutExpired as exc:
+        raise SetupError(f"gcovr did not end within {_TIMEOUT_S} s") from exc
+
+
+def lines_of(data: dict[str, Any], source: Path) -> list[Line]:
+    """The lines in gcovr's data, with their texts.
+
+    :param source: the folder that its file names are relative to.
+    """
+    found = []
+    for file in data["files"]:
+        texts = (source / file["file"]).read_text(errors="replace").splitlines()
+        for one in file["lines"]:
+            number, function = one["line_number"], one.get("function_name") or ""
+            found.append(Line(file["file"], number, function, texts[number - 1].strip(), one["count"]))
+    return found
+
+
+def reason_for(line: Line, reasons: Iterable[Reason]) -> Reason | None:
+    """The reason why this line is not reached, if one is known."""
+    return next((one for one in reasons if explains(one, line)), None)
+
+
+def explains(reason: Reason, line: Line) -> bool:
+    """Whether a reason is about this line."""
+    if reason.file != line.file or reason.function not in ("", line.function):
+        return False
+    return not reason.lines or any(line.text.startswith(text) for text in reason.lines)
+
+
+def report(data: dict[str, Any], lines: Iterable[Line], reasons: Sequence[Reason]) -> list[FileReport]:
+    """The shares of each file."""
+    unexplained: dict[str, int] = defaultdict(int)
+    for line in lines:
+        unexplained[line.file] += line.count == 0 and reason_for(line, reasons) is None
+    return [
+        FileReport(
+            file["file"],
+            _share(one["count"] for one in file["lines"]),
+            _share(branch["count"] for one in file["lines"] for branch in one["branches"]),
+            _share(one["execution_count"] for one in file["functions"]),
+            unexplained[file["file"]],
+        )
+        for file in data["files"]
+    ]
+
+
+def _share(counts: Iterable[int]) -> Share:
+    listed = list(counts)
+    return Share(sum(count > 0 for count in listed), len(listed))
+
+
+def table(files: Iterable[FileReport]) -> Table:
+    """The shares, a row for each file."""
+    made = Table("file", "lines", "branches", "functions", "lines without a reason", title="what is reached")
+    for file in files:
+        shares = (str(file.lines), str(file.branches), str(file.functions))
+        made.add_row(escape(file.file), *shares, str(file.unexplained))
+    return made
+
+
+def not_reached(lines: Sequence[Line], reasons: Sequence[Reason]) -> Iterator[str]:
+    """The lines that were not reached, by function, each with its reason or without; then stale reasons."""
+    missing: dict[tuple[str, str], list[Line]] = defaultdict(list)
+    for line in lines:
+        if line.count == 0:
+            missing[line.file, line.function].append(line)
+    for (file, function), found in missing.items():
+        yield f"\n{file}: {function or 'in no function'}"
+        for line in found:
+            reason = reason_for(line, reasons)
+            yield f"  {line.number:5} {line.text}" + (f"    [{reason.why}]" if reason else "")
+    for reason in reasons:
+        of_it = [line for line in lines if explains(reason, line)]
+        if of_it and all(line.count for line in of_it):
+            yield f"\nreached, although a reason says why not: {reason.file}: {reason.function}: {reason.why}"
+
+
+def write(into: Path, data: dict[str, Any], coverage: Coverage) -> list[FileReport]:
+    """Write gcovr's data, table and page, and the lines that are not reached, into ``into``.
+
+    :returns: the shares of each file.
+    :raises SetupError: when gcovr fails.
+    """
+    (into / DATA).write_text(json.dumps(data))
+    (into / PAGE).parent.mkdir(exist_ok=True)
+    outputs = ("--txt", str(into / TABLE), "--html-details", str(into / PAGE))
+    _gcovr(into, "--add-tracefile", str(into / DATA), *outputs)
+    lines = lines_of(data, into / _SOURCE)
+    (into / NOT_REACHED).write_text("\n".join(not_reached(lines, coverage.reason)).lstrip() + "\n")
+    return report(data, lines, coverage.reason)

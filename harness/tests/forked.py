@@ -1,0 +1,107 @@
+"""Runs of pytest that start quickly: each is a process forked from one that has imported the harness.
+
+What a process of its own costs is the import of pytest, of the harness and of what both need: more than a
+second of processor time. The run itself takes a third of that. A forked process still has arguments, an
+environment, a folder, options, plugins and standard streams of its own. Tests that are about what is imported
+start a fresh one.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import pytest
+
+#: Imported once, by the process from which the runs are forked. Not the plugin: pytest imports that itself.
+_PRELOADED = (
+    "pytest",
+    "xml.dom.minidom",
+    "harness.checkers",
+    "harness.leaks.hunt",
+    "harness.matrix",
+    "harness.report.ledger",
+    "harness.report.summary",
+    "harness.testbed",
+    "harness.tests.forked",
+)
+#: Seconds that a run may take.
+_LIMIT_S = 400.0
+
+
+def run(
+    target: Callable[..., int],
+    *arguments: object,
+    folder: Path,
+    environment: Mapping[str, str],
+    limit_s: float = _LIMIT_S,
+) -> subprocess.CompletedProcess[str]:
+    """Call ``target`` in a forked process, in ``folder`` and with ``environment`` alone.
+
+    :param target: a function of a module; what it returns is the exit status.
+    :raises subprocess.TimeoutExpired: when it takes longer than ``limit_s``; it was killed.
+    """
+    with tempfile.TemporaryDirectory() as into:
+        streams = [Path(into, name) for name in ("stdout", "stderr")]
+        given = (folder, dict(environment), streams, target, arguments)
+        process = _context().Process(target=_call, args=given)
+        process.start()
+        process.join(limit_s)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(str(target), limit_s)
+        out, err = (stream.read_text() if stream.exists() else "" for stream in streams)
+        return subprocess.CompletedProcess(str(target), process.exitcode, out, err)
+
+
+def run_pytest(options: Sequence[str]) -> int:
+    """``python -m pytest`` with these options: for :func:`run`."""
+    sys.argv = ["pytest", *options]
+    sys.path.insert(0, str(Path.cwd()))
+    return int(pytest.main(list(options)))
+
+
+def in_place_of_run_pytest(
+    argv: Sequence[str],
+    folder: Path,
+    *,
+    what: str,
+    environment: Mapping[str, str] | None = None,
+    silence_s: float = _LIMIT_S,
+) -> subprocess.CompletedProcess[str]:
+    """:func:`harness.report.pytest_run.run_pytest`, with a forked process for ``python -m pytest``."""
+    python, *words = argv
+    assert (python, words[:2]) == (sys.executable, ["-m", "pytest"]), f"{what}: {argv}"
+    given = os.environ if environment is None else environment
+    return run(run_pytest, words[2:], folder=folder, environment=given, limit_s=silence_s)
+
+
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_PRELOADED))
+    return context
+
+
+def _call(
+    folder: Path,
+    environment: dict[str, str],
+    streams: Sequence[Path],
+    target: Callable[..., int],
+    arguments: Sequence[object],
+) -> None:
+    for number, stream in enumerate(streams, start=1):
+        descriptor = os.open(stream, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    tempfile.tempdir = None  # It is that of the environment.
+    raise SystemExit(target(*arguments))
