@@ -177,6 +177,7 @@ class Columns:
                 "name": one.name,
                 "outcome": one.outcome,
                 "detail": one.detail or "",
+                "artefacts": one.artefacts or "",
             }
             for one in self._store.select(rows.Finding)
             if one.run_id in self._number

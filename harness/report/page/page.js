@@ -9,8 +9,12 @@
   const WORST = [FAILED, FIXED, KNOWN, PASSED, SKIPPED];
   const R = D.results, COUNT = R.test.length;
   const main = document.getElementById("main"), form = document.getElementById("filters");
-  const NIGHTS = [...new Set(D.runs.map(run => run.night))].sort();
+  // Runs of scenarios are the nights. Benchmarks have results as well; faults and explorations have findings.
+  const ofScenarios = run => run.kind === "scenarios" || run.kind === "merge";
+  const withResults = new Set(R.run);
+  const NIGHTS = [...new Set(D.runs.filter((run, n) => ofScenarios(run) || withResults.has(n)).map(run => run.night))].sort();
   const nightIndex = new Map(NIGHTS.map((night, index) => [night, index]));
+  const LAST = Math.max(-1, ...D.runs.filter(ofScenarios).map(run => nightIndex.get(run.night)));
   const nightOf = result => nightIndex.get(D.runs[R.run[result]].night);
   const failureOf = new Map(D.failures.map(failure => [failure.result, failure]));
   const byTest = new Map();
@@ -138,7 +142,7 @@
   // Overview
 
   function overview(query) {
-    const found = matching(query), last = NIGHTS.length - 1;
+    const found = matching(query).filter(i => ofScenarios(D.runs[R.run[i]])), last = LAST;
     const latest = found.filter(i => nightOf(i) === last);
     const counts = OUTCOMES.map((_, outcome) => latest.filter(i => R.outcome[i] === outcome).length);
     const bad = latest.filter(i => R.outcome[i] === FAILED || R.outcome[i] === FIXED);
@@ -292,7 +296,7 @@
     const first = Math.max(0, NIGHTS.length - (Number(query.get("nights")) || NIGHTS.length));
     const nights = NIGHTS.slice(first);
     const cells = grouped(found, i => D.tests[R.test[i]].guarantees.map(guarantee => (guarantee * D.lanes.length + laneOf(i)) * NIGHTS.length + nightOf(i)));
-    const incomplete = new Set(D.runs.filter(run => !run.ended).map(run => run.night));
+    const incomplete = new Set(D.runs.filter(run => !run.ended && ofScenarios(run)).map(run => run.night));
     const present = new Set([...cells.keys()].map(key => Math.floor(key / NIGHTS.length)));
     if (!present.size) return h("p", { class: "empty" }, "Nothing matches the filters.");
     const body = [];
@@ -522,15 +526,17 @@
 
   function findings() {
     if (!D.findings.length) return [h("h2", {}, "Faults and exploration"), h("p", { class: "empty" }, "None is recorded (harness faults run, harness explore: --record FILE).")];
-    const kinds = [...new Set(D.findings.map(one => one.kind))];
+    const kinds = unique(D.findings.map(one => one.kind));
+    const called = { fault: "Faults", control: "QEMUs without a fault", finding: "Found by exploration",
+      "known bug": "Known bugs that exploration met", coverage: "Coverage of the exploration, by alphabet" };
     return [h("h2", {}, "Faults and exploration"), kinds.map(kind => {
       const list = D.findings.filter(one => one.kind === kind).reverse();
       const named = [...grouped2(list, one => one.name)].map(([, all]) => all);
       const latest = named.map(all => all[0]), before = new Map(named.map(all => [all[0], all.find(one => one.outcome !== all[0].outcome)]));
       const outcomes = [...grouped2(latest, one => one.outcome)].map(([outcome, all]) => `${all.length} ${outcome}`).join(", ");
-      return [h("h3", {}, kind), h("p", { class: "soft" }, `${latest.length}: ${outcomes}`),
+      return [h("h3", {}, called[kind] || kind), kind === "fault" || kind === "control" ? h("p", { class: "soft" }, `${latest.length}: ${outcomes}`) : null,
         listed(["Night!", "Outcome!", "Before!", "Name", "Detail"], latest, one => [D.runs[one.run].night, one.outcome,
-          before.get(one) ? `${before.get(one).outcome} on ${D.runs[before.get(one).run].night}` : "", one.name, one.detail])];
+          before.get(one) ? `${before.get(one).outcome} on ${D.runs[before.get(one).run].night}` : "", one.name, [one.detail, one.artefacts && h("div", {}, h("code", {}, one.artefacts))]])];
     })];
   }
   function grouped2(list, keyOf) {
