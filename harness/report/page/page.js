@@ -80,6 +80,12 @@
 
   // Filters. They are part of the fragment, so that a view can be sent as a link.
 
+  // So many nights are shown unless another number is asked for.
+  const NEWEST = 60;
+  function firstNight(query) {
+    const asked = query.get("nights"), count = asked === "all" || query.has("night") ? NIGHTS.length : Number(asked) || NEWEST;
+    return Math.max(0, NIGHTS.length - count);
+  }
   const unique = values => [...new Set(values.filter(Boolean))].sort();
   const FILTERS = [
     { name: "text", label: "Test or cause contains", wide: true },
@@ -88,7 +94,8 @@
     { name: "machine", label: "Machine type", values: unique(D.lanes.map(lane => lane.machine)) },
     { name: "kernel", label: "Kernel", values: unique(D.lanes.map(lane => lane.kernel)) },
     { name: "outcome", label: "Outcome", values: OUTCOMES.map(outcome => outcome[0]) },
-    { name: "nights", label: "Nights", values: ["7", "30", "60", "180"].filter(n => Number(n) < NIGHTS.length), any: "all" },
+    { name: "nights", label: "Nights", any: NIGHTS.length > NEWEST ? `last ${NEWEST}` : "all",
+      values: ["7", "30", "180", "all"].filter(n => n === "all" ? NIGHTS.length > NEWEST : Number(n) < NIGHTS.length) },
     { name: "night", label: "Night", values: [...NIGHTS].reverse(), only: "results" },
   ];
 
@@ -96,7 +103,7 @@
     const text = (query.get("text") || "").toLowerCase();
     const guarantee = D.guarantees.indexOf(query.get("guarantee"));
     const outcome = OUTCOMES.findIndex(one => one[0] === query.get("outcome"));
-    const first = NIGHTS.length - (Number(query.get("nights")) || NIGHTS.length);
+    const first = firstNight(query);
     const night = query.has("night") ? nightIndex.get(query.get("night")) : -1;
     const lanes = D.lanes.map(lane => ["qemu", "machine", "kernel"].every(name => !query.get(name) || lane[name] === query.get(name)));
     const tests = D.tests.map(test => guarantee < 0 || test.guarantees.includes(guarantee));
@@ -117,7 +124,7 @@
   }
 
   function showFilters(path, query) {
-    const shown = FILTERS.filter(one => !one.values || one.values.length > 1 || query.has(one.name))
+    const shown = FILTERS.filter(one => !one.values || one.values.length > (one.any ? 0 : 1) || query.has(one.name))
       .filter(one => !one.only || path === `/${one.only}`);
     const key = path + shown.map(one => one.name);
     if (form.dataset.key === key) {
@@ -293,7 +300,7 @@
   };
 
   function heatMap(found, query) {
-    const first = Math.max(0, NIGHTS.length - (Number(query.get("nights")) || NIGHTS.length));
+    const first = firstNight(query);
     const nights = NIGHTS.slice(first);
     const cells = grouped(found, i => D.tests[R.test[i]].guarantees.map(guarantee => (guarantee * D.lanes.length + laneOf(i)) * NIGHTS.length + nightOf(i)));
     const incomplete = new Set(D.runs.filter(run => !run.ended && ofScenarios(run)).map(run => run.night));
@@ -316,7 +323,7 @@
     }
     const every = nights.length < 4 ? 1 : nights.length < 22 ? 3 : 7;
     const heads = nights.map((night, n) => h("th", { scope: "col", "aria-label": night },
-      (nights.length - 1 - n) % every === 0 ? h("span", {}, night.slice(5)) : ""));
+      (nights.length - 1 - n) % every === 0 ? h("span", {}, night.slice(5, 10)) : ""));
     const grid = h("table", { class: "heat", "aria-label": "Heat map; move with the arrow keys" },
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }), heads)), h("tbody", {}, body));
     const start = grid.querySelector("tbody a");

@@ -356,6 +356,17 @@ def test_the_overview_says_what_the_history_says(chromium: Any, tmp_path: Path) 
     made.tab.close()
 
 
+def test_sixty_nights_are_shown_and_all_when_asked_for(chromium: Any, tmp_path: Path) -> None:
+    generator.write(tmp_path / "nights.sqlite", generator.Plan(tests=9, machines=("pc",)), nights=70)
+    with Store(tmp_path / "nights.sqlite", read_only=True) as store:
+        made = Opened(chromium, write_page(store, tmp_path / "page"))
+    for asked, shown in (("", 60), ("7", 7), ("all", 70)):
+        made.tab.get_by_label("Nights").select_option(asked)
+        assert made.tab.locator(".heat tbody tr:nth-child(2) a").count() == shown
+    assert made.complaints == []
+    made.tab.close()
+
+
 def test_ten_thousand_results_are_shown(chromium: Any, tmp_path: Path) -> None:
     generator.write(
         tmp_path / "nights.sqlite", generator.Plan(tests=167, regression=55, flaky=0.2), nights=60
