@@ -17,6 +17,7 @@ from harness.checkers import Record, Verdict
 from harness.errors import UsageError
 from harness.explore.attempt import Failure
 from harness.explore.failures import DIED, death
+from harness.matrix import architecture_of
 from harness.plugin.fixtures import FOLDER
 from harness.plugin.judging import JUDGEMENTS
 from harness.plugin.marks import guarantee_of
@@ -33,6 +34,7 @@ from harness.testbed import Cell
 _OPTION = "record"
 _RECORDING = pytest.StashKey["_Recording"]()
 _WORKER_KEY = "harness_expected"
+_AXES = ("kernel_name", "machine_name")
 #: The phases of a test of which more follow; another report, such as that of a worker that died, is the last.
 _NOT_LAST = ("setup", "call")
 #: The name of the one process that runs tests without pytest-xdist.
@@ -75,8 +77,10 @@ def _worker(config: pytest.Config) -> str:
 
 def _kernel(item: pytest.Item) -> str:
     callspec = getattr(item, "callspec", None)
-    name = callspec.params.get("kernel_name") if callspec else None
-    return item.config.stash[MATRIX].image(name).name if isinstance(name, str) else ""
+    kernel, machine = (callspec.params.get(axis) if callspec else None for axis in _AXES)
+    if not isinstance(kernel, str) or not isinstance(machine, str):
+        return ""
+    return item.config.stash[MATRIX].image(kernel, architecture_of(machine)).name
 
 
 def _signature(item: pytest.Item, report: pytest.TestReport) -> str:

@@ -11,7 +11,7 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.segments import NoteSegment
 
-from harness.qemu.binary import PROGRAM, Capabilities, QemuInstall
+from harness.qemu.binary import Capabilities, QemuInstall
 
 #: QEMU: ``scripts/qemu-version.sh`` puts "git describe --match 'v*' --dirty" there, or what the packager gave
 #: to ``configure --with-pkgversion``.
@@ -20,7 +20,6 @@ _DESCRIBED = re.compile(r"v\d+\.\d+\.\d+\S*|v\d+\.\d+\S*-g[0-9a-f]+(-dirty)?")
 #: The line of a build tree with its source tree (QEMU: ``configure`` writes ``config-host.mak``).
 _SOURCE = re.compile(r"^SRC_PATH=(.+)$", re.MULTILINE)
 _TIMEOUT_S = 30
-_ARCHITECTURE = re.compile(r"qemu-system-(\w+)")
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,6 @@ def identity(install: QemuInstall, capabilities: Capabilities) -> Identity:
         package_version=None if described else named,
         git_describe=described or _describe(install.binary.parent),
     )
-
-
-def architecture(install: QemuInstall) -> str:
-    """The architecture of the guest, as in the name of QEMU's binary."""
-    found = _ARCHITECTURE.search(install.binary.name) or _ARCHITECTURE.search(PROGRAM)
-    return found[1] if found else ""
 
 
 def build_id(binary: Path) -> str | None:

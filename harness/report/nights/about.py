@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 
 from harness.layout import checkout
-from harness.qemu.identity import architecture, identity
+from harness.qemu.identity import identity
 from harness.report.summary import About, OfCell, OfQemu
 from harness.testbed import Cell
 
@@ -74,7 +74,7 @@ def _of_qemu(cell: Cell) -> OfQemu:
 def _of_cell(cell: Cell) -> OfCell:
     return OfCell(
         qemu=cell.qemu.name,
-        arch=architecture(cell.qemu),
+        arch=cell.machine_type.architecture.name,
         kernel=cell.image.name,
         kernel_version=cell.image.kernel_version,
         machine=cell.machine_type.name,

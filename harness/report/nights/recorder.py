@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from harness.errors import SetupError, UsageError
+from harness.matrix import architecture_of
 from harness.report.nights import rows
 from harness.report.nights.about import load, now
 from harness.report.nights.measurements import slopes
@@ -194,7 +195,7 @@ class Recorder:
         return self._add_cell(
             OfCell(
                 qemu=result.qemu,
-                arch="x86_64",
+                arch=architecture_of(result.machine).name,
                 kernel=result.kernel_name,
                 kernel_version=result.kernel,
                 machine=result.machine,

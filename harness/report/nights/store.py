@@ -29,6 +29,8 @@ R = TypeVar("R", bound=rows.Row)
 _BUSY_S = 60.0
 #: Columns that hold a JSON list of strings.
 _LISTS = frozenset({"options", "guarantees"})
+#: Columns that hold 0 or 1.
+_FLAGS = frozenset({"harness_dirty"})
 
 
 class Store:
@@ -299,4 +301,6 @@ def _row(kind: type[R], values: Sequence[Any]) -> R:
     given = dict(zip(kind.columns(), values, strict=True))
     for name in _LISTS & given.keys():
         given[name] = _list(given[name])
+    for name in _FLAGS & given.keys():
+        given[name] = bool(given[name])
     return kind(**given)

@@ -64,9 +64,3 @@ def test_the_build_id_is_that_of_the_linker(tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text("#!/bin/sh\n")
     assert identity.build_id(script) is None
-
-
-def test_the_architecture_is_in_the_name_of_the_binary() -> None:
-    named = QemuInstall(name="q", binary=Path("/b/qemu-system-aarch64"), command=())
-    other = QemuInstall(name="q", binary=Path("/b/my-qemu"), command=())
-    assert (identity.architecture(named), identity.architecture(other)) == ("aarch64", "x86_64")

@@ -69,6 +69,7 @@ def test_what_is_written_is_read_again(path: Path) -> None:
             "the run"
         )
         assert found.complete
+        assert found.harness_dirty is True
         (one,) = read.select(rows.Result, "run_id = ?", [run])
         assert (one.guarantees, one.cell_id, one.signature) == (("no leak",), cell, "s")
         assert read.select(rows.Running) == [], "the test has ended"
