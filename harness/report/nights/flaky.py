@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from harness.report import permutation
 from harness.report.change_points import changes as change_points
 from harness.report.nights import changes
 from harness.report.nights.changes import Difference
 from harness.report.nights.history import Entry, History, Place
-from harness.report.permutation import middle
+from harness.report.nights.load import Load, compared
 from harness.report.reliability import Reliability
 
 #: So many of its last nights say whether a test is flaky.
@@ -37,15 +36,6 @@ class Onset:
 
 
 @dataclass(frozen=True)
-class Load:
-    """The load of the host, as medians, when the test failed and when it passed, and the test's p-value."""
-
-    failed: float
-    passed: float
-    p: float
-
-
-@dataclass(frozen=True)
 class Flaky:
     """A flaky test.
 
@@ -53,6 +43,7 @@ class Flaky:
     :ivar switches: how often it began or ceased to fail from one night to the next.
     :ivar again: how often it failed when it was run again in nights in which it had failed.
     :ivar last_failure: the latest night in which it failed.
+    :ivar load: of the host, when it failed and when it did not.
     """
 
     place: Place
@@ -120,7 +111,7 @@ def _described(judged: Sequence[Entry], series: int) -> Flaky:
         signatures=tuple(Counter(entry.signature for entry in failed).most_common()),
         last_failure=failed[-1],
         onset=_onset(judged[-_HISTORY:], series),
-        load=_load(window),
+        load=compared(failed, [entry for entry in window if not entry.failed]),
     )
 
 
@@ -137,13 +128,3 @@ def _onset(judged: Sequence[Entry], series: int) -> Onset | None:
     start = found[-2].index if len(found) > 1 else 0
     changed = changes.between(judged[index - 1], judged[index]) if index else ()
     return Onset(_rate(judged[start:index]), _rate(judged[index:]), judged[index], changed)
-
-
-def _load(judged: Sequence[Entry]) -> Load | None:
-    failed, passed = (
-        [entry.result.load for entry in judged if entry.failed is bad and entry.result.load is not None]
-        for bad in (True, False)
-    )
-    if not failed or not passed:
-        return None
-    return Load(middle(failed), middle(passed), permutation.two_samples(failed, passed))

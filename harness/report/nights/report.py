@@ -152,7 +152,7 @@ def _flaky(one: Flaky) -> dict[str, Any]:
         },
         "load": None
         if one.load is None
-        else {"failed": one.load.failed, "passed": one.load.passed, "p": one.load.p},
+        else {"failed": one.load.first, "passed": one.load.second, "p": one.load.p},
     }
 
 
@@ -166,6 +166,9 @@ def _trend(one: Trend) -> dict[str, Any]:
         "factor": one.factor,
         "of": one.of,
         "changed": _differences(one.changed),
+        "load": None
+        if one.load is None
+        else {"before": one.load.first, "after": one.load.second, "p": one.load.p},
         "series": [
             {"test": _place(moved.series.place), "before": moved.change.before, "after": moved.change.after}
             for moved in one.moved

@@ -23,8 +23,6 @@ _LABEL = 12
 #: The most characters of a message.
 _CAUSE = 160
 _NOTHING_CHANGED = "nothing that the history records"
-#: A difference of loads is named when it is as unlikely as this.
-_UNLIKELY = 0.05
 
 
 def lines(of: Report) -> Iterator[str]:
@@ -215,8 +213,8 @@ def _flaky(one: Flaky) -> Iterator[str]:
         before, after = one.onset.before, one.onset.after
         yield _field("since", f"{_when(one.onset.first.run)}: {before} of nights before, {after} since")
         yield from _changed(one.onset.changed)
-    if one.load is not None and one.load.p <= _UNLIKELY:
-        yield _field("load", f"{one.load.failed:.1f} when it failed, {one.load.passed:.1f} when it passed")
+    if one.load is not None and one.load.differs:
+        yield _field("load", f"{one.load.first:.1f} when it failed, {one.load.second:.1f} when it passed")
     yield _field("replay", commands.replay(one.last_failure))
 
 
@@ -255,6 +253,8 @@ def _trend(one: Trend) -> Iterator[str]:
         yield _field("slope", f"{slope:+.2g} {one.unit} a night over {nights} nights")
     else:
         yield from _changed(one.changed)
+    if one.load is not None and one.load.differs:
+        yield _field("load", f"of the host {one.load.first:.1f} before, {one.load.second:.1f} since")
 
 
 def _missing(of: Missing) -> Iterator[str]:

@@ -7,6 +7,7 @@ of many tests in the same night are one report: a host that became slower is not
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from harness.report.change_points import Change, Shape, as_step_at, changes, sho
 from harness.report.nights import changes as nights
 from harness.report.nights.changes import Difference
 from harness.report.nights.history import Entry, History, Place, conditions, time
+from harness.report.nights.load import Load, compared
 from harness.report.permutation import middle
 from harness.report.summary import Outcome
 
@@ -23,6 +25,8 @@ from harness.report.summary import Outcome
 WINDOW = 60
 #: The name of a test's duration, beside the names of its measurements.
 SECONDS = "seconds"
+#: The names of leak slopes begin with it.
+_LEAK = "leak."
 #: Noise may place a step beside its night, or make it look like a drift. So many tests in one night decide.
 _MANY = 3
 
@@ -56,6 +60,12 @@ class Moved:
         return self.change.shape is Shape.STEP
 
     @property
+    def size(self) -> float:
+        """How much it changed, relative to what it was; infinite if that was nothing."""
+        factor = self.change.factor
+        return abs(math.log(factor)) if factor is not None else math.inf
+
+    @property
     def up(self) -> bool:
         """Whether the figures became larger."""
         return self.change.after > self.change.before
@@ -68,6 +78,7 @@ class Trend:
     :ivar moved: the series; the one that changed most comes first.
     :ivar of: the number of series of the same name and QEMU that were looked at.
     :ivar changed: what changed between the night before a step and the step's first.
+    :ivar load: of the host, before and since.
     """
 
     name: str
@@ -79,6 +90,7 @@ class Trend:
     moved: tuple[Moved, ...]
     of: int
     changed: tuple[Difference, ...]
+    load: Load | None
 
     @property
     def factor(self) -> float | None:
@@ -135,7 +147,9 @@ def _series(place: Place, entries: Sequence[Entry]) -> Iterator[Series]:
     names: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         for name in entry.measured:
-            names[name].append(entry)
+            # A test that failed has waited, or was cut short. A leak that made it fail has its slope.
+            if not entry.failed or name.startswith(_LEAK):
+                names[name].append(entry)
     for name, some in names.items():
         values = tuple(entry.measured[name].value for entry in some)
         yield Series(place, name, some[-1].measured[name].unit, tuple(some), values)
@@ -187,7 +201,7 @@ def _trend(group: Sequence[Moved], of: int) -> Trend:
     first = group[0]
     index = first.change.index
     entries = first.series.entries
-    ordered = sorted(group, key=lambda one: abs(one.change.after - one.change.before), reverse=True)
+    ordered = sorted(group, key=lambda one: one.size, reverse=True)
     return Trend(
         first.series.name,
         first.series.unit,
@@ -198,4 +212,5 @@ def _trend(group: Sequence[Moved], of: int) -> Trend:
         tuple(ordered),
         of,
         nights.between(entries[index - 1], entries[index]) if first.is_step else (),
+        compared(entries[first.change.start : index], entries[index : first.change.end]),
     )

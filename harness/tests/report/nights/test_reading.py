@@ -107,6 +107,30 @@ def test_times_of_failed_tests_are_no_series() -> None:
     assert trends(history(longer)).found == ()
 
 
+def test_a_step_on_a_busier_host_says_so() -> None:
+    entries = story("p" * 60)
+    slower = [
+        replace(
+            e, result=replace(e.result, seconds=(1.0 + n % 7 / 100) * (1 + (n >= 30)), load=5.0 * (n >= 30))
+        )
+        for n, e in enumerate(entries)
+    ]
+    (step,) = trends(history(slower)).found
+    assert step.load is not None
+    assert (step.load.first, step.load.second, step.load.differs) == (0.0, 5.0, True)
+
+
+def test_measurements_of_failed_tests_count_for_leaks_only() -> None:
+    def measured(entry: Entry, name: str) -> Entry:
+        value = 9.0 if entry.failed else 1.0
+        return replace(entry, measured={name: rows.Measurement(name=name, unit="s", value=value)})
+
+    entries = story("p" * 30 + "F" * 30)
+    assert trends(history([measured(entry, "migration") for entry in entries])).found == ()
+    (leak,) = trends(history([measured(entry, "leak.fds") for entry in entries])).found
+    assert leak.name == "leak.fds"
+
+
 def cells(*nights: int) -> History:
     """A test on 7.2 in six nights, and on 10.0 in some of them."""
     place = replace(PLACE, qemu="10.0")

@@ -127,10 +127,10 @@ def test_the_load_is_named_where_it_differed() -> None:
     loaded = [replace(e, result=replace(e.result, load=9.0 if e.failed else 0.5)) for e in entries]
     (one,) = flaky(history(loaded))
     assert one.load is not None
-    assert (one.load.failed, one.load.passed) == (9.0, 0.5)
+    assert (one.load.first, one.load.second, one.load.differs) == (9.0, 0.5, True)
     assert one.load.p < 0.01
     alike = [replace(entry, result=replace(entry.result, load=0.5)) for entry in entries]
-    assert flaky(history(alike))[0].load == replace(one.load, failed=0.5, p=1.0)
+    assert flaky(history(alike))[0].load == replace(one.load, first=0.5, p=1.0)
     assert flaky(history(entries))[0].load is None
 
 
