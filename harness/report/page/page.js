@@ -321,7 +321,7 @@
           href: fragment("/results", new URLSearchParams(next)) }, outcome === FAILED ? String(Math.min(counts[FAILED], 99)) : OUTCOMES[outcome][2]));
       })));
     }
-    const every = nights.length < 4 ? 1 : nights.length < 22 ? 3 : 7;
+    const every = nights.length < 22 ? 3 : 7;
     const heads = nights.map((night, n) => h("th", { scope: "col", "aria-label": night },
       (nights.length - 1 - n) % every === 0 ? h("span", {}, night.slice(5, 10)) : ""));
     const grid = h("table", { class: "heat", "aria-label": "Heat map; move with the arrow keys" },
