@@ -7,7 +7,8 @@ machine type.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -72,6 +73,7 @@ class Columns:
     def data(self) -> dict[str, Any]:
         """The data, without the failures."""
         results = self._results()
+        self._nights = self._named_nights(results)
         guarantees = self._guarantees()
         return {
             "runs": [self._run(run) for run in self.runs],
@@ -108,6 +110,26 @@ class Columns:
                 columns[name].append(value)
         return columns
 
+    def _named_nights(self, results: Mapping[str, Sequence[int]]) -> dict[int, str]:
+        """The night of each run: its day. A run that repeats tests of that day begins another night.
+
+        Parts of a run, and runs on other QEMUs, have other tests or lanes, and are in one night.
+        """
+        ran: dict[int, set[tuple[int, int]]] = defaultdict(set)
+        lanes = [cell[0] for cell in self._details.values]
+        for index, test, cell in zip(results["run"], results["test"], results["cell"], strict=True):
+            ran[index].add((test, lanes[cell]))
+        names: dict[int, str] = {}
+        night, day, so_far = "", "", set[tuple[int, int]]()
+        for number, run in enumerate(self.runs):
+            if run.begun[:10] != day:
+                night, day, so_far = run.begun[:10], run.begun[:10], set()
+            elif so_far & ran[number]:
+                night, so_far = run.begun[:19].replace("T", " "), set()
+            so_far |= ran[number]
+            names[run.id] = night
+        return names
+
     def _guarantees(self) -> list[str]:
         used = dict.fromkeys(name for names in self._of_test.values() for name in names)
         return [name for name in in_order(used) if name in used]
@@ -130,7 +152,7 @@ class Columns:
         running = self._store.select(rows.Running, "run_id = ?", (run.id,)) if run.ended is None else []
         loads = [f"{load:.1f}" for load in (run.load_begin, run.load_end) if load is not None]
         return {
-            "night": run.begun[:10],
+            "night": self._nights[run.id],
             "kind": run.kind,
             "begun": run.begun,
             "ended": run.ended,
@@ -177,6 +199,7 @@ class Columns:
                 "name": one.name,
                 "outcome": one.outcome,
                 "detail": one.detail or "",
+                "artefacts": one.artefacts or "",
             }
             for one in self._store.select(rows.Finding)
             if one.run_id in self._number

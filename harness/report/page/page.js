@@ -9,8 +9,12 @@
   const WORST = [FAILED, FIXED, KNOWN, PASSED, SKIPPED];
   const R = D.results, COUNT = R.test.length;
   const main = document.getElementById("main"), form = document.getElementById("filters");
-  const NIGHTS = [...new Set(D.runs.map(run => run.night))].sort();
+  // Runs of scenarios are the nights. Benchmarks have results as well; faults and explorations have findings.
+  const ofScenarios = run => run.kind === "scenarios" || run.kind === "merge";
+  const withResults = new Set(R.run);
+  const NIGHTS = [...new Set(D.runs.filter((run, n) => ofScenarios(run) || withResults.has(n)).map(run => run.night))].sort();
   const nightIndex = new Map(NIGHTS.map((night, index) => [night, index]));
+  const LAST = Math.max(-1, ...D.runs.filter(ofScenarios).map(run => nightIndex.get(run.night)));
   const nightOf = result => nightIndex.get(D.runs[R.run[result]].night);
   const failureOf = new Map(D.failures.map(failure => [failure.result, failure]));
   const byTest = new Map();
@@ -76,6 +80,12 @@
 
   // Filters. They are part of the fragment, so that a view can be sent as a link.
 
+  // So many nights are shown unless another number is asked for.
+  const NEWEST = 60;
+  function firstNight(query) {
+    const asked = query.get("nights"), count = asked === "all" || query.has("night") ? NIGHTS.length : Number(asked) || NEWEST;
+    return Math.max(0, NIGHTS.length - count);
+  }
   const unique = values => [...new Set(values.filter(Boolean))].sort();
   const FILTERS = [
     { name: "text", label: "Test or cause contains", wide: true },
@@ -84,7 +94,8 @@
     { name: "machine", label: "Machine type", values: unique(D.lanes.map(lane => lane.machine)) },
     { name: "kernel", label: "Kernel", values: unique(D.lanes.map(lane => lane.kernel)) },
     { name: "outcome", label: "Outcome", values: OUTCOMES.map(outcome => outcome[0]) },
-    { name: "nights", label: "Nights", values: ["7", "30", "60", "180"].filter(n => Number(n) < NIGHTS.length), any: "all" },
+    { name: "nights", label: "Nights", any: NIGHTS.length > NEWEST ? `last ${NEWEST}` : "all",
+      values: ["7", "30", "180", "all"].filter(n => n === "all" ? NIGHTS.length > NEWEST : Number(n) < NIGHTS.length) },
     { name: "night", label: "Night", values: [...NIGHTS].reverse(), only: "results" },
   ];
 
@@ -92,7 +103,7 @@
     const text = (query.get("text") || "").toLowerCase();
     const guarantee = D.guarantees.indexOf(query.get("guarantee"));
     const outcome = OUTCOMES.findIndex(one => one[0] === query.get("outcome"));
-    const first = NIGHTS.length - (Number(query.get("nights")) || NIGHTS.length);
+    const first = firstNight(query);
     const night = query.has("night") ? nightIndex.get(query.get("night")) : -1;
     const lanes = D.lanes.map(lane => ["qemu", "machine", "kernel"].every(name => !query.get(name) || lane[name] === query.get(name)));
     const tests = D.tests.map(test => guarantee < 0 || test.guarantees.includes(guarantee));
@@ -113,7 +124,7 @@
   }
 
   function showFilters(path, query) {
-    const shown = FILTERS.filter(one => !one.values || one.values.length > 1 || query.has(one.name))
+    const shown = FILTERS.filter(one => !one.values || one.values.length > (one.any ? 0 : 1) || query.has(one.name))
       .filter(one => !one.only || path === `/${one.only}`);
     const key = path + shown.map(one => one.name);
     if (form.dataset.key === key) {
@@ -138,7 +149,7 @@
   // Overview
 
   function overview(query) {
-    const found = matching(query), last = NIGHTS.length - 1;
+    const found = matching(query).filter(i => ofScenarios(D.runs[R.run[i]])), last = LAST;
     const latest = found.filter(i => nightOf(i) === last);
     const counts = OUTCOMES.map((_, outcome) => latest.filter(i => R.outcome[i] === outcome).length);
     const bad = latest.filter(i => R.outcome[i] === FAILED || R.outcome[i] === FIXED);
@@ -289,10 +300,10 @@
   };
 
   function heatMap(found, query) {
-    const first = Math.max(0, NIGHTS.length - (Number(query.get("nights")) || NIGHTS.length));
+    const first = firstNight(query);
     const nights = NIGHTS.slice(first);
     const cells = grouped(found, i => D.tests[R.test[i]].guarantees.map(guarantee => (guarantee * D.lanes.length + laneOf(i)) * NIGHTS.length + nightOf(i)));
-    const incomplete = new Set(D.runs.filter(run => !run.ended).map(run => run.night));
+    const incomplete = new Set(D.runs.filter(run => !run.ended && ofScenarios(run)).map(run => run.night));
     const present = new Set([...cells.keys()].map(key => Math.floor(key / NIGHTS.length)));
     if (!present.size) return h("p", { class: "empty" }, "Nothing matches the filters.");
     const body = [];
@@ -310,9 +321,9 @@
           href: fragment("/results", new URLSearchParams(next)) }, outcome === FAILED ? String(Math.min(counts[FAILED], 99)) : OUTCOMES[outcome][2]));
       })));
     }
-    const every = nights.length < 4 ? 1 : nights.length < 22 ? 3 : 7;
+    const every = nights.length < 22 ? 3 : 7;
     const heads = nights.map((night, n) => h("th", { scope: "col", "aria-label": night },
-      (nights.length - 1 - n) % every === 0 ? h("span", {}, night.slice(5)) : ""));
+      (nights.length - 1 - n) % every === 0 ? h("span", {}, night.slice(5, 10)) : ""));
     const grid = h("table", { class: "heat", "aria-label": "Heat map; move with the arrow keys" },
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }), heads)), h("tbody", {}, body));
     const start = grid.querySelector("tbody a");
@@ -522,15 +533,17 @@
 
   function findings() {
     if (!D.findings.length) return [h("h2", {}, "Faults and exploration"), h("p", { class: "empty" }, "None is recorded (harness faults run, harness explore: --record FILE).")];
-    const kinds = [...new Set(D.findings.map(one => one.kind))];
+    const kinds = unique(D.findings.map(one => one.kind));
+    const called = { fault: "Faults", control: "QEMUs without a fault", finding: "Found by exploration",
+      "known bug": "Known bugs that exploration met", coverage: "Coverage of the exploration, by alphabet" };
     return [h("h2", {}, "Faults and exploration"), kinds.map(kind => {
       const list = D.findings.filter(one => one.kind === kind).reverse();
       const named = [...grouped2(list, one => one.name)].map(([, all]) => all);
       const latest = named.map(all => all[0]), before = new Map(named.map(all => [all[0], all.find(one => one.outcome !== all[0].outcome)]));
       const outcomes = [...grouped2(latest, one => one.outcome)].map(([outcome, all]) => `${all.length} ${outcome}`).join(", ");
-      return [h("h3", {}, kind), h("p", { class: "soft" }, `${latest.length}: ${outcomes}`),
+      return [h("h3", {}, called[kind] || kind), kind === "fault" || kind === "control" ? h("p", { class: "soft" }, `${latest.length}: ${outcomes}`) : null,
         listed(["Night!", "Outcome!", "Before!", "Name", "Detail"], latest, one => [D.runs[one.run].night, one.outcome,
-          before.get(one) ? `${before.get(one).outcome} on ${D.runs[before.get(one).run].night}` : "", one.name, one.detail])];
+          before.get(one) ? `${before.get(one).outcome} on ${D.runs[before.get(one).run].night}` : "", one.name, [one.detail, one.artefacts && h("div", {}, h("code", {}, one.artefacts))]])];
     })];
   }
   function grouped2(list, keyOf) {

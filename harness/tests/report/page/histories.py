@@ -56,7 +56,7 @@ def write(folder: Path, nights: tuple[str, ...] = NIGHTS) -> Path:
             store.add_finding(
                 rows.Finding(
                     run_id=run,
-                    kind="faults",
+                    kind="fault",
                     name="tag-kept",
                     outcome="caught" if number else "missed",
                     detail=HOSTILE,

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from harness.report.nights import rows
 from harness.report.nights.history import load
 from harness.report.nights.report import report
 from harness.report.nights.store import Store
@@ -211,6 +212,35 @@ def test_a_finding_is_shown_once_with_what_it_was_before(opened: Opened) -> None
     assert cells == ["2026-11-28", "caught", "missed on 2026-11-26", "tag-kept", histories.HOSTILE]
 
 
+def test_a_benchmark_and_faults_are_no_night(chromium: Any, tmp_path: Path) -> None:
+    path = histories.write(tmp_path / "history")
+    with Store(path) as store:
+        late = "2026-11-29T02:00:00+00:00"
+        for kind in ("faults", "bench"):
+            run = store.begin_run(
+                rows.Run(uuid=kind, kind=kind, begun=late, host="ci", cores=1, harness_version="0.1.0")
+            )
+        store.add_result(
+            rows.Result(
+                run_id=run,
+                nodeid="bench/start::boot",
+                test="bench/start::boot",
+                guarantees=("bench",),
+                outcome="passed",
+                begun=late,
+                seconds=2.0,
+            )
+        )
+        made = Opened(chromium, write_page(store, tmp_path / "page"))
+    assert made.texts("main h2") == ["Night of 2026-11-28"]
+    assert "bench" not in made.texts(".heat .group th")
+    assert made.texts(".tiles b") == ["1", "0", "3", "3", "1"]
+    made.go("#/tests?guarantee=bench")
+    assert made.texts("main td a") == ["bench/start::boot"]
+    assert made.complaints == []
+    made.tab.close()
+
+
 def test_runs_say_which_is_incomplete_and_what_it_was_running(opened: Opened) -> None:
     opened.go("#/runs")
     first = opened.texts("main tbody tr")[0]
@@ -322,6 +352,17 @@ def test_the_overview_says_what_the_history_says(chromium: Any, tmp_path: Path) 
     since = dict(zip(made.texts("main dt"), made.texts("main dd"), strict=True))
     assert since["First bad"] == "2026-10-19 02:00 UTC"
     assert since["Last good"] == "2026-10-18 02:00 UTC"
+    assert made.complaints == []
+    made.tab.close()
+
+
+def test_sixty_nights_are_shown_and_all_when_asked_for(chromium: Any, tmp_path: Path) -> None:
+    generator.write(tmp_path / "nights.sqlite", generator.Plan(tests=9, machines=("pc",)), nights=70)
+    with Store(tmp_path / "nights.sqlite", read_only=True) as store:
+        made = Opened(chromium, write_page(store, tmp_path / "page"))
+    for asked, shown in (("", 60), ("7", 7), ("all", 70)):
+        made.tab.get_by_label("Nights").select_option(asked)
+        assert made.tab.locator(".heat tbody tr:nth-child(2) a").count() == shown
     assert made.complaints == []
     made.tab.close()
 

@@ -71,6 +71,21 @@ def test_results_are_columns_that_name_tests_and_cells(store: Store, tmp_path: P
     assert found["runs"][-1]["running"] == ["test_x.py::test_y"]
 
 
+def test_a_run_that_repeats_the_tests_of_its_day_is_another_night(store: Store, tmp_path: Path) -> None:
+    """A part of a run, and a run on another QEMU, are not: they have other tests, or ran elsewhere."""
+    for hour, tests in (("05", ["a"]), ("06", ["b"]), ("07", ["a"])):
+        begun = f"2026-11-28T{hour}:00:00+00:00"
+        run = store.begin_run(
+            rows.Run(uuid=hour, kind="scenarios", begun=begun, host="ci", cores=1, harness_version="0.1.0")
+        )
+        for test in tests:
+            store.add_result(
+                rows.Result(run_id=run, nodeid=test, test=test, outcome="passed", begun=begun, seconds=1.0)
+            )
+    nights = [run["night"] for run in data(write_page(store, tmp_path))["runs"]]
+    assert nights[2:] == ["2026-11-28", "2026-11-28", "2026-11-28", "2026-11-28 07:00:00"]
+
+
 def half_a_year_later(store: Store) -> None:
     begun = "2027-05-29T02:00:00+00:00"
     store.begin_run(
