@@ -11,7 +11,6 @@ from typing import Protocol
 
 from harness.actions.drain import WINDOW_S, happens_while
 from harness.actions.hostile import HostileGuest
-from harness.errors import Violation, WaitTimeout
 from harness.guest.guest import Guest
 from harness.qemu.deletion import Deletion
 from harness.qemu.machine_types.machine_type import UnplugKind
@@ -61,18 +60,15 @@ class TakenAway:
         return seen
 
     def wait_completed(self) -> None:
-        """See :meth:`Removal.wait_completed`. :raises QemuError: when QEMU refused the command."""
+        """See :meth:`Removal.wait_completed`.
+
+        :raises QemuError: when QEMU refused the command.
+        :raises QmpSilent: when QEMU does not answer, although no request is held any more.
+        """
         timeout_s = self._machine.timeout_scale.seconds(REMOVAL_TIMEOUT_S)
-        try:
+        with self._deletion:
             self._command.wait(timeout_s=timeout_s, watch=self._machine.watch)
             self._deletion.wait(timeout_s=REMOVAL_TIMEOUT_S)
-        except WaitTimeout as exc:
-            raise Violation(
-                f"{self.device.id} was removed, but only {self._deletion.seen} were reported deleted",
-                details=exc.message,
-            ) from exc
-        finally:
-            self._deletion.close()
 
 
 def surprise_removal(guest: Guest, device: Device) -> Removal:

@@ -89,7 +89,7 @@ class ScriptedPending:
     end: Any
     done: bool = True
 
-    def wait(self, *, watch: Watch | None = None) -> Any:
+    def wait(self, *, timeout_s: float = 0, watch: Watch | None = None) -> Any:
         if isinstance(self.end, HarnessError):
             raise self.end
         return self.end

@@ -170,6 +170,41 @@ def test_bad_input_is_one_line_before_anything_is_fetched_or_booted(
     assert (_fetched(made), chosen) == ([], [])
 
 
+def test_a_machine_type_says_the_architecture(
+    tmp_path: Path, probed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU and kernel are those of its architecture, and their speed is measured."""
+    measured: list[str] = []
+
+    def foreign(wanted: str, spec: MachineSpec, identity: str, memory: Path, report: Any) -> Accel:
+        measured.append(identity)
+        return Accel("tcg", "measured", measured=9.0)
+
+    monkeypatch.setattr(accel, "for_foreign_guest", foreign)
+    (cell,) = _matrix(tmp_path, machines=("s390-ccw",)).prepare()
+    assert (cell.machine_type.name, cell.image.name, cell.qemu.name) == ("s390-ccw", "6.2", "7.2")
+    assert cell.accel.timeout_scale.factor == 9.0
+    assert measured == ["q7.2/g6.2"]
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        ({"kernels": ("6.1",)}, "--kernel 6.1: unknown kernel for s390x; known: 6.2"),
+        (
+            {"qemus": ("10.0",)},
+            "--qemu 10.0: neither a path to a binary nor a provisioned name for s390x (known: 7.2)",
+        ),
+    ],
+)
+def test_what_an_architecture_does_not_have_is_one_line(
+    tmp_path: Path, probed: list[str], selection: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        _matrix(tmp_path, machines=("s390-ccw",), **selection).prepare()
+    assert str(caught.value) == message
+
+
 def test_a_bad_path_is_reported_before_a_release_is_downloaded(tmp_path: Path, probed: list[str]) -> None:
     made = _matrix(tmp_path, qemus=("7.2", "/no-9p"))
     with pytest.raises(UsageError, match=r"^--qemu /no-9p"):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from harness.cli.main import main
+from harness.qemu.architectures import Architecture
 
 
 @dataclass(frozen=True)
@@ -54,5 +55,5 @@ def cache_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder that does not exist yet, on a host without a QEMU."""
     root = tmp_path / "cache"
     monkeypatch.setenv("HARNESS_CACHE", str(root))
-    monkeypatch.setattr("harness.qemu.binary.PROGRAM", "qemu-that-nobody-has")
+    monkeypatch.setattr(Architecture, "program", "qemu-that-nobody-has")
     return root

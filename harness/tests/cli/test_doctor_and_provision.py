@@ -12,7 +12,7 @@ import pytest
 from harness.cli.provision import _wanted
 from harness.provision import Cache, Provisioner
 from harness.qemu import accel
-from harness.qemu.architectures import X86_64
+from harness.qemu.architectures import X86_64, Architecture
 from harness.tests.cli.conftest import Harness
 
 
@@ -81,7 +81,7 @@ def test_a_qemu_on_path_without_9p(
     )
     fake.chmod(0o755)
     (fake.parent / "pc-bios").mkdir()
-    monkeypatch.setattr("harness.qemu.binary.PROGRAM", fake.name)
+    monkeypatch.setattr(Architecture, "program", fake.name)
     monkeypatch.setenv("PATH", f"{fake.parent}:/usr/bin:/bin")
     status, found = _states(harness)
     assert status == 1
@@ -143,3 +143,36 @@ def test_whether_coverage_can_be_measured(
     state, what = _states(harness)[1]["coverage"]
     assert state == wanted
     assert words in what
+
+
+def test_an_architecture_that_is_not_known(harness: Harness, cache_root: Path) -> None:
+    done = harness("provision", "--arch", "pdp11")
+    assert done.status != 0
+    assert "--arch pdp11: unknown architecture; known: x86_64, s390x" in done.line
+
+
+def test_what_an_architecture_does_not_have_to_provision(harness: Harness, cache_root: Path) -> None:
+    done = harness("provision", "--arch", "s390x", "qemu:5.2")
+    assert done.status != 0
+    assert "qemu:5.2: there is no recipe of that name; known: guest:6.1" in done.line
+
+
+def test_the_architectures_are_listed(harness: Harness, cache_root: Path) -> None:
+    _, found = _states(harness)
+    assert "s390x (s390-ccw): QEMU 7.2" in found["architectures"][1]
+    assert "not in the cache" in found["architectures"][1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--arch", "pdp11"], "--arch pdp11: unknown architecture"),
+        (["--arch", "s390x", "--machine", "pc"], "--machine pc: is of architecture x86_64, not s390x"),
+        (["--arch", "s390x", "--kernel", "5.10"], "--kernel 5.10: unknown kernel for s390x"),
+    ],
+)
+def test_a_command_takes_an_architecture(
+    harness: Harness, cache_root: Path, words: list[str], message: str
+) -> None:
+    done = harness("shell", *words)
+    assert (done.status != 0, message in done.line) == (True, True), done

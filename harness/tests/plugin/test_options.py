@@ -58,6 +58,12 @@ def _errors(done: subprocess.CompletedProcess[str]) -> list[str]:
             ["--machine", "isapc"],
             "--machine isapc: unknown machine type; known: pc, q35, q35-pcie, s390-ccw, virt",
         ),
+        (["--arch", "pdp11"], "--arch pdp11: unknown architecture; known: x86_64, s390x, "),
+        (
+            ["--arch", "s390x", "--machine", "pc"],
+            "--machine pc: is of architecture x86_64, not s390x",
+        ),
+        (["--arch", "s390x", "--kernel", "5.10"], "--kernel 5.10: unknown kernel for s390x; known: 6.1"),
         (["--accel", "hvf"], "--accel hvf: unknown accelerator; known: auto, kvm, tcg"),
         (["--kernel", "2.4"], "--kernel 2.4: unknown kernel; known: "),
         (["--qemu", "no/such"], "--qemu no/such: no such file (give a path"),

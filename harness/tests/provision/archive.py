@@ -15,6 +15,7 @@ HOOK_MARK = "hook-ran"
 _ECHO = '#!/bin/sh\necho "$0" "$@"\n'
 _MODULE = b"\x7fELF\0depends=%s\0license=GPL\0"
 KERNEL = "6.1.0-9-amd64"
+FOREIGN_KERNEL = "6.1.0-9-s390x"
 #: One that comes in parts.
 SPLIT_KERNEL = "7.2.13-amd64"
 
@@ -53,6 +54,7 @@ CONTENT: dict[str, dict[str, bytes | str]] = {
     f"linux-modules-{SPLIT_KERNEL}": {
         f"usr/lib/modules/{SPLIT_KERNEL}/kernel/fs/9p/9p.ko.xz": lzma.compress(_MODULE % b""),
     },
+    "qemu-system-misc": {"usr/bin/qemu-system-s390x": "\x7fELF"},
     "libc6": {"lib/x86_64-linux-gnu/ld-linux-x86-64.so.2": _ECHO},
     "libjemalloc2": {"usr/lib/x86_64-linux-gnu/libjemalloc.so.2": "profiles"},
     "qemu-system-x86": {
@@ -60,7 +62,19 @@ CONTENT: dict[str, dict[str, bytes | str]] = {
         "usr/share/doc/qemu/README": "unused",
     },
 }
+#: Packages of s390x. Some have the name of one of amd64.
+FOREIGN: dict[str, dict[str, bytes | str]] = {
+    "busybox-static": {"bin/busybox": "busybox of s390x"},
+    "dropbear-bin": {"usr/sbin/dropbear": "#!/bin/sh\n"},
+    "linux-image-s390x": {"usr/share/doc/meta": "nothing"},
+    f"linux-image-{FOREIGN_KERNEL}": {
+        f"boot/vmlinuz-{FOREIGN_KERNEL}": b"a kernel of s390x",
+        f"lib/modules/{FOREIGN_KERNEL}/kernel/9p.ko": _MODULE % b"",
+    },
+}
 DEPENDS = {
+    "linux-image-s390x": f"linux-image-{FOREIGN_KERNEL}",
+    "qemu-system-misc": "libc6",
     "linux-image-amd64": f"linux-image-{KERNEL}",
     f"linux-image-{KERNEL}": "busybox-static",
     "linux-image-newest": f"linux-image-{SPLIT_KERNEL}",
@@ -91,6 +105,18 @@ cmdline = "console=ttyS0"
 uncompressed = true
 """,
     "guests/root/etc/inittab": "::sysinit:/etc/rcS\n",
+    "guests/s390x/1.0.toml": """
+default = true
+release = "bookworm"
+kernel = "linux-image-s390x"
+packages = ["busybox-static", "dropbear-bin"]
+modules = ["9p"]
+root = "../root"
+more_root = "../root-hvc0"
+cmdline = "console=ttysclp0"
+""",
+    "guests/root-hvc0/etc/inittab": "hvc0::respawn:/bin/console\n",
+    "qemu/s390x/7.2.toml": 'default = true\nrelease = "bookworm"\npackages = ["qemu-system-misc"]\n',
     "heap/old.toml": 'release = "bookworm"\npackages = ["libjemalloc2"]\nglibc = "2.9"\n',
     "heap/fitting.toml": 'release = "bookworm"\npackages = ["libjemalloc2"]\nglibc = "2.36"\n',
     "heap/new.toml": 'release = "bookworm"\npackages = ["libjemalloc2"]\nglibc = "2.41"\n',
@@ -106,6 +132,7 @@ class Archive:
         self._pool = folder / "archive/pool"
         self._pool.mkdir(parents=True)
         self._publish("1.0")
+        self._publish("1.0", names=tuple(FOREIGN), architecture="s390x")
 
     def configure_host(self) -> Path:
         """Write the configuration, hooks and all; returns what ``APT_CONFIG`` has to name."""
@@ -136,24 +163,35 @@ class Archive:
         self._publish(version, "bookworm-backports", names, "NotAutomatic: yes", "ButAutomaticUpgrades: yes")
 
     def _publish(
-        self, version: str, suite: str = "bookworm", names: Iterable[str] = tuple(CONTENT), *more: str
+        self,
+        version: str,
+        suite: str = "bookworm",
+        names: Iterable[str] = tuple(CONTENT),
+        *more: str,
+        architecture: str = "amd64",
     ) -> None:
-        index = "".join(self._build(name, version) for name in names).encode()
+        index = "".join(self._build(name, version, architecture) for name in names).encode()
         dist = self.folder / "archive/dists" / suite
-        packages = dist / "main/binary-amd64"
+        packages = dist / f"main/binary-{architecture}"
         packages.mkdir(parents=True, exist_ok=True)
         (packages / "Packages").write_bytes(index)
         (packages / "Packages.gz").write_bytes(gzip.compress(index, mtime=0))
-        lines = [f"Suite: {suite}", f"Codename: {suite}", "Architectures: amd64", "Components: main", *more]
+        lines = [
+            f"Suite: {suite}",
+            f"Codename: {suite}",
+            "Architectures: amd64 s390x",
+            "Components: main",
+            *more,
+        ]
         lines += ["Date: Thu, 01 Jan 2026 00:00:00 UTC", "SHA256:"]
-        for path in sorted(packages.iterdir()):
+        for path in sorted(dist.glob("main/*/*")):
             data = path.read_bytes()
             lines.append(f" {hashlib.sha256(data).hexdigest()} {len(data)} {path.relative_to(dist)}")
         (dist / "Release").write_text("\n".join(lines) + "\n")
 
-    def _build(self, name: str, version: str) -> str:
-        tree = self.folder / "build" / f"{name}-{version}"
-        for path, content in CONTENT[name].items():
+    def _build(self, name: str, version: str, architecture: str) -> str:
+        tree = self.folder / "build" / f"{name}-{version}-{architecture}"
+        for path, content in (CONTENT if architecture == "amd64" else FOREIGN)[name].items():
             file = tree / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content.encode("latin-1") if isinstance(content, str) else content)
@@ -163,14 +201,15 @@ class Archive:
             # An absolute link, as in bullseye.
             (tree / "lib64/ld-linux-x86-64.so.2").symlink_to("/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")
         control = (
-            f"Package: {name}\nVersion: {version}\nArchitecture: amd64\nMaintainer: nobody <n@example.org>\n"
+            f"Package: {name}\nVersion: {version}\nArchitecture: {architecture}\n"
+            "Maintainer: nobody <n@example.org>\n"
         )
         if name in DEPENDS:
             control += f"Depends: {DEPENDS[name]}\n"
         control += "Description: for a test\n"
         (tree / "DEBIAN").mkdir()
         (tree / "DEBIAN/control").write_text(control)
-        deb = self._pool / f"{name}_{version}_amd64.deb"
+        deb = self._pool / f"{name}_{version}_{architecture}.deb"
         argv = ["dpkg-deb", "--root-owner-group", "-Znone", "-b", str(tree), str(deb)]
         subprocess.run(argv, check=True, capture_output=True)
         data = deb.read_bytes()

@@ -15,15 +15,23 @@ import pytest
 
 from harness.artifacts import Artifacts
 from harness.errors import SetupError, UsageError
-from harness.provision import Cache, Provisioner, default_cache_root
+from harness.provision import Cache, Provisioner, default_cache_root, initramfs
 from harness.provision.cache import _FOLDERS
 from harness.qemu.accel import Accel
+from harness.qemu.architectures import S390X, X86_64
 from harness.qemu.binary import probe
 from harness.qemu.machine_types import MACHINE_TYPES
 from harness.reaper import RunFolder
 from harness.testbed import Cell, Testbed
 from harness.tests.provision import cpio_reader
-from harness.tests.provision.archive import ELF, HOOK_MARK, KERNEL, SPLIT_KERNEL, Archive
+from harness.tests.provision.archive import (
+    ELF,
+    FOREIGN_KERNEL,
+    HOOK_MARK,
+    KERNEL,
+    SPLIT_KERNEL,
+    Archive,
+)
 
 Make = Callable[..., Provisioner]
 
@@ -80,6 +88,44 @@ def test_a_kernel_in_parts(archive: Archive, make: Make) -> None:
     assert image.kernel.read_bytes() == ELF + b" of 7.2"
     members = cpio_reader.read(image.initramfs.read_bytes())
     assert members["lib/modules/order"].content == b"9p.ko\n"
+
+
+def test_a_guest_image_of_another_architecture(archive: Archive, make: Make) -> None:
+    """Packages of that architecture, also where the host has one of the same name; another console."""
+    image = make().guest_image(None, S390X)
+    assert image.kernel_version == FOREIGN_KERNEL
+    assert image.kernel.read_bytes() == b"a kernel of s390x"
+    members = cpio_reader.read(image.initramfs.read_bytes())
+    assert members["bin/busybox"].content == b"busybox of s390x"
+    assert members["etc/inittab"].content == b"hvc0::respawn:/bin/console\n"
+    assert image.kernel.parent.name == f"s390x-1.0-{image.key}"
+    assert image.key != make().guest_image().key
+
+
+def test_a_release_for_another_architecture(archive: Archive, make: Make) -> None:
+    """The host's packages, with another emulator."""
+    install = make().qemu_release(None, S390X)
+    assert (install.name, install.binary.name) == ("7.2", "qemu-system-s390x")
+    assert install.binary.parents[2].parent.name == f"s390x-7.2-{install.key}"
+
+
+def test_what_an_architecture_does_not_have(make: Make) -> None:
+    assert (make().guest_names(S390X), make().qemu_names(S390X)) == (["1.0"], ["7.2"])
+    with pytest.raises(UsageError, match=r"^no recipe .*/guests/s390x/sid\.toml; known: 1\.0$"):
+        make().guest_image("sid", S390X)
+
+
+def test_the_libraries_of_a_program_are_read_from_its_headers() -> None:
+    """Not by running its loader, which another architecture's host cannot."""
+    found = initramfs._libraries(Path("/"), Path("/bin/sh"), X86_64.triplet)
+    assert {"lib/x86_64-linux-gnu/libc.so.6", "lib64/ld-linux-x86-64.so.2"} <= set(found)
+    assert found["lib/x86_64-linux-gnu/libc.so.6"].content.startswith(b"\x7fELF")
+    assert initramfs._libraries(Path("/"), Path("/usr/bin/ldd"), X86_64.triplet) == {}, "a script needs none"
+
+
+def test_a_library_that_no_package_has(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match=r"^the packages contain no libc\.so\.6, which sh needs$"):
+        initramfs._libraries(tmp_path, Path("/bin/sh"), X86_64.triplet)
 
 
 def test_the_cache_is_private_and_left_tidy(archive: Archive, make: Make, cache: Cache) -> None:
