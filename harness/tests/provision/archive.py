@@ -7,7 +7,9 @@ import hashlib
 import lzma
 import struct
 import subprocess
+import tempfile
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 HOOK_MARK = "hook-ran"
@@ -152,7 +154,27 @@ class Archive:
         (dist / "Release").write_text("\n".join(lines) + "\n")
 
     def _build(self, name: str, version: str) -> str:
-        tree = self.folder / "build" / f"{name}-{version}"
+        data = _deb(name, version)
+        deb = self._pool / f"{name}_{version}_amd64.deb"
+        deb.write_bytes(data)
+        digest = hashlib.sha256(data).hexdigest()
+        return f"{_control(name, version)}Filename: pool/{deb.name}\nSize: {len(data)}\nSHA256: {digest}\n\n"
+
+
+def _control(name: str, version: str) -> str:
+    control = (
+        f"Package: {name}\nVersion: {version}\nArchitecture: amd64\nMaintainer: nobody <n@example.org>\n"
+    )
+    if name in DEPENDS:
+        control += f"Depends: {DEPENDS[name]}\n"
+    return f"{control}Description: for a test\n"
+
+
+@cache
+def _deb(name: str, version: str) -> bytes:
+    """A package; many archives have the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder, "tree")
         for path, content in CONTENT[name].items():
             file = tree / path
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -162,20 +184,12 @@ class Archive:
             (tree / "lib64").mkdir()
             # An absolute link, as in bullseye.
             (tree / "lib64/ld-linux-x86-64.so.2").symlink_to("/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")
-        control = (
-            f"Package: {name}\nVersion: {version}\nArchitecture: amd64\nMaintainer: nobody <n@example.org>\n"
-        )
-        if name in DEPENDS:
-            control += f"Depends: {DEPENDS[name]}\n"
-        control += "Description: for a test\n"
         (tree / "DEBIAN").mkdir()
-        (tree / "DEBIAN/control").write_text(control)
-        deb = self._pool / f"{name}_{version}_amd64.deb"
+        (tree / "DEBIAN/control").write_text(_control(name, version))
+        deb = Path(folder, "deb")
         argv = ["dpkg-deb", "--root-owner-group", "-Znone", "-b", str(tree), str(deb)]
         subprocess.run(argv, check=True, capture_output=True)
-        data = deb.read_bytes()
-        digest = hashlib.sha256(data).hexdigest()
-        return f"{control}Filename: pool/{deb.name}\nSize: {len(data)}\nSHA256: {digest}\n\n"
+        return deb.read_bytes()
 
 
 def write_recipes(folder: Path) -> Path:

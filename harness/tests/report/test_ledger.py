@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -167,13 +168,16 @@ def test_every_scenario_of_the_projects_own_ledger_exists() -> None:
     own = ledger.load()
     assert isinstance(own, Ledger)
     assert own.bug
-    scenarios = Path(__file__).parents[3] / "scenarios"
     for entry in own.bug:
         for scenario in entry.scenarios:
             file, _, test = scenario.partition("::")
-            tree = ast.parse((scenarios / file).read_text())
-            names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-            assert test.partition("[")[0] in names, f"{entry.id}: no {scenario}"
+            assert test.partition("[")[0] in _functions(file), f"{entry.id}: no {scenario}"
+
+
+@cache
+def _functions(file: str) -> set[str]:
+    tree = ast.parse((Path(__file__).parents[3] / "scenarios" / file).read_text())
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
 def test_a_fix_that_a_stable_branch_has_before_newer_releases() -> None:
