@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -197,7 +198,10 @@ def test_bugs_of_one_scenario_have_different_patterns() -> None:
     bugs = ledger.load().bug
     versions = {version for bug in bugs for version in (*bug.seen_broken, *bug.seen_fixed)}
     scenarios = {scenario.partition("[") for bug in bugs for scenario in bug.scenarios}
-    for scenario, _, parameter in scenarios:
+    named = Counter(test for bug in bugs for test in {name.partition("[")[0] for name in bug.scenarios})
+    several = [parts for parts in scenarios if named[parts[0]] > 1]
+    assert several
+    for scenario, _, parameter in several:
         for machine in MACHINE_TYPES:
             for version in versions:
                 listed = ledger.load().expected(scenario, [parameter.rstrip("]")], version, machine)
