@@ -8,6 +8,7 @@ start a fresh one.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import subprocess
@@ -104,4 +105,6 @@ def _call(
     os.environ.clear()
     os.environ.update(environment)
     tempfile.tempdir = None  # It is that of the environment.
+    # A run collects garbage several times when it ends. What the first process imported is none.
+    gc.freeze()
     raise SystemExit(target(*arguments))

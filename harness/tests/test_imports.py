@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -113,12 +114,18 @@ def circle(sources: Mapping[str, str]) -> list[str]:
 
 def _modules(source: str, known: Iterable[str]) -> Iterator[str]:
     """The most exact of the known modules that each import names."""
-    for node in ast.walk(ast.parse(source)):
+    for node in _imports(source):
         names = _imported(node)
         found = [name for name in names if name in known]
         if isinstance(node, ast.ImportFrom) and len(found) > 1:
             found.remove(names[0])  # "from harness.qemu import spec" is of spec, not of its package.
         yield from found
+
+
+@cache
+def _imports(source: str) -> tuple[ast.Import | ast.ImportFrom, ...]:
+    nodes = ast.walk(ast.parse(source))
+    return tuple(node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom))
 
 
 def sources() -> dict[str, str]:

@@ -140,7 +140,7 @@ def test_the_outcome(outcomes: dict[str, tuple[str, str]], test: str, outcome: s
     assert text in said
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", "1"])
 def test_the_summary_says_what_was_seen_where_the_range_is_unknown(
     run_pytest: Pytest, tmp_path: Path, workers: str
 ) -> None:
@@ -249,7 +249,7 @@ def test_an_added_entry_is_compared_with_the_collected_tests(compared: list[str]
     assert [said in line for line in lines] == ([True] if said else [])
 
 
-@pytest.mark.parametrize(("workers", "strict"), [("0", True), ("2", True), ("2", False)])
+@pytest.mark.parametrize(("workers", "strict"), [("0", True), ("0", False), ("2", True)])
 def test_with_strict_a_wrong_entry_fails_the_run(
     run_pytest: Pytest, tmp_path: Path, workers: str, strict: bool
 ) -> None:

@@ -57,7 +57,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_guarantee_of_another_repository(folder: Path, run_pytest: Pytest, workers: str) -> None:
     options = ("--machine", "pc", "--known-bugs", "bugs.toml", "--summary", "out", "--junitxml", "junit.xml")
     done = run_pytest(folder, *options, "--strict", "-n", workers)

@@ -66,7 +66,7 @@ def test_a_damaged_record_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_damaged_record_costs_nothing(folder: Path, run_pytest: Pytest) -> None:
     path = folder / "cache" / "durations.json"
     path.write_text("{")
-    done = run_pytest(folder, "--machine", "pc", "-n", "2")
+    done = run_pytest(folder, "--machine", "pc", "-n", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(json.loads(path.read_text())) == 5
 

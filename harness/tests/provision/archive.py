@@ -7,7 +7,9 @@ import hashlib
 import lzma
 import struct
 import subprocess
+import tempfile
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 HOOK_MARK = "hook-ran"
@@ -190,7 +192,29 @@ class Archive:
         (dist / "Release").write_text("\n".join(lines) + "\n")
 
     def _build(self, name: str, version: str, architecture: str) -> str:
-        tree = self.folder / "build" / f"{name}-{version}-{architecture}"
+        data = _deb(name, version, architecture)
+        deb = self._pool / f"{name}_{version}_{architecture}.deb"
+        deb.write_bytes(data)
+        digest = hashlib.sha256(data).hexdigest()
+        about = f"Filename: pool/{deb.name}\nSize: {len(data)}\nSHA256: {digest}\n\n"
+        return _control(name, version, architecture) + about
+
+
+def _control(name: str, version: str, architecture: str) -> str:
+    control = (
+        f"Package: {name}\nVersion: {version}\nArchitecture: {architecture}\n"
+        "Maintainer: nobody <n@example.org>\n"
+    )
+    if name in DEPENDS:
+        control += f"Depends: {DEPENDS[name]}\n"
+    return f"{control}Description: for a test\n"
+
+
+@cache
+def _deb(name: str, version: str, architecture: str) -> bytes:
+    """A package; many archives have the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder, "tree")
         for path, content in (CONTENT if architecture == "amd64" else FOREIGN)[name].items():
             file = tree / path
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -200,21 +224,12 @@ class Archive:
             (tree / "lib64").mkdir()
             # An absolute link, as in bullseye.
             (tree / "lib64/ld-linux-x86-64.so.2").symlink_to("/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")
-        control = (
-            f"Package: {name}\nVersion: {version}\nArchitecture: {architecture}\n"
-            "Maintainer: nobody <n@example.org>\n"
-        )
-        if name in DEPENDS:
-            control += f"Depends: {DEPENDS[name]}\n"
-        control += "Description: for a test\n"
         (tree / "DEBIAN").mkdir()
-        (tree / "DEBIAN/control").write_text(control)
-        deb = self._pool / f"{name}_{version}_{architecture}.deb"
+        (tree / "DEBIAN/control").write_text(_control(name, version, architecture))
+        deb = Path(folder, "deb")
         argv = ["dpkg-deb", "--root-owner-group", "-Znone", "-b", str(tree), str(deb)]
         subprocess.run(argv, check=True, capture_output=True)
-        data = deb.read_bytes()
-        digest = hashlib.sha256(data).hexdigest()
-        return f"{control}Filename: pool/{deb.name}\nSize: {len(data)}\nSHA256: {digest}\n\n"
+        return deb.read_bytes()
 
 
 def write_recipes(folder: Path) -> Path:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -167,13 +169,16 @@ def test_every_scenario_of_the_projects_own_ledger_exists() -> None:
     own = ledger.load()
     assert isinstance(own, Ledger)
     assert own.bug
-    scenarios = Path(__file__).parents[3] / "scenarios"
     for entry in own.bug:
         for scenario in entry.scenarios:
             file, _, test = scenario.partition("::")
-            tree = ast.parse((scenarios / file).read_text())
-            names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-            assert test.partition("[")[0] in names, f"{entry.id}: no {scenario}"
+            assert test.partition("[")[0] in _functions(file), f"{entry.id}: no {scenario}"
+
+
+@cache
+def _functions(file: str) -> set[str]:
+    tree = ast.parse((Path(__file__).parents[3] / "scenarios" / file).read_text())
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
 def test_a_fix_that_a_stable_branch_has_before_newer_releases() -> None:
@@ -193,7 +198,10 @@ def test_bugs_of_one_scenario_have_different_patterns() -> None:
     bugs = ledger.load().bug
     versions = {version for bug in bugs for version in (*bug.seen_broken, *bug.seen_fixed)}
     scenarios = {scenario.partition("[") for bug in bugs for scenario in bug.scenarios}
-    for scenario, _, parameter in scenarios:
+    named = Counter(test for bug in bugs for test in {name.partition("[")[0] for name in bug.scenarios})
+    several = [parts for parts in scenarios if named[parts[0]] > 1]
+    assert several
+    for scenario, _, parameter in several:
         for machine in MACHINE_TYPES:
             for version in versions:
                 listed = ledger.load().expected(scenario, [parameter.rstrip("]")], version, machine)
