@@ -112,15 +112,19 @@ class Times:
             return
         certain = "" if self.p <= WRONG else ", which may be chance"
         yield (
-            f"times: the median of {self.tests} scenarios takes {self.factor:.2f} times as long on {b} "
+            f"times: the median of {_scenarios(self.tests)} takes {self.factor:.2f} times as long on {b} "
             f"as on {a} (p = {self.p:.2g}{certain})"
         )
         if self.runs < self.needed:
             runs = "one run" if self.runs == 1 else f"{self.runs} runs"
             yield (
                 f"times: {runs} of each cannot show that a single scenario differs; "
-                f"for {self.tests} scenarios it takes {self.needed} (--rounds {self.needed})"
+                f"for {_scenarios(self.tests)} it takes {self.needed} (--rounds {self.needed})"
             )
+
+
+def _scenarios(number: int) -> str:
+    return "1 scenario" if number == 1 else f"{number} scenarios"
 
 
 def pairs(a: Sequence[Run], b: Sequence[Run]) -> list[Pair]:

@@ -18,8 +18,8 @@ from harness.report.reliability import Reliability
 WINDOW = 30
 #: So many of its last nights say since when it fails as often.
 _HISTORY = 60
-#: A failure and its fix are two switches.
-_SWITCHES = 3
+#: A failure, its fix, and a failure that came back are three switches, and may all have been builds of QEMU.
+_SWITCHES = 4
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def is_flaky(judged: Sequence[Entry]) -> bool:
     """Whether a test failed in some nights only, although nothing changed.
 
     A mixed result of one night shows it. So do two switches or more, if nothing changed at one of them, and
-    three whatever changed.
+    four whatever changed.
     """
     window = judged[-WINDOW:]
     if any(0 < entry.failures < entry.attempts for entry in window if entry.failed):

@@ -156,8 +156,10 @@ def test_a_run_that_ended_early_is_incomplete() -> None:
     entries = story("pp")
     run = replace(entries[-1].run, expected=3, exit_code=2)
     entries[-1] = replace(entries[-1], run=run)
-    (one,) = missing(history(entries)).incomplete
+    found = missing(history(entries, story("p", place=other("b"))))
+    (one,) = found.incomplete
     assert (one.results, one.run.expected, one.run.complete) == (1, 3, True)
+    assert found.gone == (), "the test may not have had its turn"
     killed = replace(run, ended=None)
     entries[-1] = replace(entries[-1], run=killed)
     marker = rows.Running(run_id=run.id, worker="gw0", nodeid="t", begun=run.begun)
