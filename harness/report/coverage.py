@@ -98,7 +98,9 @@ def gather(into: Path, build: Path, source: Path, gcov: Sequence[str], parts: It
         shutil.copyfile(build / notes.relative_to(into / _BUILD), notes)
     _copy_source(source, into / _SOURCE, parts)
     data = into / "all.json"
-    _gcovr(into, "--gcov-executable", shlex.join(gcov), "--json", str(data), str(into / _BUILD))
+    # The headers of other parts of QEMU are not copied.
+    options = ("--gcov-executable", shlex.join(gcov), "--gcov-ignore-errors=source_not_found")
+    _gcovr(into, *options, "--json", str(data), str(into / _BUILD))
     return reduced(json.loads(data.read_text()), parts)
 
 
