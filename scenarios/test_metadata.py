@@ -1011,4 +1011,9 @@ def test_a_file_system_that_is_mounted_later(
     for kind, body in _requests_about(protocol, iter(range(10, 20))):
         with refused(errno.ENODEV):
             driver.call(kind, body)
+    if protocol == UNIX_VERSION:
+        driver.walk(1, 30)
+        driver.call(T.OPEN, p9.unix_open(30, 0))
+        with refused(errno.ENODEV):
+            driver.call(T.READ, p9.read(30, 0, 4096))
     assert len(qids(driver, "b")) == 1, "the rest of the export serves on"

@@ -166,9 +166,9 @@ def xattrcreate(fid: int, name: str, size: int, flags: int = 0) -> bytes:
     return fid_and_name(fid, name) + struct.pack("<QI", size, flags)
 
 
-def lock(fid: int) -> bytes:
-    """Tlock: a read lock on the whole file, non-blocking."""
-    return struct.pack("<IBIQQI", fid, _READ_LOCK, 0, *_WHOLE_FILE, 1) + _string("guest")
+def lock(fid: int, flags: int = 0) -> bytes:
+    """Tlock: a read lock on the whole file, by default non-blocking."""
+    return struct.pack("<IBIQQI", fid, _READ_LOCK, flags, *_WHOLE_FILE, 1) + _string("guest")
 
 
 def getlock(fid: int) -> bytes:
