@@ -695,11 +695,15 @@ def _about_a_file(protocol: str, fids: Iterator[int]) -> Iterator[tuple[T, bytes
         yield T.STAT, p9.fid(next(fids))
         yield T.WSTAT, p9.wstat(next(fids), mode=0o600)
         yield T.WSTAT, p9.wstat(next(fids), length=1)
+        yield T.WSTAT, p9.wstat(next(fids), atime_s=1)
+        yield T.WSTAT, p9.wstat(next(fids), uid=0)
         yield T.WSTAT, p9.wstat(next(fids), name="other")
         return
     yield T.GETATTR, p9.getattr_(next(fids))
     yield T.SETATTR, p9.setattr_(next(fids), 0o600)
     yield T.SETATTR, p9.truncate(next(fids), 1)
+    yield T.SETATTR, p9.set_fields(next(fids), p9.ATIME)
+    yield T.SETATTR, p9.set_fields(next(fids), p9.UID)
     yield T.READLINK, p9.fid(next(fids))
     yield T.XATTRWALK, p9.xattrwalk(next(fids), SPARE, "")
     yield T.XATTRWALK, p9.xattrwalk(next(fids), SPARE, "user.a")
@@ -735,6 +739,16 @@ def test_flags_that_do_not_exist(raw_guest: RawGuest, share: Share) -> None:
     refused = [(T.UNLINKAT, p9.unlinkat(ROOT, "file", 0x400)), (T.LOCK, p9.lock(FILE, flags=0x2))]
     for kind, body in refused:
         assert outcome(driver, kind, body) == "EINVAL", kind
+    expect_serving(driver)
+
+
+@pytest.mark.thorough
+def test_a_treaddir_of_9p2000u(raw_guest: RawGuest, share: Share) -> None:
+    """The protocol has no such message: it is refused."""
+    driver = plug_and_attach(raw_guest, share, UNIX_VERSION)
+    driver.walk(ROOT, FOLDER)
+    driver.call(*open_request(UNIX_VERSION, FOLDER, os.O_RDONLY))
+    assert outcome(driver, T.READDIR, p9.read(FOLDER, 0, 1000)) == "ENOTSUP"
     expect_serving(driver)
 
 
