@@ -713,6 +713,11 @@ def test_mapped_file_keeps_its_metadata_to_itself(raw_guest: RawGuest, shares: t
             with refused(errno.EINVAL):
                 request()
     assert b"virtfs" not in list_root(driver)
+    start_session(driver, UNIX_VERSION)
+    driver.walk(1, 4, "file")
+    for name in _METADATA:
+        with refused(errno.EINVAL):
+            driver.call(T.WSTAT, p9.wstat(4, name=name))
     assert metadata.read_bytes() == kept
     assert sorted(path.name for path in share.path.iterdir()) == [_METADATA[0], "file"]
 
