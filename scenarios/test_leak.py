@@ -60,6 +60,27 @@ def test_plug_mount_use_unmount_unplug(leak_hunt: LeakHunt, share: Share) -> Non
     leak_hunt.repeat(cycle)
 
 
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_the_tables_of_remapped_inodes(leak_hunt: LeakHunt, share: Share, testbed: Testbed) -> None:
+    """A session on an export with ``multidevs=remap``, whose inode numbers QEMU maps to its own."""
+    (remapped,) = testbed.declare(replace(share, fsdev_options={"multidevs": "remap"}))
+    make_files(share.path, 3)
+
+    def cycle(guest: RawGuest) -> None:
+        driver = guest.plug(remapped)
+        driver.version()
+        driver.attach(1)
+        driver.walk(1, 2)
+        driver.open(2)
+        assert b"file2" in driver.readdir(2)
+        driver.clunk_all()
+        guest.eject(remapped)
+
+    leak_hunt.repeat_raw(cycle)
+
+
 #: The ways in which a session ends before its device is ejected.
 ENDINGS: dict[str, Callable[[RawGuest, RawDriver], None]] = {
     "clunked": lambda _, driver: driver.clunk_all(),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +46,7 @@ from harness.ninep.session import (
 from harness.plugin.thorough import by_default
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
+from harness.testbed import Testbed
 
 pytestmark = [pytest.mark.no_guest_kernel, pytest.mark.pin_machine("pc")]
 
@@ -682,3 +683,90 @@ def test_what_is_refused_leaves_nothing(leak_hunt: LeakHunt, share: Share) -> No
         driver.version()
 
     leak_hunt.repeat_raw(cycle)
+
+
+def _about_a_file(protocol: str, fids: Iterator[int]) -> Iterator[tuple[T, bytes]]:
+    """Messages that use the file of a fid by its name, each about a fid of its own."""
+    yield open_request(protocol, next(fids), os.O_RDONLY)
+    yield T.WALK, p9.walk(next(fids), SPARE)
+    yield T.STATFS, p9.fid(next(fids))
+    yield T.REMOVE, p9.fid(next(fids))
+    if protocol == UNIX_VERSION:
+        yield T.STAT, p9.fid(next(fids))
+        yield T.WSTAT, p9.wstat(next(fids), mode=0o600)
+        yield T.WSTAT, p9.wstat(next(fids), length=1)
+        yield T.WSTAT, p9.wstat(next(fids), atime_s=1)
+        yield T.WSTAT, p9.wstat(next(fids), uid=0)
+        yield T.WSTAT, p9.wstat(next(fids), name="other")
+        return
+    yield T.GETATTR, p9.getattr_(next(fids))
+    yield T.SETATTR, p9.setattr_(next(fids), 0o600)
+    yield T.SETATTR, p9.truncate(next(fids), 1)
+    yield T.SETATTR, p9.set_fields(next(fids), p9.ATIME)
+    yield T.SETATTR, p9.set_fields(next(fids), p9.UID)
+    yield T.READLINK, p9.fid(next(fids))
+    yield T.XATTRWALK, p9.xattrwalk(next(fids), SPARE, "")
+    yield T.XATTRWALK, p9.xattrwalk(next(fids), SPARE, "user.a")
+    yield T.LINK, p9.link(ROOT, next(fids), "other")
+    yield T.RENAME, p9.rename(next(fids), ROOT, "other")
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_file_that_the_host_has_removed(raw_guest: RawGuest, share: Share, protocol: str) -> None:
+    """Every message that uses it by name is answered with ENOENT, and the fids can be clunked."""
+    driver = plug_and_attach(raw_guest, share, protocol)
+    (share.path / "gone").touch()
+    fids = range(_FIRST, _FIRST + 20)
+    for fid in fids:
+        driver.walk(ROOT, fid, "gone")
+    (share.path / "gone").unlink()
+    seen = {
+        f"{kind.name} {body.hex()}": outcome(driver, kind, body)
+        for kind, body in _about_a_file(protocol, iter(fids))
+    }
+    assert {what: seen for what, seen in seen.items() if seen != "ENOENT"} == {}
+    assert [outcome(driver, T.CLUNK, p9.fid(fid)) for fid in fids].count(ANSWERED) == len(fids) - 1, "Tremove"
+    expect_serving(driver)
+
+
+@pytest.mark.thorough
+def test_flags_that_do_not_exist(raw_guest: RawGuest, share: Share) -> None:
+    """Unknown flags are refused, and nothing is done."""
+    driver = plug_and_attach(raw_guest, share)
+    driver.walk(ROOT, FILE, "file")
+    driver.open(FILE)
+    refused = [(T.UNLINKAT, p9.unlinkat(ROOT, "file", 0x400)), (T.LOCK, p9.lock(FILE, flags=0x2))]
+    for kind, body in refused:
+        assert outcome(driver, kind, body) == "EINVAL", kind
+    expect_serving(driver)
+
+
+@pytest.mark.thorough
+def test_a_treaddir_of_9p2000u(raw_guest: RawGuest, share: Share) -> None:
+    """The protocol has no such message: it is refused."""
+    driver = plug_and_attach(raw_guest, share, UNIX_VERSION)
+    driver.walk(ROOT, FOLDER)
+    driver.call(*open_request(UNIX_VERSION, FOLDER, os.O_RDONLY))
+    assert outcome(driver, T.READDIR, p9.read(FOLDER, 0, 1000)) == "ENOTSUP"
+    expect_serving(driver)
+
+
+@pytest.fixture
+def synth(testbed: Testbed, share: Share) -> Share:
+    """An export that QEMU makes up; to be made before the machine."""
+    (declared,) = testbed.declare(replace(share, fsdriver="synth"))
+    return declared
+
+
+@pytest.mark.thorough
+def test_a_driver_whose_fids_are_no_paths(synth: Share, raw_guest: RawGuest) -> None:
+    """Trename and Tremove need a driver with paths; others refuse them, and what else would change a file."""
+    driver = raw_guest.plug(synth)
+    start_session(driver)
+    driver.walk(ROOT, OTHER)
+    assert outcome(driver, T.RENAME, p9.rename(OTHER, ROOT, "x")) == "ENOTSUP"
+    assert outcome(driver, T.REMOVE, p9.fid(OTHER)) == "ENOTSUP"
+    for kind, body in ((T.MKDIR, p9.mkdir(ROOT, "x")), (T.SYMLINK, p9.symlink(ROOT, "x", "y"))):
+        assert outcome(driver, kind, body) == "EPERM", kind
+    assert outcome(driver, T.STATFS, p9.fid(ROOT)) == ANSWERED

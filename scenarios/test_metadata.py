@@ -30,7 +30,7 @@ from harness.guest.table import Row, calls, expect_printed, printed
 from harness.holds.file_systems import FileSystems
 from harness.holds.hold import SETXATTR, Hold
 from harness.ninep import messages as p9
-from harness.ninep.client import NineError, RawDriver, RawGuest
+from harness.ninep.client import MSIZE, NineError, RawDriver, RawGuest
 from harness.ninep.messages import UNIX_VERSION, T
 from harness.ninep.session import PROTOCOLS, start_session
 from harness.plugin.thorough import by_default
@@ -713,6 +713,11 @@ def test_mapped_file_keeps_its_metadata_to_itself(raw_guest: RawGuest, shares: t
             with refused(errno.EINVAL):
                 request()
     assert b"virtfs" not in list_root(driver)
+    start_session(driver, UNIX_VERSION)
+    driver.walk(1, 4, "file")
+    for name in _METADATA:
+        with refused(errno.EINVAL):
+            driver.call(T.WSTAT, p9.wstat(4, name=name))
     assert metadata.read_bytes() == kept
     assert sorted(path.name for path in share.path.iterdir()) == [_METADATA[0], "file"]
 
@@ -882,15 +887,18 @@ def test_statfs(raw_guest: RawGuest, share: Share) -> None:
     """Rstatfs has the host's numbers; QEMU may report larger blocks, and fewer of them
     (``v9fs_fill_statfs``)."""
     driver = attached(raw_guest, share)
-    kind, size, blocks, free, available, files, _, _, longest = struct.unpack(
-        "<IIQQQQQQI", driver.call(T.STATFS, p9.fid(1))
-    )
-    host = os.statvfs(share.path)
-    assert size % host.f_bsize == 0
-    factor = size // host.f_bsize
-    assert (blocks, files, longest) == (host.f_blocks // factor, host.f_files, host.f_namemax)
-    assert available <= free <= blocks
-    assert kind
+    for msize in (MSIZE, _SMALLEST_MSIZE):
+        driver.call(T.VERSION, p9.version(msize))
+        driver.attach(1)
+        kind, size, blocks, free, available, files, _, _, longest = struct.unpack(
+            "<IIQQQQQQI", driver.call(T.STATFS, p9.fid(1))
+        )
+        host = os.statvfs(share.path)
+        assert size % host.f_bsize == 0
+        factor = size // host.f_bsize
+        assert (blocks, files, longest) == (host.f_blocks // factor, host.f_files, host.f_namemax)
+        assert available <= free <= blocks
+        assert kind
 
 
 @pytest.mark.any_plug
@@ -1011,4 +1019,79 @@ def test_a_file_system_that_is_mounted_later(
     for kind, body in _requests_about(protocol, iter(range(10, 20))):
         with refused(errno.ENODEV):
             driver.call(kind, body)
+    if protocol == UNIX_VERSION:
+        driver.walk(1, 30)
+        driver.call(T.OPEN, p9.unix_open(30, 0))
+        with refused(errno.ENODEV):
+            driver.call(T.READ, p9.read(30, 0, 4096))
     assert len(qids(driver, "b")) == 1, "the rest of the export serves on"
+
+
+#: What Tcreate of 9P2000.u makes: the type, and its data.
+_KINDS = {
+    "file": (0, ""),
+    "folder": (p9.DMDIR, ""),
+    "link": (p9.DMSYMLINK, "target"),
+    "pipe": (p9.DMNAMEDPIPE, ""),
+    "socket": (p9.DMSOCKET, ""),
+    "character": (p9.DMDEVICE, "c 1 3"),
+    "block": (p9.DMDEVICE, "b 7 0"),
+}
+_TYPES = p9.DMDIR | p9.DMSYMLINK | p9.DMNAMEDPIPE | p9.DMSOCKET | p9.DMDEVICE
+
+
+def unix_mode(driver: RawDriver, fid: int) -> int:
+    """The mode in the answer to a Tstat."""
+    (mode,) = struct.unpack_from("<I", driver.call(T.STAT, p9.fid(fid)), 23)
+    assert isinstance(mode, int)
+    return mode
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_types_and_modes_by_9p2000u(raw_guest: RawGuest, shares: tuple[Share, ...]) -> None:
+    """Each type of file can be made once, and has its mode changed, but not its type."""
+    driver = raw_guest.plug(_of(shares, "mapped-xattr"))
+    start_session(driver, UNIX_VERSION)
+    for fid, (name, (kind, data)) in enumerate(_KINDS.items(), start=10):
+        for folder in (fid, 50 + fid):
+            driver.walk(1, folder)
+        driver.call(T.CREATE, p9.unix_create(fid, name, kind | 0o640, extension=data, mode=p9.OEXCL))
+        with refused(errno.EEXIST):
+            driver.call(T.CREATE, p9.unix_create(50 + fid, name, kind | 0o640, extension=data, mode=p9.OEXCL))
+        driver.walk(1, 80 + fid, name)
+        assert unix_mode(driver, 80 + fid) & _TYPES == kind
+        special = 0 if kind == p9.DMSYMLINK else p9.DMSETUID | p9.DMSETGID | p9.DMSETVTX
+        changed = kind | special | 0o604
+        driver.call(T.WSTAT, p9.wstat(80 + fid, mode=changed, extension=data))
+        assert unix_mode(driver, 80 + fid) == changed, name
+        with refused(errno.EIO):
+            driver.call(T.WSTAT, p9.wstat(80 + fid, mode=(p9.DMDIR if kind != p9.DMDIR else 0) | 0o604))
+        assert unix_mode(driver, 80 + fid) == changed, name
+    with refused(errno.EIO):
+        driver.call(T.CREATE, p9.unix_create(60, "unknown", p9.DMDEVICE | 0o640, extension="x 1 2"))
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_attributes_that_are_set_apart(raw_guest: RawGuest, share: Share) -> None:
+    """A Tsetattr of one time or of one owner leaves the other one; a time without a value is the present."""
+    file = share.path / "file"
+    file.touch()
+    driver = attached(raw_guest, share)
+    driver.walk(1, 2, "file")
+    past, other = 1_000_000_000, 1_100_000_000
+    driver.call(T.SETATTR, p9.set_fields(2, p9.ATIME | p9.ATIME_SET | p9.MTIME | p9.MTIME_SET, time_s=past))
+    driver.call(T.SETATTR, p9.set_fields(2, p9.ATIME | p9.ATIME_SET, time_s=other))
+    assert (file.stat().st_atime, file.stat().st_mtime) == (other, past)
+    driver.call(T.SETATTR, p9.set_fields(2, p9.ATIME))
+    assert file.stat().st_atime > other
+    assert file.stat().st_mtime == past
+    driver.call(T.SETATTR, p9.set_fields(2, p9.MTIME))
+    assert file.stat().st_mtime > other
+    before = file.stat()
+    driver.call(T.SETATTR, p9.set_fields(2, p9.UID, uid=before.st_uid))
+    driver.call(T.SETATTR, p9.set_fields(2, p9.GID, gid=before.st_gid))
+    assert (file.stat().st_uid, file.stat().st_gid) == (before.st_uid, before.st_gid)

@@ -6,6 +6,7 @@ it flushes the request, ends its session, renames its folder, or resets the devi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from harness.actions.migration import expect_blocked_by
 from harness.background import Background
 from harness.deadline import check_during
 from harness.holds.hold import Hold
+from harness.holds.throttle import require_throttling, throttled
 from harness.leaks.footprint import open_fds
 from harness.ninep import messages as p9
 from harness.ninep.client import (
@@ -40,6 +42,7 @@ from harness.ninep.session import (
     start_session,
 )
 from harness.qemu.spec import Share
+from harness.testbed import Testbed
 
 pytestmark = [pytest.mark.no_guest_kernel, pytest.mark.pin_machine("pc")]
 
@@ -212,3 +215,33 @@ def test_a_path_changes_when_no_thread_uses_it(
     driver.call(T.MKDIR, p9.mkdir(FOLDER, "later"))
     assert (folder / ("inside/later" if how == "walk" else "later")).is_dir()
     expect_serving(driver)
+
+
+#: So slow that each request of :data:`_CONTENT`'s size waits some tenths of a second for its turn.
+_BYTES_PER_S, _CONTENT = 20_000, b"throttled" * 400
+
+
+@pytest.fixture
+def slow(testbed: Testbed, share: Share) -> Share:
+    """A throttled export; to be made before the machine."""
+    require_throttling(testbed.cell.qemu)
+    (declared,) = testbed.declare(throttled(share, bytes_per_s=_BYTES_PER_S))
+    return declared
+
+
+@pytest.mark.thorough
+def test_requests_that_wait_for_their_turn(slow: Share, raw_guest: RawGuest) -> None:
+    """On a throttled export, reads and writes in flight together are answered with their own bytes."""
+    driver = plug_and_attach(raw_guest, slow)
+    for fid, name in ((FILE, "read"), (OTHER, "written")):
+        (slow.path / name).write_bytes(_CONTENT)
+        driver.walk(ROOT, fid, name)
+        driver.open(fid, os.O_RDWR)
+    size = len(_CONTENT)
+    reads = [driver.send(T.READ, p9.read(FILE, 0, size)) for _ in range(2)]
+    writes = [driver.send(T.WRITE, p9.write(OTHER, at, _CONTENT)) for at in (0, size)]
+    assert [driver.wait_answer(read)[4:] for read in reads] == [_CONTENT] * 2
+    assert [int.from_bytes(driver.wait_answer(write), "little") for write in writes] == [size] * 2
+    assert (slow.path / "written").read_bytes() == _CONTENT * 2
+    driver.clunk_all()
+    raw_guest.eject(slow)

@@ -20,8 +20,12 @@ _WHOLE_FILE = (0, 0)
 
 #: The modes of Topen, and the file types of Tcreate (QEMU: ``hw/9pfs/9p.c``, ``Oread``, ``P9_STAT_MODE_DIR``,
 #: …).
-OREAD, OWRITE, ORDWR, OTRUNC = 0, 1, 2, 0x10
+OREAD, OWRITE, ORDWR, OEXCL, OTRUNC = 0, 1, 2, 4, 0x10
 DMDIR, DMSYMLINK, DMLINK, DMDEVICE, DMNAMEDPIPE = 0x80000000, 0x2000000, 0x1000000, 0x800000, 0x200000
+DMSOCKET, DMSETUID, DMSETGID, DMSETVTX = 0x100000, 0x80000, 0x40000, 0x10000
+#: Which fields a Tsetattr sets (QEMU: ``hw/9pfs/9p.c``, ``P9_ATTR_MODE``, …); the time of a field that is not
+#: ``_SET`` is the present.
+MODE, UID, GID, SIZE, ATIME, MTIME, ATIME_SET, MTIME_SET = 1, 2, 4, 8, 16, 32, 128, 256
 
 #: Bytes of the header of a message (size, type, tag), and of an Rread's header, which also has a count.
 HEADER, READ_HEADER = 7, 11
@@ -140,19 +144,34 @@ def getattr_(fid: int) -> bytes:
 
 def setattr_(fid: int, mode: int) -> bytes:
     """Tsetattr of the mode."""
-    return struct.pack("<IIIIIQQQQQ", fid, 1, mode, 0, 0, 0, 0, 0, 0, 0)
+    return set_fields(fid, MODE, mode=mode)
 
 
 def truncate(fid: int, size: int) -> bytes:
     """Tsetattr of the size."""
-    return struct.pack("<IIIIIQQQQQ", fid, 8, 0, 0, 0, size, 0, 0, 0, 0)
+    return set_fields(fid, SIZE, size=size)
 
 
-def wstat(fid: int, *, name: str = "", mode: int = -1, length: int = -1) -> bytes:
+def set_fields(
+    fid: int, valid: int, *, mode: int = 0, uid: int = 0, gid: int = 0, size: int = 0, time_s: int = 0
+) -> bytes:
+    """Tsetattr of the fields that ``valid`` names; both times are ``time_s``."""
+    return struct.pack("<IIIIIQQQQQ", fid, valid, mode, uid, gid, size, time_s, 0, time_s, 0)
+
+
+def wstat(
+    fid: int,
+    *,
+    name: str = "",
+    mode: int = -1,
+    length: int = -1,
+    atime_s: int = -1,
+    uid: int = -1,
+    extension: str = "",
+) -> bytes:
     """Twstat of 9P2000.u; omitted fields stay unchanged, and a Twstat without any field means a sync."""
-    type_dev_and_qid, times, owners = (b"\xff" * size for size in (19, 8, 12))
-    stat = type_dev_and_qid + struct.pack("<i", mode) + times + struct.pack("<q", length)
-    stat += _string(name) + _string("") * 4 + owners
+    stat = b"\xff" * 19 + struct.pack("<Iiiq", mode & 0xFFFFFFFF, atime_s, -1, length)
+    stat += _string(name) + _string("") * 3 + _string(extension) + struct.pack("<iii", uid, -1, -1)
     return struct.pack("<IHH", fid, len(stat) + 2, len(stat)) + stat
 
 
@@ -166,9 +185,9 @@ def xattrcreate(fid: int, name: str, size: int, flags: int = 0) -> bytes:
     return fid_and_name(fid, name) + struct.pack("<QI", size, flags)
 
 
-def lock(fid: int) -> bytes:
-    """Tlock: a read lock on the whole file, non-blocking."""
-    return struct.pack("<IBIQQI", fid, _READ_LOCK, 0, *_WHOLE_FILE, 1) + _string("guest")
+def lock(fid: int, flags: int = 0) -> bytes:
+    """Tlock: a read lock on the whole file, by default non-blocking."""
+    return struct.pack("<IBIQQI", fid, _READ_LOCK, flags, *_WHOLE_FILE, 1) + _string("guest")
 
 
 def getlock(fid: int) -> bytes:

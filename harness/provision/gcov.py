@@ -67,6 +67,8 @@ class Reason(BaseModel):
 
     :ivar file: a file's path. :ivar function: a function's name; all functions when empty.
     :ivar lines: the beginnings of the lines' texts, without white space at the left; all lines when empty.
+    :ivar after: the beginning of a line that is one of the four before each of them, for lines such as
+        ``goto out;``.
     :ivar why: the reason.
     """
 
@@ -75,6 +77,7 @@ class Reason(BaseModel):
     file: str = Field(min_length=1)
     function: str = ""
     lines: list[str] = []
+    after: str = ""
     why: str = Field(min_length=1)
 
 

@@ -31,19 +31,23 @@ DATA, TABLE, PAGE, NOT_REACHED = "coverage.json", "coverage.txt", "page/index.ht
 COUNTERS = "counters"
 _BUILD, _SOURCE = f"{COUNTERS}/work/build", f"{COUNTERS}/work/source"
 _TIMEOUT_S = 600
+#: The lines before a line that tell it from others with the same text.
+_BEFORE = 4
 
 
 @dataclass(frozen=True)
 class Line:
     """A line of QEMU that is compiled to something.
 
-    :ivar text: the line without white space around it. :ivar count: how often it ran.
+    :ivar text: the line without white space around it. :ivar before: the four lines before it.
+    :ivar count: how often it ran.
     """
 
     file: str
     number: int
     function: str
     text: str
+    before: tuple[str, ...]
     count: int
 
 
@@ -98,7 +102,9 @@ def gather(into: Path, build: Path, source: Path, gcov: Sequence[str], parts: It
         shutil.copyfile(build / notes.relative_to(into / _BUILD), notes)
     _copy_source(source, into / _SOURCE, parts)
     data = into / "all.json"
-    _gcovr(into, "--gcov-executable", shlex.join(gcov), "--json", str(data), str(into / _BUILD))
+    # The headers of other parts of QEMU are not copied.
+    options = ("--gcov-executable", shlex.join(gcov), "--gcov-ignore-errors=source_not_found")
+    _gcovr(into, *options, "--json", str(data), str(into / _BUILD))
     return reduced(json.loads(data.read_text()), parts)
 
 
@@ -147,10 +153,11 @@ def lines_of(data: dict[str, Any], source: Path) -> list[Line]:
     """
     found = []
     for file in data["files"]:
-        texts = (source / file["file"]).read_text(errors="replace").splitlines()
+        texts = [text.strip() for text in (source / file["file"]).read_text(errors="replace").splitlines()]
         for one in file["lines"]:
-            number, function = one["line_number"], one.get("function_name") or ""
-            found.append(Line(file["file"], number, function, texts[number - 1].strip(), one["count"]))
+            at, function = one["line_number"] - 1, one.get("function_name") or ""
+            before = tuple(texts[max(0, at - _BEFORE) : at])
+            found.append(Line(file["file"], at + 1, function, texts[at], before, one["count"]))
     return found
 
 
@@ -162,6 +169,8 @@ def reason_for(line: Line, reasons: Iterable[Reason]) -> Reason | None:
 def explains(reason: Reason, line: Line) -> bool:
     """Whether a reason is about this line."""
     if reason.file != line.file or reason.function not in ("", line.function):
+        return False
+    if reason.after and not any(text.startswith(reason.after) for text in line.before):
         return False
     return not reason.lines or any(line.text.startswith(text) for text in reason.lines)
 

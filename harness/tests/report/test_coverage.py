@@ -89,6 +89,14 @@ def test_a_reason_without_lines_is_about_the_whole_function(tmp_path: Path, data
     assert _written(tmp_path, data, NO_MEMORY, UNUSED)[0].unexplained == 0
 
 
+@pytest.mark.parametrize(("after", "unexplained"), [("if (a > 3) {", 2), ("return a;", 3)])
+def test_a_reason_may_name_a_line_before(
+    tmp_path: Path, data: dict[str, Any], after: str, unexplained: int
+) -> None:
+    reason = NO_MEMORY.model_copy(update={"after": after})
+    assert _written(tmp_path, data, reason)[0].unexplained == unexplained
+
+
 def test_a_reason_without_a_function_is_about_the_whole_file(tmp_path: Path, data: dict[str, Any]) -> None:
     whole = Reason(file="hw/9pfs/9p.c", why="another driver")
     assert _written(tmp_path, data, whole)[0].unexplained == 0
@@ -177,7 +185,8 @@ def test_a_program_that_is_compiled_as_qemu_is(tmp_path: Path) -> None:
 def _functions(text: str) -> Iterator[tuple[str, str]]:
     """The functions of a file of QEMU, whose bodies begin and end at the left margin: name and text."""
     for head, body in re.findall(r"^(\w[^\n;{}]*\([^;{}]*\))\n\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL):
-        yield re.findall(r"(\w+)\(", head)[0], f"{head}\n{body}"
+        for name in re.findall(r"(\w+)\(", head):  # Attributes as well.
+            yield name, f"{head}\n{body}"
 
 
 @pytest.mark.qemu
@@ -190,7 +199,8 @@ def test_the_lines_that_have_a_reason_are_lines_of_qemu() -> None:
             text = (source / reason.file).read_text()
             body = dict(_functions(text)).get(reason.function, "") if reason.function else text
             lines = [line.strip() for line in body.splitlines()]
-            missing = [text for text in reason.lines if not any(line.startswith(text) for line in lines)]
+            wanted = [*reason.lines, *([reason.after] if reason.after else [])]
+            missing = [text for text in wanted if not any(line.startswith(text) for line in lines)]
             wrong += [(reason.file, reason.function, text) for text in missing]
             wrong += [] if lines else [(reason.file, reason.function, "no such function")]
     assert wrong == []
