@@ -43,8 +43,20 @@ REPRO, FIRMWARE = "repro.qtest", "halt.rom"
 _CODE_AT, _CODE = 65520, b"\xfa\xf4\xeb\xfd"
 #: The steps that can be written.
 _HOST = frozenset(("plug", "device_del", "cont", "stop", "system_reset"))
-_MIGRATIONS = ("migrate", "migrate_begin", "migrate_stall", "migrate_cancel")
-_REFUSED = frozenset(("hold", "release", "fail", "short_write", "savevm", "loadvm", *_MIGRATIONS))
+_MIGRATIONS = ("migrate", "migrate_begin", "migrate_stall", "migrate_pause", "migrate_cancel")
+_REFUSED = frozenset(
+    (
+        "hold",
+        "release",
+        "fail",
+        "short_write",
+        "statfs_of_nothing",
+        "savevm",
+        "savevm_again",
+        "loadvm",
+        *_MIGRATIONS,
+    )
+)
 #: QEMU's commands of a program that change something.
 _COMMANDS = frozenset((*_HOST, "device_add"))
 #: A checker whose failure the answer to ``query-migrate`` shows.
