@@ -28,7 +28,7 @@ PROGRAM, ORIGINAL, DATA, README, TEST = (
     "README.txt",
     "test_repro.py",
 )
-RECORD, QTEST = "artifacts", "repro.qtest"
+RECORD, QTEST, SCRIPT = "artifacts", "repro.qtest", "repro.sh"
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Finding:
     :ivar reliability: of ``program``, as it was validated; 0 attempts when it was not.
     :ivar complete: nothing smaller was left to try.
     :ivar qtest: the program as a text that QEMU reads (:mod:`.qtest_repro`); empty when it cannot be written.
+    :ivar script: a shell script that runs that; empty when there is none.
     :ivar about_qtest: how to run that, or why there is none, in lines.
     """
 
@@ -51,6 +52,7 @@ class Finding:
     reliability: Reliability = field(default_factory=Reliability)
     complete: bool = False
     qtest: str = field(default="", compare=False)
+    script: str = field(default="", compare=False)
     about_qtest: tuple[str, ...] = field(default=(), compare=False)
 
     @property
@@ -148,7 +150,7 @@ def read(folder: Path) -> Finding:
 
 def _texts(finding: Finding) -> dict[str, str]:
     return {
-        **({QTEST: finding.qtest} if finding.qtest else {}),
+        **({QTEST: finding.qtest, SCRIPT: finding.script} if finding.qtest else {}),
         PROGRAM: programs.text(finding.program),
         ORIGINAL: programs.text(finding.original),
         DATA: json.dumps(_as_data(finding), indent=1, ensure_ascii=False) + "\n",

@@ -48,6 +48,9 @@ _SIZE_KIB = 64
 #: Seconds, before scaling, in which QEMU may crash where a held request comes back to.
 _CRASH_WINDOW_S = 0.1
 
+#: Seconds, before scaling, in which QEMU has to raise an interrupt: it does so before it answers.
+_TOLD_S = 0.5
+
 #: Steps that do not need the guest.
 _WITHOUT_GUEST = ("stop", "cont", "system_reset")
 
@@ -173,7 +176,7 @@ class GuestPerformer:
             if share.leaving:
                 self.unplugs.pop(number).wait_completed()
             elif share.plugged:
-                self.hotplug.unplug(self.shares[number])
+                _unplug(self, number)
         self.run_state.stop()
         check_footprint(self.machine, self._footprint)
 
@@ -285,15 +288,49 @@ def _device_del(on: GuestPerformer, step: Step, before: GuestState) -> None:
         on.hotplug.request_unplug(_share(on, step)).expect_granted_or_under_way()
         return
     if before.running and not share.in_use:
-        on.hotplug.unplug(_share(on, step))
+        _unplug(on, _number(step))
         return
+    interrupts = _hotplug_interrupts(on) if before.running else ""
     with Deletion(on.machine, _share(on, step).id) as deletion:
         unplug = on.hotplug.request_unplug(_share(on, step))
         on.unplugs[_number(step)] = unplug
         if not deletion.present():  # Otherwise the guest would be waited for in vain.
             raise Disagreement("devices", f"device_del removed the device of a share that {_keeps(share)}")
     if before.running:
+        _expect_heard(on, unplug, interrupts)
         unplug.wait_seen_by_guest()
+
+
+def _unplug(on: GuestPerformer, share: int) -> None:
+    """``device_del`` of a share that the guest does not use, until it is gone."""
+    interrupts = _hotplug_interrupts(on)
+    unplug = on.hotplug.request_unplug(on.shares[share])
+    _expect_heard(on, unplug, interrupts)
+    unplug.wait_completed()
+
+
+def _hotplug_interrupts(on: GuestPerformer) -> str:
+    """How many interrupts of its hotplug controllers the guest has had."""
+    return on.guest.succeed("grep -E 'acpi|pciehp' /proc/interrupts; true")
+
+
+def _expect_heard(on: GuestPerformer, unplug: Unplug, before: str) -> None:
+    """QEMU has told the guest of the request, with an interrupt.
+
+    A guest that answers a command has had the interrupts that were raised before. So a request that was lost
+    shows at once, and a slow removal is not taken for one.
+
+    :param before: the interrupts before the request.
+    :raises Disagreement: when there is none.
+    """
+    if unplug.refusal is not None:
+        raise unplug.refusal
+    with suppress(WaitTimeout):
+        on.machine.wait_until(
+            lambda: _hotplug_interrupts(on) != before, what="the guest to be told", timeout_s=_TOLD_S
+        )
+        return
+    raise Disagreement("device_del", "device_del was lost: the guest got no interrupt")
 
 
 def _keeps(share: GuestShare) -> str:

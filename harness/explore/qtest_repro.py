@@ -27,6 +27,7 @@ from typing import Any
 
 from harness.artifacts import Artifacts
 from harness.errors import HarnessError, Unsupported
+from harness.explore import finding as finding_files
 from harness.explore.attempt import Failure
 from harness.explore.failures import DIED
 from harness.explore.finding import Finding
@@ -38,13 +39,25 @@ from harness.qemu.binary import QemuInstall
 from harness.reaper import RunFolder
 from harness.testbed import Cell, Testbed
 
-REPRO, FIRMWARE = "repro.qtest", "halt.rom"
+REPRO, SCRIPT, FIRMWARE = finding_files.QTEST, finding_files.SCRIPT, "halt.rom"
 #: Where the reset vector is in a firmware of 64 KiB, and ``cli; hlt`` and a jump back to it.
 _CODE_AT, _CODE = 65520, b"\xfa\xf4\xeb\xfd"
 #: The steps that can be written.
 _HOST = frozenset(("plug", "device_del", "cont", "stop", "system_reset"))
-_MIGRATIONS = ("migrate", "migrate_begin", "migrate_stall", "migrate_cancel")
-_REFUSED = frozenset(("hold", "release", "fail", "short_write", "savevm", "loadvm", *_MIGRATIONS))
+_MIGRATIONS = ("migrate", "migrate_begin", "migrate_stall", "migrate_pause", "migrate_cancel")
+_REFUSED = frozenset(
+    (
+        "hold",
+        "release",
+        "fail",
+        "short_write",
+        "statfs_of_nothing",
+        "savevm",
+        "savevm_again",
+        "loadvm",
+        *_MIGRATIONS,
+    )
+)
 #: QEMU's commands of a program that change something.
 _COMMANDS = frozenset((*_HOST, "device_add"))
 #: A checker whose failure the answer to ``query-migrate`` shows.
@@ -57,6 +70,14 @@ _PADDED = _PAUSE.ljust(_BUFFER - 1)
 _PAUSES = 3
 _NOTIFY = "outw"
 _SWITCH = "\x01c"
+#: What a finding says whose program needs more than qtest and QMP.
+_NEEDS_A_GUEST = (
+    f"There is no {SCRIPT}: its steps need a Linux guest that answers commands.",
+    f"{finding_files.RECORD}/argv.sh starts its QEMU, qmp.ndjson there has the QMP commands, and",
+    "history.ndjson those of the guest.",
+)
+#: What a shell adds to the number of the signal that killed a command.
+_BY_SIGNAL = 128
 #: Seconds in which QEMU has to read a text. One that ends with its input waits for more.
 _LIMIT_S = 30.0
 #: QEMU's list of reasons, when it has one (QEMU: ``qapi/migration.json``, ``MigrationInfo``).
@@ -98,6 +119,23 @@ class Repro:
             f"> {FIRMWARE}",
             f"{binary} {shlex.join(self.arguments)} < {REPRO}",
         ]
+
+    def script(self) -> str:
+        """A shell script that runs it in a folder of its own, and ends with QEMU's exit status.
+
+        It reads :data:`REPRO` beside it. ``QEMU`` in the environment names the binary.
+        """
+        head = (
+            "#!/bin/sh",
+            f"# Shows the failure without the harness: {self.shows}.",
+            'here=$(cd "$(dirname "$0")" && pwd)',
+            'run=$(mktemp -d "${TMPDIR:-/tmp}/repro-XXXXXX")',
+            "trap 'rm -rf \"$run\"' EXIT",
+            'cp "$here"/' + REPRO + ' "$run" && cd "$run" || exit 2',
+        )
+        # A QEMU that has read its input goes on.
+        command = f'timeout -k 1 {_LIMIT_S:g} "${{QEMU:-qemu-system-x86_64}}"'
+        return "\n".join((*head, *self.lines(command))) + "\n"
 
 
 def write(program: Program, failure: Failure, cell: Cell, folder: Path) -> Repro:
@@ -257,23 +295,25 @@ def _arguments(
 def with_text(finding: Finding, cell: Cell) -> Finding:
     """The finding with its program as a text, if that shows the failure; it is tried on the cell's QEMU."""
     if finding.program.alphabet is not AlphabetName.RAW:
-        return finding
+        return replace(finding, about_qtest=_NEEDS_A_GUEST)
     run = RunFolder()
     try:
         record = Path(tempfile.mkdtemp(dir=run.path)) / "record"
         made = write(finding.program, finding.failure, cell, record)
         said = seen(made, finding.failure, finding.program, cell.qemu, run)
     except HarnessError as exc:
-        return replace(finding, about_qtest=(f"There is no {REPRO}: {exc.message}",))
+        return replace(finding, about_qtest=(f"There is no {REPRO} and no {SCRIPT}: {exc.message}",))
     finally:
         run.close()
     if not said:
         return replace(
-            finding, about_qtest=(f"There is no {REPRO}: as a text it does not show the failure.",)
+            finding,
+            about_qtest=(f"There is no {REPRO} and no {SCRIPT}: as a text it does not show the failure.",),
         )
     about = [
         f"{REPRO} shows it without the harness: {made.shows}.",
-        f"It was tried once on QEMU {finding.qemu}: {said}. In an empty folder with {REPRO}:",
+        f"{SCRIPT} runs it; QEMU=PATH in its environment names another binary. It was tried once on QEMU "
+        f"{finding.qemu}: {said}. The same by hand, in an empty folder with {REPRO}:",
         "",
         *(f"  {line}" for line in made.lines()),
     ]
@@ -282,7 +322,7 @@ def with_text(finding: Finding, cell: Cell) -> Finding:
             "",
             "It has QMP commands between the qtest commands; '-object qtest' needs QEMU 7.0 or later.",
         ]
-    return replace(finding, qtest=made.text, about_qtest=tuple(about))
+    return replace(finding, qtest=made.text, script=made.script(), about_qtest=tuple(about))
 
 
 def seen(repro: Repro, failure: Failure, program: Program, install: QemuInstall, run: RunFolder) -> str:
@@ -293,29 +333,26 @@ def seen(repro: Repro, failure: Failure, program: Program, install: QemuInstall,
     """
     assert failure.step is not None
     folder = Path(tempfile.mkdtemp(dir=run.path))
-    for name in repro.folders:
-        (folder / name).mkdir(parents=True)
-        (folder / name / "file").write_bytes(ORIGINAL)
     (folder / REPRO).write_text(repro.text)
-    (folder / FIRMWARE).write_bytes(bytes(_CODE_AT) + _CODE.ljust(16, b"\0"))
-    with (folder / REPRO).open() as text:
-        process = subprocess.Popen(
-            install.argv(*repro.arguments),
-            cwd=folder,
-            env={**run.environment(), **install.environment},
-            stdin=text,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        try:
-            printed, _ = process.communicate(timeout=_LIMIT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            printed, _ = process.communicate()
+    (folder / SCRIPT).write_text(repro.script())
+    starts = folder / "qemu"
+    starts.write_text(f'#!/bin/sh\nexec {shlex.join(install.argv())} "$@"\n')
+    starts.chmod(0o700)
+    environment = {**run.environment(), **install.environment, "QEMU": str(starts), "TMPDIR": str(folder)}
+    done = subprocess.run(
+        ["sh", str(folder / SCRIPT)],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    printed = done.stdout
     if failure.checker == DIED:
-        died = process.returncode not in (0, 1, -signal.SIGKILL)
-        return f"QEMU ended with {process.returncode}" if died else ""
+        # The shell adds 128 to the number of the signal; "timeout" ends with 124, or kills with 9.
+        died = done.returncode > _BY_SIGNAL and done.returncode != _BY_SIGNAL + signal.SIGKILL
+        return f"QEMU was killed by {signal.Signals(done.returncode - _BY_SIGNAL).name}" if died else ""
     if '"return": {' not in printed.rpartition("OK")[0]:
         return ""
     expected = bool(getattr(states(program)[failure.step + 1], "blocked", False))

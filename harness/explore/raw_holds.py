@@ -61,6 +61,14 @@ def _fail(on: RawMachine, step: Step, _before: RawState) -> None:
         expect_errno(step, driver, *_REQUESTS[what], "EINVAL" if what == ATTACH else "ENOSPC")
 
 
+def _statfs_of_nothing(on: RawMachine, step: Step, _before: RawState) -> None:
+    """The host's file system reports a block size of 0, as one in user space may."""
+    assert on.hold is not None
+    driver = driver_of(on, step)
+    with on.hold.without_block_size(on.shares[share_of(step)]):
+        driver.call(T.STATFS, p9.fid(FIDS[FILE]))
+
+
 def _short_write(on: RawMachine, step: Step, _before: RawState) -> None:
     """The host writes half of what it is asked to. What is acknowledged has been written (QEMU goes on)."""
     assert on.hold is not None
@@ -120,5 +128,6 @@ STEPS: dict[str, Perform] = {
     "release": release,
     "fail": _fail,
     "short_write": _short_write,
+    "statfs_of_nothing": _statfs_of_nothing,
     "flush": _flush,
 }

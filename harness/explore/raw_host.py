@@ -9,7 +9,7 @@ from pathlib import Path
 from harness.actions.bad_plugs import LATE_REFUSALS, BadPlug, unrealizable
 from harness.actions.hotplug import plug_refusals
 from harness.actions.migration import under_way
-from harness.actions.raw_migration import migrate_raw
+from harness.actions.raw_migration import cancel, migrate_raw, migrate_to_the_pause, require_pause
 from harness.actions.stream import stalled
 from harness.errors import QemuError
 from harness.explore.disagreement import Disagreement
@@ -28,10 +28,17 @@ from harness.explore.raw_machine import RawMachine
 from harness.explore.raw_model import RawState
 from harness.leaks.footprint import private_kib
 from harness.ninep.client import RawDriver
-from harness.qemu.spec import Share
+from harness.qemu.binary import properties
+from harness.qemu.spec import Share, Value
 
 _TAG = "explored"
 _UNDER_WAY = ("is already in the process of unplug", "guest is busy")
+#: What makes a plug with an ``acpi-index`` fail, in the backend's realize and in the PCI bus.
+_WITH_INDEX: dict[str, dict[str, Value]] = {
+    "index": {"fsdev": "nowhere"},
+    "index_late": {"romfile": "/nowhere/rom"},
+}
+_INDEX = 5
 #: Refused ``device_add`` commands before memory is measured, of one window, and windows. A device that was
 #: not realized has some 20 KiB; without a leak 7.2.22's memory grows by up to 50 KiB in 50 of them.
 _WARM_UP, _REPEATS, _WINDOWS, _DEVICE_KIB = 3, 12, 2, 10
@@ -54,6 +61,8 @@ def _plug_refused(on: RawMachine, step: Step, _before: RawState) -> None:
         options, refusal = LATE_REFUSALS[what]
         bad = replace(share, device_options={**share.device_options, **options})
         BadPlug(bad, refusal).expect_refused(on.machine)
+    elif what in _WITH_INDEX:
+        _refused_with_index(on, what, share)
     elif what == "duplicate":
         _duplicate(on, step)
     elif what == "duplicates":
@@ -61,6 +70,22 @@ def _plug_refused(on: RawMachine, step: Step, _before: RawState) -> None:
     else:
         bad = unrealizable(share)[what]
         refused(step, lambda: on.machine.device_add(bad), *plug_refusals(what, bad))
+
+
+def _refused_with_index(on: RawMachine, what: str, share: Share) -> None:
+    """A plug that failed leaves its ``acpi-index`` free: the second try is refused for the same reason."""
+    if "acpi-index" not in properties(on.testbed.cell.qemu, share.driver):
+        return  # It came with QEMU 6.0.
+    options = {**share.device_options, **_WITH_INDEX[what], "acpi-index": _INDEX}
+    for _ in range(2):
+        try:
+            on.machine.device_add(replace(share, device_options=options))
+        except QemuError as exc:
+            if "nowhere" not in exc.desc:
+                message = f"a plug that failed keeps its acpi-index: {exc.desc}"
+                raise Disagreement("plug_refused", message) from exc
+        else:
+            raise Disagreement("plug_refused", f"plug_refused {what} was accepted")
 
 
 def _duplicate(on: RawMachine, step: Step) -> None:
@@ -144,6 +169,13 @@ def _mounted(on: RawMachine, state: RawState) -> list[Share]:
     return plugged(on.shares, (device.blocks for device in state.devices))
 
 
+def _savevm_again(on: RawMachine, _step: Step, _before: RawState) -> None:
+    """A savevm that is refused leaves the earlier snapshot of that name."""
+    on.machine.qmp.hmp(f"savevm {_TAG}", watch=on.machine.watch)
+    if _TAG not in on.machine.qmp.hmp("info snapshots", watch=on.machine.watch):
+        raise Disagreement("savevm", "the refused savevm has deleted the snapshot")
+
+
 def _loadvm(on: RawMachine, step: Step, _before: RawState) -> None:
     printed = on.machine.qmp.hmp(f"loadvm {_TAG}", watch=on.machine.watch).strip()
     if printed:
@@ -192,6 +224,12 @@ def _migrate_stall(on: RawMachine, step: Step, _before: RawState) -> None:
         raise Disagreement(step.do, f"a migration that was cancelled is {status}")
 
 
+def _migrate_pause(on: RawMachine, _step: Step, _before: RawState) -> None:
+    """A migration that waits before the switch-over is cancelled."""
+    require_pause(on.guest)
+    cancel(on.guest, migrate_to_the_pause(on.guest))
+
+
 def _migrate_begin(on: RawMachine, _step: Step, _before: RawState) -> None:
     on.migration.enter_context(under_way(on.machine))
 
@@ -204,9 +242,11 @@ STEPS: dict[str, Perform] = {
     "cont": lambda on, _step, _before: run_state(on, "cont", "RESUME"),
     "stop": lambda on, _step, _before: run_state(on, "stop", "STOP"),
     "savevm": _savevm,
+    "savevm_again": _savevm_again,
     "loadvm": _loadvm,
     "migrate": _migrate,
     "migrate_begin": _migrate_begin,
     "migrate_stall": _migrate_stall,
+    "migrate_pause": _migrate_pause,
     "migrate_cancel": lambda on, _step, _before: on.migration.close(),
 }

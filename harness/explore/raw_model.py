@@ -187,11 +187,25 @@ MISUSES = (
     "open_fifo",
     "below_link",
 )
+#: The variants of ``own_session`` (:mod:`.raw_own_session`).
+OWN_SESSIONS = (
+    "read",
+    "readlink",
+    "no_room",
+    "msize",
+    "locks",
+    "ftruncate",
+    "fchmod",
+    "replaced",
+    "renamed_folder",
+    "hosts_folder",
+    "fifo",
+)
 #: The requests whose system call can be made to fail.
 FAILS = ("read", "write", "fsync", ATTACH)
 #: ``device_add`` commands that QEMU has to refuse, of a device that is not plugged: in the realize of the 9p
 #: backend, and after that by the PCI bus and by the virtio bus.
-REFUSED_PLUGS = ("fsdev", "no_tag", "long_tag", "rom", "iommu")
+REFUSED_PLUGS = ("fsdev", "no_tag", "long_tag", "rom", "iommu", "index", "index_late")
 #: … and of one that is plugged: the same id, once and many times.
 REFUSED_DUPLICATES = ("duplicate", "duplicates")
 
@@ -447,6 +461,8 @@ _ACTIONS = {
         _HOSTILE,
     ),
     "misuse": _action(lambda s, t: _attached(s, t) and FILE in s.device(t).fids, _same, _HOSTILE, MISUSES),
+    "own_session": _action(lambda s, t: s.ready(t), _device_reset, _HOSTILE, OWN_SESSIONS),
+    "statfs_of_nothing": _action(_has(FILE), _same, _HOSTILE),
     "every_kind": _action(lambda s, t: _attached(s, t) and FILE in s.device(t).fids, _same, _PLAIN),
     "hold": _action(_can_hold, _hold, _PLAIN, tuple(HOLDS)),
     "release": _action(lambda s, t: bool(s.device(t).held), _release, _PLAIN),
@@ -461,6 +477,9 @@ _ACTIONS = {
     "savevm": _action(
         lambda s, t: _settled(s, t) and not s.arrived, _savevm, _BLOCKED, (), True, while_migrating=True
     ),
+    "savevm_again": _action(
+        lambda s, _: s.migrating and s.saved is not None, _same, _REFUSAL, (), True, while_migrating=True
+    ),
     "loadvm": _action(_can_load, _loadvm, _VMSTATE, (), True),
     "migrate": _action(_settled, _migrate, _MIGRATES, (), True),
     "migrate_begin": _action(
@@ -471,6 +490,9 @@ _ACTIONS = {
         True,
     ),
     "migrate_stall": _action(_can_begin, _same, _MIGRATES, (), True),
+    "migrate_pause": _action(
+        lambda s, t: _can_begin(s, t) and not s.running and not s.arrived, _same, _MIGRATES, (), True
+    ),
     "migrate_cancel": _action(
         lambda s, _: s.migrating,
         lambda s, _: replace(s, migrating=False),

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from harness.errors import HarnessError
-from harness.explore import raw_ends, raw_holds, raw_host, raw_misuse, raw_requests
+from harness.explore import raw_ends, raw_holds, raw_host, raw_misuse, raw_own_session, raw_requests
 from harness.explore.invariants import check_footprint, measured
 from harness.explore.program import Program, Step
 from harness.explore.raw_answers import Perform
@@ -23,7 +23,7 @@ from harness.explore.raw_model import Device, RawState
 from harness.testbed import Testbed
 
 #: Steps that hold system calls, or make them fail.
-_HOLDING = ("hold", "fail", "short_write")
+_HOLDING = ("hold", "fail", "short_write", "statfs_of_nothing")
 
 
 class RawPerformer:
@@ -94,5 +94,6 @@ PERFORM: dict[str, Perform] = {
     **raw_ends.STEPS,
     **raw_requests.STEPS,
     **raw_misuse.STEPS,
+    **raw_own_session.STEPS,
     **raw_holds.STEPS,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from harness.explore import failures, generate, guest_model, raw_model
 from harness.explore.alphabet import Alphabet
 from harness.explore.attempt import Attempt, Ending, Failure
 from harness.explore.generate import NotPossible
-from harness.explore.guest_model import GuestAlphabet
+from harness.explore.guest_model import GuestAlphabet, GuestState
 from harness.explore.guest_steps import GuestPerformer
 from harness.explore.program import AlphabetName, Program, Step, text
 from harness.explore.raw_model import RawAlphabet
@@ -159,9 +159,41 @@ def perform(program: Program, testbed: Testbed) -> None:
     testbed.cell = kind.cell(testbed.cell)
     performer = kind.performer(testbed, program)
     testbed.attach(performer)  # QEMU prints an error if its qtest connection is closed before it is ended.
-    for number, step in enumerate(program.steps):
-        performer.perform(step, model[number], model[number + 1])
+    _perform(performer, program.steps, model)
     performer.finish(model[-1])
+
+
+def perform_before(program: Program, testbed: Testbed, number: int) -> GuestPerformer:
+    """Perform the steps of a program before step ``number`` in a testbed, and leave its guest as it is then.
+
+    :param number: as many as the program has steps: all of them.
+    :raises UsageError: when no guest can be left: see :func:`state_before`.
+    :raises HarnessError: when QEMU does not do what the model says.
+    """
+    state_before(program, number)
+    performer = GuestPerformer(testbed, program)
+    testbed.attach(performer)
+    _perform(performer, program.steps[:number], check(program, testbed.cell))
+    performer.wait_booted()
+    return performer
+
+
+def state_before(program: Program, number: int) -> GuestState:
+    """The state of the model before a step of a program that a guest performs.
+
+    :raises UsageError: for a program of the raw client, which runs no guest, or one with fewer steps.
+    """
+    if program.alphabet is not AlphabetName.GUEST:
+        raise UsageError("a program of the raw client runs no guest; its repro.qtest, or gdb, shows its QEMU")
+    if number > len(program.steps):
+        raise UsageError(f"there is no step {number}: the program has {len(program.steps)} steps, from 0")
+    found: GuestState = states(program)[number]
+    return found
+
+
+def _perform(performer: Performer, steps: Sequence[Step], model: Sequence[Any]) -> None:
+    for number, step in enumerate(steps):
+        performer.perform(step, model[number], model[number + 1])
 
 
 class _Attempt:

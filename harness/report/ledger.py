@@ -56,6 +56,7 @@ class Bug(BaseModel):
     :ivar failure: a regular expression that the failure's first line matches.
     :ivar guest_kernel: a regular expression for the message that the guest's kernel then prints, if it does.
     :ivar evidence: one paragraph: what happens, and how it was observed.
+    :ivar no_program: why ``images/programs/`` has no program that shows it; ``None`` when there is one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -73,6 +74,7 @@ class Bug(BaseModel):
     failure: str = Field(min_length=1)
     guest_kernel: str | None = Field(default=None, min_length=1)
     evidence: str = Field(min_length=1)
+    no_program: str | None = Field(default=None, min_length=1)
 
     @field_validator("affected", "unaffected")
     @classmethod

@@ -80,3 +80,13 @@ def test_the_commands_in_the_finding_run_by_themselves(tmp_path: Path) -> None:
         check=False,
     )
     assert "VirtFS export path 'share0' is mounted" in done.stdout, done.stderr
+    by_script = subprocess.run(
+        ["sh", str(tmp_path / "one" / "repro.sh")],
+        env={"PATH": "/usr/bin:/bin", "QEMU": str(qemu), "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "VirtFS export path 'share0' is mounted" in by_script.stdout, by_script.stderr
+    assert not list(tmp_path.glob("repro-*"))
