@@ -146,8 +146,8 @@ class Outgoing:
 
     def _arrived(self, status: str) -> bool:
         answer = self.destination.qmp.execute("query-status", watch=self._watch)
-        if answer["running"] and status != "running":
-            raise Violation(f"{self.destination.name} is {answer['status']}, and has to be {status}")
+        if answer["status"] == "running" and status != "running":
+            raise Violation(f"{self.destination.name} is running, and has to be {status}")
         return bool(answer["status"] == status)
 
 

@@ -342,6 +342,12 @@ def test_a_stopped_guest_arrives_and_is_not_asked(
     assert not world.machine.quitted
 
 
+def test_a_stopped_guest_that_runs_where_it_arrives(migration: Migration, destination: FakeMachine) -> None:
+    destination.qmp.on("query-status", {"status": "inmigrate"}, {"status": "running"})
+    with pytest.raises(Violation, match=r"^destination-1 is running, and has to be paused$"):
+        migration.request_migrate(stopped=True).wait_arrived(status="paused")
+
+
 def test_a_migration_under_way_is_cancelled_at_the_end(world: World, migration: Migration) -> None:
     world.qmp.on("query-migrate-parameters", {"max-bandwidth": 77})
     world.qmp.on("migrate_cancel", {})
