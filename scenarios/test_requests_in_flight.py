@@ -162,8 +162,10 @@ def test_a_reset_with_flushed_requests_in_flight(
         driver.walk(ROOT, fid, "file")
         driver.open(fid)
     with hold.requests(share) as held:
-        reads = [driver.send(T.READ, p9.read(fid, 0, 100)) for fid in (FILE, OTHER, FILE)]
-        held.wait_caught(len(reads))
+        reads = []
+        for fid in (FILE, OTHER, FILE):
+            reads.append(driver.send(T.READ, p9.read(fid, 0, 100)))
+            held.wait_caught(len(reads))
         for read_ in (*reads, reads[0], reads[0]):
             driver.send(T.FLUSH, p9.flush(read_.tag))
         reset = Background(driver.reset if end == "device_reset" else raw_guest.system_reset)

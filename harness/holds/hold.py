@@ -63,6 +63,9 @@ class Held:
     def wait_caught(self, count: int = 1) -> None:
         """Wait until ``count`` requests are held.
 
+        Call it after each request that is sent, with a ``count`` that grows: of requests that come together
+        one may wait for a thread that another request has taken (see :meth:`wait_in_flight`).
+
         :raises WaitTimeout: when the guest does not send that many.
         :raises SetupError: when the harness fails to hold them.
         """
