@@ -23,5 +23,5 @@ def test_too_few_guests(harness: Harness) -> None:
 @pytest.mark.qemu
 def test_the_table_as_json(harness: Harness) -> None:
     ended = harness("endurance", "--guests", str(2 * LEAST), "--workers", "2", "--accel", "tcg", "--json")
-    assert ended.status == 0, ended.err
+    assert ended.status == 0, ended.err + ended.out
     assert len(ended.json["rows"]) == 2 * len(LIMITS)
