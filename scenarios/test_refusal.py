@@ -6,6 +6,7 @@ keep working.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 
 import pytest
@@ -19,7 +20,7 @@ from harness.deadline import check_during
 from harness.errors import CommandFailed, QemuError
 from harness.guest.guest import Guest
 from harness.guest.mount import expect_no_mount
-from harness.ninep.client import RawGuest
+from harness.ninep.client import NineError, RawGuest
 from harness.plugin.thorough import by_default
 from harness.qemu.binary import require_options, require_property
 from harness.qemu.machine_types.machine_type import FixedPlace
@@ -195,6 +196,24 @@ def test_a_mount_during_a_migration(
     migration.expect_not_blocked()
 
 
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_an_attach_with_only_migratable(testbed: Testbed, shares: tuple[Share, ...]) -> None:
+    """With -only-migratable nothing may block migration: Tattach fails with EACCES, and the device can be
+    used for nothing and unplugged."""
+    require_options(testbed.cell.qemu, "-only-migratable")
+    guest, share = RawGuest(testbed, arguments=("-only-migratable",)), shares[2]
+    driver = guest.plug(share)
+    driver.version()
+    for _ in range(2):
+        with pytest.raises(NineError) as refused:
+            driver.attach(1)
+        assert refused.value.errno == errno.EACCES
+        expect_blocked_by(guest.machine)
+    guest.eject(share)
+
+
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_only_migratable(testbed: Testbed, shares: tuple[Share, ...]) -> None:
     """With -only-migratable nothing may block migration: the device is plugged, but its mount fails with

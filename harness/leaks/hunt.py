@@ -87,11 +87,11 @@ class Plan:
 
 
 #: A cycle without a guest takes some 40 to 75 ms.
-WITHOUT_GUEST = Plan(warm_up=10, part=12)
+WITHOUT_GUEST = Plan(warm_up=8, part=8)
 SAVING = replace(WITHOUT_GUEST, saves=True)
 #: Under TCG a cycle with a guest takes the processor time of four without. What is lost more rarely is found
 #: without a guest, and with ``--thorough``.
-WITH_GUEST = Plan(warm_up=5, part=4, guest=True)
+WITH_GUEST = Plan(warm_up=4, part=3, guest=True)
 
 
 class LeakHunt:
