@@ -115,10 +115,10 @@ def explore(
     folder = resume or into or new_folder(Path("artifacts") / "explore")
     reaper.sweep()
     names_of_cell = ProgramCell(qemu=settings.qemu, machine=settings.machine, kernel=settings.kernel)
+    spaces = _spaces(settings, names_of_cell, explicit=names != "all" or resume is not None)
     progress("preparing the cell …")
     cell = cell_of(names_of_cell, accel=accel, qemu_data=qemu_data)
     begin(history, EXPLORE, [cell])
-    spaces = _spaces(settings, names_of_cell, cell, explicit=names != "all" or resume is not None)
     settings = replace(settings, alphabets=tuple(spaces))
     records = folder / _RECORDS
     setup = FreshGuests(records, accel, qemu_data)
@@ -178,18 +178,16 @@ def _alphabets(names: str) -> tuple[str, ...]:
     return chosen
 
 
-def _spaces(
-    settings: Settings, names: ProgramCell, cell: Cell, *, explicit: bool
-) -> dict[AlphabetName, Space]:
-    """The programs of each alphabet that this cell can run.
+def _spaces(settings: Settings, names: ProgramCell, *, explicit: bool) -> dict[AlphabetName, Space]:
+    """The programs of each alphabet that this machine type can run.
 
     :raises UsageError: when it cannot run one that the user has named, or none at all.
     """
     found, why = {}, UsageError("no alphabet can be run")
     for name in map(AlphabetName, settings.alphabets):
         try:
+            one.check_machine_type(name, names.machine)
             space = Space(name, one.alphabet(name), names)
-            one.check(space.program(space.exhaustive_shares[0], ()), cell)
         except UsageError as exc:
             if explicit:
                 raise

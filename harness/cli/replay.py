@@ -27,7 +27,7 @@ from harness.explore import replay as replays
 from harness.explore.guests import FreshGuests
 from harness.explore.program import Program, read
 from harness.explore.replay import TIMES, Replay
-from harness.explore.run import check, states
+from harness.explore.run import check, check_machine_type, states
 from harness.explore.scenario import PLACEHOLDER, ScenarioRuns
 from harness.explore.trial import recorded, test_of
 from harness.explore.workers import Setup, Workers
@@ -194,10 +194,12 @@ def load(path: Path) -> Program:
 def of_program(loaded: Program, options: Options, records: Path) -> Subject:
     """A program on its own cell, with the parts that the user has named."""
     states(loaded)
+    machine = options.machine or loaded.cell.machine
+    check_machine_type(loaded.alphabet, machine)
     cell = cell_of(
         loaded,
         qemu=options.qemu,
-        machine=options.machine or loaded.cell.machine,
+        machine=machine,
         kernel=options.kernel,
         accel=options.accel,
         qemu_data=options.qemu_data,
@@ -206,7 +208,7 @@ def of_program(loaded: Program, options: Options, records: Path) -> Subject:
     own = loaded.cell
     names = {
         "qemu": own.qemu if options.qemu == DEFAULT else options.qemu,
-        "machine": options.machine or own.machine,
+        "machine": machine,
         "kernel": own.kernel if options.kernel == DEFAULT else options.kernel,
     }
     placed = loaded.model_copy(update={"cell": own.model_copy(update=names)})

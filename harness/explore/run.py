@@ -21,6 +21,8 @@ from harness.explore.program import AlphabetName, Program, Step, text
 from harness.explore.raw_model import RawAlphabet
 from harness.explore.raw_steps import RawPerformer
 from harness.qemu.accel import TIMEOUT_SCALES, Accel
+from harness.qemu.machine_types import MACHINE_TYPES
+from harness.qemu.machine_types.machine_type import MachineType
 from harness.reaper import RunFolder
 from harness.testbed import Cell, Testbed
 
@@ -50,20 +52,21 @@ class _Kind:
     """An alphabet, and who performs its steps.
 
     :ivar guarantees: the guarantee that each step asserts.
-    :ivar check: raises UsageError for a cell on which it cannot run. :ivar cell: the cell that it runs on.
+    :ivar check: raises UsageError for a machine type on which it cannot run.
+    :ivar cell: the cell that it runs on.
     """
 
     alphabet: Alphabet
     performer: Callable[[Testbed, Program], Performer]
     guarantees: Mapping[str, str]
-    check: Callable[[Cell], None] = lambda _: None
+    check: Callable[[MachineType], None] = lambda _: None
     cell: Callable[[Cell], Cell] = lambda cell: cell
 
 
-def _require_raw(cell: Cell) -> None:
-    if not cell.machine_type.legacy_virtio:
+def _require_raw(kind: MachineType) -> None:
+    if not kind.legacy_virtio:
         raise UsageError(
-            f"machine type {cell.machine_type.name}: programs of the raw client need machine type pc, whose "
+            f"machine type {kind.name}: programs of the raw client need machine type pc, whose "
             "devices have virtio's legacy interface"
         )
 
@@ -110,13 +113,24 @@ def states(program: Program) -> list[Any]:
         raise UsageError(f"step {exc.number}, {step}: not possible after {earlier}") from None
 
 
+def check_machine_type(name: AlphabetName, machine: str) -> None:
+    """Check that programs of an alphabet can run on a machine type, before a QEMU is looked for.
+
+    An unknown name passes: the matrix refuses it, and says which are known.
+
+    :raises UsageError: when they cannot; one line.
+    """
+    if machine in MACHINE_TYPES:
+        _KINDS[name].check(MACHINE_TYPES[machine])
+
+
 def check(program: Program, cell: Cell) -> list[Any]:
     """Check that the program can run on this cell, and return its :func:`states`; nothing is started.
 
     :raises UsageError: when it cannot; one line.
     """
     found = states(program)
-    _KINDS[program.alphabet].check(cell)
+    _KINDS[program.alphabet].check(cell.machine_type)
     return found
 
 

@@ -69,8 +69,13 @@ def test_a_half_written_finding(harness: Harness, tmp_path: Path) -> None:
         assert "finding.json: half written, or of another version" in ended.line
 
 
-def test_a_machine_type_that_programs_of_the_raw_client_cannot_use(harness: Harness) -> None:
-    ended = harness("replay", R2, "--machine", "q35")
+@pytest.mark.usefixtures("cache_root")
+@pytest.mark.parametrize("words", [("replay", R2), ("explore", "--alphabet", "raw", "--seconds", "1")])
+def test_a_machine_type_that_programs_of_the_raw_client_cannot_use(
+    harness: Harness, words: tuple[str | Path, ...]
+) -> None:
+    """It is refused before a QEMU or an accelerator is looked for: an empty cache has neither."""
+    ended = harness(*words, "--machine", "q35")
     assert ended.status == 2
     assert "programs of the raw client need machine type pc" in ended.line
 
