@@ -20,7 +20,7 @@ from typing import TypeVar
 import paramiko
 
 from harness.background import Background
-from harness.channel import Completed, terminal
+from harness.channel import Completed, user_terminal
 from harness.channel.guestfwd import GuestfwdSocket, SavedSession
 from harness.channel.remote_shell import COMMAND, Command, RemoteShell
 from harness.channel.ssh_channel import decode, exchange, has_ended
@@ -429,11 +429,11 @@ class Ssh:
         """
         try:
             channel = self._transport.open_session()
-            columns, lines = terminal.window()
+            columns, lines = user_terminal.window()
             channel.get_pty(os.environ.get("TERM", "vt100"), columns, lines)
             channel.exec_command(command)
-            with terminal.raw(sys.stdin.fileno()):
-                terminal.relay(channel)
+            with user_terminal.raw(sys.stdin.fileno()):
+                user_terminal.relay(channel)
             return channel.recv_exit_status()
         except (OSError, EOFError, paramiko.SSHException) as exc:
             raise ChannelLost(f"the SSH connection to the guest broke: {exc}") from None

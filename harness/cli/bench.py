@@ -18,8 +18,8 @@ from harness.bench import Row, measure, rows
 from harness.bench.baselines import has_labgrid
 from harness.bench.benchmarks import BENCHMARKS, profile
 from harness.bench.suite import run_suite
+from harness.cli.common import axes, progress
 from harness.cli.recording import begin, record_option, recording
-from harness.cli.report import axes, progress
 from harness.layout import scenarios_folder
 from harness.matrix import Matrix, Selection
 from harness.reaper import RunFolder

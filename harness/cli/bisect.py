@@ -17,8 +17,8 @@ from rich.text import Text
 
 from harness import reaper
 from harness.artifacts import HISTORY
+from harness.cli.common import progress
 from harness.cli.replay import load
-from harness.cli.report import progress
 from harness.cli.signals import ended_by_sigterm
 from harness.errors import SetupError, Unsupported, UsageError
 from harness.explore import tree_bisect

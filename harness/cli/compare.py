@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from harness.cli.report import progress
+from harness.cli.common import progress
 from harness.errors import SetupError, UsageError
 from harness.layout import pytest_command, pytest_folder, scenarios_folder
 from harness.report import comparison, summary, tables

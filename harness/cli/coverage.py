@@ -14,7 +14,7 @@ import click
 
 from harness import history
 from harness.artifacts import HISTORY, slug
-from harness.cli.report import progress
+from harness.cli.common import progress
 from harness.errors import SetupError
 from harness.layout import pytest_command, pytest_folder, scenarios_folder
 from harness.provision import Cache, Provisioner, default_cache_root, gcov

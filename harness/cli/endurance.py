@@ -12,7 +12,7 @@ from rich.table import Table
 
 from harness import reaper
 from harness.bench.endurance import LIMITS, Growth, endure_in_workers
-from harness.cli.report import axes, progress
+from harness.cli.common import axes, progress
 from harness.matrix import Matrix, Selection
 from harness.report import tables
 

@@ -14,8 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness import reaper
+from harness.cli.common import axes, new_folder, progress
 from harness.cli.recording import begin, record_option, recording
-from harness.cli.report import axes, new_folder, progress
 from harness.errors import UsageError
 from harness.explore import run as one
 from harness.explore.explore import FINDINGS, Explorer, KnownBugs, Settings, read_settings

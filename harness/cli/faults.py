@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from harness.cli.common import new_folder, progress
 from harness.cli.recording import begin, record_option, recording
-from harness.cli.report import new_folder, progress
 from harness.errors import UsageError
 from harness.mutation import cover, exploration, runner, table
 from harness.mutation.catalogue import Catalogue, Fault

@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 
 from harness import reaper
+from harness.cli.common import axes, progress
 from harness.cli.replay import Options, cores, load, of_program
-from harness.cli.report import axes, progress
 from harness.cli.signals import ended_by_sigterm
 from harness.errors import SetupError, UsageError
 from harness.explore import finding

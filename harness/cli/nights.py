@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from harness.cli.report import progress
+from harness.cli.common import progress
 from harness.errors import UsageError
 from harness.report.nights import history, report, text
 from harness.report.nights.store import Store

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from harness.cli.report import progress
+from harness.cli.common import progress
 from harness.errors import UsageError
 from harness.provision import Cache, Provisioner, default_cache_root
 from harness.qemu import binary

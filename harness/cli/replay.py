@@ -18,7 +18,7 @@ from click.core import ParameterSource
 
 from harness import reaper
 from harness.artifacts import CELL, HISTORY
-from harness.cli.report import axes, progress
+from harness.cli.common import axes, progress
 from harness.cli.signals import ended_by_sigterm
 from harness.deadline import Deadline
 from harness.errors import HarnessError, UsageError
@@ -160,7 +160,7 @@ class Options:
         accel: str,
         qemu_data: Path | None,
     ) -> Options:
-        """The values of the options that :func:`harness.cli.report.axes` adds to a command."""
+        """The values of the options that :func:`harness.cli.common.axes` adds to a command."""
         given = context.get_parameter_source("machine") is not ParameterSource.DEFAULT
         return cls(qemu, machine if given else "", kernel, accel, qemu_data)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from harness.artifacts import recorded_tests
-from harness.cli.report import progress
+from harness.cli.common import progress
 from harness.report.timeline import files
 from harness.report.timeline.reading import timeline_of
 

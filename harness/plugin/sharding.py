@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from harness.plugin import engines
+from harness.plugin import ci_jobs
 from harness.plugin.marks import guarantee_of
 from harness.plugin.options import option
 from harness.plugin.schedule import expected_s
@@ -45,7 +45,7 @@ def wanted(config: pytest.Config) -> tuple[int, int] | None:
     if given is None:
         return None
     if automatic := re.fullmatch(r"auto(?:/([1-9]\d*))?", given):
-        return engines.part(os.environ, int(automatic[1]) if automatic[1] else None)
+        return ci_jobs.part(os.environ, int(automatic[1]) if automatic[1] else None)
     match = re.fullmatch(r"(\d+)/(\d+)", given)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise pytest.UsageError(f"--shard {given}: write I/N with 1 <= I <= N, such as 1/3, or auto")

@@ -13,7 +13,7 @@ from typing import cast
 
 import pytest
 
-from harness.plugin import engines, sharding
+from harness.plugin import ci_jobs, sharding
 
 #: Every fortieth quantile of the seconds of 4038 recorded tests.
 _RECORDED = (
@@ -67,12 +67,12 @@ _TESTS, _MACHINES = 10_000, 64
 def test_the_part_is_that_of_the_system_that_runs_the_job(
     variables: Mapping[str, str], part: tuple[int, int]
 ) -> None:
-    assert engines.part(variables) == part
+    assert ci_jobs.part(variables) == part
 
 
 def test_the_user_can_say_how_many_parts_there_are() -> None:
-    assert engines.part({"JOB_COMPLETION_INDEX": "2"}, 4) == (3, 4)
-    assert engines.part({"CI_NODE_INDEX": "2", "CI_NODE_TOTAL": "4"}, 4) == (2, 4)
+    assert ci_jobs.part({"JOB_COMPLETION_INDEX": "2"}, 4) == (3, 4)
+    assert ci_jobs.part({"CI_NODE_INDEX": "2", "CI_NODE_TOTAL": "4"}, 4) == (2, 4)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_variables_that_name_no_part_are_refused_in_one_line(
     variables: Mapping[str, str], count: int | None, message: str
 ) -> None:
     with pytest.raises(pytest.UsageError, match=message) as refused:
-        engines.part(variables, count)
+        ci_jobs.part(variables, count)
     assert "\n" not in str(refused.value)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 
 @dataclass(frozen=True)
-class Engine:
+class CiSystem:
     """A system that runs a job several times, and tells each which one it is.
 
     :ivar index: the variable with the job's number. :ivar total: the one with the number of jobs.
@@ -32,17 +32,17 @@ class Engine:
     given_by: str = ""
 
 
-ENGINES = (
-    Engine("GitLab", "CI_NODE_INDEX", "CI_NODE_TOTAL", first=1),
-    Engine(
+SYSTEMS = (
+    CiSystem("GitLab", "CI_NODE_INDEX", "CI_NODE_TOTAL", first=1),
+    CiSystem(
         "Slurm",
         "SLURM_ARRAY_TASK_ID",
         "SLURM_ARRAY_TASK_COUNT",
         first="SLURM_ARRAY_TASK_MIN",
         step="SLURM_ARRAY_TASK_STEP",
     ),
-    Engine("Kubernetes", "JOB_COMPLETION_INDEX", "JOB_COMPLETIONS", given_by="the Job's manifest"),
-    Engine("GitHub", "STRATEGY_JOB_INDEX", "STRATEGY_JOB_TOTAL", given_by="the workflow"),
+    CiSystem("Kubernetes", "JOB_COMPLETION_INDEX", "JOB_COMPLETIONS", given_by="the Job's manifest"),
+    CiSystem("GitHub", "STRATEGY_JOB_INDEX", "STRATEGY_JOB_TOTAL", given_by="the workflow"),
 )
 
 
@@ -52,35 +52,35 @@ def part(environment: Mapping[str, str], count: int | None = None) -> tuple[int,
     :param count: the number of parts, where the user gave it.
     :raises pytest.UsageError: when no system, or more than one, has set its variables, or they do not fit.
     """
-    present = [engine for engine in ENGINES if engine.index in environment]
+    present = [system for system in SYSTEMS if system.index in environment]
     if len(present) != 1:
-        known = ", ".join(f"{engine.index} ({engine.name})" for engine in ENGINES)
+        known = ", ".join(f"{system.index} ({system.name})" for system in SYSTEMS)
         found = "more than one" if present else "none"
         raise _wrong(f"{found} of these variables is set: {known}")
-    engine = present[0]
-    first = engine.first if isinstance(engine.first, int) else _number(environment, engine.first, engine)
-    step = _number(environment, engine.step, engine, 1) if engine.step else 1
-    total = _number(environment, engine.total, engine, count)
+    system = present[0]
+    first = system.first if isinstance(system.first, int) else _number(environment, system.first, system)
+    step = _number(environment, system.step, system, 1) if system.step else 1
+    total = _number(environment, system.total, system, count)
     if count is not None and count != total:
-        raise _wrong(f"{engine.total} of {engine.name} is {total}, and not {count}")
-    index, rest = divmod(_number(environment, engine.index, engine) - first, step or 1)
+        raise _wrong(f"{system.total} of {system.name} is {total}, and not {count}")
+    index, rest = divmod(_number(environment, system.index, system) - first, step or 1)
     if rest or not 0 <= index < total:
         raise _wrong(
-            f"{engine.index}={environment[engine.index]} of {engine.name} is none of {total} numbers "
+            f"{system.index}={environment[system.index]} of {system.name} is none of {total} numbers "
             f"from {first} in steps of {step}"
         )
     return index + 1, total
 
 
-def _number(environment: Mapping[str, str], name: str, engine: Engine, default: int | None = None) -> int:
+def _number(environment: Mapping[str, str], name: str, system: CiSystem, default: int | None = None) -> int:
     text = environment.get(name)
     if text is None and default is not None:
         return default
     if text is None:
-        who = f"; {engine.given_by} has to set it, or write auto/N" if engine.given_by else ""
-        raise _wrong(f"{name} of {engine.name} is not set{who}")
+        who = f"; {system.given_by} has to set it, or write auto/N" if system.given_by else ""
+        raise _wrong(f"{name} of {system.name} is not set{who}")
     if not text.isdecimal():
-        raise _wrong(f"{name}={text} of {engine.name} is no number")
+        raise _wrong(f"{name}={text} of {system.name} is no number")
     return int(text)
 
 

@@ -1,4 +1,4 @@
-"""Connects the user's terminal to one in the guest."""
+"""The terminal of the user, connected to one in the guest (``harness shell``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress lines and the options for a cell of the matrix, shared by the commands."""
+"""What the commands share: progress lines, new folders, and the options that choose a cell of the matrix."""
 
 from __future__ import annotations
 
