@@ -1,0 +1,1 @@
+"""Operations that span QEMU and its guest: hotplug, migration, snapshots, forced ejects."""

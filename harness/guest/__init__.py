@@ -1,0 +1,1 @@
+"""The Linux inside a machine: commands, mounts, and programs that run there."""

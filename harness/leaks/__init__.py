@@ -1,0 +1,1 @@
+"""Leak hunts: what a QEMU process holds, measured while a cycle is repeated."""

@@ -1,4 +1,4 @@
-"""Explores QEMUs with a fault: does a search that knows no scenario find what is wrong?
+"""Explores QEMUs with a fault: whether a search that knows no scenario finds what is wrong.
 
 Programs of a guest run on a machine type of the fault, those of the raw client on pc. Each fault is explored
 until the first new failure, or until the time is up. A *control* explores the QEMU without a fault for as

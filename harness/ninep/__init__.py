@@ -1,0 +1,1 @@
+"""9P messages, and a raw client that sends them over qtest."""

@@ -1,0 +1,1 @@
+"""One QEMU process: its binary, machine type, arguments, and its end."""

@@ -1,0 +1,1 @@
+"""Templates: guests that were booted once, saved, and are restored for each test."""
