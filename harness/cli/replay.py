@@ -126,7 +126,7 @@ def _replayed(
         progress(f"{subject.name}: up to {times} attempts")
         with ended_by_sigterm(), Workers(subject.setup, workers or cores()) as attempts:
             found = replays.replay(subject.program, attempts, times, enough=enough, report=_Progress(times))
-        _keep_shortest(found)
+        replays.keep_shortest(found)
         if found.failures:
             progress(f"artefacts: {records}")
         return found
@@ -255,13 +255,6 @@ class _Progress:
         if self._next.expired:
             self._next = Deadline.after(_REPORT_S)
             progress(f"{len(found.attempts)} of up to {self._times} attempts: failed {found.reliability}")
-
-
-def _keep_shortest(found: Replay) -> None:
-    """Keep the record of one attempt of each signature."""
-    for attempts in found.failures.values():
-        shortest = replays.shortest(attempts)
-        replays.discard(attempt for attempt in attempts if attempt is not shortest)
 
 
 def _as_data(found: Replay) -> dict[str, Any]:

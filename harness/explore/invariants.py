@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from harness.actions.migration import blocked_reason, expect_blocked_by
 from harness.deadline import check_during
 from harness.errors import QemuError, Violation, WaitTimeout
 from harness.explore.disagreement import Disagreement, shortened
-from harness.leaks.footprint import counts, handles
+from harness.leaks.footprint import counts, handles, thread_name
 from harness.leaks.vmstate import vmstate_sections
 from harness.qemu.blockers import blocked_reasons
 from harness.qemu.deletion import PERIPHERAL
@@ -152,7 +151,7 @@ def measured(machine: Machine, *, with_guest: bool) -> dict[str, int]:
     sockets = found["fd_targets"].get("socket", 0) if with_guest else 0
     held = {"fds": int(found["fds"]) - sockets, **counts(machine)}
     if not with_guest:
-        names = [_thread_name(machine.pid, number) for number in found["thread_ids"]]
+        names = [thread_name(machine.pid, number) for number in found["thread_ids"]]
         held["threads"] = sum(_POOL.match(name) is None for name in names)
     sections = vmstate_sections(machine)
     return held if sections is None else {**held, "vmstate_sections": sections}
@@ -179,11 +178,3 @@ def check_footprint(machine: Machine, before: dict[str, int]) -> None:
     except WaitTimeout:
         grown = ", ".join(f"{name} +{more}" for name, more in sorted(left.items()))
         raise Disagreement("footprint", f"left when everything is unplugged: {grown}") from None
-
-
-def _thread_name(pid: int, thread: int) -> str:
-    """The name of a thread; empty when it has just ended."""
-    try:
-        return Path(f"/proc/{pid}/task/{thread}/comm").read_text().strip()
-    except OSError:
-        return ""

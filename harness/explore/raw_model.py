@@ -146,7 +146,7 @@ class RawState:
         return replace(self, devices=devices)
 
     def with_folder(self, step: Step, folder: Folder) -> RawState:
-        """The state with another folder for the share that the step is about."""
+        """The state in which the exported folder of the step's share holds something else."""
         assert step.share is not None
         at = self.folder_of(step.share)
         return replace(self, folders=(*self.folders[:at], folder, *self.folders[at + 1 :]))

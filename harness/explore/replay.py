@@ -120,6 +120,13 @@ def shortest(attempts: Iterable[Attempt]) -> Attempt:
     return min(attempts, key=lambda attempt: attempt.seconds)
 
 
+def keep_shortest(found: Replay) -> None:
+    """Remove the artefacts of all failed attempts but the shortest of each signature."""
+    for attempts in found.failures.values():
+        kept = shortest(attempts)
+        discard(attempt for attempt in attempts if attempt is not kept)
+
+
 def discard(attempts: Iterable[Attempt]) -> None:
     """Remove the artefacts of ``attempts``."""
     for attempt in attempts:

@@ -40,6 +40,14 @@ def handles(pid: int) -> dict[str, Any]:
     }
 
 
+def thread_name(pid: int, thread: int) -> str:
+    """The name of one of the threads of :func:`handles`; empty when it has just ended."""
+    try:
+        return Path(f"/proc/{pid}/task/{thread}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
 def open_fds(machine: Machine) -> int:
     """The number of fds that QEMU has open."""
     return int(handles(machine.pid)["fds"])

@@ -500,43 +500,43 @@ class RawDriver:
         self.fids.clear()
 
     def attach(self, fid: int) -> None:
-        """Tattach to the root of the export, as root."""
+        """Send Tattach to the root of the export, as root."""
         self.call(T.ATTACH, p9.attach(fid))
         self.fids.add(fid)
 
     def walk(self, fid: int, new: int, *names: str) -> None:
-        """Twalk."""
+        """Send Twalk, and wait for its answer."""
         self.call(T.WALK, p9.walk(fid, new, *names))
         self.fids.add(new)
 
     def create(self, fid: int, name: str) -> None:
-        """Tlcreate: ``fid``, a directory, becomes the new open file."""
+        """Send Tlcreate: ``fid``, a directory, becomes the new open file."""
         self.call(T.LCREATE, p9.create(fid, name))
 
     def open(self, fid: int, flags: int = os.O_RDONLY) -> None:
-        """Tlopen."""
+        """Send Tlopen, and wait for its answer."""
         self.call(T.LOPEN, p9.open_(fid, flags))
 
     def write(self, fid: int, offset: int, data: bytes) -> int:
-        """Twrite; returns how many bytes were written."""
+        """Send Twrite, and return how many bytes were written."""
         answer = self.call(T.WRITE, p9.write(fid, offset, data))
         return int(struct.unpack("<I", answer)[0])
 
     def read(self, fid: int, offset: int, count: int) -> bytes:
-        """Tread."""
+        """Send Tread, and return the data."""
         return self.call(T.READ, p9.read(fid, offset, count))[4:]
 
     def readdir(self, fid: int, *, count: int = 4096) -> bytes:
-        """Treaddir from offset 0."""
+        """Send Treaddir from offset 0, and return its entries as they are in the message."""
         return self.call(T.READDIR, p9.read(fid, 0, count))[4:]
 
     def xattrwalk(self, fid: int, new: int, name: str = "") -> None:
-        """Txattrwalk: ``new`` becomes the extended attribute ``name``, or the list of all attributes."""
+        """Send Txattrwalk: ``new`` becomes the extended attribute ``name``, or the list of all attributes."""
         self.call(T.XATTRWALK, p9.xattrwalk(fid, new, name))
         self.fids.add(new)
 
     def clunk(self, fid: int) -> None:
-        """Tclunk."""
+        """Send Tclunk, and wait for its answer."""
         self.call(T.CLUNK, p9.fid(fid))
         self.fids.discard(fid)
 

@@ -73,7 +73,7 @@ class T(IntEnum):
 
 
 def version(msize: int, protocol: str = VERSION) -> bytes:
-    """Tversion."""
+    """The body of Tversion."""
     return struct.pack("<I", msize) + _string(protocol)
 
 
@@ -88,7 +88,7 @@ def attach(fid: int, afid: int = NOFID) -> bytes:
 
 
 def walk(fid: int, new: int, *names: str) -> bytes:
-    """Twalk."""
+    """The body of Twalk."""
     return struct.pack("<IIH", fid, new, len(names)) + b"".join(map(_string, names))
 
 
@@ -98,7 +98,7 @@ def fid(fid: int) -> bytes:
 
 
 def flush(old_tag: int) -> bytes:
-    """Tflush."""
+    """The body of Tflush."""
     return struct.pack("<H", old_tag)
 
 
@@ -128,7 +128,7 @@ def read(fid: int, offset: int, count: int) -> bytes:
 
 
 def write(fid: int, offset: int, data: bytes) -> bytes:
-    """Twrite."""
+    """The body of Twrite."""
     return struct.pack("<IQI", fid, offset, len(data)) + data
 
 
@@ -138,7 +138,7 @@ def fsync(fid: int) -> bytes:
 
 
 def getattr_(fid: int) -> bytes:
-    """Tgetattr."""
+    """The body of Tgetattr."""
     return struct.pack("<IQ", fid, _ATTRIBUTES)
 
 
@@ -176,7 +176,7 @@ def wstat(
 
 
 def xattrwalk(fid: int, new: int, name: str) -> bytes:
-    """Txattrwalk."""
+    """The body of Txattrwalk."""
     return struct.pack("<II", fid, new) + _string(name)
 
 
@@ -191,17 +191,17 @@ def lock(fid: int, flags: int = 0) -> bytes:
 
 
 def getlock(fid: int) -> bytes:
-    """Tgetlock."""
+    """The body of Tgetlock."""
     return struct.pack("<IBQQI", fid, _READ_LOCK, *_WHOLE_FILE, 1) + _string("guest")
 
 
 def link(folder: int, fid: int, name: str) -> bytes:
-    """Tlink."""
+    """The body of Tlink."""
     return struct.pack("<II", folder, fid) + _string(name)
 
 
 def symlink(folder: int, name: str, target: str) -> bytes:
-    """Tsymlink."""
+    """The body of Tsymlink."""
     return fid_and_name(folder, name) + _string(target) + struct.pack("<I", 0)
 
 
@@ -211,12 +211,12 @@ def mknod(folder: int, name: str) -> bytes:
 
 
 def mkdir(folder: int, name: str) -> bytes:
-    """Tmkdir."""
+    """The body of Tmkdir."""
     return fid_and_name(folder, name) + struct.pack("<II", 0o755, 0)
 
 
 def rename(fid: int, folder: int, name: str) -> bytes:
-    """Trename."""
+    """The body of Trename."""
     return struct.pack("<II", fid, folder) + _string(name)
 
 
@@ -226,7 +226,7 @@ def renameat(folder: int, old: str, new: str, new_folder: int | None = None) -> 
 
 
 def unlinkat(folder: int, name: str, flags: int = 0) -> bytes:
-    """Tunlinkat."""
+    """The body of Tunlinkat."""
     return fid_and_name(folder, name) + struct.pack("<I", flags)
 
 

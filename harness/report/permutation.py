@@ -1,4 +1,4 @@
-"""Permutation tests: whether a difference between figures is more than their order, or their luck, explains.
+"""Whether figures differ by more than chance (permutation tests), and the median that stands for them.
 
 If nothing has changed, every order of the figures was as likely as the one that was seen. How many orders
 differ as much is counted exactly, so there is no seed and no sample. Nothing is assumed about the figures'

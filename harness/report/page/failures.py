@@ -80,7 +80,7 @@ class Failures:
         }
 
     def _commands(self, result: rows.Result) -> list[str]:
-        """For a result that is no new failure."""
+        """The command lines that the page shows for a result that is no new failure."""
         folder = self.copies.source(result.artefacts)
         return [] if folder is None else [shlex.join(["harness", "replay", str(folder)])]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from harness.errors import SetupError
-from harness.explore.attempt import Attempt, Ending
-from harness.explore.replay import Replay, discard, replay
+from harness.explore.attempt import Attempt, Ending, Failure
+from harness.explore.replay import Replay, discard, keep_shortest, replay
 from harness.tests.explore.fakes import FakeRun, program, sequence, serial
 
 BROKEN = program("plug:0 unplug:0 plug:0")
@@ -85,6 +85,16 @@ def test_artefacts_are_removed(tmp_path: Path) -> None:
         attempt.artifacts.mkdir()
     discard([made[0], Attempt(Ending.PASSED)])
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_the_shortest_failure_of_each_signature_is_kept(tmp_path: Path) -> None:
+    def attempt(name: str, message: str, seconds: float) -> Attempt:
+        (tmp_path / name).mkdir()
+        return Attempt(Ending.FAILED, Failure("fake", message), "", seconds, tmp_path / name)
+
+    made = [attempt("a", "x", 3.0), attempt("b", "x", 2.0), attempt("c", "x", 4.0), attempt("d", "y", 5.0)]
+    keep_shortest(Replay(BROKEN, made))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "d"]
 
 
 def test_nothing_was_run() -> None:
