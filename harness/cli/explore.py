@@ -211,7 +211,7 @@ def _begin(explorer: Explorer, cell: Cell, *, resumed: bool) -> None:
 
 
 def _show(explorer: Explorer) -> None:
-    """The result of the search."""
+    """Print the result of the search."""
     with contextlib.suppress(BrokenPipeError):
         for name, tally in explorer.tallies.items():
             print(

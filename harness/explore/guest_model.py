@@ -85,7 +85,7 @@ class GuestState:
         return TABLE.after(self, len(self.shares), step)
 
     def share(self, step: Step) -> GuestShare:
-        """The share that a step is about."""
+        """The state of the share that a step is about."""
         assert step.share is not None
         return self.shares[step.share]
 

@@ -32,7 +32,7 @@ class Replay:
     errors: list[str] = field(default_factory=list)
 
     def add(self, attempt: Attempt) -> None:
-        """Count an attempt."""
+        """Add an attempt to those of the replay."""
         if attempt.ending is Ending.ERROR:
             self.errors.append(attempt.error)
         else:

@@ -52,7 +52,7 @@ class Explored:
         return bool(self.fault) == bool(self.failure)
 
     def as_json(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """What ``harness faults run --by exploration --json`` prints of a fault."""
         return {**asdict(self), "good": self.good}
 
 

@@ -108,7 +108,7 @@ def open_(fid: int, flags: int = os.O_RDONLY) -> bytes:
 
 
 def unix_open(fid: int, mode: int) -> bytes:
-    """Topen of 9P2000.u."""
+    """The body of Topen of 9P2000.u."""
     return struct.pack("<IB", fid, mode)
 
 
@@ -123,7 +123,7 @@ def unix_create(fid: int, name: str, perm: int = 0o644, mode: int = ORDWR, exten
 
 
 def read(fid: int, offset: int, count: int) -> bytes:
-    """Tread and Treaddir."""
+    """The body of Tread and of Treaddir."""
     return struct.pack("<IQI", fid, offset, count)
 
 
@@ -143,12 +143,12 @@ def getattr_(fid: int) -> bytes:
 
 
 def setattr_(fid: int, mode: int) -> bytes:
-    """Tsetattr of the mode."""
+    """The body of Tsetattr of the mode."""
     return set_fields(fid, MODE, mode=mode)
 
 
 def truncate(fid: int, size: int) -> bytes:
-    """Tsetattr of the size."""
+    """The body of Tsetattr of the size."""
     return set_fields(fid, SIZE, size=size)
 
 

@@ -58,7 +58,7 @@ class Counted:
         self.reasons: Counter[tuple[str, str]] = Counter()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Add those of one test."""
+        """Add the fallbacks of one test."""
         for what, why in getattr(report, _FALLBACKS, ()):
             self.guests[what] += 1
             if why:
@@ -104,7 +104,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Report them."""
+    """Report the fallbacks of all tests."""
     counted = config.stash.get(_COUNTED, None)
     for line in counted.lines() if counted else ():
         terminalreporter.write_line(line, yellow=True)

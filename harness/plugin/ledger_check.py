@@ -51,7 +51,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print what is wrong."""
+    """Print what is wrong with the entries of ``--known-bugs``."""
     strict = is_strict(config)
     for text in config.stash.get(_WRONG, []):
         terminalreporter.write_line(text, red=strict, yellow=not strict, bold=True)

@@ -82,7 +82,7 @@ class Timing:
         self.seconds: dict[str, float] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Add a phase."""
+        """Add the duration of a phase of a test."""
         if not report.skipped or hasattr(report, "wasxfail"):
             self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
 

@@ -64,7 +64,7 @@ def _runners(config: pytest.Config, count: int | None) -> int | None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Check what was given."""
+    """Check ``--shard`` and ``--runners``."""
     part = wanted(config)
     _runners(config, part[1] if part else None)
 
@@ -127,7 +127,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Receive it from a worker."""
+    """Receive which part of the run this is from a worker."""
     sent = getattr(node, "workeroutput", {}).get(_WORKER_KEY)
     if sent is not None:
         node.config.stash[SHARD] = Shard(**sent)

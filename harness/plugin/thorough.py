@@ -33,7 +33,7 @@ def by_default(*names: str, of: Iterable[str]) -> list[Any]:
 # Last, so that what -k and -m deselect is not counted as left out; but before the rest is sorted.
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave them out."""
+    """Leave out what a default run does not have."""
     left_out = not_by_default(config, items)
     if left_out:
         config.hook.pytest_deselected(items=left_out)

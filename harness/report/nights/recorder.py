@@ -47,7 +47,7 @@ class Recorder:
         self.close()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the history file."""
         self._store.close()
 
     def begin(
