@@ -360,7 +360,7 @@ def _provisioner() -> Provisioner:
 
 
 def _control_qemu(name: str) -> str:
-    """The value of pytest's ``--qemu``: a provisioned name, or an absolute path (pytest runs elsewhere).
+    """A ``--control-qemu`` for pytest: a provisioned name, or an absolute path (pytest runs elsewhere).
 
     :raises UsageError: when it is neither a provisioned QEMU nor a file.
     """
