@@ -12,7 +12,7 @@ import click
 
 from harness.cli.common import progress
 from harness.errors import UsageError
-from harness.report.nights import history, report, text
+from harness.report.nights import history, report, runs, text
 from harness.report.nights.store import Store
 from harness.report.page import write_page
 
@@ -66,6 +66,6 @@ def _time(since: str, newest: datetime) -> datetime:
     """:raises UsageError: when it is no time."""
     days = _DAYS.fullmatch(since)
     try:
-        return newest - timedelta(days=int(days[1])) if days else history.time(since).astimezone(UTC)
+        return newest - timedelta(days=int(days[1])) if days else runs.time(since).astimezone(UTC)
     except (ValueError, OverflowError):
         raise UsageError(f"--since {since}: write a day (2026-11-20), a time, or days before (7d)") from None

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from harness.report.nights import rows
-from harness.report.nights.history import Entry, conditions
+from harness.report.nights.history import Entry
+from harness.report.nights.runs import conditions
 
 #: "git describe" ends with the number of commits since the tag, "-g" and the commit; a tag has none of it.
 _DESCRIBED = re.compile(r"(.*-\d+-g)?(?P<commit>[^-].*?)(-dirty)?")

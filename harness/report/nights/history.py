@@ -1,8 +1,8 @@
 """A history file as the reports over many nights need it: the results of each test in one place, in order.
 
-A *night* is a run of pytest's scenarios, or the parts of one that was split. What is compared over nights is
-a test on one QEMU *name*, architecture, kernel and machine type: a :class:`Place`. Runs with other cells or
-options are in the same file without being taken for each other.
+What is compared over nights is a test on one QEMU *name*, architecture, kernel and machine type: a
+:class:`Place`. Runs with other cells or options are in the same file without being taken for each other.
+:mod:`harness.report.nights.runs` says which runs are one night.
 """
 
 from __future__ import annotations
@@ -10,23 +10,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from functools import cached_property, lru_cache
+from datetime import datetime
+from functools import cached_property
 from itertools import pairwise
 from operator import attrgetter
 from typing import TypeVar
 
 from harness.report.nights import rows
+from harness.report.nights.runs import NIGHTS, by_night, time
 from harness.report.nights.store import Store
 from harness.report.summary import Outcome
 
 R = TypeVar("R", rows.Confirmation, rows.Measurement)
-#: The kinds of runs that are nights.
-NIGHTS = ("scenarios", "merge")
-#: What ran with other options within so long before the newest run belongs to the newest night.
-A_NIGHT = timedelta(hours=20)
-#: Options that change where results go, or what is printed, and nothing that is run.
-_RESULTS = ("--artifacts", "--summary", "--junit", "--record", "--durations-from", "--color", "-v", "-q")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -44,11 +39,12 @@ class Place:
 class Entry:
     """A result, with the run that it is of and what it ran on.
 
-    :ivar measured: the measurements by name, with their units.
+    :ivar night: the name of the run's night. :ivar measured: the measurements by name, with their units.
     """
 
     place: Place
     run: rows.Run
+    night: str
     qemu: rows.Qemu | None
     cell: rows.Cell | None
     result: rows.Result
@@ -64,11 +60,6 @@ class Entry:
     def failed(self) -> bool:
         """Whether it failed, and not as a known bug does."""
         return self.result.outcome == Outcome.FAILED
-
-    @property
-    def night(self) -> str:
-        """What the entries of one night have in common, in order: the parts of a split run have their day."""
-        return self.run.begun[:10] if self.run.shard else self.run.begun
 
     @property
     def judged(self) -> bool:
@@ -95,7 +86,8 @@ class Entry:
 class History:
     """All nights of a history file.
 
-    :ivar runs: the nights, the oldest first. :ivar entries: the results of each place, the oldest first.
+    :ivar runs: those of scenarios, the oldest first.
+    :ivar entries: the results of each place, the oldest first.
     :ivar running: for each incomplete run, the tests that were running.
     """
 
@@ -109,20 +101,13 @@ class History:
         return max(time(run.begun) for run in self.runs)
 
     @cached_property
-    def _recent(self) -> frozenset[int]:
-        latest = {
-            (run.kind, run.shard, conditions(run)): run.id
-            for run in self.runs
-            if time(run.begun) > self.newest - A_NIGHT
-        }
-        return frozenset(latest.values())
+    def nights(self) -> Mapping[int, str]:
+        """The name of the night of each run, by the run's id."""
+        return by_night(self.runs)
 
     def is_recent(self, run: rows.Run) -> bool:
-        """Whether a run belongs to the newest night.
-
-        That is the newest run, and the newest one with each other set of options if it began not long before.
-        """
-        return run.id in self._recent
+        """Whether a run belongs to the newest night."""
+        return self.nights[run.id] == self.nights[self.runs[-1].id]
 
     @cached_property
     def by_run(self) -> Mapping[int, Sequence[Entry]]:
@@ -134,31 +119,6 @@ class History:
         return found
 
 
-def conditions(run: rows.Run) -> frozenset[str]:
-    """The options of a run, each with its value, without those that only say where results go.
-
-    Runs with other conditions are of other tests, or of the same ones under another load.
-    """
-    return _conditions(run.options)
-
-
-@lru_cache
-def _conditions(options: tuple[str, ...]) -> frozenset[str]:
-    found: list[str] = []
-    for word in options:
-        if found and not word.startswith("-") and found[-1].startswith("-") and " " not in found[-1]:
-            found[-1] += f" {word}"
-        else:
-            found.append(word)
-    return frozenset(one for one in found if not one.startswith(_RESULTS))
-
-
-def time(text: str) -> datetime:
-    """A time of the history file."""
-    found = datetime.fromisoformat(text)
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
-
-
 def load(store: Store) -> History:
     """Read all nights of a file."""
     marks = ", ".join("?" * len(NIGHTS))
@@ -167,6 +127,7 @@ def load(store: Store) -> History:
     cells = {cell.id: cell for cell in store.select(rows.Cell)}
     confirmations = _by_result(store.select(rows.Confirmation, order="result_id, number"))
     measurements = _by_result(store.select(rows.Measurement))
+    nights = by_night(runs.values())
     places: dict[tuple[str, int | None], Place] = {}
     entries: dict[Place, list[Entry]] = defaultdict(list)
     for result in store.select(rows.Result):
@@ -178,7 +139,8 @@ def load(store: Store) -> History:
         place = places.setdefault(key, _place(result.test, cell, qemu))
         measured = {one.name: one for one in measurements.get(result.id, ())}
         again = tuple(confirmations.get(result.id, ()))
-        entries[place].append(Entry(place, runs[result.run_id], qemu, cell, result, again, measured))
+        run = runs[result.run_id]
+        entries[place].append(Entry(place, run, nights[run.id], qemu, cell, result, again, measured))
     return History(
         tuple(sorted(runs.values(), key=attrgetter("begun", "id"))),
         {place: _in_order(some) for place, some in entries.items()},

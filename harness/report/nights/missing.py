@@ -13,7 +13,8 @@ from datetime import timedelta
 
 from harness.guarantees import UNNAMED, in_order
 from harness.report.nights import rows
-from harness.report.nights.history import Entry, History, Place, conditions, time
+from harness.report.nights.history import Entry, History, Place
+from harness.report.nights.runs import conditions, time
 
 #: A cell that ran at least so often in so many days is missed when it does not run.
 _USUAL_NIGHTS, _USUAL_DAYS = 3, timedelta(days=14)

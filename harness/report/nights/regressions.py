@@ -15,7 +15,8 @@ from harness.report.host_errors import is_of_the_host
 from harness.report.nights import changes, flaky
 from harness.report.nights.changes import Difference
 from harness.report.nights.failed import last_good, streak
-from harness.report.nights.history import Entry, History, time
+from harness.report.nights.history import Entry, History
+from harness.report.nights.runs import time
 from harness.report.reliability import Reliability
 from harness.report.summary import Outcome
 

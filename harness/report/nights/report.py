@@ -54,6 +54,7 @@ def as_data(of: Report) -> dict[str, Any]:
         "newest": of.history.newest.isoformat(),
         "since": of.since.isoformat() if of.since else None,
         "runs": len(of.history.runs),
+        "nights": len(set(of.history.nights.values())),
         "new": [_regression(one) for one in of.failures.new],
         "standing": [_regression(one) for one in of.failures.standing],
         "fixed": [_fix(one) for one in of.failures.fixed],

@@ -49,7 +49,9 @@ def lines(of: Report) -> Iterator[str]:
 def _head(of: Report) -> Iterator[str]:
     history = of.history
     runs = [run for run in history.runs if history.is_recent(run)]
-    yield f"{len(history.runs)} nights, {_when(history.runs[0])} to {_when(history.runs[-1])}"
+    nights, number = len(set(history.nights.values())), len(history.runs)
+    of_runs = f" of {number} runs" if number > nights else ""
+    yield f"{_count(nights, 'night')}{of_runs}, {_when(history.runs[0])} to {_when(history.runs[-1])}"
     for run in runs:
         yield f"newest: {_run(history, run)}"
     if of.since is not None:

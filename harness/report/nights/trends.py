@@ -16,8 +16,9 @@ from datetime import datetime
 from harness.report.change_points import Change, Shape, as_step_at, changes, shortest
 from harness.report.nights import changes as nights
 from harness.report.nights.changes import Difference
-from harness.report.nights.history import Entry, History, Place, conditions, time
+from harness.report.nights.history import Entry, History, Place
 from harness.report.nights.load import Load, compared
+from harness.report.nights.runs import conditions, time
 from harness.report.permutation import middle
 from harness.report.summary import Outcome
 

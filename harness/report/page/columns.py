@@ -7,14 +7,13 @@ machine type.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
 from harness.guarantees import in_order
 from harness.report.nights import rows
-from harness.report.nights.history import time
+from harness.report.nights.runs import by_night, time
 from harness.report.nights.store import Store
 from harness.report.summary import Outcome
 
@@ -62,6 +61,7 @@ class Columns:
         self.again: dict[int, list[rows.Confirmation]] = {}
         for one in store.select(rows.Confirmation, order="result_id, number"):
             self.again.setdefault(one.result_id, []).append(one)
+        self._nights = by_night(self.runs)
         self._number = number
         self._store = store
         self._qemus = {qemu.id: qemu for qemu in store.select(rows.Qemu)}
@@ -73,7 +73,6 @@ class Columns:
     def data(self) -> dict[str, Any]:
         """The data, without the failures."""
         results = self._results()
-        self._nights = self._named_nights(results)
         guarantees = self._guarantees()
         return {
             "runs": [self._run(run) for run in self.runs],
@@ -109,26 +108,6 @@ class Columns:
             for name, value in zip(_COLUMNS, values, strict=True):
                 columns[name].append(value)
         return columns
-
-    def _named_nights(self, results: Mapping[str, Sequence[int]]) -> dict[int, str]:
-        """The night of each run: its day. A run that repeats tests of that day begins another night.
-
-        Parts of a run, and runs on other QEMUs, have other tests or lanes, and are in one night.
-        """
-        ran: dict[int, set[tuple[int, int]]] = defaultdict(set)
-        lanes = [cell[0] for cell in self._details.values]
-        for index, test, cell in zip(results["run"], results["test"], results["cell"], strict=True):
-            ran[index].add((test, lanes[cell]))
-        names: dict[int, str] = {}
-        night, day, so_far = "", "", set[tuple[int, int]]()
-        for number, run in enumerate(self.runs):
-            if run.begun[:10] != day:
-                night, day, so_far = run.begun[:10], run.begun[:10], set()
-            elif so_far & ran[number]:
-                night, so_far = run.begun[:19].replace("T", " "), set()
-            so_far |= ran[number]
-            names[run.id] = night
-        return names
 
     def _guarantees(self) -> list[str]:
         used = dict.fromkeys(name for names in self._of_test.values() for name in names)

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 from harness.report.nights import rows
 from harness.report.nights.history import Entry, History, Place
+from harness.report.nights.runs import by_night
 from harness.report.summary import Outcome
 from harness.tests.report.nights.generator import FIRST
 
@@ -62,7 +63,7 @@ def night(outcome: str, number: int = 0, place: Place = PLACE) -> Entry:
         machine_type=place.machine_type,
         accelerator="tcg",
     )
-    return Entry(place, run, qemu, cell, result)
+    return Entry(place, run, "", qemu, cell, result)
 
 
 def with_new_qemu(entry: Entry) -> Entry:
@@ -97,4 +98,11 @@ def history(*stories: Sequence[Entry]) -> History:
     """The history of some tests."""
     runs = {entry.run.id: entry.run for entries in stories for entry in entries}
     ordered = tuple(sorted(runs.values(), key=lambda run: run.begun))
-    return History(ordered, {entries[0].place: entries for entries in stories})
+    nights = by_night(ordered)
+    return History(
+        ordered,
+        {
+            entries[0].place: [replace(entry, night=nights[entry.run.id]) for entry in entries]
+            for entries in stories
+        },
+    )

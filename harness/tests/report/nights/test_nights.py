@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from harness.report.change_points import Shape
-from harness.report.nights import history, text
+from harness.report.nights import history, runs, text
 from harness.report.nights.failed import failed
 from harness.report.nights.history import Entry, History
 from harness.report.nights.report import Report, as_data, report
@@ -48,7 +48,7 @@ def read(plan: Plan, nights: int = NIGHTS, seed: int = 1) -> Report:
 
 def night(entry: Entry | None) -> int:
     assert entry is not None
-    return (history.time(entry.run.begun) - FIRST).days
+    return (runs.time(entry.run.begun) - FIRST).days
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -82,9 +82,9 @@ def test_a_regression_of_an_earlier_night_is_new_only_since_then() -> None:
     assert found.failures.new == ()
     (one,) = found.failures.standing
     assert (night(one.first_bad), one.bad_nights) == (55, 5)
-    (since,) = report(history_, history.time("2026-11-24")).failures.new
+    (since,) = report(history_, runs.time("2026-11-24")).failures.new
     assert since == one
-    assert report(history_, history.time("2026-11-25")).failures.new == ()
+    assert report(history_, runs.time("2026-11-25")).failures.new == ()
 
 
 def test_a_known_bug_that_is_gone_is_named_with_the_build() -> None:

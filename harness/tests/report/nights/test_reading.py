@@ -8,11 +8,13 @@ from datetime import timedelta
 from pathlib import Path
 
 from harness.report.nights import history as reading
-from harness.report.nights import rows
+from harness.report.nights import rows, text
 from harness.report.nights.history import Entry, History, Place
 from harness.report.nights.missing import missing
 from harness.report.nights.recorder import MERGE, Recorder
 from harness.report.nights.regressions import failures
+from harness.report.nights.report import report
+from harness.report.nights.runs import by_night, time
 from harness.report.nights.store import Store
 from harness.report.nights.trends import trends
 from harness.report.summary import About, Outcome, Result, Run, Shard
@@ -25,7 +27,7 @@ def other(name: str) -> Place:
 
 def with_options(entry: Entry, *options: str) -> Entry:
     """The same of another run with these options, an hour later."""
-    later = (reading.time(entry.run.begun) + timedelta(hours=1)).isoformat()
+    later = (time(entry.run.begun) + timedelta(hours=1)).isoformat()
     run_id, uuid = entry.run.id + 1000 * len(options), f"{entry.run.uuid} {' '.join(options)}"
     return replace(entry, run=replace(entry.run, id=run_id, uuid=uuid, begun=later, options=options))
 
@@ -34,7 +36,7 @@ def part(entries: Sequence[Entry], index: int) -> list[Entry]:
     """The same as part ``index`` of a run that was split into two, which begin a minute apart."""
     found = []
     for entry in entries:
-        begun = (reading.time(entry.run.begun) + timedelta(minutes=index)).isoformat()
+        begun = (time(entry.run.begun) + timedelta(minutes=index)).isoformat()
         run = replace(entry.run, id=2 * entry.run.id + index, shard=f"{index}/2", begun=begun)
         found.append(replace(entry, run=run))
     return found
@@ -76,9 +78,41 @@ def test_the_newest_night_is_the_newest_run_with_each_set_of_options() -> None:
     assert not read.is_recent(earlier.run), "two days before"
 
 
+def test_a_run_belongs_to_one_night_also_over_midnight() -> None:
+    def run(number: int, begun: str, *options: str, shard: str | None = None) -> rows.Run:
+        entry = night("p", number)
+        return replace(entry.run, begun=f"2026-11-{begun}:00+00:00", options=options, shard=shard)
+
+    runs = [
+        run(1, "27T23:40", "a", shard="1/2"),
+        run(2, "28T00:20", "a", shard="2/2"),
+        run(3, "28T12:00", "-k", "noon"),
+        run(4, "28T23:40", "a", shard="1/2"),
+        run(5, "28T23:45", "a", shard="2/2"),
+        run(6, "28T23:50", "a", shard="2/2"),
+        run(7, "29T19:51", "b"),
+    ]
+    names = by_night(reversed(runs))
+    assert [names[one.id] for one in runs] == [
+        "2026-11-28",
+        "2026-11-28",
+        "2026-11-28 23:50:00",
+        "2026-11-28 23:50:00",
+        "2026-11-28 23:45:00",
+        "2026-11-28 23:50:00",
+        "2026-11-29",
+    ]
+
+
+def test_the_report_counts_nights_and_runs() -> None:
+    both = part(story("pp", place=other("a")), 1), part(story("pp", place=other("b")), 2)
+    assert next(text.lines(report(history(*both)))).startswith("2 nights of 4 runs, ")
+    assert next(text.lines(report(history(story("p"))))).startswith("1 night, ")
+
+
 def test_a_day_without_a_zone_is_in_utc() -> None:
-    assert reading.time("2026-11-29").isoformat() == "2026-11-29T00:00:00+00:00"
-    assert reading.time("2026-11-29T02:00+02:00") == reading.time("2026-11-29")
+    assert time("2026-11-29").isoformat() == "2026-11-29T00:00:00+00:00"
+    assert time("2026-11-29T02:00+02:00") == time("2026-11-29")
 
 
 def test_series_of_runs_with_other_options_are_not_compared() -> None:

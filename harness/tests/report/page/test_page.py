@@ -14,6 +14,7 @@ import pytest
 from harness.errors import SetupError
 from harness.report import summary
 from harness.report.nights import rows
+from harness.report.nights.history import load
 from harness.report.nights.store import Store
 from harness.report.page import write_page, write_run_page
 from harness.report.page.columns import OUTCOMES
@@ -71,19 +72,34 @@ def test_results_are_columns_that_name_tests_and_cells(store: Store, tmp_path: P
     assert found["runs"][-1]["running"] == ["test_x.py::test_y"]
 
 
-def test_a_run_that_repeats_the_tests_of_its_day_is_another_night(store: Store, tmp_path: Path) -> None:
-    """A part of a run, and a run on another QEMU, are not: they have other tests, or ran elsewhere."""
-    for hour, tests in (("05", ["a"]), ("06", ["b"]), ("07", ["a"])):
-        begun = f"2026-11-28T{hour}:00:00+00:00"
-        run = store.begin_run(
-            rows.Run(uuid=hour, kind="scenarios", begun=begun, host="ci", cores=1, harness_version="0.1.0")
-        )
-        for test in tests:
-            store.add_result(
-                rows.Result(run_id=run, nodeid=test, test=test, outcome="passed", begun=begun, seconds=1.0)
+def test_the_columns_are_the_nights_of_the_report(store: Store, tmp_path: Path) -> None:
+    """What is new in the report is in the last column: a run on the evening before, and no repeated one."""
+    for begun, options in (
+        ("2026-11-28T20:00:00", ("--thorough",)),
+        ("2026-11-28T23:50:00", ("a.py",)),
+        ("2026-11-29T00:10:00", ("b.py",)),
+        ("2026-11-29T00:20:00", ("b.py",)),
+    ):
+        store.begin_run(
+            rows.Run(
+                uuid=begun,
+                kind="scenarios",
+                begun=f"{begun}+00:00",
+                host="ci",
+                cores=1,
+                harness_version="0.1.0",
+                options=options,
             )
-    nights = [run["night"] for run in data(write_page(store, tmp_path))["runs"]]
-    assert nights[2:] == ["2026-11-28", "2026-11-28", "2026-11-28", "2026-11-28 07:00:00"]
+        )
+    late = "2026-11-29T00:30:00+00:00"
+    store.begin_run(rows.Run(uuid="b", kind="bench", begun=late, host="ci", cores=1, harness_version="0.1.0"))
+    found = data(write_page(store, tmp_path))["runs"]
+    nights = [run["night"] for run in found]
+    last = "2026-11-29 00:20:00"
+    assert nights[2:] == ["2026-11-28", last, last, "2026-11-29", last, "2026-11-29"]
+    history = load(store)
+    recent = [run.begun for run in history.runs if history.is_recent(run)]
+    assert recent == [run["begun"] for run in found if run["night"] == last]
 
 
 def half_a_year_later(store: Store) -> None:
