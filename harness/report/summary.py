@@ -41,6 +41,11 @@ class Outcome(StrEnum):
     FIXED = "fixed"
     SKIPPED = "skipped"
 
+    def counted(self, number: int) -> str:
+        """So many results: "1 new failure", "2 new failures", "2 passed"."""
+        plural = number != 1 and self in (Outcome.KNOWN, Outcome.FAILED)
+        return f"{number} {self}{'s' if plural else ''}"
+
 
 _STYLES = {
     Outcome.PASSED: "green",
@@ -419,7 +424,7 @@ def _cell(results: Iterable[Result]) -> str:
     for outcome in Outcome:
         if outcome in found:
             bugs = " ".join(sorted({result.bug for result in found[outcome] if result.bug}))
-            text = f"{len(found[outcome])} {outcome}{f' ({bugs})' if bugs else ''}"
+            text = f"{outcome.counted(len(found[outcome]))}{f' ({bugs})' if bugs else ''}"
             lines.append(f"[{_STYLES[outcome]}]{escape(text)}[/]")
     return "\n".join(lines) or "-"
 

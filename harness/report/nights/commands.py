@@ -44,6 +44,14 @@ def bisect_elsewhere(bad: Entry, good: Entry | None) -> str:
     return _over_tree(bad, "DIR", *ends) if ends is not None and _tree(bad.qemu) is None else ""
 
 
+def one_release(bad: Entry, good: Entry | None) -> str:
+    """The release of which both nights had builds without known commits; empty if there is none."""
+    if good is None or good.qemu is None or bad.qemu is None or _ends(bad, good) is not None:
+        return ""
+    same = bad.qemu.version == good.qemu.version and bad.qemu.build_id != good.qemu.build_id
+    return (bad.qemu.version or "") if same else ""
+
+
 def artefacts(entry: Entry) -> Path | None:
     """The folder that the failed test left, or that a later run of it left, if it is still there."""
     named = [entry.result.artefacts, *(one.artefacts for one in entry.confirmations)]

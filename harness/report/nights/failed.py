@@ -48,6 +48,16 @@ def streak(judged: Sequence[Entry]) -> int:
     return length
 
 
+def sign(bad: Entry) -> tuple[str, ...]:
+    """What failures that probably have one cause have in common, whatever their messages say.
+
+    That is the innermost functions of a QEMU that died, from the signature (``explore/attempt.py``);
+    otherwise the guarantee that does not hold, with what found it.
+    """
+    checker, *more = bad.signature.split(" | ")
+    return tuple(more[1:]) or (checker, *bad.result.guarantees)
+
+
 def last_good(judged: Sequence[Entry]) -> Entry | None:
     """The latest of these results that is no failure."""
     return next((entry for entry in reversed(judged) if not entry.failed), None)

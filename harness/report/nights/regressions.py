@@ -6,7 +6,7 @@ the same first bad and last good night.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +14,7 @@ from datetime import datetime
 from harness.report.host_errors import is_of_the_host
 from harness.report.nights import changes, flaky
 from harness.report.nights.changes import Difference
-from harness.report.nights.failed import last_good, streak
+from harness.report.nights.failed import last_good, sign, streak
 from harness.report.nights.history import Entry, History
 from harness.report.nights.runs import time
 from harness.report.reliability import Reliability
@@ -83,21 +83,23 @@ class Regression:
 
 @dataclass(frozen=True)
 class Fix:
-    """A failure, or a known bug, that tests no longer show.
+    """A known bug, or failures that probably had one cause, that tests no longer show.
 
-    :ivar bug: the ledger's id; empty for a failure that is none.
+    :ivar bug: the ledger's id; empty for failures that are none.
+    :ivar signatures: of failures, the most frequent one first; empty for a known bug.
     :ivar entries: the first result of each test without it. :ivar last_bad: the last one of a test with it.
     """
 
     bug: str
-    signature: str
+    signatures: tuple[str, ...]
     entries: tuple[Entry, ...]
     last_bad: Entry | None
 
     @property
     def cause(self) -> str:
-        """The first line of the failure, as it was last seen."""
-        return (self.last_bad.result.cause if self.last_bad is not None else None) or self.signature
+        """The first line of the failure, as a test last showed it."""
+        shown = self.last_bad.result.cause if self.last_bad is not None else None
+        return shown or next(iter(self.signatures), "")
 
     @property
     def changed(self) -> tuple[Difference, ...]:
@@ -216,20 +218,32 @@ def _shows(entry: Entry) -> str:
 
 def _fixes(turns: Iterable[tuple[Entry | None, Entry]]) -> tuple[list[Fix], list[Fix], list[Fix]]:
     """Known bugs that are gone, failures that ended, and known bugs that are new to a test."""
-    groups: dict[tuple[int, str, str, str, str], list[tuple[Entry | None, Entry]]] = defaultdict(list)
+    groups: dict[tuple[object, ...], list[tuple[Entry | None, Entry]]] = defaultdict(list)
     for before, after in turns:
-        kind, bug, signature = _kind(before, after)
-        groups[kind, bug, signature, after.place.qemu, after.night].append((before, after))
+        groups[*_kind(before, after), after.place.qemu, after.night].append((before, after))
     found: tuple[list[Fix], list[Fix], list[Fix]] = ([], [], [])
-    for (kind, bug, signature, _, _), same in groups.items():
-        found[kind].append(Fix(bug, signature, tuple(after for _, after in same), same[0][0]))
+    for (kind, bug, *_), same in groups.items():
+        fix = _fix(str(bug), same)
+        found[_KINDS.index(str(kind))].append(fix)
     return found
 
 
-def _kind(before: Entry | None, after: Entry) -> tuple[int, str, str]:
+#: What can be said of a turn, in the order of :func:`_fixes`.
+_KINDS = _GONE, _ENDED, _MET = ("gone", "ended", "met")
+
+
+def _kind(before: Entry | None, after: Entry) -> tuple[str, str, tuple[str, ...]]:
+    """What a turn is, the known bug, and what failures with the same cause have in common."""
     if after.outcome is Outcome.KNOWN:
-        return 2, after.result.bug or "?", after.result.cause or ""
+        return _MET, after.result.bug or "?", (after.result.cause or "",)
     if before is not None and before.failed:
-        return 1, "", before.signature
+        return _ENDED, "", sign(before)
     bug = (before.result.bug if before is not None else None) or after.result.bug
-    return 0, bug or "?", ""
+    return _GONE, bug or "?", ()
+
+
+def _fix(bug: str, same: Sequence[tuple[Entry | None, Entry]]) -> Fix:
+    bad = [] if bug else [before for before, _ in same if before is not None]
+    signatures = [signature for signature, _ in Counter(entry.signature for entry in bad).most_common()]
+    shown = next((entry for entry in bad if entry.signature == signatures[0]), same[0][0])
+    return Fix(bug, tuple(signatures), tuple(after for _, after in same), shown)

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from harness.report.nights import commands
+from harness.report.nights.causes import Cause, causes
 from harness.report.nights.changes import Difference
 from harness.report.nights.flaky import Flaky, flaky
 from harness.report.nights.history import Entry, History, Place
@@ -55,8 +56,8 @@ def as_data(of: Report) -> dict[str, Any]:
         "since": of.since.isoformat() if of.since else None,
         "runs": len(of.history.runs),
         "nights": len(set(of.history.nights.values())),
-        "new": [_regression(one) for one in of.failures.new],
-        "standing": [_regression(one) for one in of.failures.standing],
+        "new": [_cause(one) for one in causes(of.failures.new)],
+        "standing": [_cause(one) for one in causes(of.failures.standing)],
         "fixed": [_fix(one) for one in of.failures.fixed],
         "ended": [_fix(one) for one in of.failures.ended],
         "met": [_fix(one) for one in of.failures.met],
@@ -104,30 +105,48 @@ def as_data(of: Report) -> dict[str, Any]:
     }
 
 
-def _regression(one: Regression) -> dict[str, Any]:
-    latest = one.entries[0]
+def _cause(one: Cause) -> dict[str, Any]:
+    main, longest, evidence = one.main, one.longest, one.evidence
+    return {
+        "guarantees": list(one.guarantees),
+        "signature": main.signature,
+        "cause": main.cause,
+        "tests": _places(entry.place for entry in one.entries),
+        "ways": [_way(way) for way in one.ways],
+        "first_bad": _night(longest.first_bad),
+        "last_good": _night(longest.last_good),
+        "good_nights": longest.good_nights,
+        "bad_nights": longest.bad_nights,
+        "changed": _differences(one.changed),
+        "again": _again(one),
+        "of_the_host": main.is_of_the_host,
+        "artefacts": evidence.result.artefacts,
+        "timeline": commands.timeline(evidence),
+        "replay": commands.replay(evidence),
+        "bisect": commands.bisect(evidence, longest.last_good),
+    }
+
+
+def _way(one: Regression) -> dict[str, Any]:
     return {
         "signature": one.signature,
         "cause": one.cause,
+        "before": one.before,
         "tests": _places(entry.place for entry in one.entries),
-        "first_bad": _night(one.first_bad),
-        "last_good": _night(one.last_good),
-        "good_nights": one.good_nights,
-        "bad_nights": one.bad_nights,
-        "changed": _differences(one.changed),
-        "again": _reliability(one.reliability) if one.is_confirmed is not None else None,
-        "of_the_host": one.is_of_the_host,
-        "artefacts": latest.result.artefacts,
-        "timeline": commands.timeline(latest),
-        "replay": commands.replay(latest),
-        "bisect": commands.bisect(one.first_bad, one.last_good),
+        "again": _again(one),
+        "artefacts": [entry.result.artefacts for entry in one.entries],
     }
+
+
+def _again(one: Cause | Regression) -> dict[str, Any] | None:
+    return _reliability(one.reliability) if one.is_confirmed is not None else None
 
 
 def _fix(one: Fix) -> dict[str, Any]:
     return {
         "bug": one.bug,
-        "signature": one.signature,
+        "cause": one.cause,
+        "signatures": list(one.signatures),
         "tests": _places(entry.place for entry in one.entries),
         "first": _night(one.entries[0]),
         "last_before": _night(one.last_bad),

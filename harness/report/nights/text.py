@@ -8,6 +8,7 @@ from pathlib import PurePath
 
 from harness.report.change_points import Shape
 from harness.report.nights import commands, rows
+from harness.report.nights.causes import Cause, causes
 from harness.report.nights.changes import Difference
 from harness.report.nights.flaky import Flaky
 from harness.report.nights.history import Entry, History, Place
@@ -28,10 +29,10 @@ _NOTHING_CHANGED = "nothing that the history records"
 def lines(of: Report) -> Iterator[str]:
     """The whole report."""
     yield from _head(of)
-    yield from _section("new failures", _ways(of.failures.new), "none", _new(of.failures.new))
-    if of.failures.standing:
-        found = of.failures.standing
-        yield from _section("failures that began earlier", _ways(found), "", map(_standing, found))
+    new, standing = causes(of.failures.new), causes(of.failures.standing)
+    yield from _section("new failures", _causes(new), "none", _new(new))
+    if standing:
+        yield from _section("failures that began earlier", _causes(standing), "", map(_standing, standing))
     gone = [*of.failures.fixed, *of.failures.ended]
     yield from _section("fixed", _tests(gone), "nothing", _fixes(gone))
     if of.failures.met:
@@ -63,7 +64,7 @@ def _run(history: History, run: rows.Run) -> str:
     qemus = dict.fromkeys(_qemu(entry.qemu) for entry in entries if entry.qemu is not None)
     expected = f" of {run.expected}" if run.expected is not None else ""
     seen = Counter(entry.outcome for entry in entries)
-    counts = ", ".join(f"{seen[outcome]} {outcome}" for outcome in Outcome if outcome in seen)
+    counts = ", ".join(outcome.counted(seen[outcome]) for outcome in Outcome if outcome in seen)
     shard = f", shard {run.shard}" if run.shard else ""
     ended = "" if run.complete else ", not ended"
     on = f" on QEMU {', '.join(qemus)}" if qemus else ""
@@ -88,61 +89,70 @@ def _tests(found: Iterable[Regression] | Iterable[Fix]) -> str | None:
     return _some(len({entry.place for one in found for entry in one.entries}), "test")
 
 
-def _ways(found: Sequence[Regression]) -> str | None:
-    tests = _tests(found)
-    return f"{tests}, {_count(len(found), 'way')} to fail" if tests else None
+def _causes(found: Sequence[Cause]) -> str | None:
+    """How many tests fail, and of how many causes: that is what may be, so it says "probably"."""
+    tests = len({entry.place for one in found for entry in one.entries})
+    if tests < 2:
+        return _some(tests, "test")
+    return f"{_count(tests, 'test')}, probably {_count(len(found), 'cause')}"
 
 
-def _new(found: Sequence[Regression]) -> Iterator[str]:
-    """New failures, those of the same nights and the same change together."""
-    together: dict[tuple[object, ...], list[Regression]] = defaultdict(list)
-    for one in found:
-        good = one.last_good.night if one.last_good is not None else ""
-        together[one.first_bad.place.qemu, one.first_bad.night, good, one.changed].append(one)
-    number = 0
-    for group in together.values():
-        yield from _same_change(group)
-        for one in group:
-            number += 1
-            yield from _way(number, one)
+def _new(found: Sequence[Cause]) -> Iterator[str]:
+    for number, one in enumerate(found, 1):
+        yield from _new_cause(number, one)
 
 
-def _same_change(group: Sequence[Regression]) -> Iterator[str]:
-    """What failures of the same nights have in common; the first one is bisected."""
-    most = max(group, key=lambda one: one.good_nights)
-    first, good = most.first_bad, most.last_good
-    latest = group[0].entries[0]
+def _new_cause(number: int, one: Cause) -> Iterator[str]:
+    """One block for all tests that probably fail for one cause."""
+    main, evidence = one.main, one.evidence
     yield ""
-    yield _field("on", _on(*(entry for one in group for entry in one.entries)))
-    yield _field("first bad", f"{_when(first.run)}{_nights_since(most)}")
+    yield f"{number:4}. {_cause(main.cause)}"
+    if main.is_of_the_host:
+        yield _field("at fault", "the host or the harness, not QEMU")
+    if one.guarantees:
+        yield _field("guarantee", ", ".join(one.guarantees))
+    yield _field("certainty", _certainty(one))
+    yield from _began(one.longest)
+    yield _field("on", _on(*one.entries))
+    yield from _named("tests", [entry.place for entry in one.entries])
+    yield from _otherwise(one)
+    if main.before:
+        yield _field("before", f"failed otherwise: {_cause(main.before)}")
+    yield _field("artefacts", _artefacts(evidence))
+    if commands.artefacts(evidence) is not None:
+        yield _field("timeline", commands.timeline(evidence))
+    yield _field("replay", commands.replay(evidence))
+    yield from _bisect(evidence, one.longest.last_good)
+
+
+def _began(one: Regression) -> Iterator[str]:
+    """The nights between which a failure began, and what changed."""
+    good = one.last_good
+    yield _field("first bad", f"{_when(one.first_bad.run)}{_nights_since(one)}")
     if good is None:
-        yield _field("last good", "none: these tests never passed in this history")
-    else:
-        nights = _count(most.good_nights, "night")
-        not_run = f"; skipped in {_count(most.not_run, 'night')} between" if most.not_run else ""
-        yield _field("last good", f"{_when(good.run)} ({nights} in a row without it{not_run})")
-        yield from _changed(most.changed)
-    yield _field("bisect", commands.bisect(latest, good))
-    elsewhere = commands.bisect_elsewhere(latest, good)
+        yield _field("last good", "none: it never passed in this history")
+        return
+    nights = _count(one.good_nights, "night")
+    not_run = f"; skipped in {_count(one.not_run, 'night')} between" if one.not_run else ""
+    yield _field("last good", f"{_when(good.run)} ({nights} in a row without it{not_run})")
+    yield from _changed(one.changed)
+
+
+def _otherwise(one: Cause) -> Iterator[str]:
+    """The other messages, each with the number of its tests."""
+    others = [f"{_cause(way.cause)}  ({_count(len(way.entries), 'test')})" for way in one.ways[1:]]
+    more = [f"and {_count(len(others) - _TESTS, 'other message')}"] if len(others) > _TESTS + 1 else []
+    for number, line in enumerate([*others[:_TESTS], *more] if more else others):
+        yield _field("" if number else "otherwise", line)
+
+
+def _bisect(bad: Entry, good: Entry | None) -> Iterator[str]:
+    same = commands.one_release(bad, good)
+    note = f"   (both nights have builds of {same}: other releases may say nothing)" if same else ""
+    yield _field("bisect", f"{commands.bisect(bad, good)}{note}")
+    elsewhere = commands.bisect_elsewhere(bad, good)
     if elsewhere:
         yield _field("", f"{elsewhere}   (DIR: a git tree of QEMU)")
-
-
-def _way(number: int, one: Regression) -> Iterator[str]:
-    """One way in which tests fail."""
-    latest = one.entries[0]
-    yield ""
-    yield f"{number:4}. {_cause(one.cause)}"
-    if one.is_of_the_host:
-        yield _field("at fault", "the host or the harness, not QEMU")
-    yield _field("certainty", _certainty(one))
-    yield from _named("tests", [entry.place for entry in one.entries])
-    if one.before:
-        yield _field("before", f"failed otherwise: {_cause(one.before)}")
-    yield _field("artefacts", _artefacts(latest))
-    if commands.artefacts(latest) is not None:
-        yield _field("timeline", commands.timeline(latest))
-    yield _field("replay", commands.replay(latest))
 
 
 def _cause(text: str) -> str:
@@ -151,7 +161,7 @@ def _cause(text: str) -> str:
     return short if len(short) <= _CAUSE else f"{short[: _CAUSE - 1]}…"
 
 
-def _certainty(one: Regression) -> str:
+def _certainty(one: Cause) -> str:
     if one.is_confirmed is None:
         return "it was not run again (pytest --confirm N)"
     seen = one.reliability
@@ -171,10 +181,10 @@ def _artefacts(entry: Entry) -> str:
     return f"{recorded} (on {entry.run.host}; not here any more)" if recorded else "not kept"
 
 
-def _standing(one: Regression) -> str:
+def _standing(one: Cause) -> str:
     number = len(one.entries)
     tests = _short(one.entries[0].place) + (f" and {number - 1} more" if number > 1 else "")
-    return f"  since {_when(one.first_bad.run)}: {_cause(one.cause)}  ({tests})"
+    return f"  since {_when(one.main.first_bad.run)}: {_cause(one.main.cause)}  ({tests})"
 
 
 def _fixes(found: Sequence[Fix]) -> Iterator[str]:
@@ -193,6 +203,8 @@ def _fixes(found: Sequence[Fix]) -> Iterator[str]:
             yield from _changed(group[0].changed)
         for one in group:
             yield f"   -  known bug {one.bug}" if one.bug else f"   -  {_cause(one.cause)}"
+            if len(one.signatures) > 1:
+                yield _field("otherwise", _count(len(one.signatures) - 1, "other message"))
             yield from _named("tests", [entry.place for entry in one.entries])
 
 

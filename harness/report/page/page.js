@@ -41,6 +41,8 @@
   }
   const badge = outcome => h("span", { class: `badge ${OUTCOMES[outcome][1]}` }, OUTCOMES[outcome][0]);
   const plural = (number, word) => `${number} ${word}${number === 1 ? "" : "s"}`;
+  // "1 new failure", "2 new failures", "2 passed".
+  const named = (number, outcome) => outcome === FAILED || outcome === KNOWN ? plural(number, OUTCOMES[outcome][0]).replace(/^\d+ /, "") : OUTCOMES[outcome][0];
   const seconds = value => value < 10 ? `${value.toFixed(2)} s` : `${value.toFixed(0)} s`;
   const time = iso => iso ? `${iso.slice(0, 16).replace("T", " ")} UTC` : "";
   const testHref = (test, lane) => `#/test/${encodeURIComponent(D.tests[test].name)}${lane === undefined ? "" : `?lane=${lane}`}`;
@@ -161,7 +163,7 @@
         run.running.length ? `; it was running ${run.running.join(", ")}` : "")),
       h("ul", { class: "tiles" }, [FAILED, FIXED, KNOWN, PASSED, SKIPPED].map(outcome => h("li", {}, h("a", {
         href: fragment("/results", new URLSearchParams([...query, ["night", NIGHTS[last] || ""], ["outcome", OUTCOMES[outcome][0]]])),
-        class: outcome === FAILED && counts[outcome] ? "has-bad" : null }, h("b", {}, String(counts[outcome])), OUTCOMES[outcome][0])))),
+        class: outcome === FAILED && counts[outcome] ? "has-bad" : null }, h("b", {}, String(counts[outcome])), named(counts[outcome], outcome))))),
       D.report ? newFailures(query)
         : bad.length ? [h("h3", {}, "Where to look"), listed(["Outcome!", "Test and cause", "On!", "Again!"], bad, row4, {}, 50)] : null,
       h("h3", {}, D.one ? "Guarantees" : "Guarantee, QEMU and machine type over the nights"),
@@ -203,16 +205,29 @@
     places.length > 8 ? h("li", { class: "soft" }, `and ${places.length - 8} more`) : null);
 
   function newFailures(query) {
-    const matches = placeMatches(query), shown = D.report.new.filter(one => one.tests.some(place => matches(place, one.cause)));
-    return [h("h3", {}, `New failures: ${shown.length || "none"}`), shown.map(one => {
-      const failure = lastFailure(one.tests[0]);
-      return h("section", { class: "card", "aria-label": "New failure" }, h("p", { class: "cause" }, failure ? h("a", { href: failureHref(failure) }, one.cause) : one.cause),
-        facts([["At fault", one.of_the_host && "the host or the harness, not QEMU"],
-          ["Run again", one.again ? `failed ${share(one.again)} times` : "not run again (pytest --confirm N)"], ["Tests", placesOf(one.tests)],
-          ["First bad", `${time(one.first_bad.begun)}, ${build(one.first_bad)}`],
-          ["Last good", one.last_good ? `${time(one.last_good.begun)}, ${build(one.last_good)}; ${plural(one.good_nights, "night")} in a row` : "never in this history"],
-          ["Changed between", one.last_good && differences(one.changed)]]), h("pre", { tabindex: "0", role: "region", "aria-label": "Commands" }, `${one.replay}\n${one.bisect}`));
-    })];
+    const matches = placeMatches(query), shown = D.report.new.filter(one => one.ways.some(way => way.tests.some(place => matches(place, way.cause))));
+    const tests = new Set(shown.flatMap(one => one.tests.map(place => JSON.stringify(place)))).size;
+    const head = tests > 1 ? `${plural(tests, "test")}, probably ${plural(shown.length, "cause")}` : tests ? "1 test" : "none";
+    return [h("h3", {}, `New failures: ${head}`), shown.map(one => h("section", { class: "card", "aria-label": "New failure" },
+      message(one, "p"),
+      facts([["Guarantee", one.guarantees.join(", ")], ["At fault", one.of_the_host && "the host or the harness, not QEMU"],
+        ["Run again", one.again ? `failed ${share(one.again)} times` : "not run again (pytest --confirm N)"],
+        ["First bad", `${time(one.first_bad.begun)}, ${build(one.first_bad)}`],
+        ["Last good", one.last_good ? `${time(one.last_good.begun)}, ${build(one.last_good)}; ${plural(one.good_nights, "night")} in a row` : "never in this history"],
+        ["Changed between", one.last_good && differences(one.changed)], ["Tests", placesOf(one.tests)],
+        ["Otherwise", one.ways.length > 1 && h("ul", { class: "plain apart" }, one.ways.slice(1, 6).map(way => message(way, "li")),
+          one.ways.length > 6 ? h("li", { class: "soft" }, `and ${plural(one.ways.length - 6, "other message")}`) : null)]]),
+      h("pre", { tabindex: "0", role: "region", "aria-label": "Commands" }, [one.timeline, one.replay, one.bisect].filter(Boolean).join("\n"))))];
+  }
+  // The beginning of a message; the page of the failure has all of it.
+  function shortened(text) {
+    const plain = text.replace(/^harness\.errors\./, "");
+    return plain.length > 200 ? `${plain.slice(0, 199)}…` : plain;
+  }
+  // The message of a cause, or of one of its ways, with a link to the failure.
+  function message(one, tag) {
+    const failure = lastFailure(one.tests[0]), text = shortened(one.cause);
+    return h(tag, { class: "cause" }, failure ? h("a", { href: failureHref(failure) }, text) : text, tag === "li" && h("span", { class: "soft" }, ` ${plural(one.tests.length, "test")}`));
   }
 
   function otherNews(query) {
@@ -221,10 +236,12 @@
     const gone = [...of.fixed, ...of.ended].filter(any), met = of.met.filter(any);
     const trends = of.trends.filter(one => one.series.some(moved => matches(moved.test)));
     const since = night => night ? night.begun.slice(0, 10) : "never";
-    const section = (title, list, heads, row) => list.length ? [h("h3", {}, `${title}: ${list.length}`), listed(heads, list, row, {}, 20)] : null;
+    // One entry may be of many tests: those are counted.
+    const tests = list => new Set(list.flatMap(one => one.tests ? one.tests.map(place => JSON.stringify(place)) : [one])).size;
+    const section = (title, list, heads, row) => list.length ? [h("h3", {}, `${title}: ${list[0].tests ? plural(tests(list), "test") : list.length}`), listed(heads, list, row, {}, 20)] : null;
     return [
-      section("Failures that began earlier", standing, ["Since!", "Cause and tests", "Changed then"], one => [since(one.first_bad), [one.cause, placesOf(one.tests)], one.last_good ? differences(one.changed) : ""]),
-      section("Fixed", gone, ["Since!", "What", "Changed then"], one => [since(one.first), [one.bug ? `known bug ${one.bug}` : one.signature, placesOf(one.tests)], differences(one.changed)]),
+      section("Failures that began earlier", standing, ["Since!", "Cause and tests", "Changed then"], one => [since(one.first_bad), [shortened(one.cause), placesOf(one.tests)], one.last_good ? differences(one.changed) : ""]),
+      section("Fixed", gone, ["Since!", "What", "Changed then"], one => [since(one.first), [one.bug ? `known bug ${one.bug}` : shortened(one.cause), one.signatures.length > 1 && h("div", { class: "soft" }, `and ${plural(one.signatures.length - 1, "other message")}`), placesOf(one.tests)], differences(one.changed)]),
       section("Known bugs that a test did not meet before", met, ["Since!", "What", "Changed then"], one => [since(one.first), [one.bug, placesOf(one.tests)], differences(one.changed)]),
       section("Flaky", flaky, ["Failed in!", "Switches!", "Run again!", "Test", "Since"], one => [percent(one.rate), String(one.switches), one.again.attempts ? `${share(one.again)} failed` : "",
         [placeLink(one.test), h("div", { class: "soft" }, Object.keys(one.signatures)[0] || "")], one.since ? [since(one.since.first), differences(one.since.changed)] : ""]),
@@ -275,7 +292,7 @@
   }
   const counted = list => OUTCOMES.map((_, outcome) => list.reduce((sum, i) => sum + (R.outcome[i] === outcome), 0));
   const worst = counts => WORST.find(outcome => counts[outcome]);
-  const words = counts => OUTCOMES.map((one, outcome) => counts[outcome] && `${counts[outcome]} ${one[0]}`).filter(Boolean).join(", ");
+  const words = counts => OUTCOMES.map((_, outcome) => counts[outcome] && `${counts[outcome]} ${named(counts[outcome], outcome)}`).filter(Boolean).join(", ");
 
   function matrix(found) {
     const cells = grouped(found, i => D.tests[R.test[i]].guarantees.map(guarantee => `${guarantee} ${laneOf(i)}`));
@@ -291,7 +308,7 @@
         const query = new URLSearchParams({ guarantee: D.guarantees[guarantee], qemu: D.lanes[lane].qemu, machine: D.lanes[lane].machine });
         return h("td", { class: OUTCOMES[worst(counts)][1] }, OUTCOMES.map((one, outcome) => counts[outcome]
           ? h("div", {}, h("a", { href: fragment("/results", new URLSearchParams([...query, ["outcome", one[0]]])), style: "color: inherit" },
-            `${counts[outcome]} ${one[0]}`), " ", bugs(list, outcome)) : null));
+            `${counts[outcome]} ${named(counts[outcome], outcome)}`), " ", bugs(list, outcome)) : null));
       }))))));
   }
   const bugs = (list, outcome) => {
@@ -323,7 +340,7 @@
     }
     const every = nights.length < 22 ? 3 : 7;
     const heads = nights.map((night, n) => h("th", { scope: "col", "aria-label": night },
-      (nights.length - 1 - n) % every === 0 ? h("span", {}, night.slice(5, 10)) : ""));
+      (nights.length - 1 - n) % every === 0 ? h("span", {}, night.length > 10 ? night.slice(11, 16) : night.slice(5, 10)) : ""));
     const grid = h("table", { class: "heat", "aria-label": "Heat map; move with the arrow keys" },
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }), heads)), h("tbody", {}, body));
     const start = grid.querySelector("tbody a");

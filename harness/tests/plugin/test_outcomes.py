@@ -76,7 +76,7 @@ def test_every_outcome(run_pytest: Pytest, tmp_path: Path, workers: str) -> None
     assert (passed.qemu, passed.version, passed.kernel, passed.machine) == ("7.2", "7.2.22", "6.1.0", "pc")
     assert passed.scenario.endswith("::test_passes[pc]")
     assert "guarantees" in done.stdout
-    assert "4 new failure" in done.stdout
+    assert "4 new failures" in done.stdout
 
 
 def test_the_printed_summary_is_whole(run_pytest: Pytest, tmp_path: Path) -> None:

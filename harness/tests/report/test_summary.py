@@ -51,7 +51,7 @@ def test_a_cell_counts_every_outcome() -> None:
         result("f", outcome=Outcome.SKIPPED, why="no file: URIs"),
     )
     shown = _shown(Run(results=results))
-    for words in ("1 passed", "2 known bug (R1 R2)", "1 new failure", "1 fixed", "1 skipped"):
+    for words in ("1 passed", "2 known bugs (R1 R2)", "1 new failure", "1 fixed", "1 skipped"):
         assert words in shown
     assert "killed by SIGSEGV [red]" in shown
     assert "R3 is gone" in shown

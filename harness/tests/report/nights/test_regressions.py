@@ -146,7 +146,7 @@ def test_a_known_bug_that_is_gone_is_fixed_also_when_the_test_just_passes() -> N
 
 def test_a_failure_that_ended_and_a_known_bug_that_is_met_are_named() -> None:
     (ended,) = read("pFFp").ended
-    assert ended.signature == "checker | F"
+    assert ended.signatures == ("checker | F",)
     (met,) = read("ppk").met
     assert (met.bug, met.changed) == ("R4", ())
 
@@ -220,8 +220,12 @@ def test_without_artefacts_the_commands_name_the_test() -> None:
         "harness bisect scenarios/test_a.py::test_a --machine pc --releases"
     )
     assert commands.bisect_elsewhere(bad, good) == "", "the version is the same"
+    assert commands.one_release(bad, good) == "", "the build is the same"
     assert bad.qemu is not None
-    newer = replace(bad, qemu=replace(bad.qemu, version="7.2.23"))
+    rebuilt = with_new_qemu(bad)
+    assert [commands.one_release(rebuilt, one) for one in (good, None)] == ["7.2.22", ""]
+    newer = replace(rebuilt, qemu=replace(bad.qemu, version="7.2.23"))
+    assert commands.one_release(newer, good) == ""
     assert commands.bisect_elsewhere(newer, good) == (
         "harness bisect scenarios/test_a.py::test_a --machine pc --tree DIR --good v7.2.22 --bad v7.2.23"
     )

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -337,22 +339,78 @@ def test_the_overview_says_what_the_history_says(chromium: Any, tmp_path: Path) 
         found = report(load(store))
         made = Opened(chromium, write_page(store, tmp_path / "page", report=found))
     heads = made.texts("main h3")
-    for head in ("New failures: 1", "Fixed: 1", "Flaky: 1", "Newly not run"):
+    for head in ("New failures: 3 tests, probably 1 cause", "Fixed: 1 test", "Flaky: 1", "Newly not run"):
         assert head in heads
     (card,) = made.texts(".card")
     assert "failed 12 of 12 times" in card
     assert "QEMU build-id 000000000000 → 131313131313" in card
     assert "harness bisect scenarios/test_crash.py::test_crash_0 --machine pc --releases" in card
     made.tab.get_by_label("Machine type").select_option("q35")
-    assert "Fixed: 1" in made.texts("main h3")
+    assert "Fixed: 1 test" in made.texts("main h3")
     assert "Flaky: 1" not in made.texts("main h3")
-    made.tab.locator(".card .cause a").click()
+    made.tab.locator(".card .cause a").first.click()
     made.tab.wait_for_selector("pre.cause")
     assert made.texts("pre.cause") == [generator.CAUSE]
     since = dict(zip(made.texts("main dt"), made.texts("main dd"), strict=True))
     assert since["First bad"] == "2026-10-19 02:00 UTC"
     assert since["Last good"] == "2026-10-18 02:00 UTC"
     assert made.complaints == []
+    made.tab.close()
+
+
+def test_a_cause_has_one_card_with_its_other_messages(chromium: Any, tmp_path: Path) -> None:
+    path = tmp_path / "nights.sqlite"
+    generator.write(path, generator.Plan(regression=9), nights=10)
+    other = generator.SIGNATURE.replace("was killed", "was killed again")
+    with closing(sqlite3.connect(path)) as history, history:
+        change = "UPDATE result SET signature = ?, cause = ? WHERE run_id = 10 AND test LIKE '%crash_2%'"
+        history.execute(change, (other, "QemuDied: " + "again " * 99))
+    with Store(path, read_only=True) as store:
+        made = Opened(chromium, write_page(store, tmp_path / "page", report=report(load(store))))
+    assert "New failures: 3 tests, probably 1 cause" in made.texts("main h3")
+    assert made.texts(".tiles li")[0] == "3\nnew failures"
+    (card,) = made.texts(".card")
+    assert "failed 12 of 12 times" in card
+    (message,) = made.texts(".card li.cause")
+    assert message.startswith("QemuDied: again again")
+    assert message.endswith("… 1 test")
+    assert len(message) < 220
+    made.tab.locator(".card li.cause a").click()
+    made.tab.wait_for_selector("pre.cause")
+    assert made.texts("main h2")[0].endswith("test_crash_2[pc]")
+    made.go("#/?text=again")
+    assert made.tab.locator(".card").count() == 1, "a filter finds the other messages, too"
+    assert made.complaints == []
+    made.tab.close()
+
+
+def test_nights_of_one_day_are_told_apart(chromium: Any, tmp_path: Path) -> None:
+    path = histories.write(tmp_path / "history")
+    with Store(path) as store:
+        for hour in ("05", "06"):
+            run = rows.Run(
+                uuid=hour,
+                kind="scenarios",
+                begun=f"2026-11-28T{hour}:30:00+00:00",
+                host="ci",
+                cores=1,
+                harness_version="0.1.0",
+                options=("--thorough",),
+            )
+            store.add_result(
+                rows.Result(
+                    run_id=store.begin_run(run),
+                    nodeid="t",
+                    test="t",
+                    guarantees=(histories.LEAK,),
+                    outcome="passed",
+                    begun=run.begun,
+                    seconds=1.0,
+                )
+            )
+        made = Opened(chromium, write_page(store, tmp_path / "page"))
+    assert [text for text in made.texts(".heat thead th") if text] == ["11-27", "06:30"]
+    assert made.texts("main h2") == ["Night of 2026-11-28 06:30:00"]
     made.tab.close()
 
 
