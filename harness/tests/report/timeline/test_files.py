@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import xml.etree.ElementTree as ET
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from harness.report.timeline.reading import timeline_of
 from harness.report.timeline.svg import svg
 from harness.report.timeline.trace_events import trace_events
 from harness.tests.report.timeline import records
+from harness.tests.report.timeline.trace_format import PHASES, problems, read
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -25,50 +24,17 @@ def timeline(tmp_path: Path) -> Timeline:
     return timeline_of(records.write(tmp_path))
 
 
-def problems(document: dict[str, Any]) -> list[str]:
-    """What of the Trace Event Format a document breaks, as far as a viewer needs it."""
-    found = []
-    open_spans: dict[tuple[str, str, int], list[str]] = defaultdict(list)
-    flows: dict[str, list[str]] = defaultdict(list)
-    named = {event["pid"] for event in document["traceEvents"] if event["name"] == "process_name"}
-    before = 0.0
-    for event in document["traceEvents"]:
-        phase, name = event["ph"], event["name"]
-        if event["pid"] not in named:
-            found.append(f"{name}: its process has no name")
-        if phase == "M":
-            continue
-        if event["ts"] < before:
-            found.append(f"{name}: earlier than the event before it")
-        before = event["ts"]
-        if phase in "ben":
-            track = open_spans[event["cat"], event["id"], event["pid"]]
-            if phase == "b":
-                track.append(name)
-            elif not track:
-                found.append(f"{name}: outside of the track's span")
-            elif phase == "e" and track.pop() != name:
-                found.append(f"{name}: ends before a span that began later")
-            if "bind_id" in event:
-                flows[event["bind_id"]].append("out" if event.get("flow_out") else "in")
-        elif phase == "C" and not all(isinstance(value, float) for value in event["args"].values()):
-            found.append(f"{name}: not a number")
-    found += [f"{names}: no end" for names in open_spans.values() if names]
-    found += [f"flow {flow}: {ends}" for flow, ends in flows.items() if ends[0] != "out" or len(ends) < 2]
-    return found
-
-
 def test_the_trace_has_the_structure_that_its_format_asks_for(timeline: Timeline) -> None:
-    document = json.loads(trace_events(timeline))
+    document = read(trace_events(timeline))
     assert problems(document) == []
     phases = {event["ph"] for event in document["traceEvents"]}
-    assert phases == {"M", "b", "e", "n", "C"}
+    assert phases == PHASES
     processes = {e["args"]["name"] for e in document["traceEvents"] if e["name"] == "process_name"}
     assert processes == {"host", "source"}
 
 
 def test_an_arrow_of_the_trace_goes_from_device_del_to_its_events(timeline: Timeline) -> None:
-    bound = [event for event in json.loads(trace_events(timeline))["traceEvents"] if "bind_id" in event]
+    bound = [event for event in read(trace_events(timeline))["traceEvents"] if "bind_id" in event]
     assert [(event["ph"], event["name"]) for event in bound] == [
         ("b", "device_del share0"),
         ("n", "DEVICE_DELETED /machine/peripheral/share0/virtio-backend"),
@@ -77,24 +43,45 @@ def test_an_arrow_of_the_trace_goes_from_device_del_to_its_events(timeline: Time
     assert len({event["bind_id"] for event in bound}) == 1
 
 
+def first(events: list[dict[str, Any]], **wanted: object) -> dict[str, Any]:
+    """The first event with these fields."""
+    return next(event for event in events if wanted.items() <= event.items())
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda events: events.remove(next(e for e in events if e["ph"] == "e")), "no end"),
+        (lambda events: events.remove(first(events, ph="e")), "no end"),
         (lambda events: events.reverse(), "earlier"),
-        (lambda events: events[-1].update(pid=99), "no name"),
-        (lambda events: next(e for e in events if "flow_out" in e).pop("bind_id"), "flow"),
+        (lambda events: events[-1].update(pid=99), "process has no name"),
+        (lambda events: first(events, ph="b").update(tid=99), "thread has no name"),
+        (lambda events: first(events, flow_out=True).pop("bind_id"), "flow"),
+        (lambda events: first(events, ph="b").update(ph="B"), "the phase 'B'"),
+        (lambda events: first(events, ph="b").update(ts="0"), "ts is '0'"),
+        (lambda events: first(events, ph="n").update(ts=float("nan")), "ts is nan"),
+        (lambda events: first(events, ph="n").pop("tid"), "tid is None"),
+        (lambda events: first(events, ph="e").pop("cat"), "cat is None"),
+        (lambda events: first(events, ph="e").update(id="9.9"), "outside of the track"),
+        (lambda events: first(events, ph="e").update(name="x"), "ends before"),
+        (lambda events: first(events, ph="C").update(args={"value": "3"}), "not a number"),
+        (lambda events: first(events, ph="M").update(args={}), "names something"),
+        (lambda events: events.append(events.pop(0)), "named after"),
     ],
 )
 def test_a_broken_trace_is_noticed(timeline: Timeline, change: Any, problem: str) -> None:
-    document = json.loads(trace_events(timeline))
+    document = read(trace_events(timeline))
     change(document["traceEvents"])
     assert any(problem in line for line in problems(document))
 
 
+def test_what_is_no_json_is_noticed() -> None:
+    with pytest.raises(ValueError, match="NaN is no JSON"):
+        read('{"traceEvents": [{"ts": NaN}]}')
+
+
 def test_overlapping_spans_are_on_tracks_of_their_own() -> None:
     spans = (Span(1, "a", 0.0, 2.0, Outcome.OK), Span(2, "b", 1.0, 3.0, Outcome.OK))
-    document = json.loads(trace_events(Timeline("t", "", "", 3.0, (Lane(LaneKind.QMP, "m", spans),))))
+    document = read(trace_events(Timeline("t", "", "", 3.0, (Lane(LaneKind.QMP, "m", spans),))))
     assert problems(document) == []
     tracks = {event["name"]: event["id"] for event in document["traceEvents"] if event["ph"] == "b"}
     assert tracks["a"] != tracks["b"]
@@ -142,4 +129,4 @@ def test_an_empty_record_gives_an_image_and_a_trace(tmp_path: Path) -> None:
     empty = timeline_of(records.Writer().write(tmp_path))
     image, trace = files.write(empty, tmp_path / "new" / "folder")
     ET.fromstring(image.read_text())
-    assert problems(json.loads(trace.read_text())) == []
+    assert problems(read(trace.read_text())) == []
