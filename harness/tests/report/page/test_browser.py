@@ -384,6 +384,24 @@ def test_a_cause_has_one_card_with_its_other_messages(chromium: Any, tmp_path: P
     made.tab.close()
 
 
+def test_on_a_phone_the_values_of_a_list_have_their_heads_and_a_timeline_begins_at_its_end(
+    chromium: Any, index: Path
+) -> None:
+    made = Opened(chromium, index, viewport=PHONE)
+    made.go("#/tests")
+    head = "getComputedStyle(document.querySelector('td:nth-child(5)'), '::before').content"
+    assert made.evaluate(head) == '"Failed"'
+    made.go("failure")
+    made.tab.wait_for_function("document.querySelector('.timeline-box').scrollLeft > 0")
+    at_end = "(box => box.scrollLeft + box.clientWidth >= box.scrollWidth - 1)"
+    assert made.evaluate(f"{at_end}(document.querySelector('.timeline-box'))")
+    made.tab.close()
+    wide = Opened(chromium, index)
+    wide.go("#/tests")
+    assert wide.evaluate(head) == "none"
+    wide.tab.close()
+
+
 def test_nights_of_one_day_are_told_apart(chromium: Any, tmp_path: Path) -> None:
     path = histories.write(tmp_path / "history")
     with Store(path) as store:
