@@ -125,7 +125,8 @@ def schedule(space: Space, settings: Settings) -> Iterator[tuple[str, Program]]:
 class Explorer:
     """One search.
 
-    :param into: its folder. :param bug_of: the ledger's id of a failure; the empty string for a new one.
+    :param into: its folder.
+    :param bug_of: the ledger's id of a program's failure; the empty string for a new one.
     :param qemu: the version of QEMU, for people.
     :param minimise_s: seconds for making one finding smaller; 0: findings stay as they were found.
     :param finish: adds to a finding what is known when its program is small.
@@ -139,7 +140,7 @@ class Explorer:
         attempts: Attempts,
         into: Path,
         *,
-        bug_of: Callable[[Failure], str] = lambda _: "",
+        bug_of: Callable[[Program, Failure], str] = lambda _program, _failure: "",
         qemu: str = "",
         minimise_s: float = 60.0,
         finish: Callable[[Finding], Finding] = lambda found: found,
@@ -153,7 +154,8 @@ class Explorer:
         self._alphabets = alphabets
         self.coverage = Coverage(alphabets)
         #: By alphabet and signature: each alphabet's program of a bug is worth having.
-        self.seen: dict[tuple[AlphabetName, str], Seen] = {}
+        #: By alphabet, signature, and the known bug: a death by a signal alone may have several causes.
+        self.seen: dict[tuple[AlphabetName, str, str], Seen] = {}
         self.tallies = {name: Tally() for name in spaces}
         self.errors: Counter[str] = Counter()
         self._steering = {name: Steering(space.alphabet) for name, space in spaces.items()}
@@ -253,9 +255,10 @@ class Explorer:
 
     def _note(self, program: Program, attempt: Attempt, failure: Failure) -> None:
         """Count a failure. One that is new is kept at once, with the shortest program that shows it."""
-        seen = self.seen.get((program.alphabet, self._signature(program.alphabet, failure)))
+        bug = self._bug_of(program, failure)
+        seen = self.seen.get((program.alphabet, self._signature(program.alphabet, failure, bug), bug))
         if seen is None:
-            seen = self._new(program, failure)
+            seen = self._new(program, failure, bug)
             self._pending.append(seen)
             self._write(seen, attempt)
         elif seen in self._pending and _length(program, failure) < _length(seen.finding.program, failure):
@@ -277,20 +280,21 @@ class Explorer:
         until = _until_failure(found)
         return self._steering[until.alphabet].around(until) != until
 
-    def _signature(self, name: AlphabetName, failure: Failure) -> str:
+    def _signature(self, name: AlphabetName, failure: Failure, bug: str) -> str:
         """The signature, or that of a known failure which differs in the frames alone, and this has none.
 
         A backtrace is not always had: gdb does not find the frames of every core, and has a time limit.
         """
-        if not failure.frames and (name, failure.signature) not in self.seen:
-            known = (one for of, one in self.seen if of == name and one.startswith(f"{failure.signature} | "))
-            return next(known, failure.signature)
+        if not failure.frames and (name, failure.signature, bug) not in self.seen:
+            begin = f"{failure.signature} | "
+            of_bug = (one for of, one, its in self.seen if (of, its) == (name, bug))
+            return next((one for one in of_bug if one.startswith(begin)), failure.signature)
         return failure.signature
 
-    def _new(self, program: Program, failure: Failure) -> Seen:
-        bug, mode = self._bug_of(failure), self.settings.known_bugs
+    def _new(self, program: Program, failure: Failure, bug: str) -> Seen:
+        mode = self.settings.known_bugs
         found = Finding(program, program, failure, self._qemu, bug)
-        seen = self.seen[program.alphabet, failure.signature] = Seen(found)
+        seen = self.seen[program.alphabet, failure.signature, bug] = Seen(found)
         if mode == KnownBugs.IGNORE or bool(bug) == (mode == KnownBugs.ONLY):
             seen.folder = self.into / FINDINGS / found.name
         what = "finding" if seen.folder else f"known bug {bug}" if bug else "not a known bug"
@@ -417,7 +421,7 @@ class Explorer:
         findings.remove_partial(self.into / FINDINGS)
         for folder in sorted((self.into / FINDINGS).glob("*")):
             found = findings.read(folder)
-            seen = self.seen[found.program.alphabet, found.signature] = Seen(found, folder=folder)
+            seen = self.seen[found.program.alphabet, found.signature, found.bug] = Seen(found, folder=folder)
             if found.reliability.failures:
                 self.avoid(_until_failure(found))
             elif not found.reliability.attempts:
@@ -426,7 +430,8 @@ class Explorer:
             self._taken[program.alphabet] = number + 1
             self.coverage.add(program, attempt)
             if attempt.failure is not None:
-                key = program.alphabet, attempt.failure.signature
+                bug = self._bug_of(program, attempt.failure)
+                key = program.alphabet, attempt.failure.signature, bug
                 if key in self.seen:
                     self.seen[key].times += 1
         for name, taken in self._taken.items():

@@ -18,8 +18,8 @@ def _version(cell: Cell) -> str:
     return ".".join(map(str, cell.capabilities.version))
 
 
-def bug_of(cell: Cell) -> Callable[[Failure], str]:
-    """A function that names the known bug which explains a failure on this cell."""
+def bug_of(cell: Cell) -> Callable[[Program, Failure], str]:
+    """A function that names the known bug which explains a program's failure on this cell, or returns ""."""
     version, machine = _version(cell), cell.machine_type.name
     bugs = [
         bug
@@ -27,8 +27,9 @@ def bug_of(cell: Cell) -> Callable[[Failure], str]:
         if bug.status(version) is not Status.UNAFFECTED and (not bug.machines or machine in bug.machines)
     ]
 
-    def bug_of(failure: Failure) -> str:
-        return next((bug.id for bug in bugs if bug.explains(failure.message)), "")
+    def bug_of(program: Program, failure: Failure) -> str:
+        steps = programs.text(program)
+        return next((bug.id for bug in bugs if bug.explains_in_program(failure.message, steps)), "")
 
     return bug_of
 

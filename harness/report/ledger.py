@@ -38,6 +38,10 @@ class Status(StrEnum):
     UNKNOWN = "unknown"
 
 
+#: How ``no_program`` begins for a bug of QEMUs that are not provisioned.
+NOT_PROVISIONED = "No QEMU that has it is provisioned."
+
+
 class Bug(BaseModel):
     """One known bug of QEMU.
 
@@ -57,6 +61,8 @@ class Bug(BaseModel):
     :ivar guest_kernel: a regular expression for the message that the guest's kernel then prints, if it does.
     :ivar evidence: one paragraph: what happens, and how it was observed.
     :ivar no_program: why ``images/programs/`` has no program that shows it; ``None`` when there is one.
+    :ivar in_program: a regular expression (``.`` matches newlines too) that the JSON of a program matches when
+        the bug can explain its failure. For bugs that fail as others do, such as by a signal alone.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -75,6 +81,7 @@ class Bug(BaseModel):
     guest_kernel: str | None = Field(default=None, min_length=1)
     evidence: str = Field(min_length=1)
     no_program: str | None = Field(default=None, min_length=1)
+    in_program: str | None = Field(default=None, min_length=1)
 
     @field_validator("affected", "unaffected")
     @classmethod
@@ -152,6 +159,16 @@ class Bug(BaseModel):
     def explains(self, failure: str) -> bool:
         """Whether ``failure`` (a message) is the failure of this bug."""
         return re.search(self.failure, failure.partition("\n")[0]) is not None
+
+    def explains_in_program(self, failure: str, program: str) -> bool:
+        """Whether ``failure`` of a program (its JSON) is the failure of this bug.
+
+        A bug that no program can show explains none, unless only a QEMU that has it is missing.
+        """
+        if self.no_program is not None and not self.no_program.startswith(NOT_PROVISIONED):
+            return False
+        can = self.in_program is None or re.search(self.in_program, program, re.DOTALL) is not None
+        return can and self.explains(failure)
 
     def explains_guest_kernel(self, complaint: str) -> bool:
         """Whether ``complaint``, a message of the guest's kernel, is a consequence of this bug."""

@@ -24,7 +24,7 @@ def explorer(
     run: Callable[[Program], Attempt],
     *,
     settings: Settings | None = None,
-    bug_of: Callable[[Failure], str] = lambda _: "",
+    bug_of: Callable[[Program, Failure], str] = lambda _program, _failure: "",
     lines: list[str] | None = None,
     resume: bool = False,
     minimise_s: float = 60.0,
@@ -116,7 +116,7 @@ def test_the_schedule_has_each_program_of_up_to_the_steps() -> None:
     assert numbers == [count(SPACE, length) for length in (1, 2, 3)]
 
 
-def ledger(failure: Failure) -> str:
+def ledger(_program: Program, failure: Failure) -> str:
     return "R1" if "it broke" in failure.message else ""
 
 
@@ -128,6 +128,20 @@ def test_known_bugs_are_counted_and_steered_around(tmp_path: Path) -> None:
     assert made.in_short().startswith("1 findings, R1 seen ")
     failing = [one for one in run.programs if sequence("plug", "unplug")(one)]
     assert len(failing) < 150
+
+
+def test_a_known_bug_hides_no_other_failure_with_its_signature(tmp_path: Path) -> None:
+    """Deaths by the same signal, without a backtrace: one that the known bug's steps explain, and another."""
+
+    def known(program: Program, _failure: Failure) -> str:
+        return "R1" if sequence("plug", "unplug")(program) else ""
+
+    run = FakeRun([sequence("plug", "unplug"), sequence("stop", "cont")])
+    made = explorer(tmp_path, run, bug_of=known)
+    made.run(60, 300)
+    (new,) = made.new
+    assert sequence("stop", "cont")(new.finding.program)
+    assert "R1 seen " in made.in_short()
 
 
 def test_only_known_bugs(tmp_path: Path) -> None:
