@@ -61,8 +61,8 @@ class Bug(BaseModel):
     :ivar guest_kernel: a regular expression for the message that the guest's kernel then prints, if it does.
     :ivar evidence: one paragraph: what happens, and how it was observed.
     :ivar no_program: why ``images/programs/`` has no program that shows it; ``None`` when there is one.
-    :ivar in_program: a regular expression (``.`` matches newlines too) for the JSON of a program whose failure
-        the bug can explain. For bugs that fail as others do, such as by a signal alone.
+    :ivar in_program: a regular expression (``.`` matches newlines too) for the JSON of a program whose
+        failure the bug can explain. For bugs that fail as others do, such as by a signal alone.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
