@@ -26,14 +26,20 @@ Watch = Callable[[], None]
 class TimeoutScale:
     """A factor for timeouts. Timeouts in the code are for a guest under KVM; slower guests get longer ones.
 
-    :param factor: 1.0 for hardware virtualisation; larger for TCG.
+    :param factor: 1.0 for hardware virtualisation; larger for TCG. It includes ``host_factor``.
+    :param host_factor: for what does not depend on the guest's speed: more than 1.0 for a slow host.
     """
 
     factor: float = 1.0
+    host_factor: float = 1.0
 
     def seconds(self, timeout_s: float) -> float:
         """``timeout_s`` (seconds) times the factor."""
         return timeout_s * self.factor
+
+    def host_seconds(self, timeout_s: float) -> float:
+        """``timeout_s`` (seconds) times the host's factor: for what QEMU does without the guest."""
+        return timeout_s * self.host_factor
 
 
 @dataclass(frozen=True)

@@ -163,13 +163,15 @@ class Pending:
         """Whether QEMU has answered."""
         return self._future.done()
 
-    def wait(self, *, timeout_s: float = EXECUTE_TIMEOUT_S, watch: Watch | None = None) -> Any:
+    def wait(self, *, timeout_s: float | None = None, watch: Watch | None = None) -> Any:
         """Wait for the answer, and return the command's return value.
 
+        :param timeout_s: seconds; by default the client's ``execute_timeout_s``.
         :raises QemuError: when QEMU refused the command. :raises QmpLost: when the connection broke.
         :raises QmpSilent: when QEMU did not answer within ``timeout_s`` seconds. A later answer is still
             recorded in the history.
         """
+        timeout_s = self._qmp.execute_timeout_s if timeout_s is None else timeout_s
         deadline = Deadline.after(timeout_s)
         while not deadline.expired:
             try:
@@ -203,9 +205,19 @@ class Qmp:
 
     :param machine: the name of the machine: the actor in the history.
     :param log: the path of ``qmp.ndjson``.
+    :param execute_timeout_s: seconds in which QEMU must answer a command for which no other time is given.
     """
 
-    def __init__(self, machine: str, socket_path: Path, history: History, log: Path) -> None:
+    def __init__(
+        self,
+        machine: str,
+        socket_path: Path,
+        history: History,
+        log: Path,
+        *,
+        execute_timeout_s: float = EXECUTE_TIMEOUT_S,
+    ) -> None:
+        self.execute_timeout_s = execute_timeout_s
         self.machine, self.history = machine, history
         self._socket_path, self._zero_s = socket_path, time.monotonic()
         self._log_path, self._log = log, log.open("a", encoding="utf-8")
@@ -277,15 +289,13 @@ class Qmp:
         command: str,
         arguments: Mapping[str, Any] | None = None,
         *,
-        timeout_s: float = EXECUTE_TIMEOUT_S,
+        timeout_s: float | None = None,
         watch: Watch | None = None,
     ) -> Any:
         """Send a command and return its answer; raises as :meth:`Pending.wait` does."""
         return self.request(command, arguments).wait(timeout_s=timeout_s, watch=watch)
 
-    def hmp(
-        self, command_line: str, *, timeout_s: float = EXECUTE_TIMEOUT_S, watch: Watch | None = None
-    ) -> str:
+    def hmp(self, command_line: str, *, timeout_s: float | None = None, watch: Watch | None = None) -> str:
         """Run ``human-monitor-command`` and return the output of the human monitor."""
         arguments = {"command-line": command_line}
         return str(self.execute("human-monitor-command", arguments, timeout_s=timeout_s, watch=watch))

@@ -15,7 +15,8 @@ from pathlib import Path
 from harness.deadline import Watch, wait_until
 from harness.errors import ChannelLost, HarnessError, WaitTimeout
 
-_TIMEOUT_S = 60.0
+#: Seconds in which QEMU must open the socket, and answer a command.
+TIMEOUT_S = 60.0
 
 
 class Qtest:
@@ -27,8 +28,8 @@ class Qtest:
 
     name = "qtest"
 
-    def __init__(self, path: Path, *, timeout_s: float = _TIMEOUT_S, watch: Watch | None = None) -> None:
-        self._path, self._watch = path, watch
+    def __init__(self, path: Path, *, timeout_s: float = TIMEOUT_S, watch: Watch | None = None) -> None:
+        self._path, self._timeout_s, self._watch = path, timeout_s, watch
         #: Where every command is noted when it is sent, if that is wanted.
         self.transcript: list[str] | None = None
         self._buffer = b""
@@ -48,7 +49,7 @@ class Qtest:
         except OSError:
             made.close()
             return None
-        made.settimeout(_TIMEOUT_S)
+        made.settimeout(self._timeout_s)
         return made
 
     def command(self, line: str) -> list[str]:

@@ -20,7 +20,6 @@ from harness.explore.guest_steps import GuestPerformer
 from harness.explore.program import AlphabetName, Program, Step, text
 from harness.explore.raw_model import RawAlphabet
 from harness.explore.raw_steps import RawPerformer
-from harness.qemu.accel import TIMEOUT_SCALES, Accel
 from harness.qemu.machine_types import MACHINE_TYPES
 from harness.qemu.machine_types.machine_type import MachineType
 from harness.reaper import RunFolder
@@ -73,9 +72,7 @@ def _require_raw(kind: MachineType) -> None:
 
 def _without_guest(cell: Cell) -> Cell:
     """No guest runs, so the accelerator does not make anything slower, and timeouts need no factor for it."""
-    accel = cell.accel
-    factor = accel.host_factor / TIMEOUT_SCALES[accel.name].factor
-    return replace(cell, accel=Accel(accel.name, accel.reason, factor))
+    return replace(cell, accel=replace(cell.accel, measured=1.0))
 
 
 _KINDS: dict[AlphabetName, _Kind] = {

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.channel.qtest import Qtest
+from harness.channel.qtest import TIMEOUT_S, Qtest
 from harness.errors import GuestError, UsageError, Violation
 from harness.ninep import messages as p9
 from harness.ninep.messages import T
@@ -152,7 +152,9 @@ class RawGuest:
             self.machine: Machine = testbed.launch(with_qtest(spec))
         else:
             self.machine = testbed.launch_destination(source.machine, with_qtest)
-        self.qtest = Qtest(self._path(self.machine.spec), watch=self.machine.watch_process)
+        answer_s = self.machine.timeout_scale.host_seconds(TIMEOUT_S)
+        watch = self.machine.watch_process
+        self.qtest = Qtest(self._path(self.machine.spec), timeout_s=answer_s, watch=watch)
 
     def _path(self, spec: MachineSpec) -> Path:
         return self.testbed.folder / f"{spec.name}.qtest"

@@ -50,7 +50,7 @@ OPTIONS = (
     Option("machine", "machine type; repeatable (default: by scenario)", "NAME", repeatable=True),
     Option("kernel", "a provisioned guest kernel (6.1, ...); repeatable", "NAME", repeatable=True),
     Option("accel", "auto uses KVM only if a test guest boots under it", "auto|kvm|tcg", default="auto"),
-    Option("timeout-scale", "multiplies every timeout; for slow hosts (default: 1)", "FACTOR"),
+    Option("timeout-scale", "multiplies the timeouts, for slow hosts (default: 1)", "FACTOR"),
     Option("recipes", "recipes of guests and QEMUs, beside the harness's own; repeatable", "DIR", True),
     Option("known-bugs", "known bugs, beside the harness's own; repeatable", "FILE", repeatable=True),
     Option("artifacts", "where each test leaves its folder (default: artifacts/RUN/)", "DIR"),

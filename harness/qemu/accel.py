@@ -63,7 +63,7 @@ class Accel:
     def timeout_scale(self) -> TimeoutScale:
         """The factor for timeouts of guests under this accelerator."""
         factor = self.measured or TIMEOUT_SCALES[self.name].factor
-        return TimeoutScale(factor * self.host_factor)
+        return TimeoutScale(factor * self.host_factor, self.host_factor)
 
 
 @dataclass(frozen=True)

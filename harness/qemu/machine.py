@@ -20,7 +20,7 @@ from pathlib import Path
 
 from harness.artifacts import MachineArtifacts, tail
 from harness.channel.console import KernelLog
-from harness.channel.qmp import Qmp
+from harness.channel.qmp import EXECUTE_TIMEOUT_S, Qmp
 from harness.deadline import T, TimeoutScale, Watch, wait_until
 from harness.errors import (
     ChannelLost,
@@ -39,8 +39,8 @@ from harness.qemu.binary import QemuInstall
 from harness.qemu.spec import Device, MachineSpec
 from harness.reaper import RunFolder
 
-#: Seconds in which QEMU must open its QMP socket, and end after ``quit``. Both are independent of the guest,
-#: so they are not scaled.
+#: Seconds in which QEMU must open its QMP socket, and end after ``quit``. Both are independent of the guest:
+#: these and the next ones are scaled for a slow host only (:meth:`.TimeoutScale.host_seconds`).
 START_TIMEOUT_S = 40.0
 QUIT_TIMEOUT_S = 40.0
 #: Seconds in which the end of the process becomes visible after its connections broke: the kernel writes the
@@ -100,7 +100,8 @@ class Machine:
             kernel_log=artifacts.kernel,
             console_log=artifacts.console,
         )
-        self.qmp = Qmp(spec.name, self.paths.qmp, history, artifacts.qmp)
+        answer_s = timeout_scale.host_seconds(EXECUTE_TIMEOUT_S)
+        self.qmp = Qmp(spec.name, self.paths.qmp, history, artifacts.qmp, execute_timeout_s=answer_s)
         self.kernel_log = KernelLog(artifacts.kernel)
         self._process: subprocess.Popen[bytes] | None = None
         self._exited = threading.Event()
@@ -146,7 +147,8 @@ class Machine:
             with _port_for(spec.qemu) as ssh_port:
                 machine._start(run, wrapping, ssh_port)
                 on_started()
-                machine.qmp.connect(timeout_s=START_TIMEOUT_S, watch=machine.watch_process)
+                start_s = timeout_scale.host_seconds(START_TIMEOUT_S)
+                machine.qmp.connect(timeout_s=start_s, watch=machine.watch_process)
         except QmpLost as exc:
             cause = machine.root_cause(exc)
             machine.close()
@@ -259,6 +261,9 @@ class Machine:
             artifacts=self.artifacts.folder,
         )
 
+    def _host_s(self, timeout_s: float) -> float:
+        return self.timeout_scale.host_seconds(timeout_s)
+
     def _died(self) -> QemuDied:
         return QemuDied(self._exit_summary(), details="\n".join(tail(self.artifacts.qemu, 10)))
 
@@ -275,7 +280,7 @@ class Machine:
         """The root cause of ``symptom``: a dead QEMU, a panicked guest, a silent QMP; else ``symptom``."""
         try:
             if isinstance(symptom, QmpLost | ChannelLost) or not self.qmp.connected:
-                self._wait_exit(_EXIT_VISIBLE_S)
+                self._wait_exit(self._host_s(_EXIT_VISIBLE_S))
             self.watch()
             if not isinstance(symptom, QmpSilent | QmpLost | QemuDied):
                 self._check_answering()
@@ -288,7 +293,9 @@ class Machine:
     def _check_answering(self) -> None:
         """:raises QmpSilent: when QEMU does not answer, which is why its guest does not."""
         if self.running and self.qmp.connected:
-            self.qmp.execute("query-status", timeout_s=_EXIT_VISIBLE_S, watch=self.watch_process)
+            self.qmp.execute(
+                "query-status", timeout_s=self._host_s(_EXIT_VISIBLE_S), watch=self.watch_process
+            )
 
     def _wait_exit(self, timeout_s: float) -> bool:
         """Wait until the process ends: ``timeout_s`` seconds, or longer if the kernel writes a core file.
@@ -301,7 +308,7 @@ class Machine:
             wait_until(
                 lambda: self._exited.is_set() or not self._dumps_core(),
                 what="the core file",
-                timeout_s=_CORE_TIMEOUT_S,
+                timeout_s=self._host_s(_CORE_TIMEOUT_S),
             )
         return self._exited.wait(timeout_s)
 
@@ -352,11 +359,11 @@ class Machine:
         """
         self.expect_exit("quit")
         with contextlib.suppress(QmpLost):  # QEMU may close the socket before it has sent the answer.
-            self.qmp.execute("quit", timeout_s=QUIT_TIMEOUT_S)
+            self.qmp.execute("quit", timeout_s=self._host_s(QUIT_TIMEOUT_S))
         wait_until(
             self._exited.is_set,
             what=f"the end of QEMU {self.name!r} after quit",
-            timeout_s=QUIT_TIMEOUT_S,
+            timeout_s=self._host_s(QUIT_TIMEOUT_S),
             artifacts=self.artifacts.folder,
         )
         if self.returncode:
@@ -372,7 +379,7 @@ class Machine:
         assert self._process is not None
         self._killed = True
         self._process.kill()
-        self._wait_exit(_EXIT_VISIBLE_S)
+        self._wait_exit(self._host_s(_EXIT_VISIBLE_S))
 
     def close(self) -> None:
         """End the process if it still runs (``quit``, then SIGKILL), and release everything. Never raises.
@@ -392,7 +399,7 @@ class Machine:
             if code is not None and self._crashed:
                 backtrace.collect(self.spec.qemu, self.folder, self.pid, -code, self.artifacts.backtrace)
             if self._process is not None:
-                self._reader.join(_EXIT_VISIBLE_S)
+                self._reader.join(self._host_s(_EXIT_VISIBLE_S))
             if self.spec.qemu.sanitized:
                 install = self.spec.qemu
                 sanitizers.collect(
@@ -407,7 +414,7 @@ class Machine:
         try:
             if not self.qmp.connected:
                 # It may be crashing: a SIGKILL now would hide the reason.
-                if self._wait_exit(_EXIT_VISIBLE_S):
+                if self._wait_exit(self._host_s(_EXIT_VISIBLE_S)):
                     return
                 raise QmpLost(f"QEMU {self.name!r} has no QMP connection")
             if self.qmp.silent:

@@ -98,6 +98,8 @@ def test_a_window_that_ends_early() -> None:
 
 def test_a_timeout_scale_scales_and_a_deadline_runs_out() -> None:
     assert TimeoutScale(6).seconds(2.0) == 12.0
+    assert TimeoutScale(6).host_seconds(2.0) == 2.0
+    assert TimeoutScale(12, 2).host_seconds(2.0) == 4.0
     assert 60 < Deadline.after(1000).remaining_s <= 1000
     assert Deadline.after(0).expired
     assert Deadline.after(-1).remaining_s == 0.0

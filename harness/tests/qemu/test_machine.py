@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from harness.artifacts import Artifacts
 from harness.deadline import TimeoutScale, wait_until
 from harness.errors import (
     ChannelLost,
@@ -30,7 +31,7 @@ from harness.qemu.binary import QemuInstall
 from harness.qemu.machine import Machine
 from harness.reaper import RunFolder, start_time
 from harness.tests.qemu.conftest import Launch
-from harness.tests.qemu.specs import share
+from harness.tests.qemu.specs import share, spec
 
 _ASSERTION = "qemu-system-x86_64: ../util/throttle.c:443: throttle_account: Assertion `timer' failed."
 
@@ -311,6 +312,23 @@ def test_a_backtrace_is_taken_before_a_kill(
     source.close()
     assert seen == [(source.pid, True)]
     assert _noted(history, "machine:killed")
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_what_qemu_does_without_its_guest_gets_longer_on_a_slow_host(
+    tmp_path: Path, history: History, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    """The guest is six times slower still (TCG), which QMP does not depend on."""
+    for name, seconds in (("QUIT_TIMEOUT_S", 20.0), ("EXECUTE_TIMEOUT_S", 30.0)):
+        monkeypatch.setattr(machine, name, seconds)
+    artifacts = Artifacts.create_at(tmp_path / "test").machine("slow", first=True)
+    slow = Machine(spec(), tmp_path, tmp_path / "disk", artifacts, history, TimeoutScale(6 * factor, factor))
+    assert slow.qmp.execute_timeout_s == 30 * factor
+    asked: list[float] = []
+    monkeypatch.setattr(slow.qmp, "execute", lambda _command, *, timeout_s: asked.append(timeout_s))
+    monkeypatch.setattr(machine, "wait_until", lambda _probe, *, timeout_s, **_: asked.append(timeout_s))
+    slow.quit()
+    assert asked == [20 * factor] * 2
 
 
 def test_a_core_file_that_is_being_written_is_not_cut_short(
