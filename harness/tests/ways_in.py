@@ -28,4 +28,4 @@ def assert_running(qmp_shell: str, socket_path: str) -> None:
         check=False,
         timeout=60,
     )
-    assert re.search(r'"?running"?', answer.stdout), answer
+    assert re.search(r"""["']running["']: [tT]rue""", answer.stdout), answer
