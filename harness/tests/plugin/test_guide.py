@@ -59,9 +59,9 @@ def test_every_example_is_a_test_and_the_known_bug_names_one(run_pytest: Pytest,
         path.name for path in repository.glob("test_*.py")
     }
     assert "known bug MY1" not in done.stdout
-    # The entry has every key that there is, but the one for messages of the guest's kernel.
+    # The entry has every key that there is, but those for messages of the guest's kernel and for programs.
     (bug,) = tomllib.loads((repository / "bugs.toml").read_text())["bug"]
-    assert bug.keys() == ledger.Bug.model_fields.keys() - {"guest_kernel"}
+    assert bug.keys() == ledger.Bug.model_fields.keys() - {"guest_kernel", "in_program"}
 
 
 def test_the_recipe_and_the_fault_are_valid() -> None:
