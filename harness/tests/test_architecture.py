@@ -138,13 +138,31 @@ def without_title(sources: Iterable[tuple[str, str]]) -> list[str]:
     return [name for name, title in titles if not re.fullmatch(r'"""\S.{10,}\.(?:""")?', title)]
 
 
-def test_the_table_of_rooms_has_the_floors_that_are_enforced() -> None:
-    rows = re.findall(r"^\| (\d+) \| `(\w+)(?:/|\.py)` \|", chapter("Rooms"), re.MULTILINE)
+def wrong_floors(rooms: str) -> set[tuple[int, str]]:
+    """The rooms that are on a floor either in the table or in :data:`FLOORS`, and not in both."""
+    rows = re.findall(r"^\| (\d+) \| `(\w+)(?:/|\.py)` \|", rooms, re.MULTILINE)
     table = {(int(number), room) for number, room in rows}
     enforced = {(number, room) for number, floor in enumerate(FLOORS, 1) for room in floor}
-    assert table == enforced - {(len(FLOORS), "__main__")}
+    return table ^ (enforced - {(len(FLOORS), "__main__")})
+
+
+def not_reached(rows: Iterable[str]) -> list[str]:
+    """The rooms that no answer of these rows is in."""
+    rooms = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in modules()}
+    reached = {path.partition("/")[0].removesuffix(".py") for row in rows for path, _ in _answers(row)}
+    return sorted(rooms - {"__init__", "__main__"} - reached)
+
+
+def test_the_table_of_rooms_has_the_floors_that_are_enforced() -> None:
+    assert wrong_floors(chapter("Rooms")) == set()
     assert f"`{' '.join(KERNEL)}`" in chapter("Rooms")
     assert all(f"| `{room}/` |" in chapter("Rooms") for room in ON_THEIR_OWN)
+
+
+def test_a_room_on_another_floor_is_found() -> None:
+    number = next(number for number, floor in enumerate(FLOORS, 1) if "leaks" in floor)
+    moved = chapter("Rooms").replace(f"| {number} | `leaks/` |", "| 1 | `leaks/` |")
+    assert wrong_floors(moved) == {(number, "leaks"), (1, "leaks")}
 
 
 def test_what_architecture_names_exists() -> None:
@@ -187,10 +205,11 @@ def test_a_wrong_answer_of_the_index_is_found(row: str, wrong: list[str]) -> Non
 
 
 def test_the_index_leads_to_each_room() -> None:
-    rooms = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in modules()}
-    rooms -= {"__init__", "__main__"}
-    reached = {path.partition("/")[0].removesuffix(".py") for row in index() for path, _ in _answers(row)}
-    assert sorted(rooms - reached) == []
+    assert not_reached(index()) == []
+
+
+def test_a_room_that_the_index_does_not_lead_to_is_found() -> None:
+    assert "leaks" in not_reached(row for row in index() if "`leaks/" not in row)
 
 
 def test_each_module_begins_with_a_line_that_says_what_it_is() -> None:
