@@ -337,7 +337,7 @@ class TestEventsWellFormed:
         assert verdict is INVALID
         assert "ended 2 times" in summary
 
-    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
     @given(st.permutations(["backend", "device", "backend", "device"]))
     def test_of_two_plugs_only_the_right_order_is_valid(self, tmp_path: Path, order: list[str]) -> None:
         record = RecordWriter(tmp_path).launched()

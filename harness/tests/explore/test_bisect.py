@@ -92,7 +92,7 @@ def test_one_skip_costs_one_build_or_two() -> None:
         assert len(set(planted.asked)) <= most_tests(40) + 2 + 2
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.sampled_from([0.9, 0.5, 0.2]), st.sampled_from(Find), st.integers(1, 39))
 def test_a_flaky_program_has_the_stated_confidence(reliability: float, find: Find, first: int) -> None:
     """Of 60 searches 3 may be wrong on average; 11 or more have a probability of less than 0.0002."""
