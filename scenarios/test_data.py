@@ -664,6 +664,43 @@ def test_an_unlink_that_cannot_open_the_file_again(few_files: FewFiles, share: S
 @pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
+def test_a_remove_that_cannot_open_the_file_again(few_files: FewFiles, share: Share, hold: Hold) -> None:
+    """As with an unlink: Tremove is answered with the host's errno, and the file is not removed."""
+    few_files.open_tested()
+    few_files.driver.walk(0, TESTED + 1, "tested")
+    few_files.open_others()
+    with hold.failing(share, errno.ENOMEM, "openat") as rule:
+        seen = outcome(few_files.driver, T.REMOVE, p9.fid(TESTED + 1))
+    few_files.driver.fids.discard(TESTED + 1)  # Tremove is a clunk also when it fails.
+    assert rule.hits, "the file was not opened again"
+    assert seen == "ENOMEM", f"the remove was answered with {seen}"
+    assert (share.path / "tested").exists(), "the file was removed although the answer is an error"
+    assert few_files.driver.read(TESTED, 0, 5000) == CONTENT
+    few_files.expect_all_closed()
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("kind", [T.LOCK, T.GETLOCK], ids=["lock", "getlock"])
+def test_a_lock_whose_file_cannot_be_looked_at(
+    few_files: FewFiles, share: Share, hold: Hold, kind: T
+) -> None:
+    """QEMU looks at the file before it answers a Tlock or Tgetlock. If that fails, the answer is the host's
+    errno."""
+    few_files.open_tested()
+    body = {T.LOCK: p9.lock(TESTED), T.GETLOCK: p9.getlock(TESTED)}[kind]
+    with hold.failing(share, errno.EIO, *STAT, "fstat") as rule:
+        seen = outcome(few_files.driver, kind, body)
+    assert rule.hits, "QEMU did not look at the file"
+    assert seen == "EIO", f"the request was answered with {seen}"
+    assert outcome(few_files.driver, kind, body) == ANSWERED
+    few_files.expect_all_closed()
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
 def test_a_file_is_emptied_once_only(few_files: FewFiles) -> None:
     """A file opened with P9_DOTL_TRUNC is truncated once: not when QEMU, which has closed it, opens it
     again."""
