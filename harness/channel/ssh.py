@@ -34,9 +34,12 @@ Port = int | Callable[[], int]
 CLIENT = f"paramiko {paramiko.__version__}"
 HOST = "127.0.0.1"
 USER = "root"
-#: Seconds in which the guest's sshd must send its banner. QEMU's user network accepts a connection long
-#: before the guest can, and repeats a lost SYN only after seconds, so a new attempt is faster.
+#: Seconds in which the guest's sshd must send its banner at the first attempt; each time that it does not, it
+#: gets twice as long. QEMU's user network accepts a connection long before the guest can, and repeats a lost
+#: SYN only after seconds, so a new attempt is faster. But a slow guest has to get the time that sshd needs.
 _BANNER_S = 2.0
+#: Seconds in which QEMU must accept a TCP connection.
+_ACCEPT_S = 2.0
 #: Seconds in which a session over the guestfwd socket must answer; after that a TCP connection is faster.
 _GUESTFWD_OPEN_S = 15.0
 
@@ -84,6 +87,7 @@ class Ssh:
         except (OSError, paramiko.SSHException) as exc:
             raise SetupError(f"cannot read the SSH key {client_key}: {exc}") from exc
         self._timeout_s, self._watch = timeout_s, watch
+        self._banner_s = _BANNER_S
         #: Seconds that each stage of the last attempt to connect took.
         self.stages_s: dict[str, float] = {}
         #: A transport on which a command timed out; it is not used again: it may have late output, or be
@@ -148,6 +152,7 @@ class Ssh:
         self._connected_port = port = self._port if isinstance(self._port, int) else self._port()
         self._last_error = "no attempt was made"
         self._deadline = Deadline.after(self._timeout_s)
+        self._banner_s = _BANNER_S
         try:
             return wait_until(
                 lambda: self._attempt(port),
@@ -167,13 +172,15 @@ class Ssh:
         try:
             self._check_open()
             transport = paramiko.Transport(_open_tcp(port))
-            self._log_in(transport, _BANNER_S)
+            self._log_in(transport, min(self._banner_s, self._deadline.remaining_s))
             self._check_open()  # If another thread has called close() meanwhile, this one is closed here.
         except paramiko.AuthenticationException as exc:
             _close(transport)
             raise ChannelLost(f"the guest's sshd refused the client key: {exc}") from None
         except (OSError, EOFError, paramiko.SSHException, WaitTimeout) as exc:
             self._last_error = str(exc) or type(exc).__name__
+            if isinstance(exc, WaitTimeout):
+                self._banner_s *= 2
             _close(transport)
             return None
         except BaseException:
@@ -473,7 +480,7 @@ class Ssh:
 
 def _open_tcp(port: int) -> socket.socket:
     """A connection without Nagle's algorithm, which would delay the last packet of a command by 40 ms."""
-    connection = socket.create_connection((HOST, port), timeout=_BANNER_S)
+    connection = socket.create_connection((HOST, port), timeout=_ACCEPT_S)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
 

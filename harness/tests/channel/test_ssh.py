@@ -53,6 +53,8 @@ class FakeSshd(paramiko.ServerInterface):
     def __init__(self, host_key: paramiko.PKey, client_key: paramiko.PKey, home: Path, port: int = 0) -> None:
         self._host_key, self._client_key, self.home = host_key, client_key, home
         self.connections = 0
+        #: Seconds after which it sends its banner.
+        self.banner_after_s = 0.0
         #: While it is cleared, log-ins wait.
         self.lets_in = threading.Event()
         self.lets_in.set()
@@ -76,8 +78,14 @@ class FakeSshd(paramiko.ServerInterface):
                 transport.add_server_key(self._host_key)
                 self.transports.append(transport)
                 self.connections += 1
-                with contextlib.suppress(paramiko.SSHException, EOFError):
-                    transport.start_server(server=self)
+                if self.banner_after_s:
+                    threading.Timer(self.banner_after_s, self._serve, [transport]).start()
+                else:
+                    self._serve(transport)
+
+    def _serve(self, transport: paramiko.Transport) -> None:
+        with contextlib.suppress(paramiko.SSHException, EOFError):
+            transport.start_server(server=self)
 
     def get_allowed_auths(self, username: str) -> str:
         return "publickey"
@@ -379,6 +387,18 @@ def test_a_listener_that_says_nothing(keys: Keys) -> None:
         pytest.raises(ChannelLost, match=r"did not answer on SSH .*banner"),
     ):
         Ssh(mute.getsockname()[1], client_key=keys.client_path, host_key=keys.host_line, timeout_s=0.5)
+
+
+def test_a_slow_guest_gets_longer_for_its_banner_each_time(
+    sshd: FakeSshd, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest that always needs longer than the first attempt allows answers a later one."""
+    monkeypatch.setattr("harness.channel.ssh._BANNER_S", 0.01)
+    sshd.banner_after_s = 0.2
+    ssh = Ssh(sshd.port, client_key=keys.client_path, host_key=keys.host_line, timeout_s=60)
+    assert ssh.run("echo up", timeout_s=60).stdout == "up\n"
+    assert sshd.connections > 1
+    ssh.close()
 
 
 def test_a_guest_that_comes_up_late_is_waited_for(sshd: FakeSshd, keys: Keys) -> None:
