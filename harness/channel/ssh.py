@@ -87,7 +87,6 @@ class Ssh:
         except (OSError, paramiko.SSHException) as exc:
             raise SetupError(f"cannot read the SSH key {client_key}: {exc}") from exc
         self._timeout_s, self._watch = timeout_s, watch
-        self._banner_s = _BANNER_S
         #: Seconds that each stage of the last attempt to connect took.
         self.stages_s: dict[str, float] = {}
         #: A transport on which a command timed out; it is not used again: it may have late output, or be

@@ -27,7 +27,7 @@ from harness.explore import replay as replays
 from harness.explore.guests import FreshGuests
 from harness.explore.program import Program, read
 from harness.explore.replay import TIMES, Replay
-from harness.explore.run import check, check_machine_type, states
+from harness.explore.run import check_machine_type, states
 from harness.explore.scenario import PLACEHOLDER, ScenarioRuns
 from harness.explore.trial import recorded, test_of
 from harness.explore.workers import Setup, Workers
@@ -196,7 +196,7 @@ def of_program(loaded: Program, options: Options, records: Path) -> Subject:
     states(loaded)
     machine = options.machine or loaded.cell.machine
     check_machine_type(loaded.alphabet, machine)
-    cell = cell_of(
+    cell_of(  # Provisions what is missing, once, before the workers start.
         loaded,
         qemu=options.qemu,
         machine=machine,
@@ -204,7 +204,6 @@ def of_program(loaded: Program, options: Options, records: Path) -> Subject:
         accel=options.accel,
         qemu_data=options.qemu_data,
     )
-    check(loaded, cell)
     own = loaded.cell
     names = {
         "qemu": own.qemu if options.qemu == DEFAULT else options.qemu,

@@ -100,7 +100,7 @@ class Machine:
             kernel_log=artifacts.kernel,
             console_log=artifacts.console,
         )
-        answer_s = timeout_scale.host_seconds(EXECUTE_TIMEOUT_S)
+        answer_s = self._host_s(EXECUTE_TIMEOUT_S)
         self.qmp = Qmp(spec.name, self.paths.qmp, history, artifacts.qmp, execute_timeout_s=answer_s)
         self.kernel_log = KernelLog(artifacts.kernel)
         self._process: subprocess.Popen[bytes] | None = None
@@ -147,7 +147,7 @@ class Machine:
             with _port_for(spec.qemu) as ssh_port:
                 machine._start(run, wrapping, ssh_port)
                 on_started()
-                start_s = timeout_scale.host_seconds(START_TIMEOUT_S)
+                start_s = machine._host_s(START_TIMEOUT_S)
                 machine.qmp.connect(timeout_s=start_s, watch=machine.watch_process)
         except QmpLost as exc:
             cause = machine.root_cause(exc)
