@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ CAUGHT, ELSEWHERE, MISSED = "caught", "caught by another guarantee", "missed"
 FALSE_POSITIVE, PASSED = "false positive", "passed"
 #: The outcomes that are failures. A known bug is not one.
 BAD = (Outcome.FAILED, Outcome.FIXED)
+#: A name in pytest's ``-k``.
+_WORD = re.compile(r"[\w:+.\-\[\]\\/]+")
 
 
 @dataclass(frozen=True)
@@ -160,9 +163,15 @@ def _of(faults: Iterable[Fault]) -> list[str]:
 
 
 def expression(scenarios: Sequence[str]) -> str:
-    """pytest's ``-k`` for scenarios written ``file.py::test`` or ``file.py::test[parameter]``."""
+    """pytest's ``-k`` for scenarios written ``file.py::test`` or ``file.py::test[parameter]``.
+
+    A name in ``-k`` has no spaces, and the operators are no names (``Scanner`` in pytest's
+    ``mark/expression.py``).
+    A parameter such as ``two flushes`` is therefore written as its words.
+    """
     terms = []
     for scenario in scenarios:
         test, _, parameter = scenario.partition("::")[2].rstrip("]").partition("[")
-        terms.append(f"({test} and {parameter})" if parameter else test)
+        words = [word for word in _WORD.findall(parameter) if word not in ("and", "or", "not")]
+        terms.append(f"({' and '.join([test, *words])})" if words else test)
     return " or ".join(terms)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,16 @@ def test_a_failure_has_the_name_that_a_fault_uses() -> None:
 
 def test_pytest_s_expression() -> None:
     assert expression(["a.py::test_x", "b.py::test_y[long_tag]"]) == "test_x or (test_y and long_tag)"
+    assert expression(["a.py::test_x[two flushes, or not]"]) == "(test_x and two and flushes)"
+
+
+def test_pytest_understands_the_expression_of_all_faults(tmp_path: Path) -> None:
+    scenarios = [scenario for name in CATALOGUE.names() for scenario in CATALOGUE.load(name).caught_by]
+    (tmp_path / "test_it.py").write_text("def test_links(): pass\n")
+    argv = [sys.executable, "-m", "pytest", str(tmp_path), "--collect-only", "-q", "-p", "no:cacheprovider"]
+    for chosen in (expression(scenarios), expression(["f.py::test_links[]"]) + " and not (a b)"):
+        done = subprocess.run([*argv, "-k", chosen], capture_output=True, text=True, check=False)
+        assert (done.returncode == 4) == ("a b" in chosen), done.stderr
 
 
 class Asked:
