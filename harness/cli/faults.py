@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,7 +25,7 @@ from harness.mutation.figures import Figures, figures
 from harness.mutation.measurement import SCOPES, Measurement
 from harness.mutation.qtests import PROGRAMS, QtestResult, Qtests
 from harness.mutation.table import Detection
-from harness.mutation.verdicts import CAUGHT, PASSED, Controls, Finding, RunQtests, run_all
+from harness.mutation.verdicts import Controls, Finding, RunQtests, run_all
 from harness.provision import Cache, Provisioner, default_cache_root
 from harness.qemu import binary
 from harness.report import tables
@@ -173,7 +173,7 @@ def run_faults(
     against the QEMU without a fault.
 
     Exits with 1 when a fault is missed, when only scenarios of another guarantee than the broken one find it,
-    or when a scenario fails although there is no fault (a false positive).
+    when a scenario fails although there is no fault (a false positive), or when there is no result.
     """
     history = recording(record)
     if by == EXPLORATION:
@@ -225,7 +225,7 @@ def run_faults(
         )
         findings = sorted(_recorded(history, found), key=lambda one: (not one.fault, one.fault))
     _show(findings, figures(findings, data, default), source, page=page, as_json=as_json)
-    status = 0 if all(one.verdict in (CAUGHT, PASSED) for one in findings) else 1
+    status = 0 if all(one.good for one in findings) else 1
     history.write(lambda recorder: recorder.end(status))
     sys.exit(status)
 
@@ -233,8 +233,7 @@ def run_faults(
 def _recorded(history: Lenient, findings: Iterable[Finding]) -> Iterator[Finding]:
     """Record each finding when it is known."""
     for one in findings:
-        failed = "; ".join(f"{failure.name}: {failure.why}" for failure in one.failures)
-        _record(history, one.fault, one.qemu, one.verdict, failed)
+        _record(history, one.fault, one.qemu, one.verdict, one.detail)
         yield one
 
 
@@ -402,9 +401,8 @@ def _findings_table(findings: list[Finding], flavour: str) -> Table:
     if with_qtests:
         shown.add_column("QEMU's own tests")
     for one in findings:
-        failed = "; ".join(f"{failure.name}: {failure.why}" for failure in one.failures[:1])
-        good = one.verdict in (CAUGHT, PASSED)
-        verdict = f"[{'green' if good else 'red'}]{one.verdict}[/]"
+        failed = replace(one, failures=one.failures[:1]).detail
+        verdict = f"[{'green' if one.good else 'red'}]{one.verdict}[/]"
         row = [escape(one.name), one.guarantee, verdict, escape(failed) or f"{one.ran} passed"]
         shown.add_row(*row, *([escape(_qtests(one.qtests))] if with_qtests else []))
     return shown

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from harness.mutation import qtests
 from harness.mutation.table import Detection
-from harness.mutation.verdicts import CAUGHT, MISSED, Finding
+from harness.mutation.verdicts import CAUGHT, ELSEWHERE, Finding
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def _count(name: str, found: Collection[Finding], table: Detection, default: Col
     return Figures(
         of=name,
         faults=len(found),
-        caught=sum(one.verdict != MISSED for one in found),
+        caught=sum(one.verdict in (CAUGHT, ELSEWHERE) for one in found),
         by_guarantee=sum(one.verdict == CAUGHT for one in found),
         in_table=sum(one is not None for one in known),
         by_default=sum(one is True for one in known),

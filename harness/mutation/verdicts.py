@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from harness.errors import SetupError
 from harness.guarantees import BY_FILE
 from harness.mutation import runner
 from harness.mutation.catalogue import Fault
@@ -22,6 +23,8 @@ RunQtests = Callable[[str], QtestResult]
 CAUGHT, ELSEWHERE, MISSED = "caught", "caught by another guarantee", "missed"
 #: The verdicts on a control: a scenario failed although there is no fault; or none did.
 FALSE_POSITIVE, PASSED = "false positive", "passed"
+#: Neither: pytest gave no result, or every scenario was skipped or is a known bug, so that none could fail.
+NO_RESULT = "no result"
 #: The outcomes that are failures. A known bug is not one.
 BAD = (Outcome.FAILED, Outcome.FIXED)
 #: A name in pytest's ``-k``.
@@ -47,6 +50,7 @@ class Finding:
     :ivar failures: the tests that failed.
     :ivar real: whether the fault undoes a fix of QEMU's history.
     :ivar qtests: the result of QEMU's own tests, where they ran.
+    :ivar problem: why pytest gave no result; empty when it gave one.
     """
 
     fault: str
@@ -56,6 +60,7 @@ class Finding:
     failures: tuple[Failure, ...]
     real: bool = False
     qtests: QtestResult | None = None
+    problem: str = ""
 
     @property
     def name(self) -> str:
@@ -65,11 +70,25 @@ class Finding:
     @property
     def verdict(self) -> str:
         """One of the verdicts above."""
+        if not self.ran:
+            return NO_RESULT
         if not self.fault:
             return FALSE_POSITIVE if self.failures else PASSED
         if not self.failures:
             return MISSED
         return CAUGHT if self.guarantee in self.guarantees else ELSEWHERE
+
+    @property
+    def good(self) -> bool:
+        """Whether a fault was caught by its guarantee, or a control passed."""
+        return self.verdict in (CAUGHT, PASSED)
+
+    @property
+    def detail(self) -> str:
+        """What explains the verdict: why there is no result, or the failures."""
+        if not self.ran:
+            return self.problem or "each scenario was skipped or is a known bug"
+        return "; ".join(f"{one.name}: {one.why}" for one in self.failures)
 
     @property
     def guarantees(self) -> tuple[str, ...]:
@@ -112,7 +131,7 @@ def run_all(
     """Run the scenarios of every fault, then the controls. Each finding is yielded when it is complete.
 
     A control runs the scenarios of all ``faults`` with as many workers as the machine has room for, because
-    nothing else runs by then.
+    nothing else runs by then. A run of pytest without a result is a finding too, and the others go on.
 
     :param flavour: a QEMU that is built from source, such as ``7.2-src``.
     :param at_once: the number of faults that run at the same time.
@@ -122,9 +141,20 @@ def run_all(
 
     def run_fault(name: str, fault: Fault) -> Finding:
         selection, folder = [*_of([fault]), "--maxfail=1"], artifacts / name
-        found = runner.run_scenarios(f"{flavour}+{name}", selection, folder, run, alone=False)
+        try:
+            found = runner.run_scenarios(f"{flavour}+{name}", selection, folder, run, alone=False)
+        except SetupError as error:
+            return Finding(name, fault.guarantee, flavour, 0, (), bool(fault.takes_back), problem=str(error))
         judged = judge(name, fault.guarantee, flavour, found, real=bool(fault.takes_back))
         return judged if run_qtests is None else replace(judged, qtests=run_qtests(name))
+
+    def run_control(qemu: str, number: int) -> Finding:
+        folder = artifacts / "control" / f"{Path(qemu).name}-{number}"
+        try:
+            found = runner.run_scenarios(qemu, _of(faults.values()), folder, run, alone=True)
+        except SetupError as error:
+            return Finding("", "", qemu, 0, (), problem=str(error))
+        return judge("", "", qemu, found)
 
     with ThreadPoolExecutor(at_once) as pool:
         try:
@@ -135,10 +165,8 @@ def run_all(
                 yield found
             for qemu in controls.qemus:
                 for number in range(1, controls.times + 1):
-                    folder = artifacts / "control" / f"{Path(qemu).name}-{number}"
-                    ran = runner.run_scenarios(qemu, _of(faults.values()), folder, run, alone=True)
-                    found = judge("", "", qemu, ran)
-                    report(f"no fault, QEMU {qemu}, {number} of {controls.times}: {found.verdict}")
+                    found = run_control(qemu, number)
+                    report(f"no fault, QEMU {qemu}, {number} of {controls.times}: {_verdict(found)}")
                     yield found
         finally:
             # After an interrupt some faults still run. Closing the run folder ends their processes, so that
@@ -149,7 +177,11 @@ def run_all(
 
 def _line(found: Finding) -> str:
     qtests = f"; QEMU's own tests: {found.qtests.verdict}" if found.qtests else ""
-    return f"{found.fault}: {found.verdict}{qtests}"
+    return f"{found.fault}: {_verdict(found)}{qtests}"
+
+
+def _verdict(found: Finding) -> str:
+    return f"{found.verdict} ({found.detail})" if found.verdict == NO_RESULT else found.verdict
 
 
 def _of(faults: Iterable[Fault]) -> list[str]:
@@ -166,8 +198,7 @@ def expression(scenarios: Sequence[str]) -> str:
     """pytest's ``-k`` for scenarios written ``file.py::test`` or ``file.py::test[parameter]``.
 
     A name in ``-k`` has no spaces, and the operators are no names (``Scanner`` in pytest's
-    ``mark/expression.py``).
-    A parameter such as ``two flushes`` is therefore written as its words.
+    ``mark/expression.py``). A parameter such as ``two flushes`` is therefore written as its words.
     """
     terms = []
     for scenario in scenarios:

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from harness.errors import SetupError
 from harness.mutation import runner, verdicts
 from harness.mutation.catalogue import Catalogue
+from harness.mutation.figures import figures
 from harness.mutation.qtests import QtestResult
+from harness.mutation.table import Detection
 from harness.mutation.verdicts import Controls, Failure, Finding, expression, judge
 from harness.report.summary import Outcome, Run
 from harness.tests.mutation.results import run
@@ -141,3 +144,35 @@ def test_a_finding_has_the_result_of_qemu_s_own_tests(tmp_path: Path, asked: Ask
     )
     assert found.qtests == QtestResult("passed")
     assert seen == ["tag-kept"]
+
+
+def test_pytest_without_a_result_is_a_finding_and_the_others_go_on(
+    tmp_path: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_scenarios(qemu: str, *arguments: object, **named: object) -> Run:
+        if qemu in ("7.2-src+tag-kept", "7.2-src"):
+            raise SetupError("pytest exited with 4")
+        if qemu == "7.2":
+            return run(test_a=Outcome.SKIPPED, test_b=Outcome.KNOWN)
+        return run(test_a=Outcome.FAILED)
+
+    monkeypatch.setattr(runner, "run_scenarios", run_scenarios)
+    reported: list[str] = []
+    chosen = {name: CATALOGUE.load(name) for name in ("tag-kept", "vmsd-dropped")}
+    controls = Controls(("7.2-src", "7.2"))
+    found = list(
+        verdicts.run_all(chosen, "7.2-src", tmp_path, at_once=1, report=reported.append, controls=controls)
+    )
+    assert [(one.verdict, one.good) for one in found] == [
+        ("no result", False),
+        ("caught by another guarantee", False),
+        ("no result", False),
+        ("no result", False),
+    ]
+    assert reported == [
+        "tag-kept: no result (pytest exited with 4)",
+        "vmsd-dropped: caught by another guarantee",
+        "no fault, QEMU 7.2-src, 1 of 1: no result (pytest exited with 4)",
+        "no fault, QEMU 7.2, 1 of 1: no result (each scenario was skipped or is a known bug)",
+    ]
+    assert figures(found, Detection(), [])[0].caught == 1
