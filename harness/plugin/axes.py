@@ -28,13 +28,49 @@ def _cross(metafunc: pytest.Metafunc) -> None:
     _pair(metafunc, axes)
     for fixture, names in axes.items():
         if fixture in metafunc.fixturenames:
-            pin = metafunc.definition.get_closest_marker(f"pin_{fixture.removesuffix('_name')}")
-            pinned = [name for name in names if pin is None or name in pin.args]
+            pinned = _pinned(metafunc, fixture, names)
+            if not pinned:
+                metafunc.parametrize(fixture, [_left_out(metafunc, fixture, names[0])], scope="session")
+                continue
             if fixture == "machine_name" and _is_run_once(metafunc):
                 pinned = _distinct(pinned) if option(metafunc.config, "machine") else _first_of_each(pinned)
             if fixture == "kernel_name" and _boots_no_guest(metafunc):
                 pinned = pinned[:1]
             metafunc.parametrize(fixture, pinned, scope="session")
+
+
+def _pin(metafunc: pytest.Metafunc, fixture: str) -> tuple[str, ...] | None:
+    """The names that a test is pinned to on one axis; ``None`` where it is not pinned.
+
+    :raises pytest.UsageError: when the mark has no names, or one that is no machine type or kind of share.
+    """
+    from harness.guest.variant import VARIANTS
+    from harness.qemu.machine_types import MACHINE_TYPES
+
+    axis = fixture.removesuffix("_name")
+    mark = metafunc.definition.get_closest_marker(f"pin_{axis}")
+    if mark is None:
+        return None
+    known = MACHINE_TYPES if axis == "machine" else VARIANTS
+    if not mark.args or not set(mark.args) <= set(known):
+        wrong = ", ".join(repr(name) for name in mark.args if name not in known) or "nothing"
+        raise pytest.UsageError(
+            f"{metafunc.definition.nodeid}: pin_{axis} names {wrong}; write one of {', '.join(known)}"
+        )
+    return mark.args
+
+
+def _pinned(metafunc: pytest.Metafunc, fixture: str, names: tuple[str, ...]) -> list[str]:
+    pin = _pin(metafunc, fixture)
+    return [name for name in names if pin is None or name in pin]
+
+
+def _left_out(metafunc: pytest.Metafunc, fixture: str, name: str) -> object:
+    """One parameter, skipped: with none, pytest's own reason ("got empty parameter set") names no cause."""
+    pin = _pin(metafunc, fixture) or ()
+    what = "machine type" if fixture == "machine_name" else "kind of share"
+    reason = f"it runs with {what} {' or '.join(pin)} only"
+    return pytest.param(name, marks=pytest.mark.skip(reason=reason))
 
 
 def _is_run_once(metafunc: pytest.Metafunc) -> bool:

@@ -44,16 +44,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def not_by_default(config: pytest.Config, items: Iterable[pytest.Item]) -> list[pytest.Item]:
     """What this run leaves out: the ``thorough`` ones that the user did not name (``FILE::TEST``).
 
-    :raises pytest.UsageError: when a scenario is marked both ``always`` and ``thorough``.
+    :raises pytest.UsageError: when a scenario is marked both ``always`` and ``thorough``, or when ``thorough``
+        names a machine type that does not exist.
     """
     # Others may have a mark of this name for tests that have nothing to do with guests.
     items = [item for item in items if item_asks_for_guest(item)]
     for item in items:
+        _check_machines(item)
         if item.get_closest_marker("always") and _is_wholly_thorough(item):
             raise pytest.UsageError(f"{item.nodeid} is marked always and thorough: it can be one of them")
     if option(config, "thorough") or option(config, "full"):
         return []
     return [item for item in items if _is_thorough(item) and not _is_named(item)]
+
+
+def _check_machines(item: pytest.Item) -> None:
+    from harness.qemu.machine_types import MACHINE_TYPES
+
+    for mark in item.iter_markers("thorough"):
+        for name in mark.args:
+            if name not in MACHINE_TYPES:
+                known = ", ".join(MACHINE_TYPES)
+                raise pytest.UsageError(f"{item.nodeid}: thorough names {name!r}; write one of {known}")
 
 
 def _is_wholly_thorough(item: pytest.Item) -> bool:

@@ -115,3 +115,20 @@ def test_what_is_in_every_default_run_is_not_left_out_of_it(light: Path, run_pyt
         "test_it.py::test_rare[default-default] is marked always and thorough: it can be one of them"
         in done.stderr
     )
+
+
+@pytest.mark.parametrize(
+    ("mark", "wrong"),
+    [
+        ('thorough("q35pcie")', "thorough names 'q35pcie'; write one of pc, "),
+        ('pin_machine("pc", "q53")', "pin_machine names 'q53'; write one of pc, "),
+        ("pin_machine", "pin_machine names nothing; write one of pc, "),
+        ('pin_variant("plian")', "pin_variant names 'plian'; write one of plain, "),
+    ],
+)
+def test_a_mark_that_names_nothing_is_refused(light: Path, run_pytest: Pytest, mark: str, wrong: str) -> None:
+    test = f"import pytest\n@pytest.mark.{mark}\ndef test_it(machine_name, variant_name): pass\n"
+    (light / "test_it.py").write_text(test)
+    done = run_pytest(light, "test_it.py")
+    assert done.returncode != 0
+    assert wrong in done.stdout + done.stderr, done.stdout + done.stderr
