@@ -44,8 +44,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def not_by_default(config: pytest.Config, items: Iterable[pytest.Item]) -> list[pytest.Item]:
     """What this run leaves out: the ``thorough`` ones that the user did not name (``FILE::TEST``).
 
-    :raises pytest.UsageError: when a scenario is marked both ``always`` and ``thorough``, or when ``thorough``
-        names a machine type that does not exist.
+    :raises pytest.UsageError: when a scenario is marked both ``always`` and ``thorough``, or when the mark
+        ``thorough`` names a machine type that does not exist.
     """
     # Others may have a mark of this name for tests that have nothing to do with guests.
     items = [item for item in items if item_asks_for_guest(item)]
