@@ -172,24 +172,20 @@ class Pending:
             recorded in the history.
         """
         timeout_s = self._qmp.execute_timeout_s if timeout_s is None else timeout_s
-        deadline = Deadline.after(timeout_s)
-        while not deadline.expired:
-            try:
-                return self._future.result(min(0.25, max(deadline.remaining_s, 0.001)))
-            except concurrent.futures.TimeoutError:
-                if watch is not None:
-                    watch()
-            except (
-                QMPError,
-                EOFError,
-                OSError,
-                asyncio.CancelledError,
-                concurrent.futures.CancelledError,
-            ) as exc:
-                raise self._translate(exc) from None
-        self._qmp.silent = True
-        name = self._qmp.machine
-        raise QmpSilent(f"QEMU {name!r} did not answer {self.command} within {timeout_s:.0f} s")
+        if not _ended(self._future, timeout_s, watch):
+            self._qmp.silent = True
+            name = self._qmp.machine
+            raise QmpSilent(f"QEMU {name!r} did not answer {self.command} within {timeout_s:.0f} s")
+        try:
+            return self._future.result()
+        except (
+            QMPError,
+            EOFError,
+            OSError,
+            asyncio.CancelledError,
+            concurrent.futures.CancelledError,
+        ) as exc:
+            raise self._translate(exc) from None
 
     def _translate(self, exc: BaseException) -> QemuError | QmpLost:
         if isinstance(exc, ExecuteError):
@@ -367,18 +363,27 @@ class Qmp:
 
 
 def _result(future: concurrent.futures.Future[T], watch: Watch | None) -> T:
-    while True:
-        try:
-            return future.result(0.25)
-        except concurrent.futures.TimeoutError:
-            if future.done():
-                raise
-            if watch is not None:
-                try:
-                    watch()
-                except BaseException:
-                    future.cancel()
-                    raise
+    try:
+        _ended(future, float("inf"), watch)
+    except BaseException:
+        future.cancel()
+        raise
+    return future.result()
+
+
+def _ended(future: concurrent.futures.Future[Any], timeout_s: float, watch: Watch | None) -> bool:
+    """Wait for a future; return whether it is done.
+
+    ``future.result(timeout_s)`` would not do: its TimeoutError can come from a future that is done just then,
+    or whose coroutine raised a TimeoutError.
+    """
+    deadline = Deadline.after(timeout_s)
+    while not concurrent.futures.wait([future], min(0.25, deadline.remaining_s)).done:
+        if deadline.expired:
+            return False
+        if watch is not None:
+            watch()
+    return True
 
 
 async def _disconnect(client: QMPClient) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import concurrent.futures
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -142,6 +143,38 @@ def test_a_server_that_never_greets(make: Callable[[], Qmp], tmp_path: Path) -> 
     with pytest.raises(QmpSilent, match=r"^QEMU 'source' sent no greeting on its QMP socket within 0 s"):
         make().connect(timeout_s=0.3)
     server.close()
+
+
+class _EndedJustNow(concurrent.futures.Future[Any]):
+    """A future that is done at the moment at which a wait for its result has given up."""
+
+    def result(self, timeout: float | None = None) -> Any:
+        if timeout is not None:
+            raise concurrent.futures.TimeoutError
+        return super().result()
+
+
+def test_a_greeting_that_comes_when_a_turn_of_the_wait_ends_is_taken(
+    make: Callable[[], Qmp], server: FakeQmpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qmp = make()
+    submit = qmp._thread.submit
+
+    def submitted(coroutine: Any) -> Any:
+        done = _EndedJustNow()
+        done.set_result(submit(coroutine).result(60))
+        return done
+
+    monkeypatch.setattr(qmp._thread, "submit", submitted)
+    qmp.connect(timeout_s=60)
+    monkeypatch.undo()
+    assert qmp.connected
+
+
+def test_an_answer_that_comes_at_the_deadline_is_taken(qmp: Qmp) -> None:
+    pending = qmp.request("query-status")
+    concurrent.futures.wait([pending._future], 60)
+    assert pending.wait(timeout_s=0) == {}
 
 
 def test_no_server_at_all(make: Callable[[], Qmp], capfd: pytest.CaptureFixture[str]) -> None:
