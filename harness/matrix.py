@@ -164,14 +164,17 @@ class Matrix:
     def cell(self, qemu: str, kernel: str, machine: str) -> Cell:
         """The cell for these names.
 
-        :raises Unsupported: when hotplug does not work on this QEMU's machine type.
+        :raises Unsupported: when hotplug does not work on this QEMU's machine type, or firmware is missing.
         """
         kind = machine_type(machine)
         install, capabilities = self.qemu(qemu, kind.architecture)
         _require_hotplug(kind, capabilities)
+        if kind.property is not None:
+            binary.require_property(install, *kind.property)
+        firmware = binary.find_firmware(install, kind.firmware) if kind.firmware else None
         image = self.image(kernel, kind.architecture)
         accelerator = self._accel(install, capabilities, image, kind)
-        return Cell(install, capabilities, image, kind, accelerator, self._templates)
+        return Cell(install, capabilities, image, kind, accelerator, self._templates, firmware)
 
     def qemu(self, name: str, architecture: Architecture = X86_64) -> tuple[QemuInstall, Capabilities]:
         """The QEMU ``name`` for guests of an architecture: a provisioned release, a path, or the default."""

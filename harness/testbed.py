@@ -46,6 +46,7 @@ class Cell:
     """One combination of the matrix: QEMU, guest image, machine type and accelerator.
 
     :ivar templates: the source of the templates that guests are restored from; ``None``: all guests boot.
+    :ivar firmware: the file with the firmware that the machine type needs, if it needs one.
     """
 
     qemu: QemuInstall
@@ -54,6 +55,7 @@ class Cell:
     machine_type: MachineType
     accel: Accel
     templates: TemplateSource | None = None
+    firmware: Path | None = None
 
     def describe(self) -> dict[str, object]:
         """The content of ``cell.json``."""
@@ -79,6 +81,7 @@ class Cell:
             accel=self.accel.name,
             boot=self.image.boot,
             disk=self.image.disk,
+            firmware=self.firmware,
             shares=shares,
             plugged=plugged,
         )

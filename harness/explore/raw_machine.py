@@ -59,7 +59,7 @@ class RawMachine:
         firmware.write_bytes(_HALTS)
 
         def change(spec: MachineSpec) -> MachineSpec:
-            return replace(spec, firmware=firmware, memory_mib=_MEMORY_MIB)
+            return replace(spec, firmware=firmware, boots=False, memory_mib=_MEMORY_MIB)
 
         # Threads get names, so that those of the pool can be told from others.
         names = ("-name", "harness-explore,debug-threads=on")

@@ -468,12 +468,18 @@ def _remove_unused(root: Path) -> None:
         shutil.rmtree(root / unused, ignore_errors=True)
 
 
+#: The folder of EDK2 in ``usr/share``: of a Debian package, which a recipe may name.
+_EFI = "qemu-efi-aarch64"
+
+
 def installed(name: str, root: Path, key: str, binary: Path) -> QemuInstall:
     """The QEMU ``binary``, started with the loader, libraries and firmware that are unpacked in ``root``.
 
     :param binary: a QEMU in ``root``, or one that was built against its libraries.
     """
-    firmware = [word for share in ("qemu", "seabios") for word in ("-L", str(root / "usr/share" / share))]
+    folders = [root / "usr/share" / share for share in ("qemu", "seabios")]
+    folders += [folder for folder in (root / "usr/share" / _EFI,) if folder.is_dir()]
+    firmware = [word for folder in folders for word in ("-L", str(folder))]
     install = QemuInstall(
         name=name,
         binary=binary,

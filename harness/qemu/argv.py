@@ -128,6 +128,7 @@ def _disk(paths: MachinePaths) -> Iterator[str]:
 def _boot(spec: MachineSpec) -> Iterator[str]:
     if spec.firmware is not None:
         yield from ("-bios", str(spec.firmware))
+    if not spec.boots:
         return
     kernel = spec.boot.kernel if spec.qemu.boots_elf else spec.boot.bzimage
     yield from ("-kernel", str(kernel), "-initrd", str(spec.boot.initramfs))

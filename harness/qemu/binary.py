@@ -12,8 +12,9 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise, product
 from pathlib import Path
 
 from harness.errors import SetupError, Unsupported, UsageError
@@ -29,6 +30,8 @@ PROGRAM = X86_64.program
 HEAP_LIBRARY = "libjemalloc.so.2"
 #: The property of ``ICH9-LPC`` for ACPI hotplug behind root ports, since 6.1 (QEMU: ``hw/acpi/ich9.c``).
 ACPI_ROOT_PORTS = "acpi-pci-hotplug-with-bridge-support"
+#: Where Debian has EDK2 for aarch64 (package qemu-efi-aarch64); QEMU itself does not look there.
+_EFI = Path("/usr/share/qemu-efi-aarch64")
 _PROBE_TIMEOUT_S = 60
 #: A machine without devices, and an option whose error makes QEMU exit after it has processed the others.
 _EMPTY_MACHINE = ("-machine", "none", "-nodefaults", "-display", "none")
@@ -348,6 +351,19 @@ def _firmware_arguments(install: QemuInstall, architecture: Architecture) -> tup
         f"--qemu {install.name}: no firmware ({firmware}); looked in {looked}; "
         "give its folder with --qemu-data DIR"
     )
+
+
+def find_firmware(install: QemuInstall, names: Sequence[str]) -> Path:
+    """The first of the files ``names`` that is in a folder of QEMU's firmware, or of a distribution's.
+
+    :raises Unsupported: when there is none.
+    """
+    given = [Path(folder) for word, folder in pairwise(install.arguments) if word == "-L"]
+    folders = [*given, *_data(install), _EFI]
+    for folder, name in product(folders, names):
+        if (folder / name).exists():
+            return folder / name
+    raise Unsupported(f"no firmware {' or '.join(names)} in {', '.join(map(str, dict.fromkeys(folders)))}")
 
 
 def _data(install: QemuInstall) -> list[Path]:

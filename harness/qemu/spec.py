@@ -141,7 +141,8 @@ class MachineSpec:
     :param incoming: start with ``-incoming defer`` and wait for a migration stream.
     :param from_template: what it waits for is a template's stream.
     :param memory_file: where the guest's memory is, if not QEMU's own.
-    :param firmware: the firmware of a machine that boots no guest; it then has no kernel.
+    :param firmware: the file with its firmware, if not the one that QEMU chooses.
+    :param boots: whether it boots a kernel; without one the firmware is all that runs.
     :param monitor: whether it has a second QMP socket, for people.
     :param extra: further arguments, verbatim, at the end.
     """
@@ -161,6 +162,7 @@ class MachineSpec:
     from_template: bool = False
     memory_file: MemoryFile | None = None
     firmware: Path | None = None
+    boots: bool = True
     monitor: bool = False
     extra: tuple[str, ...] = ()
 

@@ -12,9 +12,12 @@ from harness.qemu.machine_types.q35 import Q35
 from harness.qemu.machine_types.q35_pcie import Q35_PCIE
 from harness.qemu.machine_types.s390_ccw import S390_CCW
 from harness.qemu.machine_types.virt import VIRT
+from harness.qemu.machine_types.virt_acpi import VIRT_ACPI
 
 #: By the harness's name; the first is the default where one has to be chosen.
-MACHINE_TYPES: Mapping[str, MachineType] = {kind.name: kind for kind in (PC, Q35, Q35_PCIE, S390_CCW, VIRT)}
+MACHINE_TYPES: Mapping[str, MachineType] = {
+    kind.name: kind for kind in (PC, Q35, Q35_PCIE, S390_CCW, VIRT, VIRT_ACPI)
+}
 
 
 def of_architectures(*names: str) -> tuple[str, ...]:

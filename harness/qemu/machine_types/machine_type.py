@@ -154,6 +154,9 @@ class MachineType:
     :param arguments: what makes it this machine type, beside ``-machine``.
     :param place_arguments: the devices that its places need.
     :param acpi_root_ports: why it needs a QEMU with ACPI hotplug behind root ports; empty when it does not.
+    :param property: a device and its property that the machine type needs QEMU to have.
+    :param firmware: the names of files that can be its firmware, where QEMU's choice does not do; the first
+        that is there is used.
     :param removal_delay_s: how long the guest's driver waits before it begins a removal, in seconds.
     :param legacy_virtio: devices in its places have virtio's legacy interface as well (QEMU:
         ``hw/virtio/virtio-pci.c``, ``virtio_pci_realize``: not on a PCI Express bus).
@@ -176,6 +179,8 @@ class MachineType:
     arguments: tuple[str, ...] = ()
     place_arguments: tuple[str, ...] = ()
     acpi_root_ports: str = ""
+    property: tuple[str, str] | None = None
+    firmware: tuple[str, ...] = ()
     removal_delay_s: float = 0.0
     legacy_virtio: bool = False
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from harness.qemu.binary import ACPI_ROOT_PORTS
 from harness.qemu.machine_types import root_ports
-from harness.qemu.machine_types.machine_type import FIXED_ADDR, FixedPlace, MachineType, SlotPowerOff
-
-_FIXED_PORT = f"pcie-root-port,id=fixed,chassis=9,slot=9,hotplug=off,bus=pcie.0,addr={FIXED_ADDR:#x}"
+from harness.qemu.machine_types.machine_type import MachineType, SlotPowerOff
 
 Q35_PCIE = MachineType(
     name="q35-pcie",
@@ -21,7 +19,7 @@ Q35_PCIE = MachineType(
     places=root_ports.PLACES,
     place_arguments=root_ports.ARGUMENTS,
     arguments=("-global", f"ICH9-LPC.{ACPI_ROOT_PORTS}=off"),
-    fixed_place=FixedPlace("fixed", "0x0", ("-device", _FIXED_PORT)),
+    fixed_place=root_ports.FIXED_PLACE,
     eject=SlotPowerOff(),
     bus_path=root_ports.BUS_PATH,
     ram_id="pc.ram",

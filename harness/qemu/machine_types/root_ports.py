@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from harness.qemu.machine_types.machine_type import FIRST_ADDR, SLOTS, Place, pci_place
+from harness.qemu.machine_types.machine_type import (
+    FIRST_ADDR,
+    FIXED_ADDR,
+    SLOTS,
+    FixedPlace,
+    Place,
+    pci_place,
+)
 
 
 def _place(slot: int) -> Place:
@@ -19,5 +26,11 @@ def _port(slot: int) -> tuple[str, str]:
 PLACES = tuple(_place(slot) for slot in range(SLOTS))
 #: The root ports, as QEMU's arguments.
 ARGUMENTS = tuple(word for slot in range(SLOTS) for word in _port(slot))
+#: Behind a root port that forbids hotplug.
+FIXED_PLACE = FixedPlace(
+    "fixed",
+    "0x0",
+    ("-device", f"pcie-root-port,id=fixed,chassis=9,slot=9,hotplug=off,bus=pcie.0,addr={FIXED_ADDR:#x}"),
+)
 #: The QOM path of the bus behind a root port: port and bus have one name.
 BUS_PATH = "/machine/peripheral/{bus}/{bus}"

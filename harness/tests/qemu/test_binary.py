@@ -213,6 +213,20 @@ def test_firmware_that_is_elsewhere(tmp_path: Path) -> None:
     assert from_path(path, tmp_path / "data").arguments == ("-L", str(tmp_path / "data"))
 
 
+def test_the_firmware_of_a_machine_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder of QEMU's own or given one, or in the distribution's; the first name wins in a folder."""
+    path = _program(tmp_path / "a" / "b", firmware=None)
+    given, elsewhere = tmp_path / "data", tmp_path / "distribution"
+    monkeypatch.setattr(binary, "_EFI", elsewhere)
+    install = QemuInstall("x", path, (str(path),), arguments=("-L", str(given)))
+    with pytest.raises(Unsupported, match=rf"^no firmware A\.fd or B\.fd in {given}, .*, {elsewhere}$"):
+        binary.find_firmware(install, ("A.fd", "B.fd"))
+    for folder, name in ((elsewhere, "A.fd"), (given, "B.fd"), (given, "A.fd")):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text("")
+        assert binary.find_firmware(install, ("A.fd", "B.fd")) == folder / name
+
+
 def test_the_environment_of_an_install_reaches_it(tmp_path: Path) -> None:
     path = _program(tmp_path, '#!/bin/sh\necho "QEMU emulator version $QEMU_MODULE_DIR"\n')
     install = QemuInstall("x", path, (str(path),), environment={"QEMU_MODULE_DIR": "10.0.3"})

@@ -24,7 +24,7 @@ each = pytest.mark.parametrize("kind", MACHINE_TYPES.values(), ids=list(MACHINE_
 
 def test_all_of_them_in_order() -> None:
     """The first is the default where one has to be chosen."""
-    assert list(MACHINE_TYPES) == ["pc", "q35", "q35-pcie", "s390-ccw", "virt"]
+    assert list(MACHINE_TYPES) == ["pc", "q35", "q35-pcie", "s390-ccw", "virt", "virt-acpi"]
     assert DEFAULT_MACHINE_TYPES == ("pc", "q35", "q35-pcie")
     assert all(kind.name == name for name, kind in MACHINE_TYPES.items())
 
@@ -37,6 +37,7 @@ def test_all_of_them_in_order() -> None:
         ("q35-pcie", {"bus": "rp0", "addr": "0x0"}, {"bus": "rp3", "addr": "0x0"}),
         ("s390-ccw", {"devno": "fe.0.0010"}, {"devno": "fe.0.0013"}),
         ("virt", {"bus": "rp0", "addr": "0x0"}, {"bus": "rp3", "addr": "0x0"}),
+        ("virt-acpi", {"bus": "rp0", "addr": "0x0"}, {"bus": "rp3", "addr": "0x0"}),
     ],
 )
 def test_places(machine: str, first: dict[str, str], last: dict[str, str]) -> None:
@@ -71,6 +72,12 @@ def test_a_place_that_is_not_there(slot: int) -> None:
             ("-device", "pcie-root-port,id=fixed,chassis=9,slot=9,hotplug=off,bus=pcie.0,addr=0x18"),
         ),
         ("virt", "pcie.0", "0x18", ()),
+        (
+            "virt-acpi",
+            "fixed",
+            "0x0",
+            ("-device", "pcie-root-port,id=fixed,chassis=9,slot=9,hotplug=off,bus=pcie.0,addr=0x18"),
+        ),
     ],
 )
 def test_a_place_that_forbids_hotplug(
@@ -95,6 +102,9 @@ def test_how_a_guest_ejects() -> None:
         "q35-pcie": SlotPowerOff(),
         "s390-ccw": NoEject("a guest cannot eject a channel device"),
         "virt": SlotPowerOff(),
+        "virt-acpi": NoEject(
+            "the registers of ACPI hotplug are in memory, which a guest's /dev/port does not reach"
+        ),
     }
     assert AcpiEject(0xAE00).writes(2, 0x10) == [(0xAE10, 2), (0xAE08, 1 << 0x10)]
 
@@ -120,6 +130,7 @@ def test_the_qom_path_of_a_bus(machine: str, path: str) -> None:
         ("q35-pcie", "pc-q35-7.2"),
         ("s390-ccw", "s390-ccw-virtio-7.2"),
         ("virt", "virt-7.2"),
+        ("virt-acpi", "virt-7.2"),
     ],
 )
 def test_the_newest_version_that_all_know(machine: str, newest: str) -> None:
@@ -141,7 +152,7 @@ def test_no_version_that_all_know() -> None:
     [
         ([], [], ("pc", "q35", "q35-pcie")),
         (["s390x"], [], ("s390-ccw",)),
-        (["aarch64", "s390x"], [], ("s390-ccw", "virt")),
+        (["aarch64", "s390x"], [], ("s390-ccw", "virt", "virt-acpi")),
         ([], ["virt", "pc"], ("virt", "pc")),
         (["x86_64"], ["q35"], ("q35",)),
     ],

@@ -38,6 +38,7 @@ OTHER = {
     "arguments": spec(extra=("-device", "VGA")),
     "QEMU": spec(qemu=replace(spec().qemu, key="rebuilt")),
     "firmware": spec(qemu=replace(spec().qemu, arguments=("-L", "/other"))),
+    "a machine type's firmware": spec(firmware=Path("/share/QEMU_EFI.fd")),
     "kernel command line": spec(
         boot=Boot(Path("/c/vmlinuz"), Path("/c/initrd"), "quiet", Path("/c/bzImage"))
     ),
