@@ -84,7 +84,8 @@ class FakeSshd(paramiko.ServerInterface):
                     self._serve(transport)
 
     def _serve(self, transport: paramiko.Transport) -> None:
-        with contextlib.suppress(paramiko.SSHException, EOFError):
+        # OSError: a client that gave up has reset the connection. The next one is still served.
+        with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
             transport.start_server(server=self)
 
     def get_allowed_auths(self, username: str) -> str:
