@@ -130,7 +130,7 @@ class HostileGuest:
             case SlotPowerOff():
                 command = self._power_off(share)
             case AcpiEject():
-                command = self._acpi_eject(share)
+                command = self._acpi_eject(share, way)
             case NoEject():
                 raise Unsupported(f"{self.guest.machine.spec.machine_type.name}: {way.why}")
             case _:
@@ -145,13 +145,16 @@ class HostileGuest:
         """
         self.request_eject(share).wait_completed()
 
-    def _acpi_eject(self, share: Device) -> str:
+    def _acpi_eject(self, share: Device, way: AcpiEject) -> str:
         """The command that ejects the share's slot.
 
         The registers take accesses of four bytes (QEMU: ``hw/acpi/pcihp.c``, ``acpi_pcihp_io_ops``), and the
-        kernel's ``/dev/port`` writes single bytes only. ``outl`` is of Debian's package ioport.
+        kernel's ``/dev/port`` writes single bytes only. ``outl`` is of Debian's package ioport, ``devmem`` of
+        busybox.
         """
         writes = eject_writes(self.guest.machine, share)
+        if way.in_memory:
+            return " && ".join(f"devmem {address:#x} 32 {value:#x}" for address, value in writes)
         return " && ".join(f"outl {port:#x} {value:#x}" for port, value in writes)
 
     def _power_off(self, share: Device) -> str:

@@ -1,4 +1,4 @@
-"""ACPI PCI hotplug, from the guest's side: the port writes with which it ejects a device."""
+"""ACPI PCI hotplug, from the guest's side: the writes with which it ejects a device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from harness.qemu.spec import Device
 
 
 def eject_writes(machine: Machine, device: Device) -> list[tuple[int, int]]:
-    """The 32-bit writes, in order, as (port, value), that eject ``device``.
+    """The 32-bit writes, in order, as (address, value), that eject ``device``.
 
     The machine has to be of a type with ACPI hotplug.
     """

@@ -76,15 +76,16 @@ class AcpiEject:
 
     Source: QEMU ``hw/acpi/pcihp.c`` and ``docs/specs/acpi_pci_hotplug.rst``.
 
-    :param base: the I/O port at which the registers begin.
+    :param base: the address at which the registers begin. :param in_memory: it is none of I/O ports.
     """
 
     base: int
+    in_memory: bool = False
     #: Offsets: select a bus by its bsel, then eject slots by their bit.
     _SELECT, _EJECT = 0x10, 0x08
 
     def writes(self, bsel: int, addr: int) -> list[tuple[int, int]]:
-        """The 32-bit writes, in order, as (port, value), that eject what is in slot ``addr`` of a bus.
+        """The 32-bit writes, in order, as (address, value), that eject what is in slot ``addr`` of a bus.
 
         :param bsel: the number by which ACPI knows the bus; any number can be given.
         """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from harness.qemu.machine_types import root_ports
-from harness.qemu.machine_types.machine_type import NoEject
+from harness.qemu.machine_types.machine_type import AcpiEject
 from harness.qemu.machine_types.virt import VIRT
 
 _ACPI = ("acpi-ged", "acpi-pci-hotplug-with-bridge-support")
@@ -24,6 +24,7 @@ VIRT_ACPI = replace(
     firmware=("QEMU_EFI.fd", "edk2-aarch64-code.fd"),
     # With ACPI the root bus of this machine type can be hotplugged, too.
     fixed_place=root_ports.FIXED_PLACE,
-    eject=NoEject("the registers of ACPI hotplug are in memory, which a guest's /dev/port does not reach"),
+    # QEMU: hw/arm/virt.c, base_memmap, VIRT_ACPI_PCIHP.
+    eject=AcpiEject(0x090C0000, in_memory=True),
     removal_delay_s=0.0,
 )

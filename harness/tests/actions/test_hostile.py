@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from harness.actions.hostile import HostileGuest
 from harness.deadline import wait_until
 from harness.errors import ChannelLost, GuestPanicked, QemuDied, Violation, WaitTimeout
 from harness.history import as_mapping
+from harness.qemu.machine_types import MACHINE_TYPES
 from harness.tests.fakes import BACKEND, GONE, World, peripheral
 
 PANIC = "[    5.0] Kernel panic - not syncing: sysrq triggered crash\n"
@@ -36,6 +38,13 @@ def test_the_eject_register_is_written_after_the_announcement(world: World) -> N
     announced, _, writes = command.partition("; ")
     assert announced == "echo 'hostile: eject share0' > /dev/kmsg"
     assert writes == "outl 0xae10 0x0 && outl 0xae08 0x10000"
+
+
+def test_the_eject_register_may_be_in_memory(world: World) -> None:
+    world.machine.spec = replace(world.machine.spec, machine_type=MACHINE_TYPES["virt-acpi"])
+    _ejecting(world, BACKEND, GONE).wait_completed()
+    (command,) = world.ssh.commands
+    assert command.endswith("; devmem 0x90c0010 32 0x0 && devmem 0x90c0008 32 0x1")
 
 
 def test_an_eject_that_ends_the_device(world: World) -> None:

@@ -102,9 +102,7 @@ def test_how_a_guest_ejects() -> None:
         "q35-pcie": SlotPowerOff(),
         "s390-ccw": NoEject("a guest cannot eject a channel device"),
         "virt": SlotPowerOff(),
-        "virt-acpi": NoEject(
-            "the registers of ACPI hotplug are in memory, which a guest's /dev/port does not reach"
-        ),
+        "virt-acpi": AcpiEject(0x90C0000, in_memory=True),
     }
     assert AcpiEject(0xAE00).writes(2, 0x10) == [(0xAE10, 2), (0xAE08, 1 << 0x10)]
 
