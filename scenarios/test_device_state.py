@@ -53,6 +53,27 @@ def test_each_register_arrives(raw_guest: RawGuest, share: Share, times: int) ->
     raw_guest.eject(share)
 
 
+@pytest.fixture
+def without_msix(testbed: Testbed) -> Share:
+    """A share whose device has no MSI-X; to be made before the machine."""
+    share, *others = testbed.shares
+    return testbed.declare(replace(share, device_options={"vectors": 0}), *others)[0]
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_a_device_without_msix_arrives(without_msix: Share, raw_guest: RawGuest) -> None:
+    """The registers of a device whose section of the stream has no vectors arrive, and it works."""
+    driver = raw_guest.plug(without_msix)
+    use(driver)
+    before = driver.registers()
+    raw_guest, (driver,) = migrate_raw(raw_guest, driver)
+    assert driver.registers() == before
+    use(driver)
+    raw_guest.eject(without_msix)
+
+
 @pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
@@ -188,6 +209,7 @@ DAMAGES: dict[str, Damage] = {
     "a_vector_of_the_device_that_is_not_there": lambda section: (section.config - 14, struct.pack(">H", 99)),
     "a_vector_of_the_ring_that_is_not_there": lambda section: (section.after + 18, struct.pack(">H", 99)),
     "features_that_the_device_has_not": lambda section: (section.features, b"\xff" * 8),
+    "a_version_of_the_features": lambda section: (section.features - 4, struct.pack(">I", 99)),
     "another_pci_device": lambda section: (section.pci, struct.pack("<H", 0x1234)),
     "the_magic_number": lambda _: (0, b"\0"),
     "the_version": lambda _: (4, struct.pack(">I", 99)),

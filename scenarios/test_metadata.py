@@ -682,8 +682,9 @@ def test_acls(raw_guest: RawGuest, shares: tuple[Share, ...]) -> None:
                 attributes.get(name)
     attributes = Attributes(raw_guest, _of(shares, "none"))
     for name in (_ACCESS, _DEFAULT):
-        with refused(errno.ENOTSUP):
-            attributes.set(name, ACL)
+        for value in (ACL, b""):
+            with refused(errno.ENOTSUP):
+                attributes.set(name, value)
         with refused(errno.ENOTSUP):
             attributes.get(name)
     assert attributes.get() == b""
@@ -720,6 +721,24 @@ def test_acls_that_the_host_has_set(raw_guest: RawGuest, shares: tuple[Share, ..
 @pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
+def test_attributes_of_the_host_alone(raw_guest: RawGuest, shares: tuple[Share, ...]) -> None:
+    """With ``none`` the guest neither sees nor reads the host's ACLs; with ``mapped-xattr`` that is so for the
+    host's trusted attributes."""
+    require_acls(shares[0].path)
+    for model, hidden, value in (("none", _ACCESS, ACL), ("mapped-xattr", "trusted.host", b"value")):
+        _require_owners()
+        attributes = Attributes(raw_guest, _of(shares, model))
+        os.setxattr(attributes.share.path / "folder", hidden, value)
+        os.setxattr(attributes.share.path / "folder", "user.plain", b"plain")
+        assert attributes.get() == b"user.plain\0", model
+        with refused(errno.EOPNOTSUPP):
+            attributes.get(hidden)
+        assert attributes.on_host(hidden) == value
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
 @pytest.mark.parametrize("model", MODELS, ids=_id)
 def test_the_attributes_of_an_open_file(raw_guest: RawGuest, modelled: Share) -> None:
     """Type, mode, owner and size are the same whether the fid is open or not; an open file also has them, and
@@ -739,6 +758,9 @@ def test_the_attributes_of_an_open_file(raw_guest: RawGuest, modelled: Share) ->
         assert of_open == attributes_of(driver, closed)
     for message, body in ((T.LOCK, p9.lock(2)), (T.GETLOCK, p9.getlock(2))):
         driver.call(message, body)
+    driver.walk(1, 6)
+    with refused(errno.EISDIR):
+        driver.create(6, "folder")
     driver.write(2, 0, b"written")
     driver.call(T.UNLINKAT, p9.unlinkat(1, "file"))
     assert attributes_of(driver, 2)[3] == len(b"written")
@@ -911,6 +933,30 @@ def test_metadata_that_the_host_has_damaged(
             driver.call(kind, body)
         driver.clunk(9)
         assert sorted(str(path) for path in share.path.rglob("*")) == before, T(kind).name
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_metadata_for_which_there_is_no_room(
+    hold: Hold, raw_guest: RawGuest, shares: tuple[Share, ...]
+) -> None:
+    """The host cannot make a folder for the metadata: the guest gets ENOSPC, and nothing has changed."""
+    share = _of(shares, "mapped-file")
+    (share.path / "file").write_text("of the host")
+    driver = attached(raw_guest, share)
+    driver.walk(1, 2, "file")
+    with hold.failing(share, errno.ENOSPC, "mkdirat") as rule:
+        for kind, body in (
+            (T.SETATTR, _CHMOD),
+            (T.LINK, p9.link(1, 2, "made")),
+            (T.RENAMEAT, p9.renameat(1, "file", "made")),
+        ):
+            with refused(errno.ENOSPC):
+                driver.call(kind, body)
+        assert rule.hits == 3
+    assert sorted(on_host(share)) == ["file"]
+    driver.call(T.SETATTR, _CHMOD)
 
 
 @pytest.mark.no_guest_kernel

@@ -230,6 +230,18 @@ def test_only_migratable(testbed: Testbed, shares: tuple[Share, ...]) -> None:
     hotplug.unplug(share)
 
 
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("q35")
+def test_a_root_port_that_forbids_hotplug(testbed: Testbed) -> None:
+    """With ACPI hotplug as well, a device cannot be plugged into a root port with ``hotplug=off``."""
+    port = "pcie-root-port,id=fixed,chassis=9,slot=9,hotplug=off,bus=pcie.0"
+    machine = testbed.launch(replace(testbed.spec(), extra=("-S", "-device", port)))
+    share = replace(testbed.shares[0], device_options={"bus": "fixed", "addr": "0x0"})
+    BadPlug(share, "Bus 'fixed' does not support hotplugging").expect_refused(machine)
+    machine.device_add(testbed.shares[0])
+
+
 #: Options of ``-fsdev`` with which QEMU must not start, and its error. ``EXPORT`` is a complete export.
 EXPORT = "local,id=fs0,path=/,security_model=none"
 WRONG_EXPORTS = {
