@@ -722,7 +722,7 @@ def test_acls_that_the_host_has_set(raw_guest: RawGuest, shares: tuple[Share, ..
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_attributes_of_the_host_alone(raw_guest: RawGuest, shares: tuple[Share, ...]) -> None:
-    """With ``none`` the guest neither sees nor reads the host's ACLs; with ``mapped-xattr`` that is so for the
+    """With ``none`` the guest neither sees nor reads the host's ACLs, with ``mapped-xattr`` none of the
     host's trusted attributes."""
     require_acls(shares[0].path)
     for model, hidden, value in (("none", _ACCESS, ACL), ("mapped-xattr", "trusted.host", b"value")):
@@ -761,6 +761,8 @@ def test_the_attributes_of_an_open_file(raw_guest: RawGuest, modelled: Share) ->
     driver.walk(1, 6)
     with refused(errno.EISDIR):
         driver.create(6, "folder")
+    with refused(errno.EEXIST):
+        driver.call(T.MKNOD, p9.mknod(1, "file"))
     driver.write(2, 0, b"written")
     driver.call(T.UNLINKAT, p9.unlinkat(1, "file"))
     assert attributes_of(driver, 2)[3] == len(b"written")
