@@ -15,7 +15,13 @@ import pytest
 from harness.actions.device_state import registers
 from harness.actions.hotplug import Hotplug
 from harness.actions.migration import Migration, expect_blocked_by
-from harness.actions.raw_migration import expect_load_fails, load_stream, migrate_raw, save_stream
+from harness.actions.raw_migration import (
+    expect_load_fails,
+    load_stream,
+    load_stream_or_fail,
+    migrate_raw,
+    save_stream,
+)
 from harness.errors import QemuDied, Violation, WaitTimeout
 from harness.guest.guest import Guest
 from harness.ninep import messages as p9
@@ -256,11 +262,13 @@ def test_damaged_streams(raw_guest: RawGuest, share: Share, stream: bytes) -> No
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_an_index_that_the_ring_has_not_reached(raw_guest: RawGuest, share: Share, stream: bytes) -> None:
-    """A device that has taken more requests from its ring than the guest has put there arrives broken; after
-    a reset it works."""
+    """A device that has taken more requests from its ring than the guest has put there arrives broken, and
+    works after a reset; an older QEMU loads no such stream."""
     at = Section.find(stream, share).after + 16
     ahead = stream[:at] + struct.pack(">H", 1000) + stream[at + 2 :]
-    arrived = load_stream(raw_guest, write(raw_guest, "ahead", ahead))
+    arrived = load_stream_or_fail(raw_guest, write(raw_guest, "ahead", ahead))
+    if arrived is None:
+        return
     machine = arrived.machine
     machine.wait_until(
         lambda: "inconsistent with Host index" in machine.artifacts.qemu.read_text(errors="replace"),

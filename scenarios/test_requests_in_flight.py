@@ -191,6 +191,7 @@ CUTS: dict[str, Cut] = {
     ),
     "rename": Cut(
         (T.WSTAT, p9.wstat(FILE, atime_s=_TIME_S, name="renamed")),
+        calls=("openat",),
         protocol=UNIX_VERSION,
         undone=lambda it: (it / "file").exists(),
     ),

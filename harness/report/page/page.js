@@ -577,12 +577,12 @@
         style: number ? `--shade: ${shade.toFixed(0)}%` : null }, number === undefined ? "" : number === 0 ? "never" : number.toLocaleString("en"));
     };
     const made = one.cells.length - never.length;
-    const box = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Pairs of steps of ${one.alphabet}` }, h("table", { class: "pairs" },
-      h("caption", {}, `${plural(one.runs, "exploration")} with the alphabet ${one.alphabet}: of ${one.cells.length} pairs of steps that were possible, `
-        + `${made} were made, ${never.length} never. Rows: the first step; columns: the step directly after it.`),
+    const box = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Pairs of steps of ${one.alphabet}` }, h("table", { class: "pairs", "aria-describedby": `pairs-${one.alphabet}` },
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "first"), nexts.map(next => h("th", { scope: "col" }, h("span", {}, name(next)))))),
       h("tbody", {}, firsts.map(first => h("tr", {}, h("th", { scope: "row" }, name(first)), nexts.map(next => cell(first, next)))))));
-    return [box, never.length ? h("details", {}, h("summary", {}, `${plural(never.length, "pair")} that never were made`),
+    const about = h("p", { class: "soft", id: `pairs-${one.alphabet}` }, `${plural(one.runs, "exploration")} with the alphabet ${one.alphabet}: of ${one.cells.length} pairs `
+      + `of steps that were possible, ${made} were made, ${never.length} never. Rows: the first step; columns: the step directly after it.`);
+    return [about, box, never.length ? h("details", {}, h("summary", {}, `${plural(never.length, "pair")} that never were made`),
       listed(["First!", "Then"], never, ([first, next]) => [name(first), name(next)])) : null];
   }
   function grouped2(list, keyOf) {

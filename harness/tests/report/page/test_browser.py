@@ -227,8 +227,9 @@ def test_explored_pairs_are_a_table_of_first_and_next_step(chromium: Any, explor
     opened = Opened(chromium, explored)
     opened.go("#/findings")
     assert opened.tab.get_by_role("region", name="Pairs of steps of raw").count() == 1
-    (caption,) = opened.texts(".pairs caption")
-    assert caption.startswith(
+    described = opened.tab.locator(".pairs").get_attribute("aria-describedby")
+    (about,) = opened.texts(f"#{described}")
+    assert about.startswith(
         "2 explorations with the alphabet raw: of 4 pairs of steps that were possible, 3 were made, 1 never."
     )
     assert opened.texts(".pairs tbody th[scope='row']") == ["(begin)", histories.HOSTILE, "plug"]
@@ -253,7 +254,9 @@ def test_explored_pairs_fit_a_phone_and_their_numbers_can_be_read(
 ) -> None:
     opened = Opened(chromium, explored, viewport=PHONE, color_scheme=scheme)
     opened.go("#/findings")
-    assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
+    assert opened.evaluate(WIDE) == 0, "the page scrolls sideways"
+    assert opened.evaluate(NAMES) == []
+    assert opened.evaluate(DIM) == []
     opened.tab.locator(".scroll[role=region]").focus()
     assert opened.evaluate("document.activeElement.getAttribute('role')") == "region"
     opened.tab.close()
