@@ -315,7 +315,7 @@ def packed(testbed: Testbed) -> Share:
 
 
 @pytest.mark.thorough
-@pytest.mark.any_plug
+@pytest.mark.pin_machine("pc")
 def test_a_packed_ring_arrives(packed: Share, guest: Guest, hotplug: Hotplug, migration: Migration) -> None:
     """A device whose driver has negotiated a packed ring arrives with the indices and wrap counters that the
     ring had."""
