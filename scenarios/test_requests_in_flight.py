@@ -158,12 +158,16 @@ class Cut:
     :ivar message: the request, about :data:`FILE`, :data:`FOLDER` or :data:`OTHER`, a symbolic link.
     :ivar calls: the system calls of which the first is held.
     :ivar undone: what must be so because the later ones were not made; given the export's folder.
+    :ivar opened: whether :data:`FOLDER` is opened before.
+    :ivar answered: whether its answer is complete without the later ones, and given.
     """
 
     message: tuple[T, bytes]
     calls: tuple[str, ...] = STAT
     protocol: str = VERSION
     undone: Callable[[Path], bool] = lambda _: True
+    opened: bool = False
+    answered: bool = False
 
 
 def _setattr(valid: int, **values: int) -> tuple[T, bytes]:
@@ -201,6 +205,10 @@ CUTS: dict[str, Cut] = {
         calls=("mkdirat",),
         protocol=UNIX_VERSION,
     ),
+    "list": Cut((T.READ, p9.read(FOLDER, 0, 4000)), protocol=UNIX_VERSION, opened=True),
+    "list without room": Cut(
+        (T.READ, p9.read(FOLDER, 0, 10)), protocol=UNIX_VERSION, opened=True, answered=True
+    ),
 }
 
 
@@ -223,13 +231,18 @@ def test_a_flushed_request_stops_at_its_next_system_call(
     before = open_fds(raw_guest.machine)
     for fid, name in ((FILE, "file"), (FOLDER, "folder"), (OTHER, "link")):
         driver.walk(ROOT, fid, name)
+    if cut.opened:
+        driver.call(T.OPEN, p9.unix_open(FOLDER, os.O_RDONLY))
     with hold.requests(share, *cut.calls) as held:
         request = driver.send(*cut.message)
         held.wait_caught()
         flush = driver.send(T.FLUSH, p9.flush(request.tag))
         held.in_flight()
     driver.wait_answer(flush)
-    assert driver.wait_dropped(request), "the request was answered, although it was flushed in time"
+    answered = not driver.wait_dropped(request)
+    assert answered is cut.answered, (
+        "a request that was flushed in time has to be given back, a complete one answered"
+    )
     assert cut.undone(share.path), "a flushed request has made a later system call"
     driver.expect_none_in_flight()
     expect_serving(driver)
