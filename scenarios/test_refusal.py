@@ -25,6 +25,7 @@ from harness.ninep.client import NineError, RawGuest
 from harness.plugin.thorough import by_default
 from harness.qemu.binary import refusal_to_start, require_options, require_property
 from harness.qemu.machine_types.machine_type import FixedPlace
+from harness.qemu.machine_types.root_ports import FIXED_PLACE
 from harness.qemu.spec import Share, Value
 from harness.testbed import Testbed
 
@@ -235,10 +236,10 @@ def test_only_migratable(testbed: Testbed, shares: tuple[Share, ...]) -> None:
 @pytest.mark.pin_machine("q35")
 def test_a_root_port_that_forbids_hotplug(testbed: Testbed) -> None:
     """With ACPI hotplug as well, a device cannot be plugged into a root port with ``hotplug=off``."""
-    port = "pcie-root-port,id=fixed,chassis=9,slot=9,hotplug=off,bus=pcie.0"
-    machine = testbed.launch(replace(testbed.spec(), extra=("-S", "-device", port)))
-    share = replace(testbed.shares[0], device_options={"bus": "fixed", "addr": "0x0"})
-    BadPlug(share, "Bus 'fixed' does not support hotplugging").expect_refused(machine)
+    machine = testbed.launch(replace(testbed.spec(), extra=("-S", *FIXED_PLACE.arguments)))
+    there: dict[str, Value] = {"bus": FIXED_PLACE.bus, "addr": FIXED_PLACE.addr}
+    share = replace(testbed.shares[0], device_options=there)
+    BadPlug(share, f"Bus '{FIXED_PLACE.bus}' does not support hotplugging").expect_refused(machine)
     machine.device_add(testbed.shares[0])
 
 
