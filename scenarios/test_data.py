@@ -883,3 +883,29 @@ def entries_from(driver: RawDriver, offset: int, count: int) -> list[tuple[str, 
     listing = driver.call(T.READDIR, p9.read(1, offset, count))[4:]
     assert len(listing) <= count, "the answer is longer than it may be"
     return p9.entries(listing)
+
+
+@pytest.fixture
+def written_out(testbed: Testbed, share: Share) -> Share:
+    """An export whose writes QEMU begins to write to the disk at once; to be made before the machine."""
+    (declared,) = testbed.declare(replace(share, fsdev_options={"writeout": "immediate"}))
+    return declared
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_writes_that_are_written_out_at_once(written_out: Share, raw_guest: RawGuest) -> None:
+    """Every byte arrives, also of writes that overlap."""
+    (written_out.path / "file").touch()
+    driver = raw_guest.plug(written_out)
+    driver.version()
+    driver.attach(1)
+    driver.walk(1, 2, "file")
+    driver.open(2, os.O_RDWR)
+    expected = bytearray()
+    for at, data in ((0, b"a" * 4000), (100, b"b" * 4000), (10, b"c")):
+        assert driver.write(2, at, data) == len(data)
+        expected[at : at + len(data)] = data
+    assert (written_out.path / "file").read_bytes() == bytes(expected)
+    assert driver.read(2, 0, 5000) == bytes(expected)

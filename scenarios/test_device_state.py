@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -15,13 +15,21 @@ import pytest
 from harness.actions.device_state import registers
 from harness.actions.hotplug import Hotplug
 from harness.actions.migration import Migration, expect_blocked_by
-from harness.actions.raw_migration import expect_load_fails, load_stream, migrate_raw, save_stream
+from harness.actions.raw_migration import (
+    expect_load_fails,
+    load_stream,
+    load_stream_or_fail,
+    migrate_raw,
+    save_stream,
+)
 from harness.errors import QemuDied, Violation, WaitTimeout
 from harness.guest.guest import Guest
 from harness.ninep import messages as p9
 from harness.ninep.client import MSIZE, RawDriver, RawGuest
 from harness.ninep.messages import T
-from harness.qemu.spec import Share
+from harness.qemu.binary import require_property
+from harness.qemu.spec import Share, Value
+from harness.testbed import Testbed
 
 
 def use(driver: RawDriver) -> None:
@@ -49,6 +57,27 @@ def test_each_register_arrives(raw_guest: RawGuest, share: Share, times: int) ->
         use(driver)
     expect_blocked_by(raw_guest.machine)
     raw_guest.eject(share)
+
+
+@pytest.fixture
+def without_msix(testbed: Testbed) -> Share:
+    """A share whose device has no MSI-X; to be made before the machine."""
+    share, *others = testbed.shares
+    return testbed.declare(replace(share, device_options={"vectors": 0}), *others)[0]
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_a_device_without_msix_arrives(without_msix: Share, raw_guest: RawGuest) -> None:
+    """The registers of a device whose section of the stream has no vectors arrive, and it works."""
+    driver = raw_guest.plug(without_msix)
+    use(driver)
+    before = driver.registers()
+    raw_guest, (driver,) = migrate_raw(raw_guest, driver)
+    assert driver.registers() == before
+    use(driver)
+    raw_guest.eject(without_msix)
 
 
 @pytest.mark.thorough
@@ -126,23 +155,36 @@ def test_several_devices_arrive_each_as_it_was(raw_guest: RawGuest, shares: tupl
     use(again)
 
 
+#: The vendor and the device of a transitional virtio-9p (virtio 1.2, 4.1.2.1).
+_PCI_ID = (0x1AF4, 0x1009)
+_FEATURES = b"virtio/64bit_features"
+
+
 @dataclass(frozen=True)
 class Section:
     """Where a device's state is in a stream, in bytes (QEMU: ``hw/virtio/virtio.c``, ``virtio_save``).
 
     :ivar config: the offset of the device's configuration, which has the mount tag.
     :ivar length: the length of that configuration.
+    :ivar pci: the offset of the PCI configuration space (``virtio_pci_save_config``).
+    :ivar features: the offset of the subsection that has the features (``vmstate_virtio_64bit_features``).
     """
 
     config: int
     length: int
+    pci: int
+    features: int
 
     @classmethod
     def find(cls, stream: bytes, share: Share) -> Section:
         """Find it by the mount tag, which is its length (16 bits) and its text."""
         tag = struct.pack("<H", len(share.mount_tag)) + share.mount_tag.encode()
         begin = stream.index(b"/virtio-9p")
-        return cls(stream.index(struct.pack(">I", len(tag)) + tag, begin) + 4, len(tag))
+        config = stream.index(struct.pack(">I", len(tag)) + tag, begin) + 4
+        pci = stream.index(struct.pack("<HH", *_PCI_ID), begin)
+        # The subsection's name is followed by its version, which has four bytes.
+        features = stream.index(_FEATURES, config) + len(_FEATURES) + 4
+        return cls(config, len(tag), pci, features)
 
     @property
     def after(self) -> int:
@@ -168,6 +210,13 @@ DAMAGES: dict[str, Damage] = {
     ),
     "short_config": lambda section: (section.config - 4, struct.pack(">I", 0)),
     "indices_without_a_ring": lambda section: (section.after + 8, bytes(8)),
+    # Five requests were answered, so none is in use.
+    "more_in_use_than_the_ring_has": lambda section: (section.after + 16, struct.pack(">H", 0)),
+    "a_vector_of_the_device_that_is_not_there": lambda section: (section.config - 14, struct.pack(">H", 99)),
+    "a_vector_of_the_ring_that_is_not_there": lambda section: (section.after + 18, struct.pack(">H", 99)),
+    "features_that_the_device_has_not": lambda section: (section.features, b"\xff" * 8),
+    "a_version_of_the_features": lambda section: (section.features - 4, struct.pack(">I", 99)),
+    "another_pci_device": lambda section: (section.pci, struct.pack("<H", 0x1234)),
     "the_magic_number": lambda _: (0, b"\0"),
     "the_version": lambda _: (4, struct.pack(">I", 99)),
 }
@@ -212,6 +261,27 @@ def test_damaged_streams(raw_guest: RawGuest, share: Share, stream: bytes) -> No
 @pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
+def test_an_index_that_the_ring_has_not_reached(raw_guest: RawGuest, share: Share, stream: bytes) -> None:
+    """A device that has taken more requests from its ring than the guest has put there arrives broken, and
+    works after a reset; an older QEMU loads no such stream."""
+    at = Section.find(stream, share).after + 16
+    ahead = stream[:at] + struct.pack(">H", 1000) + stream[at + 2 :]
+    arrived = load_stream_or_fail(raw_guest, write(raw_guest, "ahead", ahead))
+    if arrived is None:
+        return
+    machine = arrived.machine
+    machine.wait_until(
+        lambda: "inconsistent with Host index" in machine.artifacts.qemu.read_text(errors="replace"),
+        what="QEMU's error about the index",
+        timeout_s=10,
+    )
+    use(arrived.driver(share))
+    arrived.eject(share)
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
 def test_streams_that_end_too_early(raw_guest: RawGuest, share: Share, stream: bytes) -> None:
     """QEMU does not load a stream that ends early: at its beginning, in the guest's memory, in the device's
     section or just after it."""
@@ -233,3 +303,29 @@ def test_the_guest_finds_the_device_as_it_was(
     mount = guest.mount(share)
     mount.expect_usable()
     mount.unmount()
+
+
+@pytest.fixture
+def packed(testbed: Testbed) -> Share:
+    """A share whose device offers a packed ring (virtio 1.2, 2.8)."""
+    share, *others = testbed.shares
+    require_property(testbed.cell.qemu, share.driver, "packed")
+    options: dict[str, Value] = {"disable-legacy": "on", "packed": True}
+    return testbed.declare(replace(share, device_options=options), *others)[0]
+
+
+@pytest.mark.thorough
+@pytest.mark.pin_machine("pc")
+def test_a_packed_ring_arrives(packed: Share, guest: Guest, hotplug: Hotplug, migration: Migration) -> None:
+    """A device whose driver has negotiated a packed ring arrives with the indices and wrap counters that the
+    ring had."""
+    hotplug.plug(packed)
+    mount = guest.mount(packed)
+    # More requests than the ring has entries: both wrap counters change.
+    mount.expect_intact("before", mount.write("before", size_kib=4096))
+    mount.unmount()
+    migration.migrate()
+    mount = guest.mount(packed)
+    mount.expect_intact("after", mount.write("after", size_kib=64))
+    mount.unmount()
+    hotplug.unplug(packed)

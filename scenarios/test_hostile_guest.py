@@ -21,7 +21,7 @@ from harness.actions.migration import Migration, expect_blocked_by
 from harness.actions.run_state import RunState
 from harness.background import Background
 from harness.deadline import check_during
-from harness.errors import Violation
+from harness.errors import QemuError, Violation
 from harness.guest import transfer
 from harness.guest.guest import Guest
 from harness.guest.job import Job
@@ -37,6 +37,8 @@ from harness.ninep.session import (
     wait_answered_or_broken,
     wait_outcome,
 )
+from harness.qemu.acpi import eject_writes
+from harness.qemu.binary import require_property
 from harness.qemu.deletion import Deletion
 from harness.qemu.machine import Machine
 from harness.qemu.machine_types.machine_type import AcpiEject
@@ -221,6 +223,74 @@ def test_an_eject_from_a_bus_that_forbids_hotplug(on_a_fixed_bus: RawGuest) -> N
     driver.version()
     driver.attach(1)
     expect_blocked_by(guest.machine, share)
+
+
+#: Numbers of buses that the machine has not: within the registers' range, and beyond it.
+NO_BUSES = (7, 255, 256, 0x7FFFFFFF, 0xFFFFFFFF)
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_the_registers_of_a_bus_that_is_not_there(raw_guest: RawGuest, share: Share) -> None:
+    """The registers of ACPI hotplug say that the device's slot can be ejected; with another bus selected they
+    are 0, and ejecting every slot of it changes nothing."""
+    machine, qtest = raw_guest.machine, raw_guest.qtest
+    # It came with the last of the registers.
+    require_property(machine.spec.qemu, share.driver, "acpi-index")
+    eject = machine.spec.machine_type.eject
+    assert isinstance(eject, AcpiEject)
+    driver = raw_guest.plug(share)
+    (select, bsel), _ = eject_writes(machine, share)
+    qtest.outl(select, bsel)
+    registers = {name: qtest.inl(eject.base + offset) for name, offset in eject.REGISTERS.items()}
+    assert registers["select"] == bsel
+    assert registers["removable"] & 1 << driver.addr
+    assert registers["eject"] == registers["down"] == 0
+    for number in NO_BUSES:
+        qtest.outl(eject.base + eject.REGISTERS["select"], number)
+        for name in ("index", "eject"):
+            for slot in range(32):
+                qtest.outl(eject.base + eject.REGISTERS[name], 1 << slot)
+        for name in ("up", "down", "eject", "index"):
+            assert qtest.inl(eject.base + eject.REGISTERS[name]) == 0, (name, number)
+    with Deletion(machine, share.id) as deletion:
+        assert deletion.present(), "an eject on a bus that is not there has deleted the device"
+    driver.version()
+    raw_guest.eject(share)
+
+
+@pytest.mark.thorough
+@pytest.mark.pin_machine("q35-pcie")
+def test_a_slot_that_the_guest_has_locked(
+    guest: Guest, hotplug: Hotplug, hostile: HostileGuest, shares: tuple[Share, ...]
+) -> None:
+    """While the guest has engaged the slot's electromechanical interlock, device_del and device_add are
+    refused and change nothing; without it they work."""
+    share = shares[0]
+    hotplug.plug(share)
+    lock = hostile.slot_lock(share)
+    mount = guest.mount(share)
+    lock.toggle()
+    with pytest.raises(QemuError, match=LOCKED):
+        guest.machine.qmp.execute("device_del", {"id": share.id})
+    mount.expect_usable()
+    mount.unmount()
+    lock.toggle()
+    hotplug.unplug(share)
+    lock.toggle()
+    with pytest.raises(QemuError, match=LOCKED):
+        hotplug.plug(share)
+    lock.toggle()
+    hotplug.plug(share)
+    mount = guest.mount(share)
+    mount.expect_usable()
+    mount.unmount()
+    hotplug.unplug(share)
+
+
+#: QEMU: ``hw/pci/pcie.c``, ``pcie_cap_slot_plug_common``.
+LOCKED = "slot is electromechanically locked"
 
 
 @pytest.mark.no_guest_kernel

@@ -24,7 +24,7 @@ from harness.guest.mount import Mount, host_sha256
 from harness.guest.variant import Variant
 from harness.holds.hold import DATA, FSYNC, Hold
 from harness.plugin.thorough import by_default
-from harness.qemu.binary import properties
+from harness.qemu.binary import properties, require_property
 from harness.qemu.deletion import Deletion
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share, Value
@@ -227,6 +227,20 @@ def test_a_device_with_other_properties(
             mount.expect_intact("file", mount.write("file", size_kib=64))
             mount.unmount()
             hotplug.unplug(share)
+
+
+@pytest.mark.thorough
+@pytest.mark.pin_machine("q35-pcie")
+def test_a_device_that_reports_errors(guest: Guest, hotplug: Hotplug, share: Share, testbed: Testbed) -> None:
+    """A device with PCI Express error reporting is plugged, used and unplugged, twice in the same slot."""
+    require_property(testbed.cell.qemu, share.driver, "aer")
+    reporting = replace(share, device_options={"aer": True})
+    for _ in range(2):
+        hotplug.plug(reporting)
+        mount = guest.mount(reporting)
+        mount.expect_intact("file", mount.write("file", size_kib=64))
+        mount.unmount()
+        hotplug.unplug(reporting)
 
 
 #: Sets of properties of virtio-9p-pci (QEMU: ``-device virtio-9p-pci,help``).

@@ -770,3 +770,52 @@ def test_a_driver_whose_fids_are_no_paths(synth: Share, raw_guest: RawGuest) -> 
     for kind, body in ((T.MKDIR, p9.mkdir(ROOT, "x")), (T.SYMLINK, p9.symlink(ROOT, "x", "y"))):
         assert outcome(driver, kind, body) == "EPERM", kind
     assert outcome(driver, T.STATFS, p9.fid(ROOT)) == ANSWERED
+
+
+#: Messages about the root of a synth export, which only QEMU's own tests fill (``hw/9pfs/9p-synth.c``,
+#: ``synth_init``), and their outcomes. The driver supports neither changes nor attributes.
+SYNTH: tuple[tuple[T, bytes, str], ...] = (
+    (T.WALK, p9.walk(ROOT, SPARE, "nothing"), "ENOENT"),
+    (T.GETATTR, p9.getattr_(ROOT), ANSWERED),
+    (T.SETATTR, p9.set_fields(ROOT, p9.MODE, mode=0o40700), "EPERM"),
+    (T.SETATTR, p9.set_fields(ROOT, p9.UID, uid=1), "EPERM"),
+    (T.SETATTR, p9.set_fields(ROOT, p9.SIZE), "ENOSYS"),
+    (T.MKNOD, p9.mknod(ROOT, "x"), "EPERM"),
+    (T.LCREATE, p9.create(OTHER, "x"), "ENOSYS"),
+    (T.LINK, p9.link(ROOT, OTHER, "x"), "EPERM"),
+    (T.READLINK, p9.fid(ROOT), "ENOSYS"),
+    (T.RENAMEAT, p9.renameat(ROOT, "x", "y"), "EPERM or ENOTSUP"),
+    (T.UNLINKAT, p9.unlinkat(ROOT, "x"), "ENOENT"),
+    (T.XATTRWALK, p9.xattrwalk(ROOT, SPARE, ""), "ENOTSUP"),
+    (T.XATTRWALK, p9.xattrwalk(ROOT, SPARE, "user.x"), "ENOTSUP"),
+    (T.LOPEN, p9.open_(FOLDER), ANSWERED),
+    (T.GETATTR, p9.getattr_(FOLDER), ANSWERED),
+)
+
+
+@pytest.mark.thorough
+def test_an_export_that_qemu_makes_up(synth: Share, raw_guest: RawGuest) -> None:
+    """Its root can be listed, in parts as well; what the driver does not support is refused."""
+    driver = raw_guest.plug(synth)
+    start_session(driver)
+    for fid in (FOLDER, OTHER):
+        driver.walk(ROOT, fid)
+    for kind, body, expected in SYNTH:
+        assert outcome(driver, kind, body) in expected.split(" or "), kind
+    names = [name for name, _ in p9.entries(driver.readdir(FOLDER))]
+    assert sorted(names) == [".", ".."]
+    (first, following), *_ = p9.entries(driver.readdir(FOLDER, count=30))
+    ((second, _),) = p9.entries(driver.call(T.READDIR, p9.read(FOLDER, following, 1000))[4:])
+    assert {first, second} == {".", ".."}
+    for removes in (True, False):
+        driver.walk(ROOT, SPARE)
+        driver.call(T.XATTRCREATE, p9.xattrcreate(SPARE, "user.x", 0 if removes else 1))
+        if not removes:
+            driver.write(SPARE, 0, b"v")
+        # Newer QEMUs pretend that it worked.
+        assert outcome(driver, T.CLUNK, p9.fid(SPARE)) in ("ENOTSUP", ANSWERED)
+    start_session(driver, UNIX_VERSION)
+    driver.walk(ROOT, FOLDER)
+    driver.call(*open_request(UNIX_VERSION, FOLDER, os.O_RDONLY))
+    assert outcome(driver, T.READ, p9.read(FOLDER, 0, 1000)) == "EINVAL", "the driver has no name ."
+    driver.clunk(FOLDER)

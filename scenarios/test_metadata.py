@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ from harness.holds.hold import SETXATTR, Hold
 from harness.ninep import messages as p9
 from harness.ninep.client import MSIZE, NineError, RawDriver, RawGuest
 from harness.ninep.messages import UNIX_VERSION, T
-from harness.ninep.session import PROTOCOLS, start_session
+from harness.ninep.session import PROTOCOLS, error_context, start_session
 from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
 from harness.testbed import Testbed
@@ -681,8 +682,9 @@ def test_acls(raw_guest: RawGuest, shares: tuple[Share, ...]) -> None:
                 attributes.get(name)
     attributes = Attributes(raw_guest, _of(shares, "none"))
     for name in (_ACCESS, _DEFAULT):
-        with refused(errno.ENOTSUP):
-            attributes.set(name, ACL)
+        for value in (ACL, b""):
+            with refused(errno.ENOTSUP):
+                attributes.set(name, value)
         with refused(errno.ENOTSUP):
             attributes.get(name)
     assert attributes.get() == b""
@@ -695,6 +697,266 @@ def require_acls(folder: Path) -> None:
         os.removexattr(folder, _ACCESS)
     except OSError as exc:
         raise Unsupported(f"the file system of {folder} has no POSIX ACLs: {exc.strerror}") from exc
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_acls_that_the_host_has_set(raw_guest: RawGuest, shares: tuple[Share, ...]) -> None:
+    """A folder of a ``mapped-xattr`` export has ACLs and an attribute that the host has set: the guest's list
+    of its attributes has whole names only, and the attribute."""
+    require_acls(shares[0].path)
+    share = _of(shares, "mapped-xattr")
+    attributes = Attributes(raw_guest, share)
+    for name, value in ((_ACCESS, ACL), (_DEFAULT, ACL), ("user.plain", b"plain")):
+        os.setxattr(share.path / "folder", name, value)
+    listed = [name.decode() for name in attributes.get().split(b"\0") if name]
+    unknown = set(listed) - {_ACCESS, _DEFAULT, "user.plain"}
+    if unknown:
+        raise Violation(f"the list of attributes has names that no attribute has: {sorted(unknown)}")
+    assert attributes.get("user.plain") == b"plain"
+    assert "user.plain" in listed
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_attributes_of_the_host_alone(raw_guest: RawGuest, shares: tuple[Share, ...]) -> None:
+    """With ``none`` the guest neither sees nor reads the host's ACLs, with ``mapped-xattr`` none of the
+    host's trusted attributes."""
+    require_acls(shares[0].path)
+    for model, hidden, value in (("none", _ACCESS, ACL), ("mapped-xattr", "trusted.host", b"value")):
+        _require_owners()
+        attributes = Attributes(raw_guest, _of(shares, model))
+        os.setxattr(attributes.share.path / "folder", hidden, value)
+        os.setxattr(attributes.share.path / "folder", "user.plain", b"plain")
+        assert attributes.get() == b"user.plain\0", model
+        with refused(errno.EOPNOTSUPP):
+            attributes.get(hidden)
+        assert attributes.on_host(hidden) == value
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("model", MODELS, ids=_id)
+def test_the_attributes_of_an_open_file(raw_guest: RawGuest, modelled: Share) -> None:
+    """Type, mode, owner and size are the same whether the fid is open or not, and an open file can be locked,
+    also after it was unlinked."""
+    driver = attached(raw_guest, modelled)
+    driver.call(T.MKNOD, p9.mknod(1, "file"))
+    driver.call(T.MKDIR, p9.mkdir(1, "folder"))
+    for opened, closed, name in ((2, 3, "file"), (4, 5, "folder")):
+        driver.walk(1, opened, name)
+        driver.walk(1, closed, name)
+        kind = stat.S_IFREG if name == "file" else stat.S_IFDIR
+        body = p9.set_fields(closed, p9.MODE | p9.UID | p9.GID, mode=kind | 0o704, uid=3, gid=4)
+        driver.call(T.SETATTR, body)
+        driver.open(opened, os.O_RDWR if name == "file" else os.O_RDONLY)
+        for seen in (of_open := attributes_of(driver, opened), attributes_of(driver, closed)):
+            assert seen[:3] == (kind | 0o704, 3, 4), (modelled.security_model, name)
+        assert of_open == attributes_of(driver, closed)
+    for message, body in ((T.LOCK, p9.lock(2)), (T.GETLOCK, p9.getlock(2))):
+        driver.call(message, body)
+    driver.walk(1, 6)
+    with refused(errno.EISDIR):
+        driver.create(6, "folder")
+    with refused(errno.EEXIST):
+        driver.call(T.MKNOD, p9.mknod(1, "file"))
+    driver.call(T.UNLINKAT, p9.unlinkat(1, "file"))
+    driver.call(T.LOCK, p9.lock(2))
+
+
+def attributes_of(driver: RawDriver, fid: int) -> tuple[int, ...]:
+    """Mode, uid, gid and size in the answer to a Tgetattr (diod: ``protocol.md``, Rgetattr)."""
+    answer = driver.call(T.GETATTR, p9.getattr_(fid))
+    mode, uid, gid, _links, _device, bytes_ = struct.unpack_from("<IIIQQQ", answer, 8 + 13)
+    return mode, uid, gid, bytes_
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("model", ["none", "mapped-xattr"], ids=_id)
+def test_a_folder_that_the_host_has_removed(raw_guest: RawGuest, modelled: Share) -> None:
+    """The host removes a folder with two files: each message about one of them is answered with ENOENT."""
+    driver = attached(raw_guest, modelled)
+    driver.call(T.MKDIR, p9.mkdir(1, "folder"))
+    driver.walk(1, 2, "folder")
+    driver.call(T.SYMLINK, p9.symlink(2, "link", "target"))
+    driver.walk(1, 3, "folder")
+    driver.create(3, "file")
+    driver.walk(2, 4, "file")
+    driver.walk(2, 5, "link")
+    for fid in (6, 7):
+        driver.walk(2, fid, "file")
+    shutil.rmtree(modelled.path / "folder")
+    driver.call(T.XATTRCREATE, p9.xattrcreate(6, "user.name", 1))
+    driver.write(6, 0, b"v")
+    driver.call(T.XATTRCREATE, p9.xattrcreate(7, "user.name", 0))
+    for kind, body in (
+        (T.GETATTR, p9.getattr_(4)),
+        (T.SETATTR, p9.set_fields(4, p9.MODE, mode=0o100600)),
+        (T.SETATTR, p9.set_fields(4, p9.UID, uid=3)),
+        (T.SETATTR, p9.set_fields(4, p9.MTIME)),
+        (T.SETATTR, p9.set_fields(4, p9.SIZE)),
+        (T.LOPEN, p9.open_(4)),
+        (T.READLINK, p9.fid(5)),
+        (T.XATTRWALK, p9.xattrwalk(4, 20, "user.name")),
+        (T.XATTRWALK, p9.xattrwalk(4, 20, "")),
+        (T.CLUNK, p9.fid(6)),
+        (T.CLUNK, p9.fid(7)),
+        (T.LINK, p9.link(1, 4, "linked")),
+        (T.RENAME, p9.rename(4, 1, "renamed")),
+        (T.REMOVE, p9.fid(4)),
+    ):
+        with error_context(f"{T(kind).name} about a file in a folder that is gone"), refused(errno.ENOENT):
+            driver.call(kind, body)
+    assert on_host(modelled) == {}
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """Metadata of a ``mapped-file`` export that the host has damaged.
+
+    :ivar damage: does it, in the export's folder. :ivar requests: what QEMU has to refuse, each with its
+        errno; nothing may be left of it. Fid 1 is the root, 2 a file in it, 3 a folder, 4 the folder's file.
+    """
+
+    damage: Callable[[Path], object]
+    requests: tuple[tuple[int, bytes, int], ...]
+
+
+def _replace_metadata(file: str = "") -> Callable[[Path], object]:
+    """Makes a plain file of the folder of the metadata below ``file``."""
+
+    def replaced(export: Path) -> None:
+        folder = export / file / _METADATA[0]
+        shutil.rmtree(folder)
+        folder.write_text("")
+
+    return replaced
+
+
+def _folder_for(name: str) -> Callable[[Path], object]:
+    """Makes a folder of the metadata of a file."""
+
+    def replaced(export: Path) -> None:
+        (export / _METADATA[0] / name).unlink(missing_ok=True)
+        (export / _METADATA[0] / name).mkdir()
+
+    return replaced
+
+
+_CHMOD = p9.set_fields(2, p9.MODE, mode=0o100600)
+DAMAGED = {
+    "the folder is a file": Damaged(
+        _replace_metadata(),
+        (
+            (T.MKDIR, p9.mkdir(1, "made"), errno.ENOTDIR),
+            (T.MKNOD, p9.mknod(1, "made"), errno.ENOTDIR),
+            (T.SYMLINK, p9.symlink(1, "made", "target"), errno.ENOTDIR),
+            (T.LCREATE, p9.create(9, "made"), errno.ENOTDIR),
+            (T.LINK, p9.link(1, 2, "made"), errno.ENOTDIR),
+            (T.RENAMEAT, p9.renameat(1, "file", "made"), errno.ENOTDIR),
+            (T.SETATTR, _CHMOD, errno.ENOTDIR),
+            (T.UNLINKAT, p9.unlinkat(1, "file"), errno.ENOTDIR),
+            (T.UNLINKAT, p9.unlinkat(1, "file", p9.REMOVEDIR), errno.ENOTDIR),
+        ),
+    ),
+    "another folder's is a file": Damaged(
+        _replace_metadata("folder"),
+        (
+            (T.LINK, p9.link(3, 2, "made"), errno.ENOTDIR),
+            (T.RENAMEAT, p9.renameat(1, "file", "made", 3), errno.ENOTDIR),
+        ),
+    ),
+    "a file's is a folder": Damaged(
+        _folder_for("file"),
+        ((T.SETATTR, _CHMOD, errno.EISDIR), (T.UNLINKAT, p9.unlinkat(1, "file"), errno.EISDIR)),
+    ),
+    "a name that is free has some": Damaged(
+        _folder_for("made"),
+        (
+            (T.LINK, p9.link(1, 2, "made"), errno.EEXIST),
+            (T.RENAMEAT, p9.renameat(1, "file", "made"), errno.EISDIR),
+        ),
+    ),
+    "a file's is a link": Damaged(
+        lambda export: relink(export / _METADATA[0] / "file"), ((T.SETATTR, _CHMOD, errno.ELOOP),)
+    ),
+    "the root's is a link": Damaged(
+        lambda export: relink(export / _METADATA[1]),
+        ((T.SETATTR, p9.set_fields(1, p9.MODE, mode=0o40700), errno.ELOOP),),
+    ),
+    "nothing": Damaged(
+        lambda _: None,
+        (
+            (T.MKNOD, p9.mknod(1, "file"), errno.EEXIST),
+            (T.UNLINKAT, p9.unlinkat(1, "folder", p9.REMOVEDIR), errno.ENOTEMPTY),
+        ),
+    ),
+}
+
+
+def relink(path: Path) -> None:
+    """Replace ``path``, which may be missing, by a symbolic link to itself."""
+    path.unlink(missing_ok=True)
+    path.symlink_to(path.name)
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("what", DAMAGED)
+def test_metadata_that_the_host_has_damaged(
+    raw_guest: RawGuest, shares: tuple[Share, ...], what: str
+) -> None:
+    """QEMU answers with an error what it cannot do to the file and to its metadata, and undoes the half that
+    it has done."""
+    share, damaged = _of(shares, "mapped-file"), DAMAGED[what]
+    driver = attached(raw_guest, share)
+    driver.call(T.MKDIR, p9.mkdir(1, "folder"))
+    for folder, name in ((1, "file"), (3, "inside")):
+        driver.walk(1, 3, "folder")
+        driver.walk(folder, 8)
+        driver.create(8, name)
+        driver.clunk(8)
+        driver.clunk(3)
+    for fid, names in ((2, ["file"]), (3, ["folder"]), (4, ["folder", "inside"])):
+        driver.walk(1, fid, *names)
+    damaged.damage(share.path)
+    before = sorted(str(path) for path in share.path.rglob("*"))
+    for kind, body, number in damaged.requests:
+        driver.walk(1, 9)
+        with error_context(f"{T(kind).name}, where {what}"), refused(number):
+            driver.call(kind, body)
+        driver.clunk(9)
+        assert sorted(str(path) for path in share.path.rglob("*")) == before, T(kind).name
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_metadata_for_which_there_is_no_room(
+    hold: Hold, raw_guest: RawGuest, shares: tuple[Share, ...]
+) -> None:
+    """The host cannot make a folder for the metadata: the guest gets ENOSPC, and nothing has changed."""
+    share = _of(shares, "mapped-file")
+    (share.path / "file").write_text("of the host")
+    driver = attached(raw_guest, share)
+    driver.walk(1, 2, "file")
+    with hold.failing(share, errno.ENOSPC, "mkdirat") as rule:
+        for kind, body in (
+            (T.SETATTR, _CHMOD),
+            (T.LINK, p9.link(1, 2, "made")),
+            (T.RENAMEAT, p9.renameat(1, "file", "made")),
+        ):
+            with refused(errno.ENOSPC):
+                driver.call(kind, body)
+        assert rule.hits == 3
+    assert sorted(on_host(share)) == ["file"]
+    driver.call(T.SETATTR, _CHMOD)
 
 
 @pytest.mark.no_guest_kernel

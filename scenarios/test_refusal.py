@@ -7,6 +7,7 @@ keep working.
 from __future__ import annotations
 
 import errno
+import re
 from dataclasses import replace
 
 import pytest
@@ -17,13 +18,14 @@ from harness.actions.migration import Migration, expect_blocked_by, under_way
 from harness.actions.snapshot import Snapshot
 from harness.actions.stream import PAUSED, stalled
 from harness.deadline import check_during
-from harness.errors import CommandFailed, QemuError
+from harness.errors import CommandFailed, QemuError, Violation
 from harness.guest.guest import Guest
 from harness.guest.mount import expect_no_mount
 from harness.ninep.client import NineError, RawGuest
 from harness.plugin.thorough import by_default
-from harness.qemu.binary import require_options, require_property
+from harness.qemu.binary import refusal_to_start, require_options, require_property
 from harness.qemu.machine_types.machine_type import FixedPlace
+from harness.qemu.machine_types.root_ports import FIXED_PLACE
 from harness.qemu.spec import Share, Value
 from harness.testbed import Testbed
 
@@ -227,6 +229,49 @@ def test_only_migratable(testbed: Testbed, shares: tuple[Share, ...]) -> None:
     expect_no_mount(guest)
     expect_blocked_by(guest.machine)
     hotplug.unplug(share)
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("q35")
+def test_a_root_port_that_forbids_hotplug(testbed: Testbed) -> None:
+    """With ACPI hotplug as well, a device cannot be plugged into a root port with ``hotplug=off``."""
+    machine = testbed.launch(replace(testbed.spec(), extra=("-S", *FIXED_PLACE.arguments)))
+    there: dict[str, Value] = {"bus": FIXED_PLACE.bus, "addr": FIXED_PLACE.addr}
+    share = replace(testbed.shares[0], device_options=there)
+    BadPlug(share, f"Bus '{FIXED_PLACE.bus}' does not support hotplugging").expect_refused(machine)
+    machine.device_add(testbed.shares[0])
+
+
+#: Options of ``-fsdev`` with which QEMU must not start, and its error. ``EXPORT`` is a complete export.
+EXPORT = "local,id=fs0,path=/,security_model=none"
+WRONG_EXPORTS = {
+    "local,path=/,security_model=none": "fsdev: No id specified",
+    "nowhere,id=fs0": "fsdev: fsdriver nowhere not found",
+    "id=fs0,path=/": "fsdev: No fsdriver specified",
+    "synth,id=fs0,multidevs=warn": "'multidevs' is invalid for fsdriver 'synth'",
+    "local,id=fs0,path=/": "security_model property not set",
+    "local,id=fs0,path=/,security_model=nowhere": "invalid security_model property 'nowhere'",
+    "local,id=fs0,security_model=none": "path property not set",
+    f"{EXPORT},multidevs=nowhere": "invalid multidevs property 'nowhere'",
+    f"{EXPORT},throttling.bps-total=1,throttling.bps-read=1": "invalid throttle configuration: .*",
+    f"{EXPORT},fmode=0600": "fmode is only valid for mapped security modes",
+    f"{EXPORT},dmode=0700": "dmode is only valid for mapped security modes",
+}
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_an_export_with_wrong_options(raw_guest: RawGuest, share: Share) -> None:
+    """QEMU does not start with a wrong ``-fsdev``, and says what is wrong; with right ones it has started."""
+    raw_guest.plug(share).version()
+    qemu = raw_guest.machine.spec.qemu
+    require_options(qemu, "-fsdev", f"{EXPORT},multidevs=warn,throttling.bps-total=1")
+    for options, error in WRONG_EXPORTS.items():
+        printed = refusal_to_start(qemu, "-fsdev", options)
+        if re.search(f"-fsdev {re.escape(options)}: {error}$", printed, re.MULTILINE) is None:
+            raise Violation(f"-fsdev {options}: QEMU printed {printed!r}, expected {error!r}")
 
 
 #: QEMU's error for migrate, savevm and snapshot-save while a migration is under way.

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,7 @@ from harness.actions.drain import happens_while
 from harness.actions.migration import expect_blocked_by
 from harness.background import Background
 from harness.deadline import check_during
-from harness.holds.hold import Hold
+from harness.holds.hold import STAT, Hold
 from harness.holds.throttle import require_throttling, throttled
 from harness.leaks.footprint import open_fds
 from harness.ninep import messages as p9
@@ -146,6 +147,106 @@ def test_flushes_of_a_request_in_flight(raw_guest: RawGuest, share: Share, hold:
         driver.wait_answer(request)
     driver.expect_none_in_flight()
     driver.clunk(ROOT)
+    left = open_fds(raw_guest.machine) - before
+    assert not left, f"{left} files of the share stay open"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A request of several system calls, which is flushed during the first of them.
+
+    :ivar message: the request, about :data:`FILE`, :data:`FOLDER` or :data:`OTHER`, a symbolic link.
+    :ivar calls: the system calls of which the first is held.
+    :ivar undone: what must be so because the later ones were not made; given the export's folder.
+    :ivar opened: whether :data:`FOLDER` is opened before.
+    :ivar answered: whether its answer is complete without the later ones, and given.
+    """
+
+    message: tuple[T, bytes]
+    calls: tuple[str, ...] = STAT
+    protocol: str = VERSION
+    undone: Callable[[Path], bool] = lambda _: True
+    opened: bool = False
+    answered: bool = False
+
+
+def _setattr(valid: int, **values: int) -> tuple[T, bytes]:
+    return T.SETATTR, p9.set_fields(FILE, p9.MODE | valid, mode=0o100640, **values)
+
+
+#: A time and an owner that no file of the export has.
+_TIME_S, _UID = 1_000_000_000, 1234
+#: ``P9_STATS_GEN`` (QEMU: ``hw/9pfs/9p.c``).
+_GENERATION = 0x1000
+CUTS: dict[str, Cut] = {
+    "open": Cut((T.LOPEN, p9.open_(FILE, os.O_RDWR | os.O_TRUNC)), undone=lambda it: size(it) > 0),
+    "open a folder": Cut((T.LOPEN, p9.open_(FOLDER))),
+    "truncate": Cut(_setattr(p9.SIZE), undone=lambda it: size(it) > 0),
+    "time": Cut(
+        _setattr(p9.MTIME | p9.MTIME_SET, time_s=_TIME_S),
+        undone=lambda it: (it / "file").stat().st_mtime != _TIME_S,
+    ),
+    "owner": Cut(_setattr(p9.UID, uid=_UID), undone=lambda it: (it / "file").stat().st_uid != _UID),
+    "generation": Cut((T.GETATTR, p9.getattr_(FILE, _GENERATION))),
+    "mode": Cut(
+        (T.WSTAT, p9.wstat(FILE, mode=0o604)),
+        protocol=UNIX_VERSION,
+        undone=lambda it: (it / "file").stat().st_mode & 0o777 != 0o604,
+    ),
+    "rename": Cut(
+        (T.WSTAT, p9.wstat(FILE, atime_s=_TIME_S, name="renamed")),
+        calls=("openat",),
+        protocol=UNIX_VERSION,
+        undone=lambda it: (it / "file").exists(),
+    ),
+    "link": Cut((T.STAT, p9.fid(OTHER)), protocol=UNIX_VERSION),
+    "folder": Cut(
+        (T.CREATE, p9.unix_create(FOLDER, "made", p9.DMDIR | 0o755, mode=os.O_RDONLY)),
+        calls=("mkdirat",),
+        protocol=UNIX_VERSION,
+    ),
+    "list": Cut((T.READ, p9.read(FOLDER, 0, 4000)), protocol=UNIX_VERSION, opened=True),
+    "list without room": Cut(
+        (T.READ, p9.read(FOLDER, 0, 10)), protocol=UNIX_VERSION, opened=True, answered=True
+    ),
+}
+
+
+def size(folder: Path) -> int:
+    """The size of the export's file."""
+    return (folder / "file").stat().st_size
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("what", CUTS)
+def test_a_flushed_request_stops_at_its_next_system_call(
+    raw_guest: RawGuest, share: Share, hold: Hold, what: str
+) -> None:
+    """A request is flushed during its first system call: it makes no further one, and is given back. The
+    session goes on, and no file stays open."""
+    cut = CUTS[what]
+    (share.path / "folder").mkdir()
+    (share.path / "link").symlink_to("target")
+    driver = plug_and_attach(raw_guest, share, cut.protocol)
+    before = open_fds(raw_guest.machine)
+    for fid, name in ((FILE, "file"), (FOLDER, "folder"), (OTHER, "link")):
+        driver.walk(ROOT, fid, name)
+    if cut.opened:
+        driver.call(T.OPEN, p9.unix_open(FOLDER, os.O_RDONLY))
+    with hold.requests(share, *cut.calls) as held:
+        request = driver.send(*cut.message)
+        held.wait_caught()
+        flush = driver.send(T.FLUSH, p9.flush(request.tag))
+        held.in_flight()
+    driver.wait_answer(flush)
+    answered = not driver.wait_dropped(request)
+    assert answered is cut.answered, (
+        "a request that was flushed in time has to be given back, a complete one answered"
+    )
+    assert cut.undone(share.path), "a flushed request has made a later system call"
+    driver.expect_none_in_flight()
+    expect_serving(driver)
+    driver.clunk_all()
     left = open_fds(raw_guest.machine) - before
     assert not left, f"{left} files of the share stay open"
 

@@ -24,6 +24,8 @@ from harness.qemu.spec import Device
 _CAPABILITY_LIST, _PCI_EXPRESS = 0x34, 0x10
 _SLOT_CONTROL = 0x18
 _POWER_OFF = 0x0700
+#: Toggles the electromechanical interlock (QEMU: ``pcie_cap_slot_write_config``; PCI_EXP_SLTCTL_EIC).
+_TOGGLE_LOCK = 0x0800
 _SYS = "/sys/bus/pci/devices"
 #: Written to the guest's kernel log right before the eject. Anything printed later may not appear in time.
 _ANNOUNCED = "hostile: eject"
@@ -159,13 +161,14 @@ class HostileGuest:
 
     def _power_off(self, share: Device) -> str:
         """The command that switches the power of the share's slot off."""
-        config = f"{_SYS}/{self._root_port(share)}/config"
-        content = bytes.fromhex(self.guest.succeed(f"hexdump -v -e '1/1 \"%02x\"' {config}"))
-        offset = _capability(content, _PCI_EXPRESS) + _SLOT_CONTROL
-        value = int.from_bytes(content[offset : offset + 2], "little") | _POWER_OFF
-        octal = "".join(f"\\{byte:03o}" for byte in value.to_bytes(2, "little"))
-        # One write of two bytes, at an even offset: one access to the register.
-        return f"printf '{octal}' | dd of={config} bs=2 seek={offset // 2} conv=notrunc 2>/dev/null"
+        return _slot_control(self.guest, self._root_port(share), _POWER_OFF)
+
+    def slot_lock(self, share: Device) -> SlotLock:
+        """The interlock of the slot in which the share's device is plugged; the slot may be emptied later.
+
+        The machine has to be of a type with native PCI Express hotplug.
+        """
+        return SlotLock(self.guest, self._root_port(share))
 
     def panic(self) -> None:
         """Make the guest's kernel panic, with SysRq's ``c``; the guest then answers nothing until a reset.
@@ -189,6 +192,31 @@ class HostileGuest:
         """The PCI address, in the guest, of the root port of the share's device."""
         # …/0000:00:10.0 (the port)/0000:01:00.0 (the function)
         return self.guest.succeed(f"ls -d {sysfs_folder(self.guest.machine, share)}").split("/")[-2]
+
+
+class SlotLock:
+    """The electromechanical interlock of a slot: QEMU refuses hotplug while it is engaged.
+
+    Made by :meth:`HostileGuest.slot_lock`.
+    """
+
+    def __init__(self, guest: Guest, root_port: str) -> None:
+        self._guest, self._root_port = guest, root_port
+
+    def toggle(self) -> None:
+        """Engage or release it, as the guest's root can: with a write to the root port's Slot Control."""
+        self._guest.succeed(_slot_control(self._guest, self._root_port, _TOGGLE_LOCK))
+
+
+def _slot_control(guest: Guest, root_port: str, bits: int) -> str:
+    """The command that sets ``bits`` in a root port's Slot Control, and leaves the others as they are now."""
+    config = f"{_SYS}/{root_port}/config"
+    content = bytes.fromhex(guest.succeed(f"hexdump -v -e '1/1 \"%02x\"' {config}"))
+    offset = _capability(content, _PCI_EXPRESS) + _SLOT_CONTROL
+    value = int.from_bytes(content[offset : offset + 2], "little") | bits
+    octal = "".join(f"\\{byte:03o}" for byte in value.to_bytes(2, "little"))
+    # One write of two bytes, at an even offset: one access to the register.
+    return f"printf '{octal}' | dd of={config} bs=2 seek={offset // 2} conv=notrunc 2>/dev/null"
 
 
 def _capability(config: bytes, wanted: int) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harness.actions.migration import MIGRATE_TIMEOUT_S, migrate_into, wait_load_failed, wait_status
 from harness.actions.stream import PAUSED
+from harness.errors import QmpLost
 from harness.ninep.client import RawDriver, RawGuest
 from harness.qemu.machine import Machine
 from harness.qemu.migration_socket import stream_from_file
@@ -64,6 +65,33 @@ def expect_load_fails(source: RawGuest, path: Path) -> str:
     machine.expect_exit("a stream that is damaged")
     with stream_from_file(machine, path):
         return wait_load_failed(machine)
+
+
+def load_stream_or_fail(source: RawGuest, path: Path) -> RawGuest | None:
+    """As :func:`load_stream`, for a stream that QEMU may refuse: ``None`` when it exits with 1.
+
+    :raises Violation: when it crashes.
+    """
+    loaded = source.destination()
+    machine = loaded.machine
+    machine.expect_exit("a stream that it may refuse")
+    with stream_from_file(machine, path):
+        machine.wait_until(
+            lambda: not machine.running or _is_loaded(machine),
+            what=f"{machine.name} to load its stream, or to refuse it",
+            timeout_s=MIGRATE_TIMEOUT_S,
+        )
+    if machine.running:
+        return loaded
+    wait_load_failed(machine)
+    return None
+
+
+def _is_loaded(machine: Machine) -> bool:
+    try:
+        return bool(machine.qmp.execute("query-status")["status"] != "inmigrate")
+    except QmpLost:  # It exits.
+        return False
 
 
 def require_pause(raw: RawGuest) -> None:

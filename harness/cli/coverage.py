@@ -15,12 +15,14 @@ import click
 from harness import history
 from harness.artifacts import HISTORY, slug
 from harness.cli.common import progress
-from harness.errors import SetupError
+from harness.errors import SetupError, UsageError
 from harness.layout import pytest_command, pytest_folder, scenarios_folder
 from harness.provision import Cache, Provisioner, default_cache_root, gcov
+from harness.provision.builds import Build
 from harness.provision.provisioner import command_in
 from harness.report import coverage as reached
 from harness.report import summary, tables
+from harness.report.coverage import FileReport
 from harness.report.pytest_run import run_pytest
 from harness.report.summary import Outcome, Run
 
@@ -29,11 +31,20 @@ _RESULTS = (0, 1)
 _ARTIFACTS, _COMPLAINTS = "artifacts", "complaints.txt"
 
 
+#: The sets of scenarios that ``--both`` runs, each into the folder of its name; and the option for each.
+_SETS: dict[str, tuple[str, ...]] = {"default": (), "thorough": ("--thorough",)}
+
+
 @click.command(
-    epilog="Example: harness coverage --thorough --into coverage -n 2",
+    epilog="Example: harness coverage --both --into coverage -n 2",
     context_settings={"ignore_unknown_options": True},
 )
 @click.option("--thorough", is_flag=True, help="Run every scenario, not only the default set.")
+@click.option(
+    "--both",
+    is_flag=True,
+    help="Run the default set into DIR/default and every scenario into DIR/thorough; show both side by side.",
+)
 @click.option(
     "--qemu", default="7.2-src", show_default=True, metavar="NAME", help="A QEMU built from source."
 )
@@ -47,7 +58,9 @@ _ARTIFACTS, _COMPLAINTS = "artifacts", "complaints.txt"
 )
 @click.option("--no-run", is_flag=True, help="Make the report again from the counters in DIR.")
 @click.argument("arguments", nargs=-1, metavar="[PYTEST ARGUMENTS]...", type=click.UNPROCESSED)
-def coverage(thorough: bool, qemu: str, into: Path, no_run: bool, arguments: tuple[str, ...]) -> None:
+def coverage(
+    thorough: bool, both: bool, qemu: str, into: Path, no_run: bool, arguments: tuple[str, ...]
+) -> None:
     """Report which lines, branches and functions of QEMU's 9p, unplug and migration code the scenarios reach.
 
     The scenarios run on a QEMU that counts them (NAME+coverage, built when it is missing).
@@ -58,24 +71,40 @@ def coverage(thorough: bool, qemu: str, into: Path, no_run: bool, arguments: tup
     A QEMU writes its counters when it exits. Those of machines that a scenario kills, or that crash, are
     lost; their number is printed. Exits with 1 when a scenario failed.
     """
+    if thorough and both:
+        raise UsageError("--thorough and --both: --both runs every scenario as well; give one of them")
     reached.require_gcovr()
     provisioner = Provisioner(Cache(default_cache_root()), report=progress)
     build = provisioner.coverage_build(qemu)
     install = provisioner.qemu_release(f"{qemu}+{gcov.FLAVOUR}")
     into = into.absolute()
-    into.mkdir(parents=True, exist_ok=True)
-    run = None if no_run else _run(install.name, into, [*(["--thorough"] if thorough else []), *arguments])
+    if both:
+        sets = {name: (into / name, [*options, *arguments]) for name, options in _SETS.items()}
+    else:
+        sets = {"": (into, [*(["--thorough"] if thorough else []), *arguments])}
+    found, failed = {}, False
+    for name, (folder, options) in sets.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        run = None if no_run else _run(install.name, folder, options)
+        found[name] = _report(folder, build, run)
+        failed = failed or (run is not None and bool(run.counts[Outcome.FAILED] or run.counts[Outcome.FIXED]))
+    tables.show(reached.compared(found) if both else reached.table(found[""]))
+    sys.exit(1 if failed else 0)
+
+
+def _report(into: Path, build: Build, run: Run | None) -> list[FileReport]:
+    """Read the counters in a folder, write the report there, and say where it is and what is missing."""
     facts = gcov.load()
     program = command_in(build.root, build.root / "usr/bin/gcov")
     data = reached.gather(into, build.source.parent / "build", build.source, program, facts.part)
-    tables.show(reached.table(reached.write(into, data, facts)))
+    found = reached.write(into, data, facts)
     click.echo(f"page: {into / reached.PAGE}; what is not reached: {into / reached.NOT_REACHED}")
     for line in _complaints(into):
         click.echo(f"gcov: {line}")
     if run is not None:
         click.echo(_ends(into / _ARTIFACTS))
         _keep_failures(into / _ARTIFACTS, run)
-        sys.exit(1 if run.counts[Outcome.FAILED] or run.counts[Outcome.FIXED] else 0)
+    return found
 
 
 def _run(qemu: str, into: Path, options: list[str]) -> Run:

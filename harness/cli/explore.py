@@ -163,6 +163,7 @@ def _record(recorder: Recorder, explorer: Explorer) -> None:
         )
     for name in explorer.tallies:
         recorder.find("coverage", name, str(explorer.coverage.counts(name)))
+        recorder.cover(name, explorer.coverage.pairs(name))
 
 
 def _alphabets(names: str) -> tuple[str, ...]:

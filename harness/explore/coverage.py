@@ -1,4 +1,7 @@
-"""Which (state, step) pairs of the model were reached, and which were seen to be possible and never were."""
+"""What an exploration has reached: pairs of state and step of the model, and pairs of consecutive steps.
+
+Counted is also what was seen to be possible, and was never done.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,10 @@ class Counts:
         return f"{self.states} states; pairs of state and step: {self.reached} reached, {self.never} never"
 
 
+#: In place of the first step of a pair: the program begins with the second one.
+BEGIN = ""
+
+
 class Coverage:
     """Counts what attempts have reached."""
 
@@ -32,6 +39,9 @@ class Coverage:
         self._possible: dict[AlphabetName, dict[State, tuple[Step, ...]]] = defaultdict(dict)
         self._reached: dict[AlphabetName, set[tuple[State, Step]]] = defaultdict(set)
         self._never: Counter[AlphabetName] = Counter()
+        self._pairs: dict[AlphabetName, Counter[tuple[str, str]]] = defaultdict(Counter)
+        #: By the name of a step: the states after it whose possible steps are in the pairs.
+        self._followed: dict[AlphabetName, set[tuple[str, State]]] = defaultdict(set)
 
     def add(self, program: Program, attempt: Attempt) -> None:
         """Count the steps that an attempt made. Where an error ended it nobody knows how far it came."""
@@ -40,18 +50,26 @@ class Coverage:
         last = attempt.failure.step if attempt.failure is not None else None
         end = len(program.steps) if last is None else last + 1
         name, before = program.alphabet, states(self._alphabets[program.alphabet], program)
+        first = BEGIN
         for state, step in zip(before, program.steps[:end], strict=False):
-            self._see(name, state)
+            self._see(name, state, first)
+            self._pairs[name][first, step.do] += 1
+            first = step.do
             if (state, step) not in self._reached[name]:
                 self._reached[name].add((state, step))
                 self._never[name] -= 1
         if end == len(program.steps) and last is None:
-            self._see(name, before[-1])
+            self._see(name, before[-1], first)
 
-    def _see(self, name: AlphabetName, state: State) -> None:
+    def _see(self, name: AlphabetName, state: State, first: str) -> None:
+        """Note what is possible in a state that was reached by the step ``first``."""
         if state not in self._possible[name]:
             self._possible[name][state] = tuple(state.possible())
             self._never[name] += len(self._possible[name][state])
+        if (first, state) not in self._followed[name]:
+            self._followed[name].add((first, state))
+            for step in self._possible[name][state]:
+                self._pairs[name][first, step.do] += 0
 
     def has(self, name: AlphabetName, state: State, step: Step) -> bool:
         """Whether this step was made in this state."""
@@ -60,6 +78,13 @@ class Coverage:
     def counts(self, name: AlphabetName) -> Counts:
         """The counts of one alphabet."""
         return Counts(len(self._possible[name]), len(self._reached[name]), self._never[name])
+
+    def pairs(self, name: AlphabetName) -> dict[tuple[str, str], int]:
+        """How often each step was made directly after each other one, by their names.
+
+        The first one is :data:`BEGIN` for the first step of a program. 0: it was possible, and never made.
+        """
+        return dict(self._pairs[name])
 
     def by_step(self, name: AlphabetName) -> dict[str, tuple[int, int]]:
         """For each name of a step, in how many states it was made, and in how many it never was."""

@@ -137,9 +137,9 @@ def fsync(fid: int) -> bytes:
     return struct.pack("<II", fid, 0)
 
 
-def getattr_(fid: int) -> bytes:
-    """The body of Tgetattr."""
-    return struct.pack("<IQ", fid, _ATTRIBUTES)
+def getattr_(fid: int, mask: int = _ATTRIBUTES) -> bytes:
+    """The body of Tgetattr; ``mask`` is what is asked for."""
+    return struct.pack("<IQ", fid, mask)
 
 
 def setattr_(fid: int, mode: int) -> bytes:

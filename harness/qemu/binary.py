@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise, product
 from pathlib import Path
 
-from harness.errors import SetupError, Unsupported, UsageError
+from harness.errors import SetupError, Unsupported, UsageError, Violation
 from harness.qemu import sanitizers
 from harness.qemu.architectures import X86_64, Architecture
 
@@ -239,6 +239,19 @@ def require_property(install: QemuInstall, device: str, name: str) -> None:
     """:raises Unsupported: when its ``device`` has no property ``name``."""
     if name not in _ask(install, "-device", f"{device},help"):
         raise Unsupported(f"this QEMU's {device} has no property {name}")
+
+
+def refusal_to_start(install: QemuInstall, *arguments: str) -> str:
+    """What QEMU prints when it refuses ``arguments``; it is started with an empty machine.
+
+    Where it accepts them, that is the error of an option after them that no QEMU accepts.
+
+    :raises Violation: when it does not exit with 1.
+    """
+    code, _, errors = _run_empty_machine(install, *arguments)
+    if code != 1:
+        raise Violation(f"QEMU with {' '.join(arguments)} ended with {code}, not 1", details=errors)
+    return errors.strip()
 
 
 def require_netdev(install: QemuInstall, kind: str) -> None:

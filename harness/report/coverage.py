@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,11 @@ class Share:
 
     def __str__(self) -> str:
         return f"{self.reached} of {self.all} ({self.percent:.1f} %)" if self.all else "none"
+
+    @property
+    def short(self) -> str:
+        """Only the percentage."""
+        return f"{self.percent:.1f} %" if self.all else "none"
 
     @property
     def percent(self) -> float:
@@ -197,12 +202,48 @@ def _share(counts: Iterable[int]) -> Share:
     return Share(sum(count > 0 for count in listed), len(listed))
 
 
-def table(files: Iterable[FileReport]) -> Table:
+def total(files: Sequence[FileReport]) -> FileReport:
+    """The shares of all files together."""
+    return FileReport(
+        "all of them",
+        _sum(file.lines for file in files),
+        _sum(file.branches for file in files),
+        _sum(file.functions for file in files),
+        sum(file.unexplained for file in files),
+    )
+
+
+def _sum(shares: Iterable[Share]) -> Share:
+    listed = list(shares)
+    return Share(sum(share.reached for share in listed), sum(share.all for share in listed))
+
+
+def table(files: Sequence[FileReport]) -> Table:
     """The shares, a row for each file."""
     made = Table("file", "lines", "branches", "functions", "lines without a reason", title="what is reached")
-    for file in files:
+    for file in (*files, total(files)):
         shares = (str(file.lines), str(file.branches), str(file.functions))
         made.add_row(escape(file.file), *shares, str(file.unexplained))
+    return made
+
+
+def compared(sets: Mapping[str, Sequence[FileReport]]) -> Table:
+    """What each set of scenarios reaches, side by side: a row for each file, in the order of the last set.
+
+    The number of lines without a reason is that of the last set.
+    """
+    columns = [f"{what}: {name}" for what in ("lines", "branches", "functions") for name in sets]
+    made = Table("file", *columns, "lines without a reason", title="what is reached")
+    of = {name: {file.file: file for file in (*files, total(files))} for name, files in sets.items()}
+    last = of[list(sets)[-1]]
+    for file, report_of_last in last.items():
+        row = [found.get(file) for found in of.values()]
+        cells = [
+            *(str(one.lines) if one else "-" for one in row),
+            *(one.branches.short if one else "-" for one in row),
+            *(one.functions.short if one else "-" for one in row),
+        ]
+        made.add_row(escape(file), *cells, str(report_of_last.unexplained))
     return made
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import ClassVar
 
 from harness.errors import Unsupported, UsageError
 from harness.qemu.architectures import X86_64, Architecture
@@ -81,15 +82,24 @@ class AcpiEject:
 
     base: int
     in_memory: bool = False
-    #: Offsets: select a bus by its bsel, then eject slots by their bit.
-    _SELECT, _EJECT = 0x10, 0x08
+    #: The offsets of the registers: slots with an event to plug or to unplug; a write ejects slots by their
+    #: bit; slots that can be ejected; the bus, by its bsel; a slot's acpi-index.
+    REGISTERS: ClassVar[Mapping[str, int]] = {
+        "up": 0x00,
+        "down": 0x04,
+        "eject": 0x08,
+        "removable": 0x0C,
+        "select": 0x10,
+        "index": 0x14,
+    }
 
     def writes(self, bsel: int, addr: int) -> list[tuple[int, int]]:
         """The 32-bit writes, in order, as (address, value), that eject what is in slot ``addr`` of a bus.
 
         :param bsel: the number by which ACPI knows the bus; any number can be given.
         """
-        return [(self.base + self._SELECT, bsel), (self.base + self._EJECT, 1 << addr)]
+        select, eject = self.REGISTERS["select"], self.REGISTERS["eject"]
+        return [(self.base + select, bsel), (self.base + eject, 1 << addr)]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -127,6 +127,13 @@ class Recorder:
                 detail=detail or None,
                 artefacts=artefacts or None,
             )
+        )
+
+    def cover(self, alphabet: str, pairs: Mapping[tuple[str, str], int]) -> None:
+        """An exploration has made the second step of each pair directly after the first, so many times."""
+        self._store.add_step_pairs(
+            rows.StepPair(run_id=self._run, alphabet=alphabet, first=first, next=following, times=times)
+            for (first, following), times in sorted(pairs.items())
         )
 
     def end(self, exit_code: int | None, *, ended: str = "", load_end: float | None = None) -> None:

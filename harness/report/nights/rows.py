@@ -162,4 +162,30 @@ class Finding(Row):
     artefacts: str | None = None
 
 
-TABLES: tuple[type[Row], ...] = (Run, Qemu, Cell, Result, Confirmation, Measurement, Running, Finding)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPair(Row):
+    """How often a run of ``harness explore`` has made a step directly after another one.
+
+    :ivar first: empty for the first step of a program. :ivar times: 0 when it was possible, and never made.
+    """
+
+    TABLE: ClassVar[str] = "step_pair"
+
+    run_id: int = 0
+    alphabet: str
+    first: str
+    next: str
+    times: int
+
+
+TABLES: tuple[type[Row], ...] = (
+    Run,
+    Qemu,
+    Cell,
+    Result,
+    Confirmation,
+    Measurement,
+    Running,
+    Finding,
+    StepPair,
+)

@@ -120,6 +120,20 @@ CREATE TABLE finding(
     "CREATE INDEX finding_by_run ON finding(run_id)",
 )
 
+_VERSION_2 = (
+    """
+CREATE TABLE step_pair(
+  -- How often a run of kind explore has made a step directly after another one. What is not here was never
+  -- seen to be possible.
+  run_id INTEGER NOT NULL REFERENCES run(id) ON DELETE CASCADE,
+  alphabet TEXT NOT NULL,        -- guest, raw
+  first TEXT NOT NULL,           -- a step's name; empty: the program begins with the second step
+  next TEXT NOT NULL,
+  times INTEGER NOT NULL,        -- 0: it was possible, and never made
+  PRIMARY KEY(run_id, alphabet, first, next)
+)""",
+)
+
 #: ``MIGRATIONS[n]`` are the statements that make a file of version ``n + 1`` from one of version ``n``;
 #: version 0 is an empty file. A released migration is never edited: a change of the schema is one more entry.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_VERSION_1,)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_VERSION_1, _VERSION_2)

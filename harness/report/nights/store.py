@@ -164,6 +164,12 @@ class Store:
         with self.transaction():
             return self._insert(finding)
 
+    def add_step_pairs(self, pairs: Iterable[rows.StepPair]) -> None:
+        """Write which steps an exploration has made after which."""
+        with self.transaction():
+            for pair in pairs:
+                self._insert(pair)
+
     def _insert(self, row: rows.Row, conflict: str = "") -> int:
         columns = tuple(name for name in row.columns() if name != "id")
         places = ", ".join("?" * len(columns))

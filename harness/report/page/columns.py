@@ -7,7 +7,8 @@ machine type.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -88,6 +89,7 @@ class Columns:
             "measures": self._measures(),
             "confirmations": self._confirmations(),
             "findings": self._findings(),
+            "pairs": self._pairs(),
         }
 
     def _results(self) -> dict[str, list[Any]]:
@@ -183,6 +185,32 @@ class Columns:
             for one in self._store.select(rows.Finding)
             if one.run_id in self._number
         ]
+
+    def _pairs(self) -> list[dict[str, Any]]:
+        """By alphabet, how often all explorations together have made a step directly after another one.
+
+        ``cells`` are triples: two indexes of ``steps``, the first of them -1 at the beginning of a program,
+        and the number.
+        """
+        sums: dict[str, Counter[tuple[str, str]]] = {}
+        runs: dict[str, set[int]] = {}
+        for one in self._store.select(rows.StepPair, order="alphabet, first, next"):
+            if one.run_id in self._number:
+                sums.setdefault(one.alphabet, Counter())[one.first, one.next] += one.times
+                runs.setdefault(one.alphabet, set()).add(one.run_id)
+        return [
+            {"alphabet": alphabet, "runs": len(runs[alphabet]), **_matrix(pairs)}
+            for alphabet, pairs in sums.items()
+        ]
+
+
+def _matrix(pairs: Mapping[tuple[str, str], int]) -> dict[str, Any]:
+    steps = sorted({name for pair in pairs for name in pair if name})
+    number = {"": -1} | {name: index for index, name in enumerate(steps)}
+    return {
+        "steps": steps,
+        "cells": [[number[first], number[following], times] for (first, following), times in pairs.items()],
+    }
 
 
 def _outcome(name: str) -> int:

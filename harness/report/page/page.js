@@ -554,7 +554,7 @@
     const kinds = unique(D.findings.map(one => one.kind));
     const called = { fault: "Faults", control: "QEMUs without a fault", finding: "Found by exploration",
       "known bug": "Known bugs that exploration met", coverage: "Coverage of the exploration, by alphabet" };
-    return [h("h2", {}, "Faults and exploration"), kinds.map(kind => {
+    return [h("h2", {}, "Faults and exploration"), D.pairs.map(one => [h("h3", {}, `Explored pairs of steps: ${one.alphabet}`), pairs(one)]), kinds.map(kind => {
       const list = D.findings.filter(one => one.kind === kind).reverse();
       const named = [...grouped2(list, one => one.name)].map(([, all]) => all);
       const latest = named.map(all => all[0]), before = new Map(named.map(all => [all[0], all.find(one => one.outcome !== all[0].outcome)]));
@@ -563,6 +563,27 @@
         listed(["Night!", "Outcome!", "Before!", "Name", "Detail"], latest, one => [D.runs[one.run].night, one.outcome,
           before.get(one) ? `${before.get(one).outcome} on ${D.runs[before.get(one).run].night}` : "", one.name, [one.detail, one.artefacts && h("div", {}, h("code", {}, one.artefacts))]])];
     })];
+  }
+  // A row for each first step, a column for each next one. Where there is no number, the step was never possible there.
+  function pairs(one) {
+    const times = new Map(one.cells.map(([first, next, number]) => [`${first} ${next}`, number]));
+    const most = Math.max(1, ...one.cells.map(cell => cell[2])), never = one.cells.filter(cell => cell[2] === 0);
+    const name = first => first < 0 ? "(begin)" : one.steps[first];
+    const firsts = [-1, ...one.steps.keys()].filter(first => one.cells.some(cell => cell[0] === first));
+    const nexts = [...one.steps.keys()].filter(next => one.cells.some(cell => cell[1] === next));
+    const cell = (first, next) => {
+      const number = times.get(`${first} ${next}`), shade = number ? 8 + 32 * Math.log1p(number) / Math.log1p(most) : 0;
+      return h("td", { class: number === 0 && "never", title: number === undefined ? null : `${name(first)}, then ${name(next)}: ${number || "never"}`,
+        style: number ? `--shade: ${shade.toFixed(0)}%` : null }, number === undefined ? "" : number === 0 ? "never" : number.toLocaleString("en"));
+    };
+    const made = one.cells.length - never.length;
+    const box = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Pairs of steps of ${one.alphabet}` }, h("table", { class: "pairs", "aria-describedby": `pairs-${one.alphabet}` },
+      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "first"), nexts.map(next => h("th", { scope: "col" }, h("span", {}, name(next)))))),
+      h("tbody", {}, firsts.map(first => h("tr", {}, h("th", { scope: "row" }, name(first)), nexts.map(next => cell(first, next)))))));
+    const about = h("p", { class: "soft", id: `pairs-${one.alphabet}` }, `${plural(one.runs, "exploration")} with the alphabet ${one.alphabet}: of ${one.cells.length} pairs `
+      + `of steps that were possible, ${made} were made, ${never.length} never. Rows: the first step; columns: the step directly after it.`);
+    return [about, box, never.length ? h("details", {}, h("summary", {}, `${plural(never.length, "pair")} that never were made`),
+      listed(["First!", "Then"], never, ([first, next]) => [name(first), name(next)])) : null];
   }
   function grouped2(list, keyOf) {
     const groups = new Map();

@@ -92,6 +92,21 @@ def test_an_eject_that_leaves_the_device(world: World) -> None:
         ejection.wait_completed()
 
 
+def test_a_slot_s_lock_is_toggled_by_one_write_that_keeps_the_other_bits(world: World) -> None:
+    config = bytearray(256)
+    config[0x34], config[0x40:0x42], config[0x50:0x52] = 0x40, b"\x05\x50", b"\x10\x00"
+    config[0x50 + 0x18 : 0x50 + 0x1A] = b"\xc1\x05"
+    world.ssh.on("ls -d", "/sys/devices/pci0000:00/0000:00:10.0/0000:01:00.0\n")
+    world.ssh.on("hexdump", config.hex())
+    world.ssh.on("printf", "")
+    lock = HostileGuest(world.guest).slot_lock(world.share)
+    lock.toggle()
+    *_, write = world.ssh.commands
+    assert write.startswith(
+        r"printf '\301\015' | dd of=/sys/bus/pci/devices/0000:00:10.0/config bs=2 seek=52 "
+    )
+
+
 @pytest.mark.parametrize("answer", ["", ChannelLost("SSH: closed"), GuestPanicked("the guest of 'source'")])
 def test_a_guest_that_panics(world: World, answer: str | Exception) -> None:
     def panic(_: Any) -> str:

@@ -8,6 +8,7 @@ from harness.actions.raw_migration import (
     cancel,
     expect_load_fails,
     load_stream,
+    load_stream_or_fail,
     migrate_raw,
     migrate_to_the_pause,
     save_stream,
@@ -65,6 +66,16 @@ def test_a_whole_stream_is_loaded(raw: RawGuest, driver: RawDriver, tmp_path: Pa
         expect_load_fails(raw, path)
     path.write_bytes(path.read_bytes()[:1000])
     assert expect_load_fails(raw, path)
+
+
+def test_a_stream_may_be_loaded_or_refused(raw: RawGuest, driver: RawDriver, tmp_path: Path) -> None:
+    path = tmp_path / "stream"
+    save_stream(raw, path)
+    loaded = load_stream_or_fail(raw, path)
+    assert loaded is not None
+    loaded.driver(driver.share).version()
+    path.write_bytes(path.read_bytes()[:1000])
+    assert load_stream_or_fail(raw, path) is None
 
 
 def test_a_stream_is_loaded_more_than_once(raw: RawGuest, driver: RawDriver, tmp_path: Path) -> None:

@@ -112,6 +112,30 @@ def test_the_report_is_made_again(harness: Harness, tmp_path: Path, started: dic
     assert (ended.status, started) == (0, {})
 
 
+def test_both_sets_are_run_and_shown_side_by_side(
+    harness: Harness, tmp_path: Path, started: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, bool]] = []
+    monkeypatch.setattr(
+        coverage,
+        "_run",
+        lambda qemu, folder, options: seen.append((folder.name, "--thorough" in options)),
+    )
+    reports = {
+        "default": [FileReport("hw/9pfs/9p.c", Share(8, 10), Share(1, 2), Share(1, 1), unexplained=2)],
+        "thorough": [FileReport("hw/9pfs/9p.c", Share(9, 10), Share(2, 2), Share(1, 1), unexplained=1)],
+    }
+    monkeypatch.setattr(reached, "write", lambda into, data, facts: reports[into.name])
+    ended = harness("coverage", "--both", "--into", tmp_path / "out", "-k", "leak")
+    assert seen == [("default", False), ("thorough", True)]
+    assert ended.status == 0
+    row = next(line for line in ended.out.splitlines() if "9p.c" in line)
+    cells = [cell.strip() for cell in row.strip("│ ").split("│")]
+    assert cells[1:3] == ["8 of 10 (80.0 %)", "9 of 10 (90.0 %)"]
+    assert cells[3:] == ["50.0 %", "100.0 %", "100.0 %", "100.0 %", "1"]
+    assert harness("coverage", "--both", "--thorough").status == 2
+
+
 def test_without_gcovr_nothing_is_built(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     ended = harness("coverage")

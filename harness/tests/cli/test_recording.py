@@ -129,7 +129,10 @@ def test_the_findings_and_the_coverage_of_an_exploration_are_recorded(history: P
             SimpleNamespace(finding=known, folder=None),
         ],
         tallies={"raw": Counter()},
-        coverage=SimpleNamespace(counts=lambda name: f"12 of 40 pairs of {name}"),
+        coverage=SimpleNamespace(
+            counts=lambda name: f"12 of 40 pairs of {name}",
+            pairs=lambda name: {("", "plug"): 2, ("plug", "unplug"): 1, ("plug", "stop"): 0},
+        ),
     )
     with Recorder(history) as recorder:
         recorder.begin(EXPLORE, about(["--seed=1"]))
@@ -144,6 +147,12 @@ def test_the_findings_and_the_coverage_of_an_exploration_are_recorded(history: P
         ]
         assert rows_found[1].detail == "R2 plug(0); unplug(0)"
         assert rows_found[2].outcome == "12 of 40 pairs of raw"
+        pairs = [(one.alphabet, one.first, one.next, one.times) for one in read.select(rows.StepPair)]
+        assert pairs == [
+            ("raw", "", "plug", 2),
+            ("raw", "plug", "stop", 0),
+            ("raw", "plug", "unplug", 1),
+        ]
 
 
 def test_after_a_write_that_failed_nothing_more_is_tried() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import HarnessError, SetupError, Unsupported, UsageError
+from harness.errors import HarnessError, SetupError, Unsupported, UsageError, Violation
 from harness.qemu import binary
 from harness.qemu.binary import (
     FIRMWARE,
@@ -17,6 +17,7 @@ from harness.qemu.binary import (
     has_memory_backend,
     on_path,
     probe,
+    refusal_to_start,
     require_named_fds,
     require_options,
     require_property,
@@ -289,6 +290,14 @@ def test_an_option_that_it_does_not_know(tmp_path: Path, message: str) -> None:
     unknowing = from_path(_program(tmp_path / "old", _FAKE.replace("unexpected: $*", message)))
     with pytest.raises(Unsupported, match=f"^this QEMU: {message}$"):
         require_options(unknowing, "-only-migratable")
+
+
+def test_what_qemu_prints_when_it_refuses_to_start(tmp_path: Path) -> None:
+    refusing = "*-fsdev*) echo 'no path' >&2; exit 1 ;;\n*-machine*) echo started; exit 0 ;;\n*logfile*)"
+    install = from_path(_program(tmp_path, _FAKE.replace("*logfile*)", refusing, 1)))
+    assert refusal_to_start(install, "-fsdev", "local") == "no path"
+    with pytest.raises(Violation, match="QEMU with -name x ended with 0, not 1"):
+        refusal_to_start(install, "-name", "x")
 
 
 def test_whether_an_incoming_fd_can_be_named(tmp_path: Path) -> None:

@@ -85,6 +85,24 @@ def test_the_shares_of_a_file_and_gcovr_s_table_and_page(tmp_path: Path, data: d
     assert "9p.c" in page
 
 
+def test_a_file_that_one_set_does_not_reach_at_all() -> None:
+    one, other = (
+        FileReport(file, Share(1, 4), Share(0, 0), Share(1, 2), unexplained=3)
+        for file in ("one.c", "other.c")
+    )
+    assert coverage.total([one, other]) == FileReport(
+        "all of them", Share(2, 8), Share(0, 0), Share(2, 4), unexplained=6
+    )
+    made = coverage.compared({"default": [one], "thorough": [one, other]})
+    rows = [tuple(column) for column in zip(*(column.cells for column in made.columns), strict=True)]
+    assert [row[:3] for row in rows] == [
+        ("one.c", "1 of 4 (25.0 %)", "1 of 4 (25.0 %)"),
+        ("other.c", "-", "1 of 4 (25.0 %)"),
+        ("all of them", "1 of 4 (25.0 %)", "2 of 8 (25.0 %)"),
+    ]
+    assert [row[-1] for row in rows] == ["3", "3", "6"]
+
+
 def test_a_reason_without_lines_is_about_the_whole_function(tmp_path: Path, data: dict[str, Any]) -> None:
     assert _written(tmp_path, data, NO_MEMORY, UNUSED)[0].unexplained == 0
 

@@ -71,6 +71,34 @@ def write(folder: Path, nights: tuple[str, ...] = NIGHTS) -> Path:
     return path
 
 
+def explore(store: Store, name: str, *pairs: tuple[str, str, int]) -> None:
+    """Add an exploration that has made these pairs of steps so often."""
+    run = store.begin_run(
+        rows.Run(
+            uuid=name,
+            kind="explore",
+            begun=f"{NIGHTS[-1]}T04:00:00+00:00",
+            host="ci",
+            cores=8,
+            harness_version="0.1.0",
+        )
+    )
+    coverage = rows.Finding(run_id=run, kind="coverage", name="raw", outcome="2 states")
+    store.add_finding(coverage)
+    store.add_step_pairs(
+        rows.StepPair(run_id=run, alphabet="raw", first=first, next=following, times=times)
+        for first, following, times in pairs
+    )
+    store.end_run(run, ended=f"{NIGHTS[-1]}T05:00:00+00:00", exit_code=0)
+
+
+#: Two explorations, and what both together have made.
+EXPLORED = (
+    (("", "plug", 2), ("plug", "unplug", 1200), ("plug", "stop", 0)),
+    (("", "plug", 1), ("plug", "stop", 0), (HOSTILE, "plug", 5)),
+)
+
+
 def _results(store: Store, folder: Path, run: int, cell: int, night: str, where: str, *, last: bool) -> None:
     def result(test: str, guarantee: str, outcome: str, **more: str) -> rows.Result:
         made = rows.Result(

@@ -214,6 +214,54 @@ def test_a_finding_is_shown_once_with_what_it_was_before(opened: Opened) -> None
     assert cells == ["2026-11-28", "caught", "missed on 2026-11-26", "tag-kept", histories.HOSTILE]
 
 
+@pytest.fixture(scope="module")
+def explored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("explored")
+    with Store(histories.write(folder / "history")) as store:
+        for number, pairs in enumerate(histories.EXPLORED):
+            histories.explore(store, f"explore-{number}", *pairs)
+        return write_page(store, folder / "page")
+
+
+def test_explored_pairs_are_a_table_of_first_and_next_step(chromium: Any, explored: Path) -> None:
+    opened = Opened(chromium, explored)
+    opened.go("#/findings")
+    assert opened.tab.get_by_role("region", name="Pairs of steps of raw").count() == 1
+    described = opened.tab.locator(".pairs").get_attribute("aria-describedby")
+    (about,) = opened.texts(f"#{described}")
+    assert about.startswith(
+        "2 explorations with the alphabet raw: of 4 pairs of steps that were possible, 3 were made, 1 never."
+    )
+    assert opened.texts(".pairs tbody th[scope='row']") == ["(begin)", histories.HOSTILE, "plug"]
+    heads = opened.evaluate(
+        "[...document.querySelectorAll('.pairs th[scope=col]')].map(th => th.textContent)"
+    )
+    assert heads == ["first", "plug", "stop", "unplug"]
+    cells = opened.evaluate("[...document.querySelectorAll('.pairs tbody td')].map(td => td.textContent)")
+    assert cells == ["3", "", "", "5", "", "", "", "never", "1,200"]
+    titles = opened.evaluate("[...document.querySelectorAll('.pairs td[title]')].map(td => td.title)")
+    assert "plug, then stop: never" in titles
+    opened.tab.get_by_text("1 pair that never were made").click()
+    assert opened.texts("details td") == ["plug", "stop"]
+    assert opened.complaints == []
+    assert {url.partition("#")[0] for url in opened.requests} == {explored.as_uri()}
+    opened.tab.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_explored_pairs_fit_a_phone_and_their_numbers_can_be_read(
+    chromium: Any, explored: Path, scheme: str
+) -> None:
+    opened = Opened(chromium, explored, viewport=PHONE, color_scheme=scheme)
+    opened.go("#/findings")
+    assert opened.evaluate(WIDE) == 0, "the page scrolls sideways"
+    assert opened.evaluate(NAMES) == []
+    assert opened.evaluate(DIM) == []
+    opened.tab.locator(".scroll[role=region]").focus()
+    assert opened.evaluate("document.activeElement.getAttribute('role')") == "region"
+    opened.tab.close()
+
+
 def test_a_benchmark_and_faults_are_no_night(chromium: Any, tmp_path: Path) -> None:
     path = histories.write(tmp_path / "history")
     with Store(path) as store:

@@ -117,6 +117,22 @@ def test_runs_of_half_a_year_are_shown(store: Store, tmp_path: Path) -> None:
     assert len(found["findings"]) == 1
 
 
+def test_the_pairs_of_all_explorations_are_summed(store: Store, tmp_path: Path) -> None:
+    for number, pairs in enumerate(histories.EXPLORED):
+        histories.explore(store, f"explore-{number}", *pairs)
+    (found,) = data(write_page(store, tmp_path))["pairs"]
+    assert (found["alphabet"], found["runs"]) == ("raw", 2)
+    steps = found["steps"]
+    assert steps == [histories.HOSTILE, "plug", "stop", "unplug"]
+    named = {(steps[first] if first >= 0 else "", steps[then]): n for first, then, n in found["cells"]}
+    assert named == {
+        ("", "plug"): 3,
+        ("plug", "stop"): 0,
+        ("plug", "unplug"): 1200,
+        (histories.HOSTILE, "plug"): 5,
+    }
+
+
 def test_a_merged_run_and_its_part_are_one(store: Store, tmp_path: Path) -> None:
     before = len(store.select(rows.Result))
     run = store.begin_run(
