@@ -325,6 +325,20 @@ def test_gone_without_any_event(world: World) -> None:
         unplug.wait_completed()
 
 
+def test_events_that_come_at_the_deadline_are_no_leaked_reference(world: World) -> None:
+    unplug = _requested(world)
+    _forgotten(world)
+
+    def deleted(_: Any) -> list[dict[str, str]]:
+        _delete(world)
+        return peripheral()
+
+    world.qmp.on("qom-list", deleted, peripheral())
+    world.impatient()
+    unplug.wait_completed()
+    assert unplug.state is UnplugState.COMPLETED
+
+
 def test_both_events_and_still_listed(world: World) -> None:
     unplug = _requested(world)
     _delete(world)

@@ -45,6 +45,18 @@ def test_a_missing_event(w: World) -> None:
             watched.wait(timeout_s=1)
 
 
+def test_an_event_that_comes_at_the_deadline(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes between the last look at the events and the end of the wait."""
+    w.qmp.on("qom-list", peripheral())
+    w.impatient()
+    with deletion(w) as watched:
+        w.qmp.emit("DEVICE_DELETED", path=BACKEND)
+        monkeypatch.setattr(
+            w.machine, "watch", lambda: w.qmp.emit("DEVICE_DELETED", path=GONE, device="share0")
+        )
+        watched.wait(timeout_s=1)
+
+
 def test_an_object_that_still_exists(w: World) -> None:
     w.machine.plugged.add("share0")
     w.qmp.on("qom-list", peripheral("share0"))
