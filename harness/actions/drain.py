@@ -45,12 +45,13 @@ def happens_while(
 
     def over() -> bool:
         nonlocal asked, window
+        expired = window.expired  # Before the answer is looked for: the silence has to last until then.
         if happened():
             return True
         if asked.done and not returned():
             asked, window = machine.qmp.request("query-status"), Deadline.after(scaled_s)
             return False
-        return window.expired
+        return expired
 
     machine.wait_until(
         over,

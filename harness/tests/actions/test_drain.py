@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -9,7 +11,7 @@ from harness.actions import drain
 from harness.actions.drain import happens_while
 from harness.errors import GuestError, QemuDied, WaitTimeout
 from harness.qemu.machine import Machine
-from harness.tests.fakes import World
+from harness.tests.fakes import ScriptedPending, World
 
 
 def _happens(world: World, *happened: bool, **options: Any) -> bool:
@@ -47,6 +49,40 @@ def test_the_window_restarts_with_each_answer(world: World) -> None:
     world.qmp.on("query-status", answer)
     assert not _happens(world, False)
     assert world.qmp.commands == ["query-status"] * 3
+
+
+@dataclass
+class _Window:
+    expired: bool = False
+
+
+class _AnsweredLate:
+    """An answer that comes, with the end of the window, right after the harness has looked for it."""
+
+    def __init__(self, windows: list[_Window]) -> None:
+        self._windows, self._answered = windows, False
+
+    @property
+    def done(self) -> bool:
+        before, self._answered = self._answered, True
+        self._windows[0].expired = True
+        return before
+
+
+def test_an_answer_that_comes_while_the_harness_does_not_run_restarts_the_window(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows: list[_Window] = []
+
+    def after(_: float) -> _Window:
+        windows.append(_Window(expired=len(windows) > 0))
+        return windows[-1]
+
+    pending = iter([_AnsweredLate(windows), ScriptedPending(None, done=False)])
+    monkeypatch.setattr(world.qmp, "request", lambda _: next(pending))
+    monkeypatch.setattr(drain, "Deadline", SimpleNamespace(after=after))
+    assert not _happens(world, False)
+    assert len(windows) == 2
 
 
 def test_a_trigger_that_never_reaches_qemu(world: World) -> None:
