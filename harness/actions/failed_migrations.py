@@ -20,7 +20,7 @@ from harness.actions.migration import (
     wait_status,
 )
 from harness.actions.stream import PAUSED, SLOW, stalled
-from harness.errors import QemuError
+from harness.errors import ChannelLost, QemuError
 from harness.qemu.bandwidth import bandwidth, limit_bandwidth
 from harness.qemu.machine import Machine
 from harness.qemu.migration_socket import stream_from_file
@@ -46,10 +46,21 @@ def _the_connection_breaks(migration: Migration) -> None:
             machine.qmp.getfd("cut", theirs.fileno())
         machine.qmp.execute("migrate", {"uri": "fd:cut"}, watch=machine.watch)
         ours.settimeout(machine.timeout_scale.seconds(MIGRATE_TIMEOUT_S))
-        left = _PART
-        while left > 0:
-            left -= len(ours.recv(min(_CHUNK, left)))
+        try:
+            _read_part(ours)
+        except OSError as exc:
+            lost = ChannelLost(f"QEMU {machine.name!r} sent no {_PART} bytes of its stream: {exc}")
+            raise machine.root_cause(lost) from exc
     wait_status(machine, "failed")
+
+
+def _read_part(connection: socket.socket) -> None:
+    left = _PART
+    while left > 0:
+        received = connection.recv(min(_CHUNK, left))
+        if not received:
+            raise ConnectionResetError(f"it closed the connection {left} bytes earlier")
+        left -= len(received)
 
 
 def _the_destination_dies(migration: Migration) -> None:
