@@ -256,7 +256,7 @@ def stalled(machine: Machine, *, read_first: bool = True) -> Iterator[None]:
         listener.bind(str(path))
         listener.listen(1)
         machine.qmp.execute("migrate", {"uri": f"unix:{path}"}, watch=machine.watch)
-        connection, _ = listener.accept()
+        connection = _accepted(machine, listener)
         with connection:
             try:
                 _wait_stalled(machine, connection)
@@ -269,6 +269,20 @@ def stalled(machine: Machine, *, read_first: bool = True) -> Iterator[None]:
                 draining.wait(timeout_s=machine.timeout_scale.seconds(_STATUS_TIMEOUT_S))
     limit_bandwidth(machine, before)
     path.unlink()
+
+
+def _accepted(machine: Machine, listener: socket.socket) -> socket.socket:
+    """QEMU's connection. QEMU answers ``migrate`` before it connects."""
+    listener.setblocking(False)
+
+    def accept() -> socket.socket | None:
+        with contextlib.suppress(BlockingIOError):
+            return listener.accept()[0]
+        return None
+
+    return machine.wait_until(
+        accept, what=f"the connection of {machine.name}'s migration", timeout_s=_STATUS_TIMEOUT_S
+    )
 
 
 def _wait_stalled(machine: Machine, connection: socket.socket) -> None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from harness.actions.stream import SLOW_BANDWIDTH, STREAMS, stalled
-from harness.errors import Unsupported, WaitTimeout
+from harness.errors import QemuDied, Unsupported, WaitTimeout
 from harness.qemu.machine import Machine
 from harness.tests.fakes import World
 
@@ -78,7 +78,12 @@ def test_a_stream_that_never_begins_is_not_stalled(world: World, sender: _Sender
         world.machine.timeout_scale = type(world.machine.timeout_scale)(1.0)
         return {}
 
+    def connect(arguments: Any) -> dict[str, Any]:
+        sender.begin(arguments)
+        return sender.join()
+
     sender.size = 0
+    world.qmp.on("migrate", connect)
     world.qmp.on("migrate_cancel", cancel)
     world.impatient()
     with (
@@ -86,6 +91,21 @@ def test_a_stream_that_never_begins_is_not_stalled(world: World, sender: _Sender
         stalled(cast(Machine, world.machine)),
     ):
         pass
+
+
+def test_a_qemu_that_dies_before_it_connects(world: World) -> None:
+    def die(_: Any) -> dict[str, Any]:
+        world.machine.death = QemuDied("QEMU 'source' was killed by SIGSEGV")
+        return {}
+
+    world.qmp.on("query-migrate-parameters", {"max-bandwidth": _BANDWIDTH})
+    world.qmp.on("migrate", die)
+    socket.setdefaulttimeout(0.1)  # Otherwise a blocking accept would wait for ever.
+    try:
+        with pytest.raises(QemuDied), stalled(cast(Machine, world.machine)):
+            pass
+    finally:
+        socket.setdefaulttimeout(None)
 
 
 def _schema(world: World, *kinds: dict[str, Any]) -> None:
