@@ -125,11 +125,16 @@ def _fd(source: Machine, destination: Machine) -> str:
 
 
 def _exec(source: Machine, _destination: Machine) -> str:
-    return f"exec:cat > {source.folder / 'stream'}"
+    file = source.folder / "stream"
+    file.unlink(missing_ok=True)
+    # QEMU reports the migration as completed while cat may still write, so the file gets its name afterwards.
+    return f"exec:cat > {file}.part && mv {file}.part {file}"
 
 
 def _read_exec(source: Machine, destination: Machine) -> None:
-    _incoming(destination, f"exec:cat {source.folder / 'stream'}")
+    file = source.folder / "stream"
+    _wait(destination, file.exists, f"the whole stream of {source.name} to be in its file")
+    _incoming(destination, f"exec:cat {file}")
 
 
 def _read_snapshot(source: Machine, destination: Machine) -> None:

@@ -216,6 +216,11 @@ def test_a_file_is_read_when_it_is_complete(
         assert world.qmp.commands.count("query-migrate") == 3
         return {}
 
+    def written(_: Any) -> dict[str, Any]:
+        (world.machine.folder / "stream").touch()
+        return {}
+
+    world.qmp.on("migrate", written)
     destination.qmp.on("migrate-incoming", begins)
     migration.migrate(STREAMS["exec"])
     assert dict(world.qmp.sent)["migrate"]["uri"].startswith("exec:cat > ")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from typing import Any, cast
@@ -106,6 +107,33 @@ def test_a_qemu_that_dies_before_it_connects(world: World) -> None:
             pass
     finally:
         socket.setdefaulttimeout(None)
+
+
+@pytest.mark.parametrize("way", ["exec", "background-snapshot"])
+def test_a_file_is_read_when_its_writer_has_ended(
+    world: World, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """QEMU has sent all of the stream when it reports the migration as completed: cat has yet to write."""
+    machine = cast(Machine, world.machine)
+    (world.machine.folder / "stream").write_bytes(b"of an earlier migration")
+    command = STREAMS[way].open(machine, machine).removeprefix("exec:")
+    read: list[bytes] = []
+
+    def incoming(arguments: Any) -> dict[str, Any]:
+        shown = subprocess.run(arguments["uri"].removeprefix("exec:"), shell=True, capture_output=True)
+        read.append(shown.stdout)
+        return {}
+
+    world.qmp.on("migrate-incoming", incoming)
+    with subprocess.Popen(command, shell=True, stdin=subprocess.PIPE) as writer:
+
+        def watch() -> None:  # Called by a wait, after its first look.
+            writer.communicate(b"the stream")
+
+        monkeypatch.setattr(world.machine, "watch", watch)
+        STREAMS[way].deliver(machine, machine)
+        writer.kill()
+    assert read == [b"the stream"]
 
 
 def _schema(world: World, *kinds: dict[str, Any]) -> None:
