@@ -32,21 +32,21 @@ def exchange(
     :raises EOFError: when the connection ended; also raises what ``ended`` and ``watch`` raise.
     """
     unsent = memoryview(stdin)
-    while not _all_received(channel, out, err, ended):
-        if deadline.expired:
+    while True:
+        last_turn = deadline.expired  # Before the look, so that nothing is looked at too early.
+        if _all_received(channel, out, err, ended):
+            return True
+        if last_turn:
             return False
         if watch is not None:
             watch()
         if unsent and channel.send_ready():
-            unsent = unsent[channel.send(bytes(unsent[:_CHUNK])) :]
-            if not unsent:
-                channel.shutdown_write()
+            unsent = _send(channel, unsent)
         turn_s = 0.01 if unsent else min(0.05, deadline.remaining_s)
         if channel.eof_received:
             channel.status_event.wait(turn_s)
         else:  # The descriptor of the channel becomes readable on data, EOF and close.
             select.select([channel.fileno()], [], [], turn_s)
-    return True
 
 
 def has_ended(channel: paramiko.Channel) -> bool:
@@ -54,17 +54,35 @@ def has_ended(channel: paramiko.Channel) -> bool:
 
     :raises EOFError: when the connection ended first (``exit_status_ready`` is then true as well).
     """
+    over = channel.exit_status_ready() if channel.eof_received else channel.closed
+    # Looked at afterwards, because the connection may end at any time.
     ended_early = channel.closed and channel.exit_status < 0
-    if ended_early and not (channel.eof_received and channel.get_transport().is_active()):
+    if ended_early and not (channel.eof_received and _lives(channel.get_transport())):
         raise EOFError("the connection ended")
-    if channel.eof_received:
-        return bool(channel.exit_status_ready())
-    return bool(channel.closed)
+    return bool(over)
+
+
+def _lives(transport: paramiko.Transport) -> bool:
+    """Whether the connection has not ended. When it ends, its channels are closed before it is inactive."""
+    return transport.is_active() and transport.saved_exception is None
 
 
 def decode(data: bytearray) -> str:
     """Decode output as UTF-8; invalid bytes are replaced."""
     return data.decode("utf-8", "replace")
+
+
+def _send(channel: paramiko.Channel, unsent: memoryview) -> memoryview:
+    """Send a piece of stdin; returns what is left: nothing if the command has ended meanwhile."""
+    try:
+        unsent = unsent[channel.send(bytes(unsent[:_CHUNK])) :]
+        if not unsent:
+            channel.shutdown_write()
+    except OSError:
+        if not channel.closed:
+            raise
+        return unsent[:0]
+    return unsent
 
 
 def _all_received(
