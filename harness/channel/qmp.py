@@ -299,12 +299,16 @@ class Qmp:
     def getfd(self, name: str, descriptor: int) -> None:
         """Pass a file descriptor to QEMU with ``getfd``; QEMU then knows it as ``name``.
 
-        :raises QmpLost: when there is no connection.
+        :raises QmpLost: when there is no connection, or it has broken.
         """
         client = self._client
         if client is None:
             raise QmpLost(f"QEMU {self.machine!r}: no QMP connection to pass a file descriptor through")
-        client.send_fd_scm(descriptor)
+        try:
+            client.send_fd_scm(descriptor)
+        except (QMPError, OSError) as exc:  # QEMU has ended.
+            why = str(exc) or type(exc).__name__
+            raise QmpLost(f"QEMU {self.machine!r}: no file descriptor can be passed to it: {why}") from None
         self.execute("getfd", {"fdname": name})
 
     def listen(self, *names: str) -> Listener:
@@ -378,12 +382,14 @@ def _ended(future: concurrent.futures.Future[Any], timeout_s: float, watch: Watc
     or whose coroutine raised a TimeoutError.
     """
     deadline = Deadline.after(timeout_s)
-    while not concurrent.futures.wait([future], min(0.25, deadline.remaining_s)).done:
-        if deadline.expired:
+    while True:
+        last_turn = deadline.expired  # Before the look: this thread may not run for a while.
+        if concurrent.futures.wait([future], min(0.25, deadline.remaining_s)).done:
+            return True
+        if last_turn:
             return False
         if watch is not None:
             watch()
-    return True
 
 
 async def _disconnect(client: QMPClient) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import errno
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from harness.channel.qmp import Qmp
-from harness.deadline import wait_until
+from harness.channel.qmp import Qmp, _ended
+from harness.deadline import Deadline, wait_until
 from harness.errors import GuestPanicked, QemuError, QmpLost, QmpSilent, WaitTimeout
 from harness.history import History, Kind, read
 from harness.tests.channel.fake_qmp import HANG_UP, SILENCE, FakeQmpServer
@@ -175,6 +176,39 @@ def test_an_answer_that_comes_at_the_deadline_is_taken(qmp: Qmp) -> None:
     pending = qmp.request("query-status")
     concurrent.futures.wait([pending._future], 60)
     assert pending.wait(timeout_s=0) == {}
+
+
+def test_an_answer_that_comes_while_the_waiting_thread_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+    class Expires(Deadline):
+        """It expires when it is asked; the answer has come just before."""
+
+        @property
+        def expired(self) -> bool:
+            answer.set_result(None)
+            return True
+
+    monkeypatch.setattr("harness.channel.qmp.Deadline", Expires)
+    assert _ended(answer, 0, None)
+
+
+def test_a_file_descriptor_for_a_qemu_that_has_ended(
+    qmp: Qmp, server: FakeQmpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of the connection is noticed by the write, or before it."""
+
+    def write(_: int) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(qmp._client, "send_fd_scm", write)
+        with pytest.raises(QmpLost, match=r"no file descriptor can be passed to it: .*Broken pipe"):
+            qmp.getfd("stream", 0)
+    server.hang_up()
+    wait_until(lambda: not qmp.connected, what="the end of the session", timeout_s=60)
+    with pytest.raises(QmpLost):
+        qmp.getfd("stream", 0)
 
 
 def test_no_server_at_all(make: Callable[[], Qmp], capfd: pytest.CaptureFixture[str]) -> None:
