@@ -21,6 +21,8 @@ from harness.errors import ChannelLost, CommandTimeout, GuestPanicked, HarnessEr
 #: Bytes that are sent at once. A tty in canonical mode takes at most 4095 bytes a line (kernel:
 #: ``drivers/tty/n_tty.c``, ``N_TTY_BUF_SIZE``), so longer input is sent in pieces.
 _PIECE = 1024
+#: Seconds in which the shell must answer the first probe. It may not have read that one; a slow guest gets
+#: twice as long each time.
 _PROBE_S = 2.0
 _TURN_S = 0.25
 
@@ -54,10 +56,14 @@ class Console:
         :raises ChannelLost: when it does not within ``timeout_s`` seconds.
         """
 
+        probe_s = _PROBE_S
+
         def answers() -> bool:
+            nonlocal probe_s
             try:
-                return self.run("true", timeout_s=_PROBE_S).returncode == 0
+                return self.run("true", timeout_s=probe_s).returncode == 0
             except CommandTimeout:
+                probe_s *= 2
                 return False
 
         try:
@@ -112,12 +118,13 @@ class Console:
         :raises pexpect.TIMEOUT: when the deadline has passed.
         """
         while True:
+            last_turn = deadline.expired  # Before the look, so that nothing is looked for too early.
             turn_s = min(_TURN_S, max(0.01, deadline.remaining_s))
             if self._shell.expect([pattern.encode(), pexpect.TIMEOUT], timeout=turn_s) == 0:
                 return
             if self._watch is not None:
                 self._watch()
-            if deadline.expired:
+            if last_turn:
                 raise pexpect.TIMEOUT(pattern)
 
     def _until(self, marker: str, deadline: Deadline) -> str:

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.channel import Completed
 from harness.channel.console import Console, KernelLog
+from harness.deadline import Deadline
 from harness.errors import ChannelLost, CommandTimeout, GuestPanicked
 
 
@@ -121,6 +123,44 @@ def test_after_a_timeout_the_shell_can_be_used_again(console: Console) -> None:
         console.run("sleep 30", timeout_s=0.5)
     for number in range(3):
         assert console.run(f"echo {number}", timeout_s=60).stdout == f"{number}\n"
+
+
+def test_a_slow_shell_gets_longer_for_each_probe(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell that always needs longer than the first probe allows answers a later one."""
+    allowed_s: list[float] = []
+
+    def run(command: str, *, timeout_s: float) -> Completed:
+        allowed_s.append(timeout_s)
+        if timeout_s < 5:
+            raise CommandTimeout("console", command, timeout_s, "", "")
+        return Completed(command, 0, "", "")
+
+    monkeypatch.setattr(console, "run", run)
+    console.wait_ready(timeout_s=1)
+    assert allowed_s == [2.0, 4.0, 8.0]
+
+
+def test_output_that_comes_while_the_waiting_thread_does_not_run(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed = False
+
+    class Expires(Deadline):
+        """It expires when it is asked; the output has come just before."""
+
+        @property
+        def expired(self) -> bool:
+            nonlocal printed
+            printed = True
+            return True
+
+    def expect(_: list[object], *, timeout: float) -> int:
+        assert timeout >= 0
+        return 0 if printed else 1
+
+    monkeypatch.setattr(console._shell, "expect", expect)
+    console._expect("mark", Expires.after(0))
+    assert printed
 
 
 def test_the_watch_ends_a_command(serial: FakeSerial, tmp_path: Path) -> None:
