@@ -194,11 +194,15 @@ class GuestfwdSocket:
     def move(self, path: Path) -> None:
         """Continue over another QEMU's socket.
 
-        :raises ChannelLost: when the socket cannot be opened.
+        :raises ChannelLost: when the socket cannot be opened, or this one was closed, or has data that nobody
+            reads.
         """
         self._wait_drained()
         connection = _connect(path)
         with self._changed:
+            if self._closed:
+                connection.close()
+                raise ChannelLost("the session has ended")
             connection.settimeout(self._timeout_s)
             before, self._connection = self._connection, connection
             self._changed.notify_all()
@@ -212,13 +216,17 @@ class GuestfwdSocket:
             before.shutdown(socket.SHUT_RDWR)
 
     def _wait_drained(self) -> None:
-        """Wait until all received data was read, for a second at most."""
+        """Wait until all received data was read.
+
+        :raises ChannelLost: when it is not, within a second, or the connection was closed.
+        """
         connection = self._connection
-        if connection is not None:
-            with contextlib.suppress(WaitTimeout, OSError):
-                wait_until(
-                    lambda: unread(connection) == 0, what="received data to be read", timeout_s=_DRAIN_S
-                )
+        if connection is None:
+            return
+        try:
+            wait_until(lambda: unread(connection) == 0, what="received data to be read", timeout_s=_DRAIN_S)
+        except (WaitTimeout, OSError, ValueError) as exc:  # ValueError: there is no descriptor any more.
+            raise ChannelLost(f"the session has ended: {exc}") from None
 
     def close(self) -> None:
         """As ``socket.close``."""

@@ -40,8 +40,9 @@ USER = "root"
 _BANNER_S = 2.0
 #: Seconds in which QEMU must accept a TCP connection.
 _ACCEPT_S = 2.0
-#: Seconds in which a session over the guestfwd socket must answer; after that a TCP connection is faster.
-_GUESTFWD_OPEN_S = 15.0
+#: Seconds in which a session over the guestfwd socket must answer; after that a TCP connection is faster. A
+#: guest that gets more seconds than these for its log-in is slower, and gets longer here as well.
+_GUESTFWD_OPEN_S, _LOG_IN_S = 15.0, 120.0
 
 logging.getLogger("paramiko").setLevel(logging.CRITICAL + 1)
 
@@ -54,6 +55,7 @@ class Ssh:
     :param client_key: the file of the OpenSSH private key to log in with.
     :param host_key: the only host key to accept, ``ssh-ed25519 AAAA…``.
     :param timeout_s: seconds in which the log-in must succeed; attempts are repeated.
+    :param resume_s: seconds for the session over the guestfwd socket; by default ``timeout_s``.
     :param watch: raises the root cause when no answer can come any more.
     :param guestfwd: begin, or resume, the session over this socket. If that fails, the port is used, and
         :attr:`resumed` is the reason.
@@ -76,6 +78,7 @@ class Ssh:
         client_key: Path,
         host_key: str,
         timeout_s: float,
+        resume_s: float | None = None,
         watch: Watch | None = None,
         guestfwd: GuestfwdSocket | None = None,
         first_command: str = "answer=0",
@@ -103,7 +106,7 @@ class Ssh:
         self.guestfwd_lost: Callable[[str], None] = lambda _: None
         #: Whether the session uses the guestfwd socket; if it should and does not, the reason.
         self.resumed: bool | str = False
-        self._deadline = Deadline.after(timeout_s)
+        self._deadline = Deadline.after(timeout_s if resume_s is None else resume_s)
         self._transport = (guestfwd and self._resume(guestfwd, first_command)) or self._connect()
 
     def _resume(self, guestfwd: GuestfwdSocket, first_command: str) -> paramiko.Transport | None:
@@ -279,6 +282,9 @@ class Ssh:
             _close(self._transport)
             self._idle, self._guestfwd = [], None
             self._transport = self._connect()
+            if self._closed:  # By another thread, which has closed the connection before this one.
+                _close(self._transport)
+                self._check_open()
 
     def _waiting_shell(self, deadline: Deadline) -> RemoteShell:
         """An idle shell; a new one if there is none."""
@@ -328,19 +334,24 @@ class Ssh:
         """
         working = Background(call)
         while True:
+            last_turn = deadline.expired  # Before the look: this thread may not run for a while.
             try:
                 return working.wait(timeout_s=min(0.05, deadline.remaining_s))
             except WaitTimeout:
                 if self._watch is not None:
                     self._watch()
-                if deadline.expired:
+                if last_turn:
                     why = f"its sshd did not answer within {deadline.timeout_s:g} s"
                     raise paramiko.SSHException(why) from None
 
     def _response_timeout_s(self, deadline: Deadline) -> float:
         """Seconds in which the guest must react to a command; fewer if it can be repeated over TCP."""
         replaceable = self._guestfwd is not None and self._is_only_command
-        return min(deadline.remaining_s, _GUESTFWD_OPEN_S) if replaceable else deadline.remaining_s
+        return min(deadline.remaining_s, self._guestfwd_s) if replaceable else deadline.remaining_s
+
+    @property
+    def _guestfwd_s(self) -> float:
+        return _GUESTFWD_OPEN_S * max(1.0, self._timeout_s / _LOG_IN_S)
 
     def _submit(
         self, shell: RemoteShell, command: str, deadline: Deadline, *, subshell: bool = True
@@ -352,7 +363,7 @@ class Ssh:
         if (
             silent
             and not deadline.expired
-            and self._abandon_guestfwd(f"no answer for {_GUESTFWD_OPEN_S:g} s")
+            and self._abandon_guestfwd(f"no answer for {self._guestfwd_s:g} s")
         ):
             shell = self._shell_on_new_connection(shell, submitted, command, deadline)
             return self._submit(shell, command, deadline, subshell=subshell)

@@ -16,7 +16,7 @@ from harness.channel.remote_shell import COMMAND, in_shell_script
 from harness.channel.ssh import CLIENT, Ssh
 from harness.deadline import TimeoutScale
 from harness.errors import ChannelLost, HarnessError
-from harness.guest.guest import NETWORK_IS_UP, Guest
+from harness.guest.guest import BOOT_TIMEOUT_S, NETWORK_IS_UP, Guest
 from harness.guest.image import GuestImage
 from harness.qemu.argv import GUESTFWD_ADDRESS, GUESTFWD_PORT
 from harness.qemu.machine import Machine
@@ -56,7 +56,8 @@ class SessionReplay:
             None,
             client_key=image.client_key,
             host_key=image.host_key,
-            timeout_s=timeout_scale.seconds(TIMEOUT_S),
+            timeout_s=timeout_scale.seconds(BOOT_TIMEOUT_S),
+            resume_s=timeout_scale.seconds(TIMEOUT_S),
             guestfwd=GuestfwdSocket(None, saved),
             first_command=reseed.command(),
         )

@@ -14,7 +14,7 @@ import pytest
 
 from harness.background import Background
 from harness.channel import Completed, handshake
-from harness.channel.guestfwd import GuestfwdSocket, SavedSession
+from harness.channel.guestfwd import GuestfwdSocket, SavedSession, _connect, unread
 from harness.channel.handshake import GuestfwdTransport
 from harness.channel.remote_shell import RemoteShell
 from harness.channel.ssh import Ssh
@@ -82,7 +82,14 @@ class Network:
         self.held_back = False
         self._upstream.sendall(b"".join(self.late))
 
-    def ssh(self, saved: SavedSession | None = None, *, timeout_s: float = 60, connected: bool = True) -> Ssh:
+    def ssh(
+        self,
+        saved: SavedSession | None = None,
+        *,
+        timeout_s: float = 60,
+        resume_s: float | None = None,
+        connected: bool = True,
+    ) -> Ssh:
         """A session; without ``connected`` its QEMU is not ready yet."""
         keys, guestfwd = self.keys, GuestfwdSocket(self.here if connected else None, saved)
         ssh = Ssh(
@@ -90,6 +97,7 @@ class Network:
             client_key=keys.client_path,
             host_key=keys.host_line,
             timeout_s=timeout_s,
+            resume_s=resume_s,
             guestfwd=guestfwd,
         )
         ssh.guestfwd_lost = self.lost.append
@@ -177,21 +185,12 @@ def test_a_saved_session_is_resumed(network: Network, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["cookie", "key", "received"])
-def test_a_saved_session_that_does_not_match(
-    network: Network, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
+def test_a_saved_session_that_does_not_match(network: Network, what: str) -> None:
     """The port is used instead, and ``resumed`` is the reason."""
-    connect = Ssh._connect
-
-    def without_haste(ssh: Ssh) -> paramiko.Transport:
-        ssh._timeout_s = 60  # The short timeout is for the guestfwd socket alone.
-        return connect(ssh)
-
     saved = network.ssh().save_session()
     changes = {"cookie": bytes(16), "key": b"\1" * 32, "received": saved.received[:2]}
     wrong = replace(saved, **{what: changes[what]})  # type: ignore[arg-type]
-    monkeypatch.setattr(Ssh, "_connect", without_haste)
-    ssh = network.ssh(wrong, timeout_s=3)
+    ssh = network.ssh(wrong, resume_s=3)
     assert isinstance(ssh.resumed, str)
     assert ssh.resumed
     assert answers(ssh)
@@ -227,6 +226,45 @@ def test_a_session_does_not_move_without_a_socket(network: Network, tmp_path: Pa
     assert not ssh.move(tmp_path / "nothing", port=1, watch=lambda: None)
     assert ssh.resumed == f"cannot open the guestfwd socket {tmp_path}/nothing: No such file or directory"
     assert answers(ssh)
+    ssh.close()
+
+
+def test_a_socket_whose_data_nobody_reads_does_not_move(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guestfwd = GuestfwdSocket(network.here)
+    connection = guestfwd._connection
+    assert connection is not None
+    wait_until(lambda: unread(connection) > 0, what="the server's banner", timeout_s=60)
+    monkeypatch.setattr("harness.channel.guestfwd._DRAIN_S", 0.0)
+    with pytest.raises(ChannelLost, match="received data to be read"):
+        guestfwd.move(network.there)
+    guestfwd.close()
+
+
+@pytest.mark.parametrize("when", ["before", "while it connects"])
+def test_a_socket_that_is_closed_does_not_move(
+    network: Network, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """paramiko closes it in its own thread when the session ends."""
+    network.drops_output = True
+    guestfwd = GuestfwdSocket(network.here)
+
+    def connect(path: Path) -> socket.socket:
+        guestfwd.close()
+        return _connect(path)
+
+    if when == "before":
+        guestfwd.close()
+    monkeypatch.setattr("harness.channel.guestfwd._connect", connect)
+    with pytest.raises(ChannelLost, match="the session has ended"):
+        guestfwd.move(network.there)
+
+
+def test_a_slow_guest_gets_longer_to_answer_over_the_guestfwd_socket(network: Network) -> None:
+    ssh = network.ssh(timeout_s=600)
+    ssh._running.add(0)
+    assert ssh._response_timeout_s(Deadline.after(900)) == 75
     ssh.close()
 
 

@@ -21,7 +21,7 @@ from harness.background import Background
 from harness.channel import Completed
 from harness.channel.ssh import Ssh
 from harness.deadline import Deadline, wait_until
-from harness.errors import ChannelLost, CommandTimeout, GuestPanicked, SetupError
+from harness.errors import ChannelLost, CommandTimeout, GuestPanicked, SetupError, WaitTimeout
 
 
 def _pump(
@@ -327,6 +327,48 @@ def test_close_ends_a_command_that_is_reconnecting(ssh: Ssh, sshd: FakeSshd) -> 
         command.wait(timeout_s=60)
     wait_until(lambda: not any(t.is_active() for t in sshd.transports), what="no connection", timeout_s=60)
     assert len(sshd.children) == 1
+
+
+def test_close_while_a_new_connection_is_taken_over(ssh: Ssh, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = ssh._connect
+
+    def connect_and_close() -> paramiko.Transport:
+        made = connect()
+        ssh.close()
+        return made
+
+    ssh._transport.close()
+    monkeypatch.setattr(ssh, "_connect", connect_and_close)
+    with pytest.raises(ChannelLost, match="the SSH connection to the guest was closed"):
+        ssh.run("true", timeout_s=60)
+    assert not ssh._transport.is_active()
+
+
+def test_a_call_that_ends_while_the_waiting_thread_does_not_run(
+    ssh: Ssh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = False
+
+    class Working:
+        def __init__(self, _: object) -> None:
+            pass
+
+        def wait(self, *, timeout_s: float) -> str:
+            if not ended:
+                raise WaitTimeout("the call", last=None, elapsed_s=timeout_s)
+            return "done"
+
+    class Expires(Deadline):
+        """It expires when it is asked; the call has ended just before."""
+
+        @property
+        def expired(self) -> bool:
+            nonlocal ended
+            ended = True
+            return True
+
+    monkeypatch.setattr("harness.channel.ssh.Background", Working)
+    assert ssh._watched(lambda: "not called", Expires.after(0)) == "done"
 
 
 def test_a_connection_that_drops_in_a_command(ssh: Ssh, sshd: FakeSshd, tmp_path: Path) -> None:

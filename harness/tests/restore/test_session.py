@@ -14,6 +14,7 @@ import pytest
 from harness.channel.handshake import GuestfwdTransport
 from harness.channel.ssh import Ssh
 from harness.deadline import TimeoutScale, wait_until
+from harness.guest.guest import BOOT_TIMEOUT_S
 from harness.guest.image import GuestImage
 from harness.qemu.machine import Machine
 from harness.restore.session import SessionReplay
@@ -68,6 +69,16 @@ def test_it_is_connected(world: World, begun: bool) -> None:
     session.close()  # The caller owns the session.
     assert ssh.run("echo hello", timeout_s=60).stdout == "hello\n"
     assert world.network.sshd.connections == 1
+    ssh.close()
+
+
+def test_a_later_connection_gets_the_time_of_a_boot(world: World) -> None:
+    """The short time is for the replay, which needs no guest."""
+    session = world.replay(factor=1.0)
+    ssh = session.connect(world.machine(world.network.here))
+    assert isinstance(ssh, Ssh)
+    ssh._reconnect()
+    assert ssh._deadline.timeout_s == BOOT_TIMEOUT_S
     ssh.close()
 
 
