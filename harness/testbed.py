@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 from harness.artifacts import CELL, Artifacts
 from harness.background import process_wide_threads
 from harness.channel.guestfwd import SavedSession
-from harness.deadline import TimeoutScale, wait_until
+from harness.deadline import T, TimeoutScale, wait_until
 from harness.errors import SetupError, UsageError, WaitTimeout
 from harness.guest.guest import Guest
 from harness.guest.image import GuestImage
@@ -29,8 +29,9 @@ from harness.restore.session import SessionReplay, restored, wait_restored
 from harness.restore.template import Template, restore
 
 _numbers = itertools.count(1)
-#: Seconds in which the threads of a testbed must end after everything they wait for was closed.
-_THREADS_END_WITHIN_S = 10.0
+#: Seconds in which the threads and processes of a testbed must end after everything they wait for was closed,
+#: scaled for a slow host only. A process that QEMU started ends after QEMU.
+_END_WITHIN_S = 10.0
 #: ``__SO_ACCEPTCON`` (kernel: ``include/uapi/linux/net.h``).
 _LISTENS = 1 << 16
 #: The reasons to boot a guest although templates work; any other reason means that no template could be used.
@@ -382,12 +383,12 @@ class Testbed:
     def _leftovers(self) -> dict[str, list[str]]:
         """What is left after everything was closed. Removes the folder, unless something is mounted in it.
 
-        Threads are waited for first, as they may have files open. The file of a socket that no process has
-        open (QEMU was killed, for example) is not reported: it is removed with the folder.
+        Threads and processes are waited for first, as they may have files open. The file of a socket that no
+        process has open (QEMU was killed, for example) is not reported: it is removed with the folder.
         """
         left = {
-            "threads": self._threads_left(),
-            "processes": [_command_of(pid) for pid in self.run.processes()],
+            "threads": [thread.name for thread in self._left("threads", self._own_threads)],
+            "processes": [_command_of(pid) for pid in self._left("processes", self.run.processes)],
             "sockets": _sockets_below(self.folder),
             "mounts": _mounts_below(self.folder),
         }
@@ -395,14 +396,21 @@ class Testbed:
             shutil.rmtree(self.folder, ignore_errors=True)
         return {**left, "folders": [str(self.folder)] if self.folder.exists() else []}
 
-    def _threads_left(self) -> list[str]:
+    def _left(self, what: str, look: Callable[[], list[T]]) -> list[T]:
+        """What ``look`` still returns after it had time to end."""
+        left: list[T] = []
+
+        def ended() -> bool:
+            left[:] = look()
+            return not left
+
         with suppress(WaitTimeout):
             wait_until(
-                lambda: not self._own_threads(),
-                what="the end of the testbed's threads",
-                timeout_s=_THREADS_END_WITHIN_S,
+                ended,
+                what=f"the end of the testbed's {what}",
+                timeout_s=self.cell.accel.timeout_scale.host_seconds(_END_WITHIN_S),
             )
-        return [thread.name for thread in self._own_threads()]
+        return left
 
     def _own_threads(self) -> list[threading.Thread]:
         """The running threads, daemons included, that were started after this testbed was created.

@@ -146,6 +146,7 @@ def test_a_launch_that_failed_leaves_no_process(testbed: Testbed) -> None:
     assert not any(_leftovers(testbed).values())
 
 
+@pytest.mark.usefixtures("_impatient")
 def test_a_leftover_process_is_recorded(testbed: Testbed, run: RunFolder) -> None:
     """A process that a scenario started and did not end."""
     with subprocess.Popen(["sleep", "60"], env=run.environment()) as stray:
@@ -174,7 +175,7 @@ def _forgotten(name: str = "forgotten", *, daemon: bool = True) -> Iterator[thre
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(testbed_module, "_THREADS_END_WITHIN_S", 0.1)
+    monkeypatch.setattr(testbed_module, "_END_WITHIN_S", 0.1)
 
 
 @pytest.mark.usefixtures("_impatient")
@@ -193,6 +194,29 @@ def test_a_background_call_that_does_not_return_is_recorded(testbed: Testbed) ->
     done.set()
     calling.wait(timeout_s=60)
     assert _leftovers(testbed)["threads"] == ["background: Event.wait"]
+
+
+def test_a_process_that_is_about_to_end_is_waited_for(
+    testbed: Testbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that QEMU started, such as the program of a migration through ``exec:``, ends after QEMU."""
+    looks = iter([[os.getpid()], []])
+    monkeypatch.setattr(testbed.run, "processes", lambda: next(looks, []))
+    testbed.close()
+    assert not any(_leftovers(testbed).values())
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_slow_host_has_longer_to_end_them(testbed: Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed_s: list[float] = []
+
+    def wait(probe: Callable[[], bool], *, timeout_s: float, **_: object) -> None:
+        allowed_s.append(timeout_s)
+
+    testbed.cell = replace(testbed.cell, accel=replace(testbed.cell.accel, host_factor=3.0))
+    monkeypatch.setattr(testbed_module, "wait_until", wait)
+    testbed.close()
+    assert allowed_s == pytest.approx([0.3, 0.3])
 
 
 def test_a_thread_that_is_about_to_end_is_waited_for(
