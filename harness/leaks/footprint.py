@@ -6,10 +6,11 @@ import contextlib
 import os
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.errors import QemuError
+from harness.errors import QemuError, QmpLost
 from harness.qemu.blockers import blocked_reasons
 from harness.qemu.machine import Machine
 from harness.qemu.spec import MachineSpec
@@ -49,8 +50,26 @@ def thread_name(pid: int, thread: int) -> str:
 
 
 def open_fds(machine: Machine) -> int:
-    """The number of fds that QEMU has open."""
-    return int(handles(machine.pid)["fds"])
+    """The number of fds that QEMU has open.
+
+    :raises HarnessError: the root cause, when QEMU has ended.
+    """
+    with _alive(machine):
+        return int(handles(machine.pid)["fds"])
+
+
+@contextlib.contextmanager
+def _alive(machine: Machine) -> Iterator[None]:
+    """Read from ``/proc`` during the block.
+
+    :raises HarnessError: the root cause, when QEMU has ended (``man 5 proc``: its folder is gone, or a read
+        fails with ESRCH).
+    """
+    try:
+        yield
+    except (FileNotFoundError, ProcessLookupError) as exc:
+        ended = QmpLost(f"QEMU {machine.name!r} has ended: {exc}")
+        raise machine.root_cause(ended) from exc
 
 
 def wait_open_fds(machine: Machine, count: int) -> None:
@@ -76,7 +95,9 @@ def footprint(machine: Machine, pid: int) -> dict[str, Any]:
     """
     # Memory is read last: these commands take longer than the heap keeps free pages.
     found = counts(machine)
-    return {"private_kib": private_kib(Path(f"/proc/{pid}/smaps").read_text(), machine.spec), **found}
+    with _alive(machine):
+        smaps = Path(f"/proc/{pid}/smaps").read_text()
+    return {"private_kib": private_kib(smaps, machine.spec), **found}
 
 
 def counts(machine: Machine) -> dict[str, int]:
@@ -95,7 +116,8 @@ def process(machine: Machine) -> int:
     for command, key in (("query-cpus-fast", "thread-id"), ("query-cpus", "thread_id")):
         with contextlib.suppress(QemuError):
             first = machine.qmp.execute(command, watch=machine.watch)[0]
-            status = Path(f"/proc/{first[key]}/status").read_text()
+            with _alive(machine):
+                status = Path(f"/proc/{first[key]}/status").read_text()
             return int(re.findall(r"^Tgid:\s+(\d+)", status, re.MULTILINE)[0])
     return machine.pid
 
@@ -103,7 +125,9 @@ def process(machine: Machine) -> int:
 def open_inside(machine: Machine, folder: Path) -> list[str]:
     """The files and folders inside ``folder`` that QEMU has open, without the folder itself."""
     inside, found = f"{folder.resolve()}/", []
-    for entry in Path(f"/proc/{process(machine)}/fd").iterdir():
+    with _alive(machine):
+        entries = list(Path(f"/proc/{process(machine)}/fd").iterdir())
+    for entry in entries:
         with contextlib.suppress(FileNotFoundError):  # QEMU has closed it meanwhile.
             found.append(str(entry.readlink()))
     return [target for target in found if target.startswith(inside)]

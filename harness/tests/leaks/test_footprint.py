@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,8 @@ from typing import cast
 import pytest
 
 from harness.deadline import wait_until
-from harness.errors import WaitTimeout
+from harness.errors import QemuDied, WaitTimeout
+from harness.leaks import footprint
 from harness.leaks.footprint import _children, handles, open_fds, private_kib, wait_open_fds
 from harness.qemu.machine import Machine
 from harness.qemu.spec import MachineSpec, MemoryFile
@@ -111,6 +113,39 @@ def test_threads_are_listed_by_id_and_fds_by_target(tmp_path: Path) -> None:
     assert found["threads"] == len(found["thread_ids"])
     assert found["fd_targets"][str(tmp_path / "open")] == 1
     assert found["fds"] == sum(found["fd_targets"].values())
+
+
+@pytest.fixture
+def gone() -> int:
+    """The id of a process that has ended."""
+    with subprocess.Popen(["true"]) as process:
+        pass
+    return process.pid
+
+
+@pytest.mark.parametrize("what", ["open_fds", "open_inside", "process", "footprint"])
+def test_a_qemu_that_has_ended_is_the_root_cause(
+    gone: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    died = QemuDied("QEMU 'source' was killed by SIGSEGV")
+    answers = {"query-cpus-fast": [{"thread-id": gone}]}
+    fake = SimpleNamespace(
+        pid=gone,
+        name="source",
+        root_cause=lambda _: died,
+        watch=lambda: None,
+        qmp=SimpleNamespace(execute=lambda command, **_: answers[command]),
+    )
+    monkeypatch.setattr(footprint, "counts", lambda _: {})
+    machine = cast(Machine, fake)
+    looks: dict[str, Callable[[], object]] = {
+        "open_fds": lambda: open_fds(machine),
+        "open_inside": lambda: footprint.open_inside(machine, tmp_path),
+        "process": lambda: footprint.process(machine),
+        "footprint": lambda: footprint.footprint(machine, gone),
+    }
+    with pytest.raises(QemuDied):
+        looks[what]()
 
 
 def test_open_fds_of_a_process(tmp_path: Path) -> None:
