@@ -279,12 +279,13 @@ class Matrix:
         key = (install.key, image.key)
         if key not in self._accels:
             probe = Cell(install, capabilities, image, kind, Accel("tcg", "")).spec("probe", (), frozenset())
-            verdicts = self._root / "accel"
-            if kind.architecture.name == platform.machine():
-                chosen = accel.choose(self.selection.accel, probe, "/".join(key), verdicts, self._report)
-            else:
-                chosen = accel.for_foreign_guest(
-                    self.selection.accel, probe, "/".join(key), verdicts, self._report
-                )
-            self._accels[key] = replace(chosen, host_factor=self.selection.timeout_factor())
+            own = kind.architecture.name == platform.machine()
+            self._accels[key] = (accel.choose if own else accel.for_foreign_guest)(
+                self.selection.accel,
+                probe,
+                "/".join(key),
+                self._root / "accel",
+                self._report,
+                host_factor=self.selection.timeout_factor(),
+            )
         return self._accels[key]

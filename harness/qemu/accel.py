@@ -32,10 +32,11 @@ KVM = Path("/dev/kvm")
 #: The timeout scale of each accelerator. A cold boot takes about 1 s under KVM and 5 to 6 s under TCG on an
 #: idle host; two busy cores double that.
 TIMEOUT_SCALES = {"kvm": TimeoutScale(1.0), "tcg": TimeoutScale(6.0)}
-#: Seconds in which the test guest must start its first process; after that, KVM is rejected.
+#: Seconds, before scaling for a slow host, in which the test guest must start its first process; after that,
+#: KVM is rejected.
 KVM_DEADLINE_S = 10.0
-#: Seconds in which a guest of another architecture must start its first process, and the highest scale that
-#: follows from them.
+#: Seconds, before scaling for a slow host, in which a guest of another architecture must start its first
+#: process, and the highest scale that follows from them.
 FOREIGN_DEADLINE_S = 120.0
 _MAX_SCALE = 30.0
 #: Seconds for which a timeout of the test guest is cached.
@@ -86,6 +87,8 @@ def choose(
     identity: str,
     verdicts: Path,
     report: Callable[[str], None] = lambda _: None,
+    *,
+    host_factor: float = 1.0,
 ) -> Accel:
     """Choose the accelerator for ``wanted`` (``auto``, ``kvm`` or ``tcg``).
 
@@ -93,18 +96,19 @@ def choose(
     :param identity: identifies binary and guest image, as part of the key of the cached verdict.
     :param verdicts: the folder with cached verdicts.
     :param report: called with a message before a guest is booted, which takes seconds.
+    :param host_factor: as in :class:`Accel`; the test guest gets more time as well.
     :raises UsageError: for an unknown name, or for ``kvm`` if guests do not run under it.
     """
     if wanted == "tcg":
-        return Accel("tcg", "selected by the user")
+        return Accel("tcg", "selected by the user", host_factor)
     if wanted not in ("auto", "kvm"):
         raise UsageError(f"--accel {wanted}: unknown accelerator (auto, kvm or tcg)")
-    reason = why_not_kvm(spec, identity, verdicts, report)
+    reason = why_not_kvm(spec, identity, verdicts, report, host_factor=host_factor)
     if reason is None:
-        return Accel("kvm", "a guest booted under it")
+        return Accel("kvm", "a guest booted under it", host_factor)
     if wanted == "kvm":
         raise UsageError(f"--accel kvm: {reason}; use --accel tcg or auto")
-    return Accel("tcg", f"KVM rejected: {reason}")
+    return Accel("tcg", f"KVM rejected: {reason}", host_factor)
 
 
 def for_foreign_guest(
@@ -113,6 +117,8 @@ def for_foreign_guest(
     identity: str,
     verdicts: Path,
     report: Callable[[str], None] = lambda _: None,
+    *,
+    host_factor: float = 1.0,
 ) -> Accel:
     """TCG, for guests of another architecture than the host's, with a timeout scale of their own.
 
@@ -132,20 +138,27 @@ def for_foreign_guest(
     try:
         boot_s = float(json.loads(file.read_text())["boot_cpu_s"])
     except (OSError, ValueError, KeyError, TypeError):
-        report(f"booting a guest of {own}, to see how fast it is: {FOREIGN_DEADLINE_S:.0f} s at the most …")
-        result = _try_boot(spec, "tcg", FOREIGN_DEADLINE_S)
+        deadline_s = FOREIGN_DEADLINE_S * host_factor
+        report(f"booting a guest of {own}, to see how fast it is: {deadline_s:.0f} s at the most …")
+        result = _try_boot(spec, "tcg", deadline_s, host_factor)
         if isinstance(result, Verdict):
             # The tests' guests will fail in the same way, and leave their artefacts.
-            return Accel("tcg", f"guests of {own} on a host of {host}; {result.reason}")
+            return Accel("tcg", f"guests of {own} on a host of {host}; {result.reason}", host_factor)
         boot_s = result
         with contextlib.suppress(OSError):
             _write_verdict(file, {"boot_cpu_s": boot_s, "at": time.time()})
     scale = min(max(TIMEOUT_SCALES["tcg"].factor, boot_s), _MAX_SCALE)
-    return Accel("tcg", f"guests of {own} on a host of {host}; a boot takes {boot_s:.1f} s", measured=scale)
+    reason = f"guests of {own} on a host of {host}; a boot takes {boot_s:.1f} s"
+    return Accel("tcg", reason, host_factor, measured=scale)
 
 
 def why_not_kvm(
-    spec: MachineSpec, identity: str, verdicts: Path, report: Callable[[str], None] = lambda _: None
+    spec: MachineSpec,
+    identity: str,
+    verdicts: Path,
+    report: Callable[[str], None] = lambda _: None,
+    *,
+    host_factor: float = 1.0,
 ) -> str | None:
     """The reason why guests cannot run under KVM, or ``None`` if the test guest booted."""
     if not KVM.exists():
@@ -158,8 +171,9 @@ def why_not_kvm(
     known = cached_verdict(file)
     if known is not None:
         return None if known.reason is None else f"{known.reason} (cached in {file}{_until(known)})"
-    report(f"trying KVM: booting a guest, {KVM_DEADLINE_S:.0f} s at the most …")
-    result = _try_boot(spec, "kvm", KVM_DEADLINE_S)
+    deadline_s = KVM_DEADLINE_S * host_factor
+    report(f"trying KVM: booting a guest, {deadline_s:.0f} s at the most …")
+    result = _try_boot(spec, "kvm", deadline_s, host_factor)
     verdict = result if isinstance(result, Verdict) else Verdict(None)
     # If the verdict cannot be written, the next run boots a test guest again.
     with contextlib.suppress(OSError):
@@ -200,7 +214,7 @@ def _write_verdict(path: Path, verdict: dict[str, object]) -> None:
     partial.replace(path)
 
 
-def _try_boot(spec: MachineSpec, accel: str, deadline_s: float) -> Verdict | float:
+def _try_boot(spec: MachineSpec, accel: str, deadline_s: float, host_factor: float) -> Verdict | float:
     """Boot a guest: QEMU's processor time in seconds until its first process, or what went wrong."""
     run = RunFolder()
     try:
@@ -210,9 +224,8 @@ def _try_boot(spec: MachineSpec, accel: str, deadline_s: float) -> Verdict | flo
         probe = replace(spec, name=f"{accel}-probe", accel=accel, shares=(), devices=(), plugged=frozenset())
         artifacts = MachineArtifacts(folder)
         try:
-            machine = Machine.launch(
-                probe, run, run.path / "m", artifacts, history, timeout_scale=TIMEOUT_SCALES[accel]
-            )
+            scale = Accel(accel, "tried", host_factor).timeout_scale
+            machine = Machine.launch(probe, run, run.path / "m", artifacts, history, timeout_scale=scale)
         except HarnessError as exc:
             return Verdict(f"QEMU did not start under it: {exc.message}", isinstance(exc, QmpSilent))
         try:
@@ -224,6 +237,8 @@ def _try_boot(spec: MachineSpec, accel: str, deadline_s: float) -> Verdict | flo
             )
             used = psutil.Process(machine.pid).cpu_times()
             used_s = float(used.user + used.system)
+        except psutil.NoSuchProcess:
+            return Verdict("a guest did not boot under it: QEMU ended when the guest's first process started")
         except HarnessError as exc:
             lines = machine.kernel_log.tail(1)
             seen = f"the last line of its console is {lines[0]!r}" if lines else "the guest printed nothing"

@@ -102,9 +102,11 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """The accelerator probes that were made: what was wanted, for which identity."""
     made: list[tuple[str, str]] = []
 
-    def choose(wanted: str, spec: MachineSpec, identity: str, memory: Path, report: Any) -> Accel:
+    def choose(
+        wanted: str, spec: MachineSpec, identity: str, memory: Path, report: Any, *, host_factor: float
+    ) -> Accel:
         made.append((wanted, identity))
-        return Accel("tcg", "no")
+        return Accel("tcg", "no", host_factor)
 
     monkeypatch.setattr(accel, "choose", choose)
     return made
@@ -176,9 +178,11 @@ def test_a_machine_type_says_the_architecture(
     """QEMU and kernel are those of its architecture, and their speed is measured."""
     measured: list[str] = []
 
-    def foreign(wanted: str, spec: MachineSpec, identity: str, memory: Path, report: Any) -> Accel:
+    def foreign(
+        wanted: str, spec: MachineSpec, identity: str, memory: Path, report: Any, *, host_factor: float
+    ) -> Accel:
         measured.append(identity)
-        return Accel("tcg", "measured", measured=9.0)
+        return Accel("tcg", "measured", host_factor, measured=9.0)
 
     monkeypatch.setattr(accel, "for_foreign_guest", foreign)
     (cell,) = _matrix(tmp_path, machines=("s390-ccw",)).prepare()
@@ -295,7 +299,7 @@ def test_the_test_guest_of_an_accelerator_has_no_shares(
 ) -> None:
     specs: list[MachineSpec] = []
 
-    def choose(wanted: str, spec: MachineSpec, *rest: Any) -> Accel:
+    def choose(wanted: str, spec: MachineSpec, *_: Any, **__: Any) -> Accel:
         specs.append(spec)
         return Accel("tcg", "no")
 
@@ -353,6 +357,14 @@ def test_a_bad_timeout_scale_is_a_usage_error(given: str) -> None:
     with pytest.raises(UsageError) as error:
         Selection(timeout_scale=given).check()
     assert error.value.message == f"--timeout-scale {given}: write a number above 0, such as 2"
+
+
+def test_a_slow_host_has_longer_timeouts_from_the_test_guest_on(
+    tmp_path: Path, probed: list[str], chosen: list[tuple[str, str]]
+) -> None:
+    (cell,) = _matrix(tmp_path, machines=("q35",), timeout_scale="2.5").prepare()
+    assert chosen
+    assert cell.accel.host_factor == 2.5
 
 
 def test_a_slow_host_has_longer_timeouts() -> None:

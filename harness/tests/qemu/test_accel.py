@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,10 +25,13 @@ class _Boots:
     """A stand-in for booting a guest under KVM; it counts the boots."""
 
     def __init__(self, answer: str | None, *, timed_out: bool = False) -> None:
-        self.verdict, self.count = Verdict(answer, timed_out), 0
+        self.verdict, self.count, self.allowed_s = Verdict(answer, timed_out), 0, 0.0
 
-    def __call__(self, spec: MachineSpec, accel: str, deadline_s: float) -> Verdict | float:
+    def __call__(
+        self, spec: MachineSpec, accel: str, deadline_s: float, host_factor: float
+    ) -> Verdict | float:
         self.count += 1
+        self.allowed_s = deadline_s
         return self.verdict if self.verdict.reason is not None else 8.5
 
 
@@ -190,10 +195,36 @@ def test_asking_for_kvm_where_no_guest_runs(
     assert str(caught.value) == f"--accel kvm: {_HANGS}; use --accel tcg or auto"
 
 
+def test_on_a_slow_host_the_test_guest_has_more_time(
+    tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boots = _boots(monkeypatch, None)
+    chosen = choose("auto", spec(), "qemu/guest", tmp_path / "memory", host_factor=3.0)
+    assert (chosen.name, chosen.timeout_scale.host_factor, boots.allowed_s) == ("kvm", 3.0, 30.0)
+    foreign = for_foreign_guest("auto", spec("s390-ccw"), "id", tmp_path / "memory", host_factor=3.0)
+    assert (foreign.timeout_scale.factor, boots.allowed_s) == (25.5, 360.0)
+
+
+def test_a_qemu_that_ends_as_its_first_process_starts(
+    tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    machine = SimpleNamespace(
+        pid=gone.pid,
+        kernel_log=SimpleNamespace(contains=lambda _: True),
+        watch=lambda: None,
+        kill=lambda: None,
+        close=lambda: None,
+    )
+    monkeypatch.setattr(accel, "Machine", SimpleNamespace(launch=lambda *_, **__: machine))
+    assert "QEMU ended when the guest's first process started" in _choose(tmp_path).reason
+
+
 def test_a_boot_that_is_interrupted_is_not_cached(
     tmp_path: Path, kvm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(spec: MachineSpec, accel: str, deadline_s: float) -> Verdict:
+    def interrupted(*_: object) -> Verdict:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(accel, "_try_boot", interrupted)
