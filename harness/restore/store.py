@@ -122,12 +122,21 @@ class TemplateStore:
     def _evict(self) -> None:
         """Remove the least recently used templates above the limit; running machines keep theirs open."""
         with self._cache.lock(f"{_KIND}-evict", self._report):
-            folders = sorted((self._cache.root / _KIND).iterdir(), key=lambda f: f.stat().st_mtime)
+            found = sorted(filter(None, map(_usage, (self._cache.root / _KIND).iterdir())))
             used = 0
-            for position, folder in enumerate(reversed(folders)):
-                used += sum(file.stat().st_blocks * 512 for file in folder.iterdir())
+            for position, (_, size, folder) in enumerate(reversed(found)):
+                used += size
                 if used > self._limit and position:
                     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _usage(folder: Path) -> tuple[float, int, Path] | None:
+    """When a template was last used, and its bytes on the disk; ``None`` if another process removes it."""
+    try:
+        size = sum(file.stat().st_blocks * 512 for file in folder.iterdir())
+        return folder.stat().st_mtime, size, folder
+    except OSError:
+        return None
 
 
 def _sums(folder: Path) -> dict[str, dict[str, object]]:

@@ -167,6 +167,15 @@ def test_the_least_recently_used_goes_first(cache: Cache, image: GuestImage, mad
     assert [t.folder.exists() for t in (first, second, third)] == [True, False, True]
 
 
+def test_a_template_that_another_process_removes_meanwhile(
+    cache: Cache, image: GuestImage, made: list[str]
+) -> None:
+    """It is listed, and then it is gone: here a link to nothing."""
+    (cache.root / "template").mkdir(parents=True)
+    (cache.root / "template" / "removed").symlink_to("nothing")
+    assert isinstance(store_in(cache).find(spec("pc"), image, TIMEOUT_SCALE), Template)
+
+
 def test_the_newest_is_kept_even_above_the_limit(cache: Cache, image: GuestImage, made: list[str]) -> None:
     found = store_in(cache, limit_bytes=1).find(spec(), image, TIMEOUT_SCALE)
     assert isinstance(found, Template)
