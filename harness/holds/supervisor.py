@@ -187,7 +187,8 @@ class Rules:
 
     def wants(self, name: str) -> bool:
         """Whether a rule may apply to calls of that name."""
-        return any(name in rule.calls for rule in self._rules)
+        # A copy, because another thread may lift a rule: the one after it would be left out.
+        return any(name in rule.calls for rule in tuple(self._rules))
 
     def decide(self, call: Call) -> None:
         """Hold the call, answer it as its rule says, or let it continue."""

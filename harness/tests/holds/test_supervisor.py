@@ -349,6 +349,21 @@ def test_a_file_whose_name_is_not_text(rules: Rules, file: Path, tmp_path: Path)
     assert cast(dict[str, str], entry.value)["path"] == f"{file.parent}/odd\\xff"
 
 
+def test_a_rule_stays_wanted_while_another_one_is_lifted(rules: Rules, file: Path) -> None:
+    class Lifts(frozenset[str]):
+        """The rule is lifted, by another thread, when it has just been looked at."""
+
+        def __contains__(self, name: object) -> bool:
+            rules.lift(first)
+            return False
+
+    first = Rule(frozenset(["fsync"]), file)
+    rules.add(first)
+    rules.add(Rule(READ, file))
+    first.calls = Lifts(first.calls)
+    assert rules.wants("preadv")
+
+
 def test_a_rule_that_holds_a_call_is_of_that_machine_from_then_on(rules: Rules, file: Path) -> None:
     """A migration's destination has the same share; its calls continue."""
     went_on: list[str] = []
