@@ -29,6 +29,7 @@ SETXATTR = ("lsetxattr",)
 
 #: Seconds, before scaling, for a guest's request to reach QEMU.
 CAUGHT_TIMEOUT_S = 10.0
+#: Seconds, scaled for a slow host only, in which a supervisor must end after its machine.
 _JOIN_TIMEOUT_S = 5.0
 _QUEUE_STATUS, _QUEUE_STATUS_SINCE = "x-query-virtio-queue-status", "it came with 7.2"
 
@@ -158,7 +159,7 @@ class Hold:
     def close(self) -> None:
         """Called when the machines have ended."""
         for supervisor in self._supervisors:
-            supervisor.join(_JOIN_TIMEOUT_S)
+            supervisor.join(self._testbed.cell.accel.timeout_scale.host_seconds(_JOIN_TIMEOUT_S))
 
     @contextmanager
     def requests(self, share: FileBacked, *calls: str, machine: Machine | None = None) -> Iterator[Held]:

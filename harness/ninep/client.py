@@ -188,7 +188,8 @@ class RawGuest:
         """Run ``system_reset``, and wait for the RESET event."""
         with self.machine.qmp.listen("RESET") as events:
             self.machine.qmp.execute("system_reset")
-            events.wait(what="RESET", timeout_s=_REPLY_TIMEOUT_S, watch=self.machine.watch_process)
+            timeout_s = self.machine.timeout_scale.seconds(_REPLY_TIMEOUT_S)
+            events.wait(what="RESET", timeout_s=timeout_s, watch=self.machine.watch_process)
 
     def request_eject(self, share: Share) -> None:
         """Write the eject register; returns when QEMU has processed the write, without waiting for events."""

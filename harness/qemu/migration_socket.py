@@ -19,6 +19,7 @@ from harness.qemu.machine import Machine
 
 _NAME = "migration"
 _CHUNK = 1 << 20
+#: Seconds, scaled for a slow host only, in which the end of a stream must be read and written.
 _CLOSES_WITHIN_S = 10.0
 
 
@@ -53,7 +54,7 @@ def stream_from_file(machine: Machine, path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            _shut_down(connection, sending)
+            _shut_down(machine, connection, sending)
     address.unlink(missing_ok=True)  # Not every QEMU removes it.
 
 
@@ -115,12 +116,12 @@ def _outgoing_fd(
         try:
             yield f"fd:{_NAME}"
             if to_the_end:
-                working.wait(timeout_s=_CLOSES_WITHIN_S)
+                working.wait(timeout_s=machine.timeout_scale.host_seconds(_CLOSES_WITHIN_S))
         finally:
-            _shut_down(connection, working)
+            _shut_down(machine, connection, working)
 
 
-def _shut_down(connection: socket.socket, working: Background[None]) -> None:
+def _shut_down(machine: Machine, connection: socket.socket, working: Background[None]) -> None:
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
-    working.wait(timeout_s=_CLOSES_WITHIN_S)
+    working.wait(timeout_s=machine.timeout_scale.host_seconds(_CLOSES_WITHIN_S))

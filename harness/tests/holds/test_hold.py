@@ -12,9 +12,10 @@ import pytest
 
 from harness.errors import GuestError, SetupError, WaitTimeout
 from harness.holds.hold import DATA, Held, Hold
-from harness.holds.supervisor import Call, Rule, Rules
+from harness.holds.supervisor import Call, Rule, Rules, Supervisor
+from harness.qemu.accel import Accel
 from harness.qemu.machine import Machine
-from harness.testbed import Testbed
+from harness.testbed import Cell, Testbed
 from harness.tests.fakes import FakeMachine, World, machine, world
 
 
@@ -145,3 +146,15 @@ def test_a_supervisor_that_failed_fails_the_block(w: World, testbed: Testbed, pa
 
     with pytest.raises(SetupError, match=r"^the supervisor of 'source' failed"):
         use()
+
+
+def test_a_slow_host_has_longer_to_end_a_supervisor(
+    testbed: Testbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.holds.probe.require_holds", lambda: None)
+    testbed.cell = cast(Cell, SimpleNamespace(accel=Accel("tcg", "", host_factor=3.0)))
+    allowed_s: list[float] = []
+    hold = Hold(testbed)
+    hold._supervisors = [cast(Supervisor, SimpleNamespace(join=allowed_s.append))]
+    hold.close()
+    assert allowed_s == [15.0]

@@ -9,6 +9,7 @@ from typing import cast
 import pytest
 
 from harness.actions.stream import UNIX
+from harness.channel.qmp import Listener
 from harness.errors import GuestError, UsageError, Violation, WaitTimeout
 from harness.history import read
 from harness.holds.hold import STAT, Hold
@@ -27,6 +28,7 @@ from harness.ninep.messages import NOFID, T
 from harness.qemu.machine_types import MACHINE_TYPES
 from harness.testbed import Testbed
 from harness.tests.channel.fake_qtest import FakeQtest
+from harness.tests.fakes import world
 from harness.tests.ninep.conftest import Drive
 
 
@@ -35,6 +37,19 @@ def test_a_request_that_is_flushed(drive: Drive, kind: int, dropped: bool) -> No
     """The device returns it with or without an answer."""
     driver = drive(lambda _, tag, body: (kind, tag, body))
     assert driver.wait_dropped(driver.send(T.READ, p9.read(1, 0, 10))) is dropped
+
+
+def test_a_reset_of_a_slow_machine_may_take_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed_s: list[float] = []
+
+    def wait(_: Listener, *, timeout_s: float, **__: object) -> None:
+        allowed_s.append(timeout_s)
+
+    monkeypatch.setattr(Listener, "wait", wait)
+    machine = world(tmp_path, monkeypatch).machine
+    machine.qmp.on("system_reset", {})
+    RawGuest.system_reset(cast(RawGuest, SimpleNamespace(machine=machine)))
+    assert allowed_s == [180.0]
 
 
 def test_a_session(drive: Drive) -> None:
