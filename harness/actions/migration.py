@@ -345,13 +345,14 @@ def under_way(machine: Machine) -> Iterator[None]:
         try:
             wait_status(machine, "active")
             yield
-            status = _status(machine)
-            if status != "active":
-                raise Violation(f"the migration of {machine.name} is {status}, not active")
         finally:
+            status = _status(machine)
             machine.qmp.execute("migrate_cancel", watch=machine.watch)
-            wait_status(machine, "cancelled")
+            if status not in ("completed", "failed"):  # These never become "cancelled".
+                wait_status(machine, "cancelled")
             limit_bandwidth(machine, before)
+        if status != "active":
+            raise Violation(f"the migration of {machine.name} is {status}, not active")
 
 
 def _status(machine: Machine) -> str | None:

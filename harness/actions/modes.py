@@ -8,9 +8,9 @@ process. The last two keep the guest's memory in place; memory that is not share
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from harness.errors import QemuError, Unsupported
+from harness.errors import QemuError, QmpLost, Unsupported
 from harness.qemu.machine import Machine
 
 NORMAL = "normal"
@@ -42,5 +42,5 @@ def in_mode(machine: Machine, mode: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if machine.running:
+        with suppress(QmpLost):  # QEMU has ended, or is about to.
             machine.qmp.execute("migrate-set-parameters", {"mode": NORMAL})

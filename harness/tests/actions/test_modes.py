@@ -5,7 +5,7 @@ from typing import Any, cast
 import pytest
 
 from harness.actions.modes import in_mode, require_mode
-from harness.errors import Unsupported
+from harness.errors import QmpLost, Unsupported, Violation
 from harness.qemu.machine import Machine
 from harness.tests.fakes import World
 
@@ -19,6 +19,13 @@ def test_a_mode_ends_with_its_block(world: World) -> None:
     with in_mode(cast(Machine, world.machine), "cpr-reboot"):
         assert _set(world) == ["cpr-reboot"]
     assert _set(world) == ["cpr-reboot", "normal"]
+
+
+def test_a_qemu_that_dies_in_the_block(world: World) -> None:
+    """Its connection has ended, and its process is still there, as while it writes a core file."""
+    world.qmp.on("migrate-set-parameters", {}, QmpLost("the QMP connection broke"))
+    with pytest.raises(Violation, match="root cause"), in_mode(cast(Machine, world.machine), "cpr-reboot"):
+        raise Violation("the root cause")
 
 
 def test_the_normal_mode_needs_no_name(world: World) -> None:
