@@ -174,6 +174,7 @@ class Pending:
         timeout_s = self._qmp.execute_timeout_s if timeout_s is None else timeout_s
         if not _ended(self._future, timeout_s, watch):
             self._qmp.silent = True
+            self._future.add_done_callback(self._answered_late)
             name = self._qmp.machine
             raise QmpSilent(f"QEMU {name!r} did not answer {self.command} within {timeout_s:.0f} s")
         try:
@@ -186,6 +187,9 @@ class Pending:
             concurrent.futures.CancelledError,
         ) as exc:
             raise self._translate(exc) from None
+
+    def _answered_late(self, _: concurrent.futures.Future[Any]) -> None:
+        self._qmp.silent = False
 
     def _translate(self, exc: BaseException) -> QemuError | QmpLost:
         if isinstance(exc, ExecuteError):
@@ -220,7 +224,7 @@ class Qmp:
         self._thread = QmpThread.shared()
         self._client: _LoggingClient | None = None
         self._listeners: list[Listener] = []
-        #: Whether QEMU failed to answer a command in time; then it is not asked to quit.
+        #: Whether QEMU did not answer a command in time, nor since; then it is not asked to quit.
         self.silent = False
         #: The last command that was sent; part of the exit summary of a QEMU that dies.
         self.last_command: str | None = None

@@ -104,6 +104,7 @@ def test_a_missing_answer_is_an_error_and_a_late_one_is_recorded(
     server.rules["query-status"] = {"status": "paused"}
     assert qmp.execute("query-status") == {"status": "paused"}
     assert entries(tmp_path, "qmp:stop")[1] == (Kind.OK, {"late": True})
+    wait_until(lambda: not qmp.silent, what="the late answer to count", timeout_s=60)
 
 
 def test_a_connection_that_breaks_in_a_command(qmp: Qmp, server: FakeQmpServer, tmp_path: Path) -> None:
