@@ -104,6 +104,7 @@ class Machine:
         self.qmp = Qmp(spec.name, self.paths.qmp, history, artifacts.qmp, execute_timeout_s=answer_s)
         self.kernel_log = KernelLog(artifacts.kernel)
         self._process: subprocess.Popen[bytes] | None = None
+        self._reader: threading.Thread | None = None
         self._exited = threading.Event()
         self._exit_expected = False
         #: Whether the harness sent SIGKILL. Any other SIGKILL (such as the OOM killer's) counts as a crash.
@@ -192,8 +193,16 @@ class Machine:
             "first": first,
         }
         self.history.note(self.name, "machine:launch", value)
-        self._reader = threading.Thread(target=self._wait, name=f"wait-{self.name}", daemon=True)
-        self._reader.start()
+        reader = threading.Thread(target=self._wait, name=f"wait-{self.name}", daemon=True)
+        try:
+            reader.start()
+        except RuntimeError as exc:  # The host has no room for another thread; nobody else waits for QEMU.
+            self.expect_exit("no thread can wait for it")
+            self._killed = True
+            self._process.kill()
+            self._wait()
+            raise SetupError(f"cannot start a thread for QEMU {self.name!r}: {exc}") from exc
+        self._reader = reader
 
     def _wait(self) -> None:
         assert self._process is not None
@@ -398,7 +407,7 @@ class Machine:
             code = self.returncode
             if code is not None and self._crashed:
                 backtrace.collect(self.spec.qemu, self.folder, self.pid, -code, self.artifacts.backtrace)
-            if self._process is not None:
+            if self._reader is not None:
                 self._reader.join(self._host_s(_EXIT_VISIBLE_S))
             if self.spec.qemu.sanitized:
                 install = self.spec.qemu

@@ -4,6 +4,7 @@ import contextlib
 import os
 import resource
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,26 @@ def test_a_program_that_cannot_be_started(launch: Launch, run: RunFolder, histor
     spec = replace(good.spec, qemu=replace(good.spec.qemu, command=("/no/such/program",)))
     with pytest.raises(SetupError, match=r"^cannot start QEMU .*: No such file or directory$"):
         Machine.launch(spec, run, run.path / "none", good.artifacts, history, timeout_scale=TimeoutScale())
+
+
+def test_a_host_without_room_for_another_thread(
+    launch: Launch, run: RunFolder, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that was started ends, although nothing waits for it."""
+    good, start = launch(), threading.Thread.start
+
+    def refused(thread: threading.Thread) -> None:
+        if thread.name.startswith("wait-"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with pytest.raises(SetupError, match=r"^cannot start a thread for QEMU 'source': can't start new thread"):
+        Machine.launch(
+            good.spec, run, run.path / "threadless", good.artifacts, history, timeout_scale=TimeoutScale()
+        )
+    assert not start_time(_noted(history, "machine:launch")[-1].value["pid"])
+    assert good.running
 
 
 def test_a_share_without_its_folder_starts_nothing(launch: Launch, run: RunFolder, history: History) -> None:
