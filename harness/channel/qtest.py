@@ -33,6 +33,8 @@ class Qtest:
         #: Where every command is noted when it is sent, if that is wanted.
         self.transcript: list[str] | None = None
         self._buffer = b""
+        #: The command that was not answered. A late answer to it would be taken for that of the next one.
+        self._broke_in: str | None = None
         #: The commands that were not sent yet; ``None`` when each is sent at once.
         self._queued: list[str] | None = None
         try:
@@ -88,9 +90,12 @@ class Qtest:
     def _exchange(self, lines: Sequence[str]) -> list[list[str]]:
         """Send commands in one piece, and return the words of each answer."""
         assert self._queued is None, "a read inside together()"
+        if self._broke_in is not None:
+            raise ChannelLost(f"the qtest connection broke earlier, during {self._broke_in!r}")
         answers = []
         if self.transcript is not None:
             self.transcript += lines
+        line = next(iter(lines), "")
         try:
             self._socket.sendall("".join(f"{line}\n" for line in lines).encode())
             for line in lines:  # noqa: B007 (named by the error)
@@ -99,7 +104,8 @@ class Qtest:
                     answer = self._line()
                 answers.append(answer)
         except OSError as exc:
-            raise ChannelLost(f"the qtest connection broke during {line[:80]!r}: {exc}") from exc
+            self._broke_in = line[:80]
+            raise ChannelLost(f"the qtest connection broke during {self._broke_in!r}: {exc}") from exc
         return [_words(line, answer) for line, answer in zip(lines, answers, strict=True)]
 
     def _line(self) -> str:

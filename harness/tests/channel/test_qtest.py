@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +82,24 @@ def test_nothing_is_sent_when_the_block_fails(qtest: Qtest, server: FakeQtest) -
         write_and_fail()
     qtest.outb(3, 4)
     assert server.lines == ["outb 0x3 0x4"]
+
+
+def test_a_qemu_that_ends_between_two_commands(qtest: Qtest) -> None:
+    """Then already the next one cannot be sent."""
+    qtest.outb(1, 2)
+    qtest._socket.shutdown(socket.SHUT_WR)
+    with pytest.raises(ChannelLost, match=r"broke during 'outb 0x3 0x4': .*Broken pipe"):
+        qtest.outb(3, 4)
+
+
+def test_a_late_answer_is_not_taken_for_that_of_the_next_command(qtest: Qtest, server: FakeQtest) -> None:
+    server.instead = b"OK"  # The rest of the line does not come in time.
+    qtest._socket.settimeout(0.1)
+    with pytest.raises(ChannelLost, match=r"broke during 'inw 0xc00c': timed out"):
+        qtest.inw(0xC00C)
+    server.instead = b" 0x1\nOK 0x2\n"
+    with pytest.raises(ChannelLost, match=r"^the qtest connection broke earlier, during 'inw 0xc00c'$"):
+        qtest.inw(0xC00E)
 
 
 def test_an_irq_line_before_the_answer_is_skipped(qtest: Qtest, server: FakeQtest) -> None:
