@@ -79,7 +79,10 @@ class SessionReplay:
         :raises HarnessError: the root cause, when QEMU or the guest failed meanwhile.
         """
         replay = self._started_replay()
-        machine.wait_until(lambda: replay.done, what="the SSH session to be resumed", timeout_s=TIMEOUT_S)
+        # The replay has TIMEOUT_S of its own, and closes what it opened: it ends before this wait does.
+        machine.wait_until(
+            lambda: replay.done, what="the SSH session to be resumed", timeout_s=TIMEOUT_S + BOOT_TIMEOUT_S
+        )
         try:
             ssh = replay.wait()
         except ChannelLost as exc:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -17,7 +17,7 @@ from harness.deadline import TimeoutScale, wait_until
 from harness.guest.guest import BOOT_TIMEOUT_S
 from harness.guest.image import GuestImage
 from harness.qemu.machine import Machine
-from harness.restore.session import SessionReplay
+from harness.restore.session import TIMEOUT_S, SessionReplay
 from harness.tests.channel.test_guestfwd import Network
 from harness.tests.channel.test_ssh import Keys
 
@@ -88,6 +88,22 @@ def test_it_cannot_be_resumed(world: World) -> None:
     why = session.connect(world.machine(world.network.here))
     assert isinstance(why, str)
     assert why
+    session.close()
+
+
+def test_a_replay_that_times_out_is_no_timeout_of_the_machine(world: World) -> None:
+    """The replay ends a moment after its time, so the wait for it has to be longer."""
+    allowed_s: list[float] = []
+
+    def wait(probe: Callable[[], bool], *, what: str, timeout_s: float) -> bool:
+        allowed_s.append(timeout_s)
+        return wait_until(probe, what=what, timeout_s=60)
+
+    session = world.replay(factor=0.2, cookie=bytes(16))
+    machine = cast(Any, world.machine(world.network.here))
+    machine.wait_until = wait
+    assert isinstance(session.connect(machine), str)
+    assert min(allowed_s) > TIMEOUT_S
     session.close()
 
 
