@@ -22,6 +22,7 @@ class RunState:
 
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
+        self._resets_begun = 0
 
     def stop(self) -> None:
         """``stop``, and wait for the STOP event."""
@@ -97,20 +98,21 @@ class RunState:
         :returns: for :meth:`wait_booted_again`, which has to be called before the guest is used.
         """
         before = boot_id or self.guest.boot_id
+        self._resets_begun += 1
         self._command("system_reset", "RESET")
         return before
 
     def wait_reset_begun(self) -> None:
         """Wait until a reset that another thread does has begun.
 
-        The witness: ``system_reset`` has been sent, or the guest has announced its reboot. Nothing later can
+        The witness: ``system_reset`` is being sent, or the guest has announced its reboot. Nothing later can
         be relied on, because the kernel's device shutdown may already make QEMU drain.
 
         :raises WaitTimeout: when no reset begins.
         """
         machine = self.guest.machine
         machine.wait_until(
-            lambda: machine.qmp.last_command == "system_reset" or machine.kernel_log.contains(_REBOOTS),
+            lambda: self._resets_begun > 0 or machine.kernel_log.contains(_REBOOTS),
             what="the reset to begin",
             timeout_s=EVENT_TIMEOUT_S,
             watch=machine.watch_process,

@@ -130,17 +130,22 @@ def test_a_screendump_of_a_qemu_that_has_none(world: World, kind: str, raised: t
 
 @pytest.mark.parametrize("how", ["asked over QMP", "announced by the guest", "neither"])
 def test_a_reset_that_has_begun(world: World, how: str) -> None:
-    world.qmp.on("system_reset", {})
+    """It is seen also when another thread has sent a command since."""
+    world.qmp.on("system_reset", _emits(world, "RESET"))
+    world.qmp.on("query-status", {})
+    reset = RunState(world.guest)
     if how == "asked over QMP":
-        world.qmp.execute("system_reset")
+        reset.begin_system_reset(boot_id="one")
+        world.qmp.execute("query-status")
     elif how == "announced by the guest":
         world.machine.artifacts.kernel.write_text("guest: reboots\n")
     if how == "neither":
         world.impatient()
         with pytest.raises(WaitTimeout, match="the reset to begin"):
-            RunState(world.guest).wait_reset_begun()
+            reset.wait_reset_begun()
     else:
-        RunState(world.guest).wait_reset_begun()
+        world.impatient()
+        reset.wait_reset_begun()
 
 
 def test_a_reset_of_a_guest_that_cannot_be_asked(world: World) -> None:
