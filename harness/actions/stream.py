@@ -7,6 +7,7 @@ Sources: QEMU ``qapi/migration.json`` (``migrate``, ``migrate-incoming``, ``Migr
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,8 @@ _PRECOPY_BANDWIDTH = 1 << 20
 #: Bytes a second. Not less than 10: QEMU divides it into tenths of a second, and 0 means no limit.
 SLOW_BANDWIDTH = 100_000
 _STATUS_TIMEOUT_S = 20.0
-#: So many equal readings of the unread bytes in a row, 20 ms apart, mean that the stream has stalled.
+#: So many equal readings of the unread bytes in a row, 20 ms apart, mean that the stream has stalled; scaled
+#: for a slow host, where QEMU may not run for a while.
 _STALLED_READINGS = 25
 _NO_PORT = "tcp: this QEMU does not report the port that it chose (socket-address)"
 
@@ -293,10 +295,11 @@ def _accepted(machine: Machine, listener: socket.socket) -> socket.socket:
 def _wait_stalled(machine: Machine, connection: socket.socket) -> None:
     """Wait until the socket buffer is full: bytes have arrived, and their number no longer changes."""
     sizes: list[int] = []
+    count = math.ceil(machine.timeout_scale.host_seconds(_STALLED_READINGS))
 
     def full() -> bool:
         sizes.append(unread(connection))
-        return len(sizes) >= _STALLED_READINGS and sizes[-1] > 0 and len(set(sizes[-_STALLED_READINGS:])) == 1
+        return len(sizes) >= count and sizes[-1] > 0 and len(set(sizes[-count:])) == 1
 
     _wait(machine, full, f"the migration stream of {machine.name} to stall")
     machine.history.note(machine.name, "stream:stalled", {"unread_bytes": sizes[-1]})

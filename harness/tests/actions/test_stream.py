@@ -3,12 +3,14 @@ from __future__ import annotations
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
 
+from harness.actions import stream
 from harness.actions.stream import SLOW_BANDWIDTH, STREAMS, stalled
+from harness.deadline import TimeoutScale
 from harness.errors import QemuDied, Unsupported, WaitTimeout
 from harness.qemu.machine import Machine
 from harness.tests.fakes import World
@@ -71,6 +73,29 @@ def _limits(world: World) -> list[int]:
         for command, arguments in world.qmp.sent
         if command == "migrate-set-parameters"
     ]
+
+
+@pytest.mark.parametrize(("host_factor", "readings"), [(1.0, 25), (3.0, 75)])
+def test_a_stream_is_stalled_when_nothing_arrives_for_a_while(
+    world: World, monkeypatch: pytest.MonkeyPatch, host_factor: float, readings: int
+) -> None:
+    """On a slow host QEMU may not run for longer."""
+    read: list[int] = []
+
+    def unread(_: object) -> int:
+        read.append(1)
+        return 1
+
+    def wait(probe: Callable[[], bool], **_: object) -> None:
+        while not probe():
+            pass
+
+    monkeypatch.setattr(stream, "unread", unread)
+    monkeypatch.setattr(world.machine, "wait_until", wait)
+    world.machine.timeout_scale = TimeoutScale(host_factor, host_factor)
+    with socket.socket() as connection:
+        stream._wait_stalled(cast(Machine, world.machine), connection)
+    assert len(read) == readings
 
 
 def test_a_stream_that_never_begins_is_not_stalled(world: World, sender: _Sender) -> None:
