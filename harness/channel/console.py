@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import contextlib
 import re
 import socket
@@ -167,6 +168,8 @@ class KernelLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._offset = 0
+        #: Keeps a character of which only the first bytes are written yet.
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._text = ""
         self._panic: str | None = None
         self._searched = 0
@@ -184,7 +187,7 @@ class KernelLog:
             file.seek(self._offset)
             new = file.read()
         self._offset += len(new)
-        self._text += new.decode("utf-8", "replace").replace("\r", "")
+        self._text += self._decoder.decode(new).replace("\r", "")
 
     def contains(self, words: str) -> bool:
         """Whether the log contains ``words``."""

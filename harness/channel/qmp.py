@@ -363,9 +363,11 @@ class Qmp:
     def _write(self, direction: str, message: Message) -> None:
         if not self._log.closed:
             t_s = round(time.monotonic() - self._zero_s, 6)
+            line = json.dumps({"t_s": t_s, "dir": direction, "message": dict(message)}) + "\n"
             try:
-                self._log.write(json.dumps({"t_s": t_s, "dir": direction, "message": dict(message)}) + "\n")
-                self._log.flush()
+                with contextlib.suppress(ValueError):  # Another thread has closed it since.
+                    self._log.write(line)
+                    self._log.flush()
             except OSError as exc:  # An exception here would end the connection.
                 self.history.record_write_error(self._log_path, exc)
 

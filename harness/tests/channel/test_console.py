@@ -207,6 +207,13 @@ class TestKernelLog:
         assert (log.text(), log.tail(3), log.panic()) == ("", [], None)
         log.watch()
 
+    def test_a_character_that_is_read_while_it_is_written(self, tmp_path: Path) -> None:
+        log, content = KernelLog(tmp_path / "log"), "é\n".encode()
+        for end in range(1, len(content) + 1):
+            log.path.write_bytes(content[:end])
+            log.text()
+        assert log.text() == "é\n"
+
     def test_many_threads_read_every_line_once(self, tmp_path: Path) -> None:
         log = KernelLog(tmp_path / "log")
         written = [f"[{number}] a line\n" for number in range(2000)]

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import errno
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from qemu.qmp import Message
 
 from harness.channel.qmp import Qmp, _ended
 from harness.deadline import Deadline, wait_until
@@ -210,6 +212,20 @@ def test_a_file_descriptor_for_a_qemu_that_has_ended(
     wait_until(lambda: not qmp.connected, what="the end of the session", timeout_s=60)
     with pytest.raises(QmpLost):
         qmp.getfd("stream", 0)
+
+
+def test_a_message_that_comes_while_the_log_is_closed(qmp: Qmp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written by another thread, which has seen the log open."""
+
+    class Closed(io.StringIO):
+        @property
+        def closed(self) -> bool:
+            return False
+
+    log = Closed()
+    log.close()
+    monkeypatch.setattr(qmp, "_log", log)
+    qmp._write("in", Message({"event": "SHUTDOWN"}))
 
 
 def test_no_server_at_all(make: Callable[[], Qmp], capfd: pytest.CaptureFixture[str]) -> None:
