@@ -18,6 +18,7 @@ from harness.mutation.catalogue import Fault
 from harness.mutation.table import Detection, Measured, OnQemu
 from harness.mutation.verdicts import BAD, Finding, Report, failure
 from harness.reaper import RunFolder
+from harness.report.host_errors import is_of_the_host
 from harness.report.summary import Outcome, Result, Run
 
 #: The scenarios that are run against a fault: the tests that have to find it; these, and the files of the
@@ -67,7 +68,7 @@ class Measurement:
         """Measure the QEMU without a fault, then each fault, and yield each finding.
 
         :raises SetupError: when the run without a fault gives no result; at the end, when the run of a fault
-            gave none.
+            gave none, or the host failed in it.
         """
         wanted = {name: units(fault, scope, self.hashes) for name, fault in faults.items()}
         failed: list[str] = []
@@ -113,8 +114,9 @@ class Measurement:
             measured = Measured(key=fault.key)
         missing = self._missing(wanted, measured.of)
         if missing:
-            judged = _judged(self._run(f"{self.flavour}+{name}", missing, self.artifacts / name, run))
-            failed = {scenario: round(one.seconds, 1) for scenario, one in _failed(judged).items()}
+            bad = _failed(_judged(self._run(f"{self.flavour}+{name}", missing, self.artifacts / name, run)))
+            _refuse_errors_of_the_host(bad)
+            failed = {scenario: round(one.seconds, 1) for scenario, one in bad.items()}
             measured.failed = table.replace(measured.failed, missing, failed)
             measured.of = table.replace(measured.of, missing, self._now(missing))
             self.known.faults[name] = measured
@@ -158,6 +160,13 @@ def parallelism(kept_s: float, kept_at_once: float, found_s: float, took_s: floa
     :param found_s: the seconds of the scenarios that ran now. :param took_s: what all of them took.
     """
     return round(max(1.0, (kept_s + found_s) / (kept_s / kept_at_once + took_s)), 1)
+
+
+def _refuse_errors_of_the_host(bad: Mapping[str, Result]) -> None:
+    """:raises SetupError: when a scenario failed, and not because of the fault."""
+    for scenario, one in bad.items():
+        if is_of_the_host(one.why):
+            raise SetupError(f"{scenario}: {one.why}")
 
 
 def _seconds(judged: Mapping[str, Result]) -> float:

@@ -14,6 +14,7 @@ from harness.mutation import runner
 from harness.mutation.catalogue import Fault
 from harness.mutation.qtests import QtestResult
 from harness.reaper import RunFolder
+from harness.report.host_errors import is_of_the_host
 from harness.report.summary import Outcome, Run
 
 Report = Callable[[str], None]
@@ -23,7 +24,8 @@ RunQtests = Callable[[str], QtestResult]
 CAUGHT, ELSEWHERE, MISSED = "caught", "caught by another guarantee", "missed"
 #: The verdicts on a control: a scenario failed although there is no fault; or none did.
 FALSE_POSITIVE, PASSED = "false positive", "passed"
-#: Neither: pytest gave no result, or every scenario was skipped or is a known bug, so that none could fail.
+#: Neither: pytest gave no result; or every scenario was skipped or is a known bug, so that none could fail;
+#: or the host or the harness failed.
 NO_RESULT = "no result"
 #: The outcomes that are failures. A known bug is not one.
 BAD = (Outcome.FAILED, Outcome.FIXED)
@@ -50,7 +52,7 @@ class Finding:
     :ivar failures: the tests that failed.
     :ivar real: whether the fault undoes a fix of QEMU's history.
     :ivar qtests: the result of QEMU's own tests, where they ran.
-    :ivar problem: why pytest gave no result; empty when it gave one.
+    :ivar problem: why there is no result: pytest gave none, or the host failed; empty when there is one.
     """
 
     fault: str
@@ -105,10 +107,13 @@ class Controls:
 
 
 def judge(fault: str, guarantee: str, qemu: str, run: Run, *, real: bool = False) -> Finding:
-    """Judge a run of scenarios."""
+    """Judge a run of scenarios. An error of the host or the harness does not show that a fault was found."""
     judged = [one for one in run.results if one.outcome not in (Outcome.SKIPPED, Outcome.KNOWN)]
     bad = [one for one in judged if one.outcome in BAD]
-    failures = [failure(runner.short(one.scenario or one.test), one.why) for one in bad]
+    of_host = [one for one in bad if fault and is_of_the_host(one.why)]
+    failures = [failure(runner.short(one.scenario or one.test), one.why) for one in bad if one not in of_host]
+    if of_host and not failures:
+        return Finding(fault, guarantee, qemu, 0, (), real, problem=of_host[0].why)
     return Finding(fault, guarantee, qemu, len(judged), tuple(failures), real)
 
 

@@ -13,7 +13,7 @@ from harness.mutation.catalogue import Fault
 from harness.mutation.measurement import Measurement, units
 from harness.mutation.table import Detection
 from harness.report.summary import Outcome, Run
-from harness.tests.mutation.results import run
+from harness.tests.mutation.results import result, run
 
 FILES = {"test_leak.py": "h1", "test_crash.py": "h2"}
 
@@ -147,6 +147,23 @@ def test_a_fault_without_a_result_does_not_stop_the_others(tmp_path: Path, runs:
         list(start(tmp_path, reported).measure(faults, "all"))
     assert "one (1 of 2): no result: it does not start" in reported
     assert set(table.read(tmp_path / "t.json").qemus["7.2-src"].faults) == {"two"}
+
+
+def test_a_fault_whose_scenario_failed_because_of_the_host_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk is not what a fault does: the table would say for ever that the scenario catches it."""
+
+    def on(qemu: str, *_: object, **__: object) -> Run:
+        full = result("test_leak.py::test_a[pc]", Outcome.FAILED).model_copy(
+            update={"why": "harness.errors.SetupError: no space left"}
+        )
+        return Run(results=(full,)) if "+" in qemu else run(test_a=Outcome.PASSED)
+
+    monkeypatch.setattr(runner, "run_scenarios", on)
+    with pytest.raises(SetupError, match="no result, so nothing in the table, for: one"):
+        list(start(tmp_path).measure({"one": fault()}, "all"))
+    assert table.read(tmp_path / "t.json").qemus["7.2-src"].faults == {}
 
 
 def test_seconds_are_those_of_the_run_without_a_fault(tmp_path: Path, runs: Runs) -> None:

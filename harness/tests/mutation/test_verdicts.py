@@ -16,7 +16,7 @@ from harness.mutation.qtests import QtestResult
 from harness.mutation.table import Detection
 from harness.mutation.verdicts import Controls, Failure, Finding, expression, judge
 from harness.report.summary import Outcome, Run
-from harness.tests.mutation.results import run
+from harness.tests.mutation.results import result, run
 
 CATALOGUE = Catalogue()
 #: Whether an outcome counts as a failure on a QEMU without a fault.
@@ -56,6 +56,23 @@ def test_a_failure_has_the_name_that_a_fault_uses() -> None:
     found = judge("f", "no leak", "7.2-src", run(test_a=Outcome.PASSED, test_b=Outcome.FAILED), real=True)
     assert found.failures == (Failure("test_leak.py", "test_b[pc]", "leak: fds"),)
     assert (found.ran, found.real, found.qemu) == (2, True, "7.2-src")
+
+
+def test_an_error_of_the_host_does_not_catch_a_fault() -> None:
+    """Nor does it hide another failure. In a control it is a failure like any other."""
+    full = result("test_leak.py::test_a[pc]", Outcome.FAILED).model_copy(
+        update={"why": "harness.errors.SetupError: cannot write the verdict; free some space"}
+    )
+    found = judge("f", "no leak", "7.2-src", Run(results=(full,)))
+    assert (found.verdict, found.detail, found.good) == ("no result", full.why, False)
+    caught = judge(
+        "f",
+        "no leak",
+        "7.2-src",
+        Run(results=(full, result("test_leak.py::test_b[pc]", Outcome.FAILED))),
+    )
+    assert (caught.verdict, [one.name for one in caught.failures]) == ("caught", ["test_b[pc]"])
+    assert judge("", "", "7.2-src", Run(results=(full,))).verdict == "false positive"
 
 
 def test_pytest_s_expression() -> None:
