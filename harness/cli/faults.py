@@ -205,6 +205,8 @@ def run_faults(
     source = _source(flavour)
     others = [_control_qemu(name) for name in control_qemus]  # Before anything is built.
     chosen = {name: fault for name, fault in _chosen(source, names).items() if fault.sample or not sample}
+    if not chosen:  # The run would assert nothing, and its controls would run every test that there is.
+        raise UsageError("--sample: none of the faults that --fault names is in the sample")
     default = runner.collected()
     _build(source, tuple(chosen))
     folder = artifacts.absolute()
@@ -313,7 +315,10 @@ def cover_faults(path: Path | None, budget: float | None, as_json: bool) -> None
     Exits with 1 when marks should change, when no scenario catches some fault, or when the set takes longer
     than the budget.
     """
-    data = table.read(path or table.default_path())
+    path = path or table.default_path()
+    data = table.read(path)
+    if not cover.targets(data):
+        raise UsageError(f"{path}: no fault was measured; 'harness faults run --per-test' measures them")
     default, every = runner.collected(), runner.collected("--thorough")
     catalogue = {name: Catalogue().load(name) for name in Catalogue().names()}
     unmeasured = cover.unmeasured(data, every, {name: fault.key for name, fault in catalogue.items()})

@@ -97,6 +97,23 @@ def test_the_default_set_is_computed(
     assert ("thorough" in shown.out) == ("t.py::needed[pc]" in default)
 
 
+def test_a_table_without_a_measured_fault_has_no_default_set(harness: Harness, tmp_path: Path) -> None:
+    """Every set of scenarios catches all of no faults."""
+    path = tmp_path / "t.json"
+    path.write_text('{"qemus": {"7.2-src": {}}}')
+    ended = harness("faults", "cover", path)
+    assert (ended.status, ended.line.partition(";")[0]) == (2, f"harness: {path}: no fault was measured")
+
+
+def test_a_run_of_no_fault_is_refused(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would exit with 0, and its controls would run without a selection."""
+    monkeypatch.setattr(faults, "_chosen", lambda *_: {"tag-kept": Catalogue().load("tag-kept")})
+    assert not Catalogue().load("tag-kept").sample
+    ended = harness("faults", "run", "--fault", "tag-kept", "--sample", "--controls", "0")
+    assert ended.status == 2
+    assert "none of the faults that --fault names is in the sample" in ended.line
+
+
 def test_findings_are_printed_and_written_as_json_and_as_a_page(
     harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,7 +131,7 @@ def test_findings_are_printed_and_written_as_json_and_as_a_page(
         return findings
 
     monkeypatch.setattr(faults, "run_all", run_all)
-    monkeypatch.setattr(faults, "_chosen", lambda *_: {})
+    monkeypatch.setattr(faults, "_chosen", lambda *_: {"f": Catalogue().load("tag-kept")})
     monkeypatch.setattr(faults, "_build", lambda *_: {})
     monkeypatch.setattr(faults, "_run_qtests", lambda *_: None)
     monkeypatch.setattr(runner, "collected", lambda *_: ())

@@ -15,6 +15,7 @@ from harness.errors import SetupError
 from harness.explore.attempt import Failure as Broken
 from harness.explore.finding import Finding as Found
 from harness.mutation import runner
+from harness.mutation.catalogue import Catalogue
 from harness.mutation.verdicts import Failure, Finding
 from harness.report.nights import rows
 from harness.report.nights.about import about
@@ -39,7 +40,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> None:
         Finding("missed", "no leak", "7.2-src", 1, ()),
     ]
     monkeypatch.setattr(faults, "run_all", lambda *_, **__: findings)
-    monkeypatch.setattr(faults, "_chosen", lambda *_: {})
+    monkeypatch.setattr(faults, "_chosen", lambda *_: {"tag-kept": Catalogue().load("tag-kept")})
     monkeypatch.setattr(faults, "_build", lambda *_: {})
     monkeypatch.setattr(runner, "collected", lambda *_: ())
 
