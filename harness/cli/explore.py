@@ -104,7 +104,8 @@ def explore(
     Each finding has a folder below DIR/findings, with README.txt. Ctrl-C ends the search and keeps
     everything. With --resume the options that say what is searched are those of the search that is resumed.
 
-    Exits with 0 when nothing new was found, and with 1 when there are findings.
+    Exits with 0 when nothing new was found, with 1 when there are findings, and with 3 when no program had a
+    result.
     """
     if resume is not None and into is not None:
         raise UsageError("--resume goes on in its own folder: leave out --into")

@@ -287,7 +287,7 @@ def _explore(
                 one.guarantee,
                 f"{one.seconds:.0f}",
                 str(one.programs),
-                escape(one.failure) or "nothing found",
+                escape(one.failure or one.problem) or "nothing found",
                 escape(one.program),
             )
         tables.show(shown)

@@ -190,20 +190,28 @@ class Explorer:
 
         A round that has begun is finished, and its findings are made smaller.
 
-        :raises SetupError: when the disk is full, or attempt after attempt ends with an error. What was found
-            is kept.
+        :raises SetupError: when the disk is full, when attempt after attempt ends with an error, or when
+            there is neither a result of this run nor a finding. What was found is kept.
         """
         clock = Deadline.after(seconds)
         for name in itertools.cycle(self.spaces):
             done = sum(tally.programs for tally in self.tallies.values())
             left = None if programs is None else programs - done
             if clock.expired or left == 0 or enough():
-                return
+                break
             try:
                 self._make_all_smaller()  # Of a search that is resumed.
                 self._round(name, clock, left)
             except OSError as exc:
                 raise SetupError(f"{self.into}: {exc.strerror or exc}; what was found is kept") from None
+        if not self.results and not self.new:
+            why = next((f": {error}" for error, _ in self.errors.most_common(1)), "")
+            raise SetupError(f"none of {done} programs had a result, so nothing is known of this QEMU{why}")
+
+    @property
+    def results(self) -> int:
+        """The number of programs of this run of the command that passed or failed."""
+        return sum(tally.programs - tally.errors for tally in self.tallies.values())
 
     def _round(self, name: AlphabetName, clock: Deadline, most: int | None) -> None:
         if findings.free_bytes(self.into) < FREE_BYTES:

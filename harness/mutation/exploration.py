@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.errors import SetupError
 from harness.explore.explore import Explorer, KnownBugs, Settings
 from harness.explore.generate import Space
 from harness.explore.guests import FreshGuests, alphabets, cell_of
@@ -31,9 +32,11 @@ class Explored:
     """What exploring one QEMU came to.
 
     :ivar fault: its name; empty for a control. :ivar guarantee: the guarantee that it breaks.
-    :ivar seconds: until the failure was found, or all that were spent. :ivar programs: how many were run.
+    :ivar seconds: until the failure was found, or all that were spent.
+    :ivar programs: how many passed or failed; without any, nothing is known.
     :ivar failure: the failure; empty when none was found. :ivar program: the program that showed it.
     :ivar found_guarantee: the guarantee that the failure breaks.
+    :ivar problem: why the search ended early; empty when it did not.
     """
 
     fault: str
@@ -45,11 +48,14 @@ class Explored:
     failure: str = ""
     program: str = ""
     found_guarantee: str = ""
+    problem: str = ""
 
     @property
     def good(self) -> bool:
-        """A fault has to be found, and a control must not find anything."""
-        return bool(self.fault) == bool(self.failure)
+        """A fault has to be found. A control has to run to its end, and must not find anything."""
+        if self.fault:
+            return bool(self.failure)
+        return bool(self.programs) and not (self.failure or self.problem)
 
     def as_json(self) -> dict[str, Any]:
         """What ``harness faults run --by exploration --json`` prints of a fault."""
@@ -80,10 +86,12 @@ def explore_all(
         cell = ProgramCell(qemu=f"{flavour}+{name}", machine=fault.machines[0])
         found = _explore(name, fault.guarantee, cell, into / name, seconds, workers)
         what = f"found after {found.seconds:.0f} s: {found.failure}" if found.failure else "not found"
+        what += f" ({found.problem})" if found.problem else ""
         report(f"{name} ({number} of {len(faults)}): {what}")
         yield found
     control = _explore("", "", ProgramCell(qemu=flavour), into / "control", seconds, workers)
-    report(f"no fault: {control.failure or 'nothing was found'} ({control.programs} programs)")
+    what = control.failure or control.problem or "nothing was found"
+    report(f"no fault: {what} ({control.programs} programs)")
     yield control
 
 
@@ -109,11 +117,15 @@ def _explore(
         explorer.begin()
         for _, program in programs_of_bugs(cell):
             explorer.avoid(program)
-        explorer.run(seconds, enough=lambda: bool(explorer.new))
-    programs = sum(tally.programs for tally in explorer.tallies.values())
+        problem = ""
+        try:
+            explorer.run(seconds, enough=lambda: bool(explorer.new))
+        except SetupError as exc:  # The other faults are explored nevertheless.
+            problem = exc.message
+    programs = explorer.results
     spent_s = sum(tally.seconds for tally in explorer.tallies.values())
     if not explorer.new:
-        return Explored(fault, guarantee, names.qemu, names.machine, spent_s, programs)
+        return Explored(fault, guarantee, names.qemu, names.machine, spent_s, programs, problem=problem)
     first = explorer.new[0].finding
     return Explored(
         fault,
@@ -125,4 +137,5 @@ def _explore(
         f"{first.failure.checker}: {first.failure.message}",
         str(first.program),
         first.failure.guarantee,
+        problem,
     )

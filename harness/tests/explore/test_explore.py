@@ -237,6 +237,16 @@ def test_errors_in_a_row_stop_it(tmp_path: Path) -> None:
     assert made.errors["no memory"] == 25
 
 
+@pytest.mark.parametrize("programs", [0, 20])
+def test_a_search_without_a_result_has_not_found_nothing(tmp_path: Path, programs: int) -> None:
+    """Every attempt was an error, but too few for a row of them; or no program was run."""
+    made = explorer(tmp_path, lambda _: Attempt(Ending.ERROR, error="no memory"))
+    why = ": no memory" if programs else ""
+    with pytest.raises(SetupError, match=rf"^none of {programs} programs had a result, .* this QEMU{why}$"):
+        made.run(60, programs)
+    assert made.tallies[RAW].errors == programs
+
+
 def test_the_time_ends_it(tmp_path: Path) -> None:
     made = explorer(tmp_path, FakeRun([]))
     made.run(0.3)
@@ -290,7 +300,8 @@ def test_attempts_are_stopped_when_the_time_is_up(tmp_path: Path) -> None:
             ran += 1
             yield one, Attempt(Ending.PASSED)
 
-    Explorer({RAW: SPACE}, Settings(), attempts, tmp_path).run(0)
+    with pytest.raises(SetupError, match="none of 0 programs had a result"):
+        Explorer({RAW: SPACE}, Settings(), attempts, tmp_path).run(0)
     assert ran == 0
 
 

@@ -25,6 +25,12 @@ def test_a_fault_has_to_be_found_and_a_control_is_silent(fault: str, failure: st
     assert (found.good, found.as_json()["good"]) == (good, good)
 
 
+def test_a_control_without_a_result_is_not_silent() -> None:
+    """None of its programs had a result, or the host failed before the time was up."""
+    assert not Explored("", "", "7.2-src", "pc", 1.0, 0).good
+    assert not Explored("", "", "7.2-src", "pc", 1.0, 9, problem="no memory").good
+
+
 @pytest.mark.parametrize("count", [1, 29, 30, 44, 45, 159, 160, 1000])
 def test_a_sample_is_spread_over_the_names(count: int) -> None:
     names = tuple(f"{number:04}" for number in reversed(range(count)))
