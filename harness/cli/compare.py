@@ -54,6 +54,11 @@ def compare(a: str, b: str, expression: str | None, workers: str, rounds: int) -
                     progress(f"round {number + 1} of {rounds}, QEMU {name}")
                 sides[side].append(_run(name, options))
     found = comparison.pairs(sides["a"], sides["b"])
+    if not any(pair.a and pair.b for pair in found):
+        raise UsageError(
+            f"{a} and {b} have no scenario in common, so they cannot be compared (where a run is of several "
+            "QEMUs or kernels, each is compared with the same one of the other)"
+        )
     different = comparison.tables(found, a, b)
     tables.show(*different)
     if not different:

@@ -9,6 +9,7 @@ from itertools import groupby, pairwise
 
 from packaging.version import Version
 
+from harness.errors import UsageError
 from harness.explore.bisect import CONFIDENCE
 from harness.explore.candidate import RUNS, Ask, Judge, Report, Tally, Verdict
 from harness.explore.observations import Observations
@@ -82,6 +83,7 @@ def run_all(
     """Run every release.
 
     :param versions: the version of each, by name. :param ask: makes one run on a QEMU of that name.
+    :raises UsageError: when no release can be judged.
     :raises SetupError: when the host or the harness fails again and again.
     """
     names = sorted(versions, key=lambda name: (Version(versions[name]), name))
@@ -100,6 +102,8 @@ def run_all(
     results = tuple(
         Release(name, versions[name], _verdict(judge.tallies[name]), judge.tallies[name]) for name in names
     )
+    if results and all(one.verdict is Verdict.SKIPPED for one in results):
+        raise UsageError(f"none of these QEMUs can be judged; {results[-1]}: {results[-1].tally.skip}")
     risks = [judge.risk_of(one.name) for one in results if one.verdict is Verdict.GOOD] if bad else []
     return Releases(results, judge.signature, max(0.0, 1 - sum(risks)))
 

@@ -31,8 +31,12 @@ _UNUSABLE = (4, 5)
 _NOTHING_SELECTED = 5
 #: Seconds without output. A test takes seconds, and the harness's deadlines end a QEMU that hangs.
 _SILENCE_S = 900.0
-#: The ledger of known bugs would make some failures expected ones, on some versions.
-_WITHOUT_LEDGER = ("-p", "no:harness.plugin.known_bugs", "-p", "no:harness.plugin.ledger_check")
+#: The ledger of known bugs would make some failures expected ones, on some versions; a mark ``xfail`` of the
+#: scenario's own, on all of them.
+_NOTHING_IS_EXPECTED = (
+    *("-p", "no:harness.plugin.known_bugs", "-p", "no:harness.plugin.ledger_check"),
+    "--runxfail",
+)
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ class ScenarioTrial:
         """
         into = Path(tempfile.mkdtemp(dir=self._run.path))
         argv = [*pytest_command(), *self._of.arguments(), "--qemu", qemu, "--summary", str(into), "-n", "0"]
-        argv += ["-q", "-p", "no:cacheprovider", *_WITHOUT_LEDGER, "--artifacts", self._folder()]
+        argv += ["-q", "-p", "no:cacheprovider", *_NOTHING_IS_EXPECTED, "--artifacts", self._folder()]
         what = f"{self._of} on QEMU {qemu}"
         done = run_pytest(
             argv,

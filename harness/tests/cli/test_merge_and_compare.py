@@ -158,6 +158,17 @@ def test_two_recorded_runs_are_compared(harness: Harness, tmp_path: Path) -> Non
     assert harness("compare", bad, good).status == 0
 
 
+def test_runs_without_a_common_scenario_are_not_compared(harness: Harness, tmp_path: Path) -> None:
+    """There would be no difference, or only scenarios that did not run on one side: exit status 0."""
+    empty = _written(tmp_path / "empty", Run(results=()))
+    one = _written(tmp_path / "one", Run(results=(result(scenario="s"),)))
+    other = _written(tmp_path / "other", Run(results=(result(scenario="t", outcome=Outcome.PASSED),)))
+    for a, b in ((empty, empty), (one, empty), (one, other)):
+        ended = harness("compare", a, b)
+        assert ended.status == 2
+        assert ended.line.startswith(f"harness: {a} and {b} have no scenario in common")
+
+
 def test_a_folder_without_a_summary(harness: Harness, tmp_path: Path) -> None:
     ended = harness("compare", tmp_path, tmp_path)
     assert ended.status == 2

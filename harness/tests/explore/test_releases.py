@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import tomllib
 
+import pytest
+
+from harness.errors import UsageError
 from harness.explore.candidate import Verdict
 from harness.explore.observations import Answer, Observation
 from harness.explore.releases import run_all
@@ -71,6 +74,14 @@ def test_what_cannot_be_judged_is_skipped() -> None:
     assert verdicts["11.1"] == (Verdict.SKIPPED, "fails otherwise: another")
     assert [(one.name, other.name) for one, other in found.changes()] == [("7.2", "10.0.2")]
     assert tomllib.loads(found.ledger())["unaffected"] == [">=10.0.2,<=10.0.13"]
+
+
+def test_where_none_can_be_judged_nothing_is_good() -> None:
+    """Otherwise it would be said to fail on none of them."""
+    with pytest.raises(
+        UsageError, match=r"^none of these QEMUs can be judged; 11\.1 \(11\.1\.3\): no property$"
+    ):
+        run_all(VERSIONS, lambda name: Observation(Answer.SKIP, "no property"))
 
 
 def test_a_program_that_fails_nowhere() -> None:

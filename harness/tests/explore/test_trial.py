@@ -32,10 +32,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 import pytest
 from harness.errors import SetupError, Violation
 
-@pytest.mark.parametrize("way", ["passes", "passes_too", "fails", "full", "lacks"])
+EXPECTED = pytest.param("expected", marks=pytest.mark.xfail(reason="a bug"))
+
+@pytest.mark.parametrize("way", ["passes", "passes_too", "fails", EXPECTED, "full", "lacks"])
 @pytest.mark.guarantee("no leak")
 def test_way(way):
-    if way == "fails":
+    if way in ("fails", "expected"):
         raise Violation("leak: fds +3.00 per cycle")
     if way == "full":
         raise SetupError("no space left")
@@ -97,6 +99,8 @@ def test_a_scenario_is_run_in_a_pytest_of_its_own(
         failed = once("test_leak.py::test_way[fails]")
         assert failed.answer is Answer.BAD
         assert "leak: fds +N per cycle" in failed.why
+        expected = once("test_leak.py::test_way[expected]")
+        assert expected.answer is Answer.BAD, "a failure that the scenario's own mark expects"
         assert once("test_leak.py::test_way[full]").answer is Answer.ERROR
         assert once("test_leak.py::test_way[lacks]") == Observation(
             Answer.SKIP, "this QEMU has no such property"
