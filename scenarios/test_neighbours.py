@@ -62,7 +62,7 @@ def malloc_perturb(testbed: Testbed) -> None:
 def test_unplug_waits_for_a_request_in_flight(guest: Guest, hotplug: Hotplug, device: BlockDevice) -> None:
     """The driver waits for the flush (kernel: ``del_gendisk``), and the guest's write succeeds."""
     guest.tolerate(
-        "task kworker.* blocked for more than|Call Trace:", why="the disk's driver waits in D state"
+        "task kworker.* blocked for more than|Call [Tt]race:", why="the disk's driver waits in D state"
     )
     hotplug.plug(device)
     device.use(guest)

@@ -176,7 +176,7 @@ class HostileGuest:
         :raises WaitTimeout: when the kernel does not panic.
         """
         guest, machine = self.guest, self.guest.machine
-        for pattern in ("sysrq triggered crash", "Call Trace:"):
+        for pattern in ("sysrq triggered crash", "Call [Tt]race:"):
             guest.tolerate(pattern, why="the scenario let the guest panic")
         guest.last_command("echo c > /proc/sysrq-trigger")
         machine.wait_until(

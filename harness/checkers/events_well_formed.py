@@ -22,6 +22,7 @@ from harness.checkers.verdict import VALID, Finding, invalid, unknown, worst
 from harness.history import Entry, Kind, as_mapping
 
 _BACKEND = "/virtio-backend"
+_DEVICES = "/machine/peripheral/"
 
 
 @dataclass
@@ -77,9 +78,12 @@ def _pairs(record: Record, machine: str) -> Finding:
     devices: dict[str, _Device] = {}
     before: dict[int, tuple[str, _Device | None]] = {}
     for entry in (e for e in record.entries if e.actor == machine):
-        if entry.f == "qmp:device_add" and entry.kind is Kind.INVOKE:
-            path = f"/machine/peripheral/{as_mapping(entry.value).get('id')}"
-            if str(as_mapping(entry.value).get("driver", "")).startswith("virtio-"):
+        if entry.f == "machine:launch":
+            plugged = as_mapping(as_mapping(entry.value).get("plugged"))
+            devices |= {f"{_DEVICES}{id_}": _Device() for id_, of in plugged.items() if _is_virtio(of)}
+        elif entry.f == "qmp:device_add" and entry.kind is Kind.INVOKE:
+            path = f"{_DEVICES}{as_mapping(entry.value).get('id')}"
+            if _is_virtio(as_mapping(entry.value).get("driver")):
                 problem = _unfinished(machine, path, devices.get(path))
                 if problem is not None:
                     return problem
@@ -94,6 +98,10 @@ def _pairs(record: Record, machine: str) -> Finding:
                 return problem
     unfinished = [_unfinished(machine, path, device) for path, device in devices.items()]
     return next((problem for problem in unfinished if problem is not None), VALID)
+
+
+def _is_virtio(driver: object) -> bool:
+    return str(driver or "").startswith("virtio-")
 
 
 def _deleted(machine: str, entry: Entry, devices: dict[str, _Device]) -> Finding | None:

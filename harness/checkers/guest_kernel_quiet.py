@@ -14,12 +14,16 @@ _COMPLAINTS = (
     re.compile(r"\bOops\b"),
     re.compile(r"general protection fault"),
     re.compile(r"\bKASAN\b|\bUBSAN\b|\bKFENCE\b"),
-    re.compile(r"\bBUG:"),
-    re.compile(r"\bWARNING: (?:CPU|possible|suspicious|inconsistent)"),
+    re.compile(r"\bBUG:|\bkernel BUG at "),
+    # aarch64 (Linux: arch/arm64/kernel/traps.c, die; mm/fault.c, die_kernel_fault).
+    re.compile(r"\bInternal error: |\bUnable to handle kernel "),
+    # Up to 6.18 "WARNING: CPU: 0 PID: 99 at FILE:LINE", then "WARNING: FILE:LINE at FUNCTION, CPU#0: COMM/99"
+    # (Linux: kernel/panic.c, __warn).
+    re.compile(r"\bWARNING: (?:CPU: |possible |suspicious |inconsistent |.*\bat .*, CPU#\d)"),
     re.compile(r"INFO: task .* blocked for more than"),
     re.compile(r"rcu.*detected (?:expedited )?stall|rcu.*self-detected stall"),
     re.compile(r"refcount_t:|list_(?:add|del) corruption|page allocation failure|Out of memory: Killed"),
-    re.compile(r"\bCall Trace:"),
+    re.compile(r"\bCall [Tt]race:"),
 )
 _CONTEXT = 15
 

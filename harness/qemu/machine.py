@@ -191,6 +191,7 @@ class Machine:
             "binary": str(self.spec.qemu.binary),
             "artifacts": "." if first else self.artifacts.folder.name,
             "first": first,
+            "plugged": self.spec.plugged_drivers,
         }
         self.history.note(self.name, "machine:launch", value)
         reader = threading.Thread(target=self._wait, name=f"wait-{self.name}", daemon=True)

@@ -192,6 +192,12 @@ class MachineSpec:
         """Everything that can be plugged: the shares and the other devices."""
         return (*self.shares, *self.devices)
 
+    @property
+    def plugged_drivers(self) -> dict[str, str]:
+        """The driver of each device that is plugged by the command line, by its id."""
+        devices = (one for one in self.pluggable if one.id in self.plugged)
+        return {one.id: str(one.device(self.machine_type)["driver"]) for one in devices}
+
     def share(self, share_id: str) -> Share:
         """:raises UsageError: when no share of the pool has that id."""
         for share in self.shares:

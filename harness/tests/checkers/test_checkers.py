@@ -197,6 +197,12 @@ class TestGuestKernelQuiet:
             "[    9.1] BUG: kernel NULL pointer dereference, address: 0000000000000008",
             "[    9.1] Oops: 0000 [#1] PREEMPT SMP",
             "[    9.1] WARNING: CPU: 0 PID: 99 at net/9p/client.c:1",
+            "[    9.1] WARNING: net/9p/client.c:1 at p9_fid_destroy+0x1/0x2 [9pnet], CPU#0: umount/99",
+            "[    9.1] WARNING: at p9_fid_destroy+0x1/0x2 [9pnet], CPU#0: umount/99",
+            "[    9.1] kernel BUG at net/9p/client.c:1!",
+            "[    9.1] Internal error: synchronous external abort: 0000000096000010 [#1] SMP",
+            "[    9.1] Unable to handle kernel paging request at virtual address ffff800081234567",
+            "[    9.1] Call trace:",
             "[    9.1] INFO: task kworker/0:1:10 blocked for more than 120 seconds.",
             "[    9.1] Kernel panic - not syncing: Attempted to kill init!",
             "[    9.1] rcu: INFO: rcu_sched self-detected stall on CPU",
@@ -254,6 +260,15 @@ class TestEventsWellFormed:
 
     def test_the_backends_event_is_missing(self, plugged: RecordWriter) -> None:
         verdict, summary = self.judged(plugged.device_deleted())
+        assert verdict is INVALID
+        assert "was deleted without its virtio-backend: a leaked reference" in summary
+
+    def test_the_backends_event_of_a_device_of_the_command_line(self, record: RecordWriter) -> None:
+        """The devices of a migration's destination are there without ``device_add``."""
+        plugged = {"share0": "virtio-9p-pci"}
+        launch = {"pid": 1, "artifacts": ".", "plugged": plugged}
+        record.history.note("source", "machine:launch", launch)
+        verdict, summary = self.judged(record.device_deleted())
         assert verdict is INVALID
         assert "was deleted without its virtio-backend: a leaked reference" in summary
 

@@ -124,6 +124,13 @@ def test_a_destination_has_a_folder_of_its_own_and_its_sources_disk(launch: Laun
     assert (launched.value["artifacts"], launched.value["first"]) == ("destination-1", False)
 
 
+def test_the_record_has_the_devices_of_the_command_line(launch: Launch, history: History) -> None:
+    two = spec(shares=(share(), share(1)), plugged=frozenset(["share1"]))
+    assert two.plugged_drivers == {"share1": "virtio-9p-pci"}
+    launch()
+    assert _noted(history, "machine:launch")[0].value["plugged"] == {}
+
+
 def test_a_source_gets_a_copy_of_the_disk(launch: Launch) -> None:
     source = launch()
     assert source.paths.disk != source.spec.disk
