@@ -113,13 +113,15 @@ class Bug(BaseModel):
             raise ValueError(f"write FILE.py::TEST or FILE.py::TEST[PARAMETER], not {bad[0]!r}")
         return scenarios
 
-    @field_validator("failure", "guest_kernel")
+    @field_validator("failure", "guest_kernel", "in_program")
     @classmethod
     def _is_pattern(cls, text: str | None) -> str | None:
         try:
-            re.compile(text or "")
+            matches_nothing = text is not None and re.search(text, "") is not None
         except re.error as exc:
             raise ValueError(f"not a regular expression: {exc}") from None
+        if matches_nothing:
+            raise ValueError(f"{text!r} matches every text, also an empty one: it would hide other failures")
         return text
 
     _are_machines = field_validator("machines")(known_machine_types)

@@ -121,6 +121,9 @@ def test_the_pattern_matches_only_the_first_line(path: Path) -> None:
         ("failure =", 'failed = "x" #', "failure: Field required"),
         ("[[bug]]", '[[bug]]\nfix = "x"', r":3: unknown key 'fix'; allowed: id, guarantee, title, affected,"),
         ("leaked ", "leaked (", ":12: failure: .*not a regular expression"),
+        ("leaked ", "|leaked ", r":12: failure: .*'\|leaked \\\\d\+ bytes' matches every text"),
+        ("leaked \\\\d+ bytes", ".*", r":12: failure: .*matches every text"),
+        ("evidence", 'in_program = "("\nevidence', r":13: in_program: .*not a regular expression"),
         ("[[bug]]", "[[bug]", ":2: not TOML"),
         ('">=10.0.13,<10.1"', '">=10.0.12,<10.1"', "X1: 'affected' and 'unaffected' overlap at 10.0.12"),
         ('">=11.1"', '">10.2.1"', "X1: 'affected' and 'unaffected' overlap at 10.2.2"),
@@ -150,6 +153,57 @@ def test_an_invalid_second_entry_is_reported_with_its_line(path: Path) -> None:
     path.write_text(ENTRY + second)
     with pytest.raises(UsageError, match=r":17: guarantee: .*no such guarantee"):
         ledger.load(path)
+
+
+_DIED = "QEMU 'source' was killed by"
+_TIMER = "qemu-system-x86_64: util/throttle.c:248: throttle_timer_destroy: Assertion `*timer != NULL' failed."
+_LATER_TIMER = "qemu-system-x86_64: util/throttle.c:443: throttle_schedule_timer: Assertion `timer' failed."
+_OTHER = "qemu-system-x86_64: ../../qom/object.c:1: object_unref: Assertion `obj->ref > 0' failed."
+_IN_PROGRESS = "QEMU 'source' refused migrate: There's a migration process in progress"
+
+
+@pytest.mark.parametrize(
+    ("bug", "seen", "another"),
+    [
+        ("R1", f"{_DIED} SIGSEGV while qmp:qom-list was in flight", f"{_DIED} SIGABRT after qmp:x: {_OTHER}"),
+        ("R2", "leak: fds: +3.00 a cycle (53 to 110); also leaks of v9fs_co_opendir, v9fs_co_open2", ""),
+        ("R2", "leak: fds: +3.00 a cycle (47 to 227)", "leak: fds: +0.12 a cycle (16 to 19)"),
+        (
+            "R2",
+            "leak: fds: +3.00 a cycle (47 to 227)",
+            "leak: fds: +3.00 a cycle (1 to 9); also leaks of fsdev_a",
+        ),
+        (
+            "R2",
+            "QEMU 'source' refused migrate: Migration is disabled when VirtFS export path '/t' is mounted",
+            "migrate was refused, but the migration status went from None to failed",
+        ),
+        ("R2", "migration of source: blocked with nothing mounted: ['Migration is disabled']", _IN_PROGRESS),
+        ("R3", f"{_DIED} SIGABRT after qmp:device_del: {_TIMER}", f"{_DIED} SIGABRT after qmp:x: {_OTHER}"),
+        (
+            "R3",
+            f"{_DIED} SIGABRT (last QMP command: qom-list): {_LATER_TIMER}",
+            f"{_DIED} SIGABRT after qmp:x",
+        ),
+        (
+            "R8",
+            "QEMU 'destination-1' exited with 1 while qmp:query-status was in flight: qemu-system-x86_64: "
+            "load of migration failed: Invalid argument: error while loading state for instance 0x0 of "
+            "device '0000:00:08.0/virtio-net': Failed to load element of type virtio for virtio",
+            f"{_DIED} SIGABRT after qmp:cont: hw/net/virtio-net.c:1: Assertion `n' failed.",
+        ),
+        (
+            "R8",
+            "QEMU 'destination-1' refused loadvm crossing: VQ 0 vring.num 1024 exceeds allocated max 256",
+            "Missing section footer for 0000:00:08.0/virtio-net",
+        ),
+        ("R60", f"{_DIED} SIGSEGV after qmp:qom-list", f"{_DIED} SIGABRT after qmp:x: {_OTHER}"),
+    ],
+)
+def test_an_entry_explains_what_was_seen_and_nothing_else(bug: str, seen: str, another: str) -> None:
+    (entry,) = (one for one in ledger.load().bug if one.id == bug)
+    assert entry.explains(seen)
+    assert not entry.explains(another)
 
 
 def test_two_entries_with_one_id_are_refused(path: Path) -> None:
