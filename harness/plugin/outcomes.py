@@ -176,8 +176,10 @@ def outcome_of(report: pytest.TestReport) -> tuple[Outcome, str]:
         if fixed is not None:
             return Outcome.FIXED, fixed.removeprefix(_XPASS).strip()
         return Outcome.FAILED, _why(report)
-    if hasattr(report, "wasxfail"):
-        return Outcome.KNOWN, report.wasxfail.removeprefix("reason: ")
+    if hasattr(report, "wasxfail") and not report.passed:
+        expected = report.wasxfail.removeprefix("reason: ")
+        # xfail(run=False): the test asserted nothing (pytest: skipping.py, pytest_runtest_setup).
+        return (Outcome.SKIPPED if expected.startswith("[NOTRUN]") else Outcome.KNOWN), expected
     if report.skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
         return Outcome.SKIPPED, reason.removeprefix("Skipped: ")

@@ -33,6 +33,10 @@ def test_skips(testbed): pytest.skip("no file: URIs")
 def test_pinned(testbed): pass
 @pytest.mark.xfail(reason="R1: a bug", strict=True)
 def test_known(testbed): assert 0
+@pytest.mark.xfail(reason="R3: a bug")
+def test_fixed_and_not_strict(testbed): pass
+@pytest.mark.xfail(reason="it hangs", run=False)
+def test_not_run(testbed): pass
 @pytest.mark.xfail(reason="R2: a bug", strict=True)
 def test_fixed(testbed): pass
 def test_no_such_fixture(testbed, disc): pass
@@ -66,13 +70,15 @@ def test_every_outcome(run_pytest: Pytest, tmp_path: Path, workers: str) -> None
         "test_skips": (Outcome.SKIPPED, "no file: URIs"),
         "test_pinned": (Outcome.SKIPPED, "it runs with machine type q35-pcie only"),
         "test_known": (Outcome.KNOWN, "R1: a bug"),
+        "test_fixed_and_not_strict": (Outcome.PASSED, ""),
+        "test_not_run": (Outcome.SKIPPED, "[NOTRUN] it hangs"),
         "test_fixed": (Outcome.FIXED, "R2: a bug"),
         "test_error": (Outcome.FAILED, "harness.errors.Violation: never booted"),
         "test_no_such_fixture": (Outcome.FAILED, "fixture 'disc' not found"),
     }
     assert "SIGSEGV" in found["test_dies"][1]
     assert {r.guarantee for r in run.results} == {"no leak"}
-    (passed,) = (r for r in run.results if r.outcome is Outcome.PASSED)
+    passed = next(r for r in run.results if r.outcome is Outcome.PASSED)
     assert (passed.qemu, passed.version, passed.kernel, passed.machine) == ("7.2", "7.2.22", "6.1.0", "pc")
     assert passed.scenario.endswith("::test_passes[pc]")
     assert "guarantees" in done.stdout
