@@ -44,7 +44,8 @@ def nights(file: Path, since: str | None, page: Path | None, as_json: bool) -> N
     times and leak slopes that changed; and what did not run. Tests are compared over nights for each QEMU
     name, kernel and machine type.
 
-    Exits with 0 when there is no new failure, with 1 when there is one, and with 2 on bad input.
+    Exits with 0 when there is no new failure, with 1 when there is one, or when no test of the newest night
+    passed or failed, and with 2 on bad input.
     """
     with Store(file, read_only=True) as store:
         read = history.load(store)
@@ -59,7 +60,7 @@ def nights(file: Path, since: str | None, page: Path | None, as_json: bool) -> N
         print(json.dumps(report.as_data(found), indent=2, ensure_ascii=False))
     else:
         print("\n".join(text.lines(found)))
-    sys.exit(1 if found.failures.new else 0)
+    sys.exit(1 if found.failures.new or found.nothing_judged else 0)
 
 
 def _time(since: str, newest: datetime) -> datetime:

@@ -18,6 +18,8 @@ from harness.report.nights.runs import conditions, time
 
 #: A cell that ran at least so often in so many days is missed when it does not run.
 _USUAL_NIGHTS, _USUAL_DAYS = 3, timedelta(days=14)
+#: pytest's exit code when it has collected no tests.
+_NO_TESTS = 5
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class GoneCell:
 
 @dataclass(frozen=True)
 class Incomplete:
-    """A run that did not end, or ended before all of its tests had run.
+    """A run that did not end, ended before all of its tests had run, or ended without a result.
 
     :ivar running: the tests that were running.
     """
@@ -177,8 +179,16 @@ def _gone_cells(history: History) -> Iterator[GoneCell]:
 def _incomplete(history: History) -> Iterator[Incomplete]:
     for run in history.runs:
         results = len(_of(history, run))
-        if history.is_recent(run) and (not run.complete or results < (run.expected or 0)):
+        unfinished = not run.complete or results < (run.expected or 0) or _has_no_result(run)
+        if history.is_recent(run) and unfinished:
             yield Incomplete(run, results, tuple(history.running.get(run.id, ())))
+
+
+def _has_no_result(run: rows.Run) -> bool:
+    """Whether pytest ended otherwise than with "all passed" or "some failed", such as after an error in the
+    collection. A part of a run may have no tests.
+    """
+    return run.exit_code not in (None, 0, 1) and not (run.shard is not None and run.exit_code == _NO_TESTS)
 
 
 def _not_asserted(history: History) -> Iterator[NotAsserted]:

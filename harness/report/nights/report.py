@@ -32,6 +32,12 @@ class Report:
     trends: Trends
     missing: Missing
 
+    @property
+    def nothing_judged(self) -> bool:
+        """Whether the newest night says nothing: no test ran, or all were skipped."""
+        recent = (run for run in self.history.runs if self.history.is_recent(run))
+        return not any(entry.judged for run in recent for entry in self.history.by_run.get(run.id, ()))
+
 
 def report(history: History, since: datetime | None = None) -> Report:
     """Read a history.

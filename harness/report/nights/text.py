@@ -55,6 +55,8 @@ def _head(of: Report) -> Iterator[str]:
     yield f"{_count(nights, 'night')}{of_runs}, {_when(history.runs[0])} to {_when(history.runs[-1])}"
     for run in runs:
         yield f"newest: {_run(history, run)}"
+    if of.nothing_judged:
+        yield "no test of the newest night passed or failed: it says nothing"
     if of.since is not None:
         yield f"new is what began since {of.since:%Y-%m-%d %H:%M}"
 

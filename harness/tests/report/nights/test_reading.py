@@ -7,6 +7,8 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
+
 from harness.report.nights import history as reading
 from harness.report.nights import rows, text
 from harness.report.nights.history import Entry, History, Place
@@ -200,6 +202,30 @@ def test_a_run_that_ended_early_is_incomplete() -> None:
     read = replace(history(entries), running={run.id: [marker]})
     (one,) = missing(read).incomplete
     assert one.running == (marker,)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "shard", "missed"), [(2, None, 1), (5, None, 1), (5, "2/9", 0), (0, None, 0)]
+)
+def test_a_night_without_a_result_says_nothing(exit_code: int, shard: str | None, missed: int) -> None:
+    """An error in the collection, for example: there is no new failure, because nothing ran."""
+    before = history(story("pp"))
+    later = time(before.runs[-1].begun) + timedelta(days=1)
+    empty = replace(
+        before.runs[-1],
+        id=99,
+        uuid="empty",
+        begun=later.isoformat(),
+        ended=later.isoformat(),
+        exit_code=exit_code,
+        shard=shard,
+        expected=0,
+    )
+    found = report(replace(before, runs=(*before.runs, empty)))
+    assert found.nothing_judged
+    assert not report(before).nothing_judged
+    assert "no test of the newest night passed or failed: it says nothing" in text.lines(found)
+    assert len(found.missing.incomplete) == missed
 
 
 def test_a_guarantee_that_nothing_asserts_is_named() -> None:
