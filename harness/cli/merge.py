@@ -24,8 +24,9 @@ from harness.report.summary import Outcome, Run
 def merge(shards: tuple[Path, ...], into: Path | None, record: Path | None, strict: bool) -> None:
     """Join the summaries of all shards of a run (pytest --summary DIR --shard I/N) into one.
 
-    It is an error when a shard is missing, incomplete, given twice, or of another run; the message says which
-    are to be run again, and the others are not. Each guarantee that no test asserted on a QEMU is listed.
+    It is an error when a shard is missing, incomplete, given twice, of another run, or on another QEMU of the
+    same name; the message says which are to be run again, and the others are not. Each guarantee that no test
+    asserted on a QEMU is listed.
     Exits with 1 when a test failed or a known bug is fixed.
     """
     with opened(record) as recorder:

@@ -13,7 +13,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, model_validator
@@ -348,8 +348,8 @@ def merge(runs: Sequence[tuple[str, Run]], unreadable: Sequence[str] = ()) -> Ru
     """Join the shards of one run.
 
     :param runs: each shard with a name for messages. :param unreadable: about each that could not be read.
-    :raises UsageError: unless they are all shards of one run, each once and complete. It names those that
-        have to be run again.
+    :raises UsageError: unless they are all shards of one run, each once and complete, on the same QEMUs. It
+        names those that have to be run again.
     """
     shards: dict[int, str] = {}
     incomplete = list(unreadable)
@@ -372,12 +372,31 @@ def merge(runs: Sequence[tuple[str, Run]], unreadable: Sequence[str] = ()) -> Ru
             )
         shards[shard.index] = name
     _refuse_missing(first, shards, incomplete)
+    _refuse_other_qemus(runs)
     results = sorted((result for _, run in runs for result in run.results), key=lambda result: result.test)
     return Run(
         results=tuple(results),
         wanted=runs[0][1].wanted if runs else (),
         about=tuple(about for _, run in runs for about in run.about),
     )
+
+
+def _refuse_other_qemus(runs: Sequence[tuple[str, Run]]) -> None:
+    """A name stands for one QEMU of an architecture: otherwise each would be asserted in parts."""
+    seen: dict[tuple[str, str], tuple[str, OfQemu]] = {}
+    for name, run in runs:
+        for qemu in (qemu for about in run.about for qemu in about.qemus):
+            key = qemu.name, PurePath(qemu.path).name  # Each architecture has a program of its own.
+            before, first = seen.setdefault(key, (name, qemu))
+            if (qemu.version, qemu.build_id) != (first.version, first.build_id):
+                raise UsageError(
+                    f"{name}: its QEMU {qemu.name} is {_build(qemu)}, that of {before} {_build(first)}; "
+                    "run all shards on one"
+                )
+
+
+def _build(qemu: OfQemu) -> str:
+    return f"{qemu.version} (build-id {qemu.build_id or 'unknown'})"
 
 
 def _refuse_missing(of: Shard | None, shards: Iterable[int], incomplete: Sequence[str]) -> None:

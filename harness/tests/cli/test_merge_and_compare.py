@@ -101,6 +101,34 @@ def _recorded_shards(tmp_path: Path, count: int, tests: int) -> list[Path]:
     return found
 
 
+@pytest.mark.parametrize("change", [{"build_id": "cd"}, {"version": "7.2.23"}])
+def test_shards_on_different_qemus_of_one_name_are_refused(
+    harness: Harness, tmp_path: Path, change: dict[str, str]
+) -> None:
+    """Each of them would be asserted in parts, and the table would have one column."""
+    shards = _recorded_shards(tmp_path, 2, 4)
+    second = summary.read(shards[1])
+    (about,) = second.about
+    other = about.model_copy(update={"qemus": (about.qemus[0].model_copy(update=change),)})
+    _written(shards[1], second.model_copy(update={"about": (other,)}))
+    ended = harness("merge", *shards)
+    assert ended.status == 2
+    assert (
+        f"{shards[1]}: its QEMU 7.2 is {other.qemus[0].version} (build-id {other.qemus[0].build_id})"
+        in ended.line
+    )
+
+
+def test_the_qemus_of_two_architectures_have_one_name(harness: Harness, tmp_path: Path) -> None:
+    shards = _recorded_shards(tmp_path, 2, 4)
+    second = summary.read(shards[1])
+    (about,) = second.about
+    of_s390x = OfQemu(name="7.2", version="7.2.22", build_id="ef", path="/usr/bin/qemu-system-s390x")
+    both = about.model_copy(update={"qemus": (*about.qemus, of_s390x)})
+    _written(shards[1], second.model_copy(update={"about": (both,)}))
+    assert harness("merge", *shards).status == 1, "a test has failed"
+
+
 def test_a_merged_run_is_recorded_as_one(harness: Harness, tmp_path: Path) -> None:
     shards, history = _recorded_shards(tmp_path, 4, 100), tmp_path / "nights.sqlite"
     ended = harness("merge", *shards, "--record", history)
