@@ -96,6 +96,19 @@ def test_the_result_of_a_fault(folder: Path, fault: str, found: QtestResult) -> 
     assert run_folders(folder) == []
 
 
+@pytest.mark.parametrize("printed", ["1..0", "ok 1 /x86_64/last # SKIP no such device"])
+def test_a_case_that_does_not_run_does_not_count(folder: Path, printed: str) -> None:
+    """The program exits with 0, whatever QEMU does; so it would pass against every fault."""
+    program = folder / "device-plug-test"
+    nothing = f'case "$*" in *-p*/last*) echo "{printed}"; exit 0;; esac\n'
+    program.write_text(nothing + program.read_text())
+    lines: list[str] = []
+    tests = Qtests.of(folder, qemu(folder, ""), lines.append)
+    assert tests.cases["device-plug-test"] == ["/x86_64/first"]
+    assert tests.broken == {"/x86_64/last": "it was skipped, or did not run"}
+    assert lines[-1] == "QEMU's own tests: 3 pass on 7.2-src+"
+
+
 def test_no_file_and_no_process_is_left(folder: Path) -> None:
     """Not even a file that the case left, and a process in another session."""
     tests = Qtests.of(folder, qemu(folder, ""), lambda _: None)
