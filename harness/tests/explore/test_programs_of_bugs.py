@@ -9,7 +9,7 @@ import pytest
 
 from harness.explore.attempt import Ending
 from harness.explore.guests import FreshGuests
-from harness.explore.program import Program, read, text
+from harness.explore.program import Program, ShareKind, read, text
 from harness.explore.run import states
 from harness.mutation.catalogue import Catalogue
 from harness.provision.recipes import recipes_folder
@@ -65,6 +65,28 @@ def test_a_crash_is_a_known_bug_only_with_its_steps() -> None:
     assert explaining(CRASH, bugs["R3"]) - old == {"R3"}
     without = bugs["R1"].with_steps(tuple(step for step in bugs["R1"].steps if step.do != "hold"))
     assert explaining(CRASH, without) - old == set()
+
+
+def test_a_crash_beside_a_throttled_fsdev_that_is_not_shared_is_another_bug() -> None:
+    r3 = read(FOLDER / "R3.json")
+    assert "R3" in explaining(CRASH, r3)
+    alone = r3.model_copy(update={"shares": (r3.shares[0], ShareKind())})
+    assert "R3" not in explaining(CRASH, alone)
+
+
+@pytest.mark.parametrize(
+    ("fault", "failure"),
+    [
+        ("attach-never-blocks", "blocked-reasons does not name exactly"),
+        ("clunk-keeps-fd", "1 files of the share stay open"),
+        ("queue-without-a-size-divides", "QEMU was killed by SIGFPE during the program"),
+        ("second-flush-unanswered", "share0: 0 requests were answered, expected 1"),
+        ("unrealize-dropped", "left when everything is unplugged: memory_regions +3"),
+    ],
+)
+def test_a_known_bug_does_not_explain_a_fault(fault: str, failure: str) -> None:
+    """Otherwise no search finds what ends as a known bug does, on any QEMU."""
+    assert explaining(failure, read(FOLDER / f"{fault}.json")) == set()
 
 
 @pytest.mark.slow
