@@ -149,17 +149,27 @@ def test_a_qemu_that_has_ended_is_the_root_cause(
 
 
 def test_open_fds_of_a_process(tmp_path: Path) -> None:
-    """Here of this one."""
+    """Of a shell: the process that runs the tests may close what it has forgotten at any time."""
 
     def wait(condition: Callable[[], object], *, what: str, timeout_s: float) -> None:
         assert timeout_s == 10.0
         wait_until(condition, what=what, timeout_s=0.05)
 
-    machine = cast(Machine, SimpleNamespace(pid=os.getpid(), wait_until=wait))
-    before = open_fds(machine)
-    with (tmp_path / "file").open("w"):
+    def does(command: str) -> None:
+        assert shell.stdin
+        assert shell.stdout
+        shell.stdin.write(f"{command}; echo done\n")
+        shell.stdin.flush()
+        assert shell.stdout.readline() == "done\n"
+
+    with subprocess.Popen(["sh"], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as shell:
+        does(":")  # It has opened all that it needs.
+        machine = cast(Machine, SimpleNamespace(pid=shell.pid, wait_until=wait))
+        before = open_fds(machine)
+        does(f"exec 7> {tmp_path / 'file'}")
         assert open_fds(machine) == before + 1
         wait_open_fds(machine, before + 1)
         with pytest.raises(WaitTimeout, match=f"{before} open files in QEMU"):
             wait_open_fds(machine, before)
-    wait_open_fds(machine, before)
+        does("exec 7>&-")
+        wait_open_fds(machine, before)
