@@ -30,7 +30,7 @@ class Failed(Exception):
 
 
 def run(checkout: Path, arguments: list[str]) -> int:
-    """Run one of :data:`COMMANDS` in ``checkout``; further arguments are pytest's.
+    """Run one of :data:`COMMANDS` of the bootstrap in ``checkout``; further arguments are pytest's.
 
     :returns: the exit status when pytest could not be started. Otherwise pytest replaces this process, so
         that signals and the exit status are its own.
@@ -82,7 +82,7 @@ def _check_python() -> None:
 
 
 def _call(command: list[str], folder: Path, what: str) -> None:
-    """Run a step of the installation; its output is the user's to see."""
+    """Run a step of the installation into ``.venv``; its output is the user's to see."""
     status = subprocess.run(command, cwd=folder, check=False).returncode
     if status != 0:
         raise Failed(f"{what} failed with status {status}: {' '.join(command)}")

@@ -79,12 +79,12 @@ class Artifacts:
 
     @classmethod
     def create(cls, root: Path, test_id: str) -> Artifacts:
-        """Create an empty folder for ``test_id`` below ``root`` (see :meth:`create_at`)."""
+        """Create an empty artefact folder for ``test_id`` below ``root`` (see :meth:`create_at`)."""
         return cls.create_at(root / slug(test_id))
 
     @classmethod
     def create_at(cls, folder: Path) -> Artifacts:
-        """Create an empty folder; an older one of that name is replaced.
+        """Create an empty artefact folder; an older one of that name is replaced.
 
         :raises SetupError: when the folder cannot be created.
         """
@@ -98,7 +98,7 @@ class Artifacts:
 
     @property
     def history(self) -> Path:
-        """The path of the test's history."""
+        """The path of the test's history in its artefact folder."""
         return self.folder / HISTORY
 
     def machine(self, name: str, *, first: bool) -> MachineArtifacts:
@@ -122,13 +122,13 @@ class Artifacts:
         return [MachineArtifacts(folder) for folder in [self.folder, *folders]]
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Write ``value`` as indented JSON under ``name``."""
+        """Write ``value`` as indented JSON under ``name`` in the artefact folder."""
         path = self.folder / name
         path.write_text(json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
         return path
 
     def discard(self) -> None:
-        """Remove the folder."""
+        """Remove the artefact folder of the test."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -138,7 +138,7 @@ _SLUG_LENGTH = 180
 
 
 def slug(test_id: str) -> str:
-    """``test_id`` as a file name that is readable, short enough for every file system, and unique.
+    """``test_id`` as the name of an artefact folder: readable, short enough for file systems, and unique.
 
     Characters that a file name cannot have (such as those of a path given with ``--qemu``) are replaced, and
     a hash of the id is appended.
@@ -166,7 +166,7 @@ def recorded_tests(folder: Path) -> list[Path]:
 
 
 def tail(path: Path, lines: int, *, limit_bytes: int = 65536) -> list[str]:
-    """The last ``lines`` lines of a text file; an empty list if it cannot be read."""
+    """The last ``lines`` lines of an artefact; an empty list if it cannot be read."""
     try:
         with path.open("rb") as file:
             file.seek(0, 2)

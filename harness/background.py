@@ -44,11 +44,11 @@ class Background(Generic[T]):
 
     @property
     def done(self) -> bool:
-        """Whether the call has ended."""
+        """Whether the call in the background thread has ended."""
         return self._future.done()
 
     def wait(self, *, timeout_s: float = 60.0) -> T:
-        """Wait for the call, and return its result; an exception of the call is raised again.
+        """Wait for the background call, and return its result; an exception of the call is raised again.
 
         :raises WaitTimeout: when the call does not end within ``timeout_s`` seconds.
         """

@@ -61,12 +61,12 @@ class Deadline:
 
     @property
     def remaining_s(self) -> float:
-        """Seconds left, never negative."""
+        """Seconds left of the deadline, never negative."""
         return max(0.0, self.timeout_s - self.elapsed_s)
 
     @property
     def expired(self) -> bool:
-        """Whether no time is left."""
+        """Whether no time is left of the deadline."""
         return self.remaining_s <= 0.0
 
 

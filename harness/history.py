@@ -81,15 +81,15 @@ class Operation:
     ended: bool = False
 
     def ok(self, value: Any = None) -> None:
-        """The operation happened; ``value`` is its result."""
+        """The operation in the history happened; ``value`` is its result."""
         self._end(Kind.OK, value)
 
     def fail(self, value: Any = None) -> None:
-        """The operation did not happen; ``value`` is the reason."""
+        """The operation in the history did not happen; ``value`` is the reason."""
         self._end(Kind.FAIL, value)
 
     def info(self, value: Any = None) -> None:
-        """It is unknown whether the operation happened; ``value`` is the reason."""
+        """It is unknown whether the operation in the history happened; ``value`` is the reason."""
         self._end(Kind.INFO, value)
 
     def _end(self, kind: Kind, value: Any) -> None:
@@ -117,7 +117,7 @@ class History:
         self.note("host", "opened", {"wall": datetime.now(UTC).isoformat()})
 
     def append(self, kind: Kind, actor: str, f: str, value: Any = None, *, op: int | None = None) -> int:
-        """Write one entry and return its ``seq``; after :meth:`close` the entry is dropped."""
+        """Write one entry to the history and return its ``seq``; after :meth:`close` the entry is dropped."""
         with self._lock:
             seq = self._seq
             self._seq += 1
@@ -150,20 +150,20 @@ class History:
             raise SetupError(f"the record of the test is incomplete: cannot write {self.write_error}")
 
     def invoke(self, actor: str, f: str, value: Any = None) -> Operation:
-        """Begin an operation."""
+        """Begin an operation in the history."""
         return Operation(self, self.append(Kind.INVOKE, actor, f, value), actor, f)
 
     def event(self, actor: str, f: str, value: Any = None) -> int:
-        """Record an event: something that no operation of the test is the direct answer to."""
+        """Record an event in the history: something that no operation of the test is the direct answer to."""
         return self.append(Kind.EVENT, actor, f, value)
 
     def note(self, actor: str, f: str, value: Any = None) -> int:
-        """Record a fact for checkers and readers, such as a witness or a declared tolerance."""
+        """Record a fact in the history, such as a witness or a declared tolerance."""
         return self.append(Kind.NOTE, actor, f, value)
 
     @contextmanager
     def operation(self, actor: str, f: str, value: Any = None) -> Iterator[Operation]:
-        """An operation that spans a ``with`` block: ``ok`` at its end, ``fail`` on a refusal, else ``info``.
+        """An operation that spans a block: ``ok`` at its end, ``fail`` on a refusal, else ``info``.
 
         A refusal (:class:`~harness.errors.QemuError`, :class:`~harness.errors.CommandFailed`) means that the
         operation did not happen. After any other exception this is unknown.
@@ -180,7 +180,7 @@ class History:
         op.ok()
 
     def close(self) -> None:
-        """Close the file; later entries are dropped."""
+        """Close the history; later entries are dropped."""
         with self._lock:
             try:
                 self._file.close()
@@ -189,7 +189,10 @@ class History:
 
 
 def _line(entry: dict[str, Any]) -> str:
-    """An entry as JSON. JSON readers reject lone surrogates: a byte that is not UTF-8 becomes ``\\\\xNN``."""
+    """An entry of the history as JSON.
+
+    JSON readers reject lone surrogates: a byte that is not UTF-8 becomes ``\\xNN``.
+    """
     text = json.dumps(entry, default=repr, ensure_ascii=False)
     return _SURROGATE.sub(lambda found: rf"\\x{ord(found[0]) & 0xFF:02x}", text) + "\n"
 
@@ -247,10 +250,10 @@ def heads(path: Path) -> list[Head]:
 
 
 def outcome_of(entries: list[Entry], invoke: Entry) -> Entry | None:
-    """The end entry of the operation that ``invoke`` began, or ``None`` if there is none."""
+    """The end entry of the operation that ``invoke`` began in a history, or ``None`` if there is none."""
     return next((e for e in entries[invoke.seq + 1 :] if e.op == invoke.seq), None)
 
 
 def as_mapping(value: Any) -> Mapping[str, Any]:
-    """``value`` if it is a mapping, else an empty mapping; for reading the values of entries."""
+    """``value`` of a history's entry if it is a mapping, else an empty mapping."""
     return value if isinstance(value, Mapping) else {}

@@ -59,5 +59,5 @@ def pytest_command(package: Path = _PACKAGE) -> list[str]:
 
 
 def pytest_folder(scenarios: Path, package: Path = _PACKAGE) -> Path:
-    """The folder in which that command runs: its artefacts are written below it."""
+    """The folder in which that command of the harness runs pytest: artefacts are written below it."""
     return scenarios.parent if checkout(package) else Path.cwd()

@@ -65,7 +65,7 @@ class Selection:
         return factor
 
     def cells(self) -> Iterator[tuple[str, str, str]]:
-        """Every combination, as names: QEMU, kernel, machine type."""
+        """Every combination of the selection, as names: QEMU, kernel, machine type."""
         for qemu in self.qemus:
             for kernel in self.kernels:
                 for machine in self.machines:
@@ -133,7 +133,7 @@ class Matrix:
         return None if self.selection.cold else TemplateStore(Cache(self._root), self._report)
 
     def prepare(self) -> list[Cell]:
-        """Every cell of the selection, ready to boot.
+        """Every cell of the matrix, ready to boot.
 
         :raises UsageError: for unusable names, paths and binaries, before any guest is booted.
         :raises SetupError: when something cannot be provisioned.

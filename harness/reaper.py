@@ -65,7 +65,7 @@ class RunFolder:
         return processes_of(self.path)
 
     def close(self) -> None:
-        """Kill the remaining processes and remove the folder; returns when both are done."""
+        """Kill the run folder's remaining processes and remove it; returns when both are done."""
         if self._watcher.stdin is not None and not self._watcher.stdin.closed:
             self._watcher.stdin.close()
         self._watcher.wait()
@@ -88,7 +88,7 @@ def start_time(pid: int) -> int:
 
 
 def processes_of(folder: Path) -> list[int]:
-    """The running processes whose environment names ``folder``."""
+    """The running processes whose environment names the run folder ``folder``."""
     wanted = f"{MARK}={folder}".encode()
     found = []
     for entry in Path("/proc").iterdir():
@@ -104,7 +104,7 @@ def processes_of(folder: Path) -> list[int]:
 
 
 def clear(folder: Path, *, timeout_s: float = 10.0) -> None:
-    """Send SIGKILL to every process of ``folder``, then remove the folder.
+    """Send SIGKILL to every process of the run folder ``folder``, then remove it.
 
     The processes are looked up until two lookups in a row find none: a child between ``fork`` and ``exec``
     does not have the mark yet.
@@ -128,7 +128,7 @@ def clear(folder: Path, *, timeout_s: float = 10.0) -> None:
 
 
 def lock_folder(folder: Path) -> int | None:
-    """Lock ``folder`` for this process, until the process ends or calls :func:`unlock`.
+    """Lock the run folder ``folder`` for this process, until the process ends or calls :func:`unlock`.
 
     The lock belongs to the open file (``man 2 flock``). Programs that this process starts do not inherit it,
     because ``exec`` closes Python's descriptors: neither a QEMU nor the watcher keeps the folder locked. The
@@ -158,7 +158,7 @@ def unlock(lock: int | None) -> None:
 
 @contextlib.contextmanager
 def claim_if_abandoned(folder: Path) -> Iterator[bool]:
-    """Whether the owner of ``folder`` has ended; if so, this process holds the lock during the block.
+    """Whether the owner of the run folder has ended; if so, this process holds its lock during the block.
 
     False for a folder without a lock file: it may be in creation, or not belong to the harness.
     """

@@ -106,7 +106,7 @@ class Closable(Protocol):
     """An object that is closed at the end of a testbed: it owns a file, a socket or a thread."""
 
     def close(self) -> None:
-        """Called after the machines have ended."""
+        """Called when the testbed closes, after the machines have ended."""
 
 
 @runtime_checkable
@@ -114,10 +114,13 @@ class LaunchTool(Closable, Protocol):
     """A tool that every machine of a testbed is started under."""
 
     def wrap(self, spec: MachineSpec, folder: Path) -> Wrapping:
-        """What to add to the command and environment of ``spec``; ``folder`` is private to the testbed."""
+        """What a tool of the testbed adds to the command and environment of ``spec``.
+
+        ``folder`` is private to the testbed.
+        """
 
     def release(self) -> None:
-        """Called before the machines are ended: stop anything that could keep them from ending."""
+        """Called before the testbed's machines are ended: stop anything that could keep them from ending."""
 
 
 _OF_A_TOOL = ("wrap", "release", "close")
@@ -195,7 +198,9 @@ class Testbed:
         self.history.note("host", "testbed:machine-type", {"qemu": self.cell.machine_type.qemu})
 
     def attach(self, thing: Closable) -> None:
-        """Close ``thing`` after the machines have ended; start every machine under it if it is a tool.
+        """Let the testbed close ``thing`` after the machines have ended.
+
+        If it is a tool, every machine is started under it.
 
         :param thing: an object with ``close()``. One that has ``wrap()`` as well is a :class:`LaunchTool`.
         :raises UsageError: when it is neither, or is a tool and a machine was started already.
@@ -422,7 +427,10 @@ class Testbed:
 
 
 def _call_each(calls: Iterable[Callable[[], object]]) -> list[Exception]:
-    """Make every call, even after a failure; return what they raised. The rest are notes of the first."""
+    """Make every call when a testbed closes, even after a failure; return what they raised.
+
+    The rest are notes of the first.
+    """
     failed: list[Exception] = []
     for call in calls:
         try:

@@ -130,7 +130,7 @@ def bad_plugs(
 
 
 def _roms(folder: Path) -> dict[str, str]:
-    """ROM images that QEMU has to refuse; no guest runs them."""
+    """The bad plugs whose ROM image QEMU has to refuse; no guest runs them."""
     paths = {what: folder / f"{what}.rom" for what in ("good", "empty", "huge")}
     paths["good"].write_bytes(b"\x55\xaa".ljust(2048, b"\0"))
     paths["empty"].write_bytes(b"")

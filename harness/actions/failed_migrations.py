@@ -38,7 +38,10 @@ def _nobody_listens(migration: Migration) -> None:
 
 
 def _the_connection_breaks(migration: Migration) -> None:
-    """The reader closes its end after a part of the stream; QEMU then writes to a closed socket."""
+    """A failed migration: the reader closes its end after a part of the stream.
+
+    QEMU then writes to a closed socket.
+    """
     machine = migration.guest.machine
     ours, theirs = socket.socketpair()
     with ours:
@@ -73,8 +76,10 @@ def _the_destination_dies(migration: Migration) -> None:
 
 
 def _the_destination_dies_before_the_switchover(migration: Migration) -> None:
-    """The source notices it when it sends the devices' state; by then it has stopped the guest and released
-    the disk."""
+    """A failed migration: the source notices it when it sends the devices' state.
+
+    By then it has stopped the guest and released the disk.
+    """
     with migration.before_switchover() as outgoing:
         outgoing.destination.kill()
         outgoing.switch_over()
@@ -83,7 +88,7 @@ def _the_destination_dies_before_the_switchover(migration: Migration) -> None:
 
 
 def _the_stream_is_truncated(migration: Migration) -> None:
-    """The source's migration completes, so the source does not resume the guest by itself; ``cont`` does."""
+    """A failed migration whose source completes: it does not resume the guest by itself; ``cont`` does."""
     source = migration.guest.machine
     path = source.folder / "part"
     migrate_into(source, path)
@@ -114,7 +119,7 @@ def _cancelled_before_the_switchover(migration: Migration) -> None:
 
 
 def _cancelled_after_completion(migration: Migration) -> None:
-    """``migrate_cancel`` of a migration that has completed changes nothing."""
+    """A migration that did not fail: ``migrate_cancel`` after its completion changes nothing."""
     source = migration.guest.machine
     migrate_into(source, source.folder / "whole")
     source.qmp.execute("migrate_cancel", watch=source.watch)
@@ -140,7 +145,7 @@ FAILURES: dict[str, Callable[[Migration], None]] = {
 
 
 def require(migration: Migration, failure: str) -> None:
-    """Check that a migration can fail in this way. To be called before a device is plugged.
+    """Check that a migration can be made to fail in this way. To be called before a device is plugged.
 
     :raises Unsupported: when the guest's QEMU lacks the capability that this way needs.
     """
@@ -149,7 +154,7 @@ def require(migration: Migration, failure: str) -> None:
 
 
 def wait_resumed(migration: Migration) -> None:
-    """Wait until the guest runs in its source again.
+    """Wait until the guest runs in its source again, after the failed migration.
 
     :raises WaitTimeout: when the guest stays stopped.
     """

@@ -57,7 +57,7 @@ class Ejection:
         return self._deletion.seen
 
     def wait_begun(self) -> None:
-        """Wait until the guest is about to write.
+        """Wait until the hostile guest is about to write the register that ejects.
 
         :raises WaitTimeout: when the guest never reaches this point.
         """
@@ -68,7 +68,7 @@ class Ejection:
         )
 
     def observe(self, *, while_: Callable[[], object], window_s: float = WINDOW_S) -> list[str]:
-        """The QOM paths that were deleted while a request was in flight; returns at the first deletion.
+        """The QOM paths that a forced eject deleted while a request was in flight; returns at the first one.
 
         An empty list means that the device waited for its request: the write has returned, or QEMU drains
         (see :func:`harness.actions.drain.happens_while`).
@@ -92,7 +92,7 @@ class Ejection:
         return seen
 
     def wait_completed(self) -> None:
-        """Wait until the guest's write has returned, both events have come and the QOM object is gone.
+        """Wait until the hostile guest's write has returned, both events have come and the object is gone.
 
         :raises Violation: when one of the two events does not come, or the device remains.
         """
@@ -148,7 +148,7 @@ class HostileGuest:
         self.request_eject(share).wait_completed()
 
     def _acpi_eject(self, share: Device, way: AcpiEject) -> str:
-        """The command that ejects the share's slot.
+        """The command with which a hostile guest ejects the share's slot by the ACPI registers.
 
         The registers take accesses of four bytes (QEMU: ``hw/acpi/pcihp.c``, ``acpi_pcihp_io_ops``), and the
         kernel's ``/dev/port`` writes single bytes only. ``outl`` is of Debian's package ioport, ``devmem`` of
@@ -160,7 +160,7 @@ class HostileGuest:
         return " && ".join(f"outl {port:#x} {value:#x}" for port, value in writes)
 
     def _power_off(self, share: Device) -> str:
-        """The command that switches the power of the share's slot off."""
+        """The command with which a hostile guest switches the power of the share's slot off."""
         return _slot_control(self.guest, self._root_port(share), _POWER_OFF)
 
     def slot_lock(self, share: Device) -> SlotLock:
@@ -220,7 +220,10 @@ def _slot_control(guest: Guest, root_port: str, bits: int) -> str:
 
 
 def _capability(config: bytes, wanted: int) -> int:
-    """The offset of a capability (kernel: ``drivers/pci/pci.c``, ``pci_find_capability``)."""
+    """The offset of a PCI capability of a root port.
+
+    Source: kernel, ``drivers/pci/pci.c``, ``pci_find_capability``.
+    """
     offset = config[_CAPABILITY_LIST]
     while offset:
         if config[offset] == wanted:

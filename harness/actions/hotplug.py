@@ -103,7 +103,7 @@ class Unplug:
         self._enter(UnplugState.SEEN_BY_GUEST, begun_witness(self.share))
 
     def expect_withheld(self, *, while_: Callable[[], object], window_s: float = WINDOW_S) -> None:
-        """Assert that the device stays, over a window that begins after the guest has begun the removal.
+        """Assert that the device to unplug stays, over a window after the guest has begun its removal.
 
         :param while_: the witness that the share is still in use. It is called at both ends of the window and
             has to raise when the share is not in use.
@@ -119,7 +119,7 @@ class Unplug:
         )
 
     def expect_pending(self, *, while_: Callable[[], object], window_s: float = WINDOW_S) -> None:
-        """Assert that the device stays while the guest cannot act on the request.
+        """Assert that the device to unplug stays while the guest cannot act on the request.
 
         Parameters and errors as for :meth:`expect_withheld`; ``while_`` is the witness that the guest cannot
         act.
@@ -130,7 +130,7 @@ class Unplug:
         while_()
 
     def expect_granted_or_under_way(self, *refusals: str) -> None:
-        """Assert that QEMU accepted the request, or refused it because an earlier one is under way.
+        """Assert that QEMU accepted ``device_del``, or refused it because an earlier one is under way.
 
         :param refusals: further texts that are accepted.
         :raises QemuError: when QEMU refused it with another text.

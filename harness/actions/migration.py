@@ -263,11 +263,11 @@ class Migration:
         self.expect_blocked_by(share)
 
     def under_way(self) -> AbstractContextManager[None]:
-        """See :func:`under_way`."""
+        """A migration without a destination that is active during the block: see :func:`under_way`."""
         return under_way(self.guest.machine)
 
     def expect_blocked_by(self, *mounted: Share) -> None:
-        """See :func:`expect_blocked_by`."""
+        """Assert that every mounted share blocks migration: see :func:`expect_blocked_by`."""
         expect_blocked_by(self.guest.machine, *mounted)
 
     def expect_not_blocked(self) -> None:
@@ -356,7 +356,7 @@ def under_way(machine: Machine) -> Iterator[None]:
 
 
 def _status(machine: Machine) -> str | None:
-    """``query-migrate``'s ``status``; ``None`` before the first migration."""
+    """``query-migrate``'s ``status`` of this migration; ``None`` before the first migration."""
     answer = machine.qmp.execute("query-migrate", watch=machine.watch)
     return None if "status" not in answer else str(answer["status"])
 

@@ -44,7 +44,7 @@ def _wait_loaded(machine: Machine) -> None:
 
 
 def migrate_raw(source: RawGuest, *drivers: RawDriver) -> tuple[RawGuest, list[RawDriver]]:
-    """Migrate, and end the source.
+    """Migrate a machine that was never started, and end the source.
 
     :returns: the destination, and ``drivers`` that use the devices there.
     """
@@ -113,7 +113,7 @@ def migrate_to_the_pause(source: RawGuest) -> RawGuest:
 
 
 def switch_over(source: RawGuest, destination: RawGuest) -> RawGuest:
-    """``migrate-continue``; ends the source and returns the destination, which then has the devices."""
+    """``migrate-continue`` of a machine that was never started; ends the source, returns the destination."""
     machine = source.machine
     machine.qmp.execute("migrate-continue", {"state": "pre-switchover"}, watch=machine.watch)
     wait_status(machine, "completed")
@@ -123,7 +123,7 @@ def switch_over(source: RawGuest, destination: RawGuest) -> RawGuest:
 
 
 def cancel(source: RawGuest, destination: RawGuest) -> None:
-    """``migrate_cancel``; the destination exits with 1.
+    """``migrate_cancel`` of a machine that was never started; the destination exits with 1.
 
     :raises Violation: when the migration completes nevertheless, or the destination crashes.
     """

@@ -24,10 +24,10 @@ class Removal(Protocol):
     """A removal, from the trigger to the device's end."""
 
     def observe(self, *, while_: Callable[[], object], window_s: float = WINDOW_S) -> list[str]:
-        """The QOM paths that were deleted while a request was in flight; see :meth:`.Ejection.observe`."""
+        """The QOM paths that the removal deleted with a request in flight; see :meth:`.Ejection.observe`."""
 
     def wait_completed(self) -> None:
-        """Wait until both events have come and the QOM object is gone.
+        """Wait until both events of the surprise removal have come and the QOM object is gone.
 
         :raises Violation: when one of the two events does not come, or the device remains.
         """
@@ -46,7 +46,7 @@ class TakenAway:
         self._command = self._machine.qmp.request("device_del", {"id": device.id})
 
     def observe(self, *, while_: Callable[[], object], window_s: float = WINDOW_S) -> list[str]:
-        """See :meth:`Removal.observe`."""
+        """What a ``device_del`` that takes deleted with a request in flight; see :meth:`Removal.observe`."""
         happens_while(
             self._machine,
             lambda: bool(self._deletion.seen),
@@ -60,7 +60,7 @@ class TakenAway:
         return seen
 
     def wait_completed(self) -> None:
-        """See :meth:`Removal.wait_completed`.
+        """Wait for the end of a ``device_del`` that takes the device: see :meth:`Removal.wait_completed`.
 
         :raises QemuError: when QEMU refused the command.
         :raises QmpSilent: when QEMU does not answer, although no request is held any more.

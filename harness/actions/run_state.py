@@ -103,7 +103,7 @@ class RunState:
         return before
 
     def wait_reset_begun(self) -> None:
-        """Wait until a reset that another thread does has begun.
+        """Wait until a reset of the machine that another thread does has begun.
 
         The witness: ``system_reset`` is being sent, or the guest has announced its reboot. Nothing later can
         be relied on, because the kernel's device shutdown may already make QEMU drain.

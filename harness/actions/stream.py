@@ -55,7 +55,7 @@ class Stream:
     source_capabilities: tuple[str, ...] = ()
 
     def check(self, source: Machine) -> None:
-        """Check, before there is a destination, that the source's QEMU supports this; nothing is changed.
+        """Check, before there is a destination, that the source's QEMU supports this way; nothing is changed.
 
         :raises Unsupported: when it does not, with QEMU's reason.
         """
@@ -65,7 +65,7 @@ class Stream:
         _switch(source, names, self.name, on=False)
 
     def prepare(self, source: Machine, destination: Machine) -> None:
-        """Switch the capabilities on.
+        """Switch on the capabilities that this way of a stream needs.
 
         :raises Unsupported: when one of the two machines does not have them, with QEMU's reason.
         """
@@ -140,7 +140,7 @@ def _read_exec(source: Machine, destination: Machine) -> None:
 
 
 def _read_snapshot(source: Machine, destination: Machine) -> None:
-    """End the source, which a background snapshot leaves running, before the destination uses its disk."""
+    """The stream of a background snapshot: end the source, before the destination uses its disk."""
     source.quit()
     _read_exec(source, destination)
 

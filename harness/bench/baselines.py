@@ -151,7 +151,10 @@ def _labgrid_config(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
 
 
 def _wrapper(spec: MachineSpec, run: RunFolder, folder: Path) -> Path:
-    """A script that starts QEMU: labgrid takes a tool as one path, and a provisioned QEMU has arguments."""
+    """A script that starts QEMU for labgrid.
+
+    labgrid takes a tool as one path, and a provisioned QEMU has arguments.
+    """
     given = {**spec.qemu.environment, MARK: str(run.path)}
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in given.items())
     script = folder / "qemu"

@@ -45,12 +45,12 @@ class Growth:
 
     @property
     def too_much(self) -> bool:
-        """Whether it grows beyond its limit."""
+        """Whether a count of the harness's process grows beyond its limit, over many guests."""
         return self.per_guest > LIMITS[self.count]
 
 
 def footprint(folder: Path) -> dict[str, float]:
-    """Count this process's threads, descriptors and private memory, and the files in ``folder``.
+    """Count the harness's own threads, descriptors and private memory, and the files in ``folder``.
 
     Source: ``man 5 proc``, ``/proc/PID/smaps_rollup``.
     """

@@ -76,11 +76,11 @@ class _PythonTime:
 
     @property
     def total_s(self) -> float:
-        """Processor seconds of all processes, by the last sample of each."""
+        """Processor seconds of all Python processes of the suite, by the last sample of each."""
         return sum(self.by_pid.values())
 
     def sample(self, pid: int) -> None:
-        """Sample a process and its descendants."""
+        """Sample a process of the suite and its descendants."""
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(pid)
             for one in (process, *process.children(recursive=True)):

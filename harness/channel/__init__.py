@@ -26,7 +26,7 @@ class Channel(Protocol):
     name: str
 
     def run(self, command: str, *, timeout_s: float, stdin: bytes = b"") -> Completed:
-        """Run a shell command as root and return its result, whatever its exit status is.
+        """Run a shell command as root over this channel, and return its result, whatever its exit status is.
 
         Background processes of the command must not write to its outputs: such output may be attributed to a
         later command.

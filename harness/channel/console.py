@@ -52,7 +52,7 @@ class Console:
         self._shell = socket_pexpect.SocketSpawn(self._socket, timeout=10, maxread=65536)
 
     def wait_ready(self, *, timeout_s: float) -> None:
-        """Wait until the shell answers a command.
+        """Wait until the shell on the serial console answers a command.
 
         :raises ChannelLost: when it does not within ``timeout_s`` seconds.
         """
@@ -73,7 +73,7 @@ class Console:
             raise ChannelLost(f"the guest's console did not answer within {exc.elapsed_s:.0f} s") from None
 
     def run(self, command: str, *, timeout_s: float, stdin: bytes = b"") -> Completed:
-        """See :meth:`harness.channel.Channel.run`. A timeout interrupts the command (Ctrl-C)."""
+        """Run a command in the shell on the serial console. A timeout interrupts the command (Ctrl-C)."""
         mark = uuid.uuid4().hex
         deadline = Deadline.after(timeout_s)
         try:
@@ -114,7 +114,7 @@ class Console:
         self._shell.send(line.encode() + b"\n")
 
     def _expect(self, pattern: str, deadline: Deadline) -> None:
-        """As pexpect's ``expect``, in short turns, so that the watch is called on each turn.
+        """As pexpect's ``expect`` on the serial console, in short turns: the watch is called on each turn.
 
         :raises pexpect.TIMEOUT: when the deadline has passed.
         """
@@ -148,7 +148,7 @@ class Console:
             self._shell.send(b"\x03\n")
 
     def close(self) -> None:
-        """See :meth:`harness.channel.Channel.close`."""
+        """Close the socket of the serial console; see :meth:`harness.channel.Channel.close`."""
         with contextlib.suppress(OSError):
             self._socket.close()
 
@@ -176,7 +176,7 @@ class KernelLog:
         self._lock = threading.RLock()
 
     def text(self) -> str:
-        """The whole log so far."""
+        """The whole log of the kernel's console so far."""
         with self._lock, contextlib.suppress(FileNotFoundError):
             if self.path.stat().st_size > self._offset:  # Usually there is nothing new.
                 self._read_on()
@@ -190,11 +190,11 @@ class KernelLog:
         self._text += self._decoder.decode(new).replace("\r", "")
 
     def contains(self, words: str) -> bool:
-        """Whether the log contains ``words``."""
+        """Whether the log of the kernel's console contains ``words``."""
         return words in self.text()
 
     def tail(self, lines: int) -> list[str]:
-        """The last ``lines`` lines that are not empty."""
+        """The last ``lines`` lines of the kernel's console log that are not empty."""
         return [line for line in self.text().splitlines() if line.strip()][-lines:]
 
     def panic(self) -> str | None:
@@ -214,7 +214,7 @@ class KernelLog:
             self._panic, self._searched = None, len(self.text())
 
     def watch(self, machine: str = "") -> None:
-        """:raises GuestPanicked: when the kernel panicked."""
+        """:raises GuestPanicked: when the log of the kernel's console has a panic."""
         panic = self.panic()
         if panic is not None:
             where = f"the guest of {machine!r}" if machine else "the guest"

@@ -46,14 +46,14 @@ class SavedSession:
     received: tuple[tuple[int, bytes], ...] = ()
 
     def write(self, path: Path) -> None:
-        """Write the session to a file."""
+        """Write the session over a guestfwd socket to a file."""
         received = [[sent, data.hex()] for sent, data in self.received]
         content = {"cookie": self.cookie.hex(), "key": self.key.hex(), "received": received}
         path.write_text(json.dumps(content))
 
     @classmethod
     def read(cls, path: Path) -> SavedSession:
-        """Read a session from a file.
+        """Read the session over a guestfwd socket from a file.
 
         :raises OSError: when the file cannot be read.
         :raises ValueError: when it is not a saved session. :raises KeyError: likewise.
@@ -91,30 +91,32 @@ class GuestfwdSocket:
 
     @property
     def _replaying(self) -> bool:
-        """Whether answers come from the record, and sent data is dropped."""
+        """Whether the guestfwd socket's answers come from the record, and sent data is dropped."""
         return self._connection is None or not self._replayed
 
     def settimeout(self, timeout_s: float | None) -> None:
-        """As ``socket.settimeout``."""
+        """As ``socket.settimeout``, for paramiko on a guestfwd socket."""
         with self._changed:
             self._timeout_s = timeout_s
             if self._connection is not None:
                 self._connection.settimeout(timeout_s)
 
     def send(self, data: bytes) -> int:
-        """As ``socket.send``."""
+        """As ``socket.send``, for paramiko on a guestfwd socket."""
         with self._keep_own_error():
             return self._send(data)
 
     def recv(self, size: int) -> bytes:
-        """As ``socket.recv``."""
+        """As ``socket.recv``, for paramiko on a guestfwd socket."""
         with self._keep_own_error():
             return self._recv(size)
 
     @contextlib.contextmanager
     def _keep_own_error(self) -> Iterator[None]:
-        """Record an error other than OSError: paramiko drops it, and reports a broken connection instead
-        (``packet.py``, ``Packetizer.write_all``)."""
+        """Record an error of the guestfwd socket other than OSError.
+
+        paramiko drops it, and reports a broken connection instead (``packet.py``, ``Packetizer.write_all``).
+        """
         try:
             yield
         except OSError:
@@ -174,7 +176,9 @@ class GuestfwdSocket:
                 return data
 
     def finish_replay(self) -> None:
-        """End the replay: from now on the guest itself answers, as soon as there is a connection to it.
+        """End the replay on the guestfwd socket.
+
+        From now on the guest itself answers, as soon as there is a connection to it.
 
         :raises ChannelLost: when recorded answers are left: the client did not send what it sent then.
         """
@@ -187,12 +191,12 @@ class GuestfwdSocket:
             self._changed.notify_all()
 
     def save_session(self) -> SavedSession:
-        """Return the session as it is now. No command may be running."""
+        """Return the session of the guestfwd socket as it is now. No command may be running."""
         self._wait_drained()
         return SavedSession(self.session.cookie, self.session.key, tuple(self._received))
 
     def move(self, path: Path) -> None:
-        """Continue over another QEMU's socket.
+        """Continue the session over another QEMU's guestfwd socket.
 
         :raises ChannelLost: when the socket cannot be opened, or this one was closed, or has data that nobody
             reads.
@@ -216,7 +220,7 @@ class GuestfwdSocket:
             before.shutdown(socket.SHUT_RDWR)
 
     def _wait_drained(self) -> None:
-        """Wait until all received data was read.
+        """Wait until all data that the guestfwd socket received was read.
 
         :raises ChannelLost: when it is not, within a second, or the connection was closed.
         """
@@ -229,7 +233,7 @@ class GuestfwdSocket:
             raise ChannelLost(f"the session has ended: {exc}") from None
 
     def close(self) -> None:
-        """As ``socket.close``."""
+        """As ``socket.close``, for paramiko on a guestfwd socket."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -249,5 +253,5 @@ def _connect(path: Path) -> socket.socket:
 
 
 def unread(connection: socket.socket) -> int:
-    """The number of bytes that can be read (``FIONREAD``, ``man 7 unix``)."""
+    """The number of bytes that can be read from a guestfwd socket (``FIONREAD``, ``man 7 unix``)."""
     return int.from_bytes(fcntl.ioctl(connection, termios.FIONREAD, bytes(4)), sys.byteorder)

@@ -60,7 +60,7 @@ def missing_private_part(transport: type = paramiko.Transport, exchange: type = 
 
 
 def _accepts(function: Any, arguments: int) -> bool:
-    """Whether ``function`` is a method that can be called with this number of arguments."""
+    """Whether a part of paramiko is a method that can be called with this number of arguments."""
     try:
         inspect.signature(function).bind(None, *[None] * arguments)
     except TypeError:

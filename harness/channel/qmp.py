@@ -92,7 +92,7 @@ class Listener:
 
     @property
     def events(self) -> tuple[QmpEvent, ...]:
-        """All matching events so far; available after :meth:`close`, too."""
+        """All matching QMP events so far; available after :meth:`close`, too."""
         return tuple(self._seen)
 
     def wait(
@@ -103,7 +103,7 @@ class Listener:
         timeout_s: float,
         watch: Watch | None = None,
     ) -> QmpEvent:
-        """Return the first collected event that satisfies ``predicate``; wait for it if necessary.
+        """Return the first QMP event that satisfies ``predicate``; wait for it if necessary.
 
         :raises WaitTimeout: when there is none within ``timeout_s`` seconds; it has the last events seen.
         """
@@ -120,7 +120,7 @@ class Listener:
         return found
 
     def close(self) -> None:
-        """Stop collecting."""
+        """Stop collecting QMP events."""
         if self in self._qmp._listeners:
             self._qmp._listeners.remove(self)
 
@@ -160,11 +160,11 @@ class Pending:
 
     @property
     def done(self) -> bool:
-        """Whether QEMU has answered."""
+        """Whether QEMU has answered the QMP command."""
         return self._future.done()
 
     def wait(self, *, timeout_s: float | None = None, watch: Watch | None = None) -> Any:
-        """Wait for the answer, and return the command's return value.
+        """Wait for the answer to a QMP command, and return the command's return value.
 
         :param timeout_s: seconds; by default the client's ``execute_timeout_s``.
         :raises QemuError: when QEMU refused the command. :raises QmpLost: when the connection broke.
@@ -235,7 +235,7 @@ class Qmp:
         return self._client is not None and self._client.runstate.name == "RUNNING"
 
     def connect(self, *, timeout_s: float, watch: Watch | None = None) -> None:
-        """Connect and negotiate; retried until QEMU has created its socket.
+        """Connect to the QMP socket and negotiate; retried until QEMU has created its socket.
 
         :raises QmpSilent: when QEMU does not create the socket, or sends no greeting, within ``timeout_s``
             seconds.
@@ -279,7 +279,7 @@ class Qmp:
             ) from None
 
     def request(self, command: str, arguments: Mapping[str, Any] | None = None) -> Pending:
-        """Send a command and return without waiting for its answer."""
+        """Send a QMP command and return without waiting for its answer."""
         op = self.history.invoke(self.machine, f"qmp:{command}", dict(arguments or {}))
         self.last_command = command
         return Pending(self, command, op, self._thread.submit(self._execute(command, arguments, op)))
@@ -292,7 +292,7 @@ class Qmp:
         timeout_s: float | None = None,
         watch: Watch | None = None,
     ) -> Any:
-        """Send a command and return its answer; raises as :meth:`Pending.wait` does."""
+        """Send a QMP command and return its answer; raises as :meth:`Pending.wait` does."""
         return self.request(command, arguments).wait(timeout_s=timeout_s, watch=watch)
 
     def hmp(self, command_line: str, *, timeout_s: float | None = None, watch: Watch | None = None) -> str:
@@ -320,7 +320,7 @@ class Qmp:
         return Listener(self, lambda event: not names or event.name in names)
 
     def close(self) -> None:
-        """Disconnect within a bounded time; idempotent, never raises."""
+        """Disconnect from the QMP socket within a bounded time; idempotent, never raises."""
         client, self._client = self._client, None
         if client is not None:
             future = self._thread.submit(asyncio.wait_for(_disconnect(client), _CLOSE_TIMEOUT_S))

@@ -55,7 +55,7 @@ class Qtest:
         return made
 
     def command(self, line: str) -> list[str]:
-        """Send one command and return the words after ``OK`` in its answer.
+        """Send one qtest command and return the words after ``OK`` in its answer.
 
         :raises HarnessError: when QEMU answers anything but ``OK``. :raises ChannelLost: when it does not
             answer.
@@ -64,7 +64,7 @@ class Qtest:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Send the writes of the block in one piece when it ends, and then read their answers.
+        """Send the qtest writes of the block in one piece when it ends, and then read their answers.
 
         QEMU processes them in order. This costs one round trip instead of one for each. Reads inside the
         block are an error.
@@ -88,7 +88,7 @@ class Qtest:
             self._queued.append(line)
 
     def _exchange(self, lines: Sequence[str]) -> list[list[str]]:
-        """Send commands in one piece, and return the words of each answer."""
+        """Send qtest commands in one piece, and return the words of each answer."""
         assert self._queued is None, "a read inside together()"
         if self._broke_in is not None:
             raise ChannelLost(f"the qtest connection broke earlier, during {self._broke_in!r}")
@@ -142,11 +142,11 @@ class Qtest:
         return int(self.command(f"inl {port:#x}")[0], 16)
 
     def write(self, address: int, data: bytes) -> None:
-        """Write guest memory."""
+        """Write guest memory over qtest."""
         self._do(f"write {address:#x} {len(data):#x} 0x{data.hex()}")
 
     def read(self, address: int, size: int) -> bytes:
-        """Read guest memory."""
+        """Read guest memory over qtest."""
         return self.read_each((address, size))[0]
 
     def read_each(self, *ranges: tuple[int, int]) -> list[bytes]:
@@ -155,13 +155,13 @@ class Qtest:
         return [bytes.fromhex(word.removeprefix("0x")) for word, *_ in answers]
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the qtest connection."""
         with contextlib.suppress(OSError):
             self._socket.close()
 
 
 def _words(line: str, answer: str) -> list[str]:
-    """The words after ``OK``.
+    """The words after ``OK`` in an answer of qtest.
 
     :raises HarnessError: when the answer does not begin with ``OK``.
     """

@@ -58,7 +58,7 @@ class Command:
 
     @property
     def started(self) -> bool:
-        """Whether the guest has reported that the command runs."""
+        """Whether the guest's waiting shell has reported that the command runs."""
         return self.mark in self.out
 
     @property
@@ -70,7 +70,7 @@ class Command:
         return int(ended[1]) if ended and self.err.count(self.mark) == 2 else None
 
     def between(self, stream: bytearray) -> bytearray:
-        """The output of the command itself on ``stream`` so far."""
+        """The output of the command itself on ``stream`` so far, between the marks of the waiting shell."""
         _, _, output = stream.partition(self.mark)
         return output.partition(self.mark)[0]
 
@@ -90,7 +90,7 @@ class RemoteShell:
 
     @property
     def waits(self) -> bool:
-        """Whether the shell has not ended."""
+        """Whether the waiting shell in the guest has not ended."""
         return not (self.channel.closed or self.channel.eof_received)
 
     def submit(self, command: str, *, subshell: bool = True) -> Command:
@@ -113,7 +113,7 @@ class RemoteShell:
         return Command(number, mark.encode(), subshell=subshell)
 
     def answered(self, submitted: Command) -> bool:
-        """Whether the command has ended and all of its output has arrived.
+        """Whether the command in the waiting shell has ended and all of its output has arrived.
 
         :raises EOFError: when the shell has ended instead.
         """

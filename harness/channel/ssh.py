@@ -214,7 +214,7 @@ class Ssh:
         timeout_s: float,
         interval_s: float,
     ) -> None:
-        """Wait for ``condition``, and record how long it took.
+        """Wait for ``condition`` of the SSH connection, and record how long it took.
 
         :raises Exception: the transport's own error, when the transport has ended.
         """
@@ -239,7 +239,7 @@ class Ssh:
             )
 
     def run(self, command: str, *, timeout_s: float, stdin: bytes = b"", subshell: bool = True) -> Completed:
-        """See :meth:`harness.channel.Channel.run`.
+        """Run a command over SSH; see :meth:`harness.channel.Channel.run`.
 
         After a timeout the next command gets a new connection, and commands that are still running fail:
         dropbear 2022.83 ends the whole connection (``common-channel.c``, assertion ``!channel->sent_close``)
@@ -270,7 +270,7 @@ class Ssh:
 
     @property
     def _is_only_command(self) -> bool:
-        """Whether only one command is running, so that no other fails when the connection is replaced."""
+        """Whether only one command runs over SSH, so that no other fails when the connection is replaced."""
         return len(self._running) == 1
 
     def _check_open(self) -> None:
@@ -287,7 +287,7 @@ class Ssh:
                 self._check_open()
 
     def _waiting_shell(self, deadline: Deadline) -> RemoteShell:
-        """An idle shell; a new one if there is none."""
+        """An idle shell of the SSH session; a new one if there is none."""
         while self._idle:
             with contextlib.suppress(IndexError):  # Another thread has taken the last one.
                 if (shell := self._idle.pop()).waits:
@@ -300,7 +300,7 @@ class Ssh:
         return RemoteShell(channel)
 
     def _open(self, deadline: Deadline) -> paramiko.Channel:
-        """Open a channel for a command.
+        """Open an SSH channel for a command.
 
         If the guestfwd socket does not answer, a TCP connection is used: the command has not started yet.
         """
@@ -320,7 +320,7 @@ class Ssh:
         return self._watched(lambda: transport.open_session(timeout=timeout_s), deadline)
 
     def _exec(self, channel: paramiko.Channel, command: str, deadline: Deadline) -> None:
-        """Start a command. paramiko alone would wait for the guest's answer without a timeout."""
+        """Start a command on an SSH channel. paramiko alone would wait for the answer without a timeout."""
         try:
             self._watched(lambda: channel.exec_command(command), deadline)
         except BaseException:
@@ -328,7 +328,7 @@ class Ssh:
             raise
 
     def _watched(self, call: Callable[[], T], deadline: Deadline) -> T:
-        """Run ``call`` in a background thread, call the watch meanwhile, and return the result.
+        """Run ``call`` of paramiko in a background thread, call the watch meanwhile, and return the result.
 
         :raises paramiko.SSHException: when ``call`` does not end before the deadline.
         """
@@ -345,7 +345,7 @@ class Ssh:
                     raise paramiko.SSHException(why) from None
 
     def _response_timeout_s(self, deadline: Deadline) -> float:
-        """Seconds in which the guest must react to a command; fewer if it can be repeated over TCP."""
+        """Seconds in which the guest must react to an SSH command; fewer if it can be repeated over TCP."""
         replaceable = self._guestfwd is not None and self._is_only_command
         return min(deadline.remaining_s, self._guestfwd_s) if replaceable else deadline.remaining_s
 
@@ -356,7 +356,7 @@ class Ssh:
     def _submit(
         self, shell: RemoteShell, command: str, deadline: Deadline, *, subshell: bool = True
     ) -> Completed:
-        """Run a command in a waiting shell."""
+        """Run a command in a waiting shell of the SSH session."""
         shell.channel.settimeout(deadline.timeout_s)
         submitted = shell.submit(command, subshell=subshell)
         silent = self._guestfwd is not None and not self._has_started(shell, submitted, deadline)
@@ -377,7 +377,7 @@ class Ssh:
         return Completed(command, submitted.returncode, out, err)
 
     def _has_started(self, shell: RemoteShell, submitted: Command, deadline: Deadline) -> bool:
-        """Whether the guest reports in time (:meth:`_response_timeout_s`) that the command runs."""
+        """Whether the guest reports in time (:meth:`_response_timeout_s`) that the command over SSH runs."""
         response = Deadline.after(self._response_timeout_s(deadline))
 
         def started() -> bool:
@@ -401,7 +401,7 @@ class Ssh:
     def _shell_on_new_connection(
         self, shell: RemoteShell, submitted: Command, command: str, deadline: Deadline
     ) -> RemoteShell:
-        """A shell over the new connection, in which the command can be repeated.
+        """A shell over the new SSH connection, in which the command can be repeated.
 
         :raises EOFError: when the shell that did not answer may have run the command.
         """
@@ -424,7 +424,7 @@ class Ssh:
     def _run_on_new_channel(
         self, channel: paramiko.Channel, command: str, stdin: bytes, deadline: Deadline
     ) -> Completed:
-        """Run a command on its own channel."""
+        """Run a command on an SSH channel that it has for itself."""
         self._exec(channel, command, deadline)
         if not stdin:
             channel.shutdown_write()
@@ -456,7 +456,7 @@ class Ssh:
             raise ChannelLost(f"the SSH connection to the guest broke: {exc}") from None
 
     def save_session(self) -> SavedSession:
-        """Return the session in its present state, for a :class:`GuestfwdSocket` that resumes it later."""
+        """Return the SSH session as it is now, for a :class:`GuestfwdSocket` that resumes it later."""
         assert self._guestfwd is not None, "the session does not use a guestfwd socket"
         return self._guestfwd.save_session()
 
@@ -483,13 +483,16 @@ class Ssh:
         return True
 
     def close(self) -> None:
-        """See :meth:`harness.channel.Channel.close`; a command that is running in another thread fails."""
+        """Close the SSH connection; a command that is running in another thread fails."""
         self._closed = True
         _close(self._transport)
 
 
 def _open_tcp(port: int) -> socket.socket:
-    """A connection without Nagle's algorithm, which would delay the last packet of a command by 40 ms."""
+    """A TCP connection for SSH.
+
+    It is without Nagle's algorithm, which would delay the last packet of a command by 40 ms.
+    """
     connection = socket.create_connection((HOST, port), timeout=_ACCEPT_S)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection

@@ -22,7 +22,7 @@ def exchange(
     watch: Watch | None,
     stdin: bytes = b"",
 ) -> bool:
-    """Send stdin and read both outputs at the same time, until the command has ended.
+    """Send stdin and read both outputs of an SSH channel at the same time, until the command has ended.
 
     So neither side blocks because the other does not read.
 
@@ -50,7 +50,7 @@ def exchange(
 
 
 def has_ended(channel: paramiko.Channel) -> bool:
-    """Whether the channel's command has ended and all of its output has arrived.
+    """Whether the SSH channel's command has ended and all of its output has arrived.
 
     :raises EOFError: when the connection ended first (``exit_status_ready`` is then true as well).
     """
@@ -68,7 +68,7 @@ def _lives(transport: paramiko.Transport) -> bool:
 
 
 def decode(data: bytearray) -> str:
-    """Decode output as UTF-8; invalid bytes are replaced."""
+    """Decode the output of an SSH channel as UTF-8; invalid bytes are replaced."""
     return data.decode("utf-8", "replace")
 
 

@@ -17,7 +17,7 @@ _CHUNK = 65536
 
 @contextlib.contextmanager
 def raw(descriptor: int) -> Iterator[None]:
-    """Put the terminal into raw mode during the block, so that it passes on every key, Ctrl-C included."""
+    """Put the user's terminal into raw mode during the block: it passes on every key, Ctrl-C included."""
     before = termios.tcgetattr(descriptor)
     try:
         tty.setraw(descriptor)
@@ -27,7 +27,7 @@ def raw(descriptor: int) -> Iterator[None]:
 
 
 def relay(channel: paramiko.Channel) -> None:
-    """Pass bytes and changes of the window size to the guest until the guest closes its side."""
+    """Pass bytes and window changes of the user's terminal to the guest until the guest closes its side."""
     keyboard, screen = sys.stdin.fileno(), sys.stdout.fileno()
     size = window()
     while True:
@@ -45,7 +45,7 @@ def relay(channel: paramiko.Channel) -> None:
 
 
 def window() -> os.terminal_size:
-    """The size of the terminal. (``shutil.get_terminal_size`` prefers COLUMNS and LINES.)"""
+    """The size of the user's terminal. (``shutil.get_terminal_size`` prefers COLUMNS and LINES.)"""
     try:
         return os.get_terminal_size(sys.stdin.fileno())
     except OSError:

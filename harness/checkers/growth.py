@@ -14,7 +14,7 @@ _RECURS = 2
 
 
 def floor(values: Sequence[float]) -> list[float]:
-    """The lowest value from each position to the end."""
+    """The floor of a series of counts: the lowest value from each position to the end."""
     lowest: list[float] = []
     for value in reversed(values):
         lowest.append(min(value, lowest[-1]) if lowest else value)
@@ -31,12 +31,12 @@ def recurs(values: Sequence[float]) -> bool:
 
 
 def throughout(values: Sequence[float]) -> bool:
-    """Whether the floor rises from each position to the next."""
+    """Whether growth goes on throughout: the floor of a series rises from each position to the next."""
     return all(later > earlier for earlier, later in pairwise(floor(values)))
 
 
 def lasting(members: Sequence[frozenset[int]], parts: Sequence[int]) -> bool:
-    """Whether each part added a member that stays to the end, and there are more members at the end.
+    """Whether growth lasts: each part added a member that stays, and there are more at the end.
 
     A pool replaces its members, and their number varies by one or two. A leak is not found if a pool loses as
     many members at the same time.

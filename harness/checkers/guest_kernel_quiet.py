@@ -60,5 +60,5 @@ def _check(record: Record, machine: MachineRecord, tolerated: list[re.Pattern[st
 
 
 def _booted_here(record: Record, machine: str) -> bool:
-    """Whether the guest booted in this machine; after a migration, its kernel may log nothing."""
+    """Whether the guest booted in this machine: after a migration, its kernel log may be empty."""
     return any(entry.kind is Kind.OK for entry in record.of(f"guest:{machine}", "guest:boot"))

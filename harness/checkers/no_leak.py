@@ -69,7 +69,7 @@ def no_leak(record: Record) -> Finding:
 
 
 def slope(values: Sequence[float], at: Sequence[int] = (), steps: Sequence[int] = ()) -> float:
-    """The robust slope of a series.
+    """The robust slope (Theil-Sen) of a count over the cycles of a leak hunt.
 
     :param at: the position of each value; consecutive by default.
     :param steps: positions at which the series may jump; values on both sides of one are not compared.
@@ -119,24 +119,24 @@ def growing_counts(samples: Samples, control: Samples, lengths: Sequence[int]) -
 
 
 def measured(samples: Samples) -> list[str]:
-    """The counts that these samples have."""
+    """The counts that these samples of a leak hunt have."""
     return [name for name in COUNTS if any(name in sample for sample in samples)]
 
 
 def hunted(record: Record, plan: Mapping[str, Any], prefix: str = "") -> list[Mapping[str, Any]]:
-    """The samples of a hunt that are judged: from the last one of the warm-up on."""
+    """The samples in a leak hunt's record that the checker judges: from the warm-up's last one on."""
     samples = [as_mapping(entry.value) for entry in record.entries if entry.f == f"leak:{prefix}sample"]
     return [sample for sample in samples if plan["warm_up"] - 1 <= sample["cycle"] < plan["lengths"][-1]]
 
 
 def _plan(record: Record) -> Mapping[str, Any] | None:
-    """The last plan: a hunt that is extended records a second one."""
+    """The last plan in a leak hunt's record: a hunt that is extended records a second one."""
     plan = record.last("host", "leak:plan")
     return None if plan is None else as_mapping(plan.value)
 
 
 def _series(name: str, samples: Samples) -> tuple[list[int], list[int]]:
-    """The cycles after which a count was taken, and its values.
+    """The cycles after which a leak hunt took a count, and its values.
 
     :raises KeyError: when a sample that should have the count lacks it.
     """
@@ -195,7 +195,10 @@ def _leaks_of_9p(others: Sequence[tuple[str, ...]]) -> str:
 
 
 def _innermost(site: Mapping[str, Any]) -> str:
-    """The innermost frame outside of the allocator, preferably with a symbol (stripped files keep some)."""
+    """The innermost frame of a site outside of the allocator, preferably with a symbol.
+
+    Stripped files keep some symbols.
+    """
     own = ("libjemalloc", "libglib", "libc.so")
     frames = [frame for frame in site["stack"] if not any(name in frame for name in own)]
     named = [frame for frame in frames if " (" in frame]
@@ -203,7 +206,7 @@ def _innermost(site: Mapping[str, Any]) -> str:
 
 
 def _coverage(samples: Samples, plan: Mapping[str, Any], not_profiled: str | None) -> str:
-    """The summary of a valid record: what was measured, and the detection limits."""
+    """The summary of a valid leak hunt: what was measured, and the detection limits."""
     first, last = plan["lengths"][0], plan["lengths"][-1]
     part = plan["lengths"][1] - first
     looked = f"nothing grew in cycles {first} to {last} ({', '.join(measured(samples))}"

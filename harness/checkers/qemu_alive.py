@@ -54,7 +54,10 @@ def _check(record: Record, machine: MachineRecord) -> Finding:
 
 
 def _headline(report: list[str]) -> str:
-    """The kind of error, the size of a leak, and the first function of QEMU in the stack."""
+    """A sanitizer's report in one line.
+
+    The kind of error, the size of a leak, and the first function of QEMU in the stack.
+    """
     text = "\n".join(report)
     kind = _KIND.search(report[0])
     leak = re.search(r"^Direct leak of .*?(?= allocated from)", text, re.MULTILINE)
@@ -65,7 +68,7 @@ def _headline(report: list[str]) -> str:
 
 
 def _crashed(exit_: Entry, expected: list[Entry]) -> bool:
-    """Whether it was ended by a signal that the harness did not send, even if it had been asked to end."""
+    """Whether QEMU was ended by a signal that the harness did not send, even if it was asked to end."""
     code = as_mapping(exit_.value).get("returncode")
     if not isinstance(code, int) or code >= 0:
         return False
@@ -84,7 +87,10 @@ def _exit_summary(record: Record, machine: MachineRecord, exit_: Entry, log: str
 
 
 def _last_message(code: Any, log: str) -> str:
-    """The assertion that failed; else the last message, without warnings, of a QEMU that exited by itself."""
+    """The assertion of QEMU that failed; else the last message of a QEMU that exited by itself.
+
+    Warnings are left out.
+    """
     assertion = _ASSERTION.search(log)
     if assertion is not None:
         return assertion[0].strip()

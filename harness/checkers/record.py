@@ -32,7 +32,7 @@ class Record:
 
     @classmethod
     def load(cls, folder: Path) -> Record:
-        """Read the record in ``folder``.
+        """Read the record of a test in ``folder``.
 
         :raises UsageError: when there is no history, or it cannot be read.
         """
@@ -41,24 +41,24 @@ class Record:
         return cls(folder, entries, machines)
 
     def of(self, actor: str, f: str) -> Iterator[Entry]:
-        """The entries of ``actor`` whose operation is ``f``, in order."""
+        """The entries of a record by ``actor`` whose operation is ``f``, in order."""
         return (e for e in self.entries if e.actor == actor and e.f == f)
 
     def last(self, actor: str, f: str) -> Entry | None:
-        """The last entry of ``actor`` whose operation is ``f``, or ``None``."""
+        """The last entry of a record by ``actor`` whose operation is ``f``, or ``None``."""
         return next((e for e in reversed(self.entries) if e.actor == actor and e.f == f), None)
 
     def ends(self) -> dict[int, Entry]:
-        """The end of each operation that has one, by the ``seq`` of its ``invoke``."""
+        """The end of each operation of a record that has one, by the ``seq`` of its ``invoke``."""
         return {e.op: e for e in self.entries if e.op is not None}
 
     def commands(self, machine: str) -> list[Entry]:
-        """The QMP commands sent to a machine, in order."""
+        """The QMP commands sent to a machine, in order, as the record has them."""
         return [e for e in self.entries if e.actor == machine and e.kind is Kind.INVOKE and _is_qmp(e)]
 
 
 def _without_discarded(entries: list[Entry]) -> tuple[Entry, ...]:
-    """Leaves out the entries of machines that were discarded, because they are not judged."""
+    """Leaves out of a record the entries of machines that were discarded: they are not judged."""
     discarded = {e.actor: e.seq for e in entries if e.f == "machine:discarded"}
     gone = {e.seq for e in entries if e.seq < discarded.get(e.actor.removeprefix("guest:"), 0)}
     return tuple(e for e in entries if e.seq not in gone and e.op not in gone)
@@ -91,7 +91,7 @@ def backtrace_of(machine: MachineRecord) -> list[str]:
 
 
 def text_of(path: Path) -> str | None:
-    """A log's text, with invalid UTF-8 replaced and CRs removed; ``None`` when there is no such file."""
+    """The text of a log of a record: invalid UTF-8 is replaced, CRs are removed; ``None`` without a file."""
     try:
         return path.read_bytes().decode("utf-8", "replace").replace("\r", "")
     except OSError:

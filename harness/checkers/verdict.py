@@ -38,12 +38,12 @@ VALID: Finding = (Verdict.VALID, "", ())
 
 
 def unknown(summary: str, *evidence: str) -> Finding:
-    """The record does not show whether the property holds."""
+    """The verdict *unknown*: the record does not show whether the property holds."""
     return Verdict.UNKNOWN, summary, evidence
 
 
 def invalid(summary: str, *evidence: str) -> Finding:
-    """The property does not hold."""
+    """The verdict *invalid*: the property does not hold."""
     return Verdict.INVALID, summary, evidence
 
 

@@ -112,7 +112,7 @@ def bench(
 
 
 def _given(context: click.Context, expression: str | None) -> list[str]:
-    """pytest's options: ``-k`` and the axes that were given."""
+    """pytest's options of ``harness bench suite``: ``-k`` and the axes that were given."""
     words = ["-k", expression] if expression else []
     for axis in ("qemu", "qemu_data", "machine", "kernel", "accel"):
         if context.get_parameter_source(axis) is not ParameterSource.DEFAULT:
@@ -123,7 +123,7 @@ def _given(context: click.Context, expression: str | None) -> list[str]:
 def _record(
     history: Lenient, benchmark: str, row: str, seconds: dict[str, float], cell: Cell | None = None
 ) -> None:
-    """Record a row as the result of a test, ``bench/BENCHMARK::ROW``; its first number is its duration."""
+    """``harness bench --record``: a row is the result of a test, ``bench/BENCHMARK::ROW``."""
     result = Result(
         test=f"bench/{benchmark}::{row}",
         guarantee="bench",
@@ -141,7 +141,10 @@ def _record(
 
 
 def _suite(options: list[str], as_json: bool, history: Lenient) -> None:
-    """Run the suite once with each number of workers; without a warm-up, because a run takes minutes."""
+    """``harness bench suite``: run it once with each number of workers.
+
+    There is no warm-up, because a run takes minutes.
+    """
     runs, scenarios = [], scenarios_folder()
     folder = Path(tempfile.mkdtemp(prefix="bench-suite-"))
     for workers in _WORKERS:
@@ -183,7 +186,7 @@ def _profile(cell: Cell, run: RunFolder, rounds: int) -> list[Row]:
 
 
 def _print(table: list[Row], title: str, *, shares: bool) -> None:
-    """Print the table.
+    """Print the table of ``harness bench``.
 
     :param shares: the first row is the sum of the others: print the share of each instead of the ratio.
     """

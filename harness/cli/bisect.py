@@ -183,7 +183,7 @@ class _Options:
     as_json: bool
 
     def observations(self, what: Subject, **more: str) -> Observations:
-        """The log in the folder, resumed if there is one."""
+        """The log of runs in the folder of ``harness bisect``, resumed if there is one."""
         about = {"what": what.name, "content": what.content, **more}
         log = Observations(self.into / _LOG, about)
         if log.resumed:
@@ -200,7 +200,7 @@ def _subject(
     artifacts: Path,
     provisioner: Provisioner,
 ) -> Subject:
-    """What the user named.
+    """What the user of ``harness bisect`` named: a program, or a scenario.
 
     :raises UsageError: when it is neither a program, nor a folder with a record, nor a scenario.
     """
@@ -265,12 +265,12 @@ def _over_releases(what: Subject, qemus: Sequence[str], provisioner: Provisioner
 
 
 def _released(provisioner: Provisioner) -> list[str]:
-    """The releases as they are packaged: those without ``-src`` and the like."""
+    """The releases for ``harness bisect --releases``: those without ``-src`` and the like."""
     return [name for name in provisioner.qemu_names() if "-" not in name]
 
 
 def _version(name: str, provisioner: Provisioner) -> str:
-    """The version of a QEMU; one that is missing is provisioned."""
+    """The version of a QEMU to bisect over; one that is missing is provisioned."""
     named = provisioner.is_provisioned(name)
     install = provisioner.qemu_release(name) if named else binary.from_path(Path(name))
     capabilities = binary.probe(install)
@@ -279,7 +279,7 @@ def _version(name: str, provisioner: Provisioner) -> str:
 
 
 def _available(provisioner: Provisioner) -> dict[str, str]:
-    """The version of each release that can be had here; the user has named none of them.
+    """The version of each release that ``harness bisect`` can have here; the user has named none.
 
     :raises SetupError: when there is none.
     """

@@ -24,7 +24,7 @@ def progress(line: str) -> None:
 
 
 def _of_architecture(context: click.Context, _: click.Parameter, name: str | None) -> None:
-    """The first machine type of ``--arch`` becomes the default of ``--machine``."""
+    """The option ``--arch`` of commands: its first machine type is the default of ``--machine``."""
     if name is not None:
         machine = of_architectures(name)[0]
         context.default_map = {**(context.default_map or {}), "machine": machine}
@@ -32,7 +32,7 @@ def _of_architecture(context: click.Context, _: click.Parameter, name: str | Non
 
 
 def _machine(context: click.Context, _: click.Parameter, name: str) -> str:
-    """:raises UsageError: when ``--machine`` is of another architecture than ``--arch``."""
+    """The option ``--machine`` of commands. :raises UsageError: when it is of another ``--arch``."""
     chosen([context.meta[_ARCH]] if _ARCH in context.meta else [], [name])
     return name
 
@@ -42,7 +42,7 @@ _ARCH = f"{__name__}.arch"
 
 
 def axes(command: F) -> F:
-    """The options that choose one cell of the matrix."""
+    """The options that choose one cell of the matrix, for a command."""
     for option in (
         click.option("--accel", default="auto", metavar="|".join(ACCELS), help="Accelerator."),
         click.option("--kernel", default=DEFAULT, metavar="NAME", help="A provisioned guest kernel."),
@@ -79,6 +79,6 @@ def axes(command: F) -> F:
 
 
 def new_folder(parent: Path) -> Path:
-    """The path of a folder below ``parent`` that no other run has; it is not made."""
+    """The path of a folder for a command below ``parent`` that no other run has; it is not made."""
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     return parent / f"{stamp}-{os.getpid()}"

@@ -69,7 +69,7 @@ def compare(a: str, b: str, expression: str | None, workers: str, rounds: int) -
 
 
 def _recorded(name: str) -> list[Run]:
-    """The runs in a summary, or in the summaries of a folder; none for a QEMU."""
+    """The runs for ``harness compare`` in a summary, or in a folder's summaries; none for a QEMU."""
     path = Path(name)
     if path.is_dir() and not (path / summary.NAME).exists():
         several = sorted(path.glob(f"*/{summary.NAME}"))

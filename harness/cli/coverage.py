@@ -123,7 +123,7 @@ def _run(qemu: str, into: Path, options: list[str]) -> Run:
 
 
 def _with_paths(options: Iterable[str], scenarios: Path) -> list[str]:
-    """pytest's arguments with absolute paths; all scenarios where no path is given."""
+    """pytest's arguments of ``harness coverage``, with absolute paths; without a path, all scenarios."""
     given = [(option, Path(option.partition("::")[0])) for option in options]
     made = [
         option.replace(str(path), str(path.absolute()), 1) if path.exists() else option
@@ -133,20 +133,23 @@ def _with_paths(options: Iterable[str], scenarios: Path) -> list[str]:
 
 
 def _complaints(into: Path) -> Iterator[str]:
-    """What the library that writes the counters could not do, each once."""
+    """``harness coverage``: what the library that writes the counters could not do, each once."""
     path = into / _COMPLAINTS
     yield from dict.fromkeys(path.read_text(errors="replace").splitlines() if path.exists() else ())
 
 
 def _ends(artifacts: Path) -> str:
-    """How the machines of the run ended: those that did not exit have lost their counters."""
+    """How the machines of a coverage run ended: those that did not exit have lost their counters."""
     ends = Counter(end for path in artifacts.rglob(HISTORY) for end in ends_of(path))
     lost = ", ".join(f"{number} {how}" for how, number in sorted(ends.items()) if how != "exited")
     return f"machines: {ends.total()}; without counters: {lost or 'none'}"
 
 
 def ends_of(path: Path) -> list[str]:
-    """How each machine in a history ended: ``exited``, ``killed`` by the harness, or ``crashed``."""
+    """How each machine in a history ended, for coverage.
+
+    ``exited``, ``killed`` by the harness, or ``crashed``.
+    """
     ends, killed = [], set()
     for entry in history.read(path):
         value = history.as_mapping(entry.value)
@@ -159,7 +162,7 @@ def ends_of(path: Path) -> list[str]:
 
 
 def _keep_failures(artifacts: Path, run: Run) -> None:
-    """The folders of all tests were needed for the count."""
+    """Remove the folders of tests that passed, which ``harness coverage`` needed for the count alone."""
     failed = {
         slug(result.test) for result in run.results if result.outcome in (Outcome.FAILED, Outcome.FIXED)
     }

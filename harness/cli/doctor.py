@@ -64,7 +64,7 @@ def doctor(as_json: bool) -> None:
 
 
 def examine() -> Iterator[Finding]:
-    """Every finding, in the order in which a run would reach them."""
+    """Every finding of ``harness doctor``, in the order in which a run would reach them."""
     cache = Cache(default_cache_root())
     for name, look in (
         ("cache", lambda: _cache(cache)),
@@ -117,7 +117,7 @@ def _guest(cache: Cache) -> tuple[str, str]:
 
 
 def _architectures(cache: Cache) -> tuple[str, str]:
-    """Guests of other architectures than the default one: what is made, and what can be."""
+    """``harness doctor``: guests of other architectures than the default; what is made, and what can be."""
     provisioner, found = Provisioner(cache), []
     for architecture in ARCHITECTURES.values():
         if architecture is not X86_64:
@@ -136,7 +136,7 @@ def _architectures(cache: Cache) -> tuple[str, str]:
 
 
 def _fetchable(why: str) -> tuple[str, str]:
-    """The state of something that the first run fetches, if this host has the tools for it."""
+    """``harness doctor``: the state of what the first run fetches, if this host has the tools for it."""
     tools = [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]
     if tools:
         return _MISSING, f"{why}, and it cannot be fetched without {' and '.join(tools)}"

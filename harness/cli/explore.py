@@ -152,7 +152,7 @@ def explore(
 
 
 def _record(recorder: Recorder, explorer: Explorer) -> None:
-    """Record every finding, and how far each alphabet was explored."""
+    """``harness explore --record``: every finding, and how far each alphabet was explored."""
     for seen in explorer.new:
         found = seen.finding
         recorder.find(
@@ -181,7 +181,7 @@ def _alphabets(names: str) -> tuple[str, ...]:
 
 
 def _spaces(settings: Settings, names: ProgramCell, *, explicit: bool) -> dict[AlphabetName, Space]:
-    """The programs of each alphabet that this machine type can run.
+    """``harness explore``: the programs of each alphabet that this machine type can run.
 
     :raises UsageError: when it cannot run one that the user has named, or none at all.
     """
@@ -213,7 +213,7 @@ def _begin(explorer: Explorer, cell: Cell, *, resumed: bool) -> None:
 
 
 def _show(explorer: Explorer) -> None:
-    """Print the result of the search."""
+    """Print the result of ``harness explore``."""
     with contextlib.suppress(BrokenPipeError):
         for name, tally in explorer.tallies.items():
             print(

@@ -55,7 +55,7 @@ def faults() -> None:
 @faults.command("list", epilog="Example: harness faults list --json")
 @_as_json
 def list_faults(as_json: bool) -> None:
-    """List the catalogue."""
+    """List the catalogue of faults."""
     found = {name: Catalogue().load(name) for name in Catalogue().names()}
     if as_json:
         print(json.dumps({name: fault.model_dump() for name, fault in found.items()}, indent=2))
@@ -233,7 +233,7 @@ def run_faults(
 
 
 def _recorded(history: Lenient, findings: Iterable[Finding]) -> Iterator[Finding]:
-    """Record each finding when it is known."""
+    """``harness faults run --record``: each finding, when it is known."""
     for one in findings:
         _record(history, one.fault, one.qemu, one.verdict, one.detail)
         yield one
@@ -255,7 +255,7 @@ def _explore(
     *,
     as_json: bool,
 ) -> NoReturn:
-    """``--by exploration``."""
+    """``harness faults run --by exploration``."""
     source = _source(flavour)
     chosen = _chosen(source, names)
     if sample:
@@ -333,7 +333,7 @@ def cover_faults(path: Path | None, budget: float | None, as_json: bool) -> None
 
 
 def _source(name: str) -> str:
-    """The QEMU built from source, such as ``7.2-src``, of a release such as ``7.2``."""
+    """``harness faults --qemu``: the QEMU built from source (``7.2-src``) of a release (``7.2``)."""
     known = Provisioner(Cache(default_cache_root())).qemu_names()
     flavour = name if name in known and name.endswith("-src") else f"{name}-src"
     if flavour not in known:
@@ -343,7 +343,7 @@ def _source(name: str) -> str:
 
 
 def _chosen(flavour: str, names: tuple[str, ...]) -> dict[str, Fault]:
-    """The faults with these names, or all that apply to that QEMU."""
+    """``harness faults --fault``: the faults with these names, or all that apply to that QEMU."""
     catalogue = Catalogue()
     version = binary.probe(_provisioner().qemu_release(flavour)).version_text
     found = {name: catalogue.load(name) for name in names or catalogue.names()}
@@ -378,7 +378,7 @@ def _control_qemu(name: str) -> str:
 
 
 def _run_qtests(flavour: str) -> RunQtests:
-    """Run QEMU's own tests without a fault, and return a function that runs them against a fault."""
+    """``--beside qtest``: run QEMU's own tests without a fault, and return what runs them against a fault."""
     provisioner = _provisioner()
     folder = provisioner.own_tests(flavour, tuple(PROGRAMS))
     tests = Qtests.of(folder, provisioner.qemu_release(flavour), progress)

@@ -61,7 +61,7 @@ for command in COMMANDS:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The entry point. Runs a command and exits with its status."""
+    """The entry point of the command ``harness``. Runs a command and exits with its status."""
     try:
         status = cli.main(args=argv, prog_name="harness", standalone_mode=False)
     except click.ClickException as exc:

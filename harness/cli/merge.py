@@ -48,7 +48,7 @@ def merge(shards: tuple[Path, ...], into: Path | None, record: Path | None, stri
 
 
 def _read(shards: Iterable[Path]) -> tuple[list[tuple[str, Run]], list[str]]:
-    """The shards, and why others cannot be read: a machine that died left no summary."""
+    """The shards for ``harness merge``, and why others cannot be read: a dead machine left no summary."""
     runs, unreadable = [], []
     for path in shards:
         try:

@@ -95,7 +95,9 @@ def minimise(
 
 
 def _write(target: Path, program: Program) -> None:
-    """Replace the file at once: whoever interrupts this has the program before or the one after.
+    """``harness minimise``: replace the program's file at once.
+
+    Whoever interrupts this has the program before or the one after.
 
     :raises SetupError: when it cannot be written.
     """

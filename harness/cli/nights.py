@@ -64,7 +64,7 @@ def nights(file: Path, since: str | None, page: Path | None, as_json: bool) -> N
 
 
 def _time(since: str, newest: datetime) -> datetime:
-    """:raises UsageError: when it is no time."""
+    """A time that the user of ``harness nights`` gave. :raises UsageError: when it is no time."""
     days = _DAYS.fullmatch(since)
     try:
         return newest - timedelta(days=int(days[1])) if days else runs.time(since).astimezone(UTC)

@@ -25,7 +25,7 @@ record_option = click.option(
 
 @contextmanager
 def opened(path: Path | None) -> Iterator[Recorder | None]:
-    """The history that ``--record`` names; ``None`` without the option.
+    """The history that a command's ``--record`` names; ``None`` without the option.
 
     :raises UsageError: when the file cannot be a history, before anything is done.
     """
@@ -37,7 +37,7 @@ def opened(path: Path | None) -> Iterator[Recorder | None]:
 
 
 def recording(path: Path | None) -> Lenient:
-    """The history, until the command has ended. A write that fails is said at the end, and ends nothing.
+    """A command's history, until it has ended. A write that fails is said at the end, and ends nothing.
 
     :raises UsageError: when the file cannot be a history, before anything is done.
     """
@@ -59,12 +59,12 @@ def _recording(path: Path | None) -> Iterator[Lenient]:
 
 
 def begin(history: Lenient, kind: str, cells: Iterable[Cell] = ()) -> None:
-    """The command begins what it records. Until it calls :meth:`Recorder.end`, the run is incomplete."""
+    """Record that a command begins. Until it calls :meth:`Recorder.end`, the run is incomplete."""
     history.write(lambda recorder: recorder.begin(kind, about(_given(click.get_current_context()), cells)))
 
 
 def _given(context: click.Context) -> list[str]:
-    """What the user gave, as on the command line."""
+    """What the user of a command that records gave, as on the command line."""
     given = []
     for parameter in context.command.params:
         name = parameter.name or ""

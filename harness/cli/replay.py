@@ -136,7 +136,7 @@ def _replayed(
 
 
 def cores() -> int:
-    """The number of cores that this process may use."""
+    """The number of cores that ``harness replay`` may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -166,7 +166,7 @@ class Options:
 
 
 def _subject(path: Path, options: Options, records: Path) -> Subject:
-    """What the user named.
+    """What the user of ``harness replay`` named: a program, a finding, or the folder of a test.
 
     :raises UsageError: when it is neither a program, nor a finding, nor the folder of a failed test.
     """
@@ -176,7 +176,7 @@ def _subject(path: Path, options: Options, records: Path) -> Subject:
 
 
 def load(path: Path) -> Program:
-    """The program in a file, or of a finding.
+    """The program in a file that a command was given, or of a finding.
 
     :raises UsageError: when there is none.
     """
@@ -192,7 +192,7 @@ def load(path: Path) -> Program:
 
 
 def of_program(loaded: Program, options: Options, records: Path) -> Subject:
-    """A program on its own cell, with the parts that the user has named."""
+    """``harness replay`` of a program on its own cell, with the parts that the user has named."""
     states(loaded)
     machine = options.machine or loaded.cell.machine
     check_machine_type(loaded.alphabet, machine)
@@ -216,7 +216,7 @@ def of_program(loaded: Program, options: Options, records: Path) -> Subject:
 
 
 def _scenario(folder: Path, options: Options, records: Path) -> Subject:
-    """The scenario of a failed test, on the cell that it was run on."""
+    """``harness replay`` of a failed test: its scenario, on the cell that it was run on."""
     provisioner = Provisioner(Cache(default_cache_root()), report=progress)
     chosen = recorded(test_of(folder), provisioner.qemu_names(), provisioner.guest_names())
     chosen = replace(
@@ -232,7 +232,7 @@ def _scenario(folder: Path, options: Options, records: Path) -> Subject:
 
 
 def _recorded_qemu(folder: Path, provisioner: Provisioner) -> str:
-    """The QEMU of a record: its name, or the path of its binary when it has no name here.
+    """The QEMU of a test's record, for ``harness replay``: its name, or the binary's path without one.
 
     :raises UsageError: when the record does not say.
     """
@@ -271,7 +271,7 @@ def _as_data(found: Replay) -> dict[str, Any]:
 def cell_of(
     program: Program, *, qemu: str, machine: str, kernel: str, accel: str, qemu_data: Path | None
 ) -> Cell:
-    """The cell of a program, with the parts that the user has named.
+    """The cell of a program that a command runs, with the parts that the user has named.
 
     :raises UsageError: when one of the names is unknown, or the QEMU lacks the machine type.
     """

@@ -112,7 +112,7 @@ class Opened:
 def _of_program(
     program: Program, until: int | None, options: Options
 ) -> tuple[Cell, Callable[[Testbed], Opened]]:
-    """The cell of a program, and what makes its steps in a testbed.
+    """``harness shell --program``: the cell of a program, and what makes its steps in a testbed.
 
     :raises UsageError: when there is no guest to open a shell in; nothing is started then.
     """
@@ -187,7 +187,7 @@ def _session(opened: Opened) -> int:
 
 
 def _keep_if_not_valid(artifacts: Artifacts) -> None:
-    """Copy the artefacts out of the run folder unless every checker finds them valid."""
+    """``harness shell``: copy the artefacts out of the run folder unless every checker finds them valid."""
     bad = [found for found in judge(artifacts.folder) if found.verdict is not Verdict.VALID]
     if bad:
         kept = Path(tempfile.mkdtemp(prefix="shell-"))

@@ -10,7 +10,7 @@ from types import FrameType
 
 @contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into KeyboardInterrupt, so that the clean-up runs."""
+    """Turn SIGTERM and SIGHUP into KeyboardInterrupt during a command, so that it cleans up."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -45,17 +45,17 @@ class BlockDevice:
         return cls(f"blk{slot}", slot, path, hold)
 
     def check(self) -> None:
-        """See :class:`~harness.qemu.spec.Device`."""
+        """Check that the disk's image file exists."""
         if not self.path.is_file():
             raise UsageError(f"disk {self.id}: {self.path}: no such file")
 
     def declared(self) -> Iterator[tuple[str, Mapping[str, Value]]]:
-        """See :class:`~harness.qemu.spec.Device`: a node of the block graph (``-blockdev``, since 2.9)."""
+        """The disk's backend: a node of the block graph (``-blockdev``, since 2.9)."""
         file = {"file.driver": "file", "file.filename": str(self.path)}
         yield "-blockdev", {"": "raw", "node-name": f"node-{self.id}", **file}
 
     def device(self, machine_type: MachineType) -> Mapping[str, Value]:
-        """See :class:`~harness.qemu.spec.Device`."""
+        """The properties of the disk's ``virtio-blk-pci``: see :class:`~harness.qemu.spec.Device`."""
         place = machine_type.place(self.slot)
         return {
             "driver": machine_type.driver("virtio-blk-pci"),
@@ -117,9 +117,9 @@ class HeldFlush:
         self._held, self.writer = held, writer
 
     def waiting(self) -> None:
-        """See :class:`~harness.devices.neighbour.RequestInFlight`."""
+        """The witness that the disk's flush is in flight; see :class:`.RequestInFlight`."""
         self._held.waiting()
 
     def release(self) -> None:
-        """See :class:`~harness.devices.neighbour.RequestInFlight`."""
+        """Let the disk's flush be answered; see :class:`.RequestInFlight`."""
         self._held.release()

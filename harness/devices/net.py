@@ -54,7 +54,7 @@ class NetDevice:
 
     @classmethod
     def create(cls, testbed: Testbed, *, slot: int = 0) -> NetDevice:
-        """Make a card with new sockets in the testbed's folder.
+        """Make a network card with new sockets in the testbed's folder.
 
         :raises Unsupported: when this QEMU has no such netdev.
         """
@@ -64,22 +64,22 @@ class NetDevice:
         return made
 
     def close(self) -> None:
-        """Close the harness's socket."""
+        """Close the harness's socket of the network card."""
         self._peer.close()
 
     def check(self) -> None:
-        """See :class:`~harness.qemu.spec.Device`."""
+        """Check that the harness's socket of the network card exists."""
         if not self._remote.exists():
             raise UsageError(f"network card {self.id}: {self._remote}: no such socket")
 
     def declared(self) -> Iterator[tuple[str, Mapping[str, Value]]]:
-        """See :class:`~harness.qemu.spec.Device`: the backend (``-netdev dgram``)."""
+        """The network card's backend (``-netdev dgram``)."""
         local = {"local.type": "unix", "local.path": str(self._local)}
         remote = {"remote.type": "unix", "remote.path": str(self._remote)}
         yield "-netdev", {"": "dgram", "id": f"netdev-{self.id}", **local, **remote}
 
     def device(self, machine_type: MachineType) -> Mapping[str, Value]:
-        """See :class:`~harness.qemu.spec.Device`."""
+        """The properties of the card's ``virtio-net-pci``: see :class:`~harness.qemu.spec.Device`."""
         return {
             "driver": machine_type.driver("virtio-net-pci"),
             "id": self.id,
@@ -122,7 +122,7 @@ class NetDevice:
             self._peer.sendto(frame, str(self._local))
 
     def _answered(self) -> bool:
-        """Whether one of the packets that have arrived is the guest's ARP reply."""
+        """Whether one of the packets that have arrived from the card is the guest's ARP reply."""
         ours, theirs = (socket.inet_aton(address) for address in (_OUR_ADDRESS, _ADDRESS))
         reply = _ARP.pack(_OUR_MAC, _MAC, *_ARP_HEADER, _REPLY, _MAC, theirs, _OUR_MAC, ours)
         return any(frame.startswith(reply) for frame in self._arrived())
@@ -182,11 +182,11 @@ class UnreadPacket:
         return bool(requests_in_use(self._machine, self._device, queue=_TRANSMIT))
 
     def waiting(self) -> None:
-        """See :class:`~harness.devices.neighbour.RequestInFlight`. The harness has read nothing so far."""
+        """The witness that the card has a packet in flight: the harness has read nothing so far."""
         if self._released:
             raise GuestError(f"the packet of {self._device.id} may have been read")
 
     def release(self) -> None:
-        """See :class:`~harness.devices.neighbour.RequestInFlight`."""
+        """Read the packets that the card has in flight, so that its requests are answered."""
         self._released = True
         self._device.drain()

@@ -42,7 +42,7 @@ class RngDevice:
 
     @classmethod
     def create(cls, testbed: Testbed, *, slot: int = 0) -> RngDevice:
-        """Make a device with a new FIFO in the testbed's folder."""
+        """Make an entropy device with a new FIFO in the testbed's folder."""
         path = testbed.folder / f"rng{slot}.fifo"
         os.mkfifo(path)
         made = cls(f"rng{slot}", slot, path)
@@ -50,20 +50,20 @@ class RngDevice:
         return made
 
     def close(self) -> None:
-        """Close the FIFO."""
+        """Close the FIFO of the entropy device."""
         os.close(self._fifo)
 
     def check(self) -> None:
-        """See :class:`~harness.qemu.spec.Device`."""
+        """Check that the FIFO of the entropy device exists."""
         if not self.path.exists() or not stat.S_ISFIFO(self.path.stat().st_mode):
             raise UsageError(f"entropy device {self.id}: {self.path}: no FIFO")
 
     def declared(self) -> Iterator[tuple[str, Mapping[str, Value]]]:
-        """See :class:`~harness.qemu.spec.Device`: the backend (``-object rng-random``)."""
+        """The entropy device's backend (``-object rng-random``)."""
         yield "-object", {"": "rng-random", "id": f"backend-{self.id}", "filename": str(self.path)}
 
     def device(self, machine_type: MachineType) -> Mapping[str, Value]:
-        """See :class:`~harness.qemu.spec.Device`."""
+        """The properties of ``virtio-rng-pci``: see :class:`~harness.qemu.spec.Device`."""
         place = machine_type.place(self.slot)
         return {
             "driver": machine_type.driver("virtio-rng-pci"),
@@ -78,12 +78,15 @@ class RngDevice:
         return guest.run(f"[ -e {driver} ] && grep -q ^virtio_rng {_CURRENT}").returncode == 0
 
     def feed(self) -> None:
-        """Write as many bytes to the FIFO as the guest can request: requests are then answered at once."""
+        """Write as many bytes to the entropy device's FIFO as the guest can request.
+
+        Requests are then answered at once.
+        """
         with contextlib.suppress(BlockingIOError):  # The FIFO is full.
             os.write(self._fifo, self._pattern * (_FED_BYTES // len(self._pattern)))
 
     def starve(self) -> None:
-        """Remove all bytes from the FIFO: the next request is then not answered."""
+        """Remove all bytes from the entropy device's FIFO: the next request is then not answered."""
         with contextlib.suppress(BlockingIOError):
             while os.read(self._fifo, 1 << 16):
                 pass
@@ -105,7 +108,7 @@ class RngDevice:
 
     @contextmanager
     def request_in_flight(self, guest: Guest) -> Iterator[Unanswered]:
-        """Keep a request in flight: a process in the guest reads, and the FIFO is empty.
+        """Keep a request for entropy in flight: a process in the guest reads, and the FIFO is empty.
 
         The driver requests the next bytes as soon as it has some (kernel 6.1:
         ``drivers/char/hw_random/virtio-rng.c``), so the request is the driver's or the process's.
@@ -131,7 +134,7 @@ class Unanswered:
         self._device, self._guest, self._released = device, guest, False
 
     def offered(self) -> bool:
-        """Whether the virtqueue has a buffer that QEMU has seen and not filled.
+        """Whether the entropy device's queue has a buffer that QEMU has seen and not filled.
 
         virtio-rng takes an element off its queue only when it has the bytes, so ``inuse`` does not count it
         (QEMU: ``hw/virtio/virtio-rng.c``, ``chr_read``).
@@ -143,11 +146,11 @@ class Unanswered:
         return bool(status["shadow-avail-idx"] != status["used-idx"])
 
     def waiting(self) -> None:
-        """See :class:`~harness.devices.neighbour.RequestInFlight`. Nothing was written to the FIFO so far."""
+        """The witness that a request for entropy is in flight: nothing was written to the FIFO so far."""
         if self._released:
             raise GuestError(f"the request of {self._device.id} may have been answered")
 
     def release(self) -> None:
-        """See :class:`~harness.devices.neighbour.RequestInFlight`."""
+        """Write to the FIFO of the entropy device, so that the request is answered."""
         self._released = True
         self._device.feed()

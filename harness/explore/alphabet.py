@@ -13,11 +13,11 @@ class State(Protocol):
     """A state of the model. It is immutable and hashable; equal states have equal futures."""
 
     def possible(self) -> Iterable[Step]:
-        """Every step whose precondition holds here, on the model only, in a fixed order."""
+        """Every step of an alphabet whose precondition holds here, on the model only, in a fixed order."""
         ...
 
     def after(self, step: Step) -> State:
-        """The state after ``step``.
+        """The model's state after ``step``.
 
         :raises ValueError: when the step is not possible here.
         """
@@ -28,7 +28,7 @@ class Alphabet(Protocol):
     """The steps that one kind of guest performs."""
 
     def start(self, shares: Sequence[ShareKind]) -> State:
-        """The state of a machine that has just started, with these shares declared and none plugged."""
+        """The model's state of a machine that has just started, its shares declared and none plugged."""
         ...
 
 

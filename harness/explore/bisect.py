@@ -29,7 +29,7 @@ class Find(StrEnum):
 
     @property
     def first(self) -> str:
-        """What the candidate that is searched for is called."""
+        """What the candidate that a bisection searches for is called."""
         return "first bad" if self is Find.BUG else "first good"
 
 
@@ -56,17 +56,17 @@ class Found:
 
     @property
     def exact(self) -> bool:
-        """Whether the answer is one candidate, and not a range."""
+        """Whether the answer of the bisection is one candidate, and not a range."""
         return len(self.among) == 1
 
     @property
     def errors(self) -> int:
-        """The runs in which the host or the harness failed. They were repeated."""
+        """The runs of a bisection in which the host or the harness failed. They were repeated."""
         return sum(tally.errors for tally in self.tallies.values())
 
 
 def most_tests(candidates: int) -> int:
-    """The number of candidates between the ends that are judged when none is skipped, at most."""
+    """The number of candidates between the ends that a bisection judges when it skips none, at most."""
     return max(0, math.ceil(math.log2(max(1, candidates - 1))))
 
 
@@ -81,7 +81,7 @@ def search(
     report: Report = lambda _: None,
     name: Callable[[str], str] = str,
 ) -> Found:
-    """Find the first candidate that behaves otherwise than the first one.
+    """Bisect: find the first candidate that behaves otherwise than the first one.
 
     The ends are verified first: the bad one, which says how often it fails, then the good one.
 
@@ -135,7 +135,7 @@ def _narrow(candidates: Sequence[str], judge: Judge, find: Find, report: Report)
 
 
 def _next(low: int, high: int, skipped: set[int]) -> int | None:
-    """The candidate to judge next: the middle one, or where that was skipped one at a quarter, an eighth, ….
+    """The candidate to bisect at: the middle one, or where that was skipped one at a quarter, an eighth, ….
 
     Commits that do not build come in stretches, so that the neighbour of one is a bad choice.
     """
@@ -150,7 +150,7 @@ def _next(low: int, high: int, skipped: set[int]) -> int | None:
 
 
 def _spread(number: int) -> float:
-    """The sequence 1/2, 1/4, 3/4, 1/8, 5/8, …, which fills the interval evenly (van der Corput's)."""
+    """Where a bisection looks: 1/2, 1/4, 3/4, 1/8, 5/8, …, evenly in the interval (van der Corput's)."""
     value, weight, rest = 0.0, 0.5, number + 1
     while rest:
         value += weight * (rest & 1)

@@ -57,7 +57,7 @@ class Tally:
 
     @property
     def runs(self) -> int:
-        """The runs that count: that passed, or failed as searched for."""
+        """The runs of a candidate that count: that passed, or failed as searched for."""
         return self.failed + self.passed
 
     def __str__(self) -> str:

@@ -35,13 +35,15 @@ class Compiler(Protocol):
     options: tuple[str, ...]
 
     def run(self, script: str, *, what: str) -> str:
-        """Run a shell script in the work folder; returns its output, which is kept in ``WHAT.log`` there.
+        """Run a shell script of a commit's build in the work folder; returns its output.
+
+        The output is kept in ``WHAT.log`` there.
 
         :raises ScriptFailed: when it fails. :raises SetupError: when it cannot be run.
         """
 
     def keep(self, binary: Path, into: Path) -> Path:
-        """Copy a binary into the folder ``into``.
+        """Copy the binary that a compiler made into the folder ``into``.
 
         :returns: the file that starts it (``--qemu PATH``), called as QEMU is. It comes last.
         """
@@ -68,11 +70,11 @@ class ReleaseCompiler:
         self._root = BuildRoot(build.root, work, report)
 
     def run(self, script: str, *, what: str) -> str:
-        """See :meth:`Compiler.run`."""
+        """Run a shell script with the compiler of a release; see :meth:`Compiler.run`."""
         return self._root.run(script, what=what)
 
     def keep(self, binary: Path, into: Path) -> Path:
-        """See :meth:`Compiler.keep`. A script starts the binary with the libraries that it was built with."""
+        """Copy what a release's compiler made; a script starts it with the libraries it was built with."""
         kept = into / f"{PROGRAM}.elf"
         shutil.copyfile(binary, kept)
         kept.chmod(0o755)
@@ -96,7 +98,7 @@ class HostCompiler:
         self.options = (*options, *cached)
 
     def run(self, script: str, *, what: str) -> str:
-        """See :meth:`Compiler.run`."""
+        """Run a shell script with the compiler of the host; see :meth:`Compiler.run`."""
         log = self._work / f"{what}.log"
         with log.open("wb") as out:
             process = subprocess.Popen(
@@ -123,7 +125,7 @@ class HostCompiler:
         return output
 
     def keep(self, binary: Path, into: Path) -> Path:
-        """See :meth:`Compiler.keep`. The firmware of the tree goes with it."""
+        """Copy what the host's compiler made, and the firmware of the tree; see :meth:`Compiler.keep`."""
         firmware = into / "pc-bios"
         firmware.mkdir(exist_ok=True)
         for pattern in _FIRMWARE:

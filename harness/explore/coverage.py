@@ -44,7 +44,10 @@ class Coverage:
         self._followed: dict[AlphabetName, set[tuple[str, State]]] = defaultdict(set)
 
     def add(self, program: Program, attempt: Attempt) -> None:
-        """Count the steps that an attempt made. Where an error ended it nobody knows how far it came."""
+        """Count the steps that an attempt made, in the model's coverage.
+
+        Where an error ended it nobody knows how far it came.
+        """
         if attempt.ending is Ending.ERROR:
             return
         last = attempt.failure.step if attempt.failure is not None else None
@@ -72,11 +75,11 @@ class Coverage:
                 self._pairs[name][first, step.do] += 0
 
     def has(self, name: AlphabetName, state: State, step: Step) -> bool:
-        """Whether this step was made in this state."""
+        """Whether this step was made in this state of the model."""
         return (state, step) in self._reached[name]
 
     def counts(self, name: AlphabetName) -> Counts:
-        """The counts of one alphabet."""
+        """The coverage of one alphabet's model, as counts."""
         return Counts(len(self._possible[name]), len(self._reached[name]), self._never[name])
 
     def pairs(self, name: AlphabetName) -> dict[tuple[str, str], int]:
@@ -87,7 +90,7 @@ class Coverage:
         return dict(self._pairs[name])
 
     def by_step(self, name: AlphabetName) -> dict[str, tuple[int, int]]:
-        """For each name of a step, in how many states it was made, and in how many it never was."""
+        """The coverage by name of a step: in how many states it was made, and in how many it never was."""
         possible = Counter(step.do for steps in self._possible[name].values() for step in steps)
         reached = Counter(step.do for _, step in self._reached[name])
         return {do: (reached[do], number - reached[do]) for do, number in sorted(possible.items())}

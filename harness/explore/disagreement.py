@@ -23,5 +23,5 @@ class Disagreement(Violation):
 
 
 def shortened(message: str) -> str:
-    """The first line of a message, without a list at its end."""
+    """What a disagreement quotes of QEMU's message: the first line, without a list at its end."""
     return _LIST.sub("", message.splitlines()[0]) if message else ""

@@ -13,7 +13,7 @@ _ABOUT_QEMU = "--qemu "
 
 
 def of_replay(found: Replay, signature: str = "") -> int:
-    """The status for the attempts at a program.
+    """The exit status for ``git bisect run``, from the attempts at a program.
 
     :param signature: the failure that is searched for; any, when it is empty. A commit that only fails
         otherwise is skipped, because it does not show whether it has the failure.
@@ -26,12 +26,12 @@ def of_replay(found: Replay, signature: str = "") -> int:
 
 
 def is_enough(found: Replay, signature: str = "") -> bool:
-    """Whether more attempts cannot change the status: one failure shows that a commit is bad."""
+    """Whether more attempts cannot change the exit status: one failure shows that a commit is bad."""
     return of_replay(found, signature) == BAD
 
 
 def of_error(error: HarnessError, qemu: str) -> int:
-    """The status when no attempt could be made.
+    """The exit status for ``git bisect run`` when no attempt could be made.
 
     A QEMU that is there and cannot be used is skipped. Everything else (a wrong option, a path that does not
     exist, no space) would go wrong with every commit: git stops.

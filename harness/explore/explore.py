@@ -105,7 +105,7 @@ class Tally:
 
     @property
     def a_minute(self) -> float:
-        """Programs a minute, without the time for making findings smaller."""
+        """Programs a minute of a search, without the time for making findings smaller."""
         return 60 * self.programs / self.seconds if self.seconds else 0.0
 
 
@@ -171,11 +171,11 @@ class Explorer:
 
     @property
     def new(self) -> list[Seen]:
-        """The findings, without known bugs that are only counted."""
+        """The findings of this search, without known bugs that are only counted."""
         return [seen for seen in self.seen.values() if seen.folder is not None]
 
     def plan(self) -> Iterator[str]:
-        """What is to come."""
+        """What the search is about to do, a line for each alphabet."""
         for name, space in self.spaces.items():
             numbers = [count(space, length) for length in range(1, self.settings.steps + 1)]
             yield (
@@ -232,7 +232,10 @@ class Explorer:
         self._make_all_smaller()
 
     def _take(self, name: AlphabetName) -> Iterator[tuple[int, Program]]:
-        """The programs to run now, steered around what is known, each with its number in the schedule."""
+        """The programs that the search runs now, steered around what is known.
+
+        Each with its number in the schedule.
+        """
 
         def is_new(state: State, step: Step) -> bool:
             return not self.coverage.has(name, state, step)
@@ -262,7 +265,10 @@ class Explorer:
             self._note(program, attempt, attempt.failure)
 
     def _note(self, program: Program, attempt: Attempt, failure: Failure) -> None:
-        """Count a failure. One that is new is kept at once, with the shortest program that shows it."""
+        """Count a failure that the search met.
+
+        One that is new is kept at once, with the shortest program that shows it.
+        """
         bug = self._bug_of(program, failure)
         seen = self.seen.get((program.alphabet, self._signature(program.alphabet, failure, bug), bug))
         if seen is None:
@@ -278,18 +284,20 @@ class Explorer:
         discard([attempt])
 
     def _note_variant(self, seen: Seen, program: Program, failure: Failure) -> None:
-        """Remember a program that shows a known failure without the steps of a program that is known."""
+        """Remember in the search a program that shows a known failure without a known program's steps."""
         found = replace(seen.finding, program=program, failure=failure)
         if not self._has_another(found):
             self._variants.append((seen, found))
 
     def _has_another(self, found: Finding) -> bool:
-        """Whether a finding's program has the steps of a known failure."""
+        """Whether a finding of this search has the steps of a known failure in its program."""
         until = _until_failure(found)
         return self._steering[until.alphabet].around(until) != until
 
     def _signature(self, name: AlphabetName, failure: Failure, bug: str) -> str:
-        """The signature, or that of a known failure which differs in the frames alone, and this has none.
+        """The signature that a search counts a failure under.
+
+        It is that of a known failure which differs in the frames alone, where this one has none.
 
         A backtrace is not always had: gdb does not find the frames of every core, and has a time limit.
         """
@@ -314,7 +322,10 @@ class Explorer:
             findings.write(seen.folder, seen.finding, attempt)
 
     def _make_all_smaller(self) -> None:
-        """Make the programs of new failures smaller. What is met on the way is treated in the same way."""
+        """Make the programs of the search's new failures smaller.
+
+        What is met on the way is treated in the same way.
+        """
         while self._pending or self._variants:
             if self._pending:
                 self._make_smaller(self._pending[0])
@@ -343,7 +354,7 @@ class Explorer:
         self._conclude(made)
 
     def _make_variant_smaller(self, seen: Seen, found: Finding) -> None:
-        """Find another program of a known failure, so that programs are steered around it as well."""
+        """Let the search find another program of a known failure, and steer around it as well."""
         budget = min(KNOWN_S, self._minimise_s)
         if not budget or self._has_another(found) or seen.variants == MOST_VARIANTS:
             return
@@ -369,7 +380,7 @@ class Explorer:
         )
 
     def _conclude(self, made: Minimised) -> None:
-        """Steer around the smallest program, and note the other failures that were met."""
+        """End a minimisation in the search: steer around the smallest program, and note other failures."""
         if made.reproduced and made.failure is not None:
             step = made.failure.step
             steps = made.program.steps if step is None else made.program.steps[: step + 1]
@@ -400,7 +411,7 @@ class Explorer:
                 )
 
     def in_short(self) -> str:
-        """The number of findings, and how often each known bug was seen."""
+        """What a search has found: the number of findings, and how often each known bug was seen."""
         known = Counter[str]()
         for seen in self.seen.values():
             if seen.folder is None:
@@ -410,7 +421,7 @@ class Explorer:
         return ", ".join([*parts, *([f"{errors} errors"] if errors else [])])
 
     def begin(self) -> None:
-        """Make the folder.
+        """Make the folder of a new search.
 
         :raises UsageError: when it has the results of another search.
         """
@@ -422,7 +433,7 @@ class Explorer:
         (self.into / SETTINGS).write_text(json.dumps(asdict(self.settings), indent=1) + "\n")
 
     def resume(self) -> None:
-        """Go on where the search in the folder has stopped.
+        """Go on where the search in the folder has stopped (``--resume``).
 
         :raises UsageError: when the folder's files cannot be read.
         """
@@ -471,7 +482,7 @@ def _length(program: Program, failure: Failure) -> int:
 
 
 def _line(number: int, program: Program, attempt: Attempt) -> str:
-    """One line of the log."""
+    """One line of a search's log, ``programs.ndjson``."""
     entry: dict[str, Any] = {
         "number": number,
         "program": program.model_dump(mode="json", exclude_defaults=True),
@@ -486,7 +497,7 @@ def _line(number: int, program: Program, attempt: Attempt) -> str:
 
 
 def _read_log(path: Path) -> Iterator[tuple[int, Program, Attempt]]:
-    """The attempts of a log. A last line that is half written is left out, and removed from the file.
+    """The attempts of a search's log. A half-written last line is left out, and removed from the file.
 
     :raises UsageError: when another line cannot be read.
     """

@@ -53,7 +53,7 @@ def failure_of(error: Exception, step: int | None, do: str, guarantee: str) -> F
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error."""
+    """The first line of an error: the message of the failure that it becomes."""
     text = error.message if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
     return text.splitlines()[0]
 
@@ -66,19 +66,19 @@ def death(record: Record, found: Judgement, step: int | None, guarantee: str) ->
 
 
 def judged(found: Judgement, step: int | None, guarantee: str) -> Failure:
-    """The failure that a checker has found."""
+    """The failure that a checker has found, from its verdict."""
     message = _NAMED.sub("QEMU ", _WHEN.sub("", found.summary))
     return Failure(found.checker, shortened(message), guarantee, step=step)
 
 
 def by_severity(judgements: list[Judgement]) -> list[Judgement]:
-    """The judgements that are not valid, the root cause first."""
+    """The judgements that are not valid, the root cause first: from these a failure is made."""
     bad = [found for found in judgements if found.verdict is not Verdict.VALID]
     return sorted(bad, key=lambda found: (found.verdict is not Verdict.INVALID, found.checker != DIED))
 
 
 def _frames(machine: MachineRecord) -> tuple[str, ...]:
-    """The innermost functions of the backtrace that concern the device.
+    """The innermost functions of the backtrace that concern the device: a part of the failure's signature.
 
     A stripped QEMU may have no name for them; then those of its functions that have a name.
     """

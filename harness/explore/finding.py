@@ -57,12 +57,12 @@ class Finding:
 
     @property
     def signature(self) -> str:
-        """What failures with the same cause have in common."""
+        """What failures with the finding's cause have in common."""
         return self.failure.signature
 
     @property
     def name(self) -> str:
-        """A name for its folder: alphabet, checker, and a hash of the signature."""
+        """A name for the finding's folder: alphabet, checker, and a hash of the signature."""
         digest = hashlib.sha256(self.signature.encode()).hexdigest()[:8]
         checker = re.sub(r"[^A-Za-z0-9_]+", "-", self.failure.checker)
         return f"{self.original.alphabet.value}-{checker}-{digest}"
@@ -99,7 +99,7 @@ class _Data(BaseModel):
 
 
 def write(folder: Path, finding: Finding, example: Attempt | None = None) -> None:
-    """Write the finding. A folder that is there is there whole: it gets its name when it is complete.
+    """Write the finding. A folder of that name is complete: it gets its name at the end.
 
     :param example: a failing attempt of its program, whose record becomes the finding's.
     :raises OSError: when the disk is full, or the folder cannot be written. An earlier state is kept then.
@@ -125,7 +125,7 @@ def write_program(folder: Path, program: Program) -> None:
 
 
 def read(folder: Path) -> Finding:
-    """Read a finding.
+    """Read a finding from its folder.
 
     :raises UsageError: when the folder is not one of a finding, or half written; one line.
     """
@@ -227,7 +227,7 @@ def _reliability(finding: Finding) -> str:
 
 
 def _test(finding: Finding) -> str:
-    """A scenario that runs the program."""
+    """The test in a finding's folder: a scenario that runs the program."""
     guarantee = finding.failure.guarantee
     mark = f"@pytest.mark.guarantee({json.dumps(guarantee)})\n" if guarantee else ""
     first = finding.failure.message.replace("\\", "\\\\").replace('"', "'")
@@ -242,12 +242,12 @@ def _test(finding: Finding) -> str:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what writers that were killed have left in the folder of findings."""
+    """Remove what writers of findings that were killed have left in the folder of findings."""
     for path in folder.glob(".*.partial"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def free_bytes(folder: Path) -> int:
-    """The free space of the file system of ``folder``, in bytes (``man 3 statvfs``)."""
+    """The space for findings: free bytes of the file system of ``folder`` (``man 3 statvfs``)."""
     status = os.statvfs(folder)
     return status.f_bavail * status.f_frsize

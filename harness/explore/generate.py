@@ -50,7 +50,7 @@ class Space:
     swarm_shares: Sequence[tuple[ShareKind, ...]] = VARIED
 
     def program(self, shares: tuple[ShareKind, ...], steps: Iterable[Step]) -> Program:
-        """A program of this space."""
+        """A program of this space: of its alphabet, on its cell."""
         return Program(alphabet=self.name, cell=self.cell, shares=shares, steps=tuple(steps))
 
 
@@ -63,7 +63,7 @@ class NotPossible(ValueError):
 
 
 def states(alphabet: Alphabet, program: Program) -> list[State]:
-    """The model's state before each step of a program, and that after the last one.
+    """The model's state before each step of a program that is made, and that after the last one.
 
     :raises NotPossible: for the first step that is not possible.
     """
@@ -77,7 +77,7 @@ def states(alphabet: Alphabet, program: Program) -> list[State]:
 
 
 def only_possible(alphabet: Alphabet, program: Program) -> Program:
-    """The program without those steps that are not possible on the model where they stand."""
+    """The program that is made without the steps that are not possible on the model where they stand."""
     state, kept = alphabet.start(program.shares), []
     for step in program.steps:
         try:
@@ -89,7 +89,7 @@ def only_possible(alphabet: Alphabet, program: Program) -> Program:
 
 
 def _exchangeable(shares: Sequence[ShareKind]) -> list[tuple[int, ...]]:
-    """For each share, the earlier ones with which it can be exchanged.
+    """For each share, the earlier ones with which it can be exchanged, so that programs are not made twice.
 
     A share whose fsdev another one uses is like no other.
     """
@@ -188,7 +188,7 @@ class Swarm:
         self._known = {shares: _Known(space.alphabet.start(shares)) for shares in space.swarm_shares}
 
     def __iter__(self) -> Iterator[Program]:
-        """Programs without end."""
+        """Random programs without end."""
         while True:
             yield self._program()
 
@@ -259,7 +259,7 @@ class _Known:
         self.possible(start)
 
     def possible(self, state: State) -> dict[str, list[Step]]:
-        """The steps that are possible in a state, by name."""
+        """The steps that are possible in a state, by name, for random programs."""
         if state not in self._possible:
             found = self._possible[state] = {}
             for step in state.possible():
@@ -269,7 +269,7 @@ class _Known:
         return self._possible[state]
 
     def reached(self, state: State, step: Step) -> State:
-        """The state to which ``step`` leads from ``state``, which is known."""
+        """The state to which ``step`` leads from ``state``, which is known; for random programs."""
         after, way = state.after(step), (*self.ways[state], step)
         if after not in self.ways or len(way) < len(self.ways[after]):
             self.ways[after] = way

@@ -44,20 +44,20 @@ class GuestShare:
 
     @property
     def in_use(self) -> bool:
-        """Whether it has a session in the guest, which has to block migration and unplug."""
+        """Whether the share has a session in the guest's model, which has to block migration and unplug."""
         return self.plugged and (self.mounted or self.open)
 
     @property
     def attaching(self) -> bool:
-        """Whether a Tattach is in flight: migration must not complete."""
+        """Whether the guest's model has a Tattach of this share in flight: migration must not complete."""
         return self.held == ATTACH
 
     def without_session(self) -> GuestShare:
-        """The guest has been reset."""
+        """The model's share after the guest has been reset."""
         return GuestShare(plugged=self.plugged, written=self.written)
 
     def gone(self) -> GuestShare:
-        """The device is unplugged."""
+        """The model's share after its device was unplugged in the guest."""
         return GuestShare(written=self.written)
 
 
@@ -74,43 +74,43 @@ class GuestState:
     saved: tuple[tuple[bool, bool], ...] | None = None
 
     def possible(self) -> Iterable[Step]:
-        """Every step whose precondition holds."""
+        """Every step of the guest's alphabet whose precondition holds in the model."""
         return TABLE.possible(self, len(self.shares))
 
     def after(self, step: Step) -> GuestState:
-        """The state after a step.
+        """The state of the guest's model after a step.
 
         :raises ValueError: when the step is not possible here.
         """
         return TABLE.after(self, len(self.shares), step)
 
     def share(self, step: Step) -> GuestShare:
-        """The state of the share that a step is about."""
+        """The share in the guest's model that a step is about."""
         assert step.share is not None
         return self.shares[step.share]
 
     def changed(self, step: Step, share: GuestShare) -> GuestState:
-        """The state with another share for the one that the step is about."""
+        """The state of the guest's model with another share for the one that the step is about."""
         assert step.share is not None
         return replace(self, shares=(*self.shares[: step.share], share, *self.shares[step.share + 1 :]))
 
     def any(self, holds: Callable[[GuestShare], bool]) -> bool:
-        """Whether something holds for any share."""
+        """Whether something holds for any share of the guest's model."""
         return any(map(holds, self.shares))
 
     @property
     def blocked(self) -> bool:
-        """Whether migration has to be refused."""
+        """Whether migration has to be refused, in the guest's model."""
         return self.any(lambda share: share.in_use)
 
     @property
     def attaching(self) -> bool:
-        """Whether a Tattach is in flight."""
+        """Whether the guest's model has a Tattach in flight."""
         return self.any(lambda share: share.attaching)
 
     @property
     def waiting(self) -> bool:
-        """Whether the guest waits for the last user of a device, or for one that was ejected by force."""
+        """Whether the guest of the model waits for a device's last user, or for one ejected by force."""
         return self.any(lambda share: share.leaving or share.ejected)
 
 
@@ -118,7 +118,7 @@ class GuestAlphabet:
     """The steps of a Linux guest."""
 
     def start(self, shares: Sequence[ShareKind]) -> GuestState:
-        """The state of a guest that has just been restored."""
+        """The state of the guest's model when a guest has just been restored."""
         return GuestState(tuple(shares), (GuestShare(),) * len(shares))
 
 
@@ -129,12 +129,12 @@ _VMSTATE, _BUSY = "no crash in vmstate change", "unplug is refused while busy"
 
 
 def _idle(share: GuestShare) -> bool:
-    """Mounted, and without a request that is held."""
+    """In the guest's model: mounted, and without a request that is held."""
     return share.mounted and not share.held
 
 
 def _when(holds: Callable[[GuestShare], bool]) -> Callable[[GuestState, Step], bool]:
-    """The guest runs, and something holds for the share."""
+    """A precondition of the guest's model: the guest runs, and something holds for the share."""
     return lambda state, step: state.running and holds(state.share(step))
 
 
@@ -143,7 +143,7 @@ def _with(**values: bool | str) -> Callable[[GuestState, Step], GuestState]:
 
 
 def _used_less(state: GuestState, step: Step, share: GuestShare) -> GuestState:
-    """A user has ended: a device that waited for its last user leaves."""
+    """In the guest's model a user has ended: a device that waited for its last user leaves."""
     return state.changed(step, share.gone() if share.leaving and not share.in_use else share)
 
 
@@ -156,13 +156,13 @@ def _close(state: GuestState, step: Step) -> GuestState:
 
 
 def _can_delete(state: GuestState, step: Step) -> bool:
-    """Also on a stopped guest, and a second time, which is at most a second request."""
+    """When the guest's model has ``device_del``: also when stopped, and as a second request at most."""
     share = state.share(step)
     return share.plugged and not share.attaching and (share.leaving or not state.waiting)
 
 
 def _device_del(state: GuestState, step: Step) -> GuestState:
-    """A guest that is stopped acts on it when it runs again."""
+    """``device_del`` in the guest's model: a guest that is stopped acts on it when it runs again."""
     share = state.share(step)
     waits = share.in_use or not state.running
     return state.changed(step, replace(share, leaving=True) if waits else share.gone())
@@ -194,7 +194,10 @@ def _savevm(state: GuestState, _step: Step) -> GuestState:
 
 
 def _can_load(state: GuestState, _step: Step) -> bool:
-    """Over the same devices; the processes that use a share do not exist in the snapshot."""
+    """When the guest's model has ``loadvm``: over the same devices.
+
+    The processes that use a share do not exist in the snapshot.
+    """
     if state.saved is None:
         return False
     alike = all(share.plugged == saved for share, (saved, _) in zip(state.shares, state.saved, strict=True))
@@ -217,12 +220,18 @@ def _no_request(state: GuestState, step: Step) -> bool:
 
 
 def _can_reset(state: GuestState, _step: Step) -> bool:
-    """A boot takes long, so it is not done where no device is affected."""
+    """When the guest's model can reset.
+
+    A boot takes long, so it is not done where no device is affected.
+    """
     return state.running and state.any(lambda share: share.plugged or share.ejected)
 
 
 def _can_rebind(state: GuestState, step: Step) -> bool:
-    """The driver is unbound from every device, which waits for their users, and bound again."""
+    """When the guest's model can unbind and bind the driver.
+
+    It is unbound from every device, which waits for their users, and bound again.
+    """
     bound = state.any(lambda share: share.plugged) and not state.any(lambda share: share.unbound)
     return _no_request(state, step) and not state.blocked and bound
 

@@ -94,18 +94,21 @@ class GuestPerformer:
 
     @property
     def machine(self) -> Machine:
-        """The machine that the guest is in."""
+        """The machine that the guest whose steps are performed is in."""
         return self.guest.machine
 
     def _stopped_footprint(self) -> dict[str, int]:
-        """Measured while the machine is stopped, because vmstate sections can be counted only then."""
+        """The footprint with a guest, taken while its machine is stopped.
+
+        Only then vmstate sections can be counted.
+        """
         self.run_state.stop()
         found = measured(self.machine, with_guest=True)
         self.run_state.cont()
         return found
 
     def perform(self, step: Step, before: GuestState, after: GuestState) -> None:
-        """Perform one step, and compare QEMU with the model.
+        """Perform one step of a Linux guest, and compare QEMU with the guest's model.
 
         :raises Violation: when QEMU disagrees. :raises GuestError: when the guest cannot do it.
         :raises QemuError: when QEMU refuses a command.
@@ -117,20 +120,20 @@ class GuestPerformer:
         self._check(after)
 
     def wait_booted(self) -> None:
-        """Wait for the boot after a reset, if there was one."""
+        """Wait for the guest's boot after the step that resets, if there was one."""
         if self.boots_after is not None:
             before, self.boots_after = self.boots_after, None
             self.run_state.wait_booted_again(before)
 
     def begin_system_reset(self, boot_id: str | None = None) -> str:
-        """Reset the machine, also while its guest boots; for :meth:`RunState.wait_booted_again`.
+        """Reset the guest's machine, also while it boots; for :meth:`RunState.wait_booted_again`.
 
         :param boot_id: the guest's before the reset, when it is known.
         """
         return self.run_state.begin_system_reset(boot_id=boot_id or self.boots_after)
 
     def mounted(self, state: GuestState) -> list[Share]:
-        """The shares that have to block migration."""
+        """The shares that the guest has mounted by steps, which have to block migration."""
         return plugged(self.shares, (share.in_use for share in state.shares))
 
     def _check(self, state: GuestState) -> None:
@@ -141,7 +144,10 @@ class GuestPerformer:
             self.guest.succeed("true")
 
     def _check_blockers(self, mounted: list[Share], *, attaching: bool) -> None:
-        """The guest's kernel ends a session a moment after the last process that used it has ended."""
+        """Compare blockers with the guest's model, after a moment.
+
+        The guest's kernel ends a session a moment after the last process that used it has ended.
+        """
         if attaching:
             check_blockers(self.machine, mounted, attaching=True)
             return
@@ -154,7 +160,7 @@ class GuestPerformer:
         check_blockers(self.machine, mounted)
 
     def finish(self, state: GuestState) -> None:
-        """End every use of a share, unplug every device, and compare the footprint with the beginning's.
+        """End the guest's uses of a share, unplug every device, and compare the footprint with the first.
 
         A device that was ejected by force cannot be cleaned up in the guest, and is gone from QEMU. A guest
         that boots is not waited for: it uses no share.
@@ -181,19 +187,22 @@ class GuestPerformer:
         check_footprint(self.machine, self._footprint)
 
     def close(self) -> None:
-        """Release held requests."""
+        """Release the requests that steps of the guest hold."""
         for one in self.in_flight.values():
             with suppress(HarnessError):
                 one.stack.close()
 
     def end_user(self, share: int) -> None:
-        """End the process that has a file open."""
+        """A step of the guest: end the process that has a file open."""
         user, stack = self.users.pop(share)
         user.end()
         stack.close()
 
     def end_held(self, share: int) -> None:
-        """Release the held request: its transfer ends with the right bytes, or its mount succeeds."""
+        """A step of the guest: release the held request.
+
+        Its transfer ends with the right bytes, or its mount succeeds.
+        """
         one = self.in_flight.pop(share)
         one.stack.close()
         if isinstance(one.work, Transfer):
@@ -209,7 +218,7 @@ class GuestPerformer:
         self.in_flight.clear()
 
     def forget_guest(self) -> None:
-        """The guest has booted anew, or has the state of a snapshot: it uses nothing."""
+        """After a step in which the guest boots anew, or gets the state of a snapshot: it uses nothing."""
         self.mounts.clear()
         for _, stack in self.users.values():
             stack.pop_all()
@@ -239,7 +248,7 @@ def _umount(on: GuestPerformer, step: Step, before: GuestState) -> None:
 
 
 def _leaves(on: GuestPerformer, step: Step, before: GuestState) -> None:
-    """A device that waited for this user leaves now."""
+    """After a step of the guest: a device that waited for this user leaves now."""
     if before.share(step).leaving:
         on.unplugs.pop(_number(step)).wait_completed()
 
@@ -282,7 +291,10 @@ def _read(on: GuestPerformer, step: Step, _before: GuestState) -> None:
 
 
 def _device_del(on: GuestPerformer, step: Step, before: GuestState) -> None:
-    """It completes at once, or when the share is no longer used, or when the guest runs again."""
+    """The guest's step ``device_del``.
+
+    It completes at once, or when the share is no longer used, or when the guest runs again.
+    """
     share = before.share(step)
     if share.leaving:
         on.hotplug.request_unplug(_share(on, step)).expect_granted_or_under_way()
@@ -302,7 +314,7 @@ def _device_del(on: GuestPerformer, step: Step, before: GuestState) -> None:
 
 
 def _unplug(on: GuestPerformer, share: int) -> None:
-    """``device_del`` of a share that the guest does not use, until it is gone."""
+    """A step of the guest: ``device_del`` of a share that it does not use, until it is gone."""
     interrupts = _hotplug_interrupts(on)
     unplug = on.hotplug.request_unplug(on.shares[share])
     _expect_heard(on, unplug, interrupts)
@@ -315,7 +327,7 @@ def _hotplug_interrupts(on: GuestPerformer) -> str:
 
 
 def _expect_heard(on: GuestPerformer, unplug: Unplug, before: str) -> None:
-    """QEMU has told the guest of the request, with an interrupt.
+    """After the guest's step ``device_del``: QEMU has told the guest of the request, with an interrupt.
 
     A guest that answers a command has had the interrupts that were raised before. So a request that was lost
     shows at once, and a slow removal is not taken for one.
@@ -338,7 +350,7 @@ def _keeps(share: GuestShare) -> str:
 
 
 def _cont(on: GuestPerformer, _step: Step, before: GuestState) -> None:
-    """The guest acts on a ``device_del`` of when it was stopped."""
+    """The step ``cont``: the guest acts on a ``device_del`` of when it was stopped."""
     on.run_state.cont()
     for number, share in enumerate(before.shares):
         if share.leaving and share.in_use:
@@ -394,7 +406,10 @@ def _bind(on: GuestPerformer, step: Step, _before: GuestState) -> None:
 
 
 def _reset_while_held(on: GuestPerformer) -> str:
-    """``system_reset`` waits for the held requests, which are released here (QEMU: ``v9fs_reset``)."""
+    """The guest's step that resets while requests are held.
+
+    ``system_reset`` waits for them, and they are released here (QEMU: ``v9fs_reset``).
+    """
     boot_id, held = on.boots_after or on.guest.boot_id, [one.held for one in on.in_flight.values()]
 
     def witness() -> None:
@@ -427,7 +442,9 @@ def _system_reset(on: GuestPerformer, _step: Step, before: GuestState) -> None:
 
 
 def _reset(on: GuestPerformer, begin: Callable[[], str], before: GuestState) -> None:
-    """A reset ends every mount. A device that waited to leave is removed, or works and can be unplugged.
+    """The guest's step that resets. It ends every mount.
+
+    A device that waited to leave is removed, or works and can be unplugged.
 
     The guest's boot, which takes longer than anything else, is waited for when the guest is needed.
     """

@@ -26,12 +26,12 @@ _POOL = re.compile("worker|thread-pool|pool-")
 
 
 def plugged(shares: Sequence[Share], present: Iterable[bool]) -> list[Share]:
-    """The shares whose device is present."""
+    """The shares whose device is present, of both kinds of guests."""
     return [share for share, there in zip(shares, present, strict=True) if there]
 
 
 def check_devices(machine: Machine, expected: Iterable[Share]) -> None:
-    """QEMU has exactly these 9p devices.
+    """The invariant: QEMU has exactly these 9p devices.
 
     :raises Disagreement: when it has others.
     """
@@ -45,7 +45,7 @@ def check_devices(machine: Machine, expected: Iterable[Share]) -> None:
 
 
 def check_blockers(machine: Machine, mounted: Sequence[Share], *, attaching: bool = False) -> None:
-    """Exactly these shares block migration.
+    """The invariant: exactly these shares block migration.
 
     :param attaching: a Tattach is in flight. Whether its share is listed already is QEMU's choice.
     :raises Disagreement: when others do.
@@ -63,7 +63,7 @@ def check_blockers(machine: Machine, mounted: Sequence[Share], *, attaching: boo
 
 
 def expect_refused(do: str, mounted: Sequence[Share], refusal: str) -> None:
-    """A migration or a snapshot is refused, and the refusal names one of the mounted shares.
+    """The invariant: a migration or a snapshot is refused, and names one of the mounted shares.
 
     :param refusal: QEMU's text; empty when it was accepted.
     :raises Disagreement: when it was accepted, or names none.
@@ -76,7 +76,7 @@ def expect_refused(do: str, mounted: Sequence[Share], refusal: str) -> None:
 
 
 def expect_not_found(machine: Machine, do: str, share: Share) -> None:
-    """``device_del`` of a device that is not there is refused.
+    """The invariant: ``device_del`` of a device that is not there is refused.
 
     :raises Disagreement: when it is accepted, or refused with another text.
     """
@@ -90,7 +90,7 @@ def expect_not_found(machine: Machine, do: str, share: Share) -> None:
 
 
 def expect_migrate_refused(machine: Machine, do: str, mounted: Sequence[Share]) -> None:
-    """``migrate`` is refused, and the refusal names one of the mounted shares.
+    """The invariant: ``migrate`` is refused, and names one of the mounted shares.
 
     :raises Disagreement: when it is accepted, or names none.
     """
@@ -104,7 +104,9 @@ def expect_migrate_refused(machine: Machine, do: str, mounted: Sequence[Share]) 
 
 
 def expect_no_migration(machine: Machine, do: str) -> None:
-    """While a Tattach is in flight ``migrate`` is refused, or does not complete; it is cancelled then.
+    """The invariant: with a Tattach in flight ``migrate`` is refused, or does not complete.
+
+    It is cancelled then.
 
     :raises Disagreement: when it completes.
     """
@@ -126,12 +128,12 @@ def expect_no_migration(machine: Machine, do: str) -> None:
 
 
 def migration_status(machine: Machine) -> str:
-    """``query-migrate``'s ``status``; the empty string before the first migration."""
+    """``query-migrate``'s ``status`` for an invariant; the empty string before the first migration."""
     return str(machine.qmp.execute("query-migrate", watch=machine.watch).get("status", ""))
 
 
 def check_run_state(machine: Machine, *, running: bool) -> None:
-    """The machine runs, or does not.
+    """The invariant: the machine runs, or does not.
 
     :raises Disagreement: when it is the other way round.
     """
@@ -142,7 +144,9 @@ def check_run_state(machine: Machine, *, running: bool) -> None:
 
 
 def measured(machine: Machine, *, with_guest: bool) -> dict[str, int]:
-    """What QEMU holds: descriptors, QOM children, memory regions, blockers, vmstate sections if stopped.
+    """The footprint that an invariant compares.
+
+    Descriptors, QOM children, memory regions, blockers; vmstate sections if stopped.
 
     Without a guest the threads are counted as well, except those of the pool, which are recognised by their
     names. With a guest the threads have no names, and sockets come and go with the guest's connections.
@@ -158,7 +162,7 @@ def measured(machine: Machine, *, with_guest: bool) -> dict[str, int]:
 
 
 def check_footprint(machine: Machine, before: dict[str, int]) -> None:
-    """Compare what a stopped machine without devices holds with what it held at the beginning.
+    """The invariant: a stopped machine without devices holds what it held at the beginning.
 
     :raises Disagreement: when it holds more.
     """

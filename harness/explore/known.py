@@ -14,7 +14,7 @@ from harness.testbed import Cell
 
 
 def _version(cell: Cell) -> str:
-    """The version of QEMU, as the ledger has it."""
+    """The version of QEMU, as the ledger of known bugs has it."""
     return ".".join(map(str, cell.capabilities.version))
 
 

@@ -73,7 +73,7 @@ class Minimised:
 
     @property
     def reproduced(self) -> bool:
-        """Whether the failure came again."""
+        """Whether the failure came again when it was made smaller."""
         return self.reliability.failures > 0
 
 
@@ -181,7 +181,10 @@ class _Search:
         return self._clock.elapsed_s >= self._search_s
 
     def _note(self, seen: Replay) -> None:
-        """Keep what these attempts show: the failure and its last step, and failures of another kind."""
+        """Keep what attempts at a smaller program show.
+
+        The failure and its last step, and failures of another kind.
+        """
         self._result.attempts += len(seen.attempts)
         for signature, failed in seen.failures.items():
             if signature == self._result.signature:
@@ -193,13 +196,13 @@ class _Search:
                 self._result.others.setdefault(signature, (seen.program, failed[0]))
 
     def _discard(self, seen: Replay) -> None:
-        """Remove the records of these attempts, except those that are a result."""
+        """Remove the records of attempts at smaller programs, except those that are a result."""
         kept = [attempt for _, attempt in self._result.others.values()]
         kept += [self._result.example] if self._result.example is not None else []
         discard(attempt for attempt in seen.attempts if attempt not in kept)
 
     def _fails(self, candidate: Program) -> bool:
-        """Whether ``candidate`` fails like the original. If so, it is the best program from now on.
+        """Whether a smaller ``candidate`` fails like the original. If so, it is the best program from now on.
 
         :raises _Stop: when the time is up.
         """
@@ -254,17 +257,17 @@ class _Search:
                 return
 
     def _cut(self) -> None:
-        """Leave out what comes after the failure."""
+        """Make a program smaller: leave out what comes after the failure."""
         if self._last_step is not None and self._last_step + 1 < len(self._best.steps):
             self._fails(self._best.with_steps(self._best.steps[: self._last_step + 1]))
 
     def _without(self, dropped: set[int]) -> Program:
-        """The best program without these steps, and without those that are not possible then."""
+        """The smaller program without these steps, and without those that are not possible then."""
         kept = tuple(step for number, step in enumerate(self._best.steps) if number not in dropped)
         return only_possible(self._alphabet, self._best.with_steps(kept))
 
     def _drop_other_shares(self) -> None:
-        """Leave out the steps about shares that the last step is not about."""
+        """Make a program smaller: leave out the steps about shares that the last step is not about."""
         about = self._best.steps[-1].share if self._best.steps else None
         if about is not None:
             others = {n for n, step in enumerate(self._best.steps) if step.share not in (about, None)}
@@ -290,21 +293,21 @@ class _Search:
                 parts *= 2
 
     def _drop_pairs(self) -> None:
-        """Leave out two steps at once, until no two can be left out."""
+        """Make a program smaller: leave out two steps at once, until no two can be left out."""
         while 2 < len(self._best.steps) <= _PAIRS_UP_TO:
             pairs = itertools.combinations(range(len(self._best.steps)), 2)
             if not any(self._fails(self._without(set(pair))) for pair in pairs):
                 return
 
     def _take_shortcuts(self) -> None:
-        """Replace several steps by one that leads to the same state of the model."""
+        """Make a program smaller: one step for several that lead to the same state of the model."""
         number = 0
         while number + 2 < len(self._best.steps):
             if not any(self._fails(shorter) for shorter in self._shortcuts(number)):
                 number += 1
 
     def _shortcuts(self, number: int) -> list[Program]:
-        """The programs with one step in place of several from ``number`` on; the last step stays."""
+        """The smaller programs with one step in place of several from ``number`` on; the last step stays."""
         best, before = self._best, states(self._alphabet, self._best)
         found = []
         for end in range(len(best.steps) - 1, number + 1, -1):
@@ -314,7 +317,7 @@ class _Search:
         return found
 
     def _simplify_steps(self) -> None:
-        """Replace steps by simpler ones: values that the model names first, and smaller steps."""
+        """Make a program simpler: values that the model names first, and smaller steps."""
         for number in range(len(self._best.steps)):
             if number < len(self._best.steps):
                 any(self._fails(self._with_step(number, step)) for step in self._simpler(number))
@@ -340,7 +343,7 @@ class _Search:
             )
 
     def _merge_shares(self) -> None:
-        """Let one share do what two did, and leave out shares that no step is about."""
+        """Make a program smaller: one share does what two did; shares that no step is about go."""
         for gone in reversed(range(len(self._best.shares))):
             for instead in range(gone):
                 if gone < len(self._best.shares) and self._fails(self._merged(gone, instead)):
@@ -408,7 +411,7 @@ class _Search:
 
 
 def _without_share(program: Program, gone: int) -> Program:
-    """The program without one of its shares; those behind it move up.
+    """The smaller program without one of its shares; those behind it move up.
 
     A program with a step about that share, or a share that uses its fsdev, is returned as it is.
     """
@@ -429,7 +432,7 @@ def _without_share(program: Program, gone: int) -> Program:
 
 
 def _simpler_kinds(kind: ShareKind) -> Iterator[ShareKind]:
-    """The plainest kind, then those that differ in one thing less."""
+    """The plainer kinds of share to try: the plainest, then those that differ in one thing less."""
     plain = ShareKind()
     for change in (plain.model_dump(), *({name: value} for name, value in plain.model_dump().items())):
         simpler = kind.model_copy(update=change)

@@ -65,16 +65,16 @@ class Observations:
 
     @property
     def resumed(self) -> int:
-        """The number of runs that were read and not yet given out."""
+        """The number of runs of an interrupted bisection that were read and not yet given out."""
         return sum(map(len, self._earlier.values()))
 
     def next(self, candidate: str) -> Observation | None:
-        """The next run of ``candidate`` that was made before; ``None`` when there is no other."""
+        """The next run of ``candidate`` that the bisection made before; ``None`` when there is no other."""
         earlier = self._earlier[candidate]
         return earlier.popleft() if earlier else None
 
     def add(self, candidate: str, seen: Observation) -> Observation:
-        """Keep a run, and return it.
+        """Keep a run of a bisection in its file, and return it.
 
         :raises SetupError: when the file cannot be written.
         """

@@ -126,7 +126,7 @@ def text(program: Program) -> str:
 
 
 def read(path: Path) -> Program:
-    """Read a program.
+    """Read a program from its JSON.
 
     :raises UsageError: when the file cannot be read or is no program of this version; one line.
     """

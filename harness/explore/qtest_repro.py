@@ -109,7 +109,7 @@ class Repro:
     shows: str
 
     def lines(self, binary: str = "qemu-system-x86_64") -> list[str]:
-        """Shell commands that run it."""
+        """Shell commands that run the program as a text of qtest commands."""
         return [
             f"mkdir -p {' '.join(self.folders)}",
             f"for d in {' '.join(self.folders)}; do",
@@ -121,7 +121,7 @@ class Repro:
         ]
 
     def script(self) -> str:
-        """A shell script that runs it in a folder of its own, and ends with QEMU's exit status.
+        """A shell script that runs the text in a folder, and ends with QEMU's exit status.
 
         It reads :data:`REPRO` beside it. ``QEMU`` in the environment names the binary.
         """
@@ -139,7 +139,7 @@ class Repro:
 
 
 def write(program: Program, failure: Failure, cell: Cell, folder: Path) -> Repro:
-    """Run a program once on ``cell``, and write what it sent.
+    """Run a program once on ``cell``, and write what it sent as a text that QEMU reads.
 
     :param folder: for the record of the run.
     :raises Unsupported: when it cannot be written, or its failure would not show.
@@ -166,7 +166,7 @@ def write(program: Program, failure: Failure, cell: Cell, folder: Path) -> Repro
 
 
 def _require(program: Program, failure: Failure) -> None:
-    """:raises Unsupported: when the program cannot be written as a text."""
+    """:raises Unsupported: when the program cannot be written as a text that QEMU reads."""
     refused = sorted({step.do for step in program.steps} & _REFUSED)
     if refused:
         raise Unsupported(f"a text cannot do: {', '.join(refused)}")
@@ -177,7 +177,7 @@ def _require(program: Program, failure: Failure) -> None:
 
 
 def _record(program: Program, failure: Failure, testbed: Testbed) -> tuple[list[_Part], RawMachine]:
-    """Run the program up to its failure."""
+    """Run the program up to its failure, and record what it sends to qtest and QMP."""
     assert failure.step is not None
     model = states(program)
     on = RawMachine(testbed, program.shares, holding=False)
@@ -198,7 +198,7 @@ def _record(program: Program, failure: Failure, testbed: Testbed) -> tuple[list[
 
 
 def _said(log: Path) -> list[dict[str, Any]]:
-    """The QMP commands so far that change something."""
+    """The QMP commands so far that change something: those go into the text that QEMU reads."""
     found = []
     for line in log.read_text().splitlines():
         try:
@@ -212,14 +212,17 @@ def _said(log: Path) -> list[dict[str, Any]]:
 
 
 def _only_plugs_first(parts: Sequence[_Part]) -> bool:
-    """Whether QMP is only needed to plug devices in that were never plugged before, as the first thing."""
+    """Whether the text needs QMP only to plug devices in that were never plugged, as the first thing."""
     names = [part.step.do for part in parts]
     first_other = next((n for n, do in enumerate(names) if do != "plug"), len(names))
     return not any(do in _HOST or do == "plug_refused" for do in names[first_other:])
 
 
 def _commands(part: _Part) -> list[str]:
-    """The qtest commands of a step: writes, and the reads that change something; pauses behind requests."""
+    """A step as qtest commands in the text that QEMU reads.
+
+    Writes, and the reads that change something; pauses behind requests.
+    """
     found = []
     for line in part.qtest:
         if line.startswith("read"):
@@ -235,7 +238,9 @@ def _plain(parts: Sequence[_Part]) -> str:
 
 
 def _with_qmp(parts: Sequence[_Part]) -> str:
-    """The monitor has the input at first: it was declared last.
+    """The text with QMP between the qtest commands.
+
+    The monitor has the input at first: it was declared last.
 
     While it executes a command it takes no input, and at the end of the input it would not go on. So a pause
     follows each command, in which the qtest server has the input.
@@ -256,7 +261,7 @@ def _with_qmp(parts: Sequence[_Part]) -> str:
 def _arguments(
     on: RawMachine, parts: Sequence[_Part], *, with_qmp: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """QEMU's arguments, and the folders that it exports."""
+    """QEMU's arguments for the text, and the folders that it exports."""
     kind = on.machine.spec.machine_type
     # Packaged QEMUs have no accelerator "qtest". The firmware halts the CPU when the machine runs.
     found = [

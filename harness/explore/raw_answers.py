@@ -26,18 +26,18 @@ Perform = Callable[[RawMachine, Step, RawState], None]
 
 
 def share_of(step: Step) -> int:
-    """The index of the share that a step is about."""
+    """The index of the share that a raw step is about."""
     assert step.share is not None
     return step.share
 
 
 def driver_of(on: RawMachine, step: Step) -> RawDriver:
-    """The driver of the device that a step is about."""
+    """The driver of the device that a raw step is about."""
     return on.driver(share_of(step))
 
 
 def refused(step: Step, call: Callable[[], object], *texts: str) -> None:
-    """:raises Disagreement: when the command is accepted, or refused with another text."""
+    """:raises Disagreement: when a raw step's command is accepted, or refused with another text."""
     try:
         call()
     except QemuError as exc:
@@ -49,30 +49,30 @@ def refused(step: Step, call: Callable[[], object], *texts: str) -> None:
 
 
 def expect_errno(step: Step, driver: RawDriver, kind: int, body: bytes, *errnos: str) -> None:
-    """:raises Disagreement: when the request gets another answer than one of these errors."""
+    """A raw step's request has to fail. :raises Disagreement: when it does not get one of these errors."""
     seen = outcome(driver, kind, body)
     if seen not in errnos:
         raise Disagreement(step.do, f"{step.do}: {seen}, expected {' or '.join(errnos)}")
 
 
 def root_of(before: RawState, step: Step) -> int:
-    """The number of an attached fid."""
+    """The number of the fid that a raw step attached."""
     return min(FIDS[fid] for fid in before.device(step).fids & ROOTS)
 
 
 def expect_content(step: Step, before: RawState, seen: bytes) -> None:
-    """:raises Disagreement: when what was read is not the content of the export's file."""
+    """What a raw step read. :raises Disagreement: when it is not the content of the export's file."""
     if seen != (WRITTEN if before.folder(step).written else ORIGINAL):
         raise Disagreement("content", "a read gives other content than the file has", details=repr(seen[:80]))
 
 
 def expect_written(count: int) -> None:
-    """:raises Disagreement: when a Twrite of the whole file wrote another number of bytes."""
+    """What a raw step's Twrite wrote. :raises Disagreement: when that is not the whole file."""
     if count != len(WRITTEN):
         raise Disagreement("content", f"a Twrite of {len(WRITTEN)} bytes wrote {count}")
 
 
 def expect_error(step: Step, driver: RawDriver, kind: int, body: bytes) -> None:
-    """:raises Disagreement: when the request is answered without an error."""
+    """A raw step's request has to get an error. :raises Disagreement: when it is answered without one."""
     if outcome(driver, kind, body) == ANSWERED:
         raise Disagreement(step.do, f"{step.do} {step.value}: answered, and has to fail")

@@ -26,7 +26,9 @@ def _while_held(
     happened: Callable[[Background[object]], bool],
     what: str,
 ) -> None:
-    """Begin what has to wait for the held requests of ``shares``, release them, and wait for its end.
+    """A raw step that ends sessions while requests of ``shares`` are held.
+
+    It begins what has to wait for them, releases them, and waits for its end.
 
     :param begin: runs in the background: with a QEMU that waits it does not return before the release.
     :param happened: whether it has taken effect. :param what: its effect.
@@ -76,7 +78,7 @@ def _eject(on: RawMachine, step: Step, before: RawState) -> None:
 
 
 def eject_idle(on: RawMachine, share: int) -> None:
-    """Eject a device without a request in flight, and wait until it is gone."""
+    """The raw step ``eject`` of a device without a request in flight: wait until it is gone."""
     with Deletion(on.machine, on.shares[share].id) as deletion:
         on.guest.request_eject(on.shares[share])
         deletion.wait(timeout_s=_DELETED_TIMEOUT_S)
@@ -92,7 +94,10 @@ def _device_reset(on: RawMachine, step: Step, before: RawState) -> None:
 
 
 def _system_reset(on: RawMachine, _step: Step, before: RawState) -> None:
-    """A reset also does the removals that wait for the guest (QEMU: ``hw/acpi/pcihp.c``)."""
+    """The raw step ``system_reset``.
+
+    It also does the removals that wait for the guest (QEMU: ``hw/acpi/pcihp.c``).
+    """
     held = [share for share, device in enumerate(before.devices) if device.held]
     leaving = [on.shares[share].id for share, device in enumerate(before.devices) if device.leaving]
     with ExitStack() as stack:

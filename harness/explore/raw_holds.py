@@ -41,7 +41,7 @@ _REQUESTS: dict[str, tuple[T, bytes]] = {
 
 
 def _hold(on: RawMachine, step: Step, _before: RawState) -> None:
-    """Send a request, and hold its system call in the worker thread."""
+    """The raw step ``hold``: send a request, and hold its system call in the worker thread."""
     assert on.hold is not None
     number, what = share_of(step), str(step.value)
     driver, stack = on.driver(number), ExitStack()
@@ -52,7 +52,7 @@ def _hold(on: RawMachine, step: Step, _before: RawState) -> None:
 
 
 def _fail(on: RawMachine, step: Step, _before: RawState) -> None:
-    """The host's system call fails, and the guest gets its errno."""
+    """The raw step ``fail``: the host's system call fails, and the guest gets its errno."""
     assert on.hold is not None
     what = str(step.value)
     driver = driver_of(on, step)
@@ -62,7 +62,7 @@ def _fail(on: RawMachine, step: Step, _before: RawState) -> None:
 
 
 def _statfs_of_nothing(on: RawMachine, step: Step, _before: RawState) -> None:
-    """The host's file system reports a block size of 0, as one in user space may."""
+    """A raw step: the host's file system reports a block size of 0, as one in user space may."""
     assert on.hold is not None
     driver = driver_of(on, step)
     with on.hold.without_block_size(on.shares[share_of(step)]):
@@ -70,7 +70,10 @@ def _statfs_of_nothing(on: RawMachine, step: Step, _before: RawState) -> None:
 
 
 def _short_write(on: RawMachine, step: Step, _before: RawState) -> None:
-    """The host writes half of what it is asked to. What is acknowledged has been written (QEMU goes on)."""
+    """The raw step ``short_write``: the host writes half of what it is asked to.
+
+    What is acknowledged has been written (QEMU goes on).
+    """
     assert on.hold is not None
     driver, share = driver_of(on, step), on.shares[share_of(step)]
     with on.hold.halving(share):
@@ -81,7 +84,7 @@ def _short_write(on: RawMachine, step: Step, _before: RawState) -> None:
 
 
 def _flush(on: RawMachine, step: Step, before: RawState) -> None:
-    """A Tflush of a request in flight has to wait for it; one of nothing is answered at once."""
+    """The raw step ``flush``: it waits for a held request; a Tflush of nothing is answered at once."""
     driver = driver_of(on, step)
     if step.value == "itself":
         driver.flush(_OWN_TAG, tag=_OWN_TAG)
@@ -99,7 +102,7 @@ def _flush(on: RawMachine, step: Step, before: RawState) -> None:
 
 
 def release(on: RawMachine, step: Step, before: RawState) -> None:
-    """The request goes on and is answered, or returned without an answer if it was flushed."""
+    """The raw step ``release``: the held request is answered, or returned without an answer if flushed."""
     number, what = share_of(step), before.device(step).held
     one, driver = on.in_flight.pop(number), on.driver(number)
     one.stack.close()

@@ -73,7 +73,7 @@ def _plug_refused(on: RawMachine, step: Step, _before: RawState) -> None:
 
 
 def _refused_with_index(on: RawMachine, what: str, share: Share) -> None:
-    """A plug that failed leaves its ``acpi-index`` free: the second try is refused for the same reason."""
+    """A refused QMP plug leaves its ``acpi-index`` free: the second try is refused for the same reason."""
     if "acpi-index" not in properties(on.testbed.cell.qemu, share.driver):
         return  # It came with QEMU 6.0.
     options = {**share.device_options, **_WITH_INDEX[what], "acpi-index": _INDEX}
@@ -94,7 +94,7 @@ def _duplicate(on: RawMachine, step: Step) -> None:
 
 
 def _expect_no_growth(on: RawMachine, step: Step, call: Callable[[], object]) -> None:
-    """Repeat what has to be refused: QEMU keeps nothing of it.
+    """Repeat a QMP command that has to be refused: QEMU keeps nothing of it.
 
     An object that QEMU forgets to free is in no list, so its memory is all that shows it. One window in which
     memory grows may be chance (a thread that begins has an arena of its own), so there are two.
@@ -117,7 +117,10 @@ def _private_kib(on: RawMachine) -> int:
 
 
 def _device_del(on: RawMachine, step: Step, before: RawState) -> None:
-    """No guest acts on it; a second one may be refused because the first is under way."""
+    """The raw step ``device_del`` over QMP.
+
+    No guest acts on it; a second one may be refused because the first is under way.
+    """
 
     def ask() -> None:
         on.execute("device_del", {"id": on.shares[share_of(step)].id})
@@ -137,7 +140,7 @@ def _device_del_absent(on: RawMachine, step: Step, _before: RawState) -> None:
 
 
 def run_state(on: RawMachine, command: str, event: str) -> None:
-    """A command that changes the run state, and its event."""
+    """The raw steps ``stop`` and ``cont``: a QMP command that changes the run state, and its event."""
     with on.machine.qmp.listen(event) as events:
         on.execute(command)
         events.wait(
@@ -170,7 +173,7 @@ def _mounted(on: RawMachine, state: RawState) -> list[Share]:
 
 
 def _savevm_again(on: RawMachine, _step: Step, _before: RawState) -> None:
-    """A savevm that is refused leaves the earlier snapshot of that name."""
+    """The raw step ``savevm_again``: one that is refused leaves the earlier snapshot of that name."""
     on.machine.qmp.hmp(f"savevm {_TAG}", watch=on.machine.watch)
     if _TAG not in on.machine.qmp.hmp("info snapshots", watch=on.machine.watch):
         raise Disagreement("savevm", "the refused savevm has deleted the snapshot")
@@ -211,7 +214,10 @@ def _expect_registers(step: Step, driver: RawDriver, before: dict[str, int | str
 
 
 def _migrate_stall(on: RawMachine, step: Step, _before: RawState) -> None:
-    """A migration whose stream nobody reads is cancelled: it is then cancelled, and has not failed."""
+    """The raw step ``migrate_stall``: a stream that nobody reads.
+
+    The migration is cancelled: it is then cancelled, and has not failed.
+    """
     with stalled(on.machine, read_first=False):
         pass
     on.machine.wait_until(
@@ -225,7 +231,7 @@ def _migrate_stall(on: RawMachine, step: Step, _before: RawState) -> None:
 
 
 def _migrate_pause(on: RawMachine, _step: Step, _before: RawState) -> None:
-    """A migration that waits before the switch-over is cancelled."""
+    """The raw step ``migrate_pause``: a migration that waits before the switch-over is cancelled."""
     require_pause(on.guest)
     cancel(on.guest, migrate_to_the_pause(on.guest))
 

@@ -15,7 +15,7 @@ WRITTEN = b"written!" * 100
 
 
 def check(on: RawMachine, state: RawState) -> None:
-    """The invariants that hold between any two steps.
+    """The invariants of a raw program that hold between any two steps.
 
     :raises Disagreement: when one does not hold.
     """
@@ -55,7 +55,9 @@ def _check_content(on: RawMachine, state: RawState, share: int) -> None:
 
 
 def check_open_files(on: RawMachine, state: RawState) -> None:
-    """QEMU has open: the root of each device's export, and the files of open fids. No request is held.
+    """The invariant of a raw program about open files: roots of exports, and files of open fids.
+
+    No request is held.
 
     :raises Disagreement: when it has more or fewer files of the exports open.
     """
@@ -71,7 +73,7 @@ def check_open_files(on: RawMachine, state: RawState) -> None:
 
 
 def _open_files(on: RawMachine) -> int:
-    """How many files of the exports QEMU has open."""
+    """How many files of the exports QEMU has open, for the invariant of a raw program."""
     folders = tuple(str(share.path.resolve()) for share in on.shares)
     targets = handles(on.machine.pid)["fd_targets"]
     return sum(count for target, count in targets.items() if target.startswith(folders))

@@ -74,47 +74,47 @@ class RawMachine:
 
     @property
     def machine(self) -> Machine:
-        """The machine that has the devices now."""
+        """The machine of a raw program that has the devices now."""
         return self.guest.machine
 
     def listen(self) -> None:
-        """Count the deletions of the machine that has the devices now."""
+        """Count the deletions in the raw program's machine that has the devices now."""
         self.deletions = self.machine.qmp.listen("DEVICE_DELETED")
         self.expected_deletions = 0
 
     def execute(self, command: str, arguments: dict[str, object] | None = None) -> Any:
-        """A QMP command."""
+        """A QMP command to the raw program's machine."""
         return self.machine.qmp.execute(command, arguments, watch=self.machine.watch)
 
     def driver(self, share: int) -> RawDriver:
-        """The driver of a plugged device; after a reset a new one, which initialises the device."""
+        """The driver of a plugged device of a raw program; after a reset a new one, which initialises it."""
         if share not in self._drivers:
             self._drivers[share] = self.guest.driver(self.shares[share])
             self._drivers[share].reply_timeout_s = _REPLY_TIMEOUT_S
         return self._drivers[share]
 
     def forget_driver(self, share: int) -> None:
-        """The device was reset, or is gone."""
+        """A device of the raw program was reset, or is gone: its driver is forgotten."""
         self._drivers.pop(share, None)
 
     def forget_drivers(self) -> None:
-        """All devices were reset."""
+        """All devices of the raw program were reset: their drivers are forgotten."""
         self._drivers.clear()
 
     def save_drivers(self) -> None:
-        """Keep what the drivers know, for a snapshot."""
+        """Keep what the drivers of a raw program know, for a snapshot."""
         self._saved = {share: driver.moved_to(self.guest) for share, driver in self._drivers.items()}
 
     def load_drivers(self) -> None:
-        """The drivers know what they did when the snapshot was saved."""
+        """The drivers of a raw program know what they did when the snapshot was saved."""
         self._drivers = {share: driver.moved_to(self.guest) for share, driver in self._saved.items()}
 
     @property
     def drivers(self) -> dict[int, RawDriver]:
-        """The drivers of the devices that were initialised, by share."""
+        """The drivers of a raw program's devices that were initialised, by share."""
         return dict(self._drivers)
 
     def moved_to(self, guest: RawGuest, drivers: dict[int, RawDriver]) -> None:
-        """The devices are in another machine, with these drivers."""
+        """The raw program's devices are in another machine, with these drivers."""
         self.guest, self._drivers = guest, drivers
         self.listen()

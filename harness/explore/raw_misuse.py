@@ -47,7 +47,7 @@ def _malformed(on: RawMachine, step: Step, _before: RawState) -> None:
 
 
 def _break(on: RawMachine, step: Step, driver: RawDriver, what: str) -> None:
-    """Offer the device what it has to refuse with ``virtio_error``."""
+    """A misuse: offer the device what it has to refuse with ``virtio_error``."""
     answered, errors = driver.answered(), count_virtio_errors(on.machine)
     last, out = driver.queue_size - 2, driver.buffer(0)
     chains = {
@@ -68,7 +68,7 @@ def _break(on: RawMachine, step: Step, driver: RawDriver, what: str) -> None:
 
 
 def _ignored(on: RawMachine, step: Step, _before: RawState) -> None:
-    """A device that is marked broken answers nothing until a reset, also where it has migrated to."""
+    """A misused device that is marked broken answers nothing until a reset, also where it has migrated to."""
     driver = driver_of(on, step)
     answered = driver.answered()
     driver.send(T.VERSION, p9.version(MSIZE))
@@ -98,7 +98,7 @@ def _misuse(on: RawMachine, step: Step, before: RawState) -> None:
 
 
 def _misuse_of(on: RawMachine, step: Step, root: int, name: str, message: tuple[T, bytes]) -> None:
-    """Send a message about a fid that was walked to; it has to fail."""
+    """A misuse: send a message about a fid that was walked to; it has to fail."""
     driver = driver_of(on, step)
     driver.walk(root, HELPER, name)
     expect_error(step, driver, *message)
@@ -106,7 +106,10 @@ def _misuse_of(on: RawMachine, step: Step, root: int, name: str, message: tuple[
 
 
 def _misuse_of_the_hosts(on: RawMachine, step: Step, root: int) -> None:
-    """What is on the host, and no guest has made: links that lead out of the export, and a FIFO."""
+    """A misuse of what is on the host, and no guest has made.
+
+    These are links that lead out of the export, and a FIFO.
+    """
     path = on.shares[share_of(step)].path / "special"
     if step.value == "below_link":
         _misuse_below_a_link(on, step, root, path)
@@ -128,7 +131,9 @@ def _misuse_of_the_hosts(on: RawMachine, step: Step, root: int) -> None:
 
 
 def _misuse_below_a_link(on: RawMachine, step: Step, root: int, path: Path) -> None:
-    """The host replaces a folder by a link out of the export: a fid below it must not follow the link.
+    """A misuse: the host replaces a folder by a link out of the export.
+
+    A fid below it must not follow the link.
 
     The link is neither the last component of the path nor its folder: QEMU opens those in another way (QEMU:
     ``hw/9pfs/9p-util.h``, ``openat_dir`` and ``openat_file``).

@@ -44,11 +44,11 @@ class Device:
 
     @property
     def blocks(self) -> bool:
-        """Whether it has to block migration: an export that is attached does."""
+        """Whether the raw client's device has to block migration: with an export that is attached it does."""
         return bool(self.fids & ROOTS)
 
     def without_session(self) -> Device:
-        """After a reset."""
+        """The raw client's device in the model after a reset."""
         return Device(plugged=self.plugged, leaving=self.leaving)
 
 
@@ -83,70 +83,70 @@ class RawState:
     saved: tuple[tuple[bool, bool], ...] | None = None
 
     def possible(self) -> Iterable[Step]:
-        """Every step whose precondition holds."""
+        """Every step of the raw client whose precondition holds in the model."""
         return TABLE.possible(self, len(self.devices))
 
     def after(self, step: Step) -> RawState:
-        """The state after a step.
+        """The state of the raw client's model after a step.
 
         :raises ValueError: when the step is not possible here.
         """
         return TABLE.after(self, len(self.devices), step)
 
     def device(self, step: Step) -> Device:
-        """The device that a step is about."""
+        """The device in the raw client's model that a step is about."""
         assert step.share is not None
         return self.devices[step.share]
 
     def folder_of(self, share: int) -> int:
-        """The index of the folder that a share exports."""
+        """The index of the folder that a share of the raw client's model exports."""
         of = self.kinds[share].fsdev_of
         return share if of is None else self.folder_of(of)
 
     def folder(self, step: Step) -> Folder:
-        """The folder of the share that a step is about."""
+        """The folder of the share that a step of the raw client's model is about."""
         assert step.share is not None
         return self.folders[self.folder_of(step.share)]
 
     def neighbours(self, share: int) -> list[Device]:
-        """The devices that export the same folder, the share's own included."""
+        """The devices in the raw client's model that export the same folder, the share's own included."""
         folder = self.folder_of(share)
         return [device for other, device in enumerate(self.devices) if self.folder_of(other) == folder]
 
     def ready(self, step: Step) -> bool:
-        """Whether the device answers requests: none of its folder is held (a hold is of a folder)."""
+        """Whether the device answers the raw client: none of its folder is held (a hold is of a folder)."""
         assert step.share is not None
         device = self.device(step)
         return device.plugged and not device.broken and not any(d.held for d in self.neighbours(step.share))
 
     @property
     def any_held(self) -> bool:
-        """Whether a request is held."""
+        """Whether a request of the raw client is held."""
         return any(device.held for device in self.devices)
 
     @property
     def blocked(self) -> bool:
-        """Whether migration has to be refused because an export is attached."""
+        """Whether migration has to be refused because the raw client has attached to an export."""
         return any(device.blocks for device in self.devices)
 
     @property
     def attaching(self) -> bool:
-        """Whether a Tattach is in flight: migration must not complete."""
+        """Whether a Tattach of the raw client is in flight: migration must not complete."""
         return any(device.held == ATTACH for device in self.devices)
 
     @property
     def leaving(self) -> bool:
-        """Whether a ``device_del`` waits for a guest."""
+        """Whether a ``device_del`` waits for a guest, which the raw client's machine does not have."""
         return any(device.leaving for device in self.devices)
 
     def with_device(self, step: Step, device: Device) -> RawState:
-        """The state with another device for the share that the step is about."""
+        """The state of the raw client's model with another device for the step's share."""
         assert step.share is not None
         devices = (*self.devices[: step.share], device, *self.devices[step.share + 1 :])
         return replace(self, devices=devices)
 
     def with_folder(self, step: Step, folder: Folder) -> RawState:
-        """The state in which the exported folder of the step's share holds something else."""
+        """The raw client's model in which the exported folder of the step's share holds something else."""
         assert step.share is not None
         at = self.folder_of(step.share)
         return replace(self, folders=(*self.folders[:at], folder, *self.folders[at + 1 :]))
@@ -156,7 +156,7 @@ class RawAlphabet:
     """The steps of the raw 9p client, on a machine of type ``pc``."""
 
     def start(self, shares: Sequence[ShareKind]) -> RawState:
-        """The state of a machine that has just started."""
+        """The state of the raw client's model when its machine has just started."""
         return RawState(tuple(shares), (Device(),) * len(shares), (Folder(),) * len(shares))
 
 
@@ -243,7 +243,7 @@ def _device_del(state: RawState, step: Step) -> RawState:
 
 
 def _after_held(state: RawState, step: Step) -> RawState:
-    """The folder after the share's held request has gone on."""
+    """The folder in the raw client's model after the share's held request has gone on."""
     if state.device(step).held != "write":
         return state
     return state.with_folder(step, replace(state.folder(step), written=True))
@@ -290,7 +290,10 @@ def _loadvm(state: RawState, _step: Step) -> RawState:
 
 
 def _migrate(state: RawState, _step: Step) -> RawState:
-    """The destination waits for ``cont``, and does not know the session that the source had."""
+    """A migration in the raw client's model.
+
+    The destination waits for ``cont``, and does not know the session that the source had.
+    """
     if state.blocked or state.attaching:
         return state
     devices = tuple(replace(device.without_session(), broken=device.broken) for device in state.devices)
@@ -298,7 +301,10 @@ def _migrate(state: RawState, _step: Step) -> RawState:
 
 
 def _settled(state: RawState, _step: Step) -> bool:
-    """No ``device_del`` waits, and the only requests in flight are those of attached or attaching exports."""
+    """Whether nothing is pending in the raw client's model.
+
+    No ``device_del`` waits, and the only requests in flight are those of attached or attaching exports.
+    """
     return not state.leaving and (not state.any_held or state.blocked or state.attaching)
 
 
@@ -320,7 +326,10 @@ def _can_attach(state: RawState, step: Step) -> bool:
 
 
 def _attach(state: RawState, step: Step) -> RawState:
-    """While a migration is active a Tattach gets EBUSY; a fid that is in use cannot be attached."""
+    """A Tattach in the raw client's model.
+
+    While a migration is active it gets EBUSY; a fid that is in use cannot be attached.
+    """
     if state.migrating or step.value == "again":
         return state
     return _with_fids(state, step, ROOT if step.value is None else SECOND_ROOT)
@@ -357,7 +366,10 @@ def _malformed(state: RawState, step: Step) -> RawState:
 
 
 def _can_flush(state: RawState, step: Step) -> bool:
-    """A Tflush of nothing, of itself, or of a held request but a write, which may be done or not then."""
+    """When the raw client's model has a Tflush: of nothing, of itself, or of a held request.
+
+    Not of a write, which may be done or not then.
+    """
     device = state.device(step)
     if step.value == "itself":
         return state.ready(step) and device.session
@@ -406,7 +418,10 @@ def _action(
     *,
     while_migrating: bool = False,
 ) -> Action[RawState]:
-    """An action that is not possible while a migration is active, unless ``while_migrating``."""
+    """An action of the raw client's model.
+
+    It is not possible while a migration is active, unless ``while_migrating``.
+    """
 
     def allowed(state: RawState, step: Step) -> bool:
         return (while_migrating or not state.migrating) and possible(state, step)

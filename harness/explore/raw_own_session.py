@@ -41,13 +41,13 @@ def _disagree(message: str, guarantee: str = "") -> None:
 
 
 def _expect(driver: RawDriver, kind: T, body: bytes, what: str) -> None:
-    """:raises Disagreement: when the request fails."""
+    """A request of the step ``own_session``. :raises Disagreement: when it fails."""
     if (seen := outcome(driver, kind, body)) != ANSWERED:
         _disagree(f"{what}: {seen}")
 
 
 def _read(_on: RawMachine, driver: RawDriver, folder: Path) -> None:
-    """A Tread of more than msize gets no reply that is larger."""
+    """``own_session``: a Tread of more than msize gets no reply that is larger."""
     (folder / "large").write_bytes(b"x" * 2 * MSIZE)
     driver.walk(_ROOT, _FILE, "large")
     driver.open(_FILE)
@@ -55,7 +55,7 @@ def _read(_on: RawMachine, driver: RawDriver, folder: Path) -> None:
 
 
 def _readlink(_on: RawMachine, driver: RawDriver, folder: Path) -> None:
-    """A link's target that does not fit into msize is refused."""
+    """``own_session``: a link's target that does not fit into msize is refused."""
     (folder / "link").symlink_to("l" * 4095)
     driver.call(T.VERSION, p9.version(_SMALLEST_MSIZE))
     driver.attach(_ROOT)
@@ -69,7 +69,7 @@ def _readlink(_on: RawMachine, driver: RawDriver, folder: Path) -> None:
 
 
 def _no_room(on: RawMachine, driver: RawDriver, _folder: Path) -> None:
-    """A Tread with room for a reply's header alone gets an error, or breaks the device."""
+    """``own_session``: a Tread with room for a reply's header alone gets an error, or breaks the device."""
     driver.walk(_ROOT, _FILE, "file")
     driver.open(_FILE)
     answered, errors = driver.answered(), count_virtio_errors(on.machine)
@@ -78,7 +78,7 @@ def _no_room(on: RawMachine, driver: RawDriver, _folder: Path) -> None:
 
 
 def _msize(_on: RawMachine, driver: RawDriver, _folder: Path) -> None:
-    """Tversion agrees to no msize that the transport cannot carry."""
+    """``own_session``: Tversion agrees to no msize that the transport cannot carry."""
     try:
         answer = driver.call(T.VERSION, p9.version(_LARGEST_MSIZE + 1))
     except NineError:
@@ -89,7 +89,7 @@ def _msize(_on: RawMachine, driver: RawDriver, _folder: Path) -> None:
 
 
 def _locks(_on: RawMachine, driver: RawDriver, _folder: Path) -> None:
-    """A fid that is not open cannot be locked."""
+    """``own_session``: a fid that is not open cannot be locked."""
     driver.walk(_ROOT, _FILE, "file")
     for kind, body in ((T.LOCK, p9.lock(_FILE)), (T.GETLOCK, p9.getlock(_FILE))):
         if outcome(driver, kind, body) == ANSWERED:
@@ -109,7 +109,10 @@ def _unlinked(kind: str, body: bytes) -> Variant:
 
 
 def _replaced(_on: RawMachine, driver: RawDriver, folder: Path) -> None:
-    """When a file is renamed over an open one, the fid of that does not refer to the new file."""
+    """``own_session``: the fid of an open file over which another is renamed keeps to the old one.
+
+    It does not refer to the new file.
+    """
     for name in ("replaced", "other"):
         (folder / name).write_bytes(ORIGINAL)
         (folder / name).chmod(0o644)
@@ -122,7 +125,7 @@ def _replaced(_on: RawMachine, driver: RawDriver, folder: Path) -> None:
 
 
 def _renamed_folder(_on: RawMachine, driver: RawDriver, folder: Path) -> None:
-    """The fids of files in a folder can be used after a Trename of it."""
+    """``own_session``: the fids of files in a folder can be used after a Trename of it."""
     (folder / "folder").mkdir()
     (folder / "folder" / "f").write_text("")
     for fid in _MANY:
@@ -136,7 +139,10 @@ def _renamed_folder(_on: RawMachine, driver: RawDriver, folder: Path) -> None:
 
 
 def _hosts_folder(_on: RawMachine, driver: RawDriver, folder: Path) -> None:
-    """Files that the host has made, which have no metadata, can be linked and renamed to another folder."""
+    """``own_session``: files that the host has made are linked and renamed to another folder.
+
+    They have no metadata.
+    """
     for name in ("theirs", "others"):
         (folder / name).mkdir()
     for name in ("f", "g"):
@@ -155,7 +161,7 @@ def _hosts_folder(_on: RawMachine, driver: RawDriver, folder: Path) -> None:
 
 
 def _fifo(_on: RawMachine, driver: RawDriver, _folder: Path) -> None:
-    """A FIFO can be made."""
+    """``own_session``: a FIFO can be made."""
     body = p9.fid_and_name(_ROOT, "pipe") + struct.pack("<IIII", stat.S_IFIFO | 0o640, 0, 0, 0)
     _expect(driver, T.MKNOD, body, "Tmknod of a FIFO")
 

@@ -51,7 +51,7 @@ def _open(on: RawMachine, step: Step, before: RawState) -> None:
 
 
 def _read(on: RawMachine, step: Step, before: RawState) -> None:
-    """More than the file has, and less."""
+    """The raw request Tread: of more than the file has, and of less."""
     driver = driver_of(on, step)
     expect_content(step, before, driver.read(FIDS[FILE], 0, 2 * len(ORIGINAL)))
     if len(driver.read(FIDS[FILE], 0, _FEW)) != _FEW:
@@ -99,7 +99,7 @@ def _readdir(on: RawMachine, step: Step, before: RawState) -> None:
 
 
 def _xattrwalk(on: RawMachine, step: Step, _before: RawState) -> None:
-    """The list of the file's extended attributes, if the host's file system has any."""
+    """The raw request Txattrwalk: the list of the file's attributes, if the host's file system has any."""
     driver = driver_of(on, step)
     try:
         driver.xattrwalk(FIDS[FILE], HELPER)
@@ -109,7 +109,7 @@ def _xattrwalk(on: RawMachine, step: Step, _before: RawState) -> None:
 
 
 def _xattr(on: RawMachine, step: Step, before: RawState) -> None:
-    """Set an extended attribute, read it, and remove it, if the host's file system has any."""
+    """Raw requests that set an attribute, read it, and remove it, if the host's file system has any."""
     driver, root = driver_of(on, step), root_of(before, step)
     try:
         _set_xattr(driver, root, _XATTR)
@@ -126,7 +126,10 @@ def _xattr(on: RawMachine, step: Step, before: RawState) -> None:
 
 
 def _set_xattr(driver: RawDriver, root: int, value: bytes) -> None:
-    """The Tclunk sets it; an empty value removes it (kernel: ``fs/9p/xattr.c``, ``v9fs_fid_xattr_set``)."""
+    """A raw request's Tclunk sets the attribute; an empty value removes it.
+
+    Source: kernel, ``fs/9p/xattr.c``, ``v9fs_fid_xattr_set``.
+    """
     driver.walk(root, HELPER, "file")
     driver.call(T.XATTRCREATE, p9.xattrcreate(HELPER, _XATTR_NAME, len(value)))
     if value:
@@ -139,7 +142,7 @@ def _clunk(on: RawMachine, step: Step, _before: RawState) -> None:
 
 
 def _every_kind(on: RawMachine, step: Step, before: RawState) -> None:
-    """Messages of many kinds, which together leave the folder as it was."""
+    """Raw requests of many kinds, which together leave the folder as it was."""
     driver, root, file = driver_of(on, step), root_of(before, step), FIDS[FILE]
     for kind, body in (
         (T.STATFS, p9.fid(root)),

@@ -38,11 +38,11 @@ class RawPerformer:
         self._footprint = measured(self._on.machine, with_guest=False)
 
     def perform(self, step: Step, before: RawState, after: RawState) -> None:
-        """See :func:`perform`."""
+        """Perform one step of a raw program: see :func:`perform`."""
         perform(self._on, step, before, after)
 
     def finish(self, state: RawState) -> None:
-        """Release and unplug everything, and compare the footprint with that of the beginning.
+        """End a raw program: release and unplug everything, and compare the footprint with the beginning's.
 
         :raises Violation: when something is left.
         """
@@ -52,7 +52,7 @@ class RawPerformer:
         check_footprint(self._on.machine, self._footprint)
 
     def close(self) -> None:
-        """Release held requests, and cancel a migration; errors of a QEMU that is dead are ignored."""
+        """Release what raw steps hold, and cancel a migration; errors of a QEMU that is dead are ignored."""
         for one in self._on.in_flight.values():
             with suppress(HarnessError):
                 one.stack.close()
@@ -61,7 +61,7 @@ class RawPerformer:
 
 
 def perform(on: RawMachine, step: Step, before: RawState, after: RawState) -> None:
-    """Perform one step, and compare QEMU with the model.
+    """Perform one step of a raw program, and compare QEMU with the model.
 
     :raises Violation: when QEMU disagrees. :raises NineError: when it answers a request with an error.
     :raises QemuError: when it refuses a command.
@@ -75,7 +75,10 @@ def perform(on: RawMachine, step: Step, before: RawState, after: RawState) -> No
 
 
 def finish(on: RawMachine, state: RawState) -> None:
-    """Release everything, end every session and eject every device; the machine is stopped then."""
+    """After the raw steps: release everything, end every session and eject every device.
+
+    The machine is stopped then.
+    """
     for share, device in enumerate(state.devices):
         if device.held:
             release(on, Step(do="release", share=share), state)

@@ -47,12 +47,12 @@ class Releases:
     confidence: float
 
     def changes(self) -> Iterator[tuple[Release, Release]]:
-        """Two neighbours that behave otherwise; those that were skipped are left out."""
+        """Two neighbouring releases that behave otherwise; those that were skipped are left out."""
         judged = [one for one in self.results if one.verdict is not Verdict.SKIPPED]
         return ((one, other) for one, other in pairwise(judged) if one.verdict is not other.verdict)
 
     def ledger(self) -> str:
-        """The lines of an entry of the known-bug ledger (``images/known-bugs.toml``).
+        """What the releases showed, as lines of an entry of the ledger (``images/known-bugs.toml``).
 
         A range begins and ends at versions that were run: what is outside of them is not known.
         """
@@ -80,7 +80,7 @@ def run_all(
     any_failure: bool = False,
     report: Report = lambda _: None,
 ) -> Releases:
-    """Run every release.
+    """Run what is bisected on every release.
 
     :param versions: the version of each, by name. :param ask: makes one run on a QEMU of that name.
     :raises UsageError: when no release can be judged.

@@ -40,7 +40,7 @@ class Replay:
 
     @property
     def failures(self) -> dict[str, list[Attempt]]:
-        """The attempts that failed, by signature; the most frequent signature comes first."""
+        """The attempts of a replay that failed, by signature; the most frequent signature comes first."""
         found: dict[str, list[Attempt]] = {}
         for attempt in self.attempts:
             if attempt.failure is not None:
@@ -49,11 +49,11 @@ class Replay:
 
     @property
     def reliability(self) -> Reliability:
-        """How often it failed, with whatever signature."""
+        """How often the replayed program failed, with whatever signature."""
         return Reliability(sum(attempt.failure is not None for attempt in self.attempts), len(self.attempts))
 
     def reliability_of(self, signature: str) -> Reliability:
-        """How often it failed with this signature."""
+        """How often the replayed program failed with this signature."""
         return Reliability(len(self.failures.get(signature, ())), len(self.attempts))
 
     @property
@@ -67,7 +67,7 @@ class Replay:
         return holds and always
 
     def lines(self) -> Iterator[str]:
-        """The result, as it is printed."""
+        """The result of a replay, as it is printed."""
         yield f"failed {self.reliability}" + (", deterministic" if self.is_deterministic else "")
         for signature, attempts in self.failures.items():
             failure = attempts[0].failure
@@ -85,7 +85,7 @@ class Replay:
 
 
 def is_clear(found: Replay) -> bool:
-    """Whether the reliability's interval is narrow."""
+    """Whether the reliability's interval is narrow, so that a replay can stop."""
     return found.reliability.is_clear
 
 
@@ -116,19 +116,19 @@ def replay(
 
 
 def shortest(attempts: Iterable[Attempt]) -> Attempt:
-    """The attempt that took the least time."""
+    """The attempt of a replay that took the least time."""
     return min(attempts, key=lambda attempt: attempt.seconds)
 
 
 def keep_shortest(found: Replay) -> None:
-    """Remove the artefacts of all failed attempts but the shortest of each signature."""
+    """Remove the artefacts of a replay's failed attempts but the shortest of each signature."""
     for attempts in found.failures.values():
         kept = shortest(attempts)
         discard(attempt for attempt in attempts if attempt is not kept)
 
 
 def discard(attempts: Iterable[Attempt]) -> None:
-    """Remove the artefacts of ``attempts``."""
+    """Remove the artefacts of these attempts of a replay."""
     for attempt in attempts:
         if attempt.artifacts is not None:
             shutil.rmtree(attempt.artifacts, ignore_errors=True)

@@ -34,15 +34,15 @@ class Performer(Protocol):
     """Performs the steps of one program on a machine that it has started."""
 
     def perform(self, step: Step, before: Any, after: Any) -> None:
-        """Perform a step between two states of the model, and compare QEMU with the second one."""
+        """Perform a step between two states of the attempt's model, and compare QEMU with the second one."""
         ...
 
     def finish(self, state: Any) -> None:
-        """Unplug everything, and compare QEMU with what it was at the beginning."""
+        """End an attempt's steps: unplug everything, and compare QEMU with what it was at the beginning."""
         ...
 
     def close(self) -> None:
-        """Release what is held and what runs beside the machine. QEMU may be dead."""
+        """Release what an attempt holds and what runs beside the machine. QEMU may be dead."""
         ...
 
 
@@ -71,7 +71,10 @@ def _require_raw(kind: MachineType) -> None:
 
 
 def _without_guest(cell: Cell) -> Cell:
-    """No guest runs, so the accelerator does not make anything slower, and timeouts need no factor for it."""
+    """The cell of an attempt without a guest, whose timeouts are not multiplied for the accelerator.
+
+    No guest runs, so the accelerator does not make anything slower.
+    """
     return replace(cell, accel=replace(cell.accel, measured=1.0))
 
 
@@ -88,12 +91,12 @@ _KINDS: dict[AlphabetName, _Kind] = {
 
 
 def alphabet(name: AlphabetName) -> Alphabet:
-    """The alphabet of this name."""
+    """The alphabet of this name, for an attempt."""
     return _KINDS[name].alphabet
 
 
 def states(program: Program) -> list[Any]:
-    """The states of the model before each step, and after the last one.
+    """The states of the model before each step of an attempt, and after the last one.
 
     :raises UsageError: for a step that is unknown, or not possible on the model; one line.
     """
@@ -122,7 +125,9 @@ def check_machine_type(name: AlphabetName, machine: str) -> None:
 
 
 def check(program: Program, cell: Cell) -> list[Any]:
-    """Check that the program can run on this cell, and return its :func:`states`; nothing is started.
+    """Check that an attempt at the program can be made on this cell, and return its :func:`states`.
+
+    Nothing is started.
 
     :raises UsageError: when it cannot; one line.
     """
@@ -218,7 +223,7 @@ class _Attempt:
         self._performer: Performer | None = None
 
     def perform(self) -> None:
-        """Perform all steps; what stops them is kept for :meth:`judge`."""
+        """Perform all steps of the attempt; what stops them is kept for :meth:`judge`."""
         try:
             self._perform()
         except Exception as exc:
@@ -229,7 +234,7 @@ class _Attempt:
                 self._error = failures.one_line(cause)
 
     def close(self) -> None:
-        """End everything that was started."""
+        """End everything that the attempt started."""
         try:
             if self._performer is not None:
                 self._performer.close()
@@ -254,7 +259,7 @@ class _Attempt:
         return _AT_THE_END if self._step is None else self._kind.guarantees[self._do]
 
     def _cause(self, exc: Exception) -> Exception:
-        """The root cause of an error: a QEMU that died, or does not answer."""
+        """The root cause of an error that ended an attempt: a QEMU that died, or does not answer."""
         if isinstance(exc, HarnessError):
             for machine in self._testbed.machines:
                 cause = machine.root_cause(exc)
@@ -263,7 +268,7 @@ class _Attempt:
         return exc
 
     def judge(self) -> Attempt:
-        """The verdict of the standard checkers on the record. A QEMU that died is the root cause."""
+        """Judge an attempt's record with the standard checkers. A QEMU that died is the root cause."""
         try:
             self._testbed.history.check()
             found = judge(self._testbed.artifacts.folder)

@@ -29,7 +29,7 @@ class ScenarioRuns:
     artifacts: Path
 
     def __call__(self, folder: RunFolder) -> Run:
-        """Called once in a worker."""
+        """Called once in a worker: what repeats the scenario there."""
         trial = ScenarioTrial(self.scenario, folder, self.artifacts)
 
         def run(_program: Program) -> Attempt:
@@ -40,7 +40,7 @@ class ScenarioRuns:
 
 
 def attempt_of(seen: Observation, seconds: float = 0.0) -> Attempt:
-    """What a run of a scenario says. One that was skipped says nothing."""
+    """What one repetition of a scenario says. One that was skipped says nothing."""
     match seen.answer:
         case Answer.GOOD:
             return Attempt(Ending.PASSED, seconds=seconds)

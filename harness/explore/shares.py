@@ -32,6 +32,6 @@ def declared(testbed: Testbed, kinds: Sequence[ShareKind]) -> tuple[Share, ...]:
 
 
 def _owner(shares: Sequence[Share], kinds: Sequence[ShareKind], share: int) -> Share:
-    """The share that has the fsdev itself."""
+    """The share of a program that has the fsdev itself, for one that uses another's."""
     of = kinds[share].fsdev_of
     return shares[share] if of is None else _owner(shares, kinds, of)

@@ -46,7 +46,7 @@ class SequentialTest:
             raise ValueError(f"not in order: 0, {self.too_little}, {self.wanted}, 1")
 
     def decide(self, seen: Reliability) -> Decision:
-        """The decision after these attempts."""
+        """The decision of the sequential test after these attempts."""
         passes = seen.attempts - seen.failures
         ratio = seen.failures * math.log(self.wanted / self.too_little)
         ratio += passes * math.log((1 - self.wanted) / (1 - self.too_little))
@@ -65,7 +65,7 @@ _WRONG_DROP, _WRONG_KEEP = 0.25, 0.19
 
 
 def for_search(original: Reliability) -> SequentialTest:
-    """The test with which a smaller program replaces ``original`` for the time being.
+    """The sequential test with which a smaller program replaces ``original`` for the time being.
 
     The failure counts as lost when the program fails less than half as often. The smaller programs are all
     compared with the original, so reliability is not lost bit by bit. Of a program that fails always, two or
@@ -76,7 +76,7 @@ def for_search(original: Reliability) -> SequentialTest:
 
 
 def for_validation(original: Reliability) -> SequentialTest:
-    """The test that the result of a minimisation has to pass, so that nothing was dropped wrongly.
+    """The sequential test that a smallest program has to pass, so that nothing was dropped wrongly.
 
     With at most :data:`MOST_VALIDATIONS` of them, a program that fails less than half as often as the
     original passes one with a probability of less than 5 %, however many steps were dropped before.

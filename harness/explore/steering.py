@@ -22,7 +22,7 @@ class Pattern:
     program: Program
 
     def trackers(self, shares: Sequence[ShareKind]) -> Iterator[_Tracker]:
-        """One for each way to name its shares."""
+        """The trackers of a pattern to steer around: one for each way to name its shares."""
         own = self.program.shares
         for names in itertools.permutations(range(len(shares)), len(own)):
             if all(
@@ -59,14 +59,14 @@ class Steering:
         self._patterns: list[Pattern] = []
 
     def avoid(self, program: Program) -> None:
-        """Avoid the steps of ``program`` from now on. One without steps cannot be avoided."""
+        """Steer around the steps of ``program`` from now on. One without steps cannot be avoided."""
         if program.steps and Pattern(program) not in self._patterns:
             self._patterns.append(Pattern(program))
 
     def around(
         self, program: Program, allowed: Callable[[State, Step], bool] = lambda _state, _step: False
     ) -> Program:
-        """The program without the steps that complete a pattern, and without those not possible then.
+        """The program steered around: without the steps that complete a pattern, and those not possible then.
 
         :param allowed: whether a step that completes a pattern is made in this state all the same.
         """

@@ -40,7 +40,7 @@ class Commit:
 
     @property
     def short(self) -> str:
-        """The first characters of its id."""
+        """The first characters of the id of a commit of the git tree."""
         return self.id[:_SHORT]
 
     def __str__(self) -> str:
@@ -66,7 +66,7 @@ class Tree:
         self._shallow = self._git("rev-parse", "--is-shallow-repository") == "true"
 
     def commit(self, revision: str) -> str:
-        """The id of the commit that a revision names.
+        """The id of the commit that a revision of the git tree names.
 
         :raises UsageError: when there is none, or its tree is not QEMU's.
         """
@@ -80,7 +80,7 @@ class Tree:
         return found
 
     def history(self, old: str, new: str) -> list[str]:
-        """The commits from ``old`` to ``new``, both included, oldest first: first parents only.
+        """The git tree's commits from ``old`` to ``new``, both included, oldest first: first parents only.
 
         A merge stands for what it merged; see :meth:`merged`.
 
@@ -95,7 +95,7 @@ class Tree:
         return [oldest, *listed.split()]
 
     def merged(self, commit: str) -> tuple[str, str] | None:
-        """What a merge brought in: where its branch began, and the branch's last commit.
+        """What a merge brought into the git tree: where its branch began, and the branch's last commit.
 
         :returns: ``None`` for a commit that is no merge of one branch.
         """
@@ -111,15 +111,15 @@ class Tree:
         return Commit(*shown.split("\0"))
 
     def has(self, commit: str, file: str) -> bool:
-        """Whether a commit has this file or folder."""
+        """Whether a commit of the git tree has this file or folder."""
         return self._ask("cat-file", "-e", f"{commit}:{file}") is not None
 
     def text(self, commit: str, file: str) -> str:
-        """The content of a file of a commit, the empty string where it has none."""
+        """The content of a file of a commit, the empty string where the git tree has none."""
         return self._ask("show", f"{commit}:{file}") or ""
 
     def differs(self, one: str, other: str, *files: str) -> bool:
-        """Whether any of these files differs between two commits."""
+        """Whether any of these files differs between two commits of the git tree."""
         return self._ask("diff", "--quiet", one, other, "--", *files) is None
 
     def submodules(self, commit: str) -> list[str]:
@@ -184,7 +184,7 @@ class Tree:
         return done.stdout.strip()
 
     def _ask(self, *arguments: str) -> str | None:
-        """The answer of git; ``None`` when it fails."""
+        """The answer of git about the tree; ``None`` when it fails."""
         done = run(self.path, *arguments)
         return done.stdout.strip() if done.returncode == 0 else None
 
@@ -203,7 +203,7 @@ class Worktree:
         self.empty: list[str] = []
 
     def check_out(self, commit: str) -> None:
-        """Change the files to those of ``commit``. Files that do not differ keep their time.
+        """Change the worktree's files to those of ``commit``. Files that do not differ keep their time.
 
         Submodules (and, since 8.1, meson's subprojects) are copied from the user's checkout, where it has
         them: what a build needs of them changes rarely, and the network is not asked.
@@ -235,7 +235,7 @@ def _has_files(folder: Path) -> bool:
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run git in a folder, without the user's hooks.
+    """Run git in a folder of a tree, without the user's hooks.
 
     :raises SetupError: when it does not end.
     """

@@ -30,7 +30,7 @@ class Result:
 
     @property
     def commit(self) -> Commit:
-        """The last of :attr:`among`: the answer where it is exact."""
+        """The first bad commit of the tree: the last of :attr:`among`, the answer where it is exact."""
         return self.among[-1]
 
 
@@ -46,7 +46,7 @@ def bisect(
     report: Report = lambda _: None,
     names: Mapping[str, str] | None = None,
 ) -> Result:
-    """Find the first commit that behaves otherwise.
+    """Find the first commit of the git tree that behaves otherwise.
 
     When it is a merge the commits of the merged branch are searched as well. If the branch's ends behave
     alike the merge itself is the answer: both sides are well alone, or bad for another reason.
@@ -90,7 +90,7 @@ def _result(tree: Tree, found: Found, merge: Commit | None = None) -> Result:
 
 
 def ask_builds(builds: TreeBuilds, trial: Trial) -> Ask:
-    """One run of a commit: its QEMU is built when it is missing, and ``trial`` is made on it."""
+    """One run of a commit in a bisection: ``trial`` on its QEMU, which is built when it is missing."""
 
     def ask(commit: str) -> Observation:
         try:
@@ -103,7 +103,7 @@ def ask_builds(builds: TreeBuilds, trial: Trial) -> Ask:
 
 
 def ask_trial(trial: Trial) -> Ask:
-    """One run on a QEMU, where an error of the host becomes an observation, so that it is tried again."""
+    """One run in a bisection; an error of the host becomes an observation, so that it is tried again."""
 
     def ask(qemu: str) -> Observation:
         try:

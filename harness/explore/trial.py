@@ -58,7 +58,7 @@ class Scenario:
         return f"{self.test}[{named}]" if named else self.test
 
     def arguments(self) -> list[str]:
-        """pytest's arguments that select it."""
+        """pytest's arguments that select the scenario."""
         accel = [] if self.accel == "auto" else ["--accel", self.accel]
         chosen = ["-k", " and ".join(self.parameters)] if self.parameters else []
         return [self.test, *chosen, "--machine", self.machine, "--kernel", self.kernel, *accel, "--thorough"]
@@ -88,7 +88,7 @@ def scenario(text: str, machine: str = "pc", kernel: str = DEFAULT, accel: str =
 
 
 def test_of(folder: Path) -> str:
-    """The id of the test that left a folder.
+    """The id of the test whose scenario is run again: of the one that left a folder.
 
     :raises UsageError: when the folder has no record, or its record names no test.
     """
@@ -133,7 +133,7 @@ class ScenarioTrial:
         self._of, self._run, self._artifacts = of, run, artifacts
 
     def __call__(self, qemu: str) -> Observation:
-        """Run it once.
+        """Run the scenario once against one QEMU.
 
         :returns: a skip where this QEMU cannot run it, such as for want of the machine type.
         :raises UsageError: when there is no such test. :raises SetupError: when pytest gives no result.
@@ -167,7 +167,7 @@ def _error(output: str) -> str:
 
 
 def observation(results: Sequence[Result]) -> Observation:
-    """What the results of one scenario say about a QEMU; the first failure counts."""
+    """What the trial of a scenario says about a QEMU, from its results; the first failure counts."""
     if not results:
         return Observation(Answer.ERROR, "pytest ran no such test")
     for result in results:
@@ -190,7 +190,7 @@ class ProgramTrial:
         self._program, self._run = program, run
 
     def __call__(self, qemu: str) -> Observation:
-        """Run it once.
+        """Run the program once against one QEMU.
 
         :returns: a skip where this QEMU cannot run it, such as for want of the machine type.
         """
@@ -202,7 +202,7 @@ class ProgramTrial:
 
 
 def of_attempt(attempt: Attempt) -> Observation:
-    """What an attempt at a program says about its QEMU."""
+    """What the trial of a program says about its QEMU, from its attempt."""
     if attempt.ending is Ending.ERROR:
         return Observation(Answer.ERROR, attempt.error)
     if attempt.ending is Ending.FAILED:

@@ -70,7 +70,7 @@ class Workers:
         self.close()
 
     def __call__(self, programs: Iterable[Program]) -> Iterator[tuple[Program, Attempt]]:
-        """Make one attempt at each program, and return them in the order of ``programs``.
+        """Make one attempt at each program in the processes; return them in the order of ``programs``.
 
         Programs are taken from ``programs`` when a worker is free. In that order a decision to stop does not
         favour attempts that end soon. What is still being made when the caller stops is not returned.
@@ -104,7 +104,7 @@ class Workers:
 
     @property
     def busy(self) -> int:
-        """The number of attempts that are made now."""
+        """The number of worker processes that make an attempt now."""
         return sum(worker.ticket is not None for worker in self._workers)
 
     def _idle(self) -> _Worker | None:
@@ -147,7 +147,7 @@ class Workers:
         return worker.ticket
 
     def _ended(self) -> Iterator[tuple[int, Attempt]]:
-        """Wait for the next attempts to end."""
+        """Wait for the worker processes' next attempts to end."""
         busy = [worker for worker in self._workers if worker.ticket is not None]
         soonest = min(worker.deadline.remaining_s for worker in busy)
         ready = wait([worker.connection for worker in busy], soonest)
@@ -166,13 +166,13 @@ class Workers:
                 yield ticket, attempt
 
     def _replace(self, worker: _Worker, why: str) -> Attempt:
-        """End a worker. Another one is started when it is needed."""
+        """End a worker process. Another one is started when it is needed."""
         self._workers.remove(worker)
         _end(worker)
         return Attempt(Ending.ERROR, error=why)
 
     def close(self) -> None:
-        """End all workers with their guests, in the middle of an attempt, too."""
+        """End all worker processes with their guests, in the middle of an attempt, too."""
         for worker in self._workers:
             worker.connection.close()
         for worker in self._workers:
@@ -185,7 +185,7 @@ class Workers:
 
 
 def _end(worker: _Worker) -> None:
-    """Wait for the end of an idle worker, kill any other, and wait until its watcher has cleaned up."""
+    """End a worker process: wait for an idle one, kill any other, wait until its watcher has cleaned up."""
     worker.connection.close()
     if worker.ticket is not None:
         worker.process.kill()
@@ -209,7 +209,7 @@ def _attempt(run: Run, program: Program) -> Attempt:
 
 
 def _serve(connection: Connection) -> None:
-    """Make attempts until the other end of the connection is closed."""
+    """Make attempts in a worker process until the other end of the connection is closed."""
     folder = RunFolder()
     try:
         try:

@@ -52,14 +52,14 @@ class Commands(ABC):
         """
 
     def succeed(self, command: str, *, timeout_s: float = RUN_TIMEOUT_S, stdin: bytes = b"") -> str:
-        """Run a command that must exit with 0, and return its stdout.
+        """Run a command in the guest that must exit with 0, and return its stdout.
 
         :raises CommandFailed: when it exits with another status.
         """
         return self.check(self.run(command, timeout_s=timeout_s, stdin=stdin)).stdout
 
     def check(self, done: Completed) -> Completed:
-        """Return ``done`` if it exited with 0.
+        """Return ``done``, a command of the guest, if it exited with 0.
 
         :raises CommandFailed: when it exited with another status.
         """
@@ -68,7 +68,7 @@ class Commands(ABC):
         return done
 
     def fail(self, command: str, *, timeout_s: float = RUN_TIMEOUT_S) -> Completed:
-        """Run a command that must not exit with 0, and return its result.
+        """Run a command in the guest that must not exit with 0, and return its result.
 
         :raises GuestError: when it exits with 0.
         """
@@ -78,7 +78,7 @@ class Commands(ABC):
         return done
 
     def wait_until_succeeds(self, command: str, *, what: str, timeout_s: float = RUN_TIMEOUT_S) -> str:
-        """Repeat a command until it exits with 0; returns its stdout.
+        """Repeat a command in the guest until it exits with 0; returns its stdout.
 
         :raises WaitTimeout: with the last result.
         """

@@ -34,7 +34,7 @@ class GuestDevice(Device, Protocol):
         """
 
     def use(self, guest: Commands) -> None:
-        """Use the device once, and check the result in the guest and on the host.
+        """Use the device once in the guest, and check the result there and on the host.
 
         :raises HarnessError: when the device does not work.
         """
@@ -66,7 +66,7 @@ def _load(guest: Guest, module: str) -> None:
 
 
 def in_words(device: Share | GuestDevice) -> str:
-    """The name, in messages, of what the guest has to list: a share's mount tag, or the device's id."""
+    """The name, in messages, of what the guest has to list of a device: a share's mount tag, or its id."""
     return device.mount_tag if isinstance(device, Share) else device.id
 
 

@@ -35,7 +35,9 @@ _numbers = itertools.count(1)
 
 
 def content(seed: int, length: int) -> bytes:
-    """``length`` bytes of the repeated pool, from an offset that ``seed`` selects.
+    """The content of a file that ``fileops.pl`` writes: ``length`` bytes of the repeated pool.
+
+    It begins at an offset that ``seed`` selects.
 
     :raises UsageError: for more than :data:`MAX_LENGTH` (2.5 MB).
     """
@@ -53,17 +55,17 @@ class File:
     content: bytearray = field(default_factory=bytearray)
 
     def put(self, offset: int, new: bytes) -> None:
-        """As ``pwrite``: a gap between the end and ``offset`` is filled with zeros."""
+        """As ``pwrite`` in a program's file: a gap between the end and ``offset`` is filled with zeros."""
         self.content.extend(bytes(max(0, offset - len(self.content))))
         self.content[offset : offset + len(new)] = new
 
     def truncate(self, size: int) -> None:
-        """As ``ftruncate``."""
+        """As ``ftruncate`` in a file of ``fileops.pl``."""
         del self.content[size:]
         self.content.extend(bytes(size - len(self.content)))
 
     def expect_on_host(self, path: Path) -> None:
-        """:raises Violation: when the file at ``path`` on the host has other content."""
+        """:raises Violation: when the host's file at ``path`` has another content than the program's."""
         seen, expected = path.read_bytes(), bytes(self.content)
         if seen == expected:
             return
@@ -86,7 +88,7 @@ class Program:
 
     @property
     def files(self) -> list[File]:
-        """The files that the program has opened, each once."""
+        """The files that the ``fileops.pl`` program has opened, each once."""
         return list({id(file): file for file in self._files.values()}.values())
 
     def __len__(self) -> int:
@@ -97,16 +99,16 @@ class Program:
         self._lines.append(" ".join(map(str, words)))
 
     def expect(self, error: int, *words: object) -> None:
-        """Add an operation, as :meth:`add` does, that must fail with the errno ``error``."""
+        """Add an operation to the ``fileops.pl`` program that must fail with the errno ``error``."""
         self.add("expect", error, *words)
 
     def given(self, file: File, seed: int, length: int) -> None:
-        """Declare that the host has created the file, with :func:`content`."""
+        """Declare that the host has created the program's file, with :func:`content`."""
         file.content[:] = content(seed, length)
         self.add("given", file.name, seed, length)
 
     def open(self, name: str, file: File, flags: int, path: str, *, mode: int = 0o644) -> None:
-        """``open(2)``; further operations refer to the open file as ``name``.
+        """Add ``open(2)`` to the program; further operations refer to the open file as ``name``.
 
         :param flags: flags of the guest's kernel (x86-64), as in :mod:`os`.
         :param path: relative to the folder in which the program runs.
@@ -117,41 +119,41 @@ class Program:
         self.add("open", name, file.name, flags, mode, path)
 
     def close(self, *names: str) -> None:
-        """``close(2)``."""
+        """Add ``close(2)`` to the ``fileops.pl`` program."""
         for name in names:
             self.add("close", name)
 
     def pwrite(self, name: str, offset: int, length: int, seed: int) -> None:
-        """One ``pwrite(2)`` of :func:`content`."""
+        """Add one ``pwrite(2)`` of :func:`content` to the program."""
         self._files[name].put(offset, content(seed, length))
         self.add("pwrite", name, offset, length, seed)
 
     def append(self, name: str, length: int, seed: int) -> None:
-        """One ``write(2)`` to a file that is open with ``O_APPEND``."""
+        """Add one ``write(2)`` to a file that the program has open with ``O_APPEND``."""
         file = self._files[name]
         file.put(len(file.content), content(seed, length))
         self.add("append", name, length, seed)
 
     def pread(self, name: str, offset: int, length: int) -> None:
-        """One ``pread(2)``."""
+        """Add one ``pread(2)`` to the ``fileops.pl`` program."""
         self.add("pread", name, offset, length)
 
     def whole(self, name: str, step: int = 1 << 20) -> None:
-        """Read the whole file, ``step`` bytes at a time."""
+        """Let the ``fileops.pl`` program read the whole file, ``step`` bytes at a time."""
         self.add("whole", name, step)
 
     def truncate(self, name: str, size: int) -> None:
-        """``ftruncate(2)``."""
+        """Add ``ftruncate(2)`` to the ``fileops.pl`` program."""
         self._files[name].truncate(size)
         self.add("truncate", name, size)
 
     def map_shared(self, name: str, offset: int, length: int, seed: int) -> None:
-        """Write through a shared mapping within the file, and ``msync(2)``."""
+        """Let the program write through a shared mapping within the file, and ``msync(2)``."""
         self._files[name].put(offset, content(seed, length))
         self.add("map_shared", name, offset, length, seed)
 
     def map_private(self, name: str, offset: int, length: int, seed: int) -> None:
-        """Read, then write, through a private mapping; the file does not change."""
+        """Let the program read, then write, through a private mapping; the file does not change."""
         self.add("map_private", name, offset, length, seed)
 
     def processes(self, name: str, count: int, length: int, rounds: int, seed: int) -> None:
@@ -163,7 +165,7 @@ class Program:
         self.add("processes", name, count, length, rounds, seed)
 
     def pause(self, name: str) -> None:
-        """Pause the program, with all files open, until :meth:`Running.resume`."""
+        """Pause the ``fileops.pl`` program, with all files open, until :meth:`Running.resume`."""
         self.add("pause", name)
 
     @property
@@ -172,7 +174,7 @@ class Program:
         return _POOL + "".join(f"{line}\n" for line in self._lines).encode()
 
     def run(self, guest: Commands, folder: str) -> None:
-        """Perform the program in ``folder`` of the guest.
+        """Perform the ``fileops.pl`` program in ``folder`` of the guest.
 
         :raises Violation: when an operation had a wrong result; the message names the first one.
         :raises GuestError: when ``fileops.pl`` did not complete.
@@ -180,7 +182,7 @@ class Program:
         self.judge(guest.succeed(_command(guest, folder), stdin=self.stdin, timeout_s=_TIMEOUT_S))
 
     def start(self, guest: Commands, folder: str) -> Running:
-        """Start the program in ``folder`` of the guest, in the background; for a program with pauses."""
+        """Start a ``fileops.pl`` program with pauses in ``folder`` of the guest, in the background."""
         return Running(self, guest, folder)
 
     def judge(self, output: str) -> None:
@@ -205,7 +207,7 @@ class Running:
         self._job = Job(guest, command, "a program of file operations")
 
     def wait_paused(self, name: str) -> None:
-        """Wait until the program has reached the pause ``name``.
+        """Wait until the ``fileops.pl`` program has reached the pause ``name``.
 
         :raises GuestError: when it does not reach it in time.
         """
@@ -213,24 +215,24 @@ class Running:
         self._guest.succeed(f"{reached}; do usleep 20000; done", timeout_s=_TIMEOUT_S)
 
     def resume(self, name: str) -> None:
-        """Continue the program after the pause ``name``."""
+        """Continue the ``fileops.pl`` program after the pause ``name``."""
         self._guest.succeed(f"touch {_FOLDER}/fileops.{name}.go")
 
     def signal(self, name: str) -> None:
-        """Send the process a signal that it handles, such as ``USR1``."""
+        """Send the process of ``fileops.pl`` a signal that it handles, such as ``USR1``."""
         self._guest.succeed(f"kill -{name} $(cat {_FOLDER}/fileops.pid)")
 
     def wait_ended(self) -> int:
-        """Wait for the end of the process; returns its exit status."""
+        """Wait for the end of the process of ``fileops.pl``; returns its exit status."""
         return self._job.wait(timeout_s=_TIMEOUT_S).returncode
 
     def wait_finished(self) -> None:
-        """Wait for the end of the program; raises as :meth:`Program.run` does."""
+        """Wait for the end of the ``fileops.pl`` program; raises as :meth:`Program.run` does."""
         self._program.judge(self._job.wait_succeeded(timeout_s=_TIMEOUT_S))
 
 
 def _command(guest: Commands, folder: str) -> str:
-    """The command that performs a program in the guest; installs ``fileops.pl`` there first if necessary.
+    """The command that performs a ``fileops.pl`` program in the guest; installs it there first if necessary.
 
     :raises Unsupported: see :meth:`.Commands.require_system_calls`.
     """

@@ -130,7 +130,7 @@ class Guest(Commands):
                 raise self._never_booted(cause) if cause is exc else cause from exc
 
     def _wait_announced(self) -> None:
-        """Wait until the kernel log shows, one more time than before, that the network is up.
+        """Wait until the guest's kernel log shows, one more time than before, that the network is up.
 
         An earlier connection attempt would only succeed when QEMU's user network repeats its SYN, a second or
         two after the guest could have answered.
@@ -189,7 +189,7 @@ class Guest(Commands):
         return completed
 
     def last_command(self, command: str) -> None:
-        """Start a command that ends the guest, and do not wait for its result.
+        """Start a command in the guest that ends it, and do not wait for its result.
 
         Wait for its effect instead, then call :meth:`disconnect`.
         """
@@ -214,7 +214,7 @@ class Guest(Commands):
         return [tag for tag in found.replace("\0", "\n").split("\n") if tag]
 
     def rebind_9p(self) -> None:
-        """Unbind the driver from every 9p device and bind it again; so that it reads their configuration."""
+        """Unbind the guest's driver from every 9p device and bind it again: it reads their configuration."""
         self.succeed(_FOR_EACH_9P.format("echo $device > unbind && echo $device > bind"))
 
     def unbind_9p(self, share: Share) -> None:
@@ -226,7 +226,7 @@ class Guest(Commands):
         self._write_device(share, "bind")
 
     def _write_device(self, share: Share, file: str) -> None:
-        """Write the name of the share's virtio device to a file of the driver."""
+        """Write the name of the share's virtio device to a file of the guest's driver."""
         folder = self.machine.spec.machine_type.sysfs(share.slot)
         device = f"$(cd {folder} && echo virtio*)"
         self.succeed(f"echo {device} > /sys/bus/virtio/drivers/9pnet_virtio/{file}")
@@ -263,7 +263,7 @@ class Guest(Commands):
         self.machine, self._ssh, self._boots = machine, ssh, 0
 
     def disconnect(self) -> None:
-        """Close all channels; the next command opens them again."""
+        """Close all channels to the guest; the next command opens them again."""
         for channel in (self._ssh, self._console):
             if channel is not None:
                 channel.close()

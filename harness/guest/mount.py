@@ -66,7 +66,7 @@ class Mount:
         self.guest.succeed(f"umount -l {quote(self.mountpoint)}")
 
     def write(self, name: str, size_kib: int, *, block_kib: int | None = None) -> str:
-        """Write random bytes to a file of the share from the guest, and sync it; returns their SHA-256.
+        """Write random bytes to a file of the mount from the guest, and sync it; returns their SHA-256.
 
         The guest computes the hash from its own copy of the bytes, before they are written to the share.
 
@@ -84,7 +84,7 @@ class Mount:
         return output.split()[0]
 
     def sha256(self, name: str, *, block_kib: int | None = None) -> str:
-        """The SHA-256 of a file, as read by the guest through the share.
+        """The SHA-256 of a file of the mounted share, as read by the guest.
 
         :param block_kib: the size of each read(2) in KiB; by default the guest chooses it.
         """
@@ -95,7 +95,7 @@ class Mount:
         return self.guest.succeed(f"{copied} && sha256sum < /tmp/r && rm /tmp/r").split()[0]
 
     def expect_intact(self, name: str, expected_sha256: str, *, block_kib: int | None = None) -> None:
-        """Check that host and guest read the expected content.
+        """Check that host and guest read the expected content of a mounted share's file.
 
         :param block_kib: as for :meth:`sha256`.
         :raises Violation: when one does not; the message names it.
@@ -175,6 +175,6 @@ def _mount_command(mount_tag: str, mountpoint: str, options: str) -> str:
 
 
 def host_sha256(path: Path) -> str:
-    """The SHA-256 of a file on the host."""
+    """The SHA-256 of a mounted share's file, as the host has it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -34,21 +34,21 @@ class MountUser:
         self._ended = False
 
     def expect_present(self) -> None:
-        """Witness that the user exists, and that its file, directory or program still works.
+        """Witness that the mount user exists, and that its file, directory or program still works.
 
         :raises GuestError: when it does not.
         """
         self._mount.guest.succeed(self._present)
 
     def wait_present(self) -> None:
-        """Wait until the user exists.
+        """Wait until the mount user exists.
 
         :raises WaitTimeout: when it does not in time.
         """
         self._mount.guest.wait_until_succeeds(self._present, what="the mount user")
 
     def end(self) -> None:
-        """End the user, and wait until it has ended; idempotent."""
+        """End the mount user, and wait until it has ended; idempotent."""
         if not self._ended:
             self._ended = True
             self._mount.guest.succeed(self._end_command)

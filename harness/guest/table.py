@@ -22,7 +22,7 @@ _PROGRAM = Path(__file__).with_name("calls.pl")
 
 
 def expect_printed(guest: Commands, folder: str, rows: Sequence[Row]) -> None:
-    """Run each command in ``folder`` of the guest, in order; all are run, even if one has a wrong outcome.
+    """Run each command of a table in ``folder`` of the guest, in order, even if one has a wrong outcome.
 
     :raises Violation: when an outcome is wrong; the message has the first one, and the details have all.
     """
@@ -40,7 +40,7 @@ def expect_printed(guest: Commands, folder: str, rows: Sequence[Row]) -> None:
 
 
 def printed(guest: Commands, folder: str, commands: Sequence[str]) -> list[str]:
-    """Run ``commands``, and return the outcome of each (see :data:`Row`).
+    """Run a table's ``commands`` in the guest, and return the outcome of each (see :data:`Row`).
 
     :raises GuestError: when the shell ended before the last one.
     """
@@ -52,7 +52,7 @@ def printed(guest: Commands, folder: str, commands: Sequence[str]) -> list[str]:
 
 
 def calls(guest: Commands) -> None:
-    """Install the command ``calls`` (see ``calls.pl``) in the guest, unless it is there.
+    """Install the command ``calls`` for tables (see ``calls.pl``) in the guest, unless it is there.
 
     :raises Unsupported: see :meth:`.Commands.require_system_calls`.
     """

@@ -21,7 +21,7 @@ class Transfer:
         self.mount, self.name, self.job, self.expected_sha256 = mount, name, job, expected_sha256
 
     def in_progress(self) -> None:
-        """The witness: it has neither finished nor failed.
+        """The witness that the transfer has neither finished nor failed.
 
         :raises GuestError: when it has.
         """
@@ -36,7 +36,7 @@ class Transfer:
         return self
 
     def expect_intact(self) -> None:
-        """Check the content on both sides; call it after :meth:`wait_finished`.
+        """Check the transfer's content on both sides; call it after :meth:`wait_finished`.
 
         :raises Violation: when one side has other bytes.
         """
@@ -91,7 +91,7 @@ class Readers:
         self._job = Job(mount.guest, command, f"{count} readers")
 
     def wait_finished(self) -> None:
-        """Wait until every process has read its file to the end.
+        """Wait until every reading process has read its file to the end.
 
         :raises Violation: when one read other bytes. :raises GuestError: when one failed.
         """
@@ -105,7 +105,7 @@ class Readers:
 
 
 def reader(mount: Mount, name: str = "read-me", *, size_kib: int = 256) -> Transfer:
-    """Create a file of random bytes on the host, and start to read it in the guest."""
+    """Start a transfer: create a file of random bytes on the host, and read it in the guest."""
     content = os.urandom(size_kib * 1024)
     (mount.share.path / name).write_bytes(content)
     job = Job(mount.guest, f"sha256sum < {_inside(mount, name)}", f"reading {name!r}")
@@ -113,7 +113,7 @@ def reader(mount: Mount, name: str = "read-me", *, size_kib: int = 256) -> Trans
 
 
 def writer(mount: Mount, name: str = "write-me", *, size_kib: int = 256) -> Transfer:
-    """Start to write a file of random bytes in the guest, and to sync it."""
+    """Start a transfer: write a file of random bytes in the guest, and sync it."""
     guest, copy = mount.guest, f"/tmp/{name}"
     made = guest.succeed(
         f"dd if=/dev/urandom of={quote(copy)} bs=1024 count={size_kib} && sha256sum < {quote(copy)}"

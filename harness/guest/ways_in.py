@@ -12,7 +12,7 @@ _WIDTH = 9
 
 
 def ways_in(machine: Machine, guest: Guest | None = None) -> list[str]:
-    """One line for each way, with the command.
+    """One line for each way into a machine, with the command.
 
     :param machine: with a second QMP socket (:attr:`harness.qemu.spec.MachineSpec.monitor`).
     :param guest: the Linux inside, if one runs there.
@@ -33,5 +33,5 @@ def ways_in(machine: Machine, guest: Guest | None = None) -> list[str]:
 
 
 def line(name: str, way: str) -> str:
-    """One line of :func:`ways_in`."""
+    """One line of :func:`ways_in`, about one way into a machine."""
     return f"{name + ':':{_WIDTH}}{way}"

@@ -42,7 +42,7 @@ class Workload:
 
     @classmethod
     def start(cls, mount: Mount, *, workers: int = 2) -> Workload:
-        """Start ``workers`` workers, and wait until each has completed an operation.
+        """Start ``workers`` workers of a workload, and wait until each has completed an operation.
 
         :raises Unsupported: see :meth:`.Commands.require_system_calls`.
         """
@@ -89,7 +89,7 @@ class Workload:
                 raise self._ended(worker, job.wait())
 
     def stop(self) -> None:
-        """Stop each worker at the end of its round, and wait for that.
+        """Stop each worker of the workload at the end of its round, and wait for that.
 
         :raises GuestError: when an operation failed.
         """
@@ -100,7 +100,7 @@ class Workload:
                 raise self._ended(worker, done)
 
     def _ended(self, worker: int, done: Completed) -> GuestError:
-        """An error with the exit status and the last operation of a worker."""
+        """An error with the exit status and the last operation of a worker of the workload."""
         last = self.mount.guest.run(f"tail -n 1 {self._journal(worker)}").stdout.strip()
         what = self._jobs[worker].what
         return GuestError(f"{what} ended with {done.returncode}: {last}", details=done.stderr.strip())
@@ -116,7 +116,7 @@ class Workload:
 
 
 def optional_operations(mount: Mount) -> list[str]:
-    """The optional operations that a mount supports.
+    """The optional operations of a workload that a mount supports.
 
     A writable shared mapping needs a cache (kernel: ``fs/9p/vfs_file.c``, ``v9fs_file_mmap``). Extended
     attributes need a file system on the host that has them.
@@ -135,7 +135,7 @@ def optional_operations(mount: Mount) -> list[str]:
 
 
 def lines(first: int) -> bytes:
-    """The content that a worker writes: consecutive numbers, one in each line."""
+    """The content that a workload's worker writes: consecutive numbers, one in each line."""
     return "".join(f"{number}\n" for number in range(first, first + _LINES + 1)).encode()
 
 
@@ -190,7 +190,7 @@ def expect_replayed(journal: list[str], folder: Path) -> None:
 
 
 def _found(folder: Path) -> dict[str, bytes]:
-    """The files in ``folder`` on the host, as :func:`replay` returns them."""
+    """The files of a workload in ``folder`` on the host, as :func:`replay` returns them."""
     found = {}
     for path in folder.rglob("*"):
         if path.is_file():

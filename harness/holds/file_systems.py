@@ -42,7 +42,10 @@ class FileSystems:
 
     @staticmethod
     def stat(machine: Machine, path: Path) -> os.stat_result:
-        """``stat()`` of a file as ``machine`` sees it (``man 5 proc``, ``/proc/PID/root``)."""
+        """``stat()`` of a file as ``machine``, with its file systems, sees it.
+
+        Source: ``man 5 proc``, ``/proc/PID/root``.
+        """
         return Path(f"/proc/{machine.pid}/root{path}").stat()
 
     def wrap(self, spec: MachineSpec, folder: Path) -> Wrapping:  # noqa: ARG002
@@ -50,14 +53,14 @@ class FileSystems:
         return Wrapping(prefix=_START)
 
     def release(self) -> None:
-        """Nothing to do: the mounts do not keep a machine from ending."""
+        """Nothing to do: file systems that QEMU alone sees do not keep a machine from ending."""
 
     def close(self) -> None:
-        """Nothing to do: the mounts end with their process."""
+        """Nothing to do: file systems that QEMU alone sees end with its process."""
 
 
 def _why_not(*command: str) -> str:
-    """Run a command; returns its error, or nothing when it succeeded."""
+    """Run a command that mounts a file system for QEMU; returns its error, or nothing when it succeeded."""
     if shutil.which(command[0]) is None:
         return f"no {command[0]} (util-linux)"
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)

@@ -39,7 +39,7 @@ class FileBacked(Device, Protocol):
 
     @property
     def path(self) -> Path:
-        """That file or folder on the host."""
+        """That file or folder on the host, whose system calls can be held."""
 
 
 class Held:
@@ -147,17 +147,17 @@ class Hold:
         testbed.attach(self)
 
     def wrap(self, spec: MachineSpec, folder: Path) -> Wrapping:
-        """Start QEMU under the filter (see :mod:`harness.holds.seccomp`)."""
+        """Start QEMU under the filter for holds (see :mod:`harness.holds.seccomp`)."""
         path = folder / f"{spec.name}.hold"
         self._supervisors.append(Supervisor(path, spec.name, self._rules))
         return Wrapping(prefix=seccomp.launcher(path))
 
     def release(self) -> None:
-        """Lift every rule; called before the machines are ended."""
+        """Lift every rule of holds; called before the machines are ended."""
         self._rules.clear()
 
     def close(self) -> None:
-        """Called when the machines have ended."""
+        """End the supervisors of holds; called when the machines have ended."""
         for supervisor in self._supervisors:
             supervisor.join(self._testbed.cell.accel.timeout_scale.host_seconds(_JOIN_TIMEOUT_S))
 
@@ -220,7 +220,7 @@ class Hold:
 
 
 def _resolved(share: FileBacked) -> Path:
-    """The share's real path, which the kernel uses below ``/proc/PID/fd``."""
+    """The real path of a held share, which the kernel uses below ``/proc/PID/fd``."""
     return Path(os.path.realpath(share.path))
 
 

@@ -28,11 +28,11 @@ class OpenFileLimit:
         testbed.attach(self)
 
     def wrap(self, spec: MachineSpec, folder: Path) -> Wrapping:  # noqa: ARG002
-        """Start QEMU with the limit."""
+        """Start QEMU with the limit of open files."""
         return Wrapping(prefix=self._prefix)
 
     def release(self) -> None:
-        """Nothing to do: the limit does not keep a machine from ending."""
+        """Nothing to do: the limit of open files does not keep a machine from ending."""
 
     def close(self) -> None:
-        """Nothing to do: the limit ends with its process."""
+        """Nothing to do: the limit of open files ends with QEMU's process."""

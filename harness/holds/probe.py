@@ -67,7 +67,7 @@ def why_no_holds() -> str | None:
 
 
 def _try(folder: Path) -> None:
-    """Hold a call and let it continue, then do half of another.
+    """Probe holds: hold a call and let it continue, then do half of another.
 
     :raises HarnessError: with what went wrong. :raises WaitTimeout: when a call does not arrive or continue.
     """
@@ -100,7 +100,7 @@ def _wait(probe: Callable[[], bool], what: str, watch: Watch) -> None:
 
 @contextlib.contextmanager
 def _subject(socket: Path, file: Path, rules: Rules) -> Iterator[subprocess.Popen[bytes]]:
-    """The process that makes the calls, under the filter and its supervisor; ended with the context."""
+    """The process on which holds are probed: under the filter and its supervisor; ended with the context."""
     supervisor = Supervisor(socket, "probe", rules)
     try:
         subject = subprocess.Popen(

@@ -69,7 +69,7 @@ def program(numbers: list[int]) -> bytes:
 
 
 def install(numbers: list[int]) -> int:
-    """Install the filter in this process; it cannot be removed. Returns the listening descriptor.
+    """Install the seccomp filter in this process; it cannot be removed. Returns the listening descriptor.
 
     :raises OSError: when the kernel refuses it.
     """
@@ -91,7 +91,7 @@ def _refused(call: str) -> OSError:
 
 
 def launcher(path: Path) -> tuple[str, ...]:
-    """The arguments to put before a command so that it runs under a filter of :data:`CALLS`.
+    """The arguments to put before a command so that it runs under a seccomp filter of :data:`CALLS`.
 
     :param path: the unix socket to which the listening descriptor is sent.
     """

@@ -39,7 +39,7 @@ def transfer_half(tid: int, name: str, arguments: list[int]) -> int:
 
 @contextmanager
 def opened(path: str, mode: int) -> Iterator[int]:
-    """A file below ``/proc/TID``, open for the duration of the context.
+    """A file below ``/proc/TID`` of a thread in a short transfer, open for the duration of the context.
 
     :raises OSError: when the thread has ended. :raises SetupError: when the file cannot be opened.
     """

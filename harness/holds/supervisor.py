@@ -73,7 +73,7 @@ class Call:
     answer: Callable[[Answer], None] = field(repr=False)
 
     def halve(self) -> Answer:
-        """Do half of the transfer in place of the caller.
+        """Do half of a notified transfer in place of the caller.
 
         :raises HarnessError: when the memory or the file of the caller's process cannot be opened.
         """
@@ -83,7 +83,7 @@ class Call:
             return Answer(error=exc.errno or errno.EIO)
 
     def without_block_size(self) -> Answer:
-        """Do the ``fstatfs`` with a block size of 0 in its result; errors as for :meth:`halve`."""
+        """Do a notified ``fstatfs`` with a block size of 0 in its result; errors as for :meth:`halve`."""
         try:
             return Answer(value=zero_block_size.fstatfs(self.tid, self.arguments))
         except OSError as exc:
@@ -127,7 +127,7 @@ class Rule:
             )
 
     def matches(self, call: Call) -> bool:
-        """Whether this rule applies to ``call``."""
+        """Whether this rule of the supervisor applies to ``call``."""
         below = call.path == str(self.below) or call.path.startswith(f"{self.below}/")
         return below and call.name in self.calls and self.machine in (None, call.machine)
 
@@ -163,12 +163,15 @@ class Rules:
                 raise SetupError(self._failures[0], details="\n".join(self._failures[1:]))
 
     def add(self, rule: Rule) -> None:
-        """Apply ``rule`` from now on."""
+        """Let the supervisor apply ``rule`` from now on."""
         with self._lock:
             self._rules.append(rule)
 
     def lift(self, rule: Rule) -> int:
-        """Stop applying ``rule``, and let the calls that it holds continue; returns their number."""
+        """Stop applying a rule, and let the calls that the supervisor holds for it continue.
+
+        Returns their number.
+        """
         with self._lock:
             if rule in self._rules:
                 self._rules.remove(rule)
@@ -181,12 +184,12 @@ class Rules:
         return len(held)
 
     def clear(self) -> None:
-        """Lift every rule."""
+        """Lift every rule of the supervisor."""
         for rule in tuple(self._rules):
             self.lift(rule)
 
     def wants(self, name: str) -> bool:
-        """Whether a rule may apply to calls of that name."""
+        """Whether a rule of the supervisor may apply to calls of that name."""
         # A copy, because another thread may lift a rule: the one after it would be left out.
         return any(name in rule.calls for rule in tuple(self._rules))
 
@@ -372,7 +375,7 @@ def _is_main_thread(tid: int) -> bool:
 
 
 def _path(tid: int, name: str, arguments: list[int]) -> str:
-    """The file that a call is about, as an absolute path; empty when there is none.
+    """The file that a notified call is about, as an absolute path; empty when there is none.
 
     :raises OSError: when the kernel refuses access to the caller's process.
     """
@@ -404,7 +407,7 @@ def _link(tid: int, descriptor: int) -> str:
 
 
 def _string(tid: int, address: int) -> str:
-    """The NUL-terminated string at an address of the process (``man 5 proc``, ``/proc/PID/mem``)."""
+    """The NUL-terminated string at an address of a notifying process (``man 5 proc``, ``/proc/PID/mem``)."""
     with Path(f"/proc/{tid}/mem").open("rb", buffering=0) as memory:
         memory.seek(address)
         # The next page may not be mapped, so it is read only when the string continues there.

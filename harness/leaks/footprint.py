@@ -84,7 +84,7 @@ def wait_open_fds(machine: Machine, count: int) -> None:
 
 
 def footprint(machine: Machine, pid: int) -> dict[str, Any]:
-    """QOM children, memory regions, migration blockers, private memory.
+    """QEMU's footprint: QOM children, memory regions, migration blockers, private memory.
 
     ``private_kib`` is dirty memory that no other process shares (``man 5 proc``, ``smaps``), without the
     guest's own memory and the code translated for it. Clean private pages are not counted: a page of a file
@@ -101,7 +101,7 @@ def footprint(machine: Machine, pid: int) -> dict[str, Any]:
 
 
 def counts(machine: Machine) -> dict[str, int]:
-    """QOM children, memory regions and migration blockers."""
+    """QEMU's footprint without its memory: QOM children, memory regions and migration blockers."""
     children = [_children(machine, path) for path in _CONTAINERS]
     regions = len(machine.qmp.hmp("info mtree", watch=machine.watch).splitlines())
     blockers = len(blocked_reasons(machine))
@@ -109,7 +109,7 @@ def counts(machine: Machine) -> dict[str, int]:
 
 
 def process(machine: Machine) -> int:
-    """The pid of QEMU itself, also when a script started QEMU and waits for it.
+    """The pid of QEMU, whose footprint is taken, also when a script started QEMU and waits for it.
 
     It is the process that has the thread of a vCPU (QEMU: ``query-cpus-fast``, before 2.12 ``query-cpus``).
     """

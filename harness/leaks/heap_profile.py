@@ -40,7 +40,7 @@ class Live:
 
 
 def library(install: QemuInstall) -> Path:
-    """The library to preload into that QEMU: from its own folders, else one of ``install.profilers``.
+    """The heap library to preload into that QEMU: from its own folders, else one of ``install.profilers``.
 
     Each candidate is tried once a process: QEMU is started with it and has to write a profile.
 
@@ -109,7 +109,7 @@ def _tried(install: QemuInstall, candidate: Path, prefix: Path) -> str | None:
 
 
 def environment(preload: Path, prefix: Path, *, at_exit: bool = False) -> dict[str, str]:
-    """The environment that profiles every allocation, into files ``PREFIX.PID.SEQ.iSEQ.heap``.
+    """The environment in which QEMU's heap is profiled: each allocation, into ``PREFIX.PID.SEQ.iSEQ.heap``.
 
     Free pages return to the kernel within 10 ms, so that private memory means memory in use. Returning them
     at once would take a third of QEMU's time; pages that are never returned are never merged, and memory
@@ -125,7 +125,7 @@ def environment(preload: Path, prefix: Path, *, at_exit: bool = False) -> dict[s
 
 
 def profile(machine: Machine, prefix: Path) -> Path:
-    """Make a QEMU that was started with :func:`environment` write a profile, and return its path.
+    """Make a QEMU that was started with :func:`environment` write a heap profile, and return its path.
 
     First, a ``device_add`` that QEMU refuses frees everything that waits for an RCU grace period (QEMU:
     ``system/qdev-monitor.c``, ``qmp_device_add``, ``drain_call_rcu``). Then one large allocation, the buffer
@@ -151,7 +151,7 @@ def _profiles(prefix: Path) -> list[Path]:
 
 
 def read_profile(path: Path) -> dict[Site, Live]:
-    """Read a profile; addresses become offsets in their ELF files, so that two runs can be compared.
+    """Read a heap profile; addresses become offsets in ELF files, so that two runs can be compared.
 
     :raises SetupError: when the file is no heap profile of jemalloc.
     """

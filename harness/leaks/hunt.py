@@ -73,12 +73,12 @@ class Plan:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """The number of cycles before each heap profile."""
+        """The number of cycles before each heap profile of a hunt."""
         return tuple(self.warm_up + number * self.part for number in range(_PARTS + 1))
 
     @property
     def extended(self) -> tuple[int, ...]:
-        """The same, for a hunt that is extended."""
+        """The number of cycles before each heap profile, for a hunt that is extended."""
         last = self.lengths[-1]
         return (
             *self.lengths,
@@ -119,16 +119,16 @@ class LeakHunt:
         return Wrapping(environment=heap_profile.environment(self._preload, self._prefix(spec.name)))
 
     def release(self) -> None:
-        """Nothing to do: a hunt does not keep a machine from ending."""
+        """Nothing to do: a leak hunt does not keep a machine from ending."""
 
     def close(self) -> None:
-        """Nothing to do: a hunt holds nothing."""
+        """Nothing to do: a leak hunt holds nothing."""
 
     def _prefix(self, name: str) -> Path:
         return self.testbed.artifacts.folder / f"heap-{name}"
 
     def repeat(self, cycle: Callable[[Guest], object], plan: Plan = WITH_GUEST) -> None:
-        """Repeat ``cycle`` in a guest, and record what the checker ``no_leak`` judges."""
+        """Hunt leaks: repeat ``cycle`` in a guest, and record what the checker ``no_leak`` judges."""
 
         def boot(name: str) -> Guest:
             return self.testbed.boot(self.testbed.spec(name=name))
@@ -141,7 +141,7 @@ class LeakHunt:
     def repeat_without_guest(
         self, cycle: Callable[[Machine], object], plan: Plan = WITHOUT_GUEST, *extra: str
     ) -> None:
-        """Repeat ``cycle`` in a machine that is never started (``-S``), so that no guest has to boot.
+        """Hunt leaks in a machine that is never started (``-S``), so that no guest has to boot.
 
         :param extra: further arguments for QEMU.
         """
@@ -158,7 +158,7 @@ class LeakHunt:
         *,
         control: Callable[[RawGuest], object] | None = None,
     ) -> None:
-        """Repeat ``cycle`` with the raw 9P client instead of a guest.
+        """Hunt leaks: repeat ``cycle`` with the raw 9P client instead of a guest.
 
         :param control: the cycle without the device, for a cycle that leaks even then. It is always run, and
             what grows in it is subtracted.
@@ -213,13 +213,13 @@ class LeakHunt:
         self.testbed.history.note("host", "leak:plan", value)
 
     def _is_decided(self, runs: Sequence[_Run[S]], lengths: Sequence[int]) -> bool:
-        """Whether a count other than threads has leaked, so that an extension would add nothing."""
+        """Whether the hunt found that a count other than threads leaks: an extension would add nothing."""
         control = runs[1].hunted if len(runs) > 1 else []
         found = growing_counts(runs[0].hunted, control, lengths)
         return any(not line.startswith("threads") for line, *_ in found)
 
     def _suspects(self, runs: Sequence[_Run[S]]) -> set[Site]:
-        """The sites that have more objects after each part than before it."""
+        """The sites that the hunt suspects: with more objects after each part than before it."""
         profiles = _differences(runs)
         return {
             site
@@ -234,7 +234,7 @@ class LeakHunt:
         idle: Callable[[S], object],
         plan: Plan,
     ) -> dict[Site, float]:
-        """Objects a cycle of the sites that grow in the idle control."""
+        """Objects a cycle of the sites that grow in the hunt's control, which is idle."""
         run = _Run(self, start, machine_of, idle, plan, "idle-")
         run.run_to(_IDLE_LENGTHS)
         run.machine.quit()
@@ -288,7 +288,10 @@ class _Run(Generic[S]):
         self._samples: list[dict[str, object]] = []
 
     def run_to(self, lengths: Sequence[int]) -> None:
-        """Repeat the cycle up to the last of ``lengths``, with a heap profile at each new one of them."""
+        """Repeat the hunt's cycle up to the last of ``lengths``.
+
+        There is a heap profile at each new one of them.
+        """
         for length in lengths:
             if length in self.lengths:
                 continue
@@ -301,11 +304,11 @@ class _Run(Generic[S]):
 
     @property
     def hunted(self) -> list[dict[str, object]]:
-        """The samples that are judged: from the last one of the warm-up on."""
+        """The samples that this hunt has taken and that are judged: from the warm-up's last one on."""
         return self._samples[self._plan.warm_up - 1 :]
 
     def threads_grow(self, lengths: Sequence[int]) -> bool:
-        """Whether in each part a thread was started that did not end."""
+        """Whether in each part of the hunt a thread was started that did not end."""
         return any(line.startswith("threads") for line, *_ in growing_counts(self.hunted, [], lengths))
 
     def _sample(self, *, last: bool) -> None:
@@ -323,19 +326,19 @@ class _Run(Generic[S]):
 
 
 def _objects_a_cycle(profiles: Sequence[Profile], lengths: Sequence[int], site: Site) -> float:
-    """How many objects a site gained per cycle in the last part."""
+    """How many objects a site gained per cycle in the last part of the hunt."""
     before, last = (profile.get(site, _NOTHING).objects for profile in profiles[-2:])
     return (last - before) / (lengths[-1] - lengths[-2])
 
 
 def _sections(machine: Machine) -> dict[str, object]:
-    """The number of vmstate sections, if this machine can be asked for it."""
+    """The number of vmstate sections for a sample of the hunt, if this machine can be asked for it."""
     count = vmstate.vmstate_sections(machine)
     return {} if count is None else {"vmstate_sections": count}
 
 
 def _differences(runs: Sequence[_Run[S]]) -> list[Profile]:
-    """The profiles of the hunt, minus those of its control if there is one."""
+    """The heap profiles of the hunt, minus those of its control if there is one."""
     if len(runs) == 1:
         return runs[0].profiles
     hunted, control = runs
@@ -343,7 +346,7 @@ def _differences(runs: Sequence[_Run[S]]) -> list[Profile]:
 
 
 def _minus(profile: Profile, base: Profile) -> Profile:
-    """``profile`` minus ``base``, site by site; negative where ``base`` has more."""
+    """A heap profile minus that of the hunt's control, site by site; negative where ``base`` has more."""
 
     def difference(live: Live, other: Live) -> Live:
         return Live(live.objects - other.objects, live.bytes - other.bytes)

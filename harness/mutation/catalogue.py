@@ -60,7 +60,7 @@ class Catalogue:
         return recipes.names(self._folder)
 
     def load(self, name: str) -> Fault:
-        """Read a fault.
+        """Read a fault of the catalogue.
 
         :raises UsageError: with file and line, when there is none of that name, or its file is not valid.
         """

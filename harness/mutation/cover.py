@@ -80,7 +80,7 @@ class Unmeasured:
 
 
 def unmeasured(table: Detection, every: Collection[str], keys: Mapping[str, str]) -> Unmeasured:
-    """Return what is not in the table.
+    """What the default set needs and the table does not have.
 
     :param every: all scenarios. One that was skipped counts as not measured.
     :param keys: :attr:`harness.mutation.catalogue.Fault.key` by the name of each fault of the catalogue.
@@ -92,12 +92,12 @@ def unmeasured(table: Detection, every: Collection[str], keys: Mapping[str, str]
 
 
 def targets(table: Detection) -> set[Target]:
-    """Every fault in the table, with the QEMU that has it."""
+    """What the default set has to catch: every fault in the table, with the QEMU that has it."""
     return {(qemu, fault) for qemu, known in table.qemus.items() for fault in known.faults}
 
 
 def catches(table: Detection, among: Collection[str]) -> dict[str, set[Target]]:
-    """The faults that each of these scenarios catches."""
+    """The faults that each scenario catches, for the cover."""
     found: dict[str, set[Target]] = {name: set() for name in among}
     for qemu, known in table.qemus.items():
         for fault in known.faults:
@@ -107,7 +107,10 @@ def catches(table: Detection, among: Collection[str]) -> dict[str, set[Target]]:
 
 
 def seconds_of(table: Detection) -> dict[str, float]:
-    """The seconds of each scenario on a QEMU without a fault. Of several QEMUs, the slowest counts."""
+    """What each scenario costs in a cover: its seconds on a QEMU without a fault.
+
+    Of several QEMUs, the slowest counts.
+    """
     costs: dict[str, float] = {}
     for known in table.qemus.values():
         for name, seconds in known.scenarios.items():
@@ -116,7 +119,7 @@ def seconds_of(table: Detection) -> dict[str, float]:
 
 
 def predicted_s(table: Detection, scenarios: Collection[str]) -> float:
-    """The seconds of a run of these scenarios, as many at once as in the fault-free runs of the table."""
+    """The seconds that a default set will take, as many scenarios at once as in the fault-free runs."""
     costs = seconds_of(table)
     at_once = min((known.at_once for known in table.qemus.values()), default=1.0)
     return sum(costs.get(name, 0.0) for name in scenarios) / at_once

@@ -63,7 +63,7 @@ class Explored:
 
 
 def sample(names: Sequence[str]) -> tuple[str, ...]:
-    """About :data:`SAMPLE` faults, at equal distances by name."""
+    """About :data:`SAMPLE` faults to explore, at equal distances by name."""
     every = max(1, round(len(names) / SAMPLE))
     return tuple(sorted(names)[::every])
 

@@ -33,7 +33,7 @@ class Figures:
 
 
 def by_default(table: Detection, default: Collection[str], qemu: str, fault: str) -> bool | None:
-    """Whether a default run catches a fault; ``None`` when the table does not say.
+    """Whether a default run catches a fault, for the figures; ``None`` when the table does not say.
 
     The table says it when a scenario of the default run failed, or when all its scenarios that run on that
     QEMU were measured with the fault.

@@ -29,7 +29,7 @@ _NEVER = float("inf")
 
 
 def units(fault: Fault, scope: str, files: Iterable[str]) -> tuple[str, ...]:
-    """The files (``file.py``) and tests (``file.py::test``) of a scope.
+    """What is measured: the files (``file.py``) and tests (``file.py::test``) of a scope.
 
     A test stands for all its parameters and machine types.
 
@@ -61,11 +61,11 @@ class Measurement:
 
     @property
     def known(self) -> OnQemu:
-        """The table's entry of that QEMU."""
+        """The table's entry of the QEMU that is measured."""
         return self.data.on(self.flavour)
 
     def measure(self, faults: Mapping[str, Fault], scope: str) -> Iterator[Finding]:
-        """Measure the QEMU without a fault, then each fault, and yield each finding.
+        """Measure the QEMU without a fault, then each fault, and yield each finding; this fills the table.
 
         :raises SetupError: when the run without a fault gives no result; at the end, when the run of a fault
             gave none, or the host failed in it.
@@ -89,7 +89,10 @@ class Measurement:
             raise SetupError(f"no result, so nothing in the table, for: {', '.join(failed)}")
 
     def _control(self, run: RunFolder) -> None:
-        """Run all scenarios without a fault, in any scope: the default set depends on the time of each."""
+        """Measure all scenarios without a fault, in any scope.
+
+        The default set depends on the time of each.
+        """
         missing = self._missing(sorted(self.hashes), self.known.of)
         if not missing:
             return
@@ -126,14 +129,14 @@ class Measurement:
         return found
 
     def _finding(self, name: str, fault: Fault, measured: Measured) -> Finding:
-        """The finding of a fault, from the table."""
+        """The finding of a fault that was measured, from the table."""
         caught = sorted(self.known.catches(name))
         failures = [failure(one, f"failed after {measured.failed[one]} s") for one in caught]
         ran = sum(table.is_of(scenario, measured.of) for scenario in self.known.scenarios)
         return Finding(name, fault.guarantee, self.flavour, ran, tuple(failures), bool(fault.takes_back))
 
     def _without_a_fault(self) -> Finding:
-        """The finding of the run without a fault, from the table."""
+        """The finding of the measurement without a fault, from the table."""
         failures = [failure(name, why) for name, why in sorted(self.known.false_positives.items())]
         ran = len(self.known.scenarios) + len(failures)
         return Finding("", "", self.flavour, ran, tuple(failures))
@@ -174,7 +177,7 @@ def _seconds(judged: Mapping[str, Result]) -> float:
 
 
 def _judged(run: Run) -> dict[str, Result]:
-    """The results that are not skips, by the scenario's name."""
+    """The results of a measurement that are not skips, by the scenario's name."""
     found = {runner.short(one.scenario or one.test): one for one in run.results}
     return {name: one for name, one in found.items() if one.outcome is not Outcome.SKIPPED}
 

@@ -67,7 +67,7 @@ class Qtests:
 
     @classmethod
     def of(cls, folder: Path, install: QemuInstall, report: Report) -> Qtests:
-        """Run every case against ``install``, which has no fault.
+        """Run every case of QEMU's own tests against ``install``, which has no fault.
 
         :param folder: has the test programs.
         :raises SetupError: when a program does not list its cases.
@@ -85,7 +85,7 @@ class Qtests:
         return made
 
     def run(self, install: QemuInstall) -> QtestResult:
-        """Run the cases against ``install``, which has a fault, until one fails."""
+        """Run the cases of QEMU's own tests against ``install``, which has a fault, until one fails."""
         if not any(self.cases.values()):
             return QtestResult(NOT_RUN, why="no case passes on the QEMU without a fault")
         try:
@@ -123,7 +123,7 @@ class _Session:
         self._run.close()
 
     def cases(self, program: str) -> list[str]:
-        """The paths of a program's cases, slow ones included.
+        """The paths of the cases of a test program of QEMU's, slow ones included.
 
         :raises SetupError: when the program does not list them.
         """
@@ -154,7 +154,7 @@ class _Session:
         return (None if status == 0 else _reason(status, out, err)), out
 
     def _start(self, program: str, *options: str) -> tuple[int, str, str]:
-        """Run a test program with the loader and the libraries with which QEMU is run."""
+        """Run a test program of QEMU's with the loader and the libraries with which QEMU is run."""
         loader = self._install.command[:-1]
         environment = {
             **self._run.environment(),
@@ -184,7 +184,10 @@ class _Session:
 
 
 def _reason(status: int, out: str, err: str) -> str:
-    """One line: the failed assertion, libqtest's message that QEMU died, or the last line of output."""
+    """Why a case of QEMU's own tests failed: the assertion, libqtest's message, or the last line of output.
+
+    libqtest says that QEMU died.
+    """
     for line in out.splitlines():
         if line.startswith("not ok") and " - " in line:
             return line.partition(" - ")[2]

@@ -68,11 +68,11 @@ def short(scenario: str) -> str:
 
 
 def paths(scenarios: Iterable[str]) -> list[str]:
-    """pytest's arguments for files (``file.py``) and tests (``file.py::test``)."""
+    """pytest's arguments to run files (``file.py``) and tests (``file.py::test``) of the scenarios."""
     folder = scenarios_folder()
     return [str(folder / scenario) for scenario in scenarios]
 
 
 def files() -> list[Path]:
-    """The files of the scenarios."""
+    """The files of the scenarios that pytest runs."""
     return sorted(scenarios_folder().glob("test_*.py"))

@@ -65,12 +65,12 @@ class OnQemu(_Data):
     faults: dict[str, Measured] = {}
 
     def catches(self, fault: str) -> set[str]:
-        """The scenarios that catch a fault; none for a fault that was not measured."""
+        """The scenarios that catch a fault, by the table; none for a fault that was not measured."""
         measured = self.faults.get(fault)
         return set(measured.failed) - set(self.false_positives) if measured else set()
 
     def has_all(self, scenarios: Iterable[str], fault: str) -> bool:
-        """Whether each of these was measured with the fault, or is skipped on that QEMU."""
+        """Whether the table has each of these with the fault, or it is skipped on that QEMU."""
         of = self.faults[fault].of if fault in self.faults else {}
         ran = {*self.scenarios, *self.false_positives}
         skipped = [name for name in scenarios if is_of(name, self.of) and name not in ran]
@@ -86,7 +86,7 @@ class Detection(_Data):
     qemus: dict[str, OnQemu] = {}
 
     def on(self, qemu: str) -> OnQemu:
-        """The entry of that QEMU. An empty one is added where there is none."""
+        """The table's entry of that QEMU. An empty one is added where there is none."""
         return self.qemus.setdefault(qemu, OnQemu())
 
 
@@ -96,7 +96,7 @@ def default_path() -> Path:
 
 
 def read(path: Path, *, missing_is_empty: bool = False) -> Detection:
-    """Read a table.
+    """Read a table of detection.
 
     :param missing_is_empty: return an empty table where there is no file.
     :raises UsageError: when there is no file, or it is not a table.
@@ -121,7 +121,7 @@ def _first(exc: ValidationError | UnicodeDecodeError) -> str:
 
 
 def write(table: Detection, path: Path) -> None:
-    """Write a table, sorted and one line an entry, so that ``diff`` shows what changed.
+    """Write a table of detection, sorted and one line an entry, so that ``diff`` shows what changed.
 
     The file is replaced atomically.
 
@@ -136,12 +136,12 @@ def write(table: Detection, path: Path) -> None:
 
 
 def text(table: Detection) -> str:
-    """The text that :func:`write` writes."""
+    """The text of a table that :func:`write` writes."""
     return json.dumps(table.model_dump(), indent=1, sort_keys=True) + "\n"
 
 
 def covers(measured: Mapping[str, str], unit: str, now: str) -> bool:
-    """Whether a unit was measured when its file had the hash ``now``.
+    """Whether the table has a unit that was measured when its file had the hash ``now``.
 
     :param measured: the hashes by measured unit. A test is measured when its file was.
     """
@@ -149,12 +149,12 @@ def covers(measured: Mapping[str, str], unit: str, now: str) -> bool:
 
 
 def is_of(scenario: str, units: Collection[str]) -> bool:
-    """Whether a scenario belongs to one of these units."""
+    """Whether a scenario of the table belongs to one of these units."""
     return scenario.partition("[")[0] in units or scenario.partition("::")[0] in units
 
 
 def replace(kept: Mapping[str, T], units: Collection[str], found: Mapping[str, T]) -> dict[str, T]:
-    """Replace in ``kept`` every entry of these units by those in ``found``."""
+    """Replace in ``kept`` of the table every entry of these units by those in ``found``."""
     return {name: value for name, value in kept.items() if not is_of(name, units)} | dict(found)
 
 
@@ -177,11 +177,11 @@ def fingerprint(source: str) -> str:
 
 
 def _is_ignored(decorator: ast.expr) -> bool:
-    """Whether a decorator is ``pytest.mark.NAME``, or a call of it, with one of the ignored names."""
+    """Whether the hash of a file of scenarios ignores a decorator: ``pytest.mark.NAME``, or a call of it."""
     mark = decorator.func if isinstance(decorator, ast.Call) else decorator
     return isinstance(mark, ast.Attribute) and mark.attr in _IGNORED_MARKS
 
 
 def fingerprints(files: Iterable[Path]) -> dict[str, str]:
-    """The hash of each file, by its name."""
+    """The hash of each file of scenarios, by its name, as the table has it."""
     return {path.name: fingerprint(path.read_text()) for path in files}

@@ -66,12 +66,12 @@ class Finding:
 
     @property
     def name(self) -> str:
-        """Its name in a printed table."""
+        """The name of a fault or a control in a printed table."""
         return self.fault or f"(none, {self.qemu})"
 
     @property
     def verdict(self) -> str:
-        """One of the verdicts above."""
+        """The verdict on a fault or a control: one of those above."""
         if not self.ran:
             return NO_RESULT
         if not self.fault:
@@ -94,7 +94,7 @@ class Finding:
 
     @property
     def guarantees(self) -> tuple[str, ...]:
-        """The guarantees whose scenarios failed."""
+        """The guarantees whose scenarios failed with a fault."""
         return tuple(dict.fromkeys(BY_FILE[failure.file] for failure in self.failures))
 
 
@@ -118,7 +118,7 @@ def judge(fault: str, guarantee: str, qemu: str, run: Run, *, real: bool = False
 
 
 def failure(scenario: str, why: str) -> Failure:
-    """Make the :class:`Failure` of a scenario (``file.py::test[parameters]``)."""
+    """Make the :class:`Failure` of a scenario (``file.py::test[parameters]``) that found a fault."""
     file, _, test = scenario.partition("::")
     return Failure(file, test, why or "no reason given")
 

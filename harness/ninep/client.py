@@ -487,17 +487,17 @@ class RawDriver:
             self._written[head] = written
 
     def expect_none_in_flight(self) -> None:
-        """:raises Violation: when a request was not answered, or was answered twice."""
+        """:raises Violation: when a request of this client was not answered, or was answered twice."""
         self._collect()
         if self._in_flight:
             raise Violation(f"{self.share.id}: {len(self._in_flight)} requests were not answered")
 
     def call(self, kind: int, body: bytes = b"") -> bytes:
-        """Send a request and wait for its answer."""
+        """Send a 9P request and wait for its answer."""
         return self.wait_answer(self.send(kind, body))
 
     def version(self, protocol: str = p9.VERSION) -> None:
-        """Tversion: begins a session, and ends the previous one."""
+        """Send Tversion, which begins a session, and ends the previous one."""
         self.call(T.VERSION, p9.version(MSIZE, protocol))
         self.protocol = protocol
         self.fids.clear()
@@ -549,12 +549,12 @@ class RawDriver:
             self.clunk(fid)
 
     def flush(self, old_tag: int, *, tag: int | None = None) -> None:
-        """Tflush of the request with ``old_tag``."""
+        """Send Tflush of the request with ``old_tag``, and wait for its answer."""
         self.wait_answer(self.send(T.FLUSH, p9.flush(old_tag), tag=tag))
 
 
 def make_files(folder: Path, count: int) -> list[str]:
-    """Create ``count`` small files on the host; returns their names."""
+    """Create ``count`` small files on the host for a client's export; returns their names."""
     names = [f"file{number}" for number in range(count)]
     for name in names:
         (folder / name).write_text(name)

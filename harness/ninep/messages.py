@@ -78,12 +78,12 @@ def version(msize: int, protocol: str = VERSION) -> bytes:
 
 
 def auth(afid: int) -> bytes:
-    """Tauth, by root, for the whole export."""
+    """The body of Tauth, by root, for the whole export."""
     return struct.pack("<I", afid) + _string("root") + _string("") + struct.pack("<I", 0)
 
 
 def attach(fid: int, afid: int = NOFID) -> bytes:
-    """Tattach, by root, to the whole export."""
+    """The body of Tattach, by root, to the whole export."""
     return struct.pack("<II", fid, afid) + _string("root") + _string("") + struct.pack("<I", 0)
 
 
@@ -93,7 +93,7 @@ def walk(fid: int, new: int, *names: str) -> bytes:
 
 
 def fid(fid: int) -> bytes:
-    """A request that has only a fid: Tclunk, Tremove, Tstat, Tstatfs, Treadlink."""
+    """The body of a request that has only a fid: Tclunk, Tremove, Tstat, Tstatfs, Treadlink."""
     return struct.pack("<I", fid)
 
 
@@ -103,7 +103,7 @@ def flush(old_tag: int) -> bytes:
 
 
 def open_(fid: int, flags: int = os.O_RDONLY) -> bytes:
-    """Tlopen; ``flags`` are Linux's on x86 (QEMU: ``hw/9pfs/9p.h``, ``P9_DOTL_*``)."""
+    """The body of Tlopen; ``flags`` are Linux's on x86 (QEMU: ``hw/9pfs/9p.h``, ``P9_DOTL_*``)."""
     return struct.pack("<II", fid, flags)
 
 
@@ -113,12 +113,15 @@ def unix_open(fid: int, mode: int) -> bytes:
 
 
 def create(fid: int, name: str, flags: int = os.O_RDWR) -> bytes:
-    """Tlcreate: ``fid``, a directory, becomes the new file."""
+    """The body of Tlcreate: ``fid``, a directory, becomes the new file."""
     return fid_and_name(fid, name) + struct.pack("<III", flags, 0o644, 0)
 
 
 def unix_create(fid: int, name: str, perm: int = 0o644, mode: int = ORDWR, extension: str = "") -> bytes:
-    """Tcreate of 9P2000.u; ``perm`` has the file type, ``extension`` its data, such as a link's target."""
+    """The body of Tcreate of 9P2000.u.
+
+    ``perm`` has the file type, ``extension`` its data, such as a link's target.
+    """
     return fid_and_name(fid, name) + struct.pack("<IB", perm, mode) + _string(extension)
 
 
@@ -133,7 +136,7 @@ def write(fid: int, offset: int, data: bytes) -> bytes:
 
 
 def fsync(fid: int) -> bytes:
-    """Tfsync of data and metadata."""
+    """The body of Tfsync of data and metadata."""
     return struct.pack("<II", fid, 0)
 
 
@@ -155,7 +158,7 @@ def truncate(fid: int, size: int) -> bytes:
 def set_fields(
     fid: int, valid: int, *, mode: int = 0, uid: int = 0, gid: int = 0, size: int = 0, time_s: int = 0
 ) -> bytes:
-    """Tsetattr of the fields that ``valid`` names; both times are ``time_s``."""
+    """The body of Tsetattr of the fields that ``valid`` names; both times are ``time_s``."""
     return struct.pack("<IIIIIQQQQQ", fid, valid, mode, uid, gid, size, time_s, 0, time_s, 0)
 
 
@@ -169,7 +172,10 @@ def wstat(
     uid: int = -1,
     extension: str = "",
 ) -> bytes:
-    """Twstat of 9P2000.u; omitted fields stay unchanged, and a Twstat without any field means a sync."""
+    """The body of Twstat of 9P2000.u; omitted fields stay unchanged.
+
+    A Twstat without any field means a sync.
+    """
     stat = b"\xff" * 19 + struct.pack("<Iiiq", mode & 0xFFFFFFFF, atime_s, -1, length)
     stat += _string(name) + _string("") * 3 + _string(extension) + struct.pack("<iii", uid, -1, -1)
     return struct.pack("<IHH", fid, len(stat) + 2, len(stat)) + stat
@@ -181,12 +187,12 @@ def xattrwalk(fid: int, new: int, name: str) -> bytes:
 
 
 def xattrcreate(fid: int, name: str, size: int, flags: int = 0) -> bytes:
-    """Txattrcreate: Twrite on ``fid`` then takes ``size`` bytes, and Tclunk sets the attribute."""
+    """The body of Txattrcreate: Twrite on ``fid`` then takes ``size`` bytes, and Tclunk sets it."""
     return fid_and_name(fid, name) + struct.pack("<QI", size, flags)
 
 
 def lock(fid: int, flags: int = 0) -> bytes:
-    """Tlock: a read lock on the whole file, by default non-blocking."""
+    """The body of Tlock: a read lock on the whole file, by default non-blocking."""
     return struct.pack("<IBIQQI", fid, _READ_LOCK, flags, *_WHOLE_FILE, 1) + _string("guest")
 
 
@@ -206,7 +212,10 @@ def symlink(folder: int, name: str, target: str) -> bytes:
 
 
 def mknod(folder: int, name: str) -> bytes:
-    """Tmknod of a regular file: QEMUs with R35 refuse other types (``images/known-bugs.toml``)."""
+    """The body of Tmknod of a regular file.
+
+    QEMUs with R35 refuse other types (``images/known-bugs.toml``).
+    """
     return fid_and_name(folder, name) + struct.pack("<IIII", 0o100644, 0, 0, 0)
 
 
@@ -221,7 +230,7 @@ def rename(fid: int, folder: int, name: str) -> bytes:
 
 
 def renameat(folder: int, old: str, new: str, new_folder: int | None = None) -> bytes:
-    """Trenameat; within ``folder`` unless ``new_folder`` is given."""
+    """The body of Trenameat; within ``folder`` unless ``new_folder`` is given."""
     return fid_and_name(folder, old) + fid_and_name(folder if new_folder is None else new_folder, new)
 
 

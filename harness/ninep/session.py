@@ -73,7 +73,7 @@ def reset_and_attach(raw_guest: RawGuest, share: Share) -> RawDriver:
 
 
 def expect_serving(driver: RawDriver) -> None:
-    """Read the file that :func:`plug_and_attach` wrote.
+    """Read the file that :func:`plug_and_attach` wrote: the session works.
 
     :raises Violation: when it has other content.
     """
@@ -101,12 +101,12 @@ def error_context(what: str, machine: Machine | None = None) -> Iterator[None]:
 
 
 def outcome(driver: RawDriver, kind: int, body: bytes) -> str:
-    """Send a message and wait for its outcome, as :func:`wait_outcome` does."""
+    """Send a message in a session and wait for its outcome, as :func:`wait_outcome` does."""
     return wait_outcome(driver, driver.send(kind, body))
 
 
 def wait_outcome(driver: RawDriver, request: Request) -> str:
-    """The name of the errno in the answer, or :data:`ANSWERED` where there is none.
+    """The name of the errno in a message's answer, or :data:`ANSWERED` where there is none.
 
     :raises Violation: when the answer is longer than the session's msize, or its errno is unknown.
     """
@@ -145,7 +145,10 @@ def wait_answered_or_broken(machine: Machine, driver: RawDriver, answered: int, 
 
 
 def reset_export(share: Share) -> None:
-    """Empty the export on the host, and make ``file``, ``folder`` and ``link``, a symlink to ``file``."""
+    """Empty the session's export on the host, and make ``file``, ``folder`` and ``link`` to ``file``.
+
+    ``link`` is a symbolic link.
+    """
     for path in share.path.iterdir():
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     (share.path / "file").write_bytes(CONTENT)

@@ -42,12 +42,12 @@ _ACTIVE = pytest.StashKey[bool]()
 
 
 def is_active(config: pytest.Config) -> bool:
-    """Whether the second part is loaded."""
+    """Whether the second part of the plugin is loaded."""
     return config.stash.get(_ACTIVE, False)
 
 
 def activate(config: pytest.Config) -> None:
-    """Load the second part; once."""
+    """Load the second part of the plugin; once."""
     if not is_active(config):
         config.stash[_ACTIVE] = True
         for name in _SECOND_PART:
@@ -74,7 +74,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Load it at once where it is known already that guests are wanted."""
+    """Load the plugin's second part at once where it is known already that guests are wanted."""
     if _wants_guests_at_start(config):
         activate(config)
 
@@ -85,14 +85,14 @@ def _wants_guests_at_start(config: pytest.Config) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Load it for the first test that asks for a guest."""
+    """Load the plugin's second part for the first test that asks for a guest."""
     if asks_for_guest(metafunc.fixturenames) and wants_guests(metafunc.config):
         activate(metafunc.config)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
-    """Load it, and provision, before the workers are given their tests."""
+    """Load the second part, and provision, before the workers are given their tests."""
     config: pytest.Config = node.config
     if not is_active(config) and any(_DEFAULT_CELL in test.partition("[")[2] for test in ids):
         activate(config)

@@ -23,7 +23,7 @@ _FIRST = (BACKTRACE, SANITIZER, HISTORY)
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Name the files of the test's folder in its last report; those of passed tests are gone by then."""
+    """Attach the files of the test's folder to its last report; those of passed tests are gone by then."""
     report = yield
     artifacts = item.stash.get(FOLDER, None)
     wanted = report.when == "teardown" and item.config.getoption("xmlpath", None)
@@ -34,7 +34,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def attachments(folder: Path, start: Path) -> list[str]:
-    """A line for each file in ``folder`` that is not empty.
+    """A line for each file in ``folder`` that is not empty: ``[[ATTACHMENT|path]]``.
 
     A path below ``start`` is relative to it: GitLab wants paths in the project's folder, Jenkins takes them
     as paths in the workspace, Azure DevOps as relative to the XML file. Any other path is absolute.

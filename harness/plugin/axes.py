@@ -12,7 +12,7 @@ from harness.plugin.options import option
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrise a test that asks for a guest."""
+    """Cross the axes with a test that asks for a guest: parametrise it."""
     if asks_for_guest(metafunc.fixturenames):
         _cross(metafunc)
 
@@ -88,7 +88,7 @@ def _boots_no_guest(metafunc: pytest.Metafunc) -> bool:
 
 
 def _first_of_each(machines: list[str]) -> list[str]:
-    """The first machine type of each architecture."""
+    """The axis of machine types by default: the first machine type of each architecture."""
     from harness.qemu.machine_types import MACHINE_TYPES
 
     first = {MACHINE_TYPES[name].architecture.name: name for name in reversed(machines)}
@@ -96,7 +96,10 @@ def _first_of_each(machines: list[str]) -> list[str]:
 
 
 def _distinct(machines: list[str]) -> list[str]:
-    """The first of those that differ only in how they hotplug: QEMU has one machine type for them."""
+    """The first of the machine types that differ only in how they hotplug.
+
+    QEMU has one machine type for them.
+    """
     from harness.qemu.machine_types import MACHINE_TYPES
 
     kinds = {MACHINE_TYPES[name].qemu: name for name in reversed(machines)}
@@ -104,7 +107,10 @@ def _distinct(machines: list[str]) -> list[str]:
 
 
 def _pair(metafunc: pytest.Metafunc, axes: dict[str, tuple[str, ...]]) -> None:
-    """Two QEMUs at once: every ordered pair of them (``peer``), or each with all the others (``peers``)."""
+    """The axis of two QEMUs at once.
+
+    Every ordered pair of them (``peer``), or each with all the others (``peers``).
+    """
     qemus = axes["qemu_name"]
     others = {name: tuple(other for other in qemus if other != name) for name in qemus}
     if "peer_name" in metafunc.fixturenames:

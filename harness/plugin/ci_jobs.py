@@ -47,7 +47,7 @@ SYSTEMS = (
 
 
 def part(environment: Mapping[str, str], count: int | None = None) -> tuple[int, int]:
-    """The part of this job, from 1, and the number of parts.
+    """The part of this CI job, from 1, and the number of parts.
 
     :param count: the number of parts, where the user gave it.
     :raises pytest.UsageError: when no system, or more than one, has set its variables, or they do not fit.

@@ -30,7 +30,7 @@ _CONFIRMED = pytest.StashKey["_Confirmed"]()
 
 
 def times(config: pytest.Config) -> int:
-    """How often a failed test is run again.
+    """How often a failed test is run again (``--confirm``).
 
     :raises pytest.UsageError: when what was given is no number.
     """
@@ -56,13 +56,13 @@ class _Confirmed:
         self.left_out = 0
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note a failure."""
+        """Note a failed test that is to be confirmed."""
         if outcome_of(report)[0] in (Outcome.FAILED, Outcome.FIXED):
             self.failed[report.nodeid] = None
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Watch for failures."""
+    """Watch for failures that are to be confirmed."""
     if times(config) and not config.getoption("collectonly"):
         config.stash[_CONFIRMED] = _Confirmed()
         config.pluginmanager.register(config.stash[_CONFIRMED])
@@ -70,7 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    """Run what failed again, when everything else has run."""
+    """Run again what failed (``--confirm``), when everything else has run."""
     try:
         ended = yield
     except session.Failed:  # With -x or --maxfail.
@@ -102,7 +102,7 @@ def _say(config: pytest.Config, line: str) -> None:
 
 
 def _run(item: pytest.Item, number: int) -> Again:
-    """Run a test once more."""
+    """Run a failed test once more."""
     fresh = _collected_again(item)
     reports: list[pytest.TestReport] = []
     fresh.stash[AGAIN], fresh.stash[_REPORTS] = number, reports
@@ -112,7 +112,7 @@ def _run(item: pytest.Item, number: int) -> Again:
 
 
 def _collected_again(item: pytest.Item) -> pytest.Item:
-    """The same test as a new object, because pytest runs each only once."""
+    """The failed test as a new object, to run it again: pytest runs each only once."""
     assert isinstance(item.parent, pytest.Collector)
     fresh = next(
         found
@@ -151,7 +151,7 @@ def _phase(
 
 
 def _folded(reports: Iterable[pytest.TestReport]) -> Again:
-    """One result from the phases of a run."""
+    """One result from the phases of a test that was run again."""
     facts: dict[str, Any] = {}
     outcomes, seconds = [], 0.0
     for report in reports:
@@ -169,7 +169,7 @@ def _folded(reports: Iterable[pytest.TestReport]) -> Again:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Hand the further runs to what collects the results; from a worker, send them."""
+    """Hand the runs of failed tests again to what collects the results; from a worker, send them."""
     config = session.config
     confirmed = config.stash.get(_CONFIRMED, None)
     if confirmed is None:
@@ -188,7 +188,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Receive them from a worker."""
+    """Receive the runs of failed tests again from a worker."""
     sent = getattr(node, "workeroutput", {}).get(_WORKER_KEY)
     confirmed = node.config.stash.get(_CONFIRMED, None)
     if sent is not None and confirmed is not None:

@@ -77,7 +77,7 @@ class Counted:
 
 
 def _alike(why: str) -> str:
-    """A reason without folders and seconds, which differ from guest to guest."""
+    """A fallback's reason without folders and seconds, which differ from guest to guest."""
     return re.sub(r"\b\d+\.\d+ s\b", "… s", re.sub(r"(?<!\S)/\S*/", "…/", why))
 
 
@@ -96,7 +96,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Count in the process that the user started."""
+    """Count fallbacks in the process that the user started."""
     if is_worker(config) or config.getoption("collectonly"):
         return
     config.stash[_COUNTED] = Counted()

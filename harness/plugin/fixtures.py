@@ -40,7 +40,7 @@ AGAIN: pytest.StashKey[int] = pytest.StashKey()
 
 @pytest.fixture(scope="session")
 def run_folder() -> Iterator[RunFolder]:
-    """This process's run folder, with sockets, disks and shares. It is always removed afterwards."""
+    """The run folder of this process, with sockets, disks and shares. It is always removed afterwards."""
     from harness.reaper import RunFolder
 
     folder = RunFolder()
@@ -50,7 +50,7 @@ def run_folder() -> Iterator[RunFolder]:
 
 @pytest.fixture(scope="session")
 def artifacts_root(request: pytest.FixtureRequest) -> Path:
-    """The folder that has an artefact folder for each test of this run."""
+    """The folder of this run that has an artefact folder for each test."""
     return request.config.stash[ROOT]
 
 
@@ -63,7 +63,7 @@ def cell(request: pytest.FixtureRequest, qemu_name: str, kernel_name: str, machi
 
 
 def _require_unplug(node: pytest.Item, cell: Cell) -> None:
-    """:raises Unsupported: when the test's mark ``unplug`` asks for another machine type."""
+    """For a fixture. :raises Unsupported: when the test's mark ``unplug`` asks for another machine type."""
     from harness.qemu.machine_types.machine_type import UnplugKind
 
     mark = node.get_closest_marker("unplug")
@@ -96,7 +96,7 @@ def testbed(
 
 
 def artifacts_of(test: pytest.Item, root: Path) -> Artifacts:
-    """An empty folder for a test below ``root``; a further run of it has another one."""
+    """The fixture's empty artefact folder for a test below ``root``; a further run of it has another one."""
     from harness.artifacts import Artifacts, slug
 
     again = test.stash.get(AGAIN, 0)
@@ -167,7 +167,7 @@ def guest(request: pytest.FixtureRequest, testbed: Testbed) -> Guest:
 
 
 def _first(request: pytest.FixtureRequest, *names: str) -> None:
-    """Make what the machine is started with before it, in whatever order the test names its fixtures."""
+    """For a fixture: make what the machine is started with, in whatever order the test names them."""
     for name in names:
         if name in request.fixturenames:
             request.getfixturevalue(name)

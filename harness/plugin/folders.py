@@ -20,14 +20,14 @@ _WORKER_KEY = "harness_artifacts_root"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose the folder. It is made when a test needs it."""
+    """Choose the folder of the run's artefacts. It is made when a test needs it."""
     worker = getattr(config, "workerinput", None)
     config.stash[ROOT] = Path(worker[_WORKER_KEY]) if worker else _chosen(config)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Send a worker of pytest-xdist the folder of this run."""
+    """Send a worker of pytest-xdist the folder of this run's artefacts."""
     node.workerinput[_WORKER_KEY] = str(node.config.stash[ROOT])
 
 
@@ -50,7 +50,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Remove the folder if it is empty; point ``latest`` at it otherwise."""
+    """Remove the folder of the run's artefacts if it is empty; point ``latest`` at it otherwise."""
     descriptor = config.stash.get(_LOCK, None)
     if descriptor is not None:
         os.close(descriptor)

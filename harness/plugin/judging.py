@@ -75,7 +75,10 @@ def _conclude(item: pytest.Item, failure: BaseException | None) -> None:
 
 
 def _close(testbed: Testbed, failure: BaseException | None) -> Exception | None:
-    """End the machines. What an object of the user's raises when it is closed never hides ``failure``."""
+    """End the machines of a test before it is judged.
+
+    What an object of the user's raises when it is closed never hides ``failure``.
+    """
     if failure is not None:
         testbed.history.note("host", "test:failed", {"error": str(failure).splitlines()[:1]})
     try:
@@ -89,7 +92,7 @@ def _close(testbed: Testbed, failure: BaseException | None) -> Exception | None:
 
 
 def _raise_worse(item: pytest.Item, testbed: Testbed, failure: BaseException | None) -> None:
-    """Judge, and raise what is a cause of ``failure``, or worse than it."""
+    """Judge the record of a test, and raise what is a cause of ``failure``, or worse than it."""
     judgements = _judge(testbed, failure)
     item.stash[JUDGEMENTS] = judgements
     bad = [found for found in judgements if found.verdict is not Verdict.VALID]
@@ -110,7 +113,7 @@ def _raise_worse(item: pytest.Item, testbed: Testbed, failure: BaseException | N
 
 
 def _as_no_success(exit_: Any, found: HarnessError) -> BaseException:
-    """``pytest.exit`` still ends the run, but not with the status of a success."""
+    """When a test is judged: ``pytest.exit`` still ends the run, but not with the status of a success."""
     code = exit_.returncode or pytest.ExitCode.TESTS_FAILED
     return pytest.exit.Exception(f"{exit_.msg}; {found.message}", returncode=code)
 
@@ -132,7 +135,7 @@ def _counts_in_a_skip(found: Judgement) -> bool:
 
 
 def _has_started_a_machine(folder: Path) -> bool:
-    """Whether the record has a machine. A record that cannot be read may have one."""
+    """Whether the record to judge has a machine. A record that cannot be read may have one."""
     try:
         return bool(Record.load(folder).machines)
     except UsageError:
@@ -140,7 +143,10 @@ def _has_started_a_machine(folder: Path) -> bool:
 
 
 def _alone(exc: BaseException) -> BaseException:
-    """The error without its chain, because pytest prints the chain first. ``Unsupported`` becomes a skip."""
+    """The error of a judged test without its chain, because pytest prints the chain first.
+
+    ``Unsupported`` becomes a skip.
+    """
     if isinstance(exc, Unsupported):
         return pytest.skip.Exception(exc.message, _use_item_location=True)
     link = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
@@ -163,7 +169,7 @@ def _judge(testbed: Testbed, failure: BaseException | None) -> list[Judgement]:
 
 
 def _as_error(bad: list[Judgement]) -> HarnessError:
-    """An error with the worst judgement first. Where none is invalid it is inconclusive, which fails."""
+    """The judgements as an error, the worst first. Where none is invalid it is inconclusive, which fails."""
     bad = sorted(bad, key=lambda found: (found.verdict is not Verdict.INVALID, found.checker != _CAUSE))
     details = "\n".join(
         line for found in bad for line in (f"{found.checker}: {found.summary}", *found.evidence)

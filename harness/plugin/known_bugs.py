@@ -115,7 +115,7 @@ def _is_its(bug: Bug, found: Judgement) -> bool:
 
 
 def _list(item: pytest.Item, name: str, bugs: Sequence[Bug]) -> None:
-    """Put the ids into the field of the test's result, in place of those it had."""
+    """Put the known bugs' ids into the field of the test's result, in place of those it had."""
     listed = item.stash.setdefault(LISTED, {})
     listed.pop(name, None)
     if bugs:

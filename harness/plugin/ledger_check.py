@@ -25,7 +25,10 @@ _WORKER_KEY = "harness_ledger_check"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Compare before anything is deselected. Without ``known_bugs`` (``-p no:``) there is no ledger."""
+    """Compare the ledger's entries with the tests before anything is deselected.
+
+    Without ``known_bugs`` (``-p no:``) there is no ledger.
+    """
     used = config.stash.get(LEDGER, None)
     own = {bug.id for bug in ledger.load().bug}
     added = [bug for bug in used.bug if bug.id not in own] if used is not None else []
@@ -33,7 +36,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Send what is wrong from a worker, which has collected; with ``--strict``, fail."""
+    """Send what is wrong with ledger entries from a worker, which has collected; with ``--strict``, fail."""
     config = session.config
     wrong = config.stash.get(_WRONG, [])
     if hasattr(config, "workeroutput"):
@@ -44,7 +47,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Receive it from a worker: all workers collect the same tests."""
+    """Receive what is wrong with ledger entries from a worker: all workers collect the same tests."""
     sent = getattr(node, "workeroutput", {}).get(_WORKER_KEY)
     if sent is not None:
         node.config.stash[_WRONG] = sent
@@ -75,19 +78,22 @@ def _is(item: pytest.Item, text: str) -> bool:
 
 
 def _test(text: str) -> str:
-    """The name of the test, with its classes and without its parameter."""
+    """The name of the test that a ledger entry is compared with: with its classes, without its parameter."""
     return text.partition("::")[2].partition("[")[0]
 
 
 def _modules(text: str, items: Sequence[pytest.Item]) -> list[pytest.Module]:
-    """The collected modules with the file name that an entry has."""
+    """The collected modules with the file name that a ledger entry has."""
     file, test = text.partition("::")[0], _test(text)
     modules = dict.fromkeys(item.getparent(pytest.Module) for item in items)
     return [m for m in modules if m and ledger.is_named(f"{file}::{test}", f"{m.path}::{test}", ())]
 
 
 def _has(module: pytest.Module, text: str) -> bool:
-    """Whether a module defines the test, which is perhaps not selected (``pytest file.py::another``)."""
+    """Whether a module defines the test of a ledger entry.
+
+    It is perhaps not selected (``pytest file.py::another``).
+    """
     names = _test(text).split("::")
     owners = [module.obj, *(owner for owner in vars(module.obj).values() if isinstance(owner, type))]
     return any(functools.reduce(_member, names, owner) is not None for owner in owners)

@@ -34,12 +34,12 @@ class Option:
 
     @property
     def dest(self) -> str:
-        """The attribute of ``config.option``."""
+        """The attribute of ``config.option`` that an option of ours has."""
         return f"harness_{self.name.replace('-', '_')}"
 
     @property
     def unset(self) -> object:
-        """Its value where it was not given."""
+        """The value of an option of ours where it was not given."""
         return self.default if self.value else False
 
 
@@ -134,7 +134,7 @@ def without(args: Sequence[str], options: set[str]) -> list[str]:
 
 
 def taken(parser: pytest.Parser) -> tuple[str, ...]:
-    """The names of ours that the parser knows already."""
+    """The names of our options that the parser knows already."""
     names = [f"--{one.name}" for one in OPTIONS]
     # One question for all of them: nearly always none is known, and each question costs a parse.
     if not _knows_any(parser, names):

@@ -52,7 +52,7 @@ _BADNESS = (Outcome.PASSED, Outcome.SKIPPED, Outcome.KNOWN, Outcome.FIXED, Outco
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add to the report what the test ran on."""
+    """Add to the report what the test ran on: its outcome's properties."""
     facts: dict[str, Any] = dict(_properties(item))
     if call.when == "teardown":  # The known bugs are final now, and JUnit XML reads the properties now.
         item.user_properties += facts.items()
@@ -75,7 +75,7 @@ def pytest_report_to_serializable() -> Generator[None, dict[str, Any] | None, di
 
 
 def _sendable(value: object) -> Any:
-    """A plain number as it is; anything else as the text that JUnit XML would have."""
+    """A property's plain number as it is; anything else as the text that JUnit XML would have."""
     if value is None or type(value) in (bool, int, float):
         return value
     try:
@@ -109,7 +109,10 @@ def _properties(item: pytest.Item) -> dict[str, str]:
 
 
 def _id(item: pytest.Item) -> str:
-    """pytest's id; of the project's scenarios the same wherever they are installed, so that runs compare."""
+    """pytest's id of a result; of the project's scenarios the same wherever they are installed.
+
+    So runs compare.
+    """
     ours = checkout() is None and item.path.parent.name == SCENARIOS_PACKAGE
     return f"scenarios/{item.path.name}::{item.nodeid.partition('::')[2]}" if ours else item.nodeid
 
@@ -127,7 +130,7 @@ class Collector:
 
     @property
     def results(self) -> tuple[Result, ...]:
-        """Those of the tests that ended. A test that was interrupted has passed its set-up only."""
+        """The results of the tests that ended. A test that was interrupted has passed its set-up only."""
         return tuple(result for test, result in self._found.items() if test in self._ended)
 
     def result(self, test: str) -> Result | None:
@@ -135,12 +138,12 @@ class Collector:
         return self._found.get(test) if test in self._ended else None
 
     def run_again(self, test: str, again: Iterable[Again]) -> None:
-        """Add further runs of a test that failed; they do not change its outcome."""
+        """Add further runs of a failed test to its result; they do not change its outcome."""
         if test in self._found:
             self._found[test] = self._found[test].model_copy(update={"again": tuple(again)})
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take a phase into account."""
+        """Take a phase of a test into account for its outcome."""
         # A plugin of the user's may make reports of its own (of a subtest, of a test that is run again).
         facts: dict[str, Any] = getattr(report, FACTS, {})
         # A worker that died with a test leaves a report with nothing but the test's id.
@@ -187,14 +190,14 @@ def outcome_of(report: pytest.TestReport) -> tuple[Outcome, str]:
 
 
 def _why(report: pytest.TestReport) -> str:
-    """The first line of the failure, and what the known bugs of the test would have looked like."""
+    """The first line of a failed outcome, and what the known bugs of the test would have looked like."""
     crash = getattr(report.longrepr, "reprcrash", None)
     lines = crash.message.splitlines() if crash is not None else []
     return "; ".join([first_line(report), *(line for line in lines if line.startswith(OTHERWISE))])
 
 
 def first_line(report: pytest.TestReport) -> str:
-    """The first line of a failure."""
+    """The first line of a failure, for the test's outcome."""
     crash = getattr(report.longrepr, "reprcrash", None)
     if crash is not None:
         lines = crash.message.strip().splitlines()
@@ -205,7 +208,7 @@ def first_line(report: pytest.TestReport) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Collect results in the process that the user started."""
+    """Collect outcomes in the process that the user started."""
     if is_worker(config) or config.getoption("collectonly"):
         return
     given = option(config, "summary")

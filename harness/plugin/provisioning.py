@@ -27,7 +27,7 @@ CELLS = pytest.StashKey[list[Cell]]()
 
 
 def selection_of(config: pytest.Config) -> Selection:
-    """The selection that the options make; names only."""
+    """The selection that the options make, to be provisioned; names only."""
     machines = chosen(option(config, "arch") or (), option(config, "machine") or ())
     given = {
         "qemus": tuple(option(config, "qemu") or ()),
@@ -46,7 +46,7 @@ def selection_of(config: pytest.Config) -> Selection:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Check what can be checked without touching anything."""
+    """Check what can be checked of the options without touching anything."""
     with usage_errors():
         selection = selection_of(config)
         selection.check()
@@ -61,7 +61,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Otherwise once they are collected, if one that is left asks for a guest."""
+    """Provision once the tests are collected, if one that is left asks for a guest."""
     if not session.config.getoption("collectonly") and any(map(item_asks_for_guest, session.items)):
         prepare(session.config)
 

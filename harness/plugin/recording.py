@@ -45,7 +45,7 @@ MAIN = "main"
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add to the report what the history keeps of a test.
+    """Add to the report what the history (``--record``) keeps of a test.
 
     This wraps ``reporting``, which removes the folder of a test that passed, and ``outcomes``.
     """
@@ -96,7 +96,7 @@ def _signature(item: pytest.Item, report: pytest.TestReport) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Open the history, before anything runs.
+    """Open the history that ``--record`` names, before anything runs.
 
     :raises pytest.UsageError: when it cannot be one.
     """
@@ -113,7 +113,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Take the circumstances down, once it is known what the run is on."""
+    """Record the circumstances, once it is known what the run is on."""
     config = session.config
     if not is_worker(config) and _is_kept(config):
         cells: list[Cell] = config.stash.get(CELLS, [])
@@ -129,7 +129,7 @@ def _options(config: pytest.Config) -> list[str]:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Complete the circumstances; send the number of tests from a worker, which has collected."""
+    """Record the rest of the circumstances; send the number of tests from a worker, which has collected."""
     config = session.config
     if hasattr(config, "workeroutput"):
         config.workeroutput[_WORKER_KEY] = _expected(session)
@@ -143,7 +143,7 @@ def _expected(session: pytest.Session) -> int:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Close the history."""
+    """Close the history that ``--record`` names."""
     recording = config.stash.get(_RECORDING, None)
     if recording is not None:
         recording.close()
@@ -167,23 +167,23 @@ class _Recording:
         self._history.write(lambda recorder: recorder.begin(SCENARIOS, circumstances, shard=shard))
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """So many tests were selected."""
+        """Record that so many tests were selected."""
         self._history.write(lambda recorder: recorder.expect(_expected(session)))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
-        """So many at most: tests that have no guest are among them."""
+        """Record that so many tests were selected at most: tests that have no guest are among them."""
         self._history.write(lambda recorder: recorder.expect(len(ids)))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """So many of them have a guest."""
+        """Record that so many of the selected tests have a guest."""
         sent = getattr(node, "workeroutput", {}).get(_WORKER_KEY)
         if sent is not None:
             self._history.write(lambda recorder: recorder.expect(sent))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Mark a test as running."""
+        """Record that a test is running."""
         self._history.write(lambda recorder: recorder.begin_test(nodeid, self._slot(nodeid)))
 
     def _slot(self, nodeid: str) -> str:
@@ -197,7 +197,7 @@ class _Recording:
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Write the result after the last phase."""
+        """Record the result after the last phase."""
         if report.when in _NOT_LAST:
             return
         self._running.pop(report.nodeid, None)
@@ -207,7 +207,7 @@ class _Recording:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
-        """The run is complete: its exit status is final, and failed tests were run again."""
+        """Record that the run is complete: its exit status is final, and failed tests were run again."""
         ended = yield
         self._history.write(self._confirm)
         self._history.write(lambda recorder: recorder.end(int(session.exitstatus)))

@@ -68,12 +68,12 @@ def _add_judgements(item: pytest.Item, report: pytest.TestReport) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    """One line for each cell of this run."""
+    """One line at the start of the report for each cell of this run."""
     return _header(config) if CELLS in config.stash else []
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
-    """The same, where it was not known before the collection that guests are wanted."""
+    """The lines of this run's cells, where it was not known before the collection that guests are wanted."""
     return [] if config.stash.get(_HEADED, False) else _header(config)
 
 

@@ -27,12 +27,12 @@ _LEAK_HUNT_S, _OTHER_S = 60.0, 6.0
 
 
 def record() -> Path:
-    """The file of durations: seconds by a test's id."""
+    """The file of durations by which the order is made: seconds by a test's id."""
     return default_cache_root() / "durations.json"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Read the record; let xdist send one test at a time, because otherwise their order has no effect."""
+    """Read the durations; let xdist send one test at a time, because otherwise their order has no effect."""
     worker = getattr(config, "workerinput", None)
     # A process that learned from its workers that guests are wanted has sent them nothing.
     config.stash[_SECONDS] = worker.get(_WORKER_KEY, {}) if worker else _given(config)
@@ -44,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Send a worker of pytest-xdist the record."""
+    """Send a worker of pytest-xdist the durations for the order."""
     node.workerinput[_WORKER_KEY] = node.config.stash[_SECONDS]
 
 
@@ -82,18 +82,18 @@ class Timing:
         self.seconds: dict[str, float] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Add the duration of a phase of a test."""
+        """Add the duration of a phase of a test, for the order of a later run."""
         if not report.skipped or hasattr(report, "wasxfail"):
             self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
 
     def pytest_sessionfinish(self) -> None:
-        """Put this run's durations into the record."""
+        """Put this run's durations into the file of durations."""
         if self.seconds:
             _write(_read() | {test: round(took, 2) for test, took in self.seconds.items()})
 
 
 def _read() -> dict[str, float]:
-    """The record; empty when it does not exist or cannot be read."""
+    """The durations of earlier runs; empty when their file does not exist or cannot be read."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         return {
             test: float(took)

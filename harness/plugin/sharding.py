@@ -37,7 +37,7 @@ _SHARE, _LEAST_SHARE = 1 / 2.5, 0.05
 
 
 def wanted(config: pytest.Config) -> tuple[int, int] | None:
-    """The part that was asked for, from 1, and the number of parts.
+    """The shard that was asked for, from 1, and the number of shards.
 
     :raises pytest.UsageError: when what was given is no part.
     """
@@ -88,7 +88,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def parts(costs: dict[str, float], count: int, runners: int | None = None) -> list[set[str]]:
-    """Tests by the seconds that they take, in ``count`` parts.
+    """Tests by the seconds that they take, in ``count`` shards.
 
     :param runners: how many machines take them, one after the other; by default each part has its own, and
         all are of about the same sum.
@@ -104,7 +104,7 @@ def parts(costs: dict[str, float], count: int, runners: int | None = None) -> li
 
 
 def _guided(count: int, runners: int) -> list[float]:
-    """The sizes of parts, as shares of the whole, for machines that take one after the other."""
+    """The sizes of shards, as shares of the whole, for machines that take one after the other."""
     sizes, rest = [], 1.0
     for _ in range(count):
         sizes.append(max(rest * _SHARE / runners, _LEAST_SHARE / count))
@@ -127,7 +127,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Receive which part of the run this is from a worker."""
+    """Receive which shard this is from a worker."""
     sent = getattr(node, "workeroutput", {}).get(_WORKER_KEY)
     if sent is not None:
         node.config.stash[SHARD] = Shard(**sent)

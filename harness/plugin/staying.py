@@ -21,7 +21,7 @@ _TERMINAL = "/dev/tty"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse the option where nobody can press Enter.
+    """Refuse ``--stay-on-failure`` where nobody can press Enter.
 
     :raises pytest.UsageError: with workers of pytest-xdist, or without a terminal.
     """
@@ -39,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def stay(item: pytest.Item, testbed: Testbed, failure: BaseException) -> None:
-    """With the option: print how the machines of a test are reached, and wait for Enter.
+    """With ``--stay-on-failure``: print how the machines of a test are reached, and wait for Enter.
 
     Ctrl-C ends the run as usual; the machines are ended then as well.
     """

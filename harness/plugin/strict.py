@@ -34,7 +34,10 @@ def is_strict(config: pytest.Config) -> bool:
 # Declared before ``thorough`` and ``sharding`` in harness.plugin: after -k and -m, before those two.
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Count what the user has selected. What was deselected, or not collected, was not wanted."""
+    """Count the guarantees that the user has selected.
+
+    What was deselected, or not collected, was not wanted.
+    """
     selected, left_out = _by_guarantee(items), _by_guarantee(not_by_default(config, items))
     config.stash[_COUNTS] = [(*which, count, left_out[which]) for which, count in selected.items()]
 
@@ -50,7 +53,7 @@ def _by_guarantee(items: Iterable[pytest.Item]) -> Counter[tuple[str, str]]:
 
 
 def wanted(config: pytest.Config) -> tuple[Wanted, ...]:
-    """What the run is to assert; for the process that the user started, at its end."""
+    """The guarantees that the run is to assert; for the process that the user started, at its end."""
     matrix = config.stash[MATRIX]
     found = []
     for guarantee, name, tests, left_out in config.stash.get(_COUNTS, []):
@@ -63,7 +66,10 @@ def wanted(config: pytest.Config) -> tuple[Wanted, ...]:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Send the counts from a worker, which has collected, to the process that the user started."""
+    """Send the counts by guarantee from a worker to the process that the user started.
+
+    Only the worker has collected.
+    """
     config = session.config
     if hasattr(config, "workeroutput"):
         config.workeroutput[_WORKER_KEY] = config.stash.get(_COUNTS, [])
@@ -71,7 +77,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Receive them from a worker: all workers collect the same tests."""
+    """Receive the counts by guarantee from a worker: all workers collect the same tests."""
     sent = getattr(node, "workeroutput", {}).get(_WORKER_KEY)
     if sent is not None:
         node.config.stash[_COUNTS] = [tuple(one) for one in sent]

@@ -69,14 +69,20 @@ def _check_machines(item: pytest.Item) -> None:
 
 
 def _is_wholly_thorough(item: pytest.Item) -> bool:
-    """The scenario itself, and not only a parameter of it (``by_default``) or a machine type."""
+    """Whether the scenario itself is ``thorough``.
+
+    Not only a parameter (``by_default``) or a machine type.
+    """
     callspec = getattr(item, "callspec", None)
     of_parameter = list(callspec.marks) if callspec else []
     return any(not mark.args and mark not in of_parameter for mark in item.iter_markers("thorough"))
 
 
 def _is_thorough(item: pytest.Item) -> bool:
-    """Wholly, or on its machine type. Machine types that the user gave are never left out."""
+    """Whether a test is ``thorough``: wholly, or on its machine type.
+
+    Machine types that the user gave are never left out.
+    """
     callspec, given = getattr(item, "callspec", None), option(item.config, "machine")
     machine = callspec.params.get("machine_name") if callspec and not given else None
     return any(not mark.args or machine in mark.args for mark in item.iter_markers("thorough"))
@@ -92,7 +98,7 @@ def _is_named(item: pytest.Item) -> bool:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Send the number from a worker, which has collected, to the process that the user started."""
+    """Send the number of tests left out from a worker, which has collected."""
     config = session.config
     if hasattr(config, "workeroutput"):
         config.workeroutput[_WORKER_KEY] = config.stash.get(_LEFT_OUT, 0)
@@ -100,14 +106,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Receive it from a worker: all workers leave out the same tests."""
+    """Receive the number of tests left out from a worker: all workers leave out the same tests."""
     sent = getattr(node, "workeroutput", {}).get(_WORKER_KEY)
     if sent is not None:
         node.config.stash[_LEFT_OUT] = sent
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print how many tests were left out."""
+    """Print how many tests a default run has left out."""
     left_out = config.stash.get(_LEFT_OUT, 0)
     if left_out:
         terminalreporter.write_line(f"tests left out of a default run: {left_out} (--thorough runs them)")

@@ -45,7 +45,7 @@ def available_bytes(mounted: Path = _MOUNTED, of_process: Path = _OF_PROCESS) ->
 
 
 def _folders(mounted: Path, of_process: Path, controller: str) -> Iterator[Path]:
-    """The process's group for that controller, and each above it."""
+    """The control group that limits the number of workers, and each above it."""
     for hierarchy, controllers, group in _groups(of_process):
         if hierarchy == "0":
             top = mounted if (mounted / "cgroup.controllers").exists() else mounted / "unified"
@@ -70,7 +70,10 @@ def _groups(of_process: Path) -> list[tuple[str, str, str]]:
 
 
 def _quota(folder: Path) -> float | None:
-    """Cores' worth of time. ``cpu.max`` is "QUOTA PERIOD" or "max PERIOD"; v1 has two files, -1 for none."""
+    """The cores that a control group allows.
+
+    ``cpu.max`` is "QUOTA PERIOD" or "max PERIOD"; v1 has two files, -1 for none.
+    """
     words = (_read(folder / "cpu.max") or "").split()
     if not words:
         words = [_read(folder / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period")]
@@ -91,7 +94,10 @@ def _room(folder: Path) -> int | None:
 
 
 def _reclaimable(folder: Path) -> int:
-    """Inactive page cache counts as used, and is freed when memory is needed (``memory.stat``)."""
+    """The memory of a control group that can be reclaimed.
+
+    Inactive page cache counts as used, and is freed when memory is needed (``memory.stat``).
+    """
     lines = (_read(folder / "memory.stat") or "").splitlines()
     stat = dict(words for line in lines if len(words := line.split()) == 2)
     found = stat.get("total_inactive_file", stat.get("inactive_file", "0"))

@@ -45,7 +45,7 @@ class Package:
 
     @property
     def is_source(self) -> bool:
-        """Whether it is a file of a source package."""
+        """Whether the Debian package is a file of a source package."""
         return not self.filename.endswith(".deb")
 
     def is_intact(self, archive: Path) -> bool:
@@ -92,7 +92,7 @@ class Apt:
         self._run("update", "--error-on=any")
 
     def resolve(self, *packages: str) -> list[Package]:
-        """``packages`` and all their dependencies, as apt would install them on an empty system."""
+        """Resolve Debian packages and all dependencies, as apt would install them on an empty system."""
         output = self._run("install", "--print-uris", "-y", "--no-install-recommends", *packages)
         found = []
         for match in re.finditer(r"^'[^']+' (\S+\.deb) (\d+) (\S+:\w+)$", output, re.MULTILINE):
@@ -215,7 +215,7 @@ def _await(process: subprocess.Popen[bytes], while_waiting: Callable[[], None] |
 
 
 def _configuration(folder: Path, suite: str | None, architecture: str) -> str:
-    """apt's configuration. apt reads it after the host's configuration, so these settings override it."""
+    """The configuration for apt, which reads it after the host's: these settings override that."""
     lines = [f"#clear {hook};" for hook in _HOOKS]
     lines += [
         f'Dir::State "{folder}";',

@@ -59,7 +59,7 @@ class BuildRoot:
         self._root, self._work, self._report = root, work, report
 
     def run(self, script: str, *, what: str, timeout_s: float = 3600) -> str:
-        """Run a shell script in ``/work`` and return its output, which is kept in ``work/WHAT.log``.
+        """Run a shell script in the build root and return its output, which is kept in ``work/WHAT.log``.
 
         The script has its own mount, pid and user namespaces (``man 1 unshare``), which end with it.
 
@@ -108,7 +108,7 @@ class BuildRoot:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill a command that still runs, and everything that it started."""
+    """Kill a command in the build root that still runs, and everything that it started."""
     if process.poll() is None:
         process.kill()
         process.wait()

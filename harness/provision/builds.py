@@ -56,7 +56,7 @@ class Build:
 
     @property
     def root(self) -> Path:
-        """The unpacked release, with the libraries and firmware that the binaries built here run with."""
+        """The unpacked release of a build, with libraries and firmware that its binaries run with."""
         return self._tools / "root"
 
     @property
@@ -149,7 +149,7 @@ class Build:
                 made.chmod(0o755)
 
     def run(self, script: str, *, what: str) -> str:
-        """Inside :meth:`tree`: run a shell script in the build root, in the tree's folder."""
+        """Inside :meth:`tree`: run a shell script in the build's root, in the tree's folder."""
         return self._root.run(script, what=what)
 
     def _prepare(self) -> None:

@@ -60,7 +60,7 @@ class Cache:
         self.root = root
 
     def entry(self, kind: str, key: str, fill: Callable[[Path], None], report: Callable[[str], None]) -> Path:
-        """The folder of entry ``key``; ``fill`` makes it when it is missing or damaged.
+        """The folder of the cache's entry ``key``; ``fill`` makes it when it is missing or damaged.
 
         :param fill: called with an empty folder, into which it writes the content.
         :raises SetupError: when ``fill`` raises it, the cache cannot be written, or it belongs to another
@@ -88,7 +88,7 @@ class Cache:
         private.check_owner(self.root)
 
     def is_sound(self, folder: Path) -> bool:
-        """Whether every file of an entry exists with its size and, in a small entry, with its content."""
+        """Whether each file of a cache entry exists with its size and, in a small entry, with its content."""
         try:
             files = json.loads((folder / MANIFEST).read_text())
             return all(_matches(folder / name, facts) for name, facts in files.items())
@@ -129,7 +129,7 @@ class Cache:
                 reaper.unlock(lock)
 
     def _folder(self, name: str) -> Path:
-        """The folder ``name``, made if it is missing; other users get no access to it or to the cache."""
+        """The folder ``name`` of the cache, made if it is missing; other users get no access to it."""
         if self._is_foreign():
             raise SetupError(
                 f"{self.root} (HARNESS_CACHE) is no cache: it contains other files, and other users would "
@@ -141,7 +141,7 @@ class Cache:
         return folder
 
     def _is_foreign(self) -> bool:
-        """Whether other users may access the root, and it contains files but no folder of a cache."""
+        """Whether other users may access the cache's root, and it contains files but no folder of a cache."""
         if not self.root.is_dir() or not private.is_open(self.root):
             return False
         names = {path.name for path in self.root.iterdir() if not path.name.startswith(".")}
@@ -209,7 +209,7 @@ def _read_text(path: Path) -> str:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove the scratch folders whose process is gone."""
+    """Remove the cache's scratch folders whose process is gone."""
     for folder in parent.iterdir():
         with reaper.claim_if_abandoned(folder) as gone:
             if gone:

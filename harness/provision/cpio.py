@@ -21,22 +21,22 @@ class Member:
 
 
 def folder(permissions: int = 0o755) -> Member:
-    """A folder."""
+    """A folder in a cpio archive."""
     return Member(stat.S_IFDIR | permissions)
 
 
 def file(content: bytes, permissions: int = 0o644) -> Member:
-    """A regular file."""
+    """A regular file in a cpio archive."""
     return Member(stat.S_IFREG | permissions, content)
 
 
 def symlink(target: str) -> Member:
-    """A symbolic link."""
+    """A symbolic link in a cpio archive."""
     return Member(stat.S_IFLNK | 0o777, target.encode())
 
 
 def archive(members: dict[str, Member]) -> bytes:
-    """The archive of ``members``, by path; missing parent folders are added.
+    """The cpio archive of ``members``, by path; missing parent folders are added.
 
     It is not compressed: a guest under TCG would take a quarter of a second to unpack it.
     """

@@ -28,7 +28,7 @@ _PATCH = "patch --batch --forward --no-backup-if-mismatch source/{} fault.diff"
 
 
 def specifier(text: str) -> str:
-    """Returns ``text``, which has to be a PEP 440 specifier.
+    """Check that ``text``, the versions that an edit is for, is a PEP 440 specifier; returns it.
 
     :raises ValueError: when it is none.
     """
@@ -82,12 +82,12 @@ class Edited(BaseModel):
     _is_specifier = field_validator("qemu")(specifier)
 
     def applies_to(self, version: str) -> bool:
-        """Whether the edits can be applied to QEMU ``version``."""
+        """Whether the edits of a fault can be applied to QEMU ``version``."""
         return SpecifierSet(self.qemu).contains(version)
 
     @property
     def key(self) -> str:
-        """A hash of the edits."""
+        """A hash of the edits of QEMU's source."""
         content = "\0".join(f"{edit.file}\0{edit.patch or edit.diff + edit.qemu}" for edit in self.edit)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 

@@ -56,7 +56,7 @@ class Part(BaseModel):
         return pattern
 
     def has(self, file: str, function: str | None) -> bool:
-        """Whether a line of ``file`` in this function (``None``: in no function) belongs to the part."""
+        """Whether a line of ``file`` in this function (``None``: in no function) is in the counted part."""
         if not (file.startswith(self.file) if self.file.endswith("/") else file == self.file):
             return False
         return not self.functions or bool(function and re.fullmatch(self.functions, function, re.VERBOSE))
@@ -91,7 +91,7 @@ class Coverage(BaseModel):
 
 
 def load(folder: Path | None = None) -> Coverage:
-    """Read ``coverage.toml`` in the folder of recipes.
+    """Read ``coverage.toml`` in the folder of recipes: what counts its lines.
 
     :raises UsageError: when it is not valid.
     """
@@ -99,12 +99,17 @@ def load(folder: Path | None = None) -> Coverage:
 
 
 def compiler(parts: Iterable[Part]) -> str:
-    """The content of :data:`COMPILER`. The build folder of a tree is beside its source."""
+    """The content of :data:`COMPILER`, which counts lines.
+
+    The build folder of a tree is beside its source.
+    """
     return _SCRIPT.format(patterns="|".join(f"*' ../source/{part.file}'*" for part in parts))
 
 
 def environment(folder: Path) -> Mapping[str, str]:
-    """The variables for each such QEMU: those of this process, otherwise ``folder`` for the counters.
+    """The variables for a QEMU that counts lines.
+
+    Those of this process, otherwise ``folder`` for the counters.
 
     Without them they would be written to ``/work/build``, which is the build folder's path in the build root.
     """

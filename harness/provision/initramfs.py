@@ -82,7 +82,7 @@ def _read(root: Path, *candidates: str) -> bytes:
 
 
 def inside(root: Path, name: str) -> Path:
-    """``name`` below ``root``; absolute symbolic links are resolved inside ``root``."""
+    """``name`` below ``root`` of packages; absolute symbolic links are resolved inside ``root``."""
     path = root
     for part in Path(name).parts:
         path = path / part
@@ -107,7 +107,7 @@ def loader(root: Path) -> Path:
 
 
 def _libraries(packages: Path, program: Path, triplet: str) -> dict[str, cpio.Member]:
-    """The libraries that a program needs, with those that they need, and its dynamic loader."""
+    """The libraries that an initramfs's program needs, with those that they need, and its loader."""
     folder = _LIBRARIES.format(triplet=triplet)
     needed, interpreter = _dynamic(program)
     found: dict[str, cpio.Member] = {}
@@ -192,7 +192,7 @@ def _module(path: Path) -> bytes:
 
 
 def _depends(module: bytes) -> list[str]:
-    """The modules that a module depends on (kernel: ``MODULE_INFO(depends, …)``, made by modpost)."""
+    """The kernel modules that a module in the initramfs depends on (kernel: ``MODULE_INFO(depends, …)``)."""
     found = re.search(rb"\0depends=([^\0]*)\0", module)
     return [name.decode().replace("-", "_") for name in found[1].split(b",") if name] if found else []
 

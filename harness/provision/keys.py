@@ -40,7 +40,7 @@ class Keys:
 
 
 def load_or_make(folder: Path) -> Keys:
-    """The keys in ``folder``; made when they do not exist. To be called under the cache's lock.
+    """The SSH keys in ``folder``; made when they do not exist. To be called under the cache's lock.
 
     :raises SetupError: when a key is unreadable, or belongs to another user.
     """
@@ -51,7 +51,7 @@ def load_or_make(folder: Path) -> Keys:
 
 
 def load(folder: Path) -> Keys | None:
-    """The keys in ``folder``, or ``None`` when they do not exist; changes at most their modes."""
+    """The SSH keys in ``folder``, or ``None`` when they do not exist; changes at most their modes."""
     present = all((folder / name).exists() for name in ("client", "host"))
     return load_or_make(folder) if present else None
 

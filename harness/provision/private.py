@@ -34,7 +34,7 @@ def check_owner(path: Path) -> None:
 
 
 def is_open(path: Path) -> bool:
-    """Whether group or others have any permission for ``path``."""
+    """Whether group or others have any permission for ``path`` in the cache."""
     return bool(path.stat().st_mode & _OTHERS)
 
 

@@ -301,7 +301,7 @@ class Provisioner:
         guests: Architecture = X86_64,
         packages_of: Architecture = X86_64,
     ) -> tuple[Path, str]:
-        """The entry for a recipe, and its key.
+        """The cache entry for a recipe, and its key.
 
         :param content: further values that the key depends on.
         :param fill: called with an empty folder, and with the roots of the recipe's unpacked packages.
@@ -423,7 +423,7 @@ def _kernels(root: Path) -> dict[str, Path]:
 
 
 def _lay_out(files: list[Path], folder: Path, report: Report) -> None:
-    """Unpack packages into a folder; the files of a source package are copied instead."""
+    """Unpack a recipe's packages into a folder; the files of a source package are copied instead."""
     if all(file.suffix == ".deb" for file in files):
         unpack(files, folder, report)
         return
@@ -507,7 +507,7 @@ def _libraries(root: Path) -> tuple[Path, ...]:
 
 
 def _host_glibc() -> tuple[int, ...]:
-    """The version of this host's glibc (``man 3 confstr``); empty with another libc."""
+    """The version of this host's glibc, for heap libraries (``man 3 confstr``); empty with another libc."""
     try:
         words = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
     except (ValueError, OSError):
@@ -516,7 +516,7 @@ def _host_glibc() -> tuple[int, ...]:
 
 
 def _tree(folder: Path) -> list[tuple[str, bool, str]]:
-    """The files of a folder: path, whether it is executable, and the hash of its content."""
+    """The files of a recipe's folder: path, whether it is executable, and the hash of its content."""
     return [
         (
             str(path.relative_to(folder)),

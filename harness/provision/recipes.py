@@ -58,11 +58,11 @@ class Recipe(BaseModel):
 
     @property
     def suites(self) -> list[str]:
-        """The release, and the suite that is preferred to it, if any."""
+        """The suites of a recipe: the release, and the suite that is preferred to it, if any."""
         return [self.release, self.suite] if self.suite else [self.release]
 
     def wanted(self) -> dict[str, list[str]]:
-        """The packages to resolve, in groups; each group is unpacked into a root of its own."""
+        """The packages that a recipe wants resolved, in groups; each is unpacked into a root of its own."""
         return {"packages": self.packages}
 
 
@@ -127,7 +127,7 @@ class GuestRecipe(Recipe):
     uncompressed: bool = False
 
     def wanted(self) -> dict[str, list[str]]:
-        """See :meth:`Recipe.wanted`."""
+        """The packages that a guest's recipe wants resolved: see :meth:`Recipe.wanted`."""
         return {"packages": self.packages, "kernel": [self.kernel]}
 
 
@@ -237,7 +237,7 @@ def load(folder: Path, name: str, kind: type[M]) -> M:
 
 
 def read(path: Path, kind: type[M], *, context: Mapping[str, bool] | None = None) -> M:
-    """Read a TOML file as a ``kind``.
+    """Read a TOML file of recipes as a ``kind``.
 
     :param context: for the validators of ``kind`` (pydantic's validation context).
     :raises UsageError: with file and line, when it is unreadable, or not valid for ``kind``.
@@ -255,7 +255,7 @@ def read(path: Path, kind: type[M], *, context: Mapping[str, bool] | None = None
 
 
 def _complaint(exc: ValidationError, path: Path, text: str, kind: type[BaseModel]) -> str:
-    """The first error, with file and line; of keys that a table lacks all."""
+    """The first error of a TOML file, with file and line; of keys that a table lacks all."""
     first = exc.errors()[0]
     where = first["loc"]
     key = ([str(part) for part in where if isinstance(part, str)] or ["packages"])[-1]
@@ -293,7 +293,7 @@ def roots_of(folder: Path, name: str, recipe: GuestRecipe) -> list[Path]:
 
 
 def _line_of(key: str, text: str, location: tuple[int | str, ...] = ()) -> int:
-    """The line number of ``key``.
+    """The line number of ``key`` in a TOML file.
 
     :param location: pydantic's path to the key: ``bug, 3, title`` is in the fourth table ``[[bug]]``.
     """

@@ -76,7 +76,10 @@ def _configured() -> list[tuple[str, str, str]]:
 
 
 def _options(path: Path, uri: str) -> dict[str, str]:
-    """Further fields of the entry for ``uri`` in the file ``path``, such as ``signed-by`` and ``trusted``."""
+    """Further fields of apt's entry for ``uri`` in the file ``path``.
+
+    Such as ``signed-by`` and ``trusted``.
+    """
     try:
         text = path.read_text()
     except OSError:
@@ -90,7 +93,7 @@ def _options(path: Path, uri: str) -> dict[str, str]:
 
 
 def _stanzas(text: str) -> list[dict[str, str]]:
-    """The stanzas of a ``.sources`` file, with field names in lower case and with continuation lines."""
+    """The stanzas of a ``.sources`` file of apt, with lower-case field names and continuation lines."""
     kept = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
     return [
         {
@@ -102,7 +105,7 @@ def _stanzas(text: str) -> list[dict[str, str]]:
 
 
 def _lines(text: str) -> list[dict[str, str]]:
-    """The entries of a one-line ``.list`` file: ``deb [option=value …] uri suite component…``."""
+    """The entries of a one-line ``.list`` file of apt: ``deb [option=value …] uri suite component…``."""
     entries = []
     for match in re.finditer(r"^\s*deb\s+(?:\[([^]]*)\]\s*)?(\S+)\s", text, re.MULTILINE):
         pairs = (word.partition("=") for word in (match[1] or "").split())

@@ -16,7 +16,7 @@ _NEEDED_MB = 700
 
 @contextmanager
 def reported_in_one_line(where: Path) -> Iterator[None]:
-    """Turns an :class:`OSError` of the block into a :class:`SetupError` about the cache at ``where``.
+    """Turn a full disk, or another :class:`OSError` of the block, into a :class:`SetupError` about the cache.
 
     :raises SetupError: with what to do about it.
     """

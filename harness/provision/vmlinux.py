@@ -18,7 +18,7 @@ _XZ, _GZIP, _ZSTD, _ELF = b"\xfd7zXZ\0", b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b
 
 
 def extract(bzimage: bytes) -> bytes:
-    """The uncompressed kernel.
+    """The uncompressed kernel in a bzImage.
 
     Source: ``Documentation/arch/x86/boot.rst``: ``setup_sects`` at 0x1f1, ``payload_offset`` and
     ``payload_length`` at 0x248 and 0x24c, from the end of the setup sectors.

@@ -182,7 +182,7 @@ def why_not_kvm(
 
 
 def cached_verdict(file: Path) -> Verdict | None:
-    """The verdict in ``file``, or ``None`` if there is none or it has expired."""
+    """The verdict about KVM in ``file``, or ``None`` if there is none or it has expired."""
     try:
         kept = json.loads(file.read_text())
         verdict = Verdict(kept["reason"], kept["timed_out"], kept["at"])
@@ -203,7 +203,7 @@ def _until(known: Verdict) -> str:
 
 
 def _state() -> str:
-    """The state of the host that a failure may depend on: its boot, and its KVM device."""
+    """The state of the host that a failure of KVM may depend on: its boot, and its KVM device."""
     return f"{_text(_BOOT_ID)} {KVM.stat().st_ctime_ns}"
 
 
@@ -215,7 +215,7 @@ def _write_verdict(path: Path, verdict: dict[str, object]) -> None:
 
 
 def _try_boot(spec: MachineSpec, accel: str, deadline_s: float, host_factor: float) -> Verdict | float:
-    """Boot a guest: QEMU's processor time in seconds until its first process, or what went wrong."""
+    """Boot a test guest: QEMU's processor time in seconds until its first process, or what went wrong."""
     run = RunFolder()
     try:
         folder = run.path / "artifacts"

@@ -8,7 +8,7 @@ from harness.qemu.spec import Device
 
 
 def eject_writes(machine: Machine, device: Device) -> list[tuple[int, int]]:
-    """The 32-bit writes, in order, as (address, value), that eject ``device``.
+    """The 32-bit writes to ACPI's registers, in order, as (address, value), that eject ``device``.
 
     The machine has to be of a type with ACPI hotplug.
     """

@@ -32,7 +32,10 @@ class MachinePaths:
 
     @property
     def monitor(self) -> Path:
-        """A second QMP socket, for people: each serves one client at a time, and one is the harness's."""
+        """The path of a second QMP socket, for people.
+
+        Each serves one client at a time, and one is the harness's.
+        """
         return self.qmp.with_name("qmp2.sock")
 
 
@@ -144,18 +147,18 @@ def _devices(spec: MachineSpec) -> Iterator[str]:
 
 
 def _options(properties: Mapping[str, Value]) -> str:
-    """``name=value`` pairs as one QEMU option; the first property is given without its name."""
+    """``name=value`` pairs as one option of QEMU's arguments; the first property has no name."""
     (_, first), *rest = properties.items()
     return ",".join([str(first), *(f"{name}={_comma(_text(value))}" for name, value in rest)])
 
 
 def _text(value: Value) -> str:
-    """As an option says it."""
+    """A value as an option of QEMU's arguments says it."""
     return ("on" if value else "off") if isinstance(value, bool) else str(value)
 
 
 def _comma(value: str | Path) -> str:
-    """A value inside an option: QEMU doubles a comma (``util/qemu-option.c``)."""
+    """A value inside an option of QEMU's arguments: a comma is doubled (``util/qemu-option.c``)."""
     return str(value).replace(",", ",,")
 
 
@@ -200,13 +203,13 @@ def script(spec: MachineSpec, run_folder: Path, ssh_port: int = 0) -> str:
 
 
 def _made_firmware(spec: MachineSpec, run_folder: Path, here: Callable[[str], str]) -> Iterator[str]:
-    """A command that makes the firmware, if it is a file of the run: the file itself ends with the run."""
+    """A command of the script that makes the firmware, if that is a file of the run, which ends with it."""
     if spec.firmware is not None and spec.firmware.is_relative_to(run_folder):
         packed = base64.b64encode(gzip.compress(spec.firmware.read_bytes(), mtime=0)).decode()
         yield f"echo {packed} | base64 -d | gunzip > {here(str(spec.firmware))}"
 
 
 def _wrapped(words: list[str]) -> str:
-    """The command over several lines: each option that takes a value stands with it on one."""
+    """QEMU's arguments over several lines: each option that takes a value stands with it on one."""
     first, *rest = words
     return first + "".join(f" \\\n    {word}" if word.startswith("-") else f" {word}" for word in rest)

@@ -112,7 +112,7 @@ def _cores(folder: Path, pid: int) -> list[Path]:
 
 
 def _mappings_of(pid: int) -> list[_Mapping]:
-    """The mapped files of a process, from ``/proc/PID/maps``.
+    """The mapped files of a process, for a backtrace, from ``/proc/PID/maps``.
 
     Its fields are address, permissions, offset, device, inode, path (``man 5 proc``).
     """

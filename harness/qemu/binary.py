@@ -167,7 +167,7 @@ def examined(install: QemuInstall) -> QemuInstall:
 
 
 def _with_options(install: QemuInstall) -> QemuInstall:
-    """``install`` with the options that it supports, found by starting it with all of them.
+    """``install`` with the options that the binary supports, found by starting it with all of them.
 
     QEMU parses all options before it processes any, so one that does not know ``logfile`` reports only that;
     such a QEMU does not accept port 0 either. A QEMU that supports both fails at the device that does not
@@ -190,7 +190,7 @@ def on_path(data: Path | None = None, architecture: Architecture = X86_64) -> Qe
 
 
 def content_key(path: Path) -> str:
-    """A short hash of a file's content, for the keys of caches."""
+    """A short hash of a file's content, such as that of a QEMU binary, for the keys of caches."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
@@ -236,7 +236,7 @@ def require_options(install: QemuInstall, *arguments: str) -> None:
 
 
 def require_property(install: QemuInstall, device: str, name: str) -> None:
-    """:raises Unsupported: when its ``device`` has no property ``name``."""
+    """:raises Unsupported: when the ``device`` of this QEMU binary has no property ``name``."""
     if name not in _ask(install, "-device", f"{device},help"):
         raise Unsupported(f"this QEMU's {device} has no property {name}")
 
@@ -261,7 +261,7 @@ def require_netdev(install: QemuInstall, kind: str) -> None:
 
 
 def properties(install: QemuInstall, device: str) -> frozenset[str]:
-    """The names of the properties of ``device``."""
+    """The names of the properties that a QEMU binary's ``device`` has."""
     return frozenset(re.findall(r"^ *(?:\S+\.)?([\w-]+)=<", _ask(install, "-device", f"{device},help"), re.M))
 
 
@@ -282,7 +282,7 @@ def has_memory_backend(install: QemuInstall) -> bool:
 
 
 def read_banner(install: QemuInstall) -> tuple[str, tuple[int, int, int]]:
-    """The first line of ``--version`` and the version in it.
+    """The first line of a QEMU binary's ``--version`` and the version in it.
 
     :raises UsageError: when it is not that of a QEMU system emulator.
     """
@@ -297,7 +297,7 @@ def read_banner(install: QemuInstall) -> tuple[str, tuple[int, int, int]]:
 
 
 def _ask(install: QemuInstall, *arguments: str) -> str:
-    """The output of QEMU; old releases (2.11 and some after it) print help on stderr.
+    """The output of a QEMU binary; old releases (2.11 and some after it) print help on stderr.
 
     :raises UsageError: when it fails.
     """
@@ -316,7 +316,7 @@ def _run_empty_machine(install: QemuInstall, *arguments: str) -> tuple[int, str,
 
 
 def _call(install: QemuInstall, *arguments: str) -> tuple[int, str, str]:
-    """Run QEMU; returns its exit status, stdout and stderr.
+    """Run a QEMU binary; returns its exit status, stdout and stderr.
 
     :raises UsageError: when it cannot be executed, or does not end.
     """

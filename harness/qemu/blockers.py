@@ -43,7 +43,7 @@ _VERSIONS: dict[str, int] = {}
 
 
 def lists_blocked_reasons(machine: Machine) -> bool:
-    """Whether this QEMU lists all reasons.
+    """Whether this QEMU's ``query-migrate`` lists all reasons that block migration.
 
     It depends on the version, which is queried once for each binary. The QMP schema would be more exact, but
     takes more than a second while the heap is profiled. A development version that is taken for an older

@@ -33,7 +33,7 @@ class Deletion:
         self.close()
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening for the deletion of a device."""
         self._events.close()
 
     @property
@@ -43,7 +43,7 @@ class Deletion:
 
     @property
     def reported(self) -> bool:
-        """Whether both were reported deleted."""
+        """Whether both events of the deletion were reported."""
         return set(self.seen) == set(self._paths)
 
     def present(self) -> bool:
@@ -63,7 +63,7 @@ class Deletion:
         self._machine.deleted.add(self._id)
 
     def wait_reported(self, *, timeout_s: float) -> None:
-        """Wait for both events.
+        """Wait for both events of a device's deletion.
 
         :param timeout_s: seconds, before scaling.
         :raises WaitTimeout: when one of them does not arrive.
@@ -76,7 +76,7 @@ class Deletion:
         )
 
     def wait(self, *, timeout_s: float) -> None:
-        """Wait for both events, and :meth:`confirm`.
+        """Wait for both events of a device's deletion, and :meth:`confirm`.
 
         :param timeout_s: seconds, before scaling.
         :raises Violation: when one of them does not arrive, or the object still exists.

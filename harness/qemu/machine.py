@@ -218,18 +218,18 @@ class Machine:
 
     @property
     def pid(self) -> int:
-        """The process id, also after the process has ended."""
+        """The process id of QEMU, also after the process has ended."""
         assert self._process is not None, "not started"
         return self._process.pid
 
     @property
     def running(self) -> bool:
-        """Whether the process has been started and has not ended."""
+        """Whether QEMU's process has been started and has not ended."""
         return self._process is not None and not self._exited.is_set()
 
     @property
     def returncode(self) -> int | None:
-        """As :attr:`subprocess.Popen.returncode`; ``None`` while the process runs."""
+        """As :attr:`subprocess.Popen.returncode` of QEMU's process; ``None`` while it runs."""
         return self._process.returncode if self._process is not None and self._exited.is_set() else None
 
     def watch_process(self) -> None:
@@ -239,7 +239,7 @@ class Machine:
 
     @property
     def _crashed(self) -> bool:
-        """Whether a signal that the harness did not send ended it, even if its end was expected."""
+        """Whether a signal that the harness did not send ended the machine, even if its end was expected."""
         code = self.returncode
         return code is not None and code < 0 and not (self._killed and code == -signal.SIGKILL)
 
@@ -308,7 +308,7 @@ class Machine:
             )
 
     def _wait_exit(self, timeout_s: float) -> bool:
-        """Wait until the process ends: ``timeout_s`` seconds, or longer if the kernel writes a core file.
+        """Wait until QEMU's process ends: ``timeout_s`` seconds, or longer if the kernel writes a core file.
 
         :returns: whether it has ended.
         """
@@ -323,14 +323,14 @@ class Machine:
         return self._exited.wait(timeout_s)
 
     def _dumps_core(self) -> bool:
-        """Whether the kernel is writing a core file of it (``man 5 proc``, ``/proc/PID/status``)."""
+        """Whether the kernel is writing a core file of QEMU (``man 5 proc``, ``/proc/PID/status``)."""
         try:
             return "\nCoreDumping:\t1\n" in Path(f"/proc/{self.pid}/status").read_text()
         except OSError:
             return False
 
     def expect_exit(self, reason: str) -> None:
-        """Declare that the process will end; call it before the action that ends it."""
+        """Declare that QEMU's process will end; call it before the action that ends it."""
         self._exit_expected = True
         self.history.note(self.name, "machine:expect-exit", {"reason": reason})
 
@@ -362,7 +362,7 @@ class Machine:
         self.deleted.discard(device.id)
 
     def quit(self) -> None:
-        """``quit`` over QMP, and wait for the process to end.
+        """``quit`` of the machine over QMP, and wait for the process to end.
 
         :raises QmpSilent: when QEMU does not answer the command.
         :raises WaitTimeout: when it answered, but does not end. :raises QemuDied: when it crashed instead.
@@ -380,7 +380,7 @@ class Machine:
             raise self._died()
 
     def kill(self) -> None:
-        """Send SIGKILL, and wait until the process has ended."""
+        """Send QEMU's process SIGKILL, and wait until it has ended."""
         if self.running:
             self.expect_exit("kill")
             self._kill()
@@ -392,7 +392,9 @@ class Machine:
         self._wait_exit(self._host_s(_EXIT_VISIBLE_S))
 
     def close(self) -> None:
-        """End the process if it still runs (``quit``, then SIGKILL), and release everything. Never raises.
+        """End QEMU's process if it still runs (``quit``, then SIGKILL).
+
+        Releases everything, and never raises.
 
         If QEMU must be killed, this is recorded for the checkers, with a backtrace from before. A backtrace
         is also written for a QEMU that was killed by a signal that the harness did not send.
@@ -471,7 +473,7 @@ def reserved_port() -> Iterator[int]:
 
 @contextmanager
 def _core_dumps() -> Iterator[None]:
-    """Let children that are started during the block write core files; this process's limit is restored."""
+    """Let a QEMU that is started during the block write core files; this process's limit is restored."""
     with _CORE_LIMIT:
         soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
         resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))

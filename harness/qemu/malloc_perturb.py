@@ -16,11 +16,11 @@ class MallocPerturb:
     """Starts every machine of a testbed with ``MALLOC_PERTURB_``. C libraries other than glibc ignore it."""
 
     def wrap(self, _spec: MachineSpec, _folder: Path) -> Wrapping:
-        """See :class:`harness.testbed.LaunchTool`."""
+        """Let glibc overwrite what QEMU frees: see :class:`harness.testbed.LaunchTool`."""
         return Wrapping(environment={"MALLOC_PERTURB_": str(_BYTE)})
 
     def release(self) -> None:
-        """Do nothing: the variable does not keep a machine from ending."""
+        """Do nothing: glibc's overwriting of freed memory does not keep a machine from ending."""
 
     def close(self) -> None:
-        """Do nothing: there is nothing to release."""
+        """Do nothing: glibc's overwriting of freed memory ends with QEMU."""

@@ -60,7 +60,7 @@ def stream_from_file(machine: Machine, path: Path) -> Iterator[None]:
 
 @contextmanager
 def discarded_stream(machine: Machine) -> Iterator[str]:
-    """A URI for ``migrate``; the stream is read and discarded."""
+    """A URI for ``migrate``; what arrives at the migration socket is read and discarded."""
     with _outgoing_fd(machine, lambda connection: _copy(connection, lambda _: None)) as uri:
         yield uri
 
@@ -104,7 +104,7 @@ def _copy(connection: socket.socket, into: Callable[[bytes], object]) -> None:
 def _outgoing_fd(
     machine: Machine, work: Callable[[socket.socket], None], *, to_the_end: bool = False
 ) -> Iterator[str]:
-    """A URI for ``migrate`` whose stream ``work`` processes in the background.
+    """A URI for ``migrate`` whose stream ``work`` reads from a migration socket, in the background.
 
     :param to_the_end: at the end of the block, unless it raised, wait until QEMU has closed its end.
     """

@@ -33,7 +33,7 @@ def is_sanitized(binary: Path) -> bool:
 
 
 def environment() -> dict[str, str]:
-    """The environment of such a QEMU. The user's own options come last and take precedence.
+    """The environment of a QEMU with a sanitizer. The user's own options come last and take precedence.
 
     Stacks are unwound completely (GLib has no frame pointers), and QEMU's coroutines switch stacks. A failed
     assertion is not reported by a sanitizer; its backtrace comes from a core file, as with any QEMU. Leaks do
@@ -48,7 +48,7 @@ def environment() -> dict[str, str]:
 
 
 def silent() -> dict[str, str]:
-    """The environment for runs of QEMU that only probe it: leaks are not reported."""
+    """The environment for a sanitizer's QEMU that is only probed: leaks are not reported."""
     return {"ASAN_OPTIONS": "detect_leaks=0"}
 
 
@@ -93,7 +93,7 @@ def _named(report: str, binary: Path, program: str) -> str:
 
 
 def _counting(leaks: str) -> tuple[str, str]:
-    """The direct leaks that are not suppressed, and a line about those that are.
+    """The direct leaks in a sanitizer's report that are not suppressed, and a line about those that are.
 
     Indirect leaks are ignored, as they depend on direct ones.
     """

@@ -28,7 +28,7 @@ class Device(Protocol):
 
     @property
     def slot(self) -> int:
-        """The number of the hotpluggable place that it takes."""
+        """The number of the hotpluggable place that the device takes."""
 
     def check(self) -> None:
         """:raises UsageError: when the host lacks what the device needs. Called before a launch."""
@@ -79,7 +79,7 @@ class Share:
         return replace(self, path=other.path, fsdev_options={}, fsdev_of=other.id)
 
     def check(self) -> None:
-        """:raises UsageError: when the path is not a folder that exists."""
+        """:raises UsageError: when the share's path is not a folder that exists."""
         if not self.path.exists():
             raise UsageError(f"share {self.id}: {self.path}: no such folder")
         if not self.path.is_dir():
@@ -94,7 +94,10 @@ class Share:
         yield "-fsdev", {"": self.fsdriver, "id": self.fsdev, **own, **self.fsdev_options}
 
     def device(self, machine_type: MachineType) -> dict[str, Value]:
-        """The properties of the device: for ``device_add``, and for ``-device``; no tag, no such property."""
+        """The properties of the share's device: for ``device_add``, and for ``-device``.
+
+        No tag, no such property.
+        """
         tag = {"mount_tag": self.mount_tag} if self.mount_tag else {}
         return {
             "driver": machine_type.driver(self.driver),
@@ -167,14 +170,14 @@ class MachineSpec:
     extra: tuple[str, ...] = ()
 
     def destination(self, name: str, *, plugged: frozenset[str]) -> MachineSpec:
-        """The machine that a migration of this one arrives at: the same, but for its name, waiting.
+        """The spec of a migration's destination for this machine: the same, but for its name, waiting.
 
         :param plugged: ids of the devices, of shares and others, that the source has at that time.
         """
         return replace(self, name=name, plugged=plugged, incoming=True, from_template=False, memory_file=None)
 
     def restored(self, memory: Path | None) -> MachineSpec:
-        """The same machine, waiting for the stream of a template.
+        """The spec of the same machine, waiting for the stream of a template.
 
         :param memory: the file with the guest's memory, if that is not in the stream.
         """
@@ -182,14 +185,14 @@ class MachineSpec:
         return replace(self, incoming=True, from_template=True, memory_file=private)
 
     def booted(self) -> MachineSpec:
-        """The same machine, booting its guest itself if it was to be restored."""
+        """The spec of the same machine, booting its guest itself if it was to be restored."""
         if not self.from_template:
             return self
         return replace(self, incoming=False, from_template=False, memory_file=None)
 
     @property
     def pluggable(self) -> tuple[Device, ...]:
-        """Everything that can be plugged: the shares and the other devices."""
+        """Everything in a spec that can be plugged: the shares and the other devices."""
         return (*self.shares, *self.devices)
 
     @property
@@ -199,7 +202,7 @@ class MachineSpec:
         return {one.id: str(one.device(self.machine_type)["driver"]) for one in devices}
 
     def share(self, share_id: str) -> Share:
-        """:raises UsageError: when no share of the pool has that id."""
+        """:raises UsageError: when no share of the spec's pool has that id."""
         for share in self.shares:
             if share.id == share_id:
                 return share

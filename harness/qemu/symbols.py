@@ -33,7 +33,7 @@ def name(file: str, offset: int) -> str:
 
 
 def at_address(file: str, address: int) -> str:
-    """The same for an address in the file's own address space (ELF: ``p_vaddr``)."""
+    """The function at an address of an ELF file's address space (``p_vaddr``), as :func:`name` has it."""
     return name(file, address - _shift(_table(file).segments, address))
 
 
@@ -54,7 +54,7 @@ def _shift(segments: dict[tuple[int, int], int], address: int) -> int:
 
 
 def _table(file: str) -> _Table:
-    """The symbols of ``file``; cached until the file changes."""
+    """The symbol table of ``file``; cached until the file changes."""
     try:
         found = Path(file).stat()
     except OSError:
@@ -82,7 +82,10 @@ def _read(file: str, _mtime_ns: int, _size: int) -> _Table:
 
 
 def _functions(elf: ELFFile) -> Iterator[tuple[int, int, str]]:
-    """Address, size and name of each function. (pyelftools' own iteration takes 30 µs for each symbol.)"""
+    """Address, size and name of each function in a symbol table.
+
+    pyelftools' own iteration takes 30 µs for each symbol.
+    """
     if elf.elfclass != 64 or not elf.little_endian:
         return  # Not a QEMU for an x86-64 host.
     for section in elf.iter_sections():

@@ -63,7 +63,7 @@ class Change:
 
     @property
     def factor(self) -> float | None:
-        """``after`` as a multiple of ``before``; ``None`` when one of them is not above 0."""
+        """A series after its change as a multiple of before; ``None`` when one of them is not above 0."""
         return self.after / self.before if self.before > 0 and self.after > 0 else None
 
 
@@ -91,7 +91,7 @@ def changes(values: Sequence[float], series: int) -> list[Change]:
 
 
 def as_step_at(values: Sequence[float], change: Change, index: int, others: int) -> Change | None:
-    """The same change as a step at ``index``; ``None`` if that fits clearly worse.
+    """A drift or a step as a step at ``index``; ``None`` if that fits clearly worse.
 
     One series says little of the exact place, and of the shape. If other series have a step there, so may
     this one: with their number the odds for it grow, and so the evidence that it takes to deny it.
@@ -138,7 +138,7 @@ def _cuts(values: Sequence[float], start: int, end: int, level: float) -> list[_
 
 
 def _best_cut(sums: Sequence[float], level: float) -> int | None:
-    """Where to cut, if that is more than chance.
+    """Where to cut a series for a step, if that is more than chance.
 
     :param sums: the sums of ranks before each position.
     """
@@ -173,7 +173,7 @@ def _without_outliers(values: Sequence[float]) -> list[float]:
 
 
 def _step_error(values: Sequence[float], cut: int) -> float:
-    """The squared residuals of a horizontal line before the cut and one after it."""
+    """The squared residuals of a step: a horizontal line before the cut and one after it."""
     return _spread(values[:cut]) + _spread(values[cut:])
 
 
@@ -183,7 +183,7 @@ def _spread(values: Sequence[float]) -> float:
 
 
 def _bent_line(values: Sequence[float]) -> tuple[int, float]:
-    """The position from which a line that is horizontal before fits best, and its squared residuals."""
+    """Where a drift begins best, and its squared residuals: the line before it is horizontal."""
     size, mean, total = len(values), sum(values) / len(values), _spread(values)
     best, least = 0, total
     beyond = along = 0.0  # The sums, over the positions after "begin", of values and of values times x.

@@ -39,18 +39,18 @@ class Pair:
 
     @property
     def changed(self) -> bool:
-        """Whether the outcomes differ, or one of the sides has none."""
+        """Whether the outcomes of a scenario differ between A and B, or one of them has none."""
         before, after = ({(one.outcome, one.bug) for one in side} for side in (self.a, self.b))
         return before != after
 
     @property
     def worse(self) -> bool:
-        """Whether B fails where A does not."""
+        """Whether a scenario fails on B and not on A."""
         return _fails(self.b) and not _fails(self.a)
 
     @property
     def seconds(self) -> tuple[list[float], list[float]]:
-        """The times of the runs that passed, of A and of B."""
+        """The times of the runs of a scenario that passed, of A and of B."""
         return _seconds(self.a), _seconds(self.b)
 
     @property
@@ -77,7 +77,7 @@ class Figures:
 
     @property
     def p(self) -> float:
-        """The p-value of the hypothesis that both sides are alike."""
+        """The p-value of the hypothesis that both sides of the comparison are alike."""
         return permutation.two_samples(self.a, self.b)
 
     @property
@@ -106,7 +106,7 @@ class Times:
     p: float
 
     def lines(self, a: str, b: str) -> Iterator[str]:
-        """What can be known, in words."""
+        """What the comparison can know of times, in words."""
         if not self.tests:
             yield "times: no scenario passed on both sides"
             return
@@ -150,7 +150,7 @@ def pairs(a: Sequence[Run], b: Sequence[Run]) -> list[Pair]:
 
 
 def times(found: Iterable[Pair]) -> Times:
-    """What the times of all scenarios that passed on both sides say."""
+    """What a comparison says of the times of all scenarios that passed on both sides."""
     both = [(pair.scenario, *pair.seconds) for pair in found]
     timed = [
         Figures(name, "seconds", tuple(a), tuple(b)) for name, a, b in both if a and b and min(*a, *b) > 0
@@ -172,7 +172,7 @@ def times(found: Iterable[Pair]) -> Times:
 
 
 def slopes(found: Iterable[Pair]) -> list[Figures]:
-    """The leak slopes that differ: by the test where there are enough runs, else by their size."""
+    """The leak slopes that differ in a comparison: by the test where there are enough runs, else by size."""
     every = [Figures(pair.scenario, name, tuple(a), tuple(b)) for pair in found for name, a, b in pair.slopes]
     needed = permutation.runs_needed(len(every))
     tested = [one for one in every if min(len(one.a), len(one.b)) >= needed]
@@ -186,7 +186,7 @@ def _different(figures: Sequence[Figures]) -> list[Figures]:
 
 
 def _far_out(figures: Sequence[Figures]) -> list[Figures]:
-    """The few whose ratio is far from that of the others. They may be chance."""
+    """The few scenarios whose ratio of times is far from that of the others. They may be chance."""
     if len(figures) < _FEW:
         return []
     low, _, high = quantiles([one.ratio for one in figures], n=4)
@@ -196,7 +196,7 @@ def _far_out(figures: Sequence[Figures]) -> list[Figures]:
 
 
 def tables(found: Sequence[Pair], a: str, b: str) -> list[Table]:
-    """The tables to print. They list differences only."""
+    """The tables of a comparison. They list differences only."""
     changed = Table("scenario", escape(a), escape(b), "why", title="outcomes that changed")
     for pair in found:
         if pair.changed:
@@ -225,12 +225,12 @@ def _seconds(side: Iterable[Result]) -> list[float]:
 
 
 def _why(pair: Pair) -> str:
-    """The first reason that one of the results has, B's first."""
+    """The first reason that one of a compared scenario's results has, B's first."""
     return next((one.why for one in (*pair.b, *pair.a) if one.why), "")
 
 
 def _outcomes(side: Sequence[Result]) -> str:
-    """The outcome of all runs of a side, or each with its number."""
+    """The outcome of all runs of one side of a comparison, or each with its number."""
     seen = Counter(f"{one.outcome} ({one.bug})" if one.bug else str(one.outcome) for one in side)
     if not seen:
         return "did not run"

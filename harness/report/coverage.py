@@ -68,7 +68,7 @@ class Share:
 
     @property
     def percent(self) -> float:
-        """0 to 100."""
+        """The share of lines or functions that were reached: 0 to 100."""
         return 100 * self.reached / self.all if self.all else 100.0
 
 
@@ -114,7 +114,7 @@ def gather(into: Path, build: Path, source: Path, gcov: Sequence[str], parts: It
 
 
 def _copy_source(source: Path, into: Path, parts: Iterable[Part]) -> None:
-    """gcovr looks for the source beside the build folder."""
+    """Copy QEMU's source for gcovr, which looks for it beside the build folder."""
     for part in parts:
         copied = into / part.file
         copied.parent.mkdir(parents=True, exist_ok=True)
@@ -167,12 +167,12 @@ def lines_of(data: dict[str, Any], source: Path) -> list[Line]:
 
 
 def reason_for(line: Line, reasons: Iterable[Reason]) -> Reason | None:
-    """The reason why this line is not reached, if one is known."""
+    """The reason why this line of QEMU is not reached, if one is known."""
     return next((one for one in reasons if explains(one, line)), None)
 
 
 def explains(reason: Reason, line: Line) -> bool:
-    """Whether a reason is about this line."""
+    """Whether a reason is about this line of QEMU that is not reached."""
     if reason.file != line.file or reason.function not in ("", line.function):
         return False
     if reason.after and not any(text.startswith(reason.after) for text in line.before):
@@ -181,7 +181,7 @@ def explains(reason: Reason, line: Line) -> bool:
 
 
 def report(data: dict[str, Any], lines: Iterable[Line], reasons: Sequence[Reason]) -> list[FileReport]:
-    """The shares of each file."""
+    """The shares of lines reached in each file."""
     unexplained: dict[str, int] = defaultdict(int)
     for line in lines:
         unexplained[line.file] += line.count == 0 and reason_for(line, reasons) is None
@@ -219,7 +219,7 @@ def _sum(shares: Iterable[Share]) -> Share:
 
 
 def table(files: Sequence[FileReport]) -> Table:
-    """The shares, a row for each file."""
+    """The shares of lines reached, a row for each file."""
     made = Table("file", "lines", "branches", "functions", "lines without a reason", title="what is reached")
     for file in (*files, total(files)):
         shares = (str(file.lines), str(file.branches), str(file.functions))
@@ -248,7 +248,10 @@ def compared(sets: Mapping[str, Sequence[FileReport]]) -> Table:
 
 
 def not_reached(lines: Sequence[Line], reasons: Sequence[Reason]) -> Iterator[str]:
-    """The lines that were not reached, by function, each with its reason or without; then stale reasons."""
+    """The lines of QEMU that were not reached, by function, each with its reason if it has one.
+
+    Then stale reasons.
+    """
     missing: dict[tuple[str, str], list[Line]] = defaultdict(list)
     for line in lines:
         if line.count == 0:

@@ -147,7 +147,7 @@ class Bug(BaseModel):
         return any(version in SpecifierSet(text) for text in ranges)
 
     def status(self, version: str) -> Status:
-        """Whether QEMU ``version`` has this bug."""
+        """Whether QEMU ``version`` has this bug, by the ledger."""
         if self._in(self.affected, version):
             return Status.AFFECTED
         return Status.UNAFFECTED if self._in(self.unaffected, version) else Status.UNKNOWN
@@ -159,7 +159,7 @@ class Bug(BaseModel):
         return named and (not self.machines or machine in self.machines)
 
     def explains(self, failure: str) -> bool:
-        """Whether ``failure`` (a message) is the failure of this bug."""
+        """Whether ``failure`` (a message) is the failure of this bug of the ledger."""
         return re.search(self.failure, failure.partition("\n")[0]) is not None
 
     def explains_in_program(self, failure: str, program: str) -> bool:
@@ -190,7 +190,7 @@ def is_named(text: str, scenario: str, parameters: Iterable[str]) -> bool:
 
 
 def _parts(text: str) -> tuple[tuple[str, ...], list[str], str]:
-    """The path, the classes and the test, and the parameter."""
+    """The path, the classes and the test, and the parameter, of a test that the ledger names."""
     path, _, rest = text.partition("::")
     test, _, parameter = rest.partition("[")
     # The id of a test outside of pytest's root folder begins with "..".
@@ -199,7 +199,7 @@ def _parts(text: str) -> tuple[tuple[str, ...], list[str], str]:
 
 
 def _boundaries(ranges: Iterable[str]) -> list[str]:
-    """The versions at which these ranges begin or end, one just above each, and one below all."""
+    """The versions at which the ledger's ranges begin or end, one just above each, and one below all."""
     named = {part.version for text in ranges for part in SpecifierSet(text)}
     versions = [version.removesuffix(".*") for version in sorted(named)]
     return ["0", *versions, *(f"{version}.0.0.1" for version in versions)]

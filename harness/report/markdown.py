@@ -15,7 +15,10 @@ _SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 
 
 def of_table(table: Table) -> str:
-    """A table, with its title as a heading. What a cell says is shown as it is, without its style."""
+    """A table as Markdown, with its title as a heading.
+
+    What a cell says is shown as it is, without its style.
+    """
     heading = [f"### {_shown(table.title)}", ""] if table.title else []
     head = _row(column.header for column in table.columns)
     rows = map(_row, zip(*(column.cells for column in table.columns), strict=True))

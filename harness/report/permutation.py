@@ -26,7 +26,7 @@ _NORMAL = NormalDist()
 
 
 def midranks(values: Sequence[float]) -> list[float]:
-    """The rank of each value, from 1; equal values have the mean of their ranks."""
+    """The rank of each value for a permutation test, from 1; equal values have the mean of their ranks."""
     order = sorted(range(len(values)), key=values.__getitem__)
     ranks = [0.0] * len(values)
     start = 0
@@ -74,13 +74,15 @@ def _shares(size: int, other: int) -> list[float]:
 
 
 def two_samples(a: Sequence[float], b: Sequence[float]) -> float:
-    """The p-value of the hypothesis that both samples come from the same distribution; two-sided."""
+    """The p-value of a permutation test that both samples come from the same distribution; two-sided."""
     ranks = midranks([*a, *b])
     return rank_sum(sum(ranks[: len(a)]), len(a), len(ranks))
 
 
 def pairs(differences: Iterable[float]) -> float:
-    """The p-value of the hypothesis that pairs differ upwards as often, and as far, as downwards; two-sided.
+    """The p-value of a permutation test that pairs differ upwards as often, and as far, as downwards.
+
+    It is two-sided.
 
     Without a difference each sign is as likely as the other. The statistic is Wilcoxon's signed rank sum.
     """
@@ -97,7 +99,10 @@ def pairs(differences: Iterable[float]) -> float:
 
 
 def runs_needed(series: int) -> int:
-    """The fewest runs of each of two QEMUs with which one of ``series`` tests can be shown to differ."""
+    """The fewest runs of each of two QEMUs with which a permutation test can show that one test differs.
+
+    That is one of ``series`` tests.
+    """
     runs = 2
     while 2 / math.comb(2 * runs, runs) > WRONG / max(1, series):
         runs += 1
@@ -105,5 +110,5 @@ def runs_needed(series: int) -> int:
 
 
 def middle(values: Iterable[float]) -> float:
-    """The median, which one unusual value does not move."""
+    """The median that stands for figures, which one unusual value does not move."""
     return float(median(values))

@@ -117,7 +117,7 @@ class _Output:
         self._sizes, self._show = dict.fromkeys(files, 0), show
 
     def has_grown(self) -> bool:
-        """Copy the new output to ``show``; return whether there was any."""
+        """Copy the new output of pytest to ``show``; return whether there was any."""
         grown = False
         for file, before in self._sizes.items():
             # pread() leaves the file's position alone, at which the process writes.
@@ -130,12 +130,12 @@ class _Output:
         return grown
 
     def text(self, file: IO[bytes]) -> str:
-        """The whole output in ``file``."""
+        """The whole output of pytest in ``file``."""
         return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode("utf-8", "replace")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process that still runs, and its group. SIGINT comes first, so that pytest ends its guests."""
+    """End a pytest that still runs, and its group. SIGINT comes first, so that it ends its guests."""
     for number in (signal.SIGINT, signal.SIGKILL):
         if process.poll() is not None and number != signal.SIGKILL:
             return

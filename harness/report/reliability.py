@@ -37,7 +37,7 @@ class Reliability:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The Wilson score interval with :data:`CONFIDENCE`; (0, 1) without attempts.
+        """The Wilson score interval of the reliability, with :data:`CONFIDENCE`; (0, 1) without attempts.
 
         Unlike the normal approximation it is right for few attempts, and for none or all that fail (E. B.
         Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927).
@@ -52,7 +52,7 @@ class Reliability:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval is no wider than :data:`CLEAR_WIDTH`."""
+        """Whether the interval of the reliability is no wider than :data:`CLEAR_WIDTH`."""
         low, high = self.interval
         return high - low <= CLEAR_WIDTH
 
@@ -68,7 +68,7 @@ class Reliability:
 
     @property
     def estimate(self) -> float:
-        """The expected share of failures, never 0 and never 1 (Laplace's rule of succession)."""
+        """The share of failures to expect, never 0 and never 1 (Laplace's rule of succession)."""
         return (self.failures + 1) / (self.attempts + 2)
 
     def __str__(self) -> str:

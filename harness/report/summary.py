@@ -42,7 +42,7 @@ class Outcome(StrEnum):
     SKIPPED = "skipped"
 
     def counted(self, number: int) -> str:
-        """So many results: "1 new failure", "2 new failures", "2 passed"."""
+        """So many results of an outcome: "1 new failure", "2 new failures", "2 passed"."""
         plural = number != 1 and self in (Outcome.KNOWN, Outcome.FAILED)
         return f"{number} {self}{'s' if plural else ''}"
 
@@ -123,18 +123,18 @@ class Result(BaseModel):
 
     @property
     def runs(self) -> str:
-        """How often the outcome was seen, as "1 of 4"; empty for a test that was run once."""
+        """How often the result's outcome was seen, as "1 of 4"; empty for a test that was run once."""
         same = 1 + sum(one.outcome is self.outcome for one in self.again)
         return f"{same} of {1 + len(self.again)}" if self.again else ""
 
     @property
     def flaky(self) -> bool:
-        """Whether further runs of the test, under the same conditions, had another outcome."""
+        """Whether further runs of the result's test, under the same conditions, had another outcome."""
         return any(one.outcome is not self.outcome for one in self.again)
 
     @property
     def column(self) -> str:
-        """The QEMU and the guest's kernel, as printed in the head of a column."""
+        """The QEMU and the guest's kernel of a result, as printed in the head of the summary's column."""
         qemu = _qemu(self.qemu, self.version)
         return f"{qemu}, Linux {self.kernel}" if self.kernel else qemu
 
@@ -268,7 +268,10 @@ class Run(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_computed_fields(cls, given: Any) -> Any:
-        """Ignore ``not_asserted``: it is in the file for its readers, and is computed from the rest."""
+        """Ignore ``not_asserted`` of a summary.
+
+        It is in the file for its readers, and is computed from the rest.
+        """
         return {k: v for k, v in given.items() if k != "not_asserted"} if isinstance(given, dict) else given
 
     @computed_field  # type: ignore[prop-decorator]  # pydantic: mypy does not support decorated properties
@@ -279,7 +282,7 @@ class Run(BaseModel):
 
     @property
     def counts(self) -> Counter[Outcome]:
-        """The number of tests with each outcome."""
+        """The number of a run's results with each outcome."""
         return Counter(result.outcome for result in self.results)
 
 
@@ -345,7 +348,7 @@ def _not_asserted(run: Run) -> Iterator[Table]:
 
 
 def merge(runs: Sequence[tuple[str, Run]], unreadable: Sequence[str] = ()) -> Run:
-    """Join the shards of one run.
+    """Join the summaries of the shards of one run.
 
     :param runs: each shard with a name for messages. :param unreadable: about each that could not be read.
     :raises UsageError: unless they are all shards of one run, each once and complete, on the same QEMUs. It
@@ -413,7 +416,7 @@ def _refuse_missing(of: Shard | None, shards: Iterable[int], incomplete: Sequenc
 
 
 def tables(run: Run) -> list[Table]:
-    """The tables of a run.
+    """The tables of a run's summary.
 
     The first has a row for each guarantee and a column for each QEMU and kernel; where there is one QEMU and
     kernel, a column for each machine type. The others list failures, bugs of unknown status, and skips.
@@ -449,7 +452,7 @@ def _cell(results: Iterable[Result]) -> str:
 
 
 def _notable(results: Iterable[Result]) -> Iterable[Table]:
-    """The failures, the bugs of unknown status, and the skips."""
+    """The summary's failures, bugs of unknown status, and skips."""
     listed = list(results)
     bad = [result for result in listed if result.outcome in (Outcome.FAILED, Outcome.FIXED)]
     if bad:

@@ -35,7 +35,7 @@ def put(table: Table, console: Console) -> None:
 
 
 def _fit(table: Table, console: Console) -> int:
-    """Set the width of each column, and return the width that the console needs for all of them."""
+    """Set the width of each column of a table; return the width that the console needs for all of them."""
     for column in table.columns:
         column.width = None
     sizes = [_measured(column, console) for column in table.columns]
@@ -47,7 +47,7 @@ def _fit(table: Table, console: Console) -> int:
 
 
 def _shared(sizes: list[Measurement], room: int) -> list[int]:
-    """Share ``room`` among columns. Where it is too little for the longest words, take more."""
+    """Share ``room`` among a table's columns. Where it is too little for the longest words, take more."""
     widths = [size.minimum for size in sizes]
     if sum(widths) > room:
         return [max(size.minimum, min(size.maximum, _READABLE)) for size in sizes]
@@ -62,7 +62,10 @@ def _shared(sizes: list[Measurement], room: int) -> list[int]:
 
 
 def _measured(column: Column, console: Console) -> Measurement:
-    """The width of a column's longest word, and of its longest line. A line that may not wrap is one word."""
+    """The width of a table column's longest word, and of its longest line.
+
+    A line that may not wrap is one word.
+    """
     cells = [_measure(cell, console) for cell in (column.header, *column.cells)]
     longest = max(cell.maximum for cell in cells)
     return Measurement(longest if column.no_wrap else max(cell.minimum for cell in cells), longest)

@@ -24,12 +24,12 @@ _RANDOM_BYTES = 32
 
 
 def program() -> bytes:
-    """The program's text."""
+    """The text of the program that reseeds."""
     return Path(__file__).with_name("reseed.pl").read_bytes()
 
 
 def start_command() -> str:
-    """The shell's command that installs the program, from its stdin, and starts it."""
+    """The shell's command that installs the program that reseeds, from its stdin, and starts it."""
     # Each pipe is opened for both, so that neither side waits for the other to open it, and the program sees
     # no end of file. What it complains of goes to the kernel's log.
     pipes = f"<>{_MESSAGE} 1<>{_ANSWER} 2>/dev/kmsg"
@@ -38,7 +38,7 @@ def start_command() -> str:
 
 
 def command() -> str:
-    """The shell's command that sends a message and sets ``$answer`` to the program's answer.
+    """The shell's command that sends the reseeding program a message, and sets ``$answer`` to its answer.
 
     Its length is always the same (see :class:`~harness.channel.ssh.Ssh`, ``first_command``).
     """
@@ -46,6 +46,6 @@ def command() -> str:
 
 
 def message() -> str:
-    """The time of now, and 32 new random bytes, as ``reseed.pl`` reads them."""
+    """The message for reseeding: the time of now, and 32 new random bytes, as ``reseed.pl`` reads them."""
     seconds, nanoseconds = divmod(time.time_ns(), 10**9)
     return f"{seconds:010} {nanoseconds:09} {os.urandom(_RANDOM_BYTES).hex()}"

@@ -64,7 +64,7 @@ class SessionReplay:
         self._replay: Background[Ssh] | None = None
 
     def begin(self) -> None:
-        """Begin to replay the handshake, in the background; idempotent."""
+        """Begin to replay a template's handshake, in the background; idempotent."""
         self._started_replay()
 
     def _started_replay(self) -> Background[Ssh]:
@@ -73,7 +73,7 @@ class SessionReplay:
         return self._replay
 
     def connect(self, machine: Machine) -> Ssh | str:
-        """Connect the session to the restored guest in ``machine``; the caller then owns it.
+        """Connect the template's session to the restored guest in ``machine``; the caller then owns it.
 
         :returns: the session, or the reason why it could not be resumed.
         :raises HarnessError: the root cause, when QEMU or the guest failed meanwhile.
@@ -93,7 +93,7 @@ class SessionReplay:
         return ssh
 
     def close(self) -> None:
-        """Close the session, unless :meth:`connect` returned it. Idempotent."""
+        """Close a template's session, unless :meth:`connect` returned it. Idempotent."""
         replay, self._replay = self._replay, None
         if replay is not None:
             with suppress(HarnessError):

@@ -100,7 +100,7 @@ class TemplateStore:
         return found
 
     def damage_of(self, found: Template) -> str | None:
-        """See :meth:`harness.testbed.TemplateSource.damage_of`. Reads the template's files completely."""
+        """What is wrong with a template's files in the store, which are read completely."""
         if _inode(found.stream) != self._used.get(found.folder):
             return "another process has removed the template meanwhile"
         return self._damage_of(found)
@@ -140,7 +140,7 @@ def _usage(folder: Path) -> tuple[float, int, Path] | None:
 
 
 def _sums(folder: Path) -> dict[str, dict[str, object]]:
-    """The hash and the modification time of each large file."""
+    """The hash and the modification time of each large file of a template."""
     files = [folder / name for name in _SUMMED if (folder / name).exists()]
     return {file.name: {"sha256": _sha256(file), "mtime_ns": file.stat().st_mtime_ns} for file in files}
 
@@ -151,7 +151,10 @@ def _recorded(found: Template) -> dict[str, dict[str, object]]:
 
 
 def _was_written_to(found: Template) -> bool:
-    """Whether a file was modified after it was made. Then its content is checked, which takes a second."""
+    """Whether a template's file was modified after it was made.
+
+    Then its content is checked, which takes a second.
+    """
     try:
         recorded = _recorded(found).items()
         return any((found.folder / name).stat().st_mtime_ns != facts["mtime_ns"] for name, facts in recorded)
@@ -176,7 +179,7 @@ def _sha256(path: Path) -> str:
 
 
 def _inode(path: Path) -> int:
-    """The inode of a file; 0 if there is no file."""
+    """The inode of a file of a template; 0 if there is no file."""
     try:
         return path.stat().st_ino
     except OSError:

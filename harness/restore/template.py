@@ -82,7 +82,10 @@ def key(spec: MachineSpec, image: str, *, plain: bool = False) -> str:
 
 
 def memory_of(folder: Path) -> MemoryFile:
-    """The memory file with which to launch the machine that is saved in ``folder``, unless plain."""
+    """The memory file with which to launch the machine that is saved as a template, unless plain.
+
+    It is in ``folder``.
+    """
     return MemoryFile(_memory(folder), share=True)
 
 

@@ -33,7 +33,7 @@ class Place:
 
 
 def pci_place(bus: str, addr: str, function: str) -> Place:
-    """A place on a PCI bus.
+    """A machine type's place for a device on a PCI bus.
 
     :param function: a shell pattern in ``/sys/bus/pci/devices``.
     """
@@ -55,13 +55,13 @@ class FixedPlace:
     switch: tuple[str, str] | None = None
 
     def require(self, qemu: QemuInstall) -> None:
-        """:raises Unsupported: when this QEMU cannot have it."""
+        """A machine type's place that forbids hotplug. :raises Unsupported: when this QEMU cannot have it."""
         if self.switch is not None:
             require_property(qemu, *self.switch)
 
     @property
     def refusals(self) -> tuple[str, ...]:
-        """QEMU's own words for ``device_add`` and ``device_del``.
+        """QEMU's own words for ``device_add`` and ``device_del`` in the place that forbids hotplug.
 
         The first is ``softmmu/qdev-monitor.c``'s (later ``system/qdev-monitor.c``), the others are what a
         root port says by itself up to some release after 7.2 (QEMU: ``hw/pci/pcie.c``,
@@ -138,7 +138,7 @@ class Console:
 
 
 def serial_port(name: str) -> Console:
-    """A port that the machine type has by itself."""
+    """A serial port that the machine type has by itself: a console."""
     return Console(name, ("-serial", f"chardev:{name}"))
 
 
@@ -234,13 +234,13 @@ class MachineType:
         return f"{kind}{dash}{self.transport}" if transport == "pci" else pci
 
     def require_fixed_place(self) -> FixedPlace:
-        """:attr:`fixed_place`. :raises Unsupported: when every place of this type can be hotplugged."""
+        """The machine type's place that forbids hotplug. :raises Unsupported: when it has none."""
         if self.fixed_place is None:
             raise Unsupported(f"{self.name}: has no bus that forbids hotplug")
         return self.fixed_place
 
     def require_pci(self) -> None:
-        """:raises Unsupported: when its virtio devices are not on a PCI bus."""
+        """:raises Unsupported: when the machine type's virtio devices are not on a PCI bus."""
         if self.transport != "pci":
             raise Unsupported(f"{self.name}: its virtio devices are not on a PCI bus")
 

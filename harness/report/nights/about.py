@@ -19,22 +19,25 @@ _TIMEOUT_S = 30
 
 
 def now() -> str:
-    """The time as the history has it: ISO 8601 in UTC, with microseconds, so that texts sort as times do."""
+    """The time of a run's circumstances: ISO 8601 in UTC, with microseconds.
+
+    Texts in this form sort as times do.
+    """
     return at(datetime.now(UTC).timestamp())
 
 
 def at(timestamp: float) -> str:
-    """A POSIX timestamp in the same form."""
+    """A POSIX timestamp in the form of a run's circumstances."""
     return datetime.fromtimestamp(timestamp, UTC).isoformat(timespec="microseconds")
 
 
 def load() -> float:
-    """The host's load average of one minute."""
+    """The load average of one minute of a run's host, one of its circumstances."""
     return round(os.getloadavg()[0], 2)
 
 
 def about(options: Sequence[str], cells: Iterable[Cell] = ()) -> About:
-    """What can be said of a run when it begins.
+    """What can be said of a run's circumstances when it begins.
 
     :param options: what the user gave. :param cells: what it runs on.
     """
@@ -90,7 +93,7 @@ def _version() -> str:
 
 
 def _commit() -> tuple[str | None, bool]:
-    """The commit of the harness's checkout, and whether tracked files differ from it."""
+    """The harness's commit, of a run's circumstances, and whether tracked files differ from it."""
     root = checkout()
     if root is None:
         return None, False

@@ -30,44 +30,44 @@ class Cause:
 
     @property
     def main(self) -> Regression:
-        """The most certain way to fail."""
+        """The failure with the most certain way to fail, of those with one cause."""
         return self.ways[0]
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """The latest result of each test."""
+        """The latest result of each test that fails for this cause."""
         return tuple(entry for way in self.ways for entry in way.entries)
 
     @property
     def guarantees(self) -> tuple[str, ...]:
-        """The guarantees that do not hold."""
+        """The guarantees that do not hold, for this cause."""
         return tuple(dict.fromkeys(one for entry in self.entries for one in entry.result.guarantees))
 
     @property
     def evidence(self) -> Entry:
-        """The result to look at: of the most certain way, and with its folder where one has it still."""
+        """The result to look at for a cause: of the most certain way, with its folder if one has it."""
         with_folder = (entry for entry in self.entries if commands.artefacts(entry) is not None)
         return next(with_folder, self.entries[0])
 
     @property
     def longest(self) -> Regression:
-        """The failure whose test had not failed for most nights before."""
+        """The failure of this cause whose test had not failed for most nights before."""
         return max(self.ways, key=lambda way: way.good_nights)
 
     @property
     def changed(self) -> tuple[Difference, ...]:
-        """What changed between the last good night and the first bad one."""
+        """What changed between the last good night and the first bad one of a cause."""
         return self.main.changed
 
     @property
     def is_confirmed(self) -> bool | None:
-        """Whether each run again failed; ``None`` when no test was run again."""
+        """Whether each test of this cause failed each time again; ``None`` when none was run again."""
         known = [way.is_confirmed for way in self.ways if way.is_confirmed is not None]
         return all(known) if known else None
 
     @property
     def reliability(self) -> Reliability:
-        """How often its tests failed in their latest night, with their further runs."""
+        """How often the tests of a cause failed in their latest night, with their further runs."""
         found = [way.reliability for way in self.ways]
         return Reliability(sum(one.failures for one in found), sum(one.attempts for one in found))
 

@@ -28,7 +28,7 @@ class Difference:
 
 
 def between(before: Entry, after: Entry) -> tuple[Difference, ...]:
-    """What changed from the night of ``before`` to that of ``after``."""
+    """What changed from the night of ``before`` to that of ``after``: QEMU, kernel, options, host."""
     found = [
         *_of_qemu(before.qemu, after.qemu),
         *_of_cell(before.cell, after.cell),
@@ -38,7 +38,7 @@ def between(before: Entry, after: Entry) -> tuple[Difference, ...]:
 
 
 def commit_of(described: str | None) -> str | None:
-    """The commit, or the tag, that ``git describe`` names; ``None`` without one."""
+    """The commit, or the tag, that changed: what ``git describe`` names; ``None`` without one."""
     found = _DESCRIBED.fullmatch(described or "")
     return found["commit"] if found else None
 
@@ -80,5 +80,5 @@ def _harness(run: rows.Run) -> str:
 
 
 def _options(of: rows.Run, other: rows.Run) -> str:
-    """The options of a run that another one does not have."""
+    """The options of a run that changed: that another one does not have."""
     return " ".join(sorted(conditions(of) - conditions(other)))

@@ -15,7 +15,7 @@ _DEFAULT = "default"
 
 
 def replay(entry: Entry) -> str:
-    """Run the failed test again, many times where its folder is still there."""
+    """The command line that runs the failed test again, many times where its folder is still there."""
     folder = artefacts(entry)
     if folder is not None:
         return shlex.join(["harness", "replay", str(folder)])
@@ -25,13 +25,16 @@ def replay(entry: Entry) -> str:
 
 
 def timeline(entry: Entry) -> str:
-    """Draw what happened; empty if the folder is not there any more."""
+    """The command line that draws what happened; empty if the folder is not there any more."""
     folder = artefacts(entry)
     return shlex.join(["harness", "timeline", str(folder)]) if folder is not None else ""
 
 
 def bisect(bad: Entry, good: Entry | None) -> str:
-    """Find the first bad QEMU: over a git tree where both nights were built from one, else over releases."""
+    """The command line that finds the first bad QEMU.
+
+    Over a git tree where both nights were built from one, else over releases.
+    """
     tree, ends = _tree(bad.qemu), _ends(bad, good)
     if tree is not None and ends is not None:
         return _over_tree(bad, str(tree), *ends)
@@ -39,13 +42,19 @@ def bisect(bad: Entry, good: Entry | None) -> str:
 
 
 def bisect_elsewhere(bad: Entry, good: Entry | None) -> str:
-    """The same over a git tree of QEMU in ``DIR``; empty if it is here, or no commits are known."""
+    """The command line that bisects over a git tree of QEMU in ``DIR``.
+
+    Empty if the tree is here, or no commits are known.
+    """
     ends = _ends(bad, good)
     return _over_tree(bad, "DIR", *ends) if ends is not None and _tree(bad.qemu) is None else ""
 
 
 def one_release(bad: Entry, good: Entry | None) -> str:
-    """The release of which both nights had builds without known commits; empty if there is none."""
+    """The one release to name in command lines, of which both nights had builds without known commits.
+
+    Empty if there is none.
+    """
     if good is None or good.qemu is None or bad.qemu is None or _ends(bad, good) is not None:
         return ""
     same = bad.qemu.version == good.qemu.version and bad.qemu.build_id != good.qemu.build_id
@@ -53,14 +62,17 @@ def one_release(bad: Entry, good: Entry | None) -> str:
 
 
 def artefacts(entry: Entry) -> Path | None:
-    """The folder that the failed test left, or that a later run of it left, if it is still there."""
+    """The folder to name in command lines: what the failed test, or a later run of it, left there."""
     named = [entry.result.artefacts, *(one.artefacts for one in entry.confirmations)]
     folders = [Path(name) for name in named if name]
     return next((folder for folder in folders if (folder / HISTORY).is_file()), None)
 
 
 def _ends(bad: Entry, good: Entry | None) -> tuple[str, str] | None:
-    """The commits of a good and a bad QEMU, or the tags of their releases; ``None`` if they do not differ."""
+    """The commits to bisect between, or the tags of releases; ``None`` if they do not differ.
+
+    They are of a good and a bad QEMU.
+    """
     if good is None or good.qemu is None or bad.qemu is None:
         return None
     first, last = (_revision(qemu) for qemu in (good.qemu, bad.qemu))
@@ -89,7 +101,7 @@ def _subject(entry: Entry) -> list[str]:
 
 
 def _tree(qemu: rows.Qemu | None) -> Path | None:
-    """The git tree that a QEMU was built in, if it is on this host."""
+    """The git tree that a QEMU was built in, for a command line, if it is on this host."""
     if qemu is None or not qemu.git_describe or not qemu.path:
         return None
     return next((folder for folder in Path(qemu.path).parents if (folder / ".git").exists()), None)

@@ -39,7 +39,7 @@ def failed(history: History) -> dict[int, Failed]:
 
 
 def streak(judged: Sequence[Entry]) -> int:
-    """How many of the last results failed as the last one did."""
+    """How many of a failed test's last results failed as the last one did."""
     signature, length = judged[-1].signature, 0
     for entry in reversed(judged):
         if not entry.failed or entry.signature != signature:
@@ -49,7 +49,7 @@ def streak(judged: Sequence[Entry]) -> int:
 
 
 def sign(bad: Entry) -> tuple[str, ...]:
-    """What failures that probably have one cause have in common, whatever their messages say.
+    """What failed results that probably have one cause have in common, whatever their messages say.
 
     That is the innermost functions of a QEMU that died, from the signature (``explore/attempt.py``);
     otherwise the guarantee that does not hold, with what found it.
@@ -59,7 +59,7 @@ def sign(bad: Entry) -> tuple[str, ...]:
 
 
 def last_good(judged: Sequence[Entry]) -> Entry | None:
-    """The latest of these results that is no failure."""
+    """The latest result of a failed test that is no failure."""
     return next((entry for entry in reversed(judged) if not entry.failed), None)
 
 

@@ -120,7 +120,7 @@ def _rate(entries: Sequence[Entry]) -> Reliability:
 
 
 def _onset(judged: Sequence[Entry], series: int) -> Onset | None:
-    """The last change of how often the test fails."""
+    """The last change of how often a flaky test fails."""
     found = change_points([float(entry.failed) for entry in judged], series)
     if not found:
         return None

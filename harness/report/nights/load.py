@@ -26,12 +26,12 @@ class Load:
 
     @property
     def differs(self) -> bool:
-        """Whether the difference is more than chance."""
+        """Whether the host's load in some nights differs by more than chance."""
         return self.p <= _UNLIKELY
 
 
 def compared(first: Iterable[Entry], second: Iterable[Entry]) -> Load | None:
-    """The loads of two groups of results; ``None`` if a group has none."""
+    """The host's loads of two groups of results; ``None`` if a group has none."""
     loads = [[entry.result.load for entry in group] for group in (first, second)]
     known = [[load for load in group if load is not None] for group in loads]
     if not all(known):

@@ -58,7 +58,7 @@ def _seconds(entries: list[Head]) -> dict[str, float]:
 
 
 def _launched(entries: list[Head], begin: Head) -> float:
-    """When the machine of a guest's operation was started; the guest is called ``guest:MACHINE``."""
+    """When the machine of a measured guest was started; the guest is called ``guest:MACHINE``."""
     machine = begin.actor.removeprefix("guest:")
     started = [head.t_s for head in entries if (head.actor, head.f) == (machine, "guest:started")]
     return max((t_s for t_s in started if t_s <= begin.t_s), default=begin.t_s)

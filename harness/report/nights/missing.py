@@ -121,7 +121,7 @@ def _new_skips(history: History) -> Iterator[NewSkips]:
 
 
 def _gone(history: History) -> Iterator[Gone]:
-    """Tests of the run before with the same options, if their cell still runs."""
+    """The tests that are missing: of the run before with the same options, if their cell still runs."""
     ran = {entry.place for run in history.runs if history.is_recent(run) for entry in _of(history, run)}
     cells = {_cell(place) for place in ran}
     for run in history.runs:
@@ -144,7 +144,7 @@ def _of(history: History, run: rows.Run) -> list[Entry]:
 
 
 def _run_before(history: History, run: rows.Run) -> rows.Run | None:
-    """The latest complete run before the newest night with the same options."""
+    """The latest complete run before the newest night with the same options, to find what is missing."""
     alike = [
         other
         for other in history.runs
@@ -217,7 +217,10 @@ def _not_asserted(history: History) -> Iterator[NotAsserted]:
 
 
 def _is_missed(history: History, before: Entry | None) -> bool:
-    """Whether a guarantee without a test now was asserted by the run before with the same options."""
+    """Whether a guarantee is missing: without a test now, and asserted by the run before.
+
+    That is the run with the same options.
+    """
     if before is None:
         return False
     comparable = [_run_before(history, run) for run in history.runs if history.is_recent(run)]

@@ -47,13 +47,13 @@ class Recorder:
         self.close()
 
     def close(self) -> None:
-        """Close the history file."""
+        """Close the history file that is written."""
         self._store.close()
 
     def begin(
         self, kind: str, about: About, *, shard: str | None = None, expected: int | None = None
     ) -> None:
-        """The run begins."""
+        """Write that the run begins."""
         with self._store.transaction():
             self._run = self._store.begin_run(
                 rows.Run(
@@ -74,15 +74,15 @@ class Recorder:
             self._add(about)
 
     def expect(self, tests: int) -> None:
-        """The run has so many tests."""
+        """Write that the run has so many tests."""
         self._store.expect(self._run, tests)
 
     def begin_test(self, nodeid: str, worker: str) -> None:
-        """A worker begins a test."""
+        """Write that a worker begins a test."""
         self._store.begin_test(rows.Running(run_id=self._run, worker=worker, nodeid=nodeid, begun=now()))
 
     def add(self, result: Result) -> None:
-        """A test has ended. The last one of several results of a test counts."""
+        """Write the result of a test that has ended. The last one of several results of a test counts."""
         with self._store.transaction():
             self._results[result.test] = self._store.add_result(
                 rows.Result(
@@ -109,7 +109,7 @@ class Recorder:
             )
 
     def confirm(self, nodeid: str, again: Iterable[Again]) -> None:
-        """A failed test was run again."""
+        """Write that a failed test was run again."""
         result = self._results.get(nodeid)
         if result is not None:
             self._store.add_confirmations(
@@ -117,7 +117,7 @@ class Recorder:
             )
 
     def find(self, kind: str, name: str, outcome: str, *, detail: str = "", artefacts: str = "") -> None:
-        """An exploration, or a run of faults, has found something."""
+        """Write what an exploration, or a run of faults, has found."""
         self._store.add_finding(
             rows.Finding(
                 run_id=self._run,
@@ -137,7 +137,7 @@ class Recorder:
         )
 
     def end(self, exit_code: int | None, *, ended: str = "", load_end: float | None = None) -> None:
-        """The run is complete."""
+        """Write that the run is complete."""
         self._store.end_run(
             self._run,
             ended=ended or now(),
@@ -146,7 +146,7 @@ class Recorder:
         )
 
     def add_run(self, kind: str, run: Run, exit_code: int) -> None:
-        """A whole run, in one transaction: in the file completely, or not at all."""
+        """Write a whole run, in one transaction: it is in the file completely, or not at all."""
         about = joined(run.about)
         with self._store.transaction():
             self.begin(kind, about, expected=len(run.results))
@@ -222,7 +222,7 @@ class Lenient:
         self._recorder, self.failed = recorder, ""
 
     def write(self, write: Callable[[Recorder], object]) -> None:
-        """Write, unless that has failed before."""
+        """Write to the history, unless that has failed before."""
         if self._recorder is None or self.failed:
             return
         try:
@@ -243,7 +243,7 @@ def _confirmation(number: int, again: Again) -> rows.Confirmation:
 
 
 def test_of(result: Result) -> str:
-    """The id of a test without the names of its cell, which is the same over cells and nights."""
+    """The id of a recorded test without the names of its cell, which is the same over cells and nights."""
     before, bracket, parameters = (result.scenario or result.test).partition("[")
     if bracket and result.machine:
         parameters = re.sub(rf"(^|-){re.escape(result.machine)}(?=[-\]])", "", parameters, count=1)
@@ -252,7 +252,7 @@ def test_of(result: Result) -> str:
 
 
 def joined(parts: Iterable[About]) -> About:
-    """The circumstances of a run in parts: each part's where they are the same, or else all of them."""
+    """The circumstances of a recorded run in parts: where they are the same each part's, or else all."""
     abouts = list(parts)
     if not abouts:
         raise UsageError(_TOO_OLD)

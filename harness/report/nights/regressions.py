@@ -43,40 +43,43 @@ class Regression:
 
     @property
     def signature(self) -> str:
-        """What its failures have in common."""
+        """What the failures of a regression have in common."""
         return self.first_bad.signature
 
     @property
     def cause(self) -> str:
-        """The first line of the root cause, as it was last seen."""
+        """The first line of a regression's root cause, as it was last seen."""
         return self.entries[0].result.cause or self.signature
 
     @property
     def changed(self) -> tuple[Difference, ...]:
-        """What changed between the last good night and the first bad one."""
+        """What changed between the last good night and the first bad one of a regression."""
         return changes.between(self.last_good, self.first_bad) if self.last_good is not None else ()
 
     @property
     def reliability(self) -> Reliability:
-        """How often it failed when it was run again in its latest night, the first failure included."""
+        """How often a regression failed when it was run again, the first failure included.
+
+        In its latest night.
+        """
         failures = sum(entry.failures for entry in self.entries)
         return Reliability(failures, sum(entry.attempts for entry in self.entries))
 
     @property
     def is_confirmed(self) -> bool | None:
-        """Whether each run again failed; ``None`` when it was not run again."""
+        """Whether a regression failed each time that it was run again; ``None`` when it was not."""
         if not any(entry.confirmations for entry in self.entries):
             return None
         return self.reliability.failures == self.reliability.attempts
 
     @property
     def is_of_the_host(self) -> bool:
-        """Whether the host or the harness is at fault rather than QEMU."""
+        """Whether the host or the harness is at fault for a regression, rather than QEMU."""
         return is_of_the_host(self.cause)
 
     @property
     def certainty(self) -> tuple[bool, float, int]:
-        """What new failures are sorted by: those that are certainly QEMU's come last."""
+        """What regressions are sorted by: those that are certainly QEMU's come last."""
         share = self.reliability.interval[0] if self.is_confirmed is not None else 0.0
         return not self.is_of_the_host, share, len(self.entries)
 
@@ -97,13 +100,13 @@ class Fix:
 
     @property
     def cause(self) -> str:
-        """The first line of the failure, as a test last showed it."""
+        """The first line of the failure that is fixed, as a test last showed it."""
         shown = self.last_bad.result.cause if self.last_bad is not None else None
         return shown or next(iter(self.signatures), "")
 
     @property
     def changed(self) -> tuple[Difference, ...]:
-        """What changed between the last night with it and the first without."""
+        """What changed between the last night with a failure and the first in which it is fixed."""
         return changes.between(self.last_bad, self.entries[0]) if self.last_bad is not None else ()
 
 
@@ -124,7 +127,7 @@ class Failures:
 
 
 def failures(history: History, since: datetime | None) -> Failures:
-    """What failed and was fixed.
+    """The regressions of the newest night, and what was fixed.
 
     :param since: what began then or later is new; by default what began in the newest night.
     """
@@ -154,7 +157,7 @@ def failures(history: History, since: datetime | None) -> Failures:
 
 
 def _regression(entries: Sequence[Entry], judged: Sequence[Entry]) -> Regression | None:
-    """The failure that the last result shows; ``None`` if it comes and goes: it is flaky, not new."""
+    """The regression that a test's last result shows; ``None`` if it comes and goes: it is flaky."""
     if flaky.recurs(judged):
         return None
     bad_nights = streak(judged)
@@ -197,7 +200,7 @@ def _grouped(found: Iterable[Regression]) -> Iterator[Regression]:
 
 
 def _turns(judged: Sequence[Entry]) -> Iterator[tuple[Entry | None, Entry]]:
-    """The last change of what a test shows that does not fail: the result before it, and the first after."""
+    """The last turn of a test, from failing or to it: the result before, and the first after."""
     last = judged[-1]
     streak = 0
     for entry in reversed(judged):
@@ -233,7 +236,7 @@ _KINDS = _GONE, _ENDED, _MET = ("gone", "ended", "met")
 
 
 def _kind(before: Entry | None, after: Entry) -> tuple[str, str, tuple[str, ...]]:
-    """What a turn is, the known bug, and what failures with the same cause have in common."""
+    """What a test's turn is (new, fixed), its known bug, and what failures with its cause have in common."""
     if after.outcome is Outcome.KNOWN:
         return _MET, after.result.bug or "?", (after.result.cause or "",)
     if before is not None and before.failed:

@@ -40,7 +40,7 @@ class Report:
 
 
 def report(history: History, since: datetime | None = None) -> Report:
-    """Read a history.
+    """Read a history, and put together all that it says about the newest night.
 
     :param since: what began then or later is new; by default what began in the newest night.
     """

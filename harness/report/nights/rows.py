@@ -19,7 +19,7 @@ class Row:
     @classmethod
     @cache
     def columns(cls) -> tuple[str, ...]:
-        """The names of the columns, in their order."""
+        """The names of a row's columns, in their order."""
         return tuple(field.name for field in fields(cls))
 
 
@@ -48,7 +48,7 @@ class Run(Row):
 
     @property
     def complete(self) -> bool:
-        """Whether the run came to its end. One that goes on, and one that was killed, did not."""
+        """Whether the row's run came to its end. One that goes on, and one that was killed, did not."""
         return self.ended is not None
 
 

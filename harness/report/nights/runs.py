@@ -19,13 +19,13 @@ _RESULTS = ("--artifacts", "--summary", "--junit", "--record", "--durations-from
 
 
 def time(text: str) -> datetime:
-    """A time of the history file."""
+    """A time of a run, in the form of the history file."""
     found = datetime.fromisoformat(text)
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def conditions(run: rows.Run) -> frozenset[str]:
-    """The options of a run, each with its value, without those that only say where results go.
+    """The options by which runs are alike: each with its value, without those that only say where results go.
 
     Runs with other conditions are of other tests, or of the same ones under another load.
     """

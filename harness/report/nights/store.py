@@ -63,7 +63,7 @@ class Store:
     def select(
         self, kind: type[R], where: str = "1", parameters: Sequence[Any] = (), *, order: str = "rowid"
     ) -> list[R]:
-        """The rows of a table.
+        """The rows of a table in the history file.
 
         :param where: an SQL expression over its columns, such as ``run_id = ?``.
         :param order: column names, such as ``begun, id``; by default the order in which they were written.
@@ -77,7 +77,7 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """What is written in the block is in the file completely, or not at all.
+        """What is written to the history file in the block is there completely, or not at all.
 
         :raises SetupError: when it cannot be written, for example because the disk is full.
         """
@@ -211,7 +211,10 @@ def _open(path: Path, *, read_only: bool) -> sqlite3.Connection:
 
 
 def _uri(path: Path, *, read_only: bool) -> str:
-    """The file's URI. A reader who cannot make ``FILE-shm`` beside it has to say that nobody writes."""
+    """The URI of a history file.
+
+    A reader who cannot make ``FILE-shm`` beside it has to say that nobody writes.
+    """
     written = path.with_name(f"{path.name}-wal").exists()
     immutable = read_only and not written and not os.access(path.parent, os.W_OK)
     return f"{path.absolute().as_uri()}{'?immutable=1' if immutable else ''}"
@@ -242,7 +245,7 @@ def _prepare(db: sqlite3.Connection, path: Path, *, read_only: bool) -> None:
 
 
 def _version(db: sqlite3.Connection, path: Path) -> int:
-    """The version of a file; 0 for an empty one.
+    """The version of a history file; 0 for an empty one.
 
     :raises UsageError: when it is no history, or is newer than this harness knows.
     """
@@ -261,7 +264,10 @@ def _version(db: sqlite3.Connection, path: Path) -> int:
 
 
 def migrate(db: sqlite3.Connection, path: Path, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None:
-    """Bring a file to the newest version, in one transaction. Another process may have done it meanwhile."""
+    """Bring a history file to the newest version, in one transaction.
+
+    Another process may have done it meanwhile.
+    """
     db.execute("BEGIN IMMEDIATE")
     try:
         for number in range(_version(db, path), len(migrations)):
@@ -277,7 +283,7 @@ def migrate(db: sqlite3.Connection, path: Path, migrations: Sequence[Sequence[st
 
 
 def _use_wal(db: sqlite3.Connection) -> None:
-    """Switch to WAL mode. SQLite does not wait for other processes here, so this does.
+    """Switch a history file to WAL mode. SQLite does not wait for other processes here, so this does.
 
     A file system without shared memory, such as a network's, keeps another mode, which works as well, slower.
     """

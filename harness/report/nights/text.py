@@ -27,7 +27,7 @@ _NOTHING_CHANGED = "nothing that the history records"
 
 
 def lines(of: Report) -> Iterator[str]:
-    """The whole report."""
+    """The whole report of nights, as lines of text."""
     yield from _head(of)
     new, standing = causes(of.failures.new), causes(of.failures.standing)
     yield from _section("new failures", _causes(new), "none", _new(new))
@@ -74,7 +74,7 @@ def _run(history: History, run: rows.Run) -> str:
 
 
 def _section(title: str, number: str | None, none: str, body: Iterable[str]) -> Iterator[str]:
-    """A section with its title; one line when there is nothing."""
+    """A section of the report's text with its title; one line when there is nothing."""
     yield ""
     if number is None:
         yield f"{title.upper()}: {none}"
@@ -92,7 +92,10 @@ def _tests(found: Iterable[Regression] | Iterable[Fix]) -> str | None:
 
 
 def _causes(found: Sequence[Cause]) -> str | None:
-    """How many tests fail, and of how many causes: that is what may be, so it says "probably"."""
+    """The report's line on how many tests fail, and of how many causes.
+
+    The causes are what may be, so it says "probably".
+    """
     tests = len({entry.place for one in found for entry in one.entries})
     if tests < 2:
         return _some(tests, "test")
@@ -105,7 +108,7 @@ def _new(found: Sequence[Cause]) -> Iterator[str]:
 
 
 def _new_cause(number: int, one: Cause) -> Iterator[str]:
-    """One block for all tests that probably fail for one cause."""
+    """The report's block of lines for all tests that probably fail for one cause."""
     main, evidence = one.main, one.evidence
     yield ""
     yield f"{number:4}. {_cause(main.cause)}"
@@ -128,7 +131,7 @@ def _new_cause(number: int, one: Cause) -> Iterator[str]:
 
 
 def _began(one: Regression) -> Iterator[str]:
-    """The nights between which a failure began, and what changed."""
+    """The report's line on the nights between which a failure began, and what changed."""
     good = one.last_good
     yield _field("first bad", f"{_when(one.first_bad.run)}{_nights_since(one)}")
     if good is None:
@@ -141,7 +144,7 @@ def _began(one: Regression) -> Iterator[str]:
 
 
 def _otherwise(one: Cause) -> Iterator[str]:
-    """The other messages, each with the number of its tests."""
+    """The report's lines with the other messages, each with the number of its tests."""
     others = [f"{_cause(way.cause)}  ({_count(len(way.entries), 'test')})" for way in one.ways[1:]]
     more = [f"and {_count(len(others) - _TESTS, 'other message')}"] if len(others) > _TESTS + 1 else []
     for number, line in enumerate([*others[:_TESTS], *more] if more else others):
@@ -158,7 +161,10 @@ def _bisect(bad: Entry, good: Entry | None) -> Iterator[str]:
 
 
 def _cause(text: str) -> str:
-    """The beginning of a message, which can have thousands of characters; ``--json`` has all of it."""
+    """The beginning of a message in the report's text, since it can have thousands of characters.
+
+    ``--json`` has all of it.
+    """
     short = text.removeprefix("harness.errors.")
     return short if len(short) <= _CAUSE else f"{short[: _CAUSE - 1]}…"
 
@@ -190,7 +196,7 @@ def _standing(one: Cause) -> str:
 
 
 def _fixes(found: Sequence[Fix]) -> Iterator[str]:
-    """What is gone, what went in the same night with the same change together."""
+    """The report's lines on what is gone, what went in the same night with the same change together."""
     together: dict[tuple[object, ...], list[Fix]] = defaultdict(list)
     for one in found:
         last = one.last_bad.night if one.last_bad is not None else ""
@@ -319,13 +325,13 @@ def _field(label: str, text: str) -> str:
 
 
 def _short(place: Place) -> str:
-    """The test without its folder."""
+    """A test in the report's text, without its folder."""
     path, colons, test = place.test.partition("::")
     return f"{PurePath(path).name}{colons}{test}"
 
 
 def _on(*entries: Entry) -> str:
-    """What some results of one QEMU ran on."""
+    """The report's line on what some results of one QEMU ran on."""
     cells = [entry.cell for entry in entries if entry.cell is not None]
     parts = [
         [f"QEMU {_qemu(entries[0].qemu)}" if entries[0].qemu else "no QEMU"],

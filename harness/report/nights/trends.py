@@ -52,23 +52,23 @@ class Moved:
 
     @property
     def first(self) -> Entry:
-        """The first result that belongs to the change."""
+        """The first result that belongs to a trend's change."""
         return self.series.entries[self.change.index]
 
     @property
     def is_step(self) -> bool:
-        """Whether it is a step, not a drift."""
+        """Whether the trend is a step, not a drift."""
         return self.change.shape is Shape.STEP
 
     @property
     def size(self) -> float:
-        """How much it changed, relative to what it was; infinite if that was nothing."""
+        """How much the trend's figures changed, relative to before; infinite if that was nothing."""
         factor = self.change.factor
         return abs(math.log(factor)) if factor is not None else math.inf
 
     @property
     def up(self) -> bool:
-        """Whether the figures became larger."""
+        """Whether the figures of a trend became larger."""
         return self.change.after > self.change.before
 
 
@@ -95,7 +95,7 @@ class Trend:
 
     @property
     def factor(self) -> float | None:
-        """The median of all series: how many times the figure before is the one after."""
+        """The median of all series of a trend: how many times the figure before is the one after."""
         factors = [factor for one in self.moved if (factor := one.change.factor) is not None]
         return middle(factors) if factors else None
 
@@ -166,7 +166,10 @@ def _grouped(moved: Sequence[Moved], counted: Mapping[tuple[str, str], int]) -> 
 
 
 def _by_night(moved: Sequence[Moved]) -> Iterator[list[Moved]]:
-    """Steps of the same night together. One beside it, or a drift, joins them if it may be the same step."""
+    """Trends that are steps of the same night, together.
+
+    One beside it, or a drift, joins them if it may be the same step.
+    """
     left = list(moved)
     while left:
         steps = Counter(one.first.night for one in left if one.is_step).most_common(1)
@@ -188,7 +191,7 @@ def _by_night(moved: Sequence[Moved]) -> Iterator[list[Moved]]:
 
 
 def _as_step_of(moved: Moved, night: str, others: int) -> Moved | None:
-    """A change as a step in ``night``, in which so many others have one, if it may be one."""
+    """A trend's change as a step in ``night``, in which so many others have one, if it may be one."""
     if moved.is_step and moved.first.night == night:
         return moved
     nights_ = [entry.night for entry in moved.series.entries]

@@ -34,12 +34,12 @@ class Table:
         self._index: dict[Any, int] = {}
 
     def index(self, value: Any) -> int:
-        """The index of a value, which is added when it is new."""
+        """The index of a value in a column of the page, which is added when it is new."""
         return self._index.setdefault(value, len(self._index))
 
     @property
     def values(self) -> list[Any]:
-        """All values."""
+        """All values that a column of the page has."""
         return list(self._index)
 
 
@@ -72,7 +72,7 @@ class Columns:
         self._nowhere = ("", "", "", "")
 
     def data(self) -> dict[str, Any]:
-        """The data, without the failures."""
+        """The page's data, without the failures."""
         results = self._results()
         guarantees = self._guarantees()
         return {
@@ -218,7 +218,10 @@ def _outcome(name: str) -> int:
 
 
 def _once(results: Iterable[rows.Result]) -> list[rows.Result]:
-    """Each result once: a part of a run and the run that it was merged into may both be recorded."""
+    """Each result once in the page's columns.
+
+    A part of a run and the run that it was merged into may both be recorded.
+    """
     return list({(one.nodeid, one.begun, one.seconds): one for one in results}.values())
 
 
@@ -228,7 +231,7 @@ _LANE = ("qemu", "kernel", "arch", "machine")
 
 
 def _named(qemu: rows.Qemu | None) -> str:
-    """A QEMU with everything that tells its build from another."""
+    """A QEMU in the page's columns, with everything that tells its build from another."""
     if qemu is None:
         return ""
     more = (

@@ -99,7 +99,10 @@ class Failures:
                 self.timelines[made["id"]] = text
 
     def _again(self, made: dict[str, Any], one: rows.Confirmation) -> str:
-        """Add a link to the timeline of a further run, if it left a folder; returns the copy's name."""
+        """Add to a failure on the page a link to the timeline of a further run; returns the copy's name.
+
+        There is one if that run left a folder.
+        """
         name = f"{made['id']}-again-{one.number}"
         folder = self.copies.copy(one.artefacts, name)
         image = folder / IMAGE if folder is not None else None
@@ -113,7 +116,7 @@ def failure_id(run: rows.Run, result: rows.Result) -> str:
 
 
 def _since(known: Failed, runs: Mapping[int, rows.Run]) -> dict[str, Any]:
-    """The nights between which the failure began. A run that is not on the page has no date."""
+    """The nights between which a failure on the page began. A run that is not on the page has no date."""
     first, good = runs.get(known.first_bad), runs.get(known.last_good or 0)
     return {
         "first_bad": first.begun if first else "",
@@ -123,5 +126,5 @@ def _since(known: Failed, runs: Mapping[int, rows.Run]) -> dict[str, Any]:
 
 
 def _importance(result: rows.Result, runs: Mapping[int, rows.Run]) -> tuple[bool, str, int]:
-    """New failures before known bugs, and each the newest first."""
+    """The order of failures on the page: new failures before known bugs, and each the newest first."""
     return result.outcome not in _OLD_NEWS, runs[result.run_id].begun, result.id

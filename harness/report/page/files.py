@@ -36,14 +36,16 @@ class Copies:
     base: Path
 
     def source(self, artefacts: str | None) -> Path | None:
-        """A test's folder, if it still exists."""
+        """A failed test's folder to copy beside the page, if it still exists."""
         if not artefacts:
             return None
         candidates = (self.base / artefacts, Path(artefacts))
         return next((path.absolute() for path in candidates if (path / HISTORY).is_file()), None)
 
     def copy(self, artefacts: str | None, name: str) -> Path | None:
-        """Copy a test's folder as ``name``, and draw its timeline; ``None`` where there is nothing to copy.
+        """Copy a test's folder beside the page as ``name``, and draw its timeline.
+
+        ``None`` where there is nothing to copy.
 
         A copy that an earlier page made is kept when the test's folder is gone.
         """
@@ -71,7 +73,7 @@ class Copies:
         return [(name, self.href(path)) for name, path in found]
 
     def href(self, path: Path) -> str:
-        """The URL of a file, relative to the page."""
+        """The URL of a file beside the page, relative to it."""
         return quote(os.fsencode(os.path.relpath(path, self.page)))
 
     def keep(self, names: Iterable[str]) -> None:

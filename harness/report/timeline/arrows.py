@@ -40,6 +40,6 @@ def arrows(entries: Sequence[Entry], ends: Mapping[int, Entry]) -> Iterator[Arro
 
 
 def _device(name: Any) -> str:
-    """A device's id, from an id or from a QOM path of it or of something below it."""
+    """The device that an arrow is about: its id, from an id or a QOM path of it or of something below it."""
     text = str(name or "")
     return text.removeprefix(_PERIPHERAL).partition("/")[0] if text.startswith(_PERIPHERAL) else text

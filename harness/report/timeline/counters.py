@@ -24,7 +24,10 @@ _PERIPHERAL = "/machine/peripheral/"
 
 
 def counters(entries: Sequence[Entry], ends: Mapping[int, Entry]) -> Iterator[Counter]:
-    """The counters, those with one sample included: a single number of requests in flight is evidence."""
+    """The counters of a timeline, those with one sample included.
+
+    A single number of requests in flight is evidence.
+    """
     found: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     for entry in entries:
         for name, t_s, number in _numbers(entry, ends.get(entry.seq)):

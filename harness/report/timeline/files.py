@@ -14,7 +14,7 @@ TRACE = "timeline.trace.json"
 
 
 def write(timeline: Timeline, folder: Path) -> tuple[Path, Path]:
-    """Write the image and the trace-event JSON into ``folder``, which is made; returns their paths.
+    """Write a timeline's image and its trace-event JSON into ``folder``, which is made; returns their paths.
 
     :raises SetupError: when they cannot be written.
     """

@@ -11,7 +11,7 @@ from harness.report.timeline.model import Instant, Lane, LaneKind, Outcome, Span
 
 
 def spans(entries: Sequence[Entry], end_s: float) -> Iterator[Lane]:
-    """The lane, or none where the test held nothing."""
+    """The timeline's lane of holds, or none where the test held nothing."""
     held: list[Span] = []
     instants: list[Instant] = []
     for index, entry in enumerate(entries):

@@ -74,11 +74,11 @@ class Lane:
 
     @property
     def title(self) -> str:
-        """What the lane is called: ``source: QMP``."""
+        """What a lane of the timeline is called: ``source: QMP``."""
         return f"{self.machine}: {self.kind}" if self.machine else str(self.kind)
 
     def rows(self) -> list[list[Span]]:
-        """The spans as rows in which none overlaps another."""
+        """The spans of a lane as rows in which none overlaps another."""
         rows: list[list[Span]] = []
         for span in self.spans:
             free = (row for row in rows if row[-1].end_s <= span.begin_s)
@@ -111,7 +111,7 @@ class Counter:
 
     @property
     def title(self) -> str:
-        """What the counter is called: ``source: fds``."""
+        """What a counter of the timeline is called: ``source: fds``."""
         return f"{self.machine}: {self.name}"
 
 
@@ -136,7 +136,7 @@ class Timeline:
     remarks: tuple[str, ...] = ()
 
     def items(self) -> Iterator[tuple[Lane, Span | Instant]]:
-        """Every span and instant, with its lane."""
+        """Every span and instant of the timeline, with its lane."""
         for lane in self.lanes:
             for span in lane.spans:
                 yield lane, span

@@ -46,7 +46,9 @@ class QmpLog:
     events: tuple[LoggedEvent, ...]
 
     def offset_s(self, entries: Sequence[Entry]) -> float | None:
-        """What to add to a time of the log to get one of the history; ``None`` where nothing is in both.
+        """What to add to a time of ``qmp.ndjson`` to get one of the history.
+
+        ``None`` where nothing is in both.
 
         :param entries: the machine's entries.
         """
@@ -65,17 +67,20 @@ class QmpLog:
 
     @property
     def commands(self) -> tuple[Exchange, ...]:
-        """The exchanges without the negotiation, which the history does not have."""
+        """The exchanges in ``qmp.ndjson`` without the negotiation, which the history does not have."""
         return tuple(e for e in self.exchanges if e.command != "qmp_capabilities")
 
     def events_beside(self, entries: Sequence[Entry]) -> list[LoggedEvent]:
-        """The events that ``entries`` lack."""
+        """The events in ``qmp.ndjson`` that ``entries`` lack."""
         known = {_identity_in_history(entry) for entry in entries}
         return [event for event in self.events if _identity(event.message) not in known]
 
 
 def read(path: Path) -> QmpLog | None:
-    """Read a log; ``None`` where there is no file. A line that is no message is ignored: it was cut off."""
+    """Read ``qmp.ndjson``; ``None`` where there is no file.
+
+    A line that is no message is ignored: it was cut off.
+    """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -108,7 +113,7 @@ def _messages(lines: Sequence[str]) -> Iterator[tuple[float, str, Mapping[str, A
 
 
 def _identity(message: Mapping[str, Any]) -> tuple[str, str]:
-    """What tells an event from every other one: its name, QEMU's time, its data."""
+    """What tells an event in ``qmp.ndjson`` from every other one: its name, QEMU's time, its data."""
     what = {"data": message.get("data", {}), "timestamp": message.get("timestamp", {})}
     return str(message["event"]), json.dumps(what, sort_keys=True)
 

@@ -64,7 +64,10 @@ class _Lanes:
         self._extra = 0
 
     def add(self, entry: Entry) -> None:
-        """Add the span or instant of an entry. The end of an operation is part of its span."""
+        """Add a history's entry to its lane, as a span or instant.
+
+        The end of an operation is part of its span.
+        """
         if entry.op is not None or entry.f.startswith("hold:"):
             return
         place = _place(entry)
@@ -78,7 +81,7 @@ class _Lanes:
             self._instants[place].append(_instant(entry))
 
     def _step(self, entry: Entry) -> Span:
-        """A step of a program lasts until the next one."""
+        """The span of a program's step in its lane: it lasts until the next one."""
         later = (e for e in self.entries[entry.seq + 1 :] if e.f in ("explore:step", "test:failed", "closed"))
         end = next(later, None)
         label = str(as_mapping(entry.value).get("step", "step"))
@@ -87,7 +90,7 @@ class _Lanes:
         return Span(entry.seq, label, entry.t_s, end.t_s if end else self.end_s, outcome)
 
     def _life(self, launch: Entry) -> Span:
-        """The life of a QEMU process."""
+        """The span of a QEMU process's life in its lane."""
         ends = (e for e in self.entries[launch.seq + 1 :] if e.actor == launch.actor and e.f in _LIFE_ENDS)
         end = next(ends, None)
         code = as_mapping(end.value).get("returncode") if end else None
@@ -231,12 +234,12 @@ def _failure(entries: Iterable[Entry]) -> Instant | None:
 
 
 def _launches(entries: Iterable[Entry]) -> list[Entry]:
-    """The last launch of each machine: the files of one that was discarded are elsewhere."""
+    """The last launch of each machine in the timeline: the files of one that was discarded are elsewhere."""
     return list({entry.actor: entry for entry in entries if entry.f == "machine:launch"}.values())
 
 
 def _about(path: Path) -> str:
-    """QEMU, kernel, machine type and accelerator in one line; empty where they were not recorded."""
+    """The timeline's line with QEMU, kernel, machine type and accelerator; empty where not recorded."""
     try:
         cell = json.loads(path.read_text(encoding="utf-8"))
         qemu, kernel = cell["qemu"], cell["kernel"]

@@ -32,12 +32,12 @@ _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 def svg(timeline: Timeline) -> str:
-    """The image, as the text of an SVG document without an XML declaration."""
+    """The image of a timeline, as the text of an SVG document without an XML declaration."""
     return ET.tostring(_Drawing(timeline).root, encoding="unicode") + "\n"
 
 
 def clean(text: str) -> str:
-    """``text`` with every character that XML cannot have replaced."""
+    """``text`` of the image with every character that XML cannot have replaced."""
     return _NOT_XML.sub("�", text)
 
 
@@ -139,7 +139,7 @@ class _Drawing:
             _label(ET.SubElement(made, "svg", box), 4, 11, span.name, "")
 
     def _instant(self, group: ET.Element, instant: Instant, middle: float, until_s: float) -> None:
-        """A mark, and a label that ends at the next mark."""
+        """A mark for an instant in the image, and a label that ends at the next mark."""
         self._middle[instant.key] = middle
         made = ET.SubElement(group, "g", {"class": f"instant {'event' if instant.event else 'note'}"})
         _text_child(made, "title", f"{instant.name} at {instant.t_s:.3f} s\n{instant.detail}".strip())
@@ -204,7 +204,10 @@ class _Drawing:
 
 
 def _runs(row: list[Span], duration_s: float) -> list[_Run]:
-    """The spans of a row; where there are very many, short neighbours that ended well as one."""
+    """The spans of a row in the image.
+
+    Where there are very many, short neighbours that ended well are one.
+    """
     if len(row) <= _MANY:
         return [_Run((span,)) for span in row]
     near_s = duration_s / _MANY
@@ -227,7 +230,7 @@ def _runs(row: list[Span], duration_s: float) -> list[_Run]:
 
 
 def _until(counter: Counter) -> list[float]:
-    """A value counts until the next observation; the last one is a moment."""
+    """How long a counter's value is drawn: until the next observation; the last one is a moment."""
     times = [t_s for t_s, _ in counter.samples]
     return [*times[1:], times[-1]]
 
@@ -238,7 +241,7 @@ def _words(span: Span) -> str:
 
 
 def _nice(at_least: float) -> float:
-    """The next number of 1, 2 or 5 times a power of ten."""
+    """The next number for the image's axis of 1, 2 or 5 times a power of ten."""
     power: float = 10.0 ** floor(log10(at_least))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= at_least * 0.999)
 

@@ -22,7 +22,7 @@ _HOST = "host"
 
 
 def trace_events(timeline: Timeline) -> str:
-    """The JSON document. Times are microseconds since the test's history was opened."""
+    """The trace-event JSON document. Times are microseconds since the test's history was opened."""
     about = {"test": timeline.test, "about": timeline.about, "begun": timeline.begun}
     document = {
         "traceEvents": list(_Events(timeline).all()),
@@ -47,7 +47,7 @@ class _Events:
         self._in = {arrow.effect: flows[arrow.cause] for arrow in timeline.arrows}
 
     def all(self) -> Iterator[dict[str, Any]]:
-        """All events: names first, then in the order of time."""
+        """All trace events: names first, then in the order of time."""
         events: list[dict[str, Any]] = []
         for number, lane in enumerate(self._timeline.lanes, start=1):
             yield from self._names(lane, number)
@@ -103,5 +103,5 @@ def _us(seconds: float) -> float:
 
 
 def _flow(number: int) -> str:
-    """The id of a flow; Perfetto reads it as a hexadecimal number."""
+    """The id of a flow of trace events; Perfetto reads it as a hexadecimal number."""
     return f"0x{number:x}"
