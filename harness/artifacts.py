@@ -37,37 +37,43 @@ class MachineArtifacts:
 
     @property
     def argv(self) -> Path:
-        """A shell script that starts the same QEMU with the same arguments."""
+        """The artefact ``argv.sh``: it starts the same QEMU with the same arguments."""
         return self.folder / ARGV
 
     @property
     def qmp(self) -> Path:
-        """Every QMP message in both directions, one JSON object a line."""
+        """The artefact with every QMP message in both directions, one JSON object a line."""
         return self.folder / QMP_LOG
 
     @property
     def console(self) -> Path:
-        """The raw output of the guest's second serial port, which has a shell."""
+        """The artefact with the raw output of the guest's second serial port, which has a shell."""
         return self.folder / CONSOLE_LOG
 
     @property
     def qemu(self) -> Path:
-        """QEMU's stdout and stderr."""
+        """The artefact with QEMU's stdout and stderr."""
         return self.folder / QEMU_LOG
 
     @property
     def kernel(self) -> Path:
-        """The output of the guest kernel's console, the first serial port."""
+        """The artefact with the output of the guest kernel's console, the first serial port."""
         return self.folder / KERNEL_LOG
 
     @property
     def backtrace(self) -> Path:
-        """gdb's backtrace of a QEMU that crashed or was killed, or why there is none; else no file."""
+        """The artefact with gdb's backtrace of a QEMU that crashed or was killed, or why there is none.
+
+        Otherwise there is no file.
+        """
         return self.folder / BACKTRACE
 
     @property
     def sanitizer(self) -> Path:
-        """The reports of sanitizers, with symbols, without suppressed leaks; no file without a report."""
+        """The artefact with the reports of sanitizers, with symbols, without suppressed leaks.
+
+        Without a report there is no file.
+        """
         return self.folder / SANITIZER
 
 

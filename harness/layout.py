@@ -24,7 +24,7 @@ def checkout(package: Path = _PACKAGE) -> Path | None:
 
 
 def recipes_folder(package: Path = _PACKAGE) -> Path:
-    """The folder of recipes.
+    """The folder of recipes, in a checkout or in a wheel.
 
     :raises UsageError: when there is none.
     """
@@ -36,7 +36,7 @@ def recipes_folder(package: Path = _PACKAGE) -> Path:
 
 
 def scenarios_folder(package: Path = _PACKAGE) -> Path:
-    """The folder of scenarios.
+    """The folder of scenarios, in a checkout or in a wheel.
 
     :raises UsageError: when there is none.
     """

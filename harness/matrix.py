@@ -43,7 +43,7 @@ class Selection:
     timeout_scale: str = "1"
 
     def check(self) -> None:
-        """:raises UsageError: for an unknown machine type or accelerator, a bad factor, a bad recipe."""
+        """Check the axes. :raises UsageError: for a bad machine type, accelerator, factor or recipe."""
         for name in self.machines:
             machine_type(name)
         if self.accel not in ACCELS:
@@ -73,14 +73,14 @@ class Selection:
 
 
 def machine_type(name: str) -> MachineType:
-    """:raises UsageError: when there is no such machine type."""
+    """The machine type of a cell. :raises UsageError: when there is no such machine type."""
     if name not in MACHINE_TYPES:
         raise UsageError(f"--machine {name}: unknown machine type; known: {', '.join(MACHINE_TYPES)}")
     return MACHINE_TYPES[name]
 
 
 def architecture_of(machine: str) -> Architecture:
-    """The architecture of a machine type; the default one for a name that is none."""
+    """The architecture of a cell's machine type; the default one for a name that is none."""
     return MACHINE_TYPES[machine].architecture if machine in MACHINE_TYPES else X86_64
 
 

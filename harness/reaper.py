@@ -151,7 +151,7 @@ def lock_folder(folder: Path) -> int | None:
 
 
 def unlock(lock: int | None) -> None:
-    """Release a lock that :func:`lock_folder` returned."""
+    """Release a run folder's lock that :func:`lock_folder` returned."""
     if lock is not None:
         os.close(lock)
 

@@ -92,10 +92,10 @@ class TemplateSource(Protocol):
     """A source of templates of booted guests (see :mod:`harness.restore.template`)."""
 
     def find(self, spec: MachineSpec, image: GuestImage, timeout_scale: TimeoutScale) -> Template | str:
-        """The template for a machine of ``spec``, or the reason why there is none."""
+        """For the testbed: the template for a machine of ``spec``, or the reason why there is none."""
 
     def damage_of(self, found: Template) -> str | None:
-        """What is wrong with the files of a template; a damaged template is removed.
+        """For the testbed: what is wrong with the files of a template; a damaged template is removed.
 
         To be called when restoring from it failed. ``None`` means that its files are intact.
         """

@@ -101,7 +101,7 @@ def test_with_an_open_file(guest: Guest, hotplug: Hotplug, share: Share) -> None
 
 @pytest.mark.unplug("takes")
 def test_users_get_an_error(guest: Guest, hotplug: Hotplug, migration: Migration, share: Share) -> None:
-    """The guest is told of the removal. Whoever uses the mount gets an error and the share can be unmounted;
+    """The guest is notified of the removal. Users of the mount get an error and the share can be unmounted;
     then the device is gone in the guest as well. The next one in its place works, and so does a migration."""
     hotplug.plug(share)
     mount = guest.mount(share)

@@ -265,8 +265,8 @@ class Hotplug:
 def expect_gone_in_guest(guest: Guest, device: Share | GuestDevice) -> None:
     """Assert that the guest's kernel lists neither ``device`` in its sysfs nor a share's mount tag.
 
-    ``device`` has been unplugged. A guest that was asked has removed it before QEMU did. Otherwise it is told
-    afterwards, and this waits until it has removed the device.
+    ``device`` has been unplugged. A guest that was asked has removed it before QEMU did. Otherwise it is
+    notified afterwards, and this waits until it has removed the device.
 
     :raises Violation: when the kernel lists one of the two.
     """

@@ -20,7 +20,7 @@ from harness.errors import QemuError, Unsupported
 from harness.qemu.bandwidth import bandwidth, limit_bandwidth
 from harness.qemu.binary import require_named_fds
 from harness.qemu.machine import Machine
-from harness.qemu.schema import qmp_schema
+from harness.qemu.schema import knows_file_uris, qmp_schema
 
 #: Bytes a second, so that post-copy begins while there is something left to copy.
 _PRECOPY_BANDWIDTH = 1 << 20
@@ -157,13 +157,6 @@ def _file(source: Machine, _destination: Machine) -> str:
 
 def _read_file(source: Machine, destination: Machine) -> None:
     _incoming(destination, f"file:{source.folder / 'stream'}")
-
-
-def knows_file_uris(machine: Machine) -> bool:
-    """Whether ``MigrationAddressType`` has ``file`` (``query-qmp-schema``)."""
-    enums = [kind for kind in qmp_schema(machine) if kind["meta-type"] == "enum"]
-    transports = ({str(v) for v in kind.get("values", ())} for kind in enums)
-    return any({"socket", "exec", "rdma", "file"} <= values for values in transports)
 
 
 def _cpr_reboot(source: Machine, destination: Machine) -> str:

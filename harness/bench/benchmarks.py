@@ -16,9 +16,9 @@ from pathlib import Path
 from harness.actions.hotplug import Hotplug
 from harness.actions.migration import Migration
 from harness.artifacts import Artifacts
-from harness.bench import Turn
 from harness.bench.baselines import bare_boot, has_labgrid, labgrid_boot
 from harness.bench.profile import stages
+from harness.bench.timing import Turn
 from harness.channel.qmp import Qmp
 from harness.deadline import Deadline, wait_until
 from harness.errors import SetupError

@@ -30,14 +30,14 @@ class SuiteRun:
 
     @property
     def python_share(self) -> float:
-        """Python's share of the processor time, 0 to 1."""
+        """Python's share of the processor time of the suite, 0 to 1."""
         return self.python_s / self.cpu_s if self.cpu_s else 0.0
 
 
 def run_suite(
     folder: Path, workers: int, options: Sequence[str], log: Path, *, silence_s: float = SILENCE_S
 ) -> SuiteRun:
-    """Run the scenarios in ``folder`` with pytest and ``options``, as a user would.
+    """Time the suite: run the scenarios in ``folder`` with pytest and ``options``, as a user would.
 
     :param log: the file for pytest's output. :param silence_s: the longest time without output, in seconds.
     :raises SetupError: when a scenario failed or none ran, because the time of such a run means nothing; when
@@ -63,7 +63,10 @@ def run_suite(
 
 
 def _reaped_s() -> float:
-    """Processor seconds of all children that have ended, and of their children (``man 2 getrusage``)."""
+    """Processor seconds of all children of the timed suite that have ended, and of their children.
+
+    Source: ``man 2 getrusage``.
+    """
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

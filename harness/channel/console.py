@@ -198,7 +198,7 @@ class KernelLog:
         return [line for line in self.text().splitlines() if line.strip()][-lines:]
 
     def panic(self) -> str | None:
-        """The first line of a panic's report, or ``None`` if the kernel did not panic."""
+        """The first line of a panic in the kernel's console log, or ``None`` if the kernel did not panic."""
         with self._lock:
             text = self.text()
             if self._panic is None and len(text) > self._searched:
@@ -209,7 +209,7 @@ class KernelLog:
             return self._panic
 
     def forgive_panic(self) -> None:
-        """Ignore panics in the log so far: :meth:`panic` finds only later ones."""
+        """Ignore panics in the kernel's console log so far: :meth:`panic` finds only later ones."""
         with self._lock:
             self._panic, self._searched = None, len(self.text())
 

@@ -12,8 +12,7 @@ import os
 import socket
 import sys
 import threading
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,8 +23,9 @@ from harness.channel import Completed, user_terminal
 from harness.channel.guestfwd import GuestfwdSocket, SavedSession
 from harness.channel.remote_shell import COMMAND, Command, RemoteShell
 from harness.channel.ssh_channel import decode, exchange, has_ended
+from harness.channel.ssh_errors import CONNECTION_ERRORS, is_connection_error, raise_harness_error
 from harness.deadline import Deadline, Watch, wait_until
-from harness.errors import ChannelLost, CommandTimeout, HarnessError, SetupError, WaitTimeout
+from harness.errors import ChannelLost, CommandTimeout, SetupError, WaitTimeout
 
 T = TypeVar("T")
 Port = int | Callable[[], int]
@@ -132,8 +132,8 @@ class Ssh:
         except BaseException as exc:
             _close(transport)
             guestfwd.close()
-            _raise_harness_error(exc, transport, guestfwd)
-            if not _is_connection_error(exc):
+            raise_harness_error(exc, transport, guestfwd)
+            if not is_connection_error(exc):
                 raise
             self.resumed, self._guestfwd = str(exc) or type(exc).__name__, None
             self._idle.clear()
@@ -259,7 +259,7 @@ class Ssh:
                 return self._run_on_new_channel(self._open(deadline), command, stdin, deadline)
             return self._submit(self._waiting_shell(deadline), command, deadline, subshell=subshell)
         except (OSError, EOFError, paramiko.SSHException) as exc:
-            _raise_harness_error(exc, self._transport, self._guestfwd)
+            raise_harness_error(exc, self._transport, self._guestfwd)
             # The channel may have been opened too late, so the connection is not used again.
             used = self._transport if self._is_only_command else began_on
             self._suspect = used if used.is_active() else self._suspect
@@ -307,7 +307,7 @@ class Ssh:
         try:
             channel = self._open_within(self._response_timeout_s(deadline))
         except (OSError, EOFError, paramiko.SSHException) as exc:
-            _raise_harness_error(exc, self._transport, self._guestfwd)
+            raise_harness_error(exc, self._transport, self._guestfwd)
             if not self._abandon_guestfwd(str(exc) or type(exc).__name__):
                 raise
             channel = self._open_within(deadline.remaining_s)
@@ -498,45 +498,7 @@ def _open_tcp(port: int) -> socket.socket:
     return connection
 
 
-#: The exceptions with which a connection can fail, over TCP or over the guestfwd socket.
-_CONNECTION_ERRORS = (OSError, EOFError, paramiko.SSHException)
-
-
-def _is_connection_error(exc: BaseException) -> bool:
-    """Whether ``exc`` is a failure of the connection, and not an error from the watch or in the harness."""
-    return isinstance(exc, (ChannelLost, WaitTimeout, *_CONNECTION_ERRORS))
-
-
-def _raise_harness_error(
-    exc: BaseException, transport: paramiko.Transport | None, guestfwd: GuestfwdSocket | None
-) -> None:
-    """Raise the error in the harness's own code (such as a ``TypeError``) behind ``exc`` or in ``transport``.
-
-    paramiko calls the guestfwd socket and :mod:`harness.channel.handshake` in a thread of its own. An
-    exception there ends the transport, or becomes the cause of one of paramiko's exceptions.
-    """
-    if guestfwd is not None and guestfwd.own_error is not None:
-        raise guestfwd.own_error
-    ended_by = transport.get_exception() if transport is not None else None
-    for link in (*_chain(exc), *_chain(ended_by)):
-        if not isinstance(link, (HarnessError, *_CONNECTION_ERRORS)) and _is_raised_here(link):
-            raise link
-
-
-def _chain(exc: BaseException | None) -> Iterator[BaseException]:
-    """An exception and the exceptions that caused it."""
-    while exc is not None:
-        yield exc
-        exc = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
-
-
-def _is_raised_here(exc: BaseException) -> bool:
-    """Whether the code of the harness raised it, and not that of a library."""
-    frames = [frame for frame, _ in traceback.walk_tb(exc.__traceback__)]
-    return bool(frames) and str(frames[-1].f_globals.get("__name__", "")).startswith("harness.")
-
-
 def _close(transport: paramiko.Transport | None) -> None:
     if transport is not None:
-        with contextlib.suppress(*_CONNECTION_ERRORS):
+        with contextlib.suppress(*CONNECTION_ERRORS):
             transport.close()

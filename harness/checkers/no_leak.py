@@ -69,7 +69,7 @@ def no_leak(record: Record) -> Finding:
 
 
 def slope(values: Sequence[float], at: Sequence[int] = (), steps: Sequence[int] = ()) -> float:
-    """The robust slope (Theil-Sen) of a count over the cycles of a leak hunt.
+    """For the verdict: the robust slope (Theil-Sen) of a count over the cycles of a leak hunt.
 
     :param at: the position of each value; consecutive by default.
     :param steps: positions at which the series may jump; values on both sides of one are not compared.
@@ -81,7 +81,7 @@ def slope(values: Sequence[float], at: Sequence[int] = (), steps: Sequence[int] 
 
 
 def leaks(folder: Path) -> dict[str, float]:
-    """The slope per cycle of each count of a leak hunt; empty for a test without a leak hunt."""
+    """The slope per cycle of each count in a leak hunt's record; empty for a test without a leak hunt."""
     try:
         record = Record.load(folder)
     except UsageError:
@@ -99,7 +99,9 @@ def leaks(folder: Path) -> dict[str, float]:
 
 
 def growing_counts(samples: Samples, control: Samples, lengths: Sequence[int]) -> list[tuple[str, ...]]:
-    """The counts that leak, after subtracting the control (the same cycles without the device).
+    """For the verdict: the counts that leak, after subtracting the control.
+
+    The control repeats the same cycles without the device.
 
     :returns: for each count a line for the summary, and lines of evidence.
     """
@@ -119,24 +121,27 @@ def growing_counts(samples: Samples, control: Samples, lengths: Sequence[int]) -
 
 
 def measured(samples: Samples) -> list[str]:
-    """The counts that these samples of a leak hunt have."""
+    """For the verdict: the counts that these samples of a leak hunt have."""
     return [name for name in COUNTS if any(name in sample for sample in samples)]
 
 
 def hunted(record: Record, plan: Mapping[str, Any], prefix: str = "") -> list[Mapping[str, Any]]:
-    """The samples in a leak hunt's record that the checker judges: from the warm-up's last one on."""
+    """For the verdict: the samples of a leak hunt that are judged, from the warm-up's last one on."""
     samples = [as_mapping(entry.value) for entry in record.entries if entry.f == f"leak:{prefix}sample"]
     return [sample for sample in samples if plan["warm_up"] - 1 <= sample["cycle"] < plan["lengths"][-1]]
 
 
 def _plan(record: Record) -> Mapping[str, Any] | None:
-    """The last plan in a leak hunt's record: a hunt that is extended records a second one."""
+    """For the verdict: the last plan of a leak hunt.
+
+    A hunt that is extended records a second one.
+    """
     plan = record.last("host", "leak:plan")
     return None if plan is None else as_mapping(plan.value)
 
 
 def _series(name: str, samples: Samples) -> tuple[list[int], list[int]]:
-    """The cycles after which a leak hunt took a count, and its values.
+    """For the verdict: the cycles after which a leak hunt took a count, and its values.
 
     :raises KeyError: when a sample that should have the count lacks it.
     """

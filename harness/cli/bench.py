@@ -14,17 +14,17 @@ from click.core import ParameterSource
 from rich.table import Table
 
 from harness import reaper
-from harness.bench import Row, measure, rows
 from harness.bench.baselines import has_labgrid
 from harness.bench.benchmarks import BENCHMARKS, profile
 from harness.bench.suite import run_suite
+from harness.bench.timing import Row, measure, rows
 from harness.cli.common import axes, progress
 from harness.cli.recording import begin, record_option, recording
 from harness.layout import scenarios_folder
 from harness.matrix import Matrix, Selection
 from harness.reaper import RunFolder
 from harness.report import tables
-from harness.report.nights.about import load
+from harness.report.nights.circumstances import load
 from harness.report.nights.recorder import BENCH, Lenient
 from harness.report.summary import NO_QEMU, Measured, Outcome, Result
 from harness.testbed import Cell

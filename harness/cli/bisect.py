@@ -18,23 +18,24 @@ from rich.text import Text
 from harness import reaper
 from harness.artifacts import HISTORY
 from harness.cli.common import progress
-from harness.cli.replay import load
+from harness.cli.programs import load
 from harness.cli.signals import ended_by_sigterm
 from harness.errors import SetupError, Unsupported, UsageError
 from harness.explore import tree_bisect
 from harness.explore.bisect import CONFIDENCE, Find, most_tests
 from harness.explore.candidate import Verdict
 from harness.explore.compilers import Compiler, HostCompiler, ReleaseCompiler, flavour_for
-from harness.explore.guests import FreshGuests
+from harness.explore.fresh_guests import FreshGuests
 from harness.explore.observations import Observations
 from harness.explore.program import AlphabetName
 from harness.explore.program import text as program_text
 from harness.explore.releases import Releases, run_all
 from harness.explore.run import PROGRAM, states
+from harness.explore.scenario import Scenario, recorded, scenario, test_of
 from harness.explore.tree import Commit, Tree
 from harness.explore.tree_bisect import Result, ask_builds, ask_trial
 from harness.explore.tree_builds import TreeBuilds
-from harness.explore.trial import ProgramTrial, Scenario, ScenarioTrial, Trial, recorded, scenario, test_of
+from harness.explore.trial import ProgramTrial, ScenarioTrial, Trial
 from harness.matrix import ACCELS, DEFAULT
 from harness.provision import Cache, Provisioner, default_cache_root
 from harness.qemu import binary

@@ -19,7 +19,7 @@ from harness.errors import SetupError, UsageError
 from harness.layout import pytest_command, pytest_folder, scenarios_folder
 from harness.provision import Cache, Provisioner, default_cache_root, gcov
 from harness.provision.builds import Build
-from harness.provision.provisioner import command_in
+from harness.provision.unpacked import command_in
 from harness.report import coverage as reached
 from harness.report import summary, tables
 from harness.report.coverage import FileReport

@@ -19,8 +19,8 @@ from harness.cli.recording import begin, record_option, recording
 from harness.errors import UsageError
 from harness.explore import run as one
 from harness.explore.explore import FINDINGS, Explorer, KnownBugs, Settings, read_settings
+from harness.explore.fresh_guests import FreshGuests, cell_of
 from harness.explore.generate import Space
-from harness.explore.guests import FreshGuests, cell_of
 from harness.explore.known import bug_of, programs_of_bugs
 from harness.explore.program import AlphabetName, ProgramCell
 from harness.explore.qtest_repro import with_text

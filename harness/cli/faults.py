@@ -19,12 +19,12 @@ from rich.table import Table
 from harness.cli.common import new_folder, progress
 from harness.cli.recording import begin, record_option, recording
 from harness.errors import UsageError
-from harness.mutation import cover, exploration, runner, table
+from harness.mutation import cover, detection, exploration, runner
 from harness.mutation.catalogue import Catalogue, Fault
+from harness.mutation.detection import Detection
 from harness.mutation.figures import Figures, figures
 from harness.mutation.measurement import SCOPES, Measurement
 from harness.mutation.qtests import PROGRAMS, QtestResult, Qtests
-from harness.mutation.table import Detection
 from harness.mutation.verdicts import Controls, Finding, RunQtests, run_all
 from harness.provision import Cache, Provisioner, default_cache_root
 from harness.qemu import binary
@@ -200,8 +200,8 @@ def run_faults(
             )
     if scope and not per_test:
         raise UsageError("--scenarios can only be used with --per-test")
-    path = path or table.default_path()
-    data = table.read(path, missing_is_empty=True)
+    path = path or detection.default_path()
+    data = detection.read(path, missing_is_empty=True)
     source = _source(flavour)
     others = [_control_qemu(name) for name in control_qemus]  # Before anything is built.
     chosen = {name: fault for name, fault in _chosen(source, names).items() if fault.sample or not sample}
@@ -212,7 +212,7 @@ def run_faults(
     folder = artifacts.absolute()
     begin(history, FAULTS)
     if per_test:
-        hashes = table.fingerprints(runner.files())
+        hashes = detection.fingerprints(runner.files())
         measurement = Measurement(data, path, source, folder, progress, hashes)
         findings = list(_recorded(history, measurement.measure(chosen, scope or "all")))
     else:
@@ -315,8 +315,8 @@ def cover_faults(path: Path | None, budget: float | None, as_json: bool) -> None
     Exits with 1 when marks should change, when no scenario catches some fault, or when the set takes longer
     than the budget.
     """
-    path = path or table.default_path()
-    data = table.read(path)
+    path = path or detection.default_path()
+    data = detection.read(path)
     if not cover.targets(data):
         raise UsageError(f"{path}: no fault was measured; 'harness faults run --per-test' measures them")
     default, every = runner.collected(), runner.collected("--thorough")

@@ -12,7 +12,7 @@ from harness.cli.recording import opened, record_option
 from harness.errors import SetupError, UsageError
 from harness.report import summary, tables
 from harness.report.nights.recorder import MERGE
-from harness.report.page import write_run_page
+from harness.report.page.page import write_run_page
 from harness.report.summary import Outcome, Run
 
 

@@ -11,14 +11,14 @@ import click
 
 from harness import reaper
 from harness.cli.common import axes, progress
-from harness.cli.replay import Options, cores, load, of_program
+from harness.cli.programs import Options, cores, load, of_program
 from harness.cli.signals import ended_by_sigterm
 from harness.errors import SetupError, UsageError
 from harness.explore import finding
 from harness.explore import minimise as minimising
 from harness.explore import program as programs
 from harness.explore.finding import Finding
-from harness.explore.guests import alphabets, cell_of
+from harness.explore.fresh_guests import alphabets, cell_of
 from harness.explore.minimise import Minimised
 from harness.explore.program import Program
 from harness.explore.qtest_repro import with_text

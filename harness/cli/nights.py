@@ -14,7 +14,7 @@ from harness.cli.common import progress
 from harness.errors import UsageError
 from harness.report.nights import history, report, runs, text
 from harness.report.nights.store import Store
-from harness.report.page import write_page
+from harness.report.page.page import write_page
 
 _DAYS = re.compile(r"(\d+)d")
 

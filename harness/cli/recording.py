@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from harness.report.nights.about import about
+from harness.report.nights.circumstances import about
 from harness.report.nights.recorder import Lenient, Recorder
 from harness.testbed import Cell
 

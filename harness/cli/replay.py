@@ -3,52 +3,34 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from harness import reaper
 from harness.artifacts import CELL, HISTORY
 from harness.cli.common import axes, progress
+from harness.cli.programs import Options, Subject, cores, load, of_program
 from harness.cli.signals import ended_by_sigterm
 from harness.deadline import Deadline
 from harness.errors import HarnessError, UsageError
 from harness.explore import exit_status, finding
 from harness.explore import replay as replays
-from harness.explore.guests import FreshGuests
-from harness.explore.program import Program, read
 from harness.explore.replay import TIMES, Replay
-from harness.explore.run import check_machine_type, states
-from harness.explore.scenario import PLACEHOLDER, ScenarioRuns
-from harness.explore.trial import recorded, test_of
-from harness.explore.workers import Setup, Workers
+from harness.explore.scenario import recorded, test_of
+from harness.explore.scenario_attempts import PLACEHOLDER, ScenarioRuns
+from harness.explore.workers import Workers
 from harness.matrix import DEFAULT, Matrix, Selection
 from harness.provision import Cache, Provisioner, default_cache_root
-from harness.testbed import Cell
 
 _REPORT_S = 2.0
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is run again.
-
-    :ivar name: for people. :ivar program: what an attempt is made at; a placeholder for a scenario.
-    :ivar setup: makes the function that makes one attempt.
-    """
-
-    name: str
-    program: Program
-    setup: Setup
 
 
 @click.command(epilog="Example: harness replay images/programs/R2.json --qemu 7.2 --times 50")
@@ -135,36 +117,6 @@ def _replayed(
             shutil.rmtree(records, ignore_errors=True)
 
 
-def cores() -> int:
-    """The number of cores that ``harness replay`` may use."""
-    return len(os.sched_getaffinity(0))
-
-
-@dataclass(frozen=True)
-class Options:
-    """The options for a cell; ``machine`` is empty when the user named none."""
-
-    qemu: str
-    machine: str
-    kernel: str
-    accel: str
-    qemu_data: Path | None
-
-    @classmethod
-    def of(
-        cls,
-        context: click.Context,
-        qemu: str,
-        machine: str,
-        kernel: str,
-        accel: str,
-        qemu_data: Path | None,
-    ) -> Options:
-        """The values of the options that :func:`harness.cli.common.axes` adds to a command."""
-        given = context.get_parameter_source("machine") is not ParameterSource.DEFAULT
-        return cls(qemu, machine if given else "", kernel, accel, qemu_data)
-
-
 def _subject(path: Path, options: Options, records: Path) -> Subject:
     """What the user of ``harness replay`` named: a program, a finding, or the folder of a test.
 
@@ -173,46 +125,6 @@ def _subject(path: Path, options: Options, records: Path) -> Subject:
     if path.is_dir() and (path / HISTORY).exists() and not (path / finding.PROGRAM).exists():
         return _scenario(path, options, records)
     return of_program(load(path), options, records)
-
-
-def load(path: Path) -> Program:
-    """The program in a file that a command was given, or of a finding.
-
-    :raises UsageError: when there is none.
-    """
-    if not path.is_dir():
-        return read(path)
-    if (path / finding.DATA).exists():
-        return finding.read(path).program
-    if (path / finding.PROGRAM).exists():
-        return read(path / finding.PROGRAM)
-    raise UsageError(
-        f"{path}: neither the folder of a finding ({finding.PROGRAM}) nor that of a failed test ({HISTORY})"
-    )
-
-
-def of_program(loaded: Program, options: Options, records: Path) -> Subject:
-    """``harness replay`` of a program on its own cell, with the parts that the user has named."""
-    states(loaded)
-    machine = options.machine or loaded.cell.machine
-    check_machine_type(loaded.alphabet, machine)
-    cell_of(  # Provisions what is missing, once, before the workers start.
-        loaded,
-        qemu=options.qemu,
-        machine=machine,
-        kernel=options.kernel,
-        accel=options.accel,
-        qemu_data=options.qemu_data,
-    )
-    own = loaded.cell
-    names = {
-        "qemu": own.qemu if options.qemu == DEFAULT else options.qemu,
-        "machine": machine,
-        "kernel": own.kernel if options.kernel == DEFAULT else options.kernel,
-    }
-    placed = loaded.model_copy(update={"cell": own.model_copy(update=names)})
-    setup = FreshGuests(records, options.accel, options.qemu_data)
-    return Subject(f"{placed} on QEMU {names['qemu']}, {names['machine']}", placed, setup)
 
 
 def _scenario(folder: Path, options: Options, records: Path) -> Subject:
@@ -266,24 +178,3 @@ def _as_data(found: Replay) -> dict[str, Any]:
         "signatures": {signature: len(attempts) for signature, attempts in found.failures.items()},
         "errors": len(found.errors),
     }
-
-
-def cell_of(
-    program: Program, *, qemu: str, machine: str, kernel: str, accel: str, qemu_data: Path | None
-) -> Cell:
-    """The cell of a program that a command runs, with the parts that the user has named.
-
-    :raises UsageError: when one of the names is unknown, or the QEMU lacks the machine type.
-    """
-    own = program.cell
-    selection = Selection(
-        (own.qemu if qemu == DEFAULT else qemu,),
-        (machine,),
-        (own.kernel if kernel == DEFAULT else kernel,),
-        accel,
-        qemu_data=qemu_data,
-    )
-    cells = Matrix(selection, report=progress).prepare()
-    if not cells:
-        raise UsageError(f"hotplug does not work on {selection.machines[0]} with QEMU {selection.qemus[0]}")
-    return cells[0]

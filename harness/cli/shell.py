@@ -18,7 +18,7 @@ from harness.actions.hotplug import Hotplug
 from harness.artifacts import Artifacts
 from harness.checkers import Verdict, judge
 from harness.cli.common import axes, progress
-from harness.cli.replay import Options, cell_of, load
+from harness.cli.programs import Options, cell_of, load
 from harness.cli.signals import ended_by_sigterm
 from harness.errors import UsageError
 from harness.explore.program import Program

@@ -14,7 +14,7 @@ from harness.errors import SetupError
 from harness.explore.candidate import Report
 from harness.provision import Provisioner
 from harness.provision.build_root import BuildRoot, ScriptFailed
-from harness.provision.provisioner import installed
+from harness.provision.unpacked import installed
 from harness.qemu.binary import PROGRAM
 
 #: The flavours whose tools and options are used, by the newest version of QEMU that they are for.

@@ -75,7 +75,7 @@ class Coverage:
                 self._pairs[name][first, step.do] += 0
 
     def has(self, name: AlphabetName, state: State, step: Step) -> bool:
-        """Whether this step was made in this state of the model."""
+        """Whether the coverage has this step of the model as made in this state."""
         return (state, step) in self._reached[name]
 
     def counts(self, name: AlphabetName) -> Counts:

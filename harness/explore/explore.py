@@ -24,7 +24,7 @@ from harness.explore.alphabet import Alphabet, State
 from harness.explore.attempt import Attempt, Ending, Failure
 from harness.explore.coverage import Coverage
 from harness.explore.finding import Finding
-from harness.explore.generate import Space, Swarm, count, exhaustive
+from harness.explore.generate import RANDOM, Space, count, schedule
 from harness.explore.minimise import Minimised, minimise
 from harness.explore.program import AlphabetName, Program, Step
 from harness.explore.replay import Attempts, discard
@@ -32,10 +32,6 @@ from harness.explore.steering import Steering
 
 #: Programs of one round. Those of a guest take some eight times as long.
 ROUND = {AlphabetName.RAW: 40, AlphabetName.GUEST: 8}
-#: Programs up to this length are all run first. Each longer one that is made exhaustively is followed by some
-#: random ones: there are too many for a short run.
-FIRST = 2
-RANDOM_FOR_EACH = 3
 #: Seconds for making a program smaller that only has to be steered around, or has the steps of a finding.
 KNOWN_S = 30.0
 #: After so many attempts in a row that ended with an error, the host or the harness is at fault.
@@ -49,8 +45,6 @@ MOST_VARIANTS = 6
 #: Of so many programs one makes a step that is known to fail, if it was never made in that state; one random
 #: program is run as it is. What is known may not be all that fails there.
 CURIOUS, UNSTEERED = 3, 10
-#: Where the programs of a schedule come from.
-EVERY, RANDOM = "every", "random"
 
 
 class KnownBugs(StrEnum):
@@ -105,21 +99,8 @@ class Tally:
 
     @property
     def a_minute(self) -> float:
-        """Programs a minute of a search, without the time for making findings smaller."""
+        """Programs a minute of an exploration, without the time for making findings smaller."""
         return 60 * self.programs / self.seconds if self.seconds else 0.0
-
-
-def schedule(space: Space, settings: Settings) -> Iterator[tuple[str, Program]]:
-    """The programs of a search, without end, each with where it comes from."""
-    swarm = ((RANDOM, one) for one in Swarm(space, settings.seed, settings.longest))
-    for length in range(1, min(FIRST, settings.steps) + 1):
-        for one in exhaustive(space, length):
-            yield EVERY, one
-    for length in range(FIRST + 1, settings.steps + 1):
-        for one in exhaustive(space, length):
-            yield EVERY, one
-            yield from itertools.islice(swarm, RANDOM_FOR_EACH)
-    yield from swarm
 
 
 class Explorer:
@@ -159,7 +140,10 @@ class Explorer:
         self.tallies = {name: Tally() for name in spaces}
         self.errors: Counter[str] = Counter()
         self._steering = {name: Steering(space.alphabet) for name, space in spaces.items()}
-        self._schedules = {name: schedule(space, settings) for name, space in spaces.items()}
+        self._schedules = {
+            name: schedule(space, seed=settings.seed, steps=settings.steps, longest=settings.longest)
+            for name, space in spaces.items()
+        }
         #: The number of programs that were taken from each schedule.
         self._taken: Counter[AlphabetName] = Counter()
         #: The failures whose programs are to be made smaller.
@@ -171,11 +155,11 @@ class Explorer:
 
     @property
     def new(self) -> list[Seen]:
-        """The findings of this search, without known bugs that are only counted."""
+        """The findings of this exploration, without known bugs that are only counted."""
         return [seen for seen in self.seen.values() if seen.folder is not None]
 
     def plan(self) -> Iterator[str]:
-        """What the search is about to do, a line for each alphabet."""
+        """What the exploration is about to do, a line for each alphabet."""
         for name, space in self.spaces.items():
             numbers = [count(space, length) for length in range(1, self.settings.steps + 1)]
             yield (
@@ -186,7 +170,7 @@ class Explorer:
     def run(
         self, seconds: float, programs: int | None = None, enough: Callable[[], bool] = lambda: False
     ) -> None:
-        """Search for ``seconds``, until ``programs`` programs were run, or until ``enough`` returns true.
+        """Explore for ``seconds``, until ``programs`` programs were run, or until ``enough`` returns true.
 
         A round that has begun is finished, and its findings are made smaller.
 
@@ -232,7 +216,7 @@ class Explorer:
         self._make_all_smaller()
 
     def _take(self, name: AlphabetName) -> Iterator[tuple[int, Program]]:
-        """The programs that the search runs now, steered around what is known.
+        """The programs that the exploration runs now, steered around what is known.
 
         Each with its number in the schedule.
         """
@@ -265,7 +249,7 @@ class Explorer:
             self._note(program, attempt, attempt.failure)
 
     def _note(self, program: Program, attempt: Attempt, failure: Failure) -> None:
-        """Count a failure that the search met.
+        """Count a failure that the exploration met.
 
         One that is new is kept at once, with the shortest program that shows it.
         """
@@ -284,18 +268,18 @@ class Explorer:
         discard([attempt])
 
     def _note_variant(self, seen: Seen, program: Program, failure: Failure) -> None:
-        """Remember in the search a program that shows a known failure without a known program's steps."""
+        """Remember in the exploration a program that shows a known failure without a known one's steps."""
         found = replace(seen.finding, program=program, failure=failure)
         if not self._has_another(found):
             self._variants.append((seen, found))
 
     def _has_another(self, found: Finding) -> bool:
-        """Whether a finding of this search has the steps of a known failure in its program."""
+        """Whether a finding of this exploration has the steps of a known failure in its program."""
         until = _until_failure(found)
         return self._steering[until.alphabet].around(until) != until
 
     def _signature(self, name: AlphabetName, failure: Failure, bug: str) -> str:
-        """The signature that a search counts a failure under.
+        """The signature that an exploration counts a failure under.
 
         It is that of a known failure which differs in the frames alone, where this one has none.
 
@@ -322,7 +306,7 @@ class Explorer:
             findings.write(seen.folder, seen.finding, attempt)
 
     def _make_all_smaller(self) -> None:
-        """Make the programs of the search's new failures smaller.
+        """Make the programs of the exploration's new failures smaller.
 
         What is met on the way is treated in the same way.
         """
@@ -354,7 +338,7 @@ class Explorer:
         self._conclude(made)
 
     def _make_variant_smaller(self, seen: Seen, found: Finding) -> None:
-        """Let the search find another program of a known failure, and steer around it as well."""
+        """Let the exploration find another program of a known failure, to steer around it as well."""
         budget = min(KNOWN_S, self._minimise_s)
         if not budget or self._has_another(found) or seen.variants == MOST_VARIANTS:
             return
@@ -380,7 +364,10 @@ class Explorer:
         )
 
     def _conclude(self, made: Minimised) -> None:
-        """End a minimisation in the search: steer around the smallest program, and note other failures."""
+        """Conclude a minimisation during the exploration.
+
+        Steer around the smallest program, and note the other failures that were met.
+        """
         if made.reproduced and made.failure is not None:
             step = made.failure.step
             steps = made.program.steps if step is None else made.program.steps[: step + 1]
@@ -411,7 +398,7 @@ class Explorer:
                 )
 
     def in_short(self) -> str:
-        """What a search has found: the number of findings, and how often each known bug was seen."""
+        """What an exploration has found: the number of findings, and how often each known bug was seen."""
         known = Counter[str]()
         for seen in self.seen.values():
             if seen.folder is None:
@@ -421,7 +408,7 @@ class Explorer:
         return ", ".join([*parts, *([f"{errors} errors"] if errors else [])])
 
     def begin(self) -> None:
-        """Make the folder of a new search.
+        """Make the folder of a new exploration.
 
         :raises UsageError: when it has the results of another search.
         """
@@ -433,7 +420,7 @@ class Explorer:
         (self.into / SETTINGS).write_text(json.dumps(asdict(self.settings), indent=1) + "\n")
 
     def resume(self) -> None:
-        """Go on where the search in the folder has stopped (``--resume``).
+        """Go on where the exploration in the folder has stopped (``--resume``).
 
         :raises UsageError: when the folder's files cannot be read.
         """
@@ -458,7 +445,7 @@ class Explorer:
 
 
 def read_settings(folder: Path) -> Settings:
-    """The settings of the search in ``folder``.
+    """The settings of the exploration in ``folder``.
 
     :raises UsageError: when there is none.
     """
@@ -482,7 +469,7 @@ def _length(program: Program, failure: Failure) -> int:
 
 
 def _line(number: int, program: Program, attempt: Attempt) -> str:
-    """One line of a search's log, ``programs.ndjson``."""
+    """One line of an exploration's log, ``programs.ndjson``."""
     entry: dict[str, Any] = {
         "number": number,
         "program": program.model_dump(mode="json", exclude_defaults=True),
@@ -497,7 +484,9 @@ def _line(number: int, program: Program, attempt: Attempt) -> str:
 
 
 def _read_log(path: Path) -> Iterator[tuple[int, Program, Attempt]]:
-    """The attempts of a search's log. A half-written last line is left out, and removed from the file.
+    """The attempts of an exploration's log.
+
+    A half-written last line is left out, and removed from the file.
 
     :raises UsageError: when another line cannot be read.
     """

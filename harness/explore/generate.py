@@ -6,6 +6,7 @@ kind can be exchanged without effect, so of the programs that differ only in tha
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,6 +15,12 @@ from dataclasses import dataclass
 from harness.explore.alphabet import Alphabet, State
 from harness.explore.program import AlphabetName, Program, ProgramCell, ShareKind, Step
 
+#: Programs up to this length are all run first. Each longer one that is made exhaustively is followed by some
+#: random ones: there are too many for a short run.
+FIRST = 2
+RANDOM_FOR_EACH = 3
+#: Where the programs of a schedule come from.
+EVERY, RANDOM = "every", "random"
 #: The shares of the programs that are made exhaustively: one, or two of the same kind.
 PLAIN = ((ShareKind(),), (ShareKind(), ShareKind()))
 #: The shares of random programs. The first two are the most frequent.
@@ -50,7 +57,7 @@ class Space:
     swarm_shares: Sequence[tuple[ShareKind, ...]] = VARIED
 
     def program(self, shares: tuple[ShareKind, ...], steps: Iterable[Step]) -> Program:
-        """A program of this space: of its alphabet, on its cell."""
+        """Make a program of this space: of its alphabet, on its cell."""
         return Program(alphabet=self.name, cell=self.cell, shares=shares, steps=tuple(steps))
 
 
@@ -63,7 +70,7 @@ class NotPossible(ValueError):
 
 
 def states(alphabet: Alphabet, program: Program) -> list[State]:
-    """The model's state before each step of a program that is made, and that after the last one.
+    """The model's states before each step of a program to make, and after the last one.
 
     :raises NotPossible: for the first step that is not possible.
     """
@@ -275,3 +282,19 @@ class _Known:
             self.ways[after] = way
         self.possible(after)
         return after
+
+
+def schedule(space: Space, *, seed: int, steps: int, longest: int) -> Iterator[tuple[str, Program]]:
+    """The programs of a search, without end, each with where it comes from (:data:`EVERY`, :data:`RANDOM`).
+
+    :param steps: the length up to which every program is made. :param longest: of random programs.
+    """
+    swarm = ((RANDOM, one) for one in Swarm(space, seed, longest))
+    for length in range(1, min(FIRST, steps) + 1):
+        for one in exhaustive(space, length):
+            yield EVERY, one
+    for length in range(FIRST + 1, steps + 1):
+        for one in exhaustive(space, length):
+            yield EVERY, one
+            yield from itertools.islice(swarm, RANDOM_FOR_EACH)
+    yield from swarm

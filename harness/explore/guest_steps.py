@@ -49,7 +49,7 @@ _SIZE_KIB = 64
 _CRASH_WINDOW_S = 0.1
 
 #: Seconds, before scaling, in which QEMU has to raise an interrupt: it does so before it answers.
-_TOLD_S = 0.5
+_NOTIFIED_S = 0.5
 
 #: Steps that do not need the guest.
 _WITHOUT_GUEST = ("stop", "cont", "system_reset")
@@ -327,7 +327,7 @@ def _hotplug_interrupts(on: GuestPerformer) -> str:
 
 
 def _expect_heard(on: GuestPerformer, unplug: Unplug, before: str) -> None:
-    """After the guest's step ``device_del``: QEMU has told the guest of the request, with an interrupt.
+    """After the guest's step ``device_del``: QEMU has notified the guest of the request, with an interrupt.
 
     A guest that answers a command has had the interrupts that were raised before. So a request that was lost
     shows at once, and a slow removal is not taken for one.
@@ -339,7 +339,9 @@ def _expect_heard(on: GuestPerformer, unplug: Unplug, before: str) -> None:
         raise unplug.refusal
     with suppress(WaitTimeout):
         on.machine.wait_until(
-            lambda: _hotplug_interrupts(on) != before, what="the guest to be told", timeout_s=_TOLD_S
+            lambda: _hotplug_interrupts(on) != before,
+            what="the hotplug interrupt of the guest",
+            timeout_s=_NOTIFIED_S,
         )
         return
     raise Disagreement("device_del", "device_del was lost: the guest got no interrupt")

@@ -92,7 +92,7 @@ def minimise(
     on_best: Callable[[Program], None] = lambda _: None,
     report: Callable[[str], None] = lambda _: None,
 ) -> Minimised:
-    """Find a small program that fails with ``signature`` like ``program``.
+    """Make ``program`` smaller: find a small program that fails with ``signature`` like it.
 
     :param step: the step at which it was seen to fail: what comes behind is left out at once.
     :param budget_s: seconds after which the best program so far is validated and returned.

@@ -37,15 +37,15 @@ class Table(Generic[S]):
 
     @property
     def guarantees(self) -> dict[str, str]:
-        """The guarantee that each step of the table of actions asserts."""
+        """The guarantee that each step of the models' table of actions asserts."""
         return {do: action.guarantee for do, action in self.actions.items()}
 
     def possible(self, state: S, shares: int) -> list[Step]:
-        """Every step of the table of actions whose precondition holds, in a fixed order."""
+        """Every step of the models' table of actions whose precondition holds, in a fixed order."""
         return [step for step in self._every(shares) if self.actions[step.do].possible(state, step)]
 
     def after(self, state: S, shares: int, step: Step) -> S:
-        """The state after a step, by the table of actions.
+        """The state after a step, by the models' table of actions.
 
         :raises ValueError: when the step is not possible here.
         """
@@ -54,7 +54,7 @@ class Table(Generic[S]):
         return self.actions[step.do].after(state, step)
 
     def _every(self, shares: int) -> dict[Step, None]:
-        """All steps of the table of actions for this number of shares; made once."""
+        """All steps that the models' table of actions has for this number of shares; made once."""
         if shares not in self._steps:
             self._steps[shares] = dict.fromkeys(self._steps_for(shares))
         return self._steps[shares]

@@ -17,7 +17,9 @@ _SELECTED = 1
 
 
 def select_features(driver: RawDriver) -> None:
-    """Set ``device_feature_select`` to 1; :meth:`.RawDriver.registers` then has it, in the access capability.
+    """Select the modern interface's other feature word: set ``device_feature_select`` to 1.
+
+    :meth:`.RawDriver.registers` then has it, in the access capability.
 
     A device without a modern interface is left as it is.
     """
@@ -32,7 +34,7 @@ def select_features(driver: RawDriver) -> None:
 
 
 def _capabilities(driver: RawDriver) -> dict[int, int]:
-    """The offset of each of virtio's capabilities, by type; of the first one of a type."""
+    """The offset of each capability of virtio's modern interface, by type; of the first one of a type."""
     found: dict[int, int] = {}
     at = driver.read_config(_CAPABILITIES) & 0xFF
     while at:

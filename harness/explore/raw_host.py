@@ -97,7 +97,7 @@ def _expect_no_growth(on: RawMachine, step: Step, call: Callable[[], object]) ->
     """Repeat a QMP command that has to be refused: QEMU keeps nothing of it.
 
     An object that QEMU forgets to free is in no list, so its memory is all that shows it. One window in which
-    memory grows may be chance (a thread that begins has an arena of its own), so there are two.
+    memory grows may be chance (a thread that begins gets its own arena), so there are two.
     """
     for _ in range(_WARM_UP):
         call()

@@ -61,7 +61,7 @@ class RawMachine:
         def change(spec: MachineSpec) -> MachineSpec:
             return replace(spec, firmware=firmware, boots=False, memory_mib=_MEMORY_MIB)
 
-        # Threads get names, so that those of the pool can be told from others.
+        # Threads get names, so that those of the pool can be distinguished.
         names = ("-name", "harness-explore,debug-threads=on")
         self.guest = RawGuest(testbed, arguments=names, change=change)
         self._drivers: dict[int, RawDriver] = {}
@@ -74,47 +74,50 @@ class RawMachine:
 
     @property
     def machine(self) -> Machine:
-        """The machine of a raw program that has the devices now."""
+        """The machine that has the raw machine's devices now."""
         return self.guest.machine
 
     def listen(self) -> None:
-        """Count the deletions in the raw program's machine that has the devices now."""
+        """Count the deletions in the raw machine that has the devices now."""
         self.deletions = self.machine.qmp.listen("DEVICE_DELETED")
         self.expected_deletions = 0
 
     def execute(self, command: str, arguments: dict[str, object] | None = None) -> Any:
-        """A QMP command to the raw program's machine."""
+        """A QMP command to the raw machine."""
         return self.machine.qmp.execute(command, arguments, watch=self.machine.watch)
 
     def driver(self, share: int) -> RawDriver:
-        """The driver of a plugged device of a raw program; after a reset a new one, which initialises it."""
+        """The driver of a plugged device of the raw machine; after a reset a new one.
+
+        A new one initialises the device.
+        """
         if share not in self._drivers:
             self._drivers[share] = self.guest.driver(self.shares[share])
             self._drivers[share].reply_timeout_s = _REPLY_TIMEOUT_S
         return self._drivers[share]
 
     def forget_driver(self, share: int) -> None:
-        """A device of the raw program was reset, or is gone: its driver is forgotten."""
+        """The raw machine's device was reset, or is gone: its driver is forgotten."""
         self._drivers.pop(share, None)
 
     def forget_drivers(self) -> None:
-        """All devices of the raw program were reset: their drivers are forgotten."""
+        """All devices of the raw machine were reset: their drivers are forgotten."""
         self._drivers.clear()
 
     def save_drivers(self) -> None:
-        """Keep what the drivers of a raw program know, for a snapshot."""
+        """Keep what the drivers of the raw machine know, for a snapshot."""
         self._saved = {share: driver.moved_to(self.guest) for share, driver in self._drivers.items()}
 
     def load_drivers(self) -> None:
-        """The drivers of a raw program know what they did when the snapshot was saved."""
+        """The drivers of the raw machine know what they did when the snapshot was saved."""
         self._drivers = {share: driver.moved_to(self.guest) for share, driver in self._saved.items()}
 
     @property
     def drivers(self) -> dict[int, RawDriver]:
-        """The drivers of a raw program's devices that were initialised, by share."""
+        """The drivers of the raw machine's devices that were initialised, by share."""
         return dict(self._drivers)
 
     def moved_to(self, guest: RawGuest, drivers: dict[int, RawDriver]) -> None:
-        """The raw program's devices are in another machine, with these drivers."""
+        """The raw machine's devices are in another machine, with these drivers."""
         self.guest, self._drivers = guest, drivers
         self.listen()

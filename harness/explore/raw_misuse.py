@@ -22,9 +22,10 @@ from harness.explore.raw_answers import (
 from harness.explore.raw_machine import RawMachine
 from harness.explore.raw_model import FILE, SMALL_MSIZE, RawState
 from harness.ninep import messages as p9
-from harness.ninep.client import INDIRECT, MSIZE, NEXT, WRITE, Descriptor, RawDriver
+from harness.ninep.client import MSIZE, RawDriver
 from harness.ninep.messages import T
 from harness.ninep.session import BROKEN, count_virtio_errors, wait_answered_or_broken
+from harness.ninep.virtio_driver import INDIRECT, NEXT, WRITE, Descriptor
 
 #: Bytes, more than an attribute can have (kernel: ``include/uapi/linux/limits.h``, ``XATTR_SIZE_MAX``).
 _HUGE = 1 << 24

@@ -1,4 +1,4 @@
-"""The raw step ``own_session``: a session with files of its own, from Tversion to a reset of the device.
+"""The raw step ``own_session``: a session with its own files, from Tversion to a reset of the device.
 
 Its variants ask for what the other steps have no files or sizes for: replies at the limits of msize and of
 their buffer, files without a name, files and folders that are renamed while they are in use, and what the

@@ -34,15 +34,15 @@ class Performer(Protocol):
     """Performs the steps of one program on a machine that it has started."""
 
     def perform(self, step: Step, before: Any, after: Any) -> None:
-        """Perform a step between two states of the attempt's model, and compare QEMU with the second one."""
+        """Run a step between two states of the model, and compare QEMU with the second one."""
         ...
 
     def finish(self, state: Any) -> None:
-        """End an attempt's steps: unplug everything, and compare QEMU with what it was at the beginning."""
+        """End the run of a program: unplug everything, and compare QEMU with what it was at the beginning."""
         ...
 
     def close(self) -> None:
-        """Release what an attempt holds and what runs beside the machine. QEMU may be dead."""
+        """Release what a run of a program holds and what runs beside the machine. QEMU may be dead."""
         ...
 
 
@@ -91,12 +91,12 @@ _KINDS: dict[AlphabetName, _Kind] = {
 
 
 def alphabet(name: AlphabetName) -> Alphabet:
-    """The alphabet of this name, for an attempt."""
+    """The alphabet of this name, to run a program of it."""
     return _KINDS[name].alphabet
 
 
 def states(program: Program) -> list[Any]:
-    """The states of the model before each step of an attempt, and after the last one.
+    """The states of the model before each step of the program to run, and after the last one.
 
     :raises UsageError: for a step that is unknown, or not possible on the model; one line.
     """
@@ -125,7 +125,7 @@ def check_machine_type(name: AlphabetName, machine: str) -> None:
 
 
 def check(program: Program, cell: Cell) -> list[Any]:
-    """Check that an attempt at the program can be made on this cell, and return its :func:`states`.
+    """Check that the program can be run on this cell, and return its :func:`states`; nothing is started.
 
     Nothing is started.
 
@@ -137,7 +137,7 @@ def check(program: Program, cell: Cell) -> list[Any]:
 
 
 def run(program: Program, cell: Cell, folder: Path, own: RunFolder) -> Attempt:
-    """Make one attempt at a program, in a fresh guest.
+    """Run a program once: make one attempt at it, in a fresh guest.
 
     :param cell: what it runs on; the program's own cell names one, and is not looked at here.
     :param folder: where the record is written; an earlier content is removed.
@@ -223,7 +223,7 @@ class _Attempt:
         self._performer: Performer | None = None
 
     def perform(self) -> None:
-        """Perform all steps of the attempt; what stops them is kept for :meth:`judge`."""
+        """Run all steps of the attempt; what stops them is kept for :meth:`judge`."""
         try:
             self._perform()
         except Exception as exc:
@@ -234,7 +234,7 @@ class _Attempt:
                 self._error = failures.one_line(cause)
 
     def close(self) -> None:
-        """End everything that the attempt started."""
+        """End everything that a run of a program has started."""
         try:
             if self._performer is not None:
                 self._performer.close()
@@ -259,7 +259,7 @@ class _Attempt:
         return _AT_THE_END if self._step is None else self._kind.guarantees[self._do]
 
     def _cause(self, exc: Exception) -> Exception:
-        """The root cause of an error that ended an attempt: a QEMU that died, or does not answer."""
+        """The root cause of an error that ended a run of a program: a QEMU that died, or does not answer."""
         if isinstance(exc, HarnessError):
             for machine in self._testbed.machines:
                 cause = machine.root_cause(exc)
@@ -268,7 +268,10 @@ class _Attempt:
         return exc
 
     def judge(self) -> Attempt:
-        """Judge an attempt's record with the standard checkers. A QEMU that died is the root cause."""
+        """Judge the record of a run of a program with the standard checkers.
+
+        A QEMU that died is the root cause.
+        """
         try:
             self._testbed.history.check()
             found = judge(self._testbed.artifacts.folder)

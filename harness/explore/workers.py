@@ -2,7 +2,7 @@
 
 Threads would not do: a testbed looks for what it left behind in its own process, which therefore runs one
 attempt at a time. No worker outlives the process that started it, however that ends: each belongs to its run
-folder, whose watcher kills it (:mod:`harness.reaper`). A worker has a run folder of its own for its guests.
+folder, whose watcher kills it (:mod:`harness.reaper`). A worker has its own run folder for its guests.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from harness.reaper import RunFolder
 
 #: Called once in a worker, with the worker's run folder; it is pickled.
 Setup = Callable[[RunFolder], Run]
-#: Seconds after which an attempt counts as hanging. Whatever waits in it has a deadline of its own.
+#: Seconds after which an attempt counts as hanging. Whatever waits in it has its own deadline.
 ATTEMPT_LIMIT_S = 600.0
 #: Seconds that a worker has to start: it finds the cell in the cache.
 _START_LIMIT_S = 300.0

@@ -56,14 +56,14 @@ class Guest(Commands):
 
     @property
     def ssh(self) -> Ssh:
-        """The SSH channel, opened on first use."""
+        """The SSH channel to this guest, opened on first use."""
         if self._ssh is None:
             self.use_session(self.log_in())
             assert self._ssh is not None
         return self._ssh
 
     def log_in(self, guestfwd: GuestfwdSocket | None = None, first_command: str = "answer=0") -> Ssh:
-        """Open a new SSH session; :meth:`use_session` makes it the one that commands use.
+        """Open a new SSH session to this guest; :meth:`use_session` makes it the one that commands use.
 
         :param guestfwd: see :class:`~harness.channel.ssh.Ssh`.
         :param first_command: see :class:`~harness.channel.ssh.Ssh`.
@@ -97,7 +97,7 @@ class Guest(Commands):
 
     @property
     def console(self) -> Console:
-        """The shell on the guest's second serial port, opened on first use."""
+        """The shell on this guest's second serial port, opened on first use."""
         if self._console is None:
             console = Console(self.machine.paths.console, watch=self.machine.watch)
             try:
@@ -162,7 +162,7 @@ class Guest(Commands):
         return self.ssh if self._through == "ssh" else self.console
 
     def run(self, command: str, *, timeout_s: float = RUN_TIMEOUT_S, stdin: bytes = b"") -> Completed:
-        """Run a shell command as root; see :meth:`.Commands.run`."""
+        """Run a shell command as root in this guest; see :meth:`.Commands.run`."""
         channel = self._channel
         return self._recorded(
             command, timeout_s, lambda scaled_s: channel.run(command, timeout_s=scaled_s, stdin=stdin)
@@ -198,11 +198,11 @@ class Guest(Commands):
         Background(lambda: channel.run(command, timeout_s=timeout_s))
 
     def mount(self, share: Share, *, options: str = "", at: str | None = None) -> Mount:
-        """Mount ``share`` in the guest (see :class:`harness.guest.mount.Mount`)."""
+        """Mount ``share`` in this guest (see :class:`harness.guest.mount.Mount`)."""
         return Mount.attach(self, share, options=options, at=at)
 
     def mount_tags(self, *, more_than: int | None = None) -> list[str]:
-        """The mount tags of the 9p devices that the guest's driver has now.
+        """The mount tags of the 9p devices that this guest's driver has now.
 
         Source: the ``mount_tag`` attribute of kernel ``net/9p/trans_virtio.c``.
 
@@ -218,11 +218,11 @@ class Guest(Commands):
         self.succeed(_FOR_EACH_9P.format("echo $device > unbind && echo $device > bind"))
 
     def unbind_9p(self, share: Share) -> None:
-        """Unbind the driver from the device of ``share``; it waits for the device's users."""
+        """In this guest, unbind the driver from the device of ``share``; it waits for the device's users."""
         self._write_device(share, "unbind")
 
     def bind_9p(self, share: Share) -> None:
-        """Bind the driver to the device of ``share`` again."""
+        """In this guest, bind the driver to the device of ``share`` again."""
         self._write_device(share, "bind")
 
     def _write_device(self, share: Share, file: str) -> None:
@@ -238,7 +238,7 @@ class Guest(Commands):
 
     @property
     def boot_id(self) -> str:
-        """The random id of the kernel's current boot; every reboot changes it."""
+        """The random id of the current boot of this guest's kernel; every reboot changes it."""
         return self.succeed("cat /proc/sys/kernel/random/boot_id").strip()
 
     def tolerate(self, pattern: str, *, why: str) -> None:
@@ -246,7 +246,7 @@ class Guest(Commands):
         self.machine.history.note(self.machine.name, "guest:tolerate", {"pattern": pattern, "why": why})
 
     def moved_to(self, machine: Machine) -> None:
-        """Declare that the guest now runs in ``machine``.
+        """Declare that this guest now runs in ``machine``.
 
         The SSH session is kept if possible. Other channels are opened again on their next use.
         """

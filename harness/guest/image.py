@@ -34,5 +34,5 @@ class GuestImage:
 
     @property
     def boot(self) -> Boot:
-        """The files that QEMU boots."""
+        """The files of the image that QEMU boots."""
         return Boot(self.kernel, self.initramfs, self.cmdline, self.bzimage)

@@ -58,11 +58,14 @@ class Mount:
         return cls(guest, share, f"/mnt/{share.id}")
 
     def unmount(self) -> None:
-        """``umount``. It sends Tclunk for the root fid, after which QEMU removes the migration blocker."""
+        """``umount`` of the mount. It sends Tclunk for the root fid, after which QEMU removes the blocker."""
         self.guest.succeed(f"umount {quote(self.mountpoint)}")
 
     def detach(self) -> None:
-        """``umount -l``: the mount point is free at once, but the session lives as long as it has users."""
+        """``umount -l`` of the mount: the mount point is free at once.
+
+        The session lives as long as it has users.
+        """
         self.guest.succeed(f"umount -l {quote(self.mountpoint)}")
 
     def write(self, name: str, size_kib: int, *, block_kib: int | None = None) -> str:

@@ -49,7 +49,7 @@ class FileSystems:
         return Path(f"/proc/{machine.pid}/root{path}").stat()
 
     def wrap(self, spec: MachineSpec, folder: Path) -> Wrapping:  # noqa: ARG002
-        """Start QEMU in a mount namespace of its own."""
+        """Start QEMU in a new mount namespace."""
         return Wrapping(prefix=_START)
 
     def release(self) -> None:

@@ -54,7 +54,7 @@ class Held:
 
     @property
     def count(self) -> int:
-        """The number of system calls that are held now."""
+        """The number of system calls that this hold keeps now."""
         return len(self._rule.held)
 
     def _count(self) -> int:
@@ -183,7 +183,9 @@ class Hold:
 
     @contextmanager
     def failing(self, share: Share, error: int, *calls: str) -> Iterator[Rule]:
-        """Let every such system call fail with the errno ``error``, as on a broken file system.
+        """In place of a hold, let every such system call fail with the errno ``error``.
+
+        As on a broken file system.
 
         The rule's ``hits`` counts the calls that failed.
         """
@@ -192,7 +194,7 @@ class Hold:
 
     @contextmanager
     def halving(self, share: Share) -> Iterator[Rule]:
-        """Let every read and write transfer half of the requested bytes and return that short count.
+        """In place of a hold, let every read and write transfer half of the bytes, and return that.
 
         The rule's ``hits`` counts the calls that were shortened.
         """
@@ -201,7 +203,7 @@ class Hold:
 
     @contextmanager
     def without_block_size(self, share: Share) -> Iterator[Rule]:
-        """Let ``fstatfs`` of the export report a block size of 0, as a file system in user space (FUSE) may.
+        """In place of a hold, let ``fstatfs`` report a block size of 0, as a file system in user space may.
 
         The rule's ``hits`` counts these calls.
         """

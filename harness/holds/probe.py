@@ -2,7 +2,7 @@
 
 A kernel before 5.5 does not support it. A container's policy may refuse ``seccomp(2)``, or a second listener
 when the container's runtime has one already (EBUSY). Yama may forbid reading another process's memory. No
-version number tells these cases apart, so a hold is tried once, with a trivial process instead of QEMU
+version number distinguishes these cases, so a hold is tried once, with a trivial process instead of QEMU
 (``man 2 seccomp_unotify``; kernel ``Documentation/admin-guide/LSM/Yama.rst``).
 """
 

@@ -29,7 +29,7 @@ _CONTAINERS = (
 
 
 def handles(pid: int) -> dict[str, Any]:
-    """Threads and fds of a process, fds also by their target; cheap enough to call after each cycle."""
+    """Threads and fds of QEMU's process, fds also by their target; cheap enough to call after each cycle."""
     proc = Path(f"/proc/{pid}")
     threads = sorted(int(task.name) for task in (proc / "task").iterdir())
     fds = _fds(proc)
@@ -42,7 +42,7 @@ def handles(pid: int) -> dict[str, Any]:
 
 
 def thread_name(pid: int, thread: int) -> str:
-    """The name of one of the threads of :func:`handles`; empty when it has just ended."""
+    """The name of one of QEMU's threads in :func:`handles`; empty when it has just ended."""
     try:
         return Path(f"/proc/{pid}/task/{thread}/comm").read_text().strip()
     except OSError:

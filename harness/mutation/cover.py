@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from harness.mutation.table import Detection
+from harness.mutation.detection import Detection
 
 #: A fault, and the QEMU that has it.
 Target = tuple[str, str]

@@ -14,8 +14,8 @@ from typing import Any
 
 from harness.errors import SetupError
 from harness.explore.explore import Explorer, KnownBugs, Settings
+from harness.explore.fresh_guests import FreshGuests, alphabets, cell_of
 from harness.explore.generate import Space
-from harness.explore.guests import FreshGuests, alphabets, cell_of
 from harness.explore.known import bug_of, programs_of_bugs
 from harness.explore.program import AlphabetName, ProgramCell
 from harness.explore.workers import Workers

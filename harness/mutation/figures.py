@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from harness.mutation import qtests
-from harness.mutation.table import Detection
+from harness.mutation.detection import Detection
 from harness.mutation.verdicts import CAUGHT, ELSEWHERE, Finding
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from harness.deadline import Deadline
 from harness.errors import SetupError
 from harness.guarantees import BY_FILE
-from harness.mutation import runner, table
+from harness.mutation import detection, runner
 from harness.mutation.catalogue import Fault
-from harness.mutation.table import Detection, Measured, OnQemu
+from harness.mutation.detection import Detection, Measured, OnQemu
 from harness.mutation.verdicts import BAD, Finding, Report, failure
 from harness.reaper import RunFolder
 from harness.report.host_errors import is_of_the_host
@@ -101,13 +101,13 @@ class Measurement:
         judged = _judged(self._run(self.flavour, missing, self.artifacts / "control", run))
         took_s, known, bad = clock.elapsed_s, self.known, _failed(judged)
         good = {name: round(one.seconds, 1) for name, one in judged.items() if name not in bad}
-        kept = table.replace(known.scenarios, missing, {})
+        kept = detection.replace(known.scenarios, missing, {})
         known.at_once = parallelism(sum(kept.values()), known.at_once, _seconds(judged), took_s)
         known.scenarios = kept | good
         whys = {name: one.why for name, one in bad.items()}
-        known.false_positives = table.replace(known.false_positives, missing, whys)
-        known.of = table.replace(known.of, missing, self._now(missing))
-        table.write(self.data, self.path)
+        known.false_positives = detection.replace(known.false_positives, missing, whys)
+        known.of = detection.replace(known.of, missing, self._now(missing))
+        detection.write(self.data, self.path)
         for name, one in bad.items():
             self.report(f"no fault: false positive: {name}: {one.why}")
 
@@ -120,10 +120,10 @@ class Measurement:
             bad = _failed(_judged(self._run(f"{self.flavour}+{name}", missing, self.artifacts / name, run)))
             _refuse_errors_of_the_host(bad)
             failed = {scenario: round(one.seconds, 1) for scenario, one in bad.items()}
-            measured.failed = table.replace(measured.failed, missing, failed)
-            measured.of = table.replace(measured.of, missing, self._now(missing))
+            measured.failed = detection.replace(measured.failed, missing, failed)
+            measured.of = detection.replace(measured.of, missing, self._now(missing))
             self.known.faults[name] = measured
-            table.write(self.data, self.path)
+            detection.write(self.data, self.path)
         found = self._finding(name, fault, measured)
         self.report(f"{where}: {found.verdict}, {len(found.failures)} scenarios failed")
         return found
@@ -132,7 +132,7 @@ class Measurement:
         """The finding of a fault that was measured, from the table."""
         caught = sorted(self.known.catches(name))
         failures = [failure(one, f"failed after {measured.failed[one]} s") for one in caught]
-        ran = sum(table.is_of(scenario, measured.of) for scenario in self.known.scenarios)
+        ran = sum(detection.is_of(scenario, measured.of) for scenario in self.known.scenarios)
         return Finding(name, fault.guarantee, self.flavour, ran, tuple(failures), bool(fault.takes_back))
 
     def _without_a_fault(self) -> Finding:
@@ -143,7 +143,9 @@ class Measurement:
 
     def _missing(self, wanted: Iterable[str], measured: Mapping[str, str]) -> list[str]:
         return [
-            unit for unit in wanted if not table.covers(measured, unit, self.hashes[unit.partition("::")[0]])
+            unit
+            for unit in wanted
+            if not detection.covers(measured, unit, self.hashes[unit.partition("::")[0]])
         ]
 
     def _now(self, measured: Iterable[str]) -> dict[str, str]:

@@ -62,7 +62,7 @@ def collected(*options: str) -> tuple[str, ...]:
 
 
 def short(scenario: str) -> str:
-    """A scenario's name as it is written in faults: without the folder of the scenarios."""
+    """The name of a scenario that pytest ran as faults have it: without the folder of the scenarios."""
     path, _, test = scenario.partition("::")
     return f"{path.rpartition('/')[2]}::{test.removesuffix('[]')}"
 

@@ -86,7 +86,7 @@ def expect_serving(driver: RawDriver) -> None:
 
 @contextmanager
 def error_context(what: str, machine: Machine | None = None) -> Iterator[None]:
-    """Add to an error raised in this block which 9P message it is about.
+    """Name the 9P message of the session in an error that is raised in this block.
 
     :param machine: given where QEMU's exit may cause the error. The exit is waited for, so that QEMU is not
         ended while it still writes its core file, and its root cause is raised.

@@ -16,7 +16,7 @@ import pytest
 
 @dataclass(frozen=True)
 class CiSystem:
-    """A system that runs a job several times, and tells each which one it is.
+    """A system that runs a job several times, and gives each its number.
 
     :ivar index: the variable with the job's number. :ivar total: the one with the number of jobs.
     :ivar first: the number of the first job, or the variable with it. :ivar step: the variable with the

@@ -1,7 +1,7 @@
 """``--confirm N``: a test that failed, and is no known bug, is run N more times at the end of the run.
 
 It is run in the process that ran it, after all tests of that process, in fresh guests and with artefact
-folders of its own. The further runs are recorded and shown; they change neither the outcome of the test nor
+its own folders. The further runs are recorded and shown; they change neither the outcome of the test nor
 the exit status. So that a QEMU on which everything fails does not take four times as long, each process runs
 a limited number of tests again.
 """
@@ -83,7 +83,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 def _confirm(session: pytest.Session) -> None:
     config = session.config
     confirmed = config.stash.get(_CONFIRMED, None)
-    # A process with workers has no items of its own.
+    # A process with workers collects no items.
     if confirmed is None or not confirmed.failed or config.pluginmanager.hasplugin("dsession"):
         return
     items = [item for item in session.items if item.nodeid in confirmed.failed]

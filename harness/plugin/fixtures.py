@@ -40,7 +40,7 @@ AGAIN: pytest.StashKey[int] = pytest.StashKey()
 
 @pytest.fixture(scope="session")
 def run_folder() -> Iterator[RunFolder]:
-    """The run folder of this process, with sockets, disks and shares. It is always removed afterwards."""
+    """Fixture: the run folder of this process, with sockets, disks and shares; always removed afterwards."""
     from harness.reaper import RunFolder
 
     folder = RunFolder()
@@ -50,13 +50,13 @@ def run_folder() -> Iterator[RunFolder]:
 
 @pytest.fixture(scope="session")
 def artifacts_root(request: pytest.FixtureRequest) -> Path:
-    """The folder of this run that has an artefact folder for each test."""
+    """Fixture: the folder of this run that has an artefact folder for each test."""
     return request.config.stash[ROOT]
 
 
 @pytest.fixture(scope="session")
 def cell(request: pytest.FixtureRequest, qemu_name: str, kernel_name: str, machine_name: str) -> Cell:
-    """The combination of QEMU, kernel and machine type that this test runs on."""
+    """Fixture: the combination of QEMU, kernel and machine type that this test runs on."""
     from harness.plugin.provisioning import MATRIX
 
     return request.config.stash[MATRIX].cell(qemu_name, kernel_name, machine_name)
@@ -79,7 +79,7 @@ def _require_unplug(node: pytest.Item, cell: Cell) -> None:
 def testbed(
     request: pytest.FixtureRequest, cell: Cell, run_folder: RunFolder, artifacts_root: Path
 ) -> Iterator[Testbed]:
-    """The machines of this test. None is started yet."""
+    """Fixture: the machines of this test. None is started yet."""
     from harness.testbed import Testbed
 
     _require_unplug(request.node, cell)
@@ -105,7 +105,7 @@ def artifacts_of(test: pytest.Item, root: Path) -> Artifacts:
 
 @pytest.fixture
 def shares(request: pytest.FixtureRequest, testbed: Testbed) -> tuple[Share, ...]:
-    """The pool of exports that the machine declares; none of their devices is plugged in.
+    """Fixture: the pool of exports that the machine declares; none of their devices is plugged in.
 
     The first is of the kind of the test's ``variant``, if it uses that fixture.
     """
@@ -117,13 +117,16 @@ def shares(request: pytest.FixtureRequest, testbed: Testbed) -> tuple[Share, ...
 
 @pytest.fixture
 def peer(request: pytest.FixtureRequest, testbed: Testbed, peer_name: str) -> QemuInstall:
-    """Another QEMU of this run; the machines are of the newest type that both know."""
+    """Fixture: another QEMU of this run; the machines are of the newest type that both know."""
     return _agreed(request, testbed, peer_name)[0]
 
 
 @pytest.fixture
 def peers(request: pytest.FixtureRequest, testbed: Testbed, peer_names: tuple[str, ...]) -> list[QemuInstall]:
-    """Every other QEMU of this run, the oldest first; the machines are of the newest type that all know."""
+    """Fixture: every other QEMU of this run, the oldest first.
+
+    The machines are of the newest type that all know.
+    """
     return _agreed(request, testbed, *peer_names)
 
 
@@ -139,13 +142,13 @@ def _agreed(request: pytest.FixtureRequest, testbed: Testbed, *names: str) -> li
 
 @pytest.fixture
 def share(shares: tuple[Share, ...]) -> Share:
-    """One export; its device is not plugged in."""
+    """Fixture: one export; its device is not plugged in."""
     return shares[0]
 
 
 @pytest.fixture
 def variant(variant_name: str) -> Variant:
-    """The kind of the share: the plain one, or with ``--full`` each kind in turn."""
+    """Fixture: the kind of the share: the plain one, or with ``--full`` each kind in turn."""
     from harness.guest.variant import VARIANTS
 
     return VARIANTS[variant_name]
@@ -153,7 +156,10 @@ def variant(variant_name: str) -> Variant:
 
 @pytest.fixture
 def hold(testbed: Testbed) -> Hold:
-    """Holds system calls of QEMU: a request of 9p or a disk's flush stays in flight. Or lets them fail."""
+    """Fixture: holds system calls of QEMU, or lets them fail.
+
+    A request of 9p or a disk's flush stays in flight.
+    """
     from harness.holds.hold import Hold
 
     return Hold(testbed)
@@ -161,7 +167,10 @@ def hold(testbed: Testbed) -> Hold:
 
 @pytest.fixture
 def guest(request: pytest.FixtureRequest, testbed: Testbed) -> Guest:
-    """A guest that answers commands and that no other test has used. No 9p device is plugged in."""
+    """Fixture: a guest that answers commands and that no other test has used.
+
+    No 9p device is plugged in.
+    """
     _first(request, "shares", "device", "hold", "peer", "peers")
     return testbed.boot(cold=request.node.get_closest_marker("cold") is not None)
 
@@ -175,7 +184,7 @@ def _first(request: pytest.FixtureRequest, *names: str) -> None:
 
 @pytest.fixture
 def raw_guest(request: pytest.FixtureRequest, testbed: Testbed) -> RawGuest:
-    """A machine without a guest, driven by the harness's own 9p client (``pc`` only)."""
+    """Fixture: a machine without a guest, driven by the harness's own 9p client (``pc`` only)."""
     from harness.ninep.client import RawGuest
 
     _first(request, "shares", "hold")
@@ -184,7 +193,10 @@ def raw_guest(request: pytest.FixtureRequest, testbed: Testbed) -> RawGuest:
 
 @pytest.fixture
 def leak_hunt(request: pytest.FixtureRequest, testbed: Testbed, shares: tuple[Share, ...]) -> LeakHunt:
-    """Repeats a cycle in separate machines and measures what grows; with ``--thorough`` for longer."""
+    """Fixture: repeats a cycle in separate machines and measures what grows.
+
+    With ``--thorough`` for longer.
+    """
     from harness.leaks.hunt import LeakHunt
 
     assert shares, "nothing to plug"
@@ -194,7 +206,7 @@ def leak_hunt(request: pytest.FixtureRequest, testbed: Testbed, shares: tuple[Sh
 
 @pytest.fixture
 def hostile(guest: Guest) -> HostileGuest:
-    """What a hostile guest can do to its devices."""
+    """Fixture: what a hostile guest can do to its devices."""
     from harness.actions.hostile import HostileGuest
 
     return HostileGuest(guest)
@@ -202,7 +214,7 @@ def hostile(guest: Guest) -> HostileGuest:
 
 @pytest.fixture
 def hotplug(guest: Guest) -> Hotplug:
-    """``device_add`` and ``device_del`` for this guest."""
+    """Fixture: ``device_add`` and ``device_del`` for this guest."""
     from harness.actions.hotplug import Hotplug
 
     return Hotplug(guest)
@@ -210,7 +222,7 @@ def hotplug(guest: Guest) -> Hotplug:
 
 @pytest.fixture
 def migration(guest: Guest, testbed: Testbed) -> Migration:
-    """``migrate`` for this guest."""
+    """Fixture: ``migrate`` for this guest."""
     from harness.actions.migration import Migration
 
     return Migration(guest, testbed)
@@ -218,7 +230,7 @@ def migration(guest: Guest, testbed: Testbed) -> Migration:
 
 @pytest.fixture
 def snapshot(guest: Guest) -> Snapshot:
-    """``savevm``, ``loadvm`` and the snapshot jobs for this guest."""
+    """Fixture: ``savevm``, ``loadvm`` and the snapshot jobs for this guest."""
     from harness.actions.snapshot import Snapshot
 
     return Snapshot(guest)
@@ -226,7 +238,7 @@ def snapshot(guest: Guest) -> Snapshot:
 
 @pytest.fixture
 def run_state(guest: Guest) -> RunState:
-    """``stop``, ``cont`` and ``system_reset`` for this guest."""
+    """Fixture: ``stop``, ``cont`` and ``system_reset`` for this guest."""
     from harness.actions.run_state import RunState
 
     return RunState(guest)

@@ -35,12 +35,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def asks_for_guest(fixtures: Collection[str]) -> bool:
-    """Whether a test with these fixtures may start a guest."""
+    """By its fixtures, whether a test may start a guest."""
     return not _GUEST_FIXTURES.isdisjoint(fixtures)
 
 
 def item_asks_for_guest(item: pytest.Item) -> bool:
-    """Whether a collected test may start a guest."""
+    """By its marks and fixtures, whether a collected test may start a guest."""
     return asks_for_guest(getattr(item, "fixturenames", ()))
 
 

@@ -165,7 +165,7 @@ def _add(parser: pytest.Parser, owned_by_others: Sequence[str]) -> None:
 
 
 def about_taken(config: pytest.Config) -> list[str]:
-    """For the header: the options that have another name in this run."""
+    """For the header: our options that have another name in this run, because the name is taken."""
     return [
         f"harness: {name} is another plugin's option; the harness's is --harness-{name.removeprefix('--')}"
         for name in config.stash.get(TAKEN, ())

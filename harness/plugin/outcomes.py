@@ -31,7 +31,7 @@ from harness.plugin.provisioning import MATRIX
 from harness.plugin.sharding import SHARD
 from harness.plugin.strict import is_strict, wanted
 from harness.report import summary
-from harness.report.page import write_run_page
+from harness.report.page.page import write_run_page
 from harness.report.summary import About, Again, Outcome, Result, Run
 from harness.report.tables import put
 
@@ -130,11 +130,14 @@ class Collector:
 
     @property
     def results(self) -> tuple[Result, ...]:
-        """The results of the tests that ended. A test that was interrupted has passed its set-up only."""
+        """The results of the tests that ended, folded from the outcomes of their phases.
+
+        A test that was interrupted has passed its set-up only.
+        """
         return tuple(result for test, result in self._found.items() if test in self._ended)
 
     def result(self, test: str) -> Result | None:
-        """The result of a test that ended."""
+        """The result of a test that ended, folded from the outcomes of its phases."""
         return self._found.get(test) if test in self._ended else None
 
     def run_again(self, test: str, again: Iterable[Again]) -> None:
@@ -144,7 +147,7 @@ class Collector:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take a phase of a test into account for its outcome."""
-        # A plugin of the user's may make reports of its own (of a subtest, of a test that is run again).
+        # A plugin of the user's may make further reports (of a subtest, of a test that is run again).
         facts: dict[str, Any] = getattr(report, FACTS, {})
         # A worker that died with a test leaves a report with nothing but the test's id.
         before = self._found.get(report.nodeid)
@@ -172,7 +175,7 @@ def worst(outcomes: Iterable[Outcome]) -> Outcome:
 
 
 def outcome_of(report: pytest.TestReport) -> tuple[Outcome, str]:
-    """The outcome of a phase, and the first line of its failure or the reason of its skip."""
+    """The outcome of a phase of a test, and the first line of its failure or the reason of its skip."""
     if report.failed:
         text = report.longreprtext
         fixed = next((line for line in text.splitlines() if line.startswith(_XPASS)), None)

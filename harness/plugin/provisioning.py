@@ -85,7 +85,7 @@ def _report(line: str) -> None:
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
-    """Turn an error of the harness into pytest's one-line usage error."""
+    """While a run is provisioned, turn an error of the harness into pytest's one-line usage error."""
     try:
         yield
     except HarnessError as exc:

@@ -25,7 +25,7 @@ from harness.plugin.options import is_worker, option, without
 from harness.plugin.outcomes import ABOUT, COLLECTOR, FACTS, first_line
 from harness.plugin.provisioning import CELLS, MATRIX
 from harness.plugin.sharding import wanted
-from harness.report.nights.about import about, at, load, now
+from harness.report.nights.circumstances import about, at, load, now
 from harness.report.nights.measurements import measurements
 from harness.report.nights.recorder import SCENARIOS, Lenient, Recorder
 from harness.report.summary import About
@@ -45,7 +45,7 @@ MAIN = "main"
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add to the report what the history (``--record``) keeps of a test.
+    """``--record``: add to the report what the history keeps of a test.
 
     This wraps ``reporting``, which removes the folder of a test that passed, and ``outcomes``.
     """
@@ -84,7 +84,7 @@ def _kernel(item: pytest.Item) -> str:
 
 
 def _signature(item: pytest.Item, report: pytest.TestReport) -> str:
-    """The signature of a failure, as explorations and bisections have it."""
+    """``--record``: the signature of a failed test, in the form that explorations and bisections have."""
     guarantee, artifacts = guarantee_of(item) or "", item.stash.get(FOLDER, None)
     for found in item.stash.get(JUDGEMENTS, []):
         if artifacts is not None and (found.checker, found.verdict) == (DIED, Verdict.INVALID):
@@ -96,7 +96,7 @@ def _signature(item: pytest.Item, report: pytest.TestReport) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Open the history that ``--record`` names, before anything runs.
+    """``--record``: open the history, before anything runs.
 
     :raises pytest.UsageError: when it cannot be one.
     """
@@ -113,7 +113,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Record the circumstances, once it is known what the run is on."""
+    """``--record``: the circumstances of the run, once it is known what it is on."""
     config = session.config
     if not is_worker(config) and _is_kept(config):
         cells: list[Cell] = config.stash.get(CELLS, [])
@@ -129,7 +129,10 @@ def _options(config: pytest.Config) -> list[str]:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Record the rest of the circumstances; send the number of tests from a worker, which has collected."""
+    """``--record``: the rest of the circumstances; from a worker the number of tests.
+
+    A worker has collected.
+    """
     config = session.config
     if hasattr(config, "workeroutput"):
         config.workeroutput[_WORKER_KEY] = _expected(session)
@@ -143,7 +146,7 @@ def _expected(session: pytest.Session) -> int:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Close the history that ``--record`` names."""
+    """``--record``: close the history."""
     recording = config.stash.get(_RECORDING, None)
     if recording is not None:
         recording.close()
@@ -167,23 +170,26 @@ class _Recording:
         self._history.write(lambda recorder: recorder.begin(SCENARIOS, circumstances, shard=shard))
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Record that so many tests were selected."""
+        """``--record``: so many tests were selected."""
         self._history.write(lambda recorder: recorder.expect(_expected(session)))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
-        """Record that so many tests were selected at most: tests that have no guest are among them."""
+        """``--record``: so many tests were selected at most.
+
+        Tests that have no guest are among them.
+        """
         self._history.write(lambda recorder: recorder.expect(len(ids)))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """Record that so many of the selected tests have a guest."""
+        """``--record``: so many of the selected tests have a guest."""
         sent = getattr(node, "workeroutput", {}).get(_WORKER_KEY)
         if sent is not None:
             self._history.write(lambda recorder: recorder.expect(sent))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Record that a test is running."""
+        """``--record``: a test is running."""
         self._history.write(lambda recorder: recorder.begin_test(nodeid, self._slot(nodeid)))
 
     def _slot(self, nodeid: str) -> str:
@@ -197,7 +203,7 @@ class _Recording:
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Record the result after the last phase."""
+        """``--record``: the result, after the last phase."""
         if report.when in _NOT_LAST:
             return
         self._running.pop(report.nodeid, None)
@@ -207,7 +213,10 @@ class _Recording:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
-        """Record that the run is complete: its exit status is final, and failed tests were run again."""
+        """``--record``: the run is complete.
+
+        Its exit status is final, and failed tests were run again.
+        """
         ended = yield
         self._history.write(self._confirm)
         self._history.write(lambda recorder: recorder.end(int(session.exitstatus)))
@@ -218,7 +227,7 @@ class _Recording:
             recorder.confirm(result.test, result.again)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Say where the run was recorded, or that it was not."""
+        """``--record``: say where the run was recorded, or that it was not."""
         given = option(self._config, _OPTION)
         if self._history.failed:
             terminalreporter.write_line(

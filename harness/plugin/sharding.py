@@ -118,7 +118,10 @@ def _hash(costs: dict[str, float], runners: int | None) -> str:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Send the shard from a worker, which has collected, to the process that the user started."""
+    """``--shard``: send the shard from a worker to the process that the user started.
+
+    The worker has collected.
+    """
     config = session.config
     shard = config.stash.get(SHARD, None)
     if shard is not None and hasattr(config, "workeroutput"):
@@ -127,7 +130,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Receive which shard this is from a worker."""
+    """``--shard``: receive which shard this is from a worker."""
     sent = getattr(node, "workeroutput", {}).get(_WORKER_KEY)
     if sent is not None:
         node.config.stash[SHARD] = Shard(**sent)

@@ -144,7 +144,7 @@ def _dynamic(program: Path) -> tuple[list[str], str]:
             tags = [
                 tag for s in segments if isinstance(s, DynamicSegment) for tag in s.iter_tags("DT_NEEDED")
             ]
-            # pyelftools gives each tag the attribute of its own type.
+            # pyelftools gives each tag the attribute of the tag's type.
             return [cast(Any, tag).needed for tag in tags], "".join(interpreters).lstrip("/")
         except ELFError as exc:
             raise SetupError(f"cannot list the libraries of {program.name}: {exc}") from exc

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -28,6 +27,7 @@ from harness.provision.apt import Apt, Package, Report, Withdrawn, require_tools
 from harness.provision.builds import Build
 from harness.provision.cache import Cache
 from harness.provision.edits import Edited
+from harness.provision.kernels import kernels_in, only_kernel
 from harness.provision.recipes import (
     BuildRecipe,
     Folders,
@@ -39,14 +39,14 @@ from harness.provision.recipes import (
 )
 from harness.provision.recipes import recipes_folder as find_recipes
 from harness.provision.space import reported_in_one_line
+from harness.provision.unpacked import installed
 from harness.qemu.architectures import X86_64, Architecture
-from harness.qemu.binary import HEAP_LIBRARY, PROGRAM, QemuInstall, examined
+from harness.qemu.binary import HEAP_LIBRARY, PROGRAM, QemuInstall
 
 #: To be incremented whenever the code makes different files from the same recipe.
 FORMAT = 2
 _DISK_MIB = 1024
 _KERNEL, _BZIMAGE = "kernel", "bzImage"
-_LIBRARY_FOLDERS = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/pulseaudio")
 #: Folders that no program reads: a third of an unpacked QEMU.
 _UNUSED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/icons", "usr/share/info")
 
@@ -361,7 +361,7 @@ class Provisioner:
             if isinstance(recipe, BuildRecipe):
                 found["source"] = apt().resolve_source(recipe.source)
             if "kernel" in found:
-                found["kernel"] = _only_kernel(found["kernel"], wanted["kernel"])
+                found["kernel"] = only_kernel(found["kernel"], wanted["kernel"])
             _write(path, json.dumps({what: [vars(p) for p in of] for what, of in found.items()}))
         return found
 
@@ -394,7 +394,7 @@ def _make_guest(
     pair: keys.Keys,
     architecture: Architecture,
 ) -> None:
-    found = _kernels(packages["kernel"])
+    found = kernels_in(packages["kernel"])
     if len(found) != 1:
         raise SetupError(f"{recipe.kernel} of {recipe.release} contains {len(found)} kernels, not one")
     ((version, path),) = found.items()
@@ -416,12 +416,6 @@ def _make_guest(
     qcow2.create(into / "disk.qcow2", _DISK_MIB)
 
 
-def _kernels(root: Path) -> dict[str, Path]:
-    """The kernels in ``root``, by version: in ``/boot``, or (Linux 7.2) beside their modules."""
-    named = {path.name.removeprefix("vmlinuz-"): path for path in root.glob("boot/vmlinuz-*")}
-    return named | {path.parent.name: path for path in root.glob("usr/lib/modules/*/vmlinuz")}
-
-
 def _lay_out(files: list[Path], folder: Path, report: Report) -> None:
     """Unpack a recipe's packages into a folder; the files of a source package are copied instead."""
     if all(file.suffix == ".deb" for file in files):
@@ -430,22 +424,6 @@ def _lay_out(files: list[Path], folder: Path, report: Report) -> None:
     folder.mkdir()
     for file in files:
         shutil.copyfile(file, folder / file.name)
-
-
-def _only_kernel(found: list[Package], requested: list[str]) -> list[Package]:
-    """Of all dependencies of a kernel's metapackage, only the kernel itself.
-
-    Newer kernels (7.2) come in parts, on which ``linux-image-VERSION`` depends.
-    """
-    kernels = [package for package in found if re.match(r"linux-image-\d", package.name)]
-    if len(kernels) != 1:
-        names = ", ".join(package.name for package in kernels) or "none"
-        raise SetupError(
-            f"{requested[0]} must depend on one kernel package (linux-image-VERSION), found: {names}"
-        )
-    version = kernels[0].name.removeprefix("linux-image-")
-    parts = {f"linux-{part}-{version}" for part in ("base", "binary", "modules")}
-    return kernels + [package for package in found if package.name in parts]
 
 
 def _stored(path: Path) -> Packages | None:
@@ -466,44 +444,6 @@ def _write(path: Path, text: str) -> None:
 def _remove_unused(root: Path) -> None:
     for unused in _UNUSED:
         shutil.rmtree(root / unused, ignore_errors=True)
-
-
-#: The folder of EDK2 in ``usr/share``: of a Debian package, which a recipe may name.
-_EFI = "qemu-efi-aarch64"
-
-
-def installed(name: str, root: Path, key: str, binary: Path) -> QemuInstall:
-    """The QEMU ``binary``, started with the loader, libraries and firmware that are unpacked in ``root``.
-
-    :param binary: a QEMU in ``root``, or one that was built against its libraries.
-    """
-    folders = [root / "usr/share" / share for share in ("qemu", "seabios")]
-    folders += [folder for folder in (root / "usr/share" / _EFI,) if folder.is_dir()]
-    firmware = [word for folder in folders for word in ("-L", str(folder))]
-    install = QemuInstall(
-        name=name,
-        binary=binary,
-        command=command_in(root, binary),
-        arguments=tuple(firmware),
-        environment={"QEMU_MODULE_DIR": str(root / "usr/lib/x86_64-linux-gnu/qemu")},
-        origin="provisioned",
-        key=key,
-        libraries=_libraries(root),
-    )
-    return examined(install)
-
-
-def command_in(root: Path, program: Path) -> tuple[str, ...]:
-    """The command of a program that runs with the loader and the libraries of the packages in ``root``.
-
-    :raises SetupError: when there is no loader.
-    """
-    libraries = ":".join(map(str, _libraries(root)))
-    return str(initramfs.loader(root)), "--library-path", libraries, str(program)
-
-
-def _libraries(root: Path) -> tuple[Path, ...]:
-    return tuple(root / folder for folder in _LIBRARY_FOLDERS)
 
 
 def _host_glibc() -> tuple[int, ...]:

@@ -62,7 +62,7 @@ class Recipe(BaseModel):
         return [self.release, self.suite] if self.suite else [self.release]
 
     def wanted(self) -> dict[str, list[str]]:
-        """The packages that a recipe wants resolved, in groups; each is unpacked into a root of its own."""
+        """The packages that a recipe wants resolved, in groups; each is unpacked into its own root."""
         return {"packages": self.packages}
 
 

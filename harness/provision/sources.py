@@ -24,7 +24,7 @@ _OURS |= {"targets", "target", "pdiffs", "enabled"}
 def sources(
     release: str, suite: str | None = None, *, types: str = "deb", architecture: str = "amd64"
 ) -> str:
-    """A deb822 sources file for ``release`` (component main), its updates and its security archive.
+    """The apt sources for ``release``: a deb822 file with main, its updates and its security archive.
 
     :param suite: a further suite, such as ``bookworm-backports``. It is in the archive of the release and has
         no updates or security suites.

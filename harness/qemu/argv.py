@@ -32,7 +32,7 @@ class MachinePaths:
 
     @property
     def monitor(self) -> Path:
-        """The path of a second QMP socket, for people.
+        """The path in QEMU's arguments of a second QMP socket, for people.
 
         Each serves one client at a time, and one is the harness's.
         """
@@ -163,7 +163,7 @@ def _comma(value: str | Path) -> str:
 
 
 def script(spec: MachineSpec, run_folder: Path, ssh_port: int = 0) -> str:
-    """A shell script that starts the same machine again by itself, in a folder of its own.
+    """A shell script that starts the same machine again by itself, in a new folder.
 
     Every path inside ``run_folder`` (sockets, disk, shares) is moved to a fresh temporary folder, made
     when the script runs and removed when QEMU ends; kernel, initramfs and QEMU stay where the cache has them.

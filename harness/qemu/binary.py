@@ -126,7 +126,7 @@ class Capabilities:
 
 
 def from_path(path: Path, data: Path | None = None, architecture: Architecture = X86_64) -> QemuInstall:
-    """The QEMU at ``path``: installed, or in a build tree, whose firmware is used.
+    """The QEMU binary at ``path``: installed, or in a build tree, whose firmware is used.
 
     :param data: the folder with its firmware (QEMU's ``-L``), if it is elsewhere.
     :param architecture: that of its guests.
@@ -181,7 +181,7 @@ def _with_options(install: QemuInstall) -> QemuInstall:
 
 
 def on_path(data: Path | None = None, architecture: Architecture = X86_64) -> QemuInstall | None:
-    """The ``qemu-system-ARCHITECTURE`` on PATH, or ``None``.
+    """The binary ``qemu-system-ARCHITECTURE`` on PATH, or ``None``.
 
     :param data: see :func:`from_path`. :raises UsageError: when that file is not a QEMU.
     """
@@ -201,7 +201,7 @@ def _is_elf(path: Path) -> bool:
 
 
 def _key_of_script(path: Path) -> str:
-    """A hash of a script that starts QEMU, and of every file that the script names."""
+    """A hash of a QEMU binary that is a script, and of every file that the script names."""
     named = [Path(word) for word in re.findall(r"/[^\s\"':;]+", path.read_text(errors="replace"))]
     keys = [content_key(file) for file in (path, *named) if file.is_file()]
     return hashlib.sha256(" ".join(keys).encode()).hexdigest()[:16]
@@ -228,7 +228,7 @@ def _has_acpi_root_ports(install: QemuInstall) -> bool:
 
 
 def require_options(install: QemuInstall, *arguments: str) -> None:
-    """:raises Unsupported: with QEMU's message, when it does not know one of these options."""
+    """:raises Unsupported: with QEMU's message, when the binary does not know one of these options."""
     _, _, errors = _run_empty_machine(install, *arguments)
     unknown = re.search(r"^.*(invalid option|Invalid parameter '[^']*')$", errors, re.MULTILINE)
     if unknown is not None:
@@ -255,7 +255,7 @@ def refusal_to_start(install: QemuInstall, *arguments: str) -> str:
 
 
 def require_netdev(install: QemuInstall, kind: str) -> None:
-    """:raises Unsupported: when this QEMU has no such network backend (``-netdev help``)."""
+    """:raises Unsupported: when this QEMU binary has no such network backend (``-netdev help``)."""
     if kind not in _ask(install, "-netdev", "help").split():
         raise Unsupported(f"this QEMU has no netdev {kind}")
 

@@ -1,4 +1,4 @@
-"""What tells one build of QEMU from another: the build id, the package, the commit."""
+"""What distinguishes builds of QEMU: the build id, the package, the commit."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def build_id(binary: Path) -> str | None:
 
 def _describe(folder: Path) -> str | None:
     """``git describe`` of the source tree of a build tree; ``None`` where it is none, or has no commits."""
-    # Until 5.2 the binary was in a folder of its own in the build tree, such as x86_64-softmmu.
+    # Until 5.2 the binary was in a sub-folder of the build tree, such as x86_64-softmmu.
     files = [file for up in (folder, folder.parent) if (file := up / "config-host.mak").is_file()]
     found = _SOURCE.search(files[0].read_text(errors="replace")) if files else None
     if found is None:

@@ -180,7 +180,7 @@ class Machine:
                     stderr=subprocess.STDOUT,
                     cwd=self.folder,
                     env={**run.environment(), **self.spec.qemu.environment, **wrapping.environment},
-                    # A session of its own, so that Ctrl-C at the terminal does not reach QEMU.
+                    # A new session, so that Ctrl-C at the terminal does not reach QEMU.
                     start_new_session=True,
                 )
         except OSError as exc:
@@ -335,7 +335,7 @@ class Machine:
         self.history.note(self.name, "machine:expect-exit", {"reason": reason})
 
     def device_add(self, device: Device) -> None:
-        """``device_add`` of ``device``; returns when QEMU answers, perhaps before the guest has the device.
+        """``device_add`` to this QEMU; returns when it answers, perhaps before the guest has the device.
 
         Old QEMUs free the id of a deleted device only after an RCU grace period, a moment after they reported
         the deletion. This is waited for.

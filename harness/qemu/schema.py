@@ -34,3 +34,10 @@ def require_command(machine: Machine, name: str, why: str) -> None:
     """
     if not has_command(machine, name):
         raise Unsupported(f"this QEMU has no {name} ({why})")
+
+
+def knows_file_uris(machine: Machine) -> bool:
+    """Whether ``MigrationAddressType`` has ``file`` (``query-qmp-schema``)."""
+    enums = [kind for kind in qmp_schema(machine) if kind["meta-type"] == "enum"]
+    transports = ({str(v) for v in kind.get("values", ())} for kind in enums)
+    return any({"socket", "exec", "rdma", "file"} <= values for values in transports)

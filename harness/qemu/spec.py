@@ -55,7 +55,7 @@ class Share:
     :param driver: the device, by its name on PCI (:meth:`.MachineType.driver`).
     :param device_options: further properties of the device, or others than it would have.
     :param fsdriver: ``local``, or ``synth``: files that QEMU makes up (QEMU: ``hw/9pfs/9p-synth.c``).
-    :param fsdev_of: the id of another share whose fsdev it uses as well; it then has none of its own.
+    :param fsdev_of: the id of another share whose fsdev it uses as well; it then has no own fsdev.
     """
 
     id: str

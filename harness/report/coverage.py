@@ -31,7 +31,7 @@ DATA, TABLE, PAGE, NOT_REACHED = "coverage.json", "coverage.txt", "page/index.ht
 COUNTERS = "counters"
 _BUILD, _SOURCE = f"{COUNTERS}/work/build", f"{COUNTERS}/work/source"
 _TIMEOUT_S = 600
-#: The lines before a line that tell it from others with the same text.
+#: The lines before a line that distinguish it from others with the same text.
 _BEFORE = 4
 
 

@@ -1,4 +1,4 @@
-"""Failures that accuse the host or the harness rather than QEMU, by their first line."""
+"""Failures whose cause is the host or the harness and not QEMU, by their first line."""
 
 from __future__ import annotations
 

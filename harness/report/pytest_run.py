@@ -30,7 +30,7 @@ _END_S = 60.0
 
 
 def read_summary(what: str, done: subprocess.CompletedProcess[str], folder: Path) -> Run:
-    """The summary that pytest wrote into ``folder`` (``--summary``).
+    """The summary that a pytest which was started wrote into ``folder`` (``--summary``).
 
     :raises SetupError: when the run gave no result.
     """
@@ -40,7 +40,7 @@ def read_summary(what: str, done: subprocess.CompletedProcess[str], folder: Path
 
 
 def no_result(what: str, done: subprocess.CompletedProcess[str]) -> SetupError:
-    """The error for a run of pytest without a result, with the last line of its output."""
+    """The error for a pytest that was started and gave no result, with the last line of its output."""
     lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no output"]
     return SetupError(
         f"{what} gave no result (pytest exited with {done.returncode}): {lines[-1]}",

@@ -62,7 +62,7 @@ class Template:
 
 
 def bare(spec: MachineSpec) -> MachineSpec:
-    """``spec`` without what differs between the machines that one template serves: its name and devices.
+    """A template's ``spec``: without what differs between its machines, which is name and devices.
 
     And without what no guest sees.
     """

@@ -142,7 +142,7 @@ def serial_port(name: str) -> Console:
     return Console(name, ("-serial", f"chardev:{name}"))
 
 
-#: The network card of a machine with PCI, in a place of its own. It boots nothing, so it needs no ROM.
+#: The network card of a machine with PCI, in a separate place. It boots nothing, so it needs no ROM.
 PCI_NIC: Mapping[str, str] = {"driver": "virtio-net-pci", "romfile": "", "addr": "0x8"}
 
 

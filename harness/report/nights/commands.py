@@ -18,10 +18,15 @@ def replay(entry: Entry) -> str:
     """The command line that runs the failed test again, many times where its folder is still there."""
     folder = artefacts(entry)
     if folder is not None:
-        return shlex.join(["harness", "replay", str(folder)])
+        return replay_of(folder)
     options = ["--qemu", entry.place.qemu] if entry.place.qemu not in ("", _DEFAULT) else []
     options += ["--kernel", entry.place.kernel] if entry.place.kernel not in ("", _DEFAULT) else []
     return shlex.join(["pytest", entry.result.nodeid, *options])
+
+
+def replay_of(folder: Path) -> str:
+    """The command line that runs the test again that left ``folder``."""
+    return shlex.join(["harness", "replay", str(folder)])
 
 
 def timeline(entry: Entry) -> str:
@@ -93,7 +98,7 @@ def _subject(entry: Entry) -> list[str]:
         return [str(folder)]
     place = entry.place
     before, _, parameters = place.test.rstrip("]").partition("[")
-    # The machine type is an option of its own.
+    # The machine type is a separate option.
     own = re.sub(rf"(^|-){re.escape(place.machine_type)}(?=-|$)", "", parameters).strip("-")
     cell = ["--machine", place.machine_type] if place.machine_type else []
     cell += ["--kernel", place.kernel] if place.kernel not in ("", _DEFAULT) else []

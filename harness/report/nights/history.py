@@ -53,17 +53,17 @@ class Entry:
 
     @property
     def outcome(self) -> Outcome:
-        """The outcome of an entry's first run, which no confirmation changes."""
+        """The outcome of the first run of a night's result, which no confirmation changes."""
         return Outcome(self.result.outcome)
 
     @property
     def failed(self) -> bool:
-        """Whether an entry failed, and not as a known bug does."""
+        """Whether a night's result failed, and not as a known bug does."""
         return self.result.outcome == Outcome.FAILED
 
     @property
     def judged(self) -> bool:
-        """Whether an entry was not skipped."""
+        """Whether a night's result was not skipped."""
         return self.result.outcome != Outcome.SKIPPED
 
     @property
@@ -73,12 +73,12 @@ class Entry:
 
     @property
     def failures(self) -> int:
-        """How often an entry failed in its run: at first, and when it was run again."""
+        """How often a night's result failed: at first, and when it was run again."""
         return self.failed + sum(one.outcome == Outcome.FAILED for one in self.confirmations)
 
     @property
     def attempts(self) -> int:
-        """How often the test of an entry was run in its run."""
+        """How often the test of a night's result was run in its run."""
         return 1 + len(self.confirmations)
 
 
@@ -111,7 +111,7 @@ class History:
 
     @cached_property
     def by_run(self) -> Mapping[int, Sequence[Entry]]:
-        """The results in a history of each run, by the run's id."""
+        """The results of nights of each run, by the run's id."""
         found: dict[int, list[Entry]] = defaultdict(list)
         for entries in self.entries.values():
             for entry in entries:
@@ -120,7 +120,7 @@ class History:
 
 
 def load(store: Store) -> History:
-    """Read all nights of a history file."""
+    """Read the results of all nights of a history file."""
     marks = ", ".join("?" * len(NIGHTS))
     runs = {run.id: run for run in store.select(rows.Run, f"kind IN ({marks})", NIGHTS)}
     qemus = {qemu.id: qemu for qemu in store.select(rows.Qemu)}
@@ -155,7 +155,7 @@ def _place(test: str, cell: rows.Cell | None, qemu: rows.Qemu | None) -> Place:
 
 
 def _in_order(entries: list[Entry]) -> list[Entry]:
-    """The entries of a history, the oldest first.
+    """The results of nights, the oldest first.
 
     A part of a run and the run that it was merged into are one.
     """

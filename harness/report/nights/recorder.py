@@ -11,7 +11,7 @@ from types import TracebackType
 from harness.errors import SetupError, UsageError
 from harness.matrix import architecture_of
 from harness.report.nights import rows
-from harness.report.nights.about import load, now
+from harness.report.nights.circumstances import load, now
 from harness.report.nights.measurements import slopes
 from harness.report.nights.store import Store
 from harness.report.summary import NO_QEMU, About, Again, OfCell, OfQemu, Result, Run

@@ -1,4 +1,4 @@
-"""Which runs are one night, by one rule for everything that speaks of nights; and which runs are alike."""
+"""Which runs are one night, by one rule for all reports; and which runs are alike."""
 
 from __future__ import annotations
 

@@ -96,12 +96,12 @@ class Store:
                 raise
 
     def begin_run(self, run: rows.Run) -> int:
-        """Write a run that begins, and return its id."""
+        """Insert the row of a run that begins, and return its id."""
         with self.transaction():
             return self._insert(run)
 
     def end_run(self, run_id: int, *, ended: str, exit_code: int | None, load: float | None = None) -> None:
-        """Mark a run as complete; nothing of it is running any more."""
+        """Update the row of a run: it is complete; nothing of it is running any more."""
         with self.transaction():
             self._db.execute(
                 "UPDATE run SET ended = ?, exit_code = ?, load_end = ? WHERE id = ?",
@@ -110,22 +110,22 @@ class Store:
             self._db.execute("DELETE FROM running WHERE run_id = ?", (run_id,))
 
     def expect(self, run_id: int, tests: int) -> None:
-        """Add to a run the number of its tests, which is known when they were collected."""
+        """Update the row of a run with the number of its tests, which is known when they were collected."""
         with self.transaction():
             self._db.execute("UPDATE run SET expected = ? WHERE id = ?", (tests, run_id))
 
     def add_qemu(self, qemu: rows.Qemu) -> int:
-        """Write a QEMU of a run, and return its id."""
+        """Insert the row of a QEMU of a run, and return its id."""
         with self.transaction():
             return self._insert(qemu)
 
     def add_cell(self, cell: rows.Cell) -> int:
-        """Write a cell of a run, and return its id."""
+        """Insert the row of a cell of a run, and return its id."""
         with self.transaction():
             return self._insert(cell)
 
     def begin_test(self, running: rows.Running) -> None:
-        """Mark a test as the one that its worker is running."""
+        """Insert a row: the test that a worker is running."""
         with self.transaction():
             self._insert(running, "OR REPLACE")
 
@@ -135,7 +135,9 @@ class Store:
         measurements: Iterable[rows.Measurement] = (),
         confirmations: Iterable[rows.Confirmation] = (),
     ) -> int:
-        """Write a result with all that belongs to it, and return its id; its test is not running any more.
+        """Insert a result's row with all that belongs to it, and return its id.
+
+        Its test is not running any more.
 
         An earlier result of the same test in the same run is replaced: a plugin may have run it again.
         """
@@ -154,13 +156,13 @@ class Store:
             return found
 
     def add_confirmations(self, result_id: int, confirmations: Iterable[rows.Confirmation]) -> None:
-        """Write further runs of a failed test."""
+        """Insert the rows of further runs of a failed test."""
         with self.transaction():
             for confirmation in confirmations:
                 self._insert(replace(confirmation, result_id=result_id))
 
     def add_finding(self, finding: rows.Finding) -> int:
-        """Write what an exploration, or a fault, showed, and return its id."""
+        """Insert a row for what an exploration, or a fault, showed, and return its id."""
         with self.transaction():
             return self._insert(finding)
 

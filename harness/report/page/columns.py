@@ -231,7 +231,7 @@ _LANE = ("qemu", "kernel", "arch", "machine")
 
 
 def _named(qemu: rows.Qemu | None) -> str:
-    """A QEMU in the page's columns, with everything that tells its build from another."""
+    """A QEMU in the page's columns, with everything that distinguishes its build."""
     if qemu is None:
         return ""
     more = (

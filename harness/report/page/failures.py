@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from harness.artifacts import Artifacts
 from harness.report.evidence import last_lines
 from harness.report.nights import rows
+from harness.report.nights.commands import replay_of
 from harness.report.nights.failed import Failed
 from harness.report.page.files import Copies
 from harness.report.summary import Outcome
@@ -48,15 +48,15 @@ class Failures:
         :param known: what the history says about failed results, by their ids.
         :param again: the further runs of failed tests, by the ids of the results.
         """
-        told: set[tuple[str, str | None]] = set()
+        seen: set[tuple[str, str | None]] = set()
         kept: list[str] = []
         with_files = 0
         shown = [index for index, result in enumerate(results) if result.outcome in _SHOWN]
         for index in sorted(shown, key=lambda index: _importance(results[index], runs), reverse=True):
             result = results[index]
             made = self._described(index, result, runs, known.get(result.id))
-            repeats = result.outcome in _OLD_NEWS and (result.nodeid, result.bug) in told
-            told.add((result.nodeid, result.bug))
+            repeats = result.outcome in _OLD_NEWS and (result.nodeid, result.bug) in seen
+            seen.add((result.nodeid, result.bug))
             if with_files < _WITH_FILES and not repeats:
                 with_files += 1
                 kept += [made["id"], *(self._again(made, one) for one in again.get(result.id, ()))]
@@ -82,7 +82,7 @@ class Failures:
     def _commands(self, result: rows.Result) -> list[str]:
         """The command lines that the page shows for a result that is no new failure."""
         folder = self.copies.source(result.artefacts)
-        return [] if folder is None else [shlex.join(["harness", "replay", str(folder)])]
+        return [] if folder is None else [replay_of(folder)]
 
     def _add_files(self, made: dict[str, Any], result: rows.Result) -> None:
         folder = self.copies.copy(result.artefacts, made["id"])

@@ -113,7 +113,7 @@ def _messages(lines: Sequence[str]) -> Iterator[tuple[float, str, Mapping[str, A
 
 
 def _identity(message: Mapping[str, Any]) -> tuple[str, str]:
-    """What tells an event in ``qmp.ndjson`` from every other one: its name, QEMU's time, its data."""
+    """What identifies an event in ``qmp.ndjson``: its name, QEMU's time, its data."""
     what = {"data": message.get("data", {}), "timestamp": message.get("timestamp", {})}
     return str(message["event"]), json.dumps(what, sort_keys=True)
 

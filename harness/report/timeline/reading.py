@@ -64,7 +64,7 @@ class _Lanes:
         self._extra = 0
 
     def add(self, entry: Entry) -> None:
-        """Add a history's entry to its lane, as a span or instant.
+        """Read a history's entry into its lane, as a span or instant.
 
         The end of an operation is part of its span.
         """
@@ -81,7 +81,7 @@ class _Lanes:
             self._instants[place].append(_instant(entry))
 
     def _step(self, entry: Entry) -> Span:
-        """The span of a program's step in its lane: it lasts until the next one."""
+        """Read the span of a program's step into its lane: it lasts until the next one."""
         later = (e for e in self.entries[entry.seq + 1 :] if e.f in ("explore:step", "test:failed", "closed"))
         end = next(later, None)
         label = str(as_mapping(entry.value).get("step", "step"))
@@ -90,7 +90,7 @@ class _Lanes:
         return Span(entry.seq, label, entry.t_s, end.t_s if end else self.end_s, outcome)
 
     def _life(self, launch: Entry) -> Span:
-        """The span of a QEMU process's life in its lane."""
+        """Read the span of a QEMU process's life into its lane."""
         ends = (e for e in self.entries[launch.seq + 1 :] if e.actor == launch.actor and e.f in _LIFE_ENDS)
         end = next(ends, None)
         code = as_mapping(end.value).get("returncode") if end else None
@@ -103,7 +103,7 @@ class _Lanes:
         return Span(launch.seq, name, launch.t_s, end_s, outcome, str(value.get("binary", "")) + ended)
 
     def add_log(self, folder: Path, launch: Entry) -> Iterator[str]:
-        """Add what a machine's ``qmp.ndjson`` knows and the history does not; yields remarks."""
+        """Read what a machine's ``qmp.ndjson`` has and the history lacks into the lanes; yields remarks."""
         where = as_mapping(launch.value).get("artifacts")
         path = MachineArtifacts(folder / str(where)).qmp
         log = qmp_log.read(path) if isinstance(where, str) else None
@@ -143,7 +143,7 @@ class _Lanes:
             self.end_s = max(self.end_s, spans[-1].end_s)
 
     def made(self, held: Iterable[Lane]) -> tuple[Lane, ...]:
-        """The lanes in the order of their display: host, holds, then each machine's."""
+        """The lanes that were read, in the order of their display: host, holds, then each machine's."""
         order = {actor: n for n, actor in enumerate(dict.fromkeys(_machine(e.actor) for e in self.entries))}
         kinds = list(LaneKind)
         places = sorted(
@@ -234,12 +234,12 @@ def _failure(entries: Iterable[Entry]) -> Instant | None:
 
 
 def _launches(entries: Iterable[Entry]) -> list[Entry]:
-    """The last launch of each machine in the timeline: the files of one that was discarded are elsewhere."""
+    """Read the last launch of each machine: the files of one that was discarded are elsewhere."""
     return list({entry.actor: entry for entry in entries if entry.f == "machine:launch"}.values())
 
 
 def _about(path: Path) -> str:
-    """The timeline's line with QEMU, kernel, machine type and accelerator; empty where not recorded."""
+    """Read QEMU, kernel, machine type and accelerator as one line; empty where not recorded."""
     try:
         cell = json.loads(path.read_text(encoding="utf-8"))
         qemu, kernel = cell["qemu"], cell["kernel"]

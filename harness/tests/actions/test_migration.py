@@ -9,11 +9,12 @@ import pytest
 
 from harness.actions import migration as actions_migration
 from harness.actions.migration import Migration, blocked_reason
-from harness.actions.stream import STREAMS, knows_file_uris
+from harness.actions.stream import STREAMS
 from harness.deadline import TimeoutScale
 from harness.errors import QemuDied, QemuError, Unsupported, Violation, WaitTimeout
 from harness.qemu import blockers
 from harness.qemu.machine import Machine
+from harness.qemu.schema import knows_file_uris
 from harness.testbed import Testbed
 from harness.tests import fakes
 from harness.tests.fakes import FakeMachine, World

@@ -18,7 +18,7 @@ from harness.mutation import runner
 from harness.mutation.catalogue import Catalogue
 from harness.mutation.verdicts import Failure, Finding
 from harness.report.nights import rows
-from harness.report.nights.about import about
+from harness.report.nights.circumstances import about
 from harness.report.nights.recorder import EXPLORE, Lenient, Recorder
 from harness.report.nights.store import Store
 from harness.tests.cli.conftest import Harness

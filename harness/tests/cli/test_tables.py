@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 import harness.cli
-from harness.bench import rows
 from harness.bench.endurance import Growth
 from harness.bench.suite import SuiteRun
+from harness.bench.timing import rows
 from harness.cli import bench, endurance, faults
 from harness.mutation import cover
 from harness.mutation.catalogue import Catalogue
+from harness.mutation.detection import Detection, Measured, OnQemu
 from harness.mutation.figures import Figures
 from harness.mutation.qtests import QtestResult
-from harness.mutation.table import Detection, Measured, OnQemu
 from harness.mutation.verdicts import Failure, Finding
 from harness.report import summary, tables
 from harness.report.nights.recorder import Lenient

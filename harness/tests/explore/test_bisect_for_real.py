@@ -19,7 +19,7 @@ import pytest
 
 from harness.explore.bisect import Find
 from harness.explore.compilers import ReleaseCompiler
-from harness.explore.guests import FreshGuests
+from harness.explore.fresh_guests import FreshGuests
 from harness.explore.program import AlphabetName, Program, Step
 from harness.explore.tree import Tree
 from harness.explore.tree_bisect import Result, ask_builds, bisect

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from harness.errors import SetupError, UsageError
-from harness.explore import explore, finding
+from harness.explore import finding
 from harness.explore.attempt import Attempt, Ending, Failure
-from harness.explore.explore import LOG, SETTINGS, Explorer, KnownBugs, Settings, read_settings, schedule
-from harness.explore.generate import Space, count
+from harness.explore.explore import LOG, SETTINGS, Explorer, KnownBugs, Settings, read_settings
+from harness.explore.generate import EVERY, RANDOM, Space, count, schedule
 from harness.explore.program import AlphabetName, Program, ProgramCell
 from harness.tests.explore.fakes import FakeAlphabet, FakeRun, program, sequence, serial
 
@@ -103,15 +103,15 @@ def test_the_same_seed_runs_the_same_programs(tmp_path: Path) -> None:
 
 
 def test_every_short_program_comes_before_random_ones() -> None:
-    made = schedule(SPACE, Settings(steps=3))
+    made = schedule(SPACE, seed=1, steps=3, longest=15)
     wheres = [where for where, _ in (next(made) for _ in range(60))]
-    assert wheres[:9] == [explore.EVERY] * 9
-    assert explore.RANDOM in wheres
+    assert wheres[:9] == [EVERY] * 9
+    assert RANDOM in wheres
 
 
 def test_the_schedule_has_each_program_of_up_to_the_steps() -> None:
-    made = schedule(SPACE, Settings(steps=3))
-    found = [one for where, one in (next(made) for _ in range(700)) if where == explore.EVERY]
+    made = schedule(SPACE, seed=1, steps=3, longest=15)
+    found = [one for where, one in (next(made) for _ in range(700)) if where == EVERY]
     numbers = [sum(len(one.steps) == length for one in found) for length in (1, 2, 3)]
     assert numbers == [count(SPACE, length) for length in (1, 2, 3)]
 

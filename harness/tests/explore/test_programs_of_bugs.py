@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.explore.attempt import Ending
-from harness.explore.guests import FreshGuests
+from harness.explore.fresh_guests import FreshGuests
 from harness.explore.program import Program, ShareKind, read, text
 from harness.explore.run import states
 from harness.mutation.catalogue import Catalogue

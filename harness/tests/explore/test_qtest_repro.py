@@ -9,7 +9,7 @@ from harness.errors import Unsupported
 from harness.explore import finding
 from harness.explore.attempt import Failure
 from harness.explore.finding import Finding
-from harness.explore.guests import cell_of
+from harness.explore.fresh_guests import cell_of
 from harness.explore.program import AlphabetName, Program, ProgramCell, read
 from harness.explore.qtest_repro import REPRO, seen, with_text, write
 from harness.layout import recipes_folder

@@ -321,10 +321,10 @@ def test_the_search_goes_on_inside_of_a_merge(repo: Path, line: list[str], bench
     git(repo, "checkout", "-q", "master")
     merged = merge(repo, "Merge topic")
     last = commit(repo, "last", last="1")
-    blame = bisect(bench.tree, bench.tree.history(line[0], last), ask_builds(bench.builds, fails_with(9)))
-    assert blame.commit.id == inside[3]
-    assert blame.merge is not None
-    assert blame.merge.id == merged
+    found = bisect(bench.tree, bench.tree.history(line[0], last), ask_builds(bench.builds, fails_with(9)))
+    assert found.commit.id == inside[3]
+    assert found.merge is not None
+    assert found.merge.id == merged
 
 
 def test_a_merge_can_itself_be_at_fault(repo: Path, line: list[str], bench: Bench) -> None:
@@ -333,9 +333,9 @@ def test_a_merge_can_itself_be_at_fault(repo: Path, line: list[str], bench: Benc
     git(repo, "checkout", "-q", "master")
     git(repo, "merge", "-q", "--no-ff", "--no-commit", "topic")
     merged = commit(repo, "evil merge", **{DEVICE: "int tag = 9;\n"})
-    blame = bisect(bench.tree, bench.tree.history(line[0], "master"), ask_builds(bench.builds, fails_with(9)))
-    assert blame.commit.id == merged
-    assert blame.merge is None
+    found = bisect(bench.tree, bench.tree.history(line[0], "master"), ask_builds(bench.builds, fails_with(9)))
+    assert found.commit.id == merged
+    assert found.merge is None
 
 
 def test_the_hosts_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 
 from harness.errors import SetupError, UsageError
+from harness.explore import scenario as scenario_module
 from harness.explore import trial
 from harness.explore.attempt import Attempt, Ending, Failure
 from harness.explore.observations import Answer, Observation
 from harness.explore.program import AlphabetName, Program
+from harness.explore.scenario import scenario
 from harness.explore.tree_bisect import ask_trial
-from harness.explore.trial import ProgramTrial, Scenario, ScenarioTrial, observation, recorded, scenario
+from harness.explore.trial import ProgramTrial, ScenarioTrial, observation
 from harness.reaper import RunFolder
 from harness.report.summary import Outcome, Result
 from harness.tests import forked
-
-QEMUS, KERNELS = ("5.2", "7.2", "7.2-src", "10.0", "10.0.2"), ("6.1", "7.2", "sid")
 
 
 @pytest.fixture
@@ -45,44 +45,9 @@ def test_way(way):
         pytest.skip("this QEMU has no such property")
 """
     )
-    monkeypatch.setattr(trial, "scenarios_folder", lambda: folder)
+    for module in (scenario_module, trial):
+        monkeypatch.setattr(module, "scenarios_folder", lambda: folder)
     return folder
-
-
-def test_a_scenario_is_found_here_or_among_the_projects(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    named = scenario("test_leak.py::test_way[fails-q35]", "q35", "6.1")
-    assert named == Scenario(f"{project}/test_leak.py::test_way", ("fails", "q35"), "q35", "6.1")
-    monkeypatch.chdir(project)
-    assert scenario("test_leak.py::test_way").test == f"{project}/test_leak.py::test_way"
-    with pytest.raises(UsageError, match=r"^test_none\.py::test: no such file, neither here nor in "):
-        scenario("test_none.py::test")
-    with pytest.raises(UsageError, match=r"^test_leak\.py: give one scenario, as file\.py::test or "):
-        scenario("test_leak.py")
-
-
-@pytest.mark.parametrize(
-    ("inside", "machine", "kernel", "parameters"),
-    [
-        ("[7.2-default-pc]", "pc", "default", ()),
-        ("[default-default-q35-pcie]", "q35-pcie", "default", ()),
-        ("[7.2-src+tag-kept-6.1-q35-ejected]", "q35", "6.1", ("ejected",)),
-        ("[one_fsdev-10.0.2-default-pc-first]", "pc", "default", ("one_fsdev", "first")),
-        ("[/tmp/a-b/qemu-system-x86_64-default-pc-9P2000.L]", "pc", "default", ("9P2000.L",)),
-        ("[rng-11.1x-default-NOTSET]", "", "", ()),
-    ],
-)
-def test_the_id_of_a_recorded_test(
-    project: Path, inside: str, machine: str, kernel: str, parameters: tuple[str, ...]
-) -> None:
-    test = f"scenarios/test_leak.py::test_way{inside}"
-    if not machine:
-        with pytest.raises(UsageError, match="names no QEMU and kernel"):
-            recorded(test, QEMUS, KERNELS)
-        return
-    found = recorded(test, QEMUS, KERNELS)
-    assert (found.machine, found.kernel, found.parameters) == (machine, kernel, parameters)
 
 
 def test_a_scenario_is_run_in_a_pytest_of_its_own(
@@ -127,13 +92,6 @@ def test_what_results_say() -> None:
     assert observation([]).answer is Answer.ERROR
     inconclusive = result(Outcome.FAILED, "harness.errors.HarnessError: inconclusive: no_leak: why")
     assert observation([inconclusive]).answer is Answer.ERROR
-
-
-def test_a_parameter_is_not_a_part_of_another() -> None:
-    first = Scenario("a.py::test", ("first",))
-    assert first.is_of(result(Outcome.PASSED))
-    assert not first.is_of(result(Outcome.PASSED, scenario="a.py::test[pc-first_of_all]"))
-    assert str(first) == "a.py::test[first]"
 
 
 def test_a_program_is_run_on_the_qemu_that_is_asked_about() -> None:

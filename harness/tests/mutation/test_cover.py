@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from harness.mutation import cover
 from harness.mutation.cover import cheapest_cover
+from harness.mutation.detection import Detection, Measured, OnQemu
 from harness.mutation.figures import by_default, figures
 from harness.mutation.qtests import QtestResult
-from harness.mutation.table import Detection, Measured, OnQemu
 from harness.mutation.verdicts import Failure, Finding
 
 Q = "7.2-src"

@@ -8,13 +8,13 @@ from __future__ import annotations
 import pytest
 
 from harness.guarantees import BY_FILE
-from harness.mutation import cover, runner, table
+from harness.mutation import cover, detection, runner
 from harness.mutation.catalogue import Catalogue
 from harness.mutation.figures import by_default
 from harness.qemu.machine_types import MACHINE_TYPES
 from harness.tests.mutation.collecting import collected
 
-TABLE = table.read(table.default_path())
+TABLE = detection.read(detection.default_path())
 CATALOGUE = Catalogue()
 KEYS = {name: CATALOGUE.load(name).key for name in CATALOGUE.names()}
 #: The QEMU and the name of each measured fault that has not changed since.
@@ -102,8 +102,8 @@ def test_scenarios_marked_always_run_by_default(default: tuple[str, ...], always
 
 def test_the_file_of_the_table_has_the_form_that_the_command_writes() -> None:
     """Sorted and one line an entry, so that ``diff`` shows what changed."""
-    path = table.default_path()
-    assert path.read_text() == table.text(TABLE)
+    path = detection.default_path()
+    assert path.read_text() == detection.text(TABLE)
 
 
 def test_the_table_names_scenarios_and_faults_that_exist(every: tuple[str, ...]) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from harness.errors import SetupError
-from harness.mutation import measurement, runner, table
+from harness.mutation import detection, measurement, runner
 from harness.mutation.catalogue import Fault
+from harness.mutation.detection import Detection
 from harness.mutation.measurement import Measurement, units
-from harness.mutation.table import Detection
 from harness.report.summary import Outcome, Run
 from harness.tests.mutation.results import result, run
 
@@ -54,7 +54,7 @@ def start(
     tmp_path: Path, reported: list[str] | None = None, hashes: dict[str, str] | None = None
 ) -> Measurement:
     path = tmp_path / "t.json"
-    data = table.read(path, missing_is_empty=True)
+    data = detection.read(path, missing_is_empty=True)
     report = (reported if reported is not None else []).append
     return Measurement(data, path, "7.2-src", tmp_path, report, hashes or FILES)
 
@@ -117,7 +117,7 @@ def test_a_larger_scope_measures_only_what_a_smaller_one_left_out(tmp_path: Path
     assert [of for qemu, of in runs.asked if "+" not in qemu] == [every], (
         "the time of every scenario is needed"
     )
-    known = table.read(tmp_path / "t.json").qemus["7.2-src"]
+    known = detection.read(tmp_path / "t.json").qemus["7.2-src"]
     assert set(known.faults["one"].of) == {"test_leak.py", "test_crash.py"}
 
 
@@ -146,7 +146,7 @@ def test_a_fault_without_a_result_does_not_stop_the_others(tmp_path: Path, runs:
     with pytest.raises(SetupError, match="no result, so nothing in the table, for: one"):
         list(start(tmp_path, reported).measure(faults, "all"))
     assert "one (1 of 2): no result: it does not start" in reported
-    assert set(table.read(tmp_path / "t.json").qemus["7.2-src"].faults) == {"two"}
+    assert set(detection.read(tmp_path / "t.json").qemus["7.2-src"].faults) == {"two"}
 
 
 def test_a_fault_whose_scenario_failed_because_of_the_host_is_measured_again(
@@ -163,12 +163,12 @@ def test_a_fault_whose_scenario_failed_because_of_the_host_is_measured_again(
     monkeypatch.setattr(runner, "run_scenarios", on)
     with pytest.raises(SetupError, match="no result, so nothing in the table, for: one"):
         list(start(tmp_path).measure({"one": fault()}, "all"))
-    assert table.read(tmp_path / "t.json").qemus["7.2-src"].faults == {}
+    assert detection.read(tmp_path / "t.json").qemus["7.2-src"].faults == {}
 
 
 def test_seconds_are_those_of_the_run_without_a_fault(tmp_path: Path, runs: Runs) -> None:
     list(start(tmp_path).measure({"one": fault()}, "all"))
-    known = table.read(tmp_path / "t.json").qemus["7.2-src"]
+    known = detection.read(tmp_path / "t.json").qemus["7.2-src"]
     assert known.scenarios == {"test_leak.py::test_a[pc]": 2.0, "test_leak.py::test_d[pc]": 2.0}
     assert known.false_positives == {"test_leak.py::test_b[pc]": "leak: fds"}
     assert known.at_once >= 1

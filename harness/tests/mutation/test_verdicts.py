@@ -11,9 +11,9 @@ import pytest
 from harness.errors import SetupError
 from harness.mutation import runner, verdicts
 from harness.mutation.catalogue import Catalogue
+from harness.mutation.detection import Detection
 from harness.mutation.figures import figures
 from harness.mutation.qtests import QtestResult
-from harness.mutation.table import Detection
 from harness.mutation.verdicts import Controls, Failure, Finding, expression, judge
 from harness.report.summary import Outcome, Run
 from harness.tests.mutation.results import result, run

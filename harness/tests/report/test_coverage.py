@@ -15,7 +15,7 @@ from harness.errors import SetupError, UsageError
 from harness.provision import Cache, Provisioner, default_cache_root, gcov
 from harness.provision.build_root import BuildRoot
 from harness.provision.gcov import Coverage, Part, Reason
-from harness.provision.provisioner import command_in
+from harness.provision.unpacked import command_in
 from harness.report import coverage
 from harness.report.coverage import FileReport, Share
 

@@ -107,7 +107,7 @@ def test_a_flaky_test_is_named_with_its_rate_and_its_beginning() -> None:
     assert one.switches >= 3
     assert 0 < one.again.failures < one.again.attempts
     assert one.onset is None or night(one.onset.first) >= 25
-    assert found.failures.new == (), "a failure that was seen before, and comes and goes, wakes nobody"
+    assert found.failures.new == (), "a failure that was seen before, and comes and goes, is no new failure"
 
 
 def test_a_test_that_begins_to_fail_often_has_a_beginning() -> None:

@@ -21,7 +21,7 @@ from harness.report.nights import rows
 from harness.report.nights.history import load
 from harness.report.nights.report import report
 from harness.report.nights.store import Store
-from harness.report.page import write_page
+from harness.report.page.page import write_page
 from harness.tests.report.nights import generator
 from harness.tests.report.page import histories
 

@@ -16,8 +16,8 @@ from harness.report import summary
 from harness.report.nights import rows
 from harness.report.nights.history import load
 from harness.report.nights.store import Store
-from harness.report.page import write_page, write_run_page
 from harness.report.page.columns import OUTCOMES
+from harness.report.page.page import write_page, write_run_page
 from harness.report.summary import Outcome, Run
 from harness.tests.report.page import histories
 from harness.tests.report.test_summary import result

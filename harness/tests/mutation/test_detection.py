@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UsageError
-from harness.mutation import table
-from harness.mutation.table import Detection, Measured, OnQemu, covers, fingerprint
+from harness.mutation import detection
+from harness.mutation.detection import Detection, Measured, OnQemu, covers, fingerprint
 
 SOURCE = '''
 """What it asserts."""
@@ -27,8 +27,8 @@ def test_a(way):
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     measured = Measured(key="k", of={"test_a.py": "h"}, failed={"test_a.py::test_a[pc]": 1.5})
     data = Detection(qemus={"7.2-src": OnQemu(at_once=5.5, faults={"f": measured})})
-    table.write(data, tmp_path / "t.json")
-    assert table.read(tmp_path / "t.json") == data
+    detection.write(data, tmp_path / "t.json")
+    assert detection.read(tmp_path / "t.json") == data
     assert [path.name for path in tmp_path.iterdir()] == ["t.json"]
     lines = (tmp_path / "t.json").read_text().splitlines()
     assert '"test_a.py::test_a[pc]": 1.5' in [line.strip() for line in lines], "one line an entry, for diff"
@@ -46,16 +46,18 @@ def test_a_file_that_is_not_a_table(tmp_path: Path, text: str | None, message: s
     if text is not None:
         (tmp_path / "t.json").write_text(text)
     with pytest.raises(UsageError, match=message):
-        table.read(tmp_path / "t.json")
+        detection.read(tmp_path / "t.json")
 
 
 def test_an_older_table_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text('{"qemus": {"7.2-src": {"alarms": {"test_a.py::test_a[pc]": "why"}}}}')
-    assert table.read(tmp_path / "t.json").on("7.2-src").false_positives == {"test_a.py::test_a[pc]": "why"}
+    assert detection.read(tmp_path / "t.json").on("7.2-src").false_positives == {
+        "test_a.py::test_a[pc]": "why"
+    }
 
 
 def test_a_new_table_is_empty(tmp_path: Path) -> None:
-    assert table.read(tmp_path / "t.json", missing_is_empty=True) == Detection()
+    assert detection.read(tmp_path / "t.json", missing_is_empty=True) == Detection()
 
 
 @pytest.mark.parametrize(
@@ -91,12 +93,12 @@ def test_a_measured_file_covers_its_tests() -> None:
 
 def test_a_new_measurement_replaces_the_old_one() -> None:
     kept = {"test_a.py::test_x[pc]": 1.0, "test_a.py::test_xy[pc]": 2.0, "test_b.py::test_x[pc]": 3.0}
-    assert table.replace(kept, ["test_a.py::test_x"], {"test_a.py::test_x[q35]": 4.0}) == {
+    assert detection.replace(kept, ["test_a.py::test_x"], {"test_a.py::test_x[q35]": 4.0}) == {
         "test_a.py::test_xy[pc]": 2.0,
         "test_b.py::test_x[pc]": 3.0,
         "test_a.py::test_x[q35]": 4.0,
     }
-    assert list(table.replace(kept, ["test_a.py"], {})) == ["test_b.py::test_x[pc]"]
+    assert list(detection.replace(kept, ["test_a.py"], {})) == ["test_b.py::test_x[pc]"]
 
 
 def test_a_scenario_that_fails_without_a_fault_catches_none() -> None:

@@ -33,7 +33,7 @@ class FreshGuests:
     qemu_data: Path | None = None
 
     def __call__(self, folder: RunFolder) -> Run:
-        """Make the attempts of a worker process in real guests; called once there."""
+        """Make what makes attempts in fresh guests; called once in a worker process."""
         return _Guests(self, folder).attempt
 
 
@@ -58,7 +58,7 @@ class _Guests:
 
 
 def alphabets() -> dict[AlphabetName, Alphabet]:
-    """Every alphabet that can be run in real guests."""
+    """Every alphabet that can be run in fresh guests."""
     found = {}
     for name in AlphabetName:
         with contextlib.suppress(UsageError):
@@ -67,7 +67,7 @@ def alphabets() -> dict[AlphabetName, Alphabet]:
 
 
 def cell_of(names: ProgramCell, *, accel: str = "auto", qemu_data: Path | None = None) -> Cell:
-    """The cell of these names, ready to boot, for attempts in real guests.
+    """The cell of these names, ready to boot fresh guests.
 
     :raises UsageError: for unusable names. :raises SetupError: when something cannot be provisioned.
     :raises Unsupported: when hotplug does not work there.
