@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -39,13 +41,16 @@ def test_the_suite_with_1_2_and_4_workers(harness: Harness) -> None:
     assert all(0 < row["python_s"] < row["cpu_s"] for row in rows), rows
 
 
-def test_a_suite_that_fails_gives_an_error(
-    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scenarios = tmp_path / "scenarios"
-    scenarios.mkdir()
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    monkeypatch.setattr("harness.cli.bench.scenarios_folder", lambda: scenarios)
+def test_a_suite_that_fails_gives_an_error(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That pytest does fail is shown in ``tests/bench/test_suite.py``."""
+    asked: list[Sequence[str]] = []
+
+    def run_pytest(argv: Sequence[str], _folder: Path, **_: object) -> subprocess.CompletedProcess[str]:
+        asked.append(argv)
+        return subprocess.CompletedProcess(argv, 5, "no tests ran", "")
+
+    monkeypatch.setattr("harness.bench.suite.run_pytest", run_pytest)
     ended = harness("bench", "suite", "-k", "no_such_scenario")
     assert ended.status != 0
-    assert "with -n 1, pytest exited with 5" in ended.err
+    assert "with -n 1, pytest exited with 5: no tests ran" in ended.err
+    assert [argv[-2:] for argv in asked] == [["-k", "no_such_scenario"]]

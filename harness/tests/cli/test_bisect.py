@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,16 +51,21 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def repo(here: Path) -> Path:
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten commits: bad from the third on, good again from the eighth on; the sixth does not build."""
-    folder = here / "qemu"
+    folder = tmp_path_factory.mktemp("original") / "qemu"
     make(folder)
     for number in range(1, 10):
         text = "bad" if 3 <= number < 8 else "good"
         commit_files(folder, f"edit {number}", {DEVICE: "syntax" if number == 6 else f"{text} {number}\n"})
         git(folder, "tag", f"v{number}")
     return folder
+
+
+@pytest.fixture
+def repo(original: Path, here: Path) -> Path:
+    return Path(shutil.copytree(original, here / "qemu", symlinks=True))
 
 
 def test_the_first_bad_commit(harness: Harness, repo: Path, here: Path) -> None:

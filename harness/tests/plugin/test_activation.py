@@ -14,16 +14,24 @@ from harness.tests.plugin.conftest import Pytest
 
 #: Of what this project needs; none of it is needed by a run without guests.
 _NOT_IMPORTED = (
+    "click",
     "cryptography",
+    "elftools",
     "filelock",
+    "gcovr",
+    "harness.channel",
     "harness.matrix",
+    "harness.report",
     "harness.testbed",
+    "jinja2",
     "paramiko",
     "pexpect",
     "psutil",
     "pydantic",
     "qemu",
     "rich",
+    "sqlite3",
+    "zstandard",
 )
 _RECORDING = f"""
 import os, sys
