@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,15 @@ def _deliverable_signals() -> Iterator[None]:
     yield
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _without_hypothesis() -> Iterator[None]:
+    """A pytest that a test starts has no property tests, and importing Hypothesis takes longer than that."""
+    given = os.environ.get("PYTEST_ADDOPTS", "")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTEST_ADDOPTS", f"-p no:hypothesispytest {given}")
+        yield
 
 
 @pytest.fixture

@@ -20,15 +20,27 @@ from pathlib import Path
 
 import pytest
 
-#: Imported once, by the process from which the runs are forked. Not the plugin: pytest imports that itself.
+#: Imported once, by the process from which the runs are forked: what the plugin and pytest-xdist need. Not
+#: the plugins themselves: pytest imports those.
 _PRELOADED = (
     "pytest",
+    "execnet",
+    "sqlite3",
     "xml.dom.minidom",
+    "xml.etree.ElementTree",
     "harness.checkers",
+    "harness.explore.failures",
+    "harness.guest.variant",
+    "harness.guest.ways_in",
     "harness.leaks.hunt",
     "harness.matrix",
+    "harness.qemu.identity",
     "harness.report.ledger",
+    "harness.report.nights.recorder",
+    "harness.report.nights.report",
+    "harness.report.page.page",
     "harness.report.summary",
+    "harness.report.tables",
     "harness.testbed",
     "harness.tests.forked",
 )

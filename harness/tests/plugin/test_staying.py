@@ -69,7 +69,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def on_terminal(folder: Path, *options: str) -> pexpect.spawn[str]:
-    environment = {"PATH": "/usr/sbin:/nowhere", "HOME": str(folder), "HARNESS_CACHE": str(folder / "cache")}
+    environment = {
+        "PATH": "/usr/sbin:/nowhere",
+        "HOME": str(folder),
+        "HARNESS_CACHE": str(folder / "cache"),
+        "PYTEST_ADDOPTS": os.environ["PYTEST_ADDOPTS"],
+    }
     argv = [
         "-m",
         "pytest",
