@@ -90,7 +90,10 @@ class QemuError(HarnessError):
 
     @property
     def command_not_found(self) -> bool:
-        """Whether QEMU does not know the command (QEMU: ``qapi/error.json``, ``CommandNotFound``)."""
+        """Whether the error is that QEMU does not know the command.
+
+        Source: QEMU ``qapi/error.json``, ``CommandNotFound``.
+        """
         return isinstance(self.received, Mapping) and self.received.get("class") == "CommandNotFound"
 
 

@@ -122,12 +122,14 @@ def wait_outcome(driver: RawDriver, request: Request) -> str:
 
 
 def count_virtio_errors(machine: Machine) -> int:
-    """How often QEMU has marked a device broken since it started."""
+    """In a session: how often QEMU has marked a device broken since it started."""
     return len(_VIRTIO_ERROR.findall(machine.artifacts.qemu.read_text(errors="replace")))
 
 
 def wait_answered_or_broken(machine: Machine, driver: RawDriver, answered: int, virtio_errors: int) -> str:
-    """Wait until QEMU answers a request or marks the device broken; then check that QMP answers.
+    """In a session: wait until QEMU answers a request or marks the device broken.
+
+    Then check that QMP answers.
 
     :param answered: :meth:`RawDriver.answered` before the request was sent.
     :param virtio_errors: :func:`count_virtio_errors` before the request was sent.

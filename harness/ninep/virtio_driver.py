@@ -232,15 +232,18 @@ class VirtioDriver:
         return free[0]
 
     def answered(self) -> int:
-        """The number of requests that were answered so far."""
+        """The number of requests in the ring that were answered so far."""
         return self._answered(self._qtest.read(self._used + 2, 2))
 
     def _answered(self, index: bytes) -> int:
-        """The same, from the used ring's index, which has 16 bits."""
+        """The number of requests in the ring that were answered, from the used ring's index.
+
+        The index has 16 bits.
+        """
         return self._used_seen + (int.from_bytes(index, "little") - self._used_seen & 0xFFFF)
 
     def expect_answered(self, count: int) -> None:
-        """:raises Violation: when the number of requests answered so far is not ``count``."""
+        """:raises Violation: when the number of requests in the ring answered so far is not ``count``."""
         if (seen := self.answered()) != count:
             raise Violation(f"{self.share.id}: {seen} requests were answered, expected {count}")
 

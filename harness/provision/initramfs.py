@@ -16,13 +16,11 @@ from elftools.elf.segments import InterpSegment
 from harness.errors import SetupError
 from harness.provision import cpio
 from harness.provision.keys import Keys
+from harness.provision.unpacked import inside
 from harness.qemu.architectures import X86_64, Architecture
 
 #: The folder that Debian's dynamic loader searches (``ld.so(8)``); all libraries are put there.
 _LIBRARIES = "lib/{triplet}"
-#: The dynamic loader's path in every program of the host (the x86-64 psABI).
-_LOADER = "lib64/ld-linux-x86-64.so.2"
-_HOST_LIBRARIES = _LIBRARIES.format(triplet=X86_64.triplet)
 _DROPBEAR = "usr/sbin/dropbear"
 #: The file names of dynamic loaders: ld-linux-x86-64.so.2, ld64.so.1.
 _LOADERS = r"ld(64|-linux[\w-]*)\.so\.\d"
@@ -79,31 +77,6 @@ def _read(root: Path, *candidates: str) -> bytes:
         if path.is_file():
             return path.read_bytes()
     raise SetupError(f"the packages contain none of {', '.join(candidates)}")
-
-
-def inside(root: Path, name: str) -> Path:
-    """``name`` below ``root`` of packages; absolute symbolic links are resolved inside ``root``."""
-    path = root
-    for part in Path(name).parts:
-        path = path / part
-        for _ in range(8):
-            if not path.is_symlink():
-                break
-            target = path.readlink()
-            path = inside(root, str(target)[1:]) if target.is_absolute() else path.parent / target
-    return path
-
-
-def loader(root: Path) -> Path:
-    """The host's dynamic loader in the packages in ``root`` (in trixie it is in ``usr``, with no link to it).
-
-    :raises SetupError: when there is none.
-    """
-    for name in (_LOADER, f"usr/{_LOADER}", f"{_HOST_LIBRARIES}/{Path(_LOADER).name}"):
-        path = inside(root, name)
-        if path.is_file():
-            return path
-    raise SetupError(f"the packages contain no /{_LOADER}")
 
 
 def _libraries(packages: Path, program: Path, triplet: str) -> dict[str, cpio.Member]:

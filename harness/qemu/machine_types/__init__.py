@@ -21,7 +21,7 @@ MACHINE_TYPES: Mapping[str, MachineType] = {
 
 
 def of_architectures(*names: str) -> tuple[str, ...]:
-    """The names of the machine types of these architectures.
+    """The names of all known machine types of these architectures.
 
     :raises UsageError: for an unknown architecture.
     """

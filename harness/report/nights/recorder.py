@@ -252,7 +252,7 @@ def test_of(result: Result) -> str:
 
 
 def joined(parts: Iterable[About]) -> About:
-    """The circumstances of a recorded run in parts: where they are the same each part's, or else all."""
+    """To record a run in parts: its circumstances, where they are the same each part's, or else all."""
     abouts = list(parts)
     if not abouts:
         raise UsageError(_TOO_OLD)
