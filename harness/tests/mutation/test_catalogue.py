@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 
 import pytest
@@ -22,13 +23,17 @@ FIX = re.compile(
 )
 
 
+@functools.cache
+def functions_of(file: str) -> frozenset[str]:
+    tree = ast.parse((scenarios_folder() / file).read_text())
+    return frozenset(node.name for node in tree.body if isinstance(node, ast.FunctionDef))
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_every_fault_names_scenarios_that_exist(name: str) -> None:
     for scenario in FAULTS[name].caught_by:
         file, _, test = scenario.partition("::")
-        tree = ast.parse((scenarios_folder() / file).read_text())
-        tests = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-        assert test.partition("[")[0] in tests, f"{name}: there is no {scenario}"
+        assert test.partition("[")[0] in functions_of(file), f"{name}: there is no {scenario}"
 
 
 def test_the_catalogue_has_faults_of_every_guarantee() -> None:

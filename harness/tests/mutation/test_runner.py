@@ -22,6 +22,7 @@ def scenarios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder.parent / "pytest.ini").write_text("[pytest]\n")
     (folder.parent / "conftest.py").write_text('pytest_plugins = ["harness.plugin"]\n')
     monkeypatch.setattr(runner, "scenarios_folder", lambda: folder)
+    monkeypatch.setattr(runner, "run_pytest", forked.in_place_of_run_pytest)
     return folder
 
 
@@ -34,8 +35,7 @@ def test_a_run_without_a_result_is_an_error(scenarios: Path, tmp_path: Path) -> 
         run.close()
 
 
-def test_pytest_collects_the_scenarios(scenarios: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "run_pytest", forked.in_place_of_run_pytest)
+def test_pytest_collects_the_scenarios(scenarios: Path) -> None:
     (scenarios / "test_leak.py").write_text(
         """
 import pytest

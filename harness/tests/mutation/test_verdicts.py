@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from harness.mutation.figures import figures
 from harness.mutation.qtests import QtestResult
 from harness.mutation.verdicts import Controls, Failure, Finding, expression, judge
 from harness.report.summary import Outcome, Run
+from harness.tests import forked
 from harness.tests.mutation.results import result, run
 
 CATALOGUE = Catalogue()
@@ -83,9 +83,10 @@ def test_pytest_s_expression() -> None:
 def test_pytest_understands_the_expression_of_all_faults(tmp_path: Path) -> None:
     scenarios = [scenario for name in CATALOGUE.names() for scenario in CATALOGUE.load(name).caught_by]
     (tmp_path / "test_it.py").write_text("def test_links(): pass\n")
-    argv = [sys.executable, "-m", "pytest", str(tmp_path), "--collect-only", "-q", "-p", "no:cacheprovider"]
+    options = (str(tmp_path), "--collect-only", "-q", "-p", "no:cacheprovider")
     for chosen in (expression(scenarios), expression(["f.py::test_links[]"]) + " and not (a b)"):
-        done = subprocess.run([*argv, "-k", chosen], capture_output=True, text=True, check=False)
+        given = (*options, "-k", chosen)
+        done = forked.run(forked.run_pytest, given, folder=tmp_path, environment=os.environ)
         assert (done.returncode == 4) == ("a b" in chosen), done.stderr
 
 
