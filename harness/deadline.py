@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -69,6 +69,17 @@ class Deadline:
         """Whether no time is left of the deadline."""
         return self.remaining_s <= 0.0
 
+    def turns(self) -> Iterator[float]:
+        """The turns of a wait, one look at the condition in each: yields the seconds left before each look.
+
+        The last turn begins at or after the deadline: this thread may not run for a while, so that a look
+        which began earlier does not tell whether the condition was met in time.
+        """
+        last_turn = False
+        while not last_turn:
+            last_turn = self.expired  # Before the look.
+            yield self.remaining_s
+
 
 def wait_until(
     probe: Callable[[], T | None],
@@ -92,8 +103,8 @@ def wait_until(
     """
     deadline = Deadline.after(timeout_s)
     pause = time.sleep if wake is None else wake.wait
-    while True:
-        last_turn = deadline.expired
+    value: T | None = None
+    for _ in deadline.turns():
         if wake is not None:
             wake.clear()  # Before the probe, so that a change during the probe is not missed.
         value = probe()
@@ -101,9 +112,8 @@ def wait_until(
             return value
         if watch is not None:
             watch()
-        if last_turn:
-            raise WaitTimeout(what, last=value, elapsed_s=deadline.elapsed_s, artifacts=artifacts)
-        pause(min(interval_s, max(deadline.remaining_s, 0.001)))
+        pause(min(interval_s, deadline.remaining_s))
+    raise WaitTimeout(what, last=value, elapsed_s=deadline.elapsed_s, artifacts=artifacts)
 
 
 def check_during(

@@ -118,15 +118,13 @@ class Console:
 
         :raises pexpect.TIMEOUT: when the deadline has passed.
         """
-        while True:
-            last_turn = deadline.expired  # Before the look, so that nothing is looked for too early.
-            turn_s = min(_TURN_S, max(0.01, deadline.remaining_s))
+        for left_s in deadline.turns():
+            turn_s = min(_TURN_S, max(0.01, left_s))
             if self._shell.expect([pattern.encode(), pexpect.TIMEOUT], timeout=turn_s) == 0:
                 return
             if self._watch is not None:
                 self._watch()
-            if last_turn:
-                raise pexpect.TIMEOUT(pattern)
+        raise pexpect.TIMEOUT(pattern)
 
     def _until(self, marker: str, deadline: Deadline) -> str:
         self._expect(re.escape(marker), deadline)

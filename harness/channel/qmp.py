@@ -387,15 +387,12 @@ def _ended(future: concurrent.futures.Future[Any], timeout_s: float, watch: Watc
     ``future.result(timeout_s)`` would not do: its TimeoutError can come from a future that is done just then,
     or whose coroutine raised a TimeoutError.
     """
-    deadline = Deadline.after(timeout_s)
-    while True:
-        last_turn = deadline.expired  # Before the look: this thread may not run for a while.
-        if concurrent.futures.wait([future], min(0.25, deadline.remaining_s)).done:
+    for left_s in Deadline.after(timeout_s).turns():
+        if concurrent.futures.wait([future], min(0.25, left_s)).done:
             return True
-        if last_turn:
-            return False
         if watch is not None:
             watch()
+    return False
 
 
 async def _disconnect(client: QMPClient) -> None:

@@ -333,16 +333,13 @@ class Ssh:
         :raises paramiko.SSHException: when ``call`` does not end before the deadline.
         """
         working = Background(call)
-        while True:
-            last_turn = deadline.expired  # Before the look: this thread may not run for a while.
+        for left_s in deadline.turns():
             try:
-                return working.wait(timeout_s=min(0.05, deadline.remaining_s))
+                return working.wait(timeout_s=min(0.05, left_s))
             except WaitTimeout:
                 if self._watch is not None:
                     self._watch()
-                if last_turn:
-                    why = f"its sshd did not answer within {deadline.timeout_s:g} s"
-                    raise paramiko.SSHException(why) from None
+        raise paramiko.SSHException(f"its sshd did not answer within {deadline.timeout_s:g} s")
 
     def _response_timeout_s(self, deadline: Deadline) -> float:
         """Seconds in which the guest must react to an SSH command; fewer if it can be repeated over TCP."""

@@ -32,21 +32,19 @@ def exchange(
     :raises EOFError: when the connection ended; also raises what ``ended`` and ``watch`` raise.
     """
     unsent = memoryview(stdin)
-    while True:
-        last_turn = deadline.expired  # Before the look, so that nothing is looked at too early.
+    for left_s in deadline.turns():
         if _all_received(channel, out, err, ended):
             return True
-        if last_turn:
-            return False
         if watch is not None:
             watch()
         if unsent and channel.send_ready():
             unsent = _send(channel, unsent)
-        turn_s = 0.01 if unsent else min(0.05, deadline.remaining_s)
+        turn_s = min(0.01 if unsent else 0.05, left_s)
         if channel.eof_received:
             channel.status_event.wait(turn_s)
         else:  # The descriptor of the channel becomes readable on data, EOF and close.
             select.select([channel.fileno()], [], [], turn_s)
+    return False
 
 
 def has_ended(channel: paramiko.Channel) -> bool:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,15 @@ def test_a_timeout_scale_scales_and_a_deadline_runs_out() -> None:
     assert 60 < Deadline.after(1000).remaining_s <= 1000
     assert Deadline.after(0).expired
     assert Deadline.after(-1).remaining_s == 0.0
+
+
+def test_a_wait_looks_once_more_after_a_deadline_that_passed_between_two_looks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = itertools.chain([0.0], itertools.repeat(0.5, 2), itertools.repeat(100.0))
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    assert list(Deadline.after(1).turns()) == [0.5, 0.0]
+
+
+def test_the_turns_of_a_deadline_that_has_passed() -> None:
+    assert list(Deadline.after(0).turns()) == [0.0]
