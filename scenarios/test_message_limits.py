@@ -31,10 +31,13 @@ from harness.ninep.session import (
     PROTOCOLS,
     ROOT,
     SPARE,
+    create_request,
     error_context,
     expect_serving,
+    open_request,
     outcome,
     plug_and_attach,
+    reset_export,
     start_session,
 )
 from harness.qemu.binary import require_options
@@ -155,6 +158,59 @@ def test_counts_of_readdir(raw_guest: RawGuest, share: Share) -> None:
                 seen += [name for name, _ in part]
                 offset = part[-1][1]
             assert sorted(seen) == sorted(names)
+
+
+#: Bytes of a Tread or Twrite of a whole iounit that are not data (QEMU: ``hw/9pfs/9p.h``, ``P9_IOHDRSZ``).
+_IO_HEADER = 24
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_iounits(raw_guest: RawGuest, share: Share, protocol: str) -> None:
+    """The iounit of a file that was opened is that of one that was created, and a message of it fits into the
+    msize."""
+    driver = plug_and_attach(raw_guest, share, protocol)
+    made = iter(range(100))
+    for msize in (_MIN_MSIZE, _MIN_MSIZE + 1, MSIZE, 1 << 20, _MAX_MSIZE):
+        with error_context(f"an msize of {msize}"):
+            assert negotiate(driver, msize, protocol) == msize
+            driver.attach(ROOT)
+            driver.walk(ROOT, FILE, "file")
+            driver.walk(ROOT, SPARE)
+            name = f"made{next(made)}"
+            units = [
+                int.from_bytes(driver.call(kind, body)[p9.QID :], "little")
+                for kind, body in (
+                    open_request(protocol, FILE, os.O_RDWR),
+                    create_request(protocol, SPARE, name),
+                )
+            ]
+            assert units[0] == units[1], f"{units[0]} after an open, {units[1]} after a create"
+            assert 0 < units[0] <= msize - _IO_HEADER, units
+
+
+@pytest.mark.thorough
+def test_counts_of_a_folder_that_is_read(raw_guest: RawGuest, share: Share) -> None:
+    """9P2000.u lists a folder by Tread: the answer has whole entries, no more bytes than were asked for, and
+    needs no larger reply buffer than that. Read in parts, the folder has each name exactly once."""
+    driver = plug_and_attach(raw_guest, share, UNIX_VERSION)
+    driver.reply_timeout_s = 3
+    names = {*make_files(share.path, _ENTRIES), "file", ".", ".."}
+    for count in (200, 1000, 4000, MSIZE - p9.READ_HEADER):
+        with error_context(f"a folder in parts of {count} bytes", raw_guest.machine):
+            driver.walk(ROOT, FOLDER)
+            driver.call(*open_request(UNIX_VERSION, FOLDER, os.O_RDONLY))
+            seen: list[str] = []
+            offset = 0
+            while part := driver.wait_answer(
+                driver.send(T.READ, p9.read(FOLDER, offset, count), reply_size=count + p9.READ_HEADER)
+            )[4:]:
+                assert len(part) <= count
+                seen += p9.unix_entries(part)
+                offset += len(part)
+            assert sorted(seen) == sorted(names)
+            driver.clunk(FOLDER)
+    expect_serving(driver)
 
 
 def test_counts_and_offsets_of_files(raw_guest: RawGuest, share: Share) -> None:
@@ -338,6 +394,43 @@ def expect_names_refused(
                 expect_serving(driver)
                 assert outside.read_bytes() == CONTENT
                 assert [path.name for path in share.path.iterdir()] == ["file"]
+
+
+#: Messages that rename the folder :data:`OTHER` to a name in the folder :data:`FOLDER`, which is empty.
+MOVING: dict[str, Callable[[str], tuple[T, bytes]]] = {
+    "Trename": lambda name: (T.RENAME, p9.rename(OTHER, FOLDER, name)),
+    "Trenameat": lambda name: (T.RENAMEAT, p9.renameat(ROOT, "other", name, FOLDER)),
+}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("what", MOVING)
+def test_a_folder_does_not_replace_another_by_an_invalid_name(
+    raw_guest: RawGuest, share: Share, what: str
+) -> None:
+    """A folder is not renamed to ``.`` or ``..`` of an empty folder, which a rename could replace."""
+    for name in (".", ".."):
+        driver = reset_with_folders(raw_guest, share)
+        with error_context(f"{what} with the name {name!r}"):
+            assert outcome(driver, *MOVING[what](name)) != ANSWERED
+        left = sorted(str(path.relative_to(share.path)) for path in share.path.rglob("*"))
+        assert left == ["file", "folder", "folder/empty", "other", "other/inside"], name
+        expect_serving(driver)
+
+
+def reset_with_folders(raw_guest: RawGuest, share: Share) -> RawDriver:
+    """A new session, and an export with the folders ``folder/empty`` (:data:`FOLDER`) and ``other``
+    (:data:`OTHER`)."""
+    reset_export(share)
+    (share.path / "link").unlink()
+    (share.path / "folder" / "empty").mkdir()
+    (share.path / "other").mkdir()
+    (share.path / "other" / "inside").touch()
+    driver = raw_guest.driver(share) if share.id in raw_guest.machine.plugged else raw_guest.plug(share)
+    start_session(driver)
+    driver.walk(ROOT, FOLDER, "folder", "empty")
+    driver.walk(ROOT, OTHER, "other")
+    return driver
 
 
 @pytest.mark.thorough
