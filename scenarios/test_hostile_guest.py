@@ -34,6 +34,8 @@ from harness.ninep.session import (
     ANSWERED,
     BROKEN,
     count_virtio_errors,
+    error_context,
+    outcome,
     wait_answered_or_broken,
     wait_outcome,
 )
@@ -496,13 +498,30 @@ def test_a_link_of_the_host_that_leads_out_of_the_export(raw_guest: RawGuest, sh
         "open": (T.LOPEN, p9.open_(3)),
         "open a file": (T.LOPEN, p9.open_(4)),
         "chmod": (T.SETATTR, p9.setattr_(4, 0o777)),
+        "truncate": (T.SETATTR, p9.truncate(4, 1)),
+        "statfs": (T.STATFS, p9.fid(4)),
+        "remove": (T.UNLINKAT, p9.unlinkat(3, "secret", p9.REMOVEDIR)),
+        "rename from": (T.RENAMEAT, p9.renameat(3, "secret", "taken", 1)),
+        "rename into": (T.RENAME, p9.rename(5, 3, "made")),
     }
-    for kind, body in requests.values():
-        with pytest.raises(NineError, match=r"ENOTDIR|ELOOP|EINVAL"):
+    driver.walk(1, 5, "linked")
+    for what, (kind, body) in requests.items():
+        with error_context(what), pytest.raises(NineError, match=r"ENOTDIR|ELOOP|EINVAL"):
             driver.call(kind, body)
-    after = (outside / "secret").stat()
+    # These are about the link itself, and may succeed.
+    for kind, body in (
+        (T.SETATTR, p9.set_fields(4, p9.UID, uid=1)),
+        (T.SETATTR, p9.set_fields(4, p9.MTIME | p9.MTIME_SET, time_s=1)),
+        (T.XATTRWALK, p9.xattrwalk(4, 90, "")),
+        (T.LINK, p9.link(1, 4, "link")),
+        (T.RENAME, p9.rename(5, 1, "renamed")),
+        (T.XATTRCREATE, p9.xattrcreate(4, "user.harness", 0)),
+        (T.CLUNK, p9.fid(4)),
+    ):
+        outcome(driver, kind, body)
     assert [path.name for path in outside.iterdir()] == ["secret"]
-    assert (after.st_mode, after.st_nlink) == (before.st_mode, before.st_nlink)
+    assert (outside / "secret").stat() == before
+    assert (outside / "secret").read_text() == "secret"
 
 
 @pytest.mark.no_guest_kernel
@@ -516,7 +535,9 @@ def test_a_folder_that_becomes_a_link_out_of_the_export(raw_guest: RawGuest, sha
         (folder / "sub" / "file").write_text("content")
     driver = plug_and_open(raw_guest, share)
     driver.walk(1, 3, "folder", "sub")
-    driver.walk(1, 4, "folder", "sub", "file")
+    for fid in (4, 6):
+        driver.walk(1, fid, "folder", "sub", "file")
+    driver.call(T.XATTRCREATE, p9.xattrcreate(6, "user.harness", 0))
     (share.path / "folder").rename(share.path / "was")
     (share.path / "folder").symlink_to(outside)
     requests = {
@@ -527,11 +548,29 @@ def test_a_folder_that_becomes_a_link_out_of_the_export(raw_guest: RawGuest, sha
         "open": (T.LOPEN, p9.open_(4)),
         "getattr": (T.GETATTR, p9.getattr_(4)),
         "chmod": (T.SETATTR, p9.setattr_(4, 0o777)),
+        "truncate": (T.SETATTR, p9.truncate(4, 1)),
+        "chown": (T.SETATTR, p9.set_fields(4, p9.UID, uid=1)),
+        "utime": (T.SETATTR, p9.set_fields(4, p9.MTIME | p9.MTIME_SET, time_s=1)),
+        "statfs": (T.STATFS, p9.fid(4)),
+        "symlink": (T.SYMLINK, p9.symlink(3, "made", "x")),
+        "mknod": (T.MKNOD, p9.mknod(3, "made")),
+        "link into": (T.LINK, p9.link(3, 2, "made")),
+        "link to": (T.LINK, p9.link(1, 4, "made")),
+        "rename a fid": (T.RENAME, p9.rename(4, 1, "made")),
+        "rename out of it": (T.RENAMEAT, p9.renameat(3, "file", "made", 1)),
+        "rename into": (T.RENAMEAT, p9.renameat(1, "file", "made", 3)),
+        "open the folder": (T.LOPEN, p9.open_(3)),
+        "list attributes": (T.XATTRWALK, p9.xattrwalk(4, 90, "")),
+        "an attribute": (T.XATTRWALK, p9.xattrwalk(4, 91, "user.harness")),
+        "remove an attribute": (T.CLUNK, p9.fid(6)),
+        "remove": (T.REMOVE, p9.fid(4)),
     }
-    for kind, body in requests.values():
-        with pytest.raises(NineError, match=r"ENOTDIR|ELOOP"):
+    before = (outside / "sub" / "file").stat()
+    for what, (kind, body) in requests.items():
+        with error_context(what), pytest.raises(NineError, match=r"ENOTDIR|ELOOP"):
             driver.call(kind, body)
     assert [path.name for path in (outside / "sub").iterdir()] == ["file"]
+    assert (outside / "sub" / "file").stat() == before
 
 
 @pytest.mark.no_guest_kernel

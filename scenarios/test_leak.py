@@ -231,6 +231,67 @@ def extended_attributes(driver: RawDriver) -> None:
 @pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
+def test_a_bridge_that_comes_and_goes(leak_hunt: LeakHunt, share: Share) -> None:
+    """A PCI bridge is plugged and ejected: nothing of its bus stays, in memory or in a stream."""
+
+    def cycle(guest: RawGuest) -> None:
+        machine = guest.machine
+        place = machine.spec.machine_type.place(share.slot)
+        bridge = {"driver": "pci-bridge", "id": "bridge", "chassis_nr": 7, **place}
+        with machine.qmp.listen("DEVICE_DELETED") as events:
+            machine.qmp.execute("device_add", bridge)
+            guest.request_eject(share)  # Of what is in its slot.
+            events.wait(what="DEVICE_DELETED of the bridge", timeout_s=10)
+
+    leak_hunt.repeat_raw(cycle, SAVING)
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("model", ["mapped-xattr", "mapped-file"], ids=lambda model: model.replace("-", "_"))
+def test_what_a_mapped_export_refuses(
+    leak_hunt: LeakHunt, share: Share, testbed: Testbed, model: str
+) -> None:
+    """Requests that a mapped export refuses, because of a name or of what is there, leave no memory."""
+    (declared,) = testbed.declare(replace(share, security_model=model))[:1]
+    make_files(declared.path, 1)
+    names = (".virtfs_metadata", ".virtfs_metadata_root", "file0", "n" * 256)
+
+    def cycle(guest: RawGuest) -> None:
+        driver = guest.plug(declared)
+        driver.version()
+        driver.attach(1)
+        driver.walk(1, 2, "file0")
+        for name in names:
+            for kind, body in naming(name):
+                driver.walk(1, 3)
+                with contextlib.suppress(NineError):
+                    driver.call(kind, body)
+                with contextlib.suppress(NineError):
+                    driver.clunk(3)
+        driver.clunk_all()
+        guest.eject(declared)
+
+    leak_hunt.repeat_raw(cycle)
+
+
+def naming(name: str) -> Iterator[tuple[T, bytes]]:
+    """Each request that has the name of a new entry; fid 1 is the root, 2 a file in it, 3 a folder to
+    create in."""
+    yield T.WALK, p9.walk(1, 4711, name, "inside")
+    yield T.MKDIR, p9.mkdir(1, name)
+    yield T.SYMLINK, p9.symlink(1, name, "target")
+    yield T.MKNOD, p9.mknod(1, name)
+    yield T.LINK, p9.link(1, 2, name)
+    yield T.RENAMEAT, p9.renameat(1, "nothing", name)
+    yield T.RENAME, p9.rename(2, 1, f"{name}/")
+    yield T.UNLINKAT, p9.unlinkat(1, name, p9.REMOVEDIR)
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
 def test_loadvm_over_a_mounted_share(leak_hunt: LeakHunt, share: Share) -> None:
     """loadvm ends the session of a mounted share, and leaves no fid, fd or blocker of it."""
     make_files(share.path, 3)

@@ -721,6 +721,19 @@ def test_acls_that_the_host_has_set(raw_guest: RawGuest, shares: tuple[Share, ..
 @pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("name", [_ACCESS, _DEFAULT])
+def test_one_acl_that_the_host_has_set(raw_guest: RawGuest, shares: tuple[Share, ...], name: str) -> None:
+    """The guest's list of attributes has the ACL of the host under its own name, where it is the only one
+    (with others the list is wrong: R64)."""
+    require_acls(shares[0].path)
+    attributes = Attributes(raw_guest, _of(shares, "mapped-xattr"))
+    os.setxattr(attributes.share.path / "folder", name, ACL)
+    assert attributes.get().rstrip(b"\0") == name.encode()
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
 def test_attributes_of_the_host_alone(raw_guest: RawGuest, shares: tuple[Share, ...]) -> None:
     """With ``none`` the guest neither sees nor reads the host's ACLs, with ``mapped-xattr`` none of the
     host's trusted attributes."""
@@ -938,6 +951,32 @@ def test_metadata_that_the_host_has_damaged(
 @pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("by", ["Tunlinkat", "Tremove"])
+def test_a_folder_whose_metadata_cannot_be_removed(
+    raw_guest: RawGuest, shares: tuple[Share, ...], by: str
+) -> None:
+    """QEMU has removed the metadata of what was in a folder, and cannot remove that of the folder itself: the
+    guest gets the error, and still has the folder."""
+    share = _of(shares, "mapped-file")
+    driver = attached(raw_guest, share)
+    driver.call(T.MKDIR, p9.mkdir(1, "folder"))
+    for fid in (2, 3):
+        driver.walk(1, fid, "folder")
+    driver.create(2, "file")
+    driver.clunk(2)
+    driver.call(T.UNLINKAT, p9.unlinkat(3, "file"))
+    _replace_metadata()(share.path)
+    with refused(errno.ENOTDIR):
+        if by == "Tremove":
+            driver.call(T.REMOVE, p9.fid(3))
+        else:
+            driver.call(T.UNLINKAT, p9.unlinkat(1, "folder", p9.REMOVEDIR))
+    assert "folder" in on_host(share)
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
 def test_metadata_for_which_there_is_no_room(
     hold: Hold, raw_guest: RawGuest, shares: tuple[Share, ...]
 ) -> None:
@@ -1079,6 +1118,43 @@ def _is_usable(driver: RawDriver, fid: int) -> bool:
     except NineError:
         return False
     return True
+
+
+#: Ways to the file ``f`` of the root that pass the folders ``a`` and ``a/b``.
+_WAYS = {
+    "up": ("a", "..", "f"),
+    "up twice": ("a", "b", "..", "..", "f"),
+    "round": ("a", "..", "a", "b", "..", "..", "f"),
+    "here": (".", "f"),
+    "above the root": ("..", "..", "f"),
+    "above and down": ("a", "..", "..", "f"),
+}
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("change", ["renamed", "removed", "replaced"])
+def test_the_folders_on_the_way_to_a_file(
+    raw_guest: RawGuest, shares: tuple[Share, ...], change: str
+) -> None:
+    """A fid that was walked to through other folders is of its file alone: it can be used when they have
+    another name, or are gone, and it follows the file to its new name."""
+    share = _of(shares, "none")
+    driver = nested(raw_guest, share)
+    (share.path / "f").touch()
+    for fid, names in enumerate(_WAYS.values(), start=10):
+        driver.walk(1, fid, *names)
+    driver.call(T.RENAMEAT, p9.renameat(1, "a", "moved"))
+    if change != "renamed":
+        shutil.rmtree(share.path / "moved")
+    if change == "replaced":
+        (share.path / "a").touch()
+    for kind, body in ((T.SETATTR, p9.setattr_(10, 0o700)), (T.RENAMEAT, p9.renameat(1, "f", "g"))):
+        driver.call(kind, body)
+    lost = [way for fid, way in enumerate(_WAYS, start=10) if not _is_usable(driver, fid)]
+    if lost:
+        raise Violation(f"fids of a file that was renamed are lost, if walked to: {', '.join(lost)}")
 
 
 @pytest.mark.no_guest_kernel
