@@ -49,7 +49,6 @@ from harness.ninep.session import (
     wait_answered_or_broken,
     wait_outcome,
 )
-from harness.ninep.virtio_driver import VirtioDriver
 from harness.qemu.spec import Share
 from harness.testbed import Testbed
 
@@ -384,24 +383,6 @@ def test_reads_beyond_the_configuration(tagged: Share, raw_guest: RawGuest, tag:
             if seen != int.from_bytes(right, "little"):
                 wrong.append(f"{size} bytes at {at}: {seen:#x}")
     assert wrong == []
-
-
-class FirstDriver(VirtioDriver):
-    """A driver that finds the device as it was plugged: it does not reset it."""
-
-    def reset(self) -> None:
-        """Leave the device as it is."""
-
-
-@pytest.mark.thorough
-def test_a_device_that_no_driver_has_reset(raw_guest: RawGuest, share: Share) -> None:
-    """A device that was just plugged shows its mount tag and its registers, and has no queue enabled."""
-    raw_guest.machine.device_add(share)
-    driver = FirstDriver(raw_guest.qtest, raw_guest.machine, share)
-    assert driver.tag() == share.mount_tag
-    first = ModernRegisters(raw_guest.qtest, driver).read_all()
-    reset_and_attach_to(raw_guest, share)
-    assert first["queue_enable"] == 0
 
 
 @pytest.mark.thorough
