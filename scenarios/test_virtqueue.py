@@ -459,6 +459,41 @@ def test_values_that_enable_no_queue(raw_guest: RawGuest, share: Share, value: i
     reset_and_attach_to(raw_guest, share)
 
 
+#: Addresses to which a driver may move its ring: without memory, in other memory, and across its end.
+_PLACES: dict[str, Callable[[int], int]] = {
+    "nowhere": lambda _end: 0xFFFFFFF000,
+    "elsewhere": lambda _end: 0x300000,
+    "across the end": lambda end: end - 16,
+}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("to", _PLACES)
+def test_the_ring_moves_while_a_request_is_in_flight(
+    raw_guest: RawGuest, share: Share, hold: Hold, to: str
+) -> None:
+    """The driver moves the ring away from a request in flight. QEMU ends the request, wherever its answer
+    goes, and after a reset the device serves."""
+    driver = plug_and_attach(raw_guest, share)
+    modern = ModernRegisters(raw_guest.qtest, driver)
+    driver.walk(ROOT, FILE, "file")
+    driver.open(FILE)
+    place = _PLACES[to](raw_guest.machine.spec.memory_mib << 20)
+    with hold.requests(share) as held, error_context(f"the ring moves {to}", raw_guest.machine):
+        driver.send(T.READ, p9.read(FILE, 0, 100))
+        held.wait_caught()
+        modern.write("queue_size", driver.queue_size)
+        for ring in ("queue_desc", "queue_driver", "queue_device"):
+            modern.write(ring, place)
+        modern.write("queue_enable", 1)
+        held.waiting()
+    with error_context(f"the ring has moved {to}", raw_guest.machine):
+        raw_guest.machine.qmp.execute("query-status")
+        reset_and_attach(raw_guest, share).clunk(ROOT)
+        raw_guest.eject(share)
+    expect_blocked_by(raw_guest.machine)
+
+
 #: QEMU: ``hw/9pfs/9p.h``, ``MAX_REQ``.
 _REQUESTS = 128
 
