@@ -108,7 +108,7 @@ NO_DRIVERS = (
     "i440FX",
 )
 #: QEMU: ``softmmu/qdev-monitor.c`` (later ``system/``), ``qdev_get_device_class``.
-_NO_DRIVER = r"'.*' is not a valid device model name|Parameter 'driver' expects a.*device type"
+_NO_DRIVER = r"'.*' is not a valid device model name|Parameter 'driver' expects .*device type"
 
 
 @pytest.mark.thorough
