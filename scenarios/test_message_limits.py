@@ -33,6 +33,7 @@ from harness.ninep.session import (
     SPARE,
     error_context,
     expect_serving,
+    open_request,
     outcome,
     plug_and_attach,
     start_session,
@@ -104,12 +105,13 @@ def test_an_unknown_protocol(raw_guest: RawGuest, share: Share) -> None:
 
 
 #: Counts and offsets around sizes of headers, the msize, and the ranges of integers.
+_REPLY_BUFFER = 0x3FF0  # As much as the raw client's buffer for a reply has room for.
 COUNTS = (0, 1, 23, 24, 25, 279, MSIZE - 24, MSIZE - 11)
 HUGE_COUNTS = (
     MSIZE - 10,
     MSIZE,
     MSIZE + 1,
-    0x3FF0,
+    _REPLY_BUFFER,
     1 << 16,
     (1 << 31) - 1,
     1 << 31,
@@ -155,6 +157,54 @@ def test_counts_of_readdir(raw_guest: RawGuest, share: Share) -> None:
                 seen += [name for name, _ in part]
                 offset = part[-1][1]
             assert sorted(seen) == sorted(names)
+
+
+def test_counts_of_a_folder_read_with_9p2000u(raw_guest: RawGuest, share: Share) -> None:
+    """An Rread of a folder has no more bytes than were asked for, and whole entries only.
+
+    Read in parts, the folder has each name exactly once.
+    """
+    driver = plug_and_attach(raw_guest, share, UNIX_VERSION)
+    names = set(make_files(share.path, _ENTRIES)) | {"file", ".", ".."}
+    for count in (*COUNTS, _REPLY_BUFFER):
+        with error_context(f"a Tread of {count} bytes of a folder"):
+            driver.walk(ROOT, FOLDER)
+            driver.call(*open_request(UNIX_VERSION, FOLDER, os.O_RDONLY))
+            answer = driver.call(T.READ, p9.read(FOLDER, 0, count))
+            assert len(answer) - 4 == int.from_bytes(answer[:4], "little") <= count, f"asked for {count}"
+            assert set(p9.stat_names(answer[4:])) <= names
+            driver.clunk(FOLDER)
+    for count in (100, 1000, MSIZE - 11):
+        with error_context(f"a whole folder in parts of {count} bytes"):
+            driver.walk(ROOT, FOLDER)
+            driver.call(*open_request(UNIX_VERSION, FOLDER, os.O_RDONLY))
+            seen: list[str] = []
+            offset = 0
+            while part := driver.call(T.READ, p9.read(FOLDER, offset, count))[4:]:
+                seen += p9.stat_names(part)
+                offset += len(part)
+            assert sorted(seen) == sorted(names)
+            driver.clunk(FOLDER)
+    expect_serving(driver)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_iounit(raw_guest: RawGuest, share: Share, protocol: str) -> None:
+    """The answers to open and create have the same iounit: so many bytes fit into a message of the msize."""
+    driver = plug_and_attach(raw_guest, share, protocol)
+    driver.walk(ROOT, FILE, "file")
+    driver.walk(ROOT, OTHER)
+    made = (
+        (T.LCREATE, p9.create(OTHER, "made"))
+        if protocol == VERSION
+        else (T.CREATE, p9.unix_create(OTHER, "made"))
+    )
+    requests = [open_request(protocol, FILE, os.O_RDWR), made]
+    units = [int.from_bytes(driver.call(*request)[13:17], "little") for request in requests]
+    assert units[0] == units[1], units
+    assert 0 < units[0] <= MSIZE - p9.IO_HEADER, units
+    for fid in (FILE, OTHER):
+        assert driver.write(fid, 0, b"x" * units[0]) == units[0]
 
 
 def test_counts_and_offsets_of_files(raw_guest: RawGuest, share: Share) -> None:
@@ -345,6 +395,38 @@ def expect_names_refused(
 def test_invalid_names(raw_guest: RawGuest, share: Share, protocol: str) -> None:
     """No file is created, renamed or removed by a name that has a slash, is empty, ``.`` or ``..``."""
     expect_names_refused(raw_guest, share, protocol, NAMING[protocol])
+
+
+#: The folder in which ``mapped-file`` keeps the metadata of the files beside it (QEMU:
+#: ``hw/9pfs/9p-local.c``, ``VIRTFS_META_DIR``).
+_METADATA = ".virtfs_metadata"
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_dot_names_and_the_metadata_of_other_folders(testbed: Testbed, share: Share, protocol: str) -> None:
+    """With ``mapped-file``, a file named ``.`` or ``..`` does not lead to the metadata of another folder.
+
+    The parent of the export's root is outside of the export.
+    """
+    (mapped,) = testbed.declare(replace(share, security_model="mapped-file"))
+    above = share.path.parent
+    for folder in (above, share.path, share.path / "folder", share.path / "folder" / "below"):
+        (folder / _METADATA).mkdir(parents=True)
+    driver = plug_and_attach(RawGuest(testbed), mapped, protocol)
+    before = sorted(above.rglob("*"))
+    for names in ((), ("folder",), ("folder", "below")):
+        start_session(driver, protocol)
+        driver.walk(ROOT, FILE, "file")
+        driver.walk(ROOT, ROOT, *names)  # The folder of all these messages.
+        for what, message in NAMING[protocol].items():
+            for name in (".", ".."):
+                with error_context(f"{what} with the name {name!r} in {'/'.join(names) or 'the root'}"):
+                    driver.walk(ROOT, SPARE)
+                    assert outcome(driver, *message(name)) != ANSWERED
+                    driver.clunk(SPARE)
+                    assert sorted(above.rglob("*")) == before
+    start_session(driver, protocol)
+    expect_serving(driver)
 
 
 def test_a_twstat_to_an_invalid_name(raw_guest: RawGuest, share: Share) -> None:

@@ -935,6 +935,33 @@ def test_metadata_that_the_host_has_damaged(
         assert sorted(str(path) for path in share.path.rglob("*")) == before, T(kind).name
 
 
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_what_cannot_be_removed_is_not_reported_as_removed(
+    raw_guest: RawGuest, shares: tuple[Share, ...]
+) -> None:
+    """The host has replaced the folder of the metadata by a file: neither a file, nor a folder with metadata
+    of its own can be removed, and the guest gets the error."""
+    share = _of(shares, "mapped-file")
+    driver = attached(raw_guest, share)
+    for name, message in (
+        ("file", p9.unlinkat(1, "file")),
+        ("folder", p9.unlinkat(1, "folder", p9.REMOVEDIR)),
+    ):
+        driver.call(*((T.MKDIR, p9.mkdir(1, name)) if name == "folder" else (T.MKNOD, p9.mknod(1, name))))
+        if name == "folder":
+            (share.path / name / _METADATA[0]).mkdir()
+        shutil.rmtree(share.path / _METADATA[0])
+        (share.path / _METADATA[0]).write_text("")
+        with error_context(f"Tunlinkat of the {name}"), refused(errno.ENOTDIR):
+            driver.call(T.UNLINKAT, message)
+        assert (share.path / name).exists()
+        (share.path / _METADATA[0]).unlink()
+        driver.call(T.UNLINKAT, message)
+        assert not (share.path / name).exists()
+        (share.path / _METADATA[0]).mkdir(exist_ok=True)
+
+
 @pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")

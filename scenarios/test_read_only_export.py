@@ -123,6 +123,17 @@ def test_a_read_only_export(testbed: Testbed, guest_of_a_read_only_export: RawGu
     expect_refused(guest_of_a_read_only_export, testbed.shares[0], protocol, CHANGING[protocol])
 
 
+def test_an_unknown_type_on_a_read_only_export(
+    testbed: Testbed, guest_of_a_read_only_export: RawGuest
+) -> None:
+    """A message of an unknown type is refused as on any export; it is not taken for one that changes it."""
+    driver = guest_of_a_read_only_export.plug(testbed.shares[0])
+    start_session(driver)
+    for kind in (0, 98, 127, 254):
+        with error_context(f"a message of type {kind}"):
+            assert outcome(driver, kind, p9.fid(ROOT)) == "ENOTSUP"
+
+
 def test_a_topen_that_truncates_on_a_read_only_export(
     testbed: Testbed, guest_of_a_read_only_export: RawGuest
 ) -> None:

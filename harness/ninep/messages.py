@@ -29,8 +29,13 @@ MODE, UID, GID, SIZE, ATIME, MTIME, ATIME_SET, MTIME_SET = 1, 2, 4, 8, 16, 32, 1
 
 #: Bytes of the header of a message (size, type, tag), and of an Rread's header, which also has a count.
 HEADER, READ_HEADER = 7, 11
+#: The most bytes around the data of a message, which its iounit leaves room for (QEMU: ``hw/9pfs/9p.h``,
+#: ``P9_IOHDRSZ``).
+IO_HEADER = 24
 #: An entry of an Rreaddir up to its name: the offset of the next entry, and the length of the name.
 _ENTRY = struct.Struct("<13xQxH")
+#: A stat of 9P2000.u up to its name: the number of bytes that follow, and the length of the name.
+_STAT = struct.Struct("<H39xH")
 
 
 class T(IntEnum):
@@ -253,6 +258,22 @@ def entries(listing: bytes) -> list[tuple[str, int]]:
         listing = listing[_ENTRY.size :]
         found.append((listing[:length].decode(), following))
         listing = listing[length:]
+    return found
+
+
+def stat_names(listing: bytes) -> list[str]:
+    """The names in an Rread of a folder in 9P2000.u.
+
+    :param listing: the data of the answer: a ``stat`` for each entry.
+    :raises Violation: when the last entry is incomplete.
+    """
+    found = []
+    while listing:
+        if len(listing) < _STAT.size or len(listing) < 2 + _STAT.unpack_from(listing)[0]:
+            raise Violation(f"the last entry of a folder's Rread is cut: {listing!r}")
+        size, length = _STAT.unpack_from(listing)
+        found.append(listing[_STAT.size :][:length].decode())
+        listing = listing[2 + size :]
     return found
 
 
