@@ -1150,6 +1150,25 @@ def attached(raw_guest: RawGuest, share: Share) -> RawDriver:
 
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
+def test_a_walk_up_does_not_depend_on_where_it_came_from(raw_guest: RawGuest, share: Share) -> None:
+    """A fid was walked into a folder and up again: its file stays in use when that folder is removed."""
+    (share.path / "kept").write_text("content")
+    (share.path / "way" / "below").mkdir(parents=True)
+    driver = attached(raw_guest, share)
+    driver.walk(1, 2, "way", "..", "kept")
+    driver.walk(1, 3, "way", "below", "..", "..", "kept")
+    driver.walk(1, 4, "way", "..")
+    driver.walk(1, 5, "way")
+    driver.walk(5, 5, "..", ".", "kept")
+    shutil.rmtree(share.path / "way")
+    for fid in (2, 3, 5):
+        driver.open(fid)
+        assert driver.read(fid, 0, 100) == b"content", fid
+    driver.walk(4, 6, "kept")
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
 def test_a_link_longer_than_msize(raw_guest: RawGuest, share: Share) -> None:
     """A link target that does not fit into an answer of the session's msize is refused."""
     (share.path / "link").symlink_to("l" * 4095)
