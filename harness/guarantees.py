@@ -17,6 +17,7 @@ BY_FILE = {
     "test_cross_version.py": "migrates when unmounted",
     "test_device_state.py": "migrates when unmounted",
     "test_failed_migration.py": "migrates when unmounted",
+    "test_live_update.py": "migrates when unmounted",
     "test_unplug_busy.py": "unplug is refused while busy",
     "test_hostile_guest.py": "a hostile guest cannot hurt QEMU",
     "test_surprise_removal.py": "a hostile guest cannot hurt QEMU",

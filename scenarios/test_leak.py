@@ -7,7 +7,8 @@ QOM objects and blockers must not grow from cycle to cycle.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from harness.leaks.hunt import SAVING, LeakHunt
 from harness.ninep import messages as p9
 from harness.ninep.client import NineError, RawDriver, RawGuest, make_files
 from harness.ninep.messages import T
+from harness.ninep.session import outcome
 from harness.plugin.thorough import by_default
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
@@ -79,6 +81,76 @@ def test_the_tables_of_remapped_inodes(leak_hunt: LeakHunt, share: Share, testbe
         guest.eject(remapped)
 
     leak_hunt.repeat_raw(cycle)
+
+
+#: Exports whose sessions use other code of QEMU than that of a plain folder.
+EXPORTS: dict[str, Callable[[Share], Share]] = {
+    "synth": lambda share: replace(share, fsdriver="synth"),
+    "readonly": lambda share: replace(share, fsdev_options={"readonly": "on"}),
+    **{model: functools.partial(replace, security_model=model) for model in ("mapped-xattr", "mapped-file")},
+}
+#: The names of mapped-file's metadata, and others that no file may have (QEMU: ``hw/9pfs/9p-local.c``,
+#: ``local_is_mapped_file_metadata``).
+REFUSED_NAMES = (".virtfs_metadata", ".virtfs_metadata_root", ".", "..", "a/b", "", "n" * 300)
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("export", EXPORTS)
+def test_a_session_on_each_export(leak_hunt: LeakHunt, share: Share, testbed: Testbed, export: str) -> None:
+    """Walks, listings, changes and every message with a name that is refused; all fids are clunked."""
+    (declared,) = testbed.declare(EXPORTS[export](share))
+    make_files(share.path, 3)
+    (share.path / "folder").mkdir()
+
+    def cycle(guest: RawGuest) -> None:
+        if share.id not in guest.machine.plugged:
+            guest.plug(declared)
+        driver = guest.driver(declared)
+        driver.version()
+        driver.attach(1)
+        for fid in (2, 3):
+            driver.walk(1, fid)
+        driver.open(2)
+        driver.readdir(2)
+        driver.walk(1, 4, "..")
+        for fid, name in ((5, "file0"), (6, "folder"), (7, "nothing")):
+            outcome(driver, T.WALK, p9.walk(1, fid, name))
+        for kind, body in about_each_name(REFUSED_NAMES):
+            outcome(driver, kind, body)
+        for kind, body in (
+            (T.SETATTR, p9.set_fields(5, p9.MODE | p9.UID, mode=0o100640, uid=3)),
+            (T.MKDIR, p9.mkdir(6, "made")),
+            (T.MKNOD, p9.mknod(6, "node")),
+            (T.SYMLINK, p9.symlink(6, "link", "to")),
+            (T.LINK, p9.link(6, 5, "linked")),
+            (T.RENAMEAT, p9.renameat(6, "node", "moved")),
+            *((T.UNLINKAT, p9.unlinkat(6, name)) for name in ("moved", "link", "linked")),
+            (T.UNLINKAT, p9.unlinkat(6, "made", p9.REMOVEDIR)),
+            (T.STATFS, p9.fid(1)),
+        ):
+            outcome(driver, kind, body)
+        for fid in range(1, 8):
+            outcome(driver, T.CLUNK, p9.fid(fid))
+
+    leak_hunt.repeat_raw(cycle)
+
+
+def about_each_name(names: Iterable[str]) -> Iterator[tuple[T, bytes]]:
+    """Every message of 9P2000.L that has the name of a file; fid 1 is the folder, 3 a clone, 5 a file."""
+    for name in names:
+        yield T.WALK, p9.walk(1, 9, name)
+        yield T.LCREATE, p9.create(3, name)
+        yield T.MKDIR, p9.mkdir(1, name)
+        yield T.MKNOD, p9.mknod(1, name)
+        yield T.SYMLINK, p9.symlink(1, name, "to")
+        yield T.LINK, p9.link(1, 5, name)
+        yield T.RENAME, p9.rename(5, 1, name)
+        yield T.RENAMEAT, p9.renameat(1, "file1", name)
+        yield T.RENAMEAT, p9.renameat(1, name, "new")
+        yield T.UNLINKAT, p9.unlinkat(1, name)
+        yield T.UNLINKAT, p9.unlinkat(1, name, p9.REMOVEDIR)
 
 
 #: The ways in which a session ends before its device is ejected.
@@ -244,47 +316,6 @@ def test_a_bridge_that_comes_and_goes(leak_hunt: LeakHunt, share: Share) -> None
             events.wait(what="DEVICE_DELETED of the bridge", timeout_s=10)
 
     leak_hunt.repeat_raw(cycle, SAVING)
-
-
-@pytest.mark.thorough
-@pytest.mark.no_guest_kernel
-@pytest.mark.pin_machine("pc")
-def test_what_a_mapped_export_refuses(leak_hunt: LeakHunt, share: Share, testbed: Testbed) -> None:
-    """Requests that a ``mapped-file`` export refuses, because of a name or of what is there, leave no
-    memory."""
-    (declared,) = testbed.declare(replace(share, security_model="mapped-file"))
-    make_files(declared.path, 1)
-    names = (".virtfs_metadata", ".virtfs_metadata_root", "file0", "n" * 256)
-
-    def cycle(guest: RawGuest) -> None:
-        driver = guest.plug(declared)
-        driver.version()
-        driver.attach(1)
-        driver.walk(1, 2, "file0")
-        for name in names:
-            for kind, body in naming(name):
-                driver.walk(1, 3)
-                with contextlib.suppress(NineError):
-                    driver.call(kind, body)
-                with contextlib.suppress(NineError):
-                    driver.clunk(3)
-        driver.clunk_all()
-        guest.eject(declared)
-
-    leak_hunt.repeat_raw(cycle)
-
-
-def naming(name: str) -> Iterator[tuple[T, bytes]]:
-    """Each request that has the name of a new entry; fid 1 is the root, 2 a file in it, 3 a folder to
-    create in."""
-    yield T.WALK, p9.walk(1, 4711, name, "inside")
-    yield T.MKDIR, p9.mkdir(1, name)
-    yield T.SYMLINK, p9.symlink(1, name, "target")
-    yield T.MKNOD, p9.mknod(1, name)
-    yield T.LINK, p9.link(1, 2, name)
-    yield T.RENAMEAT, p9.renameat(1, "nothing", name)
-    yield T.RENAME, p9.rename(2, 1, f"{name}/")
-    yield T.UNLINKAT, p9.unlinkat(1, name, p9.REMOVEDIR)
 
 
 @pytest.mark.thorough

@@ -31,13 +31,11 @@ from harness.ninep.session import (
     PROTOCOLS,
     ROOT,
     SPARE,
-    create_request,
     error_context,
     expect_serving,
     open_request,
     outcome,
     plug_and_attach,
-    reset_export,
     start_session,
 )
 from harness.qemu.binary import require_options
@@ -107,12 +105,13 @@ def test_an_unknown_protocol(raw_guest: RawGuest, share: Share) -> None:
 
 
 #: Counts and offsets around sizes of headers, the msize, and the ranges of integers.
+_REPLY_BUFFER = 0x3FF0  # As much as the raw client's buffer for a reply has room for.
 COUNTS = (0, 1, 23, 24, 25, 279, MSIZE - 24, MSIZE - 11)
 HUGE_COUNTS = (
     MSIZE - 10,
     MSIZE,
     MSIZE + 1,
-    0x3FF0,
+    _REPLY_BUFFER,
     1 << 16,
     (1 << 31) - 1,
     1 << 31,
@@ -160,57 +159,52 @@ def test_counts_of_readdir(raw_guest: RawGuest, share: Share) -> None:
             assert sorted(seen) == sorted(names)
 
 
-#: Bytes of a Tread or Twrite of a whole iounit that are not data (QEMU: ``hw/9pfs/9p.h``, ``P9_IOHDRSZ``).
-_IO_HEADER = 24
+def test_counts_of_a_folder_read_with_9p2000u(raw_guest: RawGuest, share: Share) -> None:
+    """An Rread of a folder has no more bytes than were asked for, and whole entries only.
 
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_iounits(raw_guest: RawGuest, share: Share, protocol: str) -> None:
-    """The iounit of a file that was opened is that of one that was created, and a message of it fits into the
-    msize."""
-    driver = plug_and_attach(raw_guest, share, protocol)
-    made = iter(range(100))
-    for msize in (_MIN_MSIZE, _MIN_MSIZE + 1, MSIZE, 1 << 20, _MAX_MSIZE):
-        with error_context(f"an msize of {msize}"):
-            assert negotiate(driver, msize, protocol) == msize
-            driver.attach(ROOT)
-            driver.walk(ROOT, FILE, "file")
-            driver.walk(ROOT, SPARE)
-            name = f"made{next(made)}"
-            units = [
-                int.from_bytes(driver.call(kind, body)[p9.QID :], "little")
-                for kind, body in (
-                    open_request(protocol, FILE, os.O_RDWR),
-                    create_request(protocol, SPARE, name),
-                )
-            ]
-            assert units[0] == units[1], f"{units[0]} after an open, {units[1]} after a create"
-            assert 0 < units[0] <= msize - _IO_HEADER, units
-
-
-@pytest.mark.thorough
-def test_counts_of_a_folder_that_is_read(raw_guest: RawGuest, share: Share) -> None:
-    """9P2000.u lists a folder by Tread: the answer has whole entries, no more bytes than were asked for, and
-    needs no larger reply buffer than that. Read in parts, the folder has each name exactly once."""
+    Read in parts, the folder has each name exactly once.
+    """
     driver = plug_and_attach(raw_guest, share, UNIX_VERSION)
-    driver.reply_timeout_s = 3
-    names = {*make_files(share.path, _ENTRIES), "file", ".", ".."}
-    for count in (200, 1000, 4000, MSIZE - p9.READ_HEADER):
-        with error_context(f"a folder in parts of {count} bytes", raw_guest.machine):
+    names = set(make_files(share.path, _ENTRIES)) | {"file", ".", ".."}
+    for count in (*COUNTS, _REPLY_BUFFER):
+        with error_context(f"a Tread of {count} bytes of a folder"):
+            driver.walk(ROOT, FOLDER)
+            driver.call(*open_request(UNIX_VERSION, FOLDER, os.O_RDONLY))
+            answer = driver.call(T.READ, p9.read(FOLDER, 0, count))
+            assert len(answer) - 4 == int.from_bytes(answer[:4], "little") <= count, f"asked for {count}"
+            assert set(p9.stat_names(answer[4:])) <= names
+            driver.clunk(FOLDER)
+    for count in (100, 1000, MSIZE - 11):
+        with error_context(f"a whole folder in parts of {count} bytes"):
             driver.walk(ROOT, FOLDER)
             driver.call(*open_request(UNIX_VERSION, FOLDER, os.O_RDONLY))
             seen: list[str] = []
             offset = 0
-            while part := driver.wait_answer(
-                driver.send(T.READ, p9.read(FOLDER, offset, count), reply_size=count + p9.READ_HEADER)
-            )[4:]:
-                assert len(part) <= count
-                seen += p9.unix_entries(part)
+            while part := driver.call(T.READ, p9.read(FOLDER, offset, count))[4:]:
+                seen += p9.stat_names(part)
                 offset += len(part)
             assert sorted(seen) == sorted(names)
             driver.clunk(FOLDER)
     expect_serving(driver)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_iounit(raw_guest: RawGuest, share: Share, protocol: str) -> None:
+    """The answers to open and create have the same iounit: so many bytes fit into a message of the msize."""
+    driver = plug_and_attach(raw_guest, share, protocol)
+    driver.walk(ROOT, FILE, "file")
+    driver.walk(ROOT, OTHER)
+    made = (
+        (T.LCREATE, p9.create(OTHER, "made"))
+        if protocol == VERSION
+        else (T.CREATE, p9.unix_create(OTHER, "made"))
+    )
+    requests = [open_request(protocol, FILE, os.O_RDWR), made]
+    units = [int.from_bytes(driver.call(*request)[13:17], "little") for request in requests]
+    assert units[0] == units[1], units
+    assert 0 < units[0] <= MSIZE - p9.IO_HEADER, units
+    for fid in (FILE, OTHER):
+        assert driver.write(fid, 0, b"x" * units[0]) == units[0]
 
 
 def test_counts_and_offsets_of_files(raw_guest: RawGuest, share: Share) -> None:
@@ -396,48 +390,43 @@ def expect_names_refused(
                 assert [path.name for path in share.path.iterdir()] == ["file"]
 
 
-#: Messages that rename the folder :data:`OTHER` to a name in the folder :data:`FOLDER`, which is empty.
-MOVING: dict[str, Callable[[str], tuple[T, bytes]]] = {
-    "Trename": lambda name: (T.RENAME, p9.rename(OTHER, FOLDER, name)),
-    "Trenameat": lambda name: (T.RENAMEAT, p9.renameat(ROOT, "other", name, FOLDER)),
-}
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("what", MOVING)
-def test_a_folder_does_not_replace_another_by_an_invalid_name(
-    raw_guest: RawGuest, share: Share, what: str
-) -> None:
-    """A folder is not renamed to ``.`` or ``..`` of an empty folder, which a rename could replace."""
-    for name in (".", ".."):
-        driver = reset_with_folders(raw_guest, share)
-        with error_context(f"{what} with the name {name!r}"):
-            assert outcome(driver, *MOVING[what](name)) != ANSWERED
-        left = sorted(str(path.relative_to(share.path)) for path in share.path.rglob("*"))
-        assert left == ["file", "folder", "folder/empty", "other", "other/inside"], name
-        expect_serving(driver)
-
-
-def reset_with_folders(raw_guest: RawGuest, share: Share) -> RawDriver:
-    """A new session, and an export with the folders ``folder/empty`` (:data:`FOLDER`) and ``other``
-    (:data:`OTHER`)."""
-    reset_export(share)
-    (share.path / "link").unlink()
-    (share.path / "folder" / "empty").mkdir()
-    (share.path / "other").mkdir()
-    (share.path / "other" / "inside").touch()
-    driver = raw_guest.driver(share) if share.id in raw_guest.machine.plugged else raw_guest.plug(share)
-    start_session(driver)
-    driver.walk(ROOT, FOLDER, "folder", "empty")
-    driver.walk(ROOT, OTHER, "other")
-    return driver
-
-
 @pytest.mark.thorough
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_invalid_names(raw_guest: RawGuest, share: Share, protocol: str) -> None:
     """No file is created, renamed or removed by a name that has a slash, is empty, ``.`` or ``..``."""
     expect_names_refused(raw_guest, share, protocol, NAMING[protocol])
+
+
+#: The folder in which ``mapped-file`` keeps the metadata of the files beside it (QEMU:
+#: ``hw/9pfs/9p-local.c``, ``VIRTFS_META_DIR``).
+_METADATA = ".virtfs_metadata"
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_dot_names_and_the_metadata_of_other_folders(testbed: Testbed, share: Share, protocol: str) -> None:
+    """With ``mapped-file``, a file named ``.`` or ``..`` does not lead to the metadata of another folder.
+
+    The parent of the export's root is outside of the export.
+    """
+    (mapped,) = testbed.declare(replace(share, security_model="mapped-file"))
+    above = share.path.parent
+    for folder in (above, share.path, share.path / "folder", share.path / "folder" / "below"):
+        (folder / _METADATA).mkdir(parents=True)
+    driver = plug_and_attach(RawGuest(testbed), mapped, protocol)
+    before = sorted(above.rglob("*"))
+    for names in ((), ("folder",), ("folder", "below")):
+        start_session(driver, protocol)
+        driver.walk(ROOT, FILE, "file")
+        driver.walk(ROOT, ROOT, *names)  # The folder of all these messages.
+        for what, message in NAMING[protocol].items():
+            for name in (".", ".."):
+                with error_context(f"{what} with the name {name!r} in {'/'.join(names) or 'the root'}"):
+                    driver.walk(ROOT, SPARE)
+                    assert outcome(driver, *message(name)) != ANSWERED
+                    driver.clunk(SPARE)
+                    assert sorted(above.rglob("*")) == before
+    start_session(driver, protocol)
+    expect_serving(driver)
 
 
 def test_a_twstat_to_an_invalid_name(raw_guest: RawGuest, share: Share) -> None:

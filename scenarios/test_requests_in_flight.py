@@ -18,7 +18,7 @@ from harness.actions.drain import happens_while
 from harness.actions.migration import expect_blocked_by
 from harness.background import Background
 from harness.deadline import check_during
-from harness.holds.hold import STAT, Hold
+from harness.holds.hold import READDIR, STAT, Hold
 from harness.holds.throttle import require_throttling, throttled
 from harness.leaks.footprint import open_fds
 from harness.ninep import messages as p9
@@ -29,6 +29,7 @@ from harness.ninep.client import (
     RawDriver,
     RawGuest,
     Request,
+    make_files,
 )
 from harness.ninep.messages import UNIX_VERSION, VERSION, T
 from harness.ninep.session import (
@@ -36,8 +37,10 @@ from harness.ninep.session import (
     FILE,
     FOLDER,
     OTHER,
+    PROTOCOLS,
     ROOT,
     expect_serving,
+    open_request,
     plug_and_attach,
     reset_and_attach,
     start_session,
@@ -46,6 +49,35 @@ from harness.qemu.spec import Share
 from harness.testbed import Testbed
 
 pytestmark = [pytest.mark.no_guest_kernel, pytest.mark.pin_machine("pc")]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_folder_is_read_twice_at_once(raw_guest: RawGuest, share: Share, hold: Hold, protocol: str) -> None:
+    """A second request reads the folder of a fid while the first is held on the host: QEMU goes on meanwhile.
+
+    Both are answered. They share the fid's position, so each may have a part of the names; a third has all.
+    """
+    driver = plug_and_attach(raw_guest, share, protocol)
+    names = {*make_files(share.path, 5), "file", ".", ".."}
+    driver.walk(ROOT, FOLDER)
+    driver.call(*open_request(protocol, FOLDER, os.O_RDONLY))
+    kind = T.READDIR if protocol == VERSION else T.READ
+    with hold.requests(share, *READDIR) as held:
+        requests = [driver.send(kind, p9.read(FOLDER, 0, 4000))]
+        held.wait_caught()
+        requests.append(driver.send(kind, p9.read(FOLDER, 0, 4000)))
+        raw_guest.machine.qmp.execute("query-status")
+        held.in_flight()
+    for request in requests:
+        assert set(names_in(protocol, driver.wait_answer(request))) <= names
+    third = driver.call(kind, p9.read(FOLDER, 0, 4000))
+    assert sorted(names_in(protocol, third)) == sorted(names)
+    expect_serving(driver)
+
+
+def names_in(protocol: str, answer: bytes) -> list[str]:
+    """The names in the answer to a request that reads a folder."""
+    return [name for name, _ in p9.entries(answer[4:])] if protocol == VERSION else p9.stat_names(answer[4:])
 
 
 @dataclass(frozen=True)

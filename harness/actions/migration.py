@@ -112,7 +112,7 @@ class Outgoing:
         """
         self.wait_arrived()
         try:
-            arrived = _devices(self.guest)
+            arrived = devices_of(self.guest)
         except HarnessError as exc:
             self._op.info(exc.message)
             raise
@@ -201,7 +201,7 @@ class Migration:
         stream.prepare(source, destination)
         limit_bandwidth(source, _MAX_BANDWIDTH)
         uri = stream.open(source, destination)
-        devices = None if stopped else _devices(self.guest)
+        devices = None if stopped else devices_of(self.guest)
         op = source.history.invoke(source.name, "migrate", {"to": destination.name, "stream": stream.name})
         try:
             source.qmp.execute("migrate", {"uri": uri}, watch=source.watch)
@@ -275,7 +275,7 @@ class Migration:
         self.expect_blocked_by()
 
 
-def _devices(guest: Guest) -> str:
+def devices_of(guest: Guest) -> str:
     """One line for each 9p device of the guest: its mount tag, and its PCI vendor and device id.
 
     The guest has the tag in its memory; it reads the ids from the PCI configuration space.

@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from harness.errors import QemuError, QmpLost, Unsupported
 from harness.qemu.machine import Machine
 
-NORMAL = "normal"
-MODES = (NORMAL, "cpr-reboot", "cpr-transfer", "cpr-exec")
+NORMAL, CPR_TRANSFER = "normal", "cpr-transfer"
+MODES = (NORMAL, "cpr-reboot", CPR_TRANSFER, "cpr-exec")
 
 
 def require_mode(machine: Machine, mode: str) -> None:

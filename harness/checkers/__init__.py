@@ -67,10 +67,10 @@ def judge(folder: Path, checkers: Sequence[Checker] = STANDARD) -> list[Judgemen
 
 def _run(checker: Checker, record: Record) -> Judgement:
     try:
-        verdict, summary, evidence = checker(record)
+        finding = checker(record)
     except Exception as exc:
         return Judgement(_name(checker), Verdict.UNKNOWN, f"the checker crashed: {exc!r}")
-    return Judgement(_name(checker), verdict, summary, evidence)
+    return Judgement(_name(checker), *finding)
 
 
 def _name(checker: Checker) -> str:

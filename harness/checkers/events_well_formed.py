@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from harness.checkers.record import Record
-from harness.checkers.verdict import VALID, Finding, invalid, unknown, worst
+from harness.checkers.verdict import VALID, Finding, invalid, merged, unknown
 from harness.history import Entry, Kind, as_mapping
 
 _BACKEND = "/virtio-backend"
@@ -47,8 +47,7 @@ def events_well_formed(record: Record) -> Finding:
             _pairs(record, machine.name),
             _in_time(machine.name, events),
         ]
-    verdict = worst([finding[0] for finding in findings])
-    return next((finding for finding in findings if finding[0] is verdict), VALID)
+    return merged(findings)
 
 
 def _in_time(machine: str, events: list[Entry]) -> Finding:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 from harness.checkers.record import MachineRecord, Record, text_of
-from harness.checkers.verdict import VALID, Finding, invalid, unknown
+from harness.checkers.verdict import Finding, invalid, merged, unknown
 from harness.history import Kind, as_mapping
 
+_CALL_TRACE = re.compile(r"\bCall [Tt]race:")
 #: The first that matches is reported. A panic comes first, because the others may lead to it.
 _COMPLAINTS = (
     re.compile(r"Kernel panic - not syncing"),
@@ -23,7 +24,7 @@ _COMPLAINTS = (
     re.compile(r"INFO: task .* blocked for more than"),
     re.compile(r"rcu.*detected (?:expedited )?stall|rcu.*self-detected stall"),
     re.compile(r"refcount_t:|list_(?:add|del) corruption|page allocation failure|Out of memory: Killed"),
-    re.compile(r"\bCall [Tt]race:"),
+    _CALL_TRACE,
 )
 _CONTEXT = 15
 
@@ -37,11 +38,7 @@ def guest_kernel_quiet(record: Record) -> Finding:
         for entry in record.entries
         if entry.f == "guest:tolerate"
     ]
-    for machine in record.machines:
-        finding = _check(record, machine, tolerated)
-        if finding is not VALID:
-            return finding
-    return VALID
+    return merged(_check(record, machine, tolerated) for machine in record.machines)
 
 
 def _check(record: Record, machine: MachineRecord, tolerated: list[re.Pattern[str]]) -> Finding:
@@ -51,12 +48,16 @@ def _check(record: Record, machine: MachineRecord, tolerated: list[re.Pattern[st
     if not log.strip() and _booted_here(record, machine.name):
         return unknown(f"the guest of {machine.name!r} ran commands, but its kernel log is empty")
     lines = log.splitlines()
+    counts = [not any(pattern.search(line) for pattern in tolerated) for line in lines]
+    found: list[Finding] = []
     for complaint in _COMPLAINTS:
         for number, line in enumerate(lines):
-            if complaint.search(line) and not any(pattern.search(line) for pattern in tolerated):
+            if counts[number] and complaint.search(line):
                 context = lines[max(0, number - 3) : number + _CONTEXT]
-                return invalid(f"the guest's kernel of {machine.name!r}: {line.strip()}", *context)
-    return VALID
+                found.append(invalid(f"the guest's kernel of {machine.name!r}: {line.strip()}", *context))
+                counts[number] = False
+    # Each complaint has a call trace, which counts by itself only where nothing else does.
+    return merged([one for one in found if not _CALL_TRACE.search(one.summary)] or found)
 
 
 def _booted_here(record: Record, machine: str) -> bool:

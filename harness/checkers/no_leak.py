@@ -65,7 +65,7 @@ def no_leak(record: Record) -> Finding:
     if found_lines:
         lines = [line for finding in found_lines for line in finding]
         return invalid(f"leak: {found_lines[0][0]}{_leaks_of_9p(found_lines[1:])}", *lines)
-    return Verdict.VALID, _coverage(samples, plan, note.get("not_profiled")), ()
+    return Finding(Verdict.VALID, _coverage(samples, plan, note.get("not_profiled")))
 
 
 def slope(values: Sequence[float], at: Sequence[int] = (), steps: Sequence[int] = ()) -> float:

@@ -7,7 +7,7 @@ import signal
 from typing import Any
 
 from harness.checkers.record import MachineRecord, Record, backtrace_of, text_of
-from harness.checkers.verdict import VALID, Finding, invalid, unknown
+from harness.checkers.verdict import VALID, Finding, invalid, merged, unknown
 from harness.history import Entry, as_mapping
 
 _ASSERTION = re.compile(
@@ -27,11 +27,7 @@ def qemu_alive(record: Record) -> Finding:
     """Each machine ended when it was asked to and not before, without a report by a sanitizer or by GLib."""
     if not record.machines:
         return unknown("no machine was launched")
-    for machine in record.machines:
-        finding = _check(record, machine)
-        if finding is not VALID:
-            return finding
-    return VALID
+    return merged(_check(record, machine) for machine in record.machines)
 
 
 def _check(record: Record, machine: MachineRecord) -> Finding:

@@ -41,6 +41,12 @@ def handles(pid: int) -> dict[str, Any]:
     }
 
 
+def processor_s(pid: int) -> float:
+    """The processor time that a QEMU has used so far, in seconds (``man 5 proc``: ``utime``, ``stime``)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def thread_name(pid: int, thread: int) -> str:
     """The name of one of QEMU's threads in :func:`handles`; empty when it has just ended."""
     try:

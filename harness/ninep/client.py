@@ -91,9 +91,6 @@ class RawGuest:
                 "a raw 9p client needs virtio's legacy interface, which only machine type pc has"
             )
         self.testbed = testbed
-        #: Referenced until the end of the testbed: QEMU prints an error if its qtest connection is closed
-        #: earlier.
-        self._destinations: list[RawGuest] = []
 
         def with_qtest(spec: MachineSpec) -> MachineSpec:
             socket = f"unix:{self._path(spec)},server=on,wait=off"
@@ -107,14 +104,18 @@ class RawGuest:
         answer_s = self.machine.timeout_scale.host_seconds(TIMEOUT_S)
         watch = self.machine.watch_process
         self.qtest = Qtest(self._path(self.machine.spec), timeout_s=answer_s, watch=watch)
+        testbed.attach(self)  # The testbed keeps it, so that the connection is not closed earlier.
+
+    def close(self) -> None:
+        """Close the qtest connection. A QEMU that still runs prints an error then."""
+        self.qtest.close()
 
     def _path(self, spec: MachineSpec) -> Path:
         return self.testbed.folder / f"{spec.name}.qtest"
 
     def destination(self) -> RawGuest:
         """Start the destination of a migration of this machine, with the same devices."""
-        self._destinations.append(RawGuest(self.testbed, source=self))
-        return self._destinations[-1]
+        return RawGuest(self.testbed, source=self)
 
     def plug(self, share: Share) -> RawDriver:
         """Plug in the device of ``share`` with ``device_add``, and initialise it."""

@@ -27,15 +27,15 @@ DMSOCKET, DMSETUID, DMSETGID, DMSETVTX = 0x100000, 0x80000, 0x40000, 0x10000
 #: ``_SET`` is the present.
 MODE, UID, GID, SIZE, ATIME, MTIME, ATIME_SET, MTIME_SET = 1, 2, 4, 8, 16, 32, 128, 256
 
-#: Bytes of a qid, with which many answers begin.
-QID = 13
 #: Bytes of the header of a message (size, type, tag), and of an Rread's header, which also has a count.
 HEADER, READ_HEADER = 7, 11
+#: The most bytes around the data of a message, which its iounit leaves room for (QEMU: ``hw/9pfs/9p.h``,
+#: ``P9_IOHDRSZ``).
+IO_HEADER = 24
 #: An entry of an Rreaddir up to its name: the offset of the next entry, and the length of the name.
 _ENTRY = struct.Struct("<13xQxH")
-#: Where the name of a ``stat`` of 9P2000.u begins: after ``size[2] type[2] dev[4] qid[13] mode[4] atime[4]
-#: mtime[4] length[8]``.
-_STAT_NAME = 41
+#: A stat of 9P2000.u up to its name: the number of bytes that follow, and the length of the name.
+_STAT = struct.Struct("<H39xH")
 
 
 class T(IntEnum):
@@ -261,19 +261,19 @@ def entries(listing: bytes) -> list[tuple[str, int]]:
     return found
 
 
-def unix_entries(listing: bytes) -> list[str]:
-    """The names in an Rread of a folder in 9P2000.u, which has the ``stat`` of each entry.
+def stat_names(listing: bytes) -> list[str]:
+    """The names in an Rread of a folder in 9P2000.u.
 
+    :param listing: the data of the answer: a ``stat`` for each entry.
     :raises Violation: when the last entry is incomplete.
     """
     found = []
     while listing:
-        size = 2 + int.from_bytes(listing[:2], "little")
-        if size < _STAT_NAME + 2 or len(listing) < size:
-            raise Violation(f"the last entry of a folder is cut: {listing!r}")
-        length = int.from_bytes(listing[_STAT_NAME : _STAT_NAME + 2], "little")
-        found.append(listing[_STAT_NAME + 2 : _STAT_NAME + 2 + length].decode())
-        listing = listing[size:]
+        if len(listing) < _STAT.size or len(listing) < 2 + _STAT.unpack_from(listing)[0]:
+            raise Violation(f"the last entry of a folder's Rread is cut: {listing!r}")
+        size, length = _STAT.unpack_from(listing)
+        found.append(listing[_STAT.size :][:length].decode())
+        listing = listing[2 + size :]
     return found
 
 

@@ -47,14 +47,6 @@ def open_request(protocol: str, fid: int, flags: int) -> tuple[T, bytes]:
     return T.LOPEN, p9.open_(fid, flags)
 
 
-def create_request(protocol: str, fid: int, name: str) -> tuple[T, bytes]:
-    """The request that creates a file in the folder ``fid`` and opens it: Tcreate in 9P2000.u, else
-    Tlcreate."""
-    if protocol == UNIX_VERSION:
-        return T.CREATE, p9.unix_create(fid, name)
-    return T.LCREATE, p9.create(fid, name)
-
-
 def start_session(driver: RawDriver, protocol: str = VERSION) -> None:
     """Send Tversion, which ends any session before, and attach :data:`ROOT` to the export."""
     driver.version(protocol)

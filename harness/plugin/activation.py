@@ -76,6 +76,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 def pytest_configure(config: pytest.Config) -> None:
     """Load the plugin's second part at once where it is known already that guests are wanted."""
     if _wants_guests_at_start(config):
+        _refuse_missing_paths(config)
         activate(config)
 
 
@@ -116,6 +117,16 @@ def _names_scenarios(config: pytest.Config) -> bool:
         return False
     packages = [arg.split("::")[0].split(".")[0] for arg in config.args]
     return SCENARIOS_PACKAGE in packages or any(path.is_relative_to(folder) for path in _paths(config))
+
+
+def _refuse_missing_paths(config: pytest.Config) -> None:
+    """Refuse a path that does not exist before a QEMU is provisioned, which may take minutes.
+
+    pytest would refuse it later; pytest-xdist's workers run no tests then and give no reason.
+    """
+    missing = [str(path) for path in _paths(config) if not path.exists()]
+    if missing and not config.option.pyargs:
+        raise pytest.UsageError(f"file or directory not found: {', '.join(missing)}")
 
 
 def _paths(config: pytest.Config) -> list[Path]:

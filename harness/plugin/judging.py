@@ -123,15 +123,18 @@ def _refuse_skip(folder: Path, bad: list[Judgement], skip: BaseException) -> Non
 
     Where no machine was started there is nothing to judge.
     """
-    counts = [found for found in bad if _counts_in_a_skip(found)]
+    counts = [found for found in bad if counts_in_part(found)]
     if counts and _has_started_a_machine(folder):
         error = _as_error(counts)
         error.add_note(f"the test would have been skipped: {skip}")
         raise error.with_traceback(skip.__traceback__) from None
 
 
-def _counts_in_a_skip(found: Judgement) -> bool:
-    return found.verdict is Verdict.INVALID or found.checker != _NEEDS_THE_WHOLE_HUNT
+def counts_in_part(found: Judgement) -> bool:
+    """Whether a judgement counts where the test did not run to its end: a skip, or a known bug."""
+    if found.verdict is Verdict.UNKNOWN:
+        return found.checker != _NEEDS_THE_WHOLE_HUNT
+    return found.verdict is Verdict.INVALID
 
 
 def _has_started_a_machine(folder: Path) -> bool:
@@ -168,11 +171,17 @@ def _judge(testbed: Testbed, failure: BaseException | None) -> list[Judgement]:
         raise full from None
 
 
+def _also(found: Judgement) -> list[str]:
+    return [f"{found.checker}, also: {text}" for text in found.also]
+
+
 def _as_error(bad: list[Judgement]) -> HarnessError:
     """The judgements as an error, the worst first. Where none is invalid it is inconclusive, which fails."""
     bad = sorted(bad, key=lambda found: (found.verdict is not Verdict.INVALID, found.checker != _CAUSE))
     details = "\n".join(
-        line for found in bad for line in (f"{found.checker}: {found.summary}", *found.evidence)
+        line
+        for found in bad
+        for line in (f"{found.checker}: {found.summary}", *found.evidence, *_also(found))
     )
     first = bad[0]
     if first.verdict is Verdict.INVALID:

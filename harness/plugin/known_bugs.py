@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from harness.checkers import Judgement, Verdict
+from harness.checkers import Judgement
 from harness.checkers.guest_kernel_quiet import guest_kernel_quiet
 from harness.errors import HarnessError, Violation
 from harness.matrix import architecture_of
-from harness.plugin.judging import JUDGEMENTS
+from harness.plugin.judging import JUDGEMENTS, counts_in_part
 from harness.plugin.options import paths
 from harness.plugin.provisioning import MATRIX, usage_errors
 from harness.report import ledger
@@ -99,19 +99,19 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 
 
 def _refuse_more(bug: Bug, judgements: list[Judgement], seen: BaseException) -> None:
-    """Fail when a checker found something besides the known bug."""
-    more = [found for found in judgements if found.verdict is Verdict.INVALID and not _is_its(bug, found)]
+    """Fail when a checker found something besides the known bug, or has no result."""
+    more = [(found, text) for found in judgements if counts_in_part(found) for text in _besides(bug, found)]
     if more:
-        details = "\n".join(line for found in more for line in (found.summary, *found.evidence))
-        error = Violation(f"beside the known bug {bug.id}: {more[0].summary}", details=details)
+        details = "\n".join(line for found, text in more for line in (text, *found.evidence))
+        error = Violation(f"beside the known bug {bug.id}: {more[0][1]}", details=details)
         error.add_note(f"{bug.id} itself: {str(seen).splitlines()[0]}")
         raise error from None
 
 
-def _is_its(bug: Bug, found: Judgement) -> bool:
-    if found.checker == guest_kernel_quiet.__name__:
-        return bug.explains_guest_kernel(found.summary)
-    return bug.explains(found.summary)
+def _besides(bug: Bug, found: Judgement) -> list[str]:
+    """What a checker found that is not the known bug."""
+    is_its = bug.explains_guest_kernel if found.checker == guest_kernel_quiet.__name__ else bug.explains
+    return [text for text in (found.summary, *found.also) if not is_its(text)]
 
 
 def _list(item: pytest.Item, name: str, bugs: Sequence[Bug]) -> None:

@@ -58,7 +58,8 @@ class Bug(BaseModel):
         a test is right as well.
     :ivar machines: the machine types that show it; all, if none is named.
     :ivar failure: a regular expression that the failure's first line matches.
-    :ivar guest_kernel: a regular expression for the message that the guest's kernel then prints, if it does.
+    :ivar guest_kernel: a regular expression for what the guest's kernel then prints, if it does. It has to
+        match each complaint but the call traces (see :mod:`~harness.checkers.guest_kernel_quiet`).
     :ivar evidence: one paragraph: what happens, and how it was observed.
     :ivar no_program: why ``images/programs/`` has no program that shows it; ``None`` when there is one.
     :ivar in_program: a regular expression (``.`` matches newlines too) for the JSON of a program whose

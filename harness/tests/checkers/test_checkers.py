@@ -69,6 +69,16 @@ def test_the_worst_verdict_counts(verdicts: list[Verdict], expected: Verdict) ->
     assert worst(verdicts) is expected
 
 
+def test_a_second_machine_is_judged_when_the_first_has_no_result(record: RecordWriter) -> None:
+    record.history.note("destination", "machine:launch", {"pid": 2, "artifacts": "."})
+    record.history.event("destination", "machine:exit", {"returncode": -signal.SIGSEGV})
+    record.launched()
+    judgement = record.closed().judged(qemu_alive)
+    assert judgement.verdict is INVALID
+    assert judgement.summary == "QEMU 'destination' was killed by SIGSEGV before any QMP command"
+    assert judgement.also == ("the end of QEMU 'source' is not on record",)
+
+
 class TestQemuAlive:
     @pytest.mark.parametrize(
         ("returncode", "how"),
@@ -221,6 +231,14 @@ class TestGuestKernelQuiet:
         judgement = record.launched().quit().closed().judged(guest_kernel_quiet)
         assert "Kernel panic" in judgement.summary
         assert judgement.evidence[0] == "[1] BUG: unable to handle"
+
+    def test_every_complaint_is_listed_once_and_a_call_trace_only_if_it_is_alone(
+        self, record: RecordWriter
+    ) -> None:
+        record.kernel("[1] BUG: one\n[1] Call Trace:\n[2] refcount_t: other\n[2] Call Trace:\n")
+        judgement = record.launched().quit().closed().judged(guest_kernel_quiet)
+        assert judgement.summary.endswith("[1] BUG: one")
+        assert judgement.also == ("the guest's kernel of 'source': [2] refcount_t: other",)
 
     def test_only_what_was_declared_is_tolerated(self, record: RecordWriter) -> None:
         record.kernel("[1] BUG: known one\n[2] BUG: other one\n")

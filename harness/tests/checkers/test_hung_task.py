@@ -34,12 +34,12 @@ def test_a_task_that_hangs(testbed: Testbed, tolerated: bool) -> None:
         )
     guest.wait_until_succeeds(f"ls -d {folder}/a {folder}/b", what="both folders")
     testbed.close()
-    verdict, summary, evidence = guest_kernel_quiet(Record.load(testbed.artifacts.folder))
+    found = guest_kernel_quiet(Record.load(testbed.artifacts.folder))
     if tolerated:
-        assert verdict is Verdict.VALID
+        assert found.verdict is Verdict.VALID
         return
-    assert verdict is Verdict.INVALID
-    assert "INFO: task mkdir:" in summary
-    stack = "\n".join(evidence)
+    assert found.verdict is Verdict.INVALID
+    assert "INFO: task mkdir:" in found.summary
+    stack = "\n".join(found.evidence)
     assert "rwsem_down_write_slowpath" in stack
     assert "filename_create" in stack

@@ -15,6 +15,7 @@ import pytest
 
 from harness.checkers import Judgement, Verdict, judge
 from harness.checkers.no_leak import no_leak
+from harness.guest.guest import Guest
 from harness.leaks import vmstate
 from harness.leaks.heap_profile import Live, Site
 from harness.leaks.hunt import LeakHunt, Plan, _minus
@@ -171,6 +172,45 @@ def test_what_grows_faster_with_the_device_leaks(testbed: Testbed, monkeypatch: 
     judgement = hunted(testbed, *several)
     assert judgement.verdict is Verdict.INVALID
     assert "heap" in kinds(judgement), judgement
+
+
+def test_what_grows_with_all_that_a_guest_does_is_not_the_devices_leak(
+    testbed: Testbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the hunted machine alone, as what TCG keeps of translated code: the control has not got that far."""
+    keep_after_commands(monkeypatch, "")
+    judgement = hunted_with_a_guest(testbed)
+    assert judgement.verdict is Verdict.VALID, judgement
+
+
+def test_what_grows_with_one_thing_that_a_guest_does_leaks(
+    testbed: Testbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_after_commands(monkeypatch, "true")
+    judgement = hunted_with_a_guest(testbed)
+    assert judgement.verdict is Verdict.INVALID
+    assert "heap" in kinds(judgement), judgement
+
+
+def hunted_with_a_guest(testbed: Testbed) -> Judgement:
+    LeakHunt(testbed).repeat(lambda guest: guest.succeed("true"))
+    testbed.close()
+    (judgement,) = judge(testbed.artifacts.folder, [no_leak])
+    return judgement
+
+
+def keep_after_commands(monkeypatch: pytest.MonkeyPatch, those: str) -> None:
+    """After each command of the guest that has ``those`` words, the hunted QEMU keeps a node."""
+    ran = itertools.count(1)
+    succeed = Guest.succeed
+
+    def and_keep(guest: Guest, command: str, **options: Any) -> str:
+        printed = succeed(guest, command, **options)
+        if guest.machine.name == "cycles" and those in command:
+            HEAP_ALONE.send(guest.machine, next(ran))
+        return printed
+
+    monkeypatch.setattr(Guest, "succeed", and_keep)
 
 
 def keep_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,11 +31,11 @@ def unix_stat(name: str) -> bytes:
 
 
 def test_the_entries_of_a_folder_that_is_read() -> None:
-    assert p9.unix_entries(unix_stat("a") + unix_stat("bc")) == ["a", "bc"]
-    assert p9.unix_entries(b"") == []
+    assert p9.stat_names(unix_stat("a") + unix_stat("bc")) == ["a", "bc"]
+    assert p9.stat_names(b"") == []
 
 
 @pytest.mark.parametrize("missing", [1, 12, 60])
 def test_an_entry_of_a_folder_that_is_cut(missing: int) -> None:
-    with pytest.raises(Violation, match=r"^the last entry of a folder is cut: b"):
-        p9.unix_entries(unix_stat("a") + unix_stat("abc")[:-missing])
+    with pytest.raises(Violation, match=r"^the last entry of a folder's Rread is cut: b"):
+        p9.stat_names(unix_stat("a") + unix_stat("abc")[:-missing])

@@ -112,6 +112,19 @@ def test_what_is_only_collected_is_not_provisioned(folder: Path, run_pytest: Pyt
     assert not (folder / "cache").exists()
 
 
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_nothing_is_provisioned_for_a_path_that_does_not_exist(
+    folder: Path, run_pytest: Pytest, workers: str
+) -> None:
+    """Also where an option shows at the start that guests are wanted: it can ask for a QEMU to be built."""
+    content = Path(inner.__file__).read_text().replace("import json\n", "import json\nimport os\n")
+    (folder / "conftest.py").write_text(content + _PREPARING)
+    done = run_pytest(folder, "-n", workers, "--machine", "pc", "test_theirs.py", "test_gone.py::test_it")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "test_gone.py" in done.stdout + done.stderr
+    assert not list(folder.glob("prepared-*"))
+
+
 _THEIR_OPTIONS = """
 def pytest_addoption(parser):
     parser.addoption("--kernel", dest="kernel", type=int, default=5)

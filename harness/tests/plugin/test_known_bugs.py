@@ -34,6 +34,8 @@ LEDGER = Ledger(bug=[
     _bug("B10", "test_leaves_a_process"), _bug("B11", "test_leaks_and_dies"),
     _bug("B12", "test_leaks_and_hangs[expected]", guest_kernel="task mount:.* blocked"),
     _bug("B13", "test_leaks_and_hangs[unheard]"),
+    _bug("B14", "test_leaks_and_more_than_hangs", guest_kernel="task mount:.* blocked"),
+    _bug("B15", "test_leaks_without_a_log"),
     _bug("B9", "test_raises_nothing", failure="DID NOT RAISE .*Violation"),
     _bug("C1", "test_unknown_shows", **_UNKNOWN), _bug("C2", "test_unknown_is_absent", **_UNKNOWN),
     _bug("C3", "test_unknown_and_otherwise", **_UNKNOWN),
@@ -79,6 +81,13 @@ def test_leaks_and_hangs(testbed, how):
     log = testbed.artifacts.folder / "guest-kernel.log"
     log.write_text("INFO: task mount:9 blocked for more than 10 seconds")
     leak()
+def test_leaks_and_more_than_hangs(testbed):
+    log = testbed.artifacts.folder / "guest-kernel.log"
+    log.write_text("INFO: task mount:9 blocked for more than 10 seconds\\nrefcount_t: underflow\\n")
+    leak()
+def test_leaks_without_a_log(testbed):
+    (testbed.artifacts.folder / "guest-kernel.log").unlink()
+    leak()
 def test_raises_nothing(testbed):
     with pytest.raises(Violation): pass
 
@@ -119,6 +128,8 @@ def _short(name: str) -> str:
         ("leaks_and_dies", "xfailed", ""),
         ("leaks_and_hangs[expected]", "xfailed", ""),
         ("leaks_and_hangs[unheard]", "failed", "beside the known bug B13: the guest's kernel"),
+        ("leaks_and_more_than_hangs", "failed", "the guest's kernel of 'source': refcount_t: underflow"),
+        ("leaks_without_a_log", "failed", "beside the known bug B15: there is no kernel log of 'source'"),
         ("leaves_a_process", "failed", "beside the known bug B10: left behind: processes: 4711"),
         ("otherwise", "failed", "something else"),
         ("otherwise", "failed", "known bug B2 expects /leaked|killed by SIGSEGV/ in the first line"),
