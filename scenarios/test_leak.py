@@ -303,6 +303,24 @@ def extended_attributes(driver: RawDriver) -> None:
 @pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
+def test_a_bridge_that_comes_and_goes(leak_hunt: LeakHunt, share: Share) -> None:
+    """A PCI bridge is plugged and ejected: nothing of its bus stays, in memory or in a stream."""
+
+    def cycle(guest: RawGuest) -> None:
+        machine = guest.machine
+        place = machine.spec.machine_type.place(share.slot)
+        bridge = {"driver": "pci-bridge", "id": "bridge", "chassis_nr": 7, **place}
+        with machine.qmp.listen("DEVICE_DELETED") as events:
+            machine.qmp.execute("device_add", bridge)
+            guest.request_eject(share)  # Of what is in its slot.
+            events.wait(what="DEVICE_DELETED of the bridge", timeout_s=10)
+
+    leak_hunt.repeat_raw(cycle, SAVING)
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
 def test_loadvm_over_a_mounted_share(leak_hunt: LeakHunt, share: Share) -> None:
     """loadvm ends the session of a mounted share, and leaves no fid, fd or blocker of it."""
     make_files(share.path, 3)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,6 +43,7 @@ from harness.ninep.session import (
     plug_and_attach,
     reset_export,
     start_session,
+    wait_outcome,
 )
 from harness.plugin.thorough import by_default
 from harness.qemu.machine import Machine
@@ -516,6 +518,8 @@ def fill(folder: Path, kind: str, names: list[str]) -> None:
             os.mkfifo(path)
         else:
             path.write_bytes(CONTENT)
+            with suppress(OSError):  # The host's file system may have no extended attributes.
+                os.setxattr(path, "user.listed", b"1")
 
 
 def walk_to_common_files(driver: RawDriver) -> None:
@@ -545,12 +549,20 @@ def problem_of(seen: str, message: Message, state: State) -> str | None:
     return None
 
 
+def leaves_the_fid(message: Message, state: State) -> bool:
+    """Whether the fid has to exist after the message, and not stand for a new attribute: its Tclunk, which
+    would set that one, has to succeed."""
+    ends = (T.CLUNK, T.REMOVE, T.XATTRCREATE)
+    return state.exists and state.xattr in ("", "read") and message.kind not in ends
+
+
 def problems_of(
     machine: Machine, driver: RawDriver, name: str, messages: dict[str, Message], protocol: str
 ) -> Iterator[str]:
     """Send each message about a fid in the state ``name``; yield what is wrong with the outcomes.
 
-    Also wrong is a message after which QEMU has more or fewer files open, once the case's fids are clunked.
+    Also wrong is a message after which the fid's Tclunk fails, or after which QEMU has more or fewer files
+    open, once the case's fids are clunked.
     """
     state = STATES[name]
     cases = [
@@ -567,8 +579,10 @@ def problems_of(
                 wrong = problem_of(outcome(driver, message.kind, message.body(case)), message, state)
             except (Violation, GuestError) as exc:
                 wrong = exc.message
-            for fid in (case.fid, case.spare):
-                outcome(driver, T.CLUNK, p9.fid(fid))
+            clunked = outcome(driver, T.CLUNK, p9.fid(case.fid))
+            if leaves_the_fid(message, state) and clunked != ANSWERED:
+                wrong = wrong or f"the fid's clunk then fails with {clunked}"
+            outcome(driver, T.CLUNK, p9.fid(case.spare))
             left -= fds_a_case
             if (now := open_fds(machine)) != left:
                 wrong = f"{now - left:+} fds after the clunk"
@@ -611,6 +625,70 @@ def expect_right_answers(
 def test_every_message_on_every_fid(raw_guest: RawGuest, share: Share, protocol: str) -> None:
     """Each message has the required outcome in each state, is answered once, and leaves no file open."""
     expect_right_answers(raw_guest, share, MESSAGES, protocol)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_each_message_twice_at_once(raw_guest: RawGuest, share: Share, protocol: str) -> None:
+    """QEMU finds each message twice in the ring, about the same fid: it answers both, with an error where one
+    alone would fail, and serves on."""
+    driver = plug_and_attach(raw_guest, share, protocol)
+    driver.reply_timeout_s = 10
+    chosen = {what: message for what, message in MESSAGES.items() if protocol in message.protocols}
+    problems: list[str] = []
+    for name, state in STATES.items():
+        if not state.exists:
+            continue
+        fill(share.path / "table", state.kind, [str(number) for number in range(len(chosen))])
+        cases = [Case(_FIRST + i, SPARE + i, HELPER + i, str(i), protocol) for i in range(len(chosen))]
+        bring_into(state, driver, cases)
+        for case, (what, message) in zip(cases, chosen.items(), strict=True):
+            with error_context(f"two times {what} on {name}", raw_guest.machine):
+                body = message.body(case)
+                sent = [driver.send(message.kind, body, notify=last) for last in (False, True)]
+                seen = [wait_outcome(driver, request) for request in sent]
+                if message.succeeds(state) is False and ANSWERED in seen:
+                    problems.append(f"two times {what} on {name}: {' and '.join(seen)}")
+        start_session(driver, protocol)
+        with error_context(f"reading a file after the messages on {name}", raw_guest.machine):
+            expect_serving(driver)
+        shutil.rmtree(share.path / "table")
+    driver.expect_none_in_flight()
+    assert problems == []
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_files_of_messages_that_come_twice_at_once(
+    raw_guest: RawGuest, share: Share, protocol: str
+) -> None:
+    """Of two messages at once that open a file for the same fid, none leaves a file open after its clunk."""
+    driver = plug_and_attach(raw_guest, share, protocol)
+    problems: list[str] = []
+    for name, state in STATES.items():
+        if state.kind in ("none", "symlink", "fifo") or not state.only_walked or state.unlinked:
+            continue
+        for what, message in MESSAGES.items():
+            if message.kind not in _OPENING or protocol not in message.protocols:
+                continue
+            fill(share.path / "table", state.kind, ["0"])
+            case = Case(_FIRST, SPARE, HELPER, "0", protocol)
+            bring_into(state, driver, [case])
+            before = open_fds(raw_guest.machine)
+            with error_context(f"two times {what} on {name}", raw_guest.machine):
+                sent = [driver.send(message.kind, message.body(case), notify=last) for last in (False, True)]
+                seen = [wait_outcome(driver, request) for request in sent]
+                driver.clunk(case.fid)
+            if (more := open_fds(raw_guest.machine) - before) != 0:
+                problems.append(f"two times {what} on {name}: {' and '.join(seen)}, {more:+} fds")
+            start_session(driver, protocol)
+            shutil.rmtree(share.path / "table")
+    if problems:
+        raise Violation(f"files stay open: {'; '.join(problems)}")
+
+
+#: The messages that open a file.
+_OPENING = (T.OPEN, T.LOPEN, T.CREATE, T.LCREATE)
 
 
 @pytest.mark.parametrize("what", FURTHER)

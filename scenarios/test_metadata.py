@@ -721,6 +721,19 @@ def test_acls_that_the_host_has_set(raw_guest: RawGuest, shares: tuple[Share, ..
 @pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("name", [_ACCESS, _DEFAULT])
+def test_one_acl_that_the_host_has_set(raw_guest: RawGuest, shares: tuple[Share, ...], name: str) -> None:
+    """The guest's list of attributes has the ACL of the host under its own name, where it is the only one
+    (with others the list is wrong: R64)."""
+    require_acls(shares[0].path)
+    attributes = Attributes(raw_guest, _of(shares, "mapped-xattr"))
+    os.setxattr(attributes.share.path / "folder", name, ACL)
+    assert attributes.get().rstrip(b"\0") == name.encode()
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
 def test_attributes_of_the_host_alone(raw_guest: RawGuest, shares: tuple[Share, ...]) -> None:
     """With ``none`` the guest neither sees nor reads the host's ACLs, with ``mapped-xattr`` none of the
     host's trusted attributes."""

@@ -21,6 +21,7 @@ from harness.deadline import check_during
 from harness.errors import CommandFailed, QemuError, Violation
 from harness.guest.guest import Guest
 from harness.guest.mount import expect_no_mount
+from harness.holds.hold import Hold
 from harness.ninep.client import NineError, RawGuest
 from harness.plugin.thorough import by_default
 from harness.qemu.binary import refusal_to_start, require_options, require_property
@@ -94,6 +95,55 @@ def test_names_that_are_taken_or_unknown(guest: Guest, hotplug: Hotplug, testbed
     mount.expect_usable()
     mount.unmount()
     hotplug.unplug(share)
+
+
+#: Types that device_add cannot make: unknown, of no device, abstract, or part of another device.
+NO_DRIVERS = (
+    "nothing",
+    "memory-backend-ram",
+    "device",
+    "pci-device",
+    "virtio-device",
+    "virtio-pci",
+    "i440FX",
+)
+#: QEMU: ``softmmu/qdev-monitor.c`` (later ``system/``), ``qdev_get_device_class``.
+_NO_DRIVER = r"'.*' is not a valid device model name|Parameter 'driver' expects .*device type"
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_drivers_that_are_no_devices(raw_guest: RawGuest, share: Share) -> None:
+    """device_add of what is no device that can be plugged is refused, and says so."""
+    driver = raw_guest.plug(share)
+    for name in NO_DRIVERS:
+        with pytest.raises(QemuError) as refused:
+            raw_guest.machine.qmp.execute("device_add", {"driver": name, "id": "other"})
+        assert re.fullmatch(_NO_DRIVER, refused.value.desc), refused.value.desc
+    driver.version()
+
+
+#: Calls of a realize (QEMU: ``hw/9pfs/9p-local.c``, ``local_init``; ``hw/9pfs/9p.c``,
+#: ``v9fs_device_realize_common``), and QEMU's errors when they fail.
+FAILING = {
+    "openat": ".*([Ff]ailed to|Could not) open '{0}'.*",
+    "fstatfs": ".*failed to stat file system at '{0}'.*",
+    "newfstatat": "share path {0} does not exist",
+}
+
+
+@pytest.mark.thorough
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+@pytest.mark.parametrize("call", FAILING)
+def test_a_plug_whose_export_fails(hold: Hold, raw_guest: RawGuest, share: Share, call: str) -> None:
+    """device_add is refused when the export's file system fails, names the export, and works afterwards."""
+    refusal = FAILING[call].format(re.escape(str(share.path)))
+    with hold.failing(share, errno.EIO, call, main_thread=True) as rule:
+        BadPlug(share, refusal).expect_refused(raw_guest.machine)
+        assert rule.hits, f"QEMU made no {call}"
+    raw_guest.plug(share).version()
 
 
 @pytest.fixture

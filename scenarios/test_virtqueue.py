@@ -29,6 +29,7 @@ from harness.ninep.client import (
     make_files,
 )
 from harness.ninep.messages import UNIX_VERSION, VERSION, T
+from harness.ninep.modern_registers import ModernRegisters
 from harness.ninep.session import (
     ANSWERED,
     BROKEN,
@@ -41,6 +42,7 @@ from harness.ninep.session import (
     SPARE,
     count_virtio_errors,
     error_context,
+    expect_serving,
     plug_and_attach,
     reset_and_attach,
     reset_export,
@@ -48,6 +50,7 @@ from harness.ninep.session import (
     wait_outcome,
 )
 from harness.qemu.spec import Share
+from harness.testbed import Testbed
 
 pytestmark = [pytest.mark.no_guest_kernel, pytest.mark.pin_machine("pc")]
 
@@ -326,6 +329,169 @@ def test_queues_that_are_not_there(raw_guest: RawGuest, share: Share) -> None:
         driver.notify()
     raw_guest.machine.qmp.execute("query-status")
     reset_and_attach(raw_guest, share)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("buffers", [1023, 1024, 1025, 2000])
+def test_an_indirect_table_of_many_buffers(raw_guest: RawGuest, share: Share, buffers: int) -> None:
+    """A request of up to 1024 buffers (QEMU: ``VIRTQUEUE_MAX_SIZE``) is answered; one of more breaks the
+    device. After a reset the device serves."""
+    driver = plug_and_attach(raw_guest, share)
+    answered, virtio_errors = driver.answered(), count_virtio_errors(raw_guest.machine)
+    out, into, table = (driver.buffer(index) for index in (100, 101, 102))
+    raw_guest.qtest.write(out, _MESSAGE)
+    pieces = [Descriptor(into + at, 1, NEXT | WRITE, at + 2) for at in range(buffers - 2)]
+    chain = [Descriptor(out, len(_MESSAGE), NEXT, 1), *pieces, Descriptor(into + buffers, _ROOM, WRITE)]
+    raw_guest.qtest.write(table, b"".join(map(bytes, chain)))
+    with error_context(f"an indirect table of {buffers} buffers", raw_guest.machine):
+        driver.write_descriptors(0, Descriptor(table, 16 * buffers, INDIRECT))
+        driver.make_available(0)
+        seen = wait_answered_or_broken(raw_guest.machine, driver, answered, virtio_errors)
+        assert seen == (ANSWERED if buffers <= 1024 else BROKEN)
+    if seen == ANSWERED:
+        assert raw_guest.qtest.read(into + 4, 1)[0] == T.RLERROR
+    reset_and_attach(raw_guest, share)
+    raw_guest.eject(share)
+
+
+#: A mount tag of one character leaves a configuration of three bytes, less than the largest access.
+_TAGS = ("t", "thirty-one-letters-of-mount-tag")
+#: The sizes of an access to a port.
+_ACCESSES = (1, 2, 4)
+
+
+@pytest.fixture
+def tagged(testbed: Testbed, tag: str) -> Share:
+    """A share with that mount tag; to be made before the machine."""
+    return testbed.declare(replace(testbed.shares[0], mount_tag=tag), *testbed.shares[1:])[0]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("tag", _TAGS)
+def test_reads_beyond_the_configuration(tagged: Share, raw_guest: RawGuest, tag: str) -> None:
+    """The mount tag and its length are all that can be read: beyond, and across the end, each bit is set.
+
+    An access that is not aligned is several smaller ones.
+    """
+    driver = raw_guest.plug(tagged)
+    whole = len(tag).to_bytes(2, "little") + tag.encode()
+    wrong = []
+    for at in range(12 if len(whole) < 12 else 44):
+        for size in [size for size in _ACCESSES if at % size == 0]:
+            seen = driver.read_device_config(at, size)
+            right = whole[at : at + size] if at + size <= len(whole) else b"\xff" * size
+            if seen != int.from_bytes(right, "little"):
+                wrong.append(f"{size} bytes at {at}: {seen:#x}")
+    assert wrong == []
+
+
+@pytest.mark.thorough
+def test_a_device_whose_bus_mastering_is_off(raw_guest: RawGuest, share: Share) -> None:
+    """A device that may not access memory leaves its ring alone; once it may, it answers what is there."""
+    driver = plug_and_attach(raw_guest, share)
+    virtio_errors = count_virtio_errors(raw_guest.machine)
+    for _ in range(2):
+        driver.set_bus_master(False)
+        request = driver.send(T.GETATTR, p9.getattr_(ROOT))
+        raw_guest.machine.qmp.execute("query-status")
+        assert not driver.is_answered(request)
+        assert count_virtio_errors(raw_guest.machine) == virtio_errors, "the device is broken"
+        driver.set_bus_master(True)
+        driver.notify()
+        driver.wait_answer(request)
+        expect_serving(driver)
+
+
+#: What the scenarios write to the modern registers of the queue. The rings are at the top of its memory.
+_QUEUE = {
+    "config_msix_vector": 0,
+    "queue_msix_vector": 1,
+    "queue_size": 64,
+    "queue_desc": 0x600000,
+    "queue_driver": 0x601000,
+    "queue_device": 0x602000,
+}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("reset", ["device_reset", "system_reset"])
+def test_modern_registers_after_a_reset(raw_guest: RawGuest, share: Share, reset: str) -> None:
+    """No register keeps what the driver wrote: after a reset each has the value that it had before."""
+    driver = raw_guest.plug(share)
+    driver.reset()
+    modern = ModernRegisters(raw_guest.qtest, driver)
+    before = modern.read_all()
+    for name, value in {**_QUEUE, "queue_enable": 1}.items():
+        modern.write(name, value)
+    seen = modern.read_all()
+    assert {name: seen[name] for name in ("queue_enable", "queue_size", "queue_desc")} == {
+        "queue_enable": 1,
+        "queue_size": 64,
+        "queue_desc": _QUEUE["queue_desc"],
+    }
+    if reset == "device_reset":
+        modern.write("device_status", 0)
+    else:
+        raw_guest.system_reset()
+        modern.map()
+    after = modern.read_all()
+    assert {name: value for name, value in after.items() if value != before[name]} == {}
+    reset_and_attach_to(raw_guest, share)
+
+
+def reset_and_attach_to(raw_guest: RawGuest, share: Share) -> None:
+    """The device works by its legacy interface."""
+    (share.path / "file").write_bytes(CONTENT)
+    reset_and_attach(raw_guest, share)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("value", [0, 2, 0xFFFF])
+def test_values_that_enable_no_queue(raw_guest: RawGuest, share: Share, value: int) -> None:
+    """Only 1 enables a queue (virtio 1.2, 4.1.4.3); after any other value the device works once it is
+    reset."""
+    driver = raw_guest.plug(share)
+    modern = ModernRegisters(raw_guest.qtest, driver)
+    for name, written in _QUEUE.items():
+        modern.write(name, written)
+    modern.write("queue_enable", value)
+    assert modern.read("queue_enable") == 0, f"{value} has enabled the queue"
+    reset_and_attach_to(raw_guest, share)
+
+
+#: Addresses to which a driver may move its ring: without memory, in other memory, and across its end.
+_PLACES: dict[str, Callable[[int], int]] = {
+    "nowhere": lambda _end: 0xFFFFFFF000,
+    "elsewhere": lambda _end: 0x300000,
+    "across the end": lambda end: end - 16,
+}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("to", _PLACES)
+def test_the_ring_moves_while_a_request_is_in_flight(
+    raw_guest: RawGuest, share: Share, hold: Hold, to: str
+) -> None:
+    """The driver moves the ring away from a request in flight. QEMU ends the request, wherever its answer
+    goes, and after a reset the device serves."""
+    driver = plug_and_attach(raw_guest, share)
+    modern = ModernRegisters(raw_guest.qtest, driver)
+    driver.walk(ROOT, FILE, "file")
+    driver.open(FILE)
+    place = _PLACES[to](raw_guest.machine.spec.memory_mib << 20)
+    with hold.requests(share) as held, error_context(f"the ring moves {to}", raw_guest.machine):
+        driver.send(T.READ, p9.read(FILE, 0, 100))
+        held.wait_caught()
+        modern.write("queue_size", driver.queue_size)
+        for ring in ("queue_desc", "queue_driver", "queue_device"):
+            modern.write(ring, place)
+        modern.write("queue_enable", 1)
+        held.waiting()
+    with error_context(f"the ring has moved {to}", raw_guest.machine):
+        raw_guest.machine.qmp.execute("query-status")
+        reset_and_attach(raw_guest, share).clunk(ROOT)
+        raw_guest.eject(share)
+    expect_blocked_by(raw_guest.machine)
 
 
 #: QEMU: ``hw/9pfs/9p.h``, ``MAX_REQ``.

@@ -182,15 +182,19 @@ class Hold:
             self._rules.check()  # A failed supervisor is the root cause of any error of the block.
 
     @contextmanager
-    def failing(self, share: Share, error: int, *calls: str) -> Iterator[Rule]:
+    def failing(self, share: Share, error: int, *calls: str, main_thread: bool = False) -> Iterator[Rule]:
         """In place of a hold, let every such system call fail with the errno ``error``.
 
         As on a broken file system.
 
         The rule's ``hits`` counts the calls that failed.
+
+        :param main_thread: only those of QEMU's main thread fail, which realizes devices. By default only
+            those of its other threads fail, which serve requests.
         """
-        with self._applied(Rule(frozenset(calls or DATA), _resolved(share), error=error)) as rule:
-            yield rule
+        rule = Rule(frozenset(calls or DATA), _resolved(share), error=error, main_thread=main_thread)
+        with self._applied(rule) as applied:
+            yield applied
 
     @contextmanager
     def halving(self, share: Share) -> Iterator[Rule]:

@@ -1,8 +1,9 @@
 """The supervisor of the seccomp filter: decides what happens to each system call that is notified.
 
 A call that matches no rule continues at once. A rule holds the calls that it matches until it is lifted, or
-makes them fail, or transfer half of their bytes, as a file system may. Calls of QEMU's main thread always
-continue: holding one would stop QMP and with it the test, and no 9p request runs there.
+makes them fail, or transfer half of their bytes, as a file system may. Calls of QEMU's main thread continue,
+because no 9p request runs there, unless a rule is for that thread alone. Such a rule only makes them fail:
+holding one would stop QMP and with it the test.
 
 An error of the supervisor must neither stop QEMU nor count as QEMU's error. The call during which it happened
 continues, and the error is recorded (:meth:`Rules.report`). An error that only means that the caller has
@@ -63,7 +64,10 @@ CONTINUE = Answer()
 
 @dataclass(frozen=True)
 class Call:
-    """A notified system call: its machine, its name, the thread that makes it, and the file it is about."""
+    """A notified system call: its machine, its name, the thread that makes it, and the file it is about.
+
+    :ivar main_thread: whether that is the process's main thread.
+    """
 
     machine: str
     name: str
@@ -71,6 +75,7 @@ class Call:
     path: str
     arguments: list[int] = field(repr=False)
     answer: Callable[[Answer], None] = field(repr=False)
+    main_thread: bool = False
 
     def halve(self) -> Answer:
         """Do half of a notified transfer in place of the caller.
@@ -101,6 +106,7 @@ class Rule:
     :param zero_block_size: the calls report a block size of 0; for ``fstatfs``.
     :param machine: the machine whose calls match; by default any. A rule that holds calls then matches only
         the machine whose call it held first, because a migration's destination has the same share.
+    :param main_thread: the rule is for the calls of QEMU's main thread, and not for those of its others.
     :ivar held: the calls that are held now. :ivar hits: the number of calls that have matched so far.
     """
 
@@ -110,6 +116,7 @@ class Rule:
     halved: bool = False
     zero_block_size: bool = False
     machine: str | None = None
+    main_thread: bool = False
     held: list[Call] = field(default_factory=list)
     hits: int = 0
 
@@ -121,6 +128,8 @@ class Rule:
         whole = sorted(self.calls - {*short_transfer.READS, *short_transfer.WRITES})
         if self.halved and whole:
             raise UsageError(f"{', '.join(whole)} transfers no bytes: only reads and writes can be halved")
+        if self.main_thread and self.error is None:
+            raise UsageError("calls of QEMU's main thread can only fail: holding one stops QMP")
         if self.zero_block_size and self.calls != {zero_block_size.CALL}:
             raise UsageError(
                 f"only {zero_block_size.CALL} reports a block size, not {', '.join(sorted(self.calls))}"
@@ -129,7 +138,8 @@ class Rule:
     def matches(self, call: Call) -> bool:
         """Whether this rule of the supervisor applies to ``call``."""
         below = call.path == str(self.below) or call.path.startswith(f"{self.below}/")
-        return below and call.name in self.calls and self.machine in (None, call.machine)
+        from_there = call.main_thread == self.main_thread and self.machine in (None, call.machine)
+        return below and call.name in self.calls and from_there
 
 
 class Rules:
@@ -352,8 +362,9 @@ class Supervisor:
         try:
             # The path is read only when a rule may need it.
             path = _path(tid, name, arguments) if self._rules.wants(name) else ""
-            if path and not _is_main_thread(tid):
-                self._rules.decide(Call(self._machine, name, tid, path, arguments, answer))
+            if path:
+                call = Call(self._machine, name, tid, path, arguments, answer, _is_main_thread(tid))
+                self._rules.decide(call)
             else:
                 answer(CONTINUE)
         except Exception as exc:  # After any error the call has to be answered, or QEMU waits for ever.

@@ -138,6 +138,10 @@ class VirtioDriver:
         self._qtest.outl(_CONFIG_ADDRESS, 0x80000000 | self.addr << 11 | register)
         self._qtest.outl(_CONFIG_DATA, value)
 
+    def set_bus_master(self, on: bool) -> None:
+        """Let the device access memory, or not (PCI: the command register)."""
+        self.write_config(0x04, 0x5 if on else 0x1)
+
     def acknowledge(self) -> bool:
         """Read the device's ISR, which deasserts its interrupt; returns whether it was asserted."""
         return bool(self._qtest.inb(self._io + _ISR) & 1)
@@ -176,6 +180,11 @@ class VirtioDriver:
         at = self._io + _DEVICE_CONFIG + 2
         return bytes(self._qtest.inb(at + number) for number in range(length)).decode()
 
+    def read_device_config(self, at: int, size: int) -> int:
+        """``size`` bytes (1, 2 or 4), from the offset ``at``, of the device's configuration space."""
+        read = {1: self._qtest.inb, 2: self._qtest.inw, 4: self._qtest.inl}[size]
+        return read(self._io + _DEVICE_CONFIG + at)
+
     def break_device(self) -> None:
         """Make a descriptor available that the ring does not have, so that QEMU marks the device as broken.
 
@@ -205,6 +214,10 @@ class VirtioDriver:
         self._qtest.write(self._available + 2, struct.pack("<H", number + 1 & 0xFFFF))
         if notify:
             self.notify()
+
+    def claim(self, requests: int) -> None:
+        """Let the available ring's index say that so many more requests are there; do not notify QEMU."""
+        self._qtest.write(self._available + 2, struct.pack("<H", self._sent + requests & 0xFFFF))
 
     def notify(self, queue: int = 0) -> None:
         """Notify QEMU of new entries in a queue."""

@@ -267,6 +267,21 @@ def test_only_fstatfs_reports_a_block_size(file: Path) -> None:
         Rule(frozenset(["fsync"]), file.parent, zero_block_size=True)
 
 
+def test_a_rule_for_the_main_thread_is_for_no_other(child: Child, rules: Rules, file: Path) -> None:
+    rules.add(rule := Rule(READ, file, error=errno.EIO, main_thread=True))
+    child.ask(f"worker preadv {file}")
+    assert child.answer() == "ok 7 content"
+    child.ask(f"main preadv {file}")
+    assert child.answer() == str(errno.EIO)
+    assert rule.hits == 1
+
+
+def test_a_rule_for_the_main_thread_can_only_let_calls_fail(file: Path) -> None:
+    Rule(READ, file, error=errno.EIO, main_thread=True)
+    with pytest.raises(UsageError, match="main thread can only fail"):
+        Rule(READ, file, main_thread=True)
+
+
 def test_a_call_by_a_descriptor_in_its_path(child: Child, rules: Rules, file: Path) -> None:
     """The rule is about the file that the path means, not about one below /proc."""
     other = file.with_name("other")
