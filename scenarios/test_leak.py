@@ -313,7 +313,8 @@ def test_a_bridge_that_comes_and_goes(leak_hunt: LeakHunt, share: Share) -> None
         with machine.qmp.listen("DEVICE_DELETED") as events:
             machine.qmp.execute("device_add", bridge)
             guest.request_eject(share)  # Of what is in its slot.
-            events.wait(what="DEVICE_DELETED of the bridge", timeout_s=10)
+            timeout_s = machine.timeout_scale.seconds(10)
+            events.wait(what="DEVICE_DELETED of the bridge", timeout_s=timeout_s, watch=machine.watch)
 
     leak_hunt.repeat_raw(cycle, SAVING)
 
