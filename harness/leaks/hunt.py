@@ -337,7 +337,7 @@ class _Run(Generic[S]):
             return False  # They were not lost: QEMU has freed them.
         parts = zip(itertools.pairwise(objects), itertools.pairwise(self.lengths), strict=True)
         least = min((last - first) / (upto - since) for (first, last), (since, upto) in parts)
-        elsewhere = (end - start) - (start - objects[-1])
+        elsewhere = (end - start) - (start - objects[-1])  # Without what a profile itself adds.
         return least > _IDLE_RATIO * elsewhere / (self.lengths[-1] - self.lengths[-2])
 
     @property
