@@ -24,7 +24,7 @@ from harness.leaks.hunt import SAVING, LeakHunt
 from harness.ninep import messages as p9
 from harness.ninep.client import NineError, RawDriver, RawGuest, make_files
 from harness.ninep.messages import T
-from harness.ninep.session import outcome
+from harness.ninep.session import METADATA, outcome
 from harness.plugin.thorough import by_default
 from harness.qemu.machine import Machine
 from harness.qemu.spec import Share
@@ -91,7 +91,7 @@ EXPORTS: dict[str, Callable[[Share], Share]] = {
 }
 #: The names of mapped-file's metadata, and others that no file may have (QEMU: ``hw/9pfs/9p-local.c``,
 #: ``local_is_mapped_file_metadata``).
-REFUSED_NAMES = (".virtfs_metadata", ".virtfs_metadata_root", ".", "..", "a/b", "", "n" * 300)
+REFUSED_NAMES = (*METADATA, ".", "..", "a/b", "", "n" * 300)
 
 
 @pytest.mark.thorough

@@ -27,6 +27,7 @@ from harness.ninep.session import (
     CONTENT,
     FILE,
     FOLDER,
+    METADATA,
     OTHER,
     PROTOCOLS,
     ROOT,
@@ -104,8 +105,9 @@ def test_an_unknown_protocol(raw_guest: RawGuest, share: Share) -> None:
             expect_serving(driver)
 
 
+#: As much as the raw client's buffer for a reply has room for.
+_REPLY_BUFFER = 0x3FF0
 #: Counts and offsets around sizes of headers, the msize, and the ranges of integers.
-_REPLY_BUFFER = 0x3FF0  # As much as the raw client's buffer for a reply has room for.
 COUNTS = (0, 1, 23, 24, 25, 279, MSIZE - 24, MSIZE - 11)
 HUGE_COUNTS = (
     MSIZE - 10,
@@ -397,11 +399,6 @@ def test_invalid_names(raw_guest: RawGuest, share: Share, protocol: str) -> None
     expect_names_refused(raw_guest, share, protocol, NAMING[protocol])
 
 
-#: The folder in which ``mapped-file`` keeps the metadata of the files beside it (QEMU:
-#: ``hw/9pfs/9p-local.c``, ``VIRTFS_META_DIR``).
-_METADATA = ".virtfs_metadata"
-
-
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_dot_names_and_the_metadata_of_other_folders(testbed: Testbed, share: Share, protocol: str) -> None:
     """With ``mapped-file``, a file named ``.`` or ``..`` does not lead to the metadata of another folder.
@@ -411,7 +408,7 @@ def test_dot_names_and_the_metadata_of_other_folders(testbed: Testbed, share: Sh
     (mapped,) = testbed.declare(replace(share, security_model="mapped-file"))
     above = share.path.parent
     for folder in (above, share.path, share.path / "folder", share.path / "folder" / "below"):
-        (folder / _METADATA).mkdir(parents=True)
+        (folder / METADATA[0]).mkdir(parents=True)
     driver = plug_and_attach(RawGuest(testbed), mapped, protocol)
     before = sorted(above.rglob("*"))
     for names in ((), ("folder",), ("folder", "below")):

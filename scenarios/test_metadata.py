@@ -33,7 +33,7 @@ from harness.holds.hold import SETXATTR, Hold
 from harness.ninep import messages as p9
 from harness.ninep.client import MSIZE, NineError, RawDriver, RawGuest
 from harness.ninep.messages import UNIX_VERSION, T
-from harness.ninep.session import PROTOCOLS, error_context, start_session
+from harness.ninep.session import METADATA, PROTOCOLS, error_context, start_session
 from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
 from harness.testbed import Testbed
@@ -41,7 +41,6 @@ from harness.testbed import Testbed
 #: With the first two the guest's files have their type, owner and mode on the host as well.
 MODELS = ("none", "passthrough", "mapped-xattr", "mapped-file")
 MAPPED = MODELS[2:]
-_METADATA = (".virtfs_metadata", ".virtfs_metadata_root")
 
 
 def _id(model: str) -> str:
@@ -101,7 +100,7 @@ def on_host(share: Share) -> dict[str, os.stat_result]:
     """The status of each file that the guest has made, as the host sees it, by relative path."""
     found = sorted(share.path.rglob("*"))
     names = {str(path.relative_to(share.path)): path for path in found}
-    return {name: path.lstat() for name, path in names.items() if not set(path.parts) & set(_METADATA)}
+    return {name: path.lstat() for name, path in names.items() if not set(path.parts) & set(METADATA)}
 
 
 SPECIAL: tuple[Row, ...] = (
@@ -170,7 +169,7 @@ def expect_nothing_left(share: Share) -> None:
 
     :raises Violation: with what is left.
     """
-    left = {str(path.relative_to(share.path)) for path in share.path.rglob("*")} - set(_METADATA)
+    left = {str(path.relative_to(share.path)) for path in share.path.rglob("*")} - set(METADATA)
     if left:
         raise Violation(f"{share.security_model}: on the host is left: {', '.join(sorted(left))}")
 
@@ -844,7 +843,7 @@ def _replace_metadata(file: str = "") -> Callable[[Path], object]:
     """Makes a plain file of the folder of the metadata below ``file``."""
 
     def replaced(export: Path) -> None:
-        folder = export / file / _METADATA[0]
+        folder = export / file / METADATA[0]
         shutil.rmtree(folder)
         folder.write_text("")
 
@@ -855,8 +854,8 @@ def _folder_for(name: str) -> Callable[[Path], object]:
     """Makes a folder of the metadata of a file."""
 
     def replaced(export: Path) -> None:
-        (export / _METADATA[0] / name).unlink(missing_ok=True)
-        (export / _METADATA[0] / name).mkdir()
+        (export / METADATA[0] / name).unlink(missing_ok=True)
+        (export / METADATA[0] / name).mkdir()
 
     return replaced
 
@@ -896,10 +895,10 @@ DAMAGED = {
         ),
     ),
     "a file's is a link": Damaged(
-        lambda export: relink(export / _METADATA[0] / "file"), ((T.SETATTR, _CHMOD, errno.ELOOP),)
+        lambda export: relink(export / METADATA[0] / "file"), ((T.SETATTR, _CHMOD, errno.ELOOP),)
     ),
     "the root's is a link": Damaged(
-        lambda export: relink(export / _METADATA[1]),
+        lambda export: relink(export / METADATA[1]),
         ((T.SETATTR, p9.set_fields(1, p9.MODE, mode=0o40700), errno.ELOOP),),
     ),
     "nothing": Damaged(
@@ -963,16 +962,16 @@ def test_what_cannot_be_removed_is_not_reported_as_removed(
     ):
         driver.call(*((T.MKDIR, p9.mkdir(1, name)) if name == "folder" else (T.MKNOD, p9.mknod(1, name))))
         if name == "folder":
-            (share.path / name / _METADATA[0]).mkdir()
-        shutil.rmtree(share.path / _METADATA[0])
-        (share.path / _METADATA[0]).write_text("")
+            (share.path / name / METADATA[0]).mkdir()
+        shutil.rmtree(share.path / METADATA[0])
+        (share.path / METADATA[0]).write_text("")
         with error_context(f"Tunlinkat of the {name}"), refused(errno.ENOTDIR):
             driver.call(T.UNLINKAT, message)
         assert (share.path / name).exists()
-        (share.path / _METADATA[0]).unlink()
+        (share.path / METADATA[0]).unlink()
         driver.call(T.UNLINKAT, message)
         assert not (share.path / name).exists()
-        (share.path / _METADATA[0]).mkdir(exist_ok=True)
+        (share.path / METADATA[0]).mkdir(exist_ok=True)
 
 
 @pytest.mark.thorough
@@ -1007,21 +1006,21 @@ def test_mapped_file_keeps_its_metadata_to_itself(raw_guest: RawGuest, shares: t
     driver = attached(raw_guest, share)
     driver.walk(1, 2)
     driver.create(2, "file")
-    metadata = share.path / _METADATA[0] / "file"
+    metadata = share.path / METADATA[0] / "file"
     kept = metadata.read_bytes()
     driver.walk(1, 4, "file")
-    for name in _METADATA:
+    for name in METADATA:
         for request in _requests_naming(driver, name):
             with refused(errno.EINVAL):
                 request()
     assert b"virtfs" not in list_root(driver)
     start_session(driver, UNIX_VERSION)
     driver.walk(1, 4, "file")
-    for name in _METADATA:
+    for name in METADATA:
         with refused(errno.EINVAL):
             driver.call(T.WSTAT, p9.wstat(4, name=name))
     assert metadata.read_bytes() == kept
-    assert sorted(path.name for path in share.path.iterdir()) == [_METADATA[0], "file"]
+    assert sorted(path.name for path in share.path.iterdir()) == [METADATA[0], "file"]
 
 
 def _requests_naming(driver: RawDriver, name: str) -> Iterator[Callable[[], object]]:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from harness.errors import QemuError, QmpLost
 from harness.qemu.blockers import blocked_reasons
 from harness.qemu.machine import Machine
@@ -42,9 +44,9 @@ def handles(pid: int) -> dict[str, Any]:
 
 
 def processor_s(pid: int) -> float:
-    """The processor time that a QEMU has used so far, in seconds (``man 5 proc``: ``utime``, ``stime``)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """The processor time that a QEMU has used so far, in seconds."""
+    used = psutil.Process(pid).cpu_times()
+    return float(used.user + used.system)
 
 
 def thread_name(pid: int, thread: int) -> str:

@@ -29,6 +29,9 @@ PROTOCOLS = (VERSION, UNIX_VERSION)
 #: Outcomes of a message besides an errno: an answer without an error, or QEMU marked the device broken
 #: (``virtio_error``), after which it ignores the device until a reset.
 ANSWERED, BROKEN = "answered", "device broken"
+#: The folder in which ``mapped-file`` keeps the metadata of the files beside it, and the file in which it has
+#: those of the export's root (QEMU: ``hw/9pfs/9p-local.c``, ``VIRTFS_META_DIR``, ``VIRTFS_META_ROOT_FILE``).
+METADATA = (".virtfs_metadata", ".virtfs_metadata_root")
 #: The texts of ``virtio_error`` (QEMU: ``hw/9pfs/virtio-9p-device.c``, ``hw/virtio/virtio.c``).
 #: ``x-query-virtio-status`` would show the state itself, but QEMU 11.1.3 aborts in that command.
 _VIRTIO_ERROR = re.compile(

@@ -73,6 +73,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def record_provisioning(folder: Path) -> None:
+    """Let each process that provisions leave a file ``prepared-PID-WORKER`` in the folder of the run."""
+    content = Path(inner.__file__).read_text().replace("import json\n", "import json\nimport os\n")
+    (folder / "conftest.py").write_text(content + _PREPARING)
+
+
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_without_a_guest_nothing_is_imported_or_touched(
     folder: Path, run_fresh_pytest: Pytest, workers: str
@@ -94,8 +100,7 @@ def test_a_test_that_asks_for_a_guest_has_it_provisioned_once(
     folder: Path, run_pytest: Pytest, workers: str
 ) -> None:
     """By the process that the user started; no option of ours is given."""
-    content = Path(inner.__file__).read_text().replace("import json\n", "import json\nimport os\n")
-    (folder / "conftest.py").write_text(content + _PREPARING)
+    record_provisioning(folder)
     (folder / "test_guest.py").write_text(_GUEST)
     done = run_pytest(folder, "-n", workers)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -117,8 +122,7 @@ def test_nothing_is_provisioned_for_a_path_that_does_not_exist(
     folder: Path, run_pytest: Pytest, workers: str
 ) -> None:
     """Also where an option shows at the start that guests are wanted: it can ask for a QEMU to be built."""
-    content = Path(inner.__file__).read_text().replace("import json\n", "import json\nimport os\n")
-    (folder / "conftest.py").write_text(content + _PREPARING)
+    record_provisioning(folder)
     done = run_pytest(folder, "-n", workers, "--machine", "pc", "test_theirs.py", "test_gone.py::test_it")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert "test_gone.py" in done.stdout + done.stderr
