@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 
-from harness.actions.hotplug import Hotplug
+from harness.actions.hotplug import UNPLUG_TIMEOUT_S, Hotplug
 from harness.actions.migration import Migration
+from harness.actions.run_state import RunState
 from harness.actions.snapshot import Snapshot
 from harness.actions.stream import STREAMS
 from harness.errors import QemuError
 from harness.guest.guest import Guest
 from harness.guest.mount import host_sha256
 from harness.plugin.thorough import by_default
+from harness.qemu.deletion import Deletion
+from harness.qemu.machine_types.machine_type import UnplugKind
 from harness.qemu.spec import Share
 from harness.testbed import Testbed
 
@@ -61,6 +64,50 @@ def test_a_device_is_plugged_again_where_it_arrived(testbed: Testbed, share: Sha
         hotplug.plug(share)
     hotplug.unplug(share)
     migration.migrate()
+
+
+@pytest.mark.thorough
+def test_a_plug_that_the_guest_has_not_seen_arrives(
+    guest: Guest, hotplug: Hotplug, migration: Migration, run_state: RunState, share: Share, testbed: Testbed
+) -> None:
+    """A device that was plugged while the guest was stopped: the guest finds it on the destination, where it
+    runs again."""
+    wait_listed = hotplug.expect_plug(share)
+    run_state.stop()
+    guest.machine.device_add(share)
+    migrate_stopped(migration, testbed)
+    run_state.cont()
+    wait_listed()
+    mount = guest.mount(share)
+    mount.expect_usable()
+    mount.unmount()
+    hotplug.unplug(share)
+
+
+@pytest.mark.thorough
+def test_an_unplug_that_the_guest_has_not_seen_completes_where_it_arrives(
+    guest: Guest, hotplug: Hotplug, migration: Migration, run_state: RunState, share: Share, testbed: Testbed
+) -> None:
+    """A device_del while the guest is stopped: the guest gives the device up on the destination, where it
+    runs again."""
+    guest.machine.spec.machine_type.require_unplug(UnplugKind.ASKS)
+    hotplug.plug(share)
+    guest.mount(share).unmount()
+    run_state.stop()
+    hotplug.request_unplug(share).expect_pending(while_=run_state.expect_stopped)
+    migrate_stopped(migration, testbed)
+    with Deletion(guest.machine, share.id) as deletion:
+        run_state.cont()
+        deletion.wait_reported(timeout_s=UNPLUG_TIMEOUT_S)
+        deletion.confirm()
+    assert share.mount_tag not in guest.mount_tags()
+
+
+def migrate_stopped(migration: Migration, testbed: Testbed) -> None:
+    """Migrate a guest that is stopped, which stays stopped on the destination, and end the source."""
+    source = testbed.machines[-1]
+    migration.request_migrate(stopped=True).wait_arrived(status="paused")
+    source.quit()
 
 
 @pytest.mark.thorough

@@ -237,16 +237,28 @@ class Hotplug:
         :raises QemuError: when QEMU refuses the device.
         :raises WaitTimeout: when the guest does not list the device.
         """
-        machine = self.guest.machine
+        wait_listed = self.expect_plug(share)
+        self.guest.machine.device_add(share)
+        wait_listed()
+
+    def expect_plug(self, share: Share | GuestDevice) -> Callable[[], None]:
+        """What :meth:`plug` does before and after ``device_add``; the guest may be stopped or moved between.
+
+        :returns: a function that waits until the guest, wherever it runs then, lists the device.
+        """
         arrived = arrival(self.guest, share)
-        machine.device_add(share)
-        machine.wait_until(
-            arrived,
-            what=f"the guest to list {in_words(share)}",
-            timeout_s=PLUG_TIMEOUT_S,
-            interval_s=0.05,
-        )
-        machine.history.note(machine.name, "device:plugged", {"id": share.id})
+
+        def wait_listed() -> None:
+            machine = self.guest.machine
+            machine.wait_until(
+                arrived,
+                what=f"the guest to list {in_words(share)}",
+                timeout_s=PLUG_TIMEOUT_S,
+                interval_s=0.05,
+            )
+            machine.history.note(machine.name, "device:plugged", {"id": share.id})
+
+        return wait_listed
 
     def request_unplug(self, share: Share | GuestDevice) -> Unplug:
         """``device_del``; returns as soon as QEMU answers, with ``{}`` or with a refusal."""

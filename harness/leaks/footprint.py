@@ -6,15 +6,14 @@ import contextlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from harness.errors import QemuError, QmpLost
 from harness.qemu.blockers import blocked_reasons
 from harness.qemu.machine import Machine
+from harness.qemu.process import process, reading_proc
 from harness.qemu.spec import MachineSpec
 
 #: The first line of each mapping, and its private dirty memory in KiB.
@@ -62,22 +61,8 @@ def open_fds(machine: Machine) -> int:
 
     :raises HarnessError: the root cause, when QEMU has ended.
     """
-    with _alive(machine):
+    with reading_proc(machine):
         return int(handles(machine.pid)["fds"])
-
-
-@contextlib.contextmanager
-def _alive(machine: Machine) -> Iterator[None]:
-    """Read from ``/proc`` during the block.
-
-    :raises HarnessError: the root cause, when QEMU has ended (``man 5 proc``: its folder is gone, or a read
-        fails with ESRCH).
-    """
-    try:
-        yield
-    except (FileNotFoundError, ProcessLookupError) as exc:
-        ended = QmpLost(f"QEMU {machine.name!r} has ended: {exc}")
-        raise machine.root_cause(ended) from exc
 
 
 def wait_open_fds(machine: Machine, count: int) -> None:
@@ -99,11 +84,11 @@ def footprint(machine: Machine, pid: int) -> dict[str, Any]:
     turns from private to shared, and back, when another QEMU maps it. ``memory_regions`` are the lines of
     ``info mtree``.
 
-    :param pid: of QEMU itself (:func:`process`).
+    :param pid: of QEMU itself (:func:`~harness.qemu.process.process`).
     """
     # Memory is read last: these commands take longer than the heap keeps free pages.
     found = counts(machine)
-    with _alive(machine):
+    with reading_proc(machine):
         smaps = Path(f"/proc/{pid}/smaps").read_text()
     return {"private_kib": private_kib(smaps, machine.spec), **found}
 
@@ -116,24 +101,10 @@ def counts(machine: Machine) -> dict[str, int]:
     return {"qom_children": sum(children), "memory_regions": regions, "blockers": blockers}
 
 
-def process(machine: Machine) -> int:
-    """The pid of QEMU, whose footprint is taken, also when a script started QEMU and waits for it.
-
-    It is the process that has the thread of a vCPU (QEMU: ``query-cpus-fast``, before 2.12 ``query-cpus``).
-    """
-    for command, key in (("query-cpus-fast", "thread-id"), ("query-cpus", "thread_id")):
-        with contextlib.suppress(QemuError):
-            first = machine.qmp.execute(command, watch=machine.watch)[0]
-            with _alive(machine):
-                status = Path(f"/proc/{first[key]}/status").read_text()
-            return int(re.findall(r"^Tgid:\s+(\d+)", status, re.MULTILINE)[0])
-    return machine.pid
-
-
 def open_inside(machine: Machine, folder: Path) -> list[str]:
     """The files and folders inside ``folder`` that QEMU has open, without the folder itself."""
     inside, found = f"{folder.resolve()}/", []
-    with _alive(machine):
+    with reading_proc(machine):
         entries = list(Path(f"/proc/{process(machine)}/fd").iterdir())
     for entry in entries:
         with contextlib.suppress(FileNotFoundError):  # QEMU has closed it meanwhile.

@@ -32,6 +32,7 @@ from harness.leaks.heap_profile import Live, Site
 from harness.ninep.client import RawGuest
 from harness.qemu import symbols
 from harness.qemu.machine import Machine, Wrapping
+from harness.qemu.process import process
 from harness.qemu.spec import MachineSpec
 from harness.testbed import Testbed
 
@@ -291,7 +292,7 @@ class _Run(Generic[S]):
         self._cycle: Callable[[S], object] = cycle
         self._subject: S = start(f"{prefix}cycles")
         self.machine = machine_of(self._subject)
-        self._pid = footprint.process(self.machine)
+        self._pid = process(self.machine)
         self._done = 0
         self.lengths: list[int] = []
         self.profiles: list[Profile] = []

@@ -32,8 +32,8 @@ _HASH_LIMIT_FILES = 50
 _WAIT_S = 1800
 #: The folders of a cache, by which a folder with other files in it is recognised as one. A cache that was
 #: copied by hand may have any of them. ``tmp`` is left out: ``/`` and many others have one.
-_FOLDERS = {"accel", "builds", "debs", "faults", "guests", "heap", "keys", "locks", "qemu", "qtests"}
-_FOLDERS |= {"resolved", "template", "tools"}
+_FOLDERS = {"accel", "builds", "debs", "failed-template", "faults", "guests", "heap", "keys", "locks", "qemu"}
+_FOLDERS |= {"qtests", "resolved", "template", "tools"}
 
 
 def default_cache_root() -> Path:

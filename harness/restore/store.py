@@ -17,9 +17,11 @@ from harness.errors import HarnessError, SetupError
 from harness.guest.guest import Guest
 from harness.guest.image import GuestImage
 from harness.history import History
+from harness.provision import private
 from harness.provision.cache import Cache
 from harness.qemu.binary import QemuInstall, has_memory_backend
 from harness.qemu.machine import Machine
+from harness.qemu.process import wait_idle
 from harness.qemu.spec import MachineSpec
 from harness.reaper import RunFolder
 from harness.restore import session as sessions
@@ -28,6 +30,8 @@ from harness.restore.session import SessionReplay
 from harness.restore.template import Template
 
 _KIND = "template"
+#: The artefacts of templates that could not be made.
+_FAILED, _ARTIFACTS = "failed-template", "-artifacts"
 #: The checksums of a template's large files: the cache itself compares only their sizes.
 _SUMS = "sums.json"
 _SUMMED = ("memory", "stream")
@@ -82,7 +86,9 @@ class TemplateStore:
 
         def fill(into: Path) -> None:
             self._report(f"booting the template of {spec.machine_type.name} ({spec.qemu.name}) …")
-            _make(into, spec, image, timeout_scale, plain=plain)
+            evidence = self._cache.root / _FAILED / key
+            with _keeping_artifacts(evidence) as run:
+                _make(run, into, spec, image, timeout_scale, plain=plain)
             (into / _SUMS).write_text(json.dumps(_sums(into)))
             made.append(None)
 
@@ -186,39 +192,65 @@ def _inode(path: Path) -> int:
         return 0
 
 
-def _make(
-    into: Path, spec: MachineSpec, image: GuestImage, timeout_scale: TimeoutScale, *, plain: bool
-) -> None:
-    """Boot a guest, save it as a template, and check that it can be restored."""
+@contextlib.contextmanager
+def _keeping_artifacts(evidence: Path) -> Iterator[RunFolder]:
+    """A folder for the machines that make a template. If it fails, their artefacts are kept in ``evidence``.
+
+    They replace those of the failure before.
+    """
     run = RunFolder()
     try:
-        bare = template.bare(spec)
-        memory_file = None if plain else template.memory_of(into)
-        with _guest(replace(bare, memory_file=memory_file), run, image, timeout_scale) as guest:
-            # Over the console: no SSH connection but the saved session may be open when the guest is saved.
-            guest.use("console")
-            guest.wait_booted()
-            saved = sessions.save_session(guest)
-            template.save(guest.machine, into)
-        made = Template(into, plain=plain)
-        saved.write(made.session)
-        trial = replace(bare, name="trial").restored(made.memory)
-        with (
-            contextlib.closing(SessionReplay(saved, image, timeout_scale)) as session,
-            _guest(trial, run, image, timeout_scale) as guest,
-        ):
-            finish = template.restore(guest.machine, made)
-            sessions.wait_restored(guest, session)
-            finish()
+        yield run
+    except HarnessError as exc:
+        shutil.rmtree(evidence, ignore_errors=True)
+        with contextlib.suppress(OSError, SetupError):  # As in _entry.
+            private.folder(evidence.parent)
+            for folder in run.path.glob(f"*{_ARTIFACTS}"):
+                shutil.copytree(folder, evidence / folder.name.removesuffix(_ARTIFACTS))
+            exc.message += f"; artefacts: {evidence}"
+        raise
     finally:
         run.close()
+
+
+def _make(
+    run: RunFolder,
+    into: Path,
+    spec: MachineSpec,
+    image: GuestImage,
+    timeout_scale: TimeoutScale,
+    *,
+    plain: bool,
+) -> None:
+    """Boot a guest, save it as a template, and check that it can be restored."""
+    bare = template.bare(spec)
+    memory_file = None if plain else template.memory_of(into)
+    with _guest(replace(bare, memory_file=memory_file), run, image, timeout_scale) as guest:
+        # Over the console: no SSH connection but the saved session may be open when the guest is saved.
+        guest.use("console")
+        guest.wait_booted()
+        saved = sessions.save_session(guest)
+        # TCG's s390x, before 9.1, forgets the interrupts that are pending (bug R80 of the ledger): a guest
+        # that is saved with one hangs when it is restored.
+        wait_idle(guest.machine)
+        template.save(guest.machine, into)
+    made = Template(into, plain=plain)
+    saved.write(made.session)
+    trial = replace(bare, name="trial").restored(made.memory)
+    with (
+        contextlib.closing(SessionReplay(saved, image, timeout_scale)) as session,
+        _guest(trial, run, image, timeout_scale) as guest,
+    ):
+        finish = template.restore(guest.machine, made)
+        sessions.wait_restored(guest, session)
+        finish()
 
 
 @contextlib.contextmanager
 def _guest(
     spec: MachineSpec, run: RunFolder, image: GuestImage, timeout_scale: TimeoutScale
 ) -> Iterator[Guest]:
-    artifacts = MachineArtifacts(run.path / f"{spec.name}-artifacts")
+    artifacts = MachineArtifacts(run.path / f"{spec.name}{_ARTIFACTS}")
     artifacts.folder.mkdir()
     history = History(artifacts.folder / "history.ndjson")
     try:

@@ -16,6 +16,7 @@ from harness.errors import QemuDied, WaitTimeout
 from harness.leaks import footprint
 from harness.leaks.footprint import _children, handles, open_fds, private_kib, wait_open_fds
 from harness.qemu.machine import Machine
+from harness.qemu.process import process
 from harness.qemu.spec import MachineSpec, MemoryFile
 from harness.tests.qemu.specs import spec
 
@@ -118,9 +119,9 @@ def test_threads_are_listed_by_id_and_fds_by_target(tmp_path: Path) -> None:
 @pytest.fixture
 def gone() -> int:
     """The id of a process that has ended."""
-    with subprocess.Popen(["true"]) as process:
+    with subprocess.Popen(["true"]) as child:
         pass
-    return process.pid
+    return child.pid
 
 
 @pytest.mark.parametrize("what", ["open_fds", "open_inside", "process", "footprint"])
@@ -141,7 +142,7 @@ def test_a_qemu_that_has_ended_is_the_root_cause(
     looks: dict[str, Callable[[], object]] = {
         "open_fds": lambda: open_fds(machine),
         "open_inside": lambda: footprint.open_inside(machine, tmp_path),
-        "process": lambda: footprint.process(machine),
+        "process": lambda: process(machine),
         "footprint": lambda: footprint.footprint(machine, gone),
     }
     with pytest.raises(QemuDied):

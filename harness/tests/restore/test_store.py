@@ -40,7 +40,13 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
 
     def make(
-        into: Path, spec: MachineSpec, image: GuestImage, timeout_scale: TimeoutScale, *, plain: bool
+        run: RunFolder,
+        into: Path,
+        spec: MachineSpec,
+        image: GuestImage,
+        timeout_scale: TimeoutScale,
+        *,
+        plain: bool,
     ) -> None:
         names.append(spec.machine_type.name)
         for name in ("stream", "guest-kernel.log", *(() if plain else ("memory",))):
@@ -187,17 +193,26 @@ def test_making_a_template_is_tried_once(
 ) -> None:
     calls: list[None] = []
 
-    def cannot(*_: object, **__: object) -> None:
+    def cannot(run: RunFolder, *_: object, **__: object) -> None:
         calls.append(None)
+        (run.path / "trial-artifacts").mkdir()
+        (run.path / "trial-artifacts" / "history.ndjson").write_text("{}\n")
         raise GuestError("it never booted")
 
     monkeypatch.setattr(store, "_make", cannot)
     reports: list[str] = []
     kept = store_in(cache, reports.append)
-    assert [kept.find(spec(), image, TIMEOUT_SCALE) for _ in range(2)] == ["it never booted"] * 2
+    first, second = (kept.find(spec(), image, TIMEOUT_SCALE) for _ in range(2))
     assert len(calls) == 1
-    assert reports[-1] == "no template of pc, so guests are booted: it never booted"
+    assert first == second
+    message, folder = str(first).split("; artefacts: ")
+    assert message == "it never booted"
+    assert (Path(folder) / "trial" / "history.ndjson").read_text() == "{}\n"
+    assert reports[-1] == f"no template of pc, so guests are booted: {first}"
     assert not list((cache.root / "template").glob("*"))
+    # The artefacts of the next failure replace these.
+    assert store_in(cache).find(spec(), image, TIMEOUT_SCALE) == first
+    assert len(calls) == 2
 
 
 def test_kvm_needs_none(cache: Cache, image: GuestImage, made: list[str]) -> None:
