@@ -72,7 +72,7 @@ def test_a_plug_that_the_guest_has_not_seen_arrives(
 ) -> None:
     """A device that was plugged while the guest was stopped: the guest finds it on the destination, where it
     runs again."""
-    wait_listed = hotplug.expect_plug(share)
+    wait_listed = hotplug.plug_waiter(share)
     run_state.stop()
     guest.machine.device_add(share)
     migrate_stopped(migration, testbed)

@@ -237,12 +237,12 @@ class Hotplug:
         :raises QemuError: when QEMU refuses the device.
         :raises WaitTimeout: when the guest does not list the device.
         """
-        wait_listed = self.expect_plug(share)
+        wait_listed = self.plug_waiter(share)
         self.guest.machine.device_add(share)
         wait_listed()
 
-    def expect_plug(self, share: Share | GuestDevice) -> Callable[[], None]:
-        """What :meth:`plug` does before and after ``device_add``; the guest may be stopped or moved between.
+    def plug_waiter(self, share: Share | GuestDevice) -> Callable[[], None]:
+        """What :meth:`plug` does before and after ``device_add``, for a guest that is stopped meanwhile.
 
         :returns: a function that waits until the guest, wherever it runs then, lists the device.
         """
