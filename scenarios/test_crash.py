@@ -75,6 +75,7 @@ def test_system_reset_after_unplug(after_unplug: Guest, run_state: RunState) -> 
 @pytest.mark.any_plug
 def test_screendump_after_unplug(testbed: Testbed, share: Share) -> None:
     """screendump of a machine with a display works after an unplug."""
+    testbed.cell.machine_type.require_pci()
     guest = testbed.boot(replace(testbed.spec(), extra=("-device", "VGA,addr=0x1d")))
     hotplug, run_state = Hotplug(guest), RunState(guest)
     run_state.require_screendump()
