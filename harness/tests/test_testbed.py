@@ -453,8 +453,11 @@ def test_without_templates_every_guest_is_booted(testbed: Testbed, boots: list[s
     assert _born(testbed) == {"cold": "templates are switched off"}
 
 
-def test_a_leftover_process_in_another_folder_is_recorded(testbed: Testbed, run: RunFolder) -> None:
+def test_a_leftover_process_in_another_folder_is_recorded(
+    testbed: Testbed, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It belongs to the run, whatever its working directory is."""
+    monkeypatch.setattr(testbed_module, "_END_WITHIN_S", 0.2)
     stray = subprocess.Popen(["sleep", "60"], env=run.environment(), cwd="/")
     try:
         testbed.close()

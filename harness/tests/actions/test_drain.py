@@ -30,7 +30,7 @@ def soon(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_qemu_that_drains_answers_nothing(world: World) -> None:
     world.qmp.stalled = True
-    assert not _happens(world, False)
+    assert not _happens(world, False, window_s=0.01)
     assert world.qmp.commands == ["query-status"]
 
 
@@ -47,7 +47,7 @@ def test_the_window_restarts_with_each_answer(world: World) -> None:
         return {}
 
     world.qmp.on("query-status", answer)
-    assert not _happens(world, False)
+    assert not _happens(world, False, window_s=0.01)
     assert world.qmp.commands == ["query-status"] * 3
 
 
@@ -92,7 +92,7 @@ def test_a_trigger_that_never_reaches_qemu(world: World) -> None:
 
 
 def test_an_access_that_returned_has_reached_qemu(world: World) -> None:
-    assert not _happens(world, False, returned=lambda: True)
+    assert not _happens(world, False, returned=lambda: True, window_s=0.01)
 
 
 def test_a_qemu_that_dies(world: World) -> None:
@@ -113,4 +113,4 @@ def test_the_witness_is_asked_at_both_ends(world: World, fails_at: int) -> None:
             raise GuestError("no longer held")
 
     with pytest.raises(GuestError, match="no longer held"):
-        _happens(world, False, while_=witness)
+        _happens(world, False, while_=witness, window_s=0.01)

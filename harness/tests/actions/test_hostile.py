@@ -61,7 +61,7 @@ def test_what_an_eject_deletes_while_a_request_is_held(world: World, deleted: tu
     world.machine.artifacts.kernel.write_text("hostile: eject share0\n")
     world.qmp.on("query-status", {})
     asked: list[None] = []
-    assert ejection.observe(while_=lambda: asked.append(None)) == list(deleted)
+    assert ejection.observe(while_=lambda: asked.append(None), window_s=0.01) == list(deleted)
     assert len(asked) == 2
 
 

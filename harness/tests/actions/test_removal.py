@@ -43,7 +43,7 @@ def test_what_is_deleted_while_a_request_is_held(world: World, deleted: tuple[st
     removal = surprise_removal(world.guest, world.share)
     _delete(world, *deleted)
     asked: list[None] = []
-    assert removal.observe(while_=lambda: asked.append(None)) == list(deleted)
+    assert removal.observe(while_=lambda: asked.append(None), window_s=0.01) == list(deleted)
     assert len(asked) == 2
 
 
@@ -51,7 +51,7 @@ def test_a_qemu_that_drains_answers_nothing(world: World) -> None:
     """Neither the command nor the question after it is answered: the device waits for its request."""
     world.qmp.stalled = True
     removal = surprise_removal(world.guest, world.share)
-    assert removal.observe(while_=lambda: None) == []
+    assert removal.observe(while_=lambda: None, window_s=0.01) == []
 
 
 def test_an_event_that_is_missing(world: World) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from harness.channel import Completed
+from harness.channel import console as console_module
 from harness.channel.console import Console, KernelLog
 from harness.deadline import Deadline
 from harness.errors import ChannelLost, CommandTimeout, GuestPanicked
@@ -191,7 +192,8 @@ def test_no_socket(tmp_path: Path) -> None:
         Console(tmp_path / "absent")
 
 
-def test_a_shell_that_never_answers(tmp_path: Path) -> None:
+def test_a_shell_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console_module, "_PROBE_S", 0.05)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "mute"))
         server.listen(1)
