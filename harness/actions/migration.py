@@ -15,6 +15,7 @@ from harness.qemu.bandwidth import bandwidth, limit_bandwidth
 from harness.qemu.blockers import blocked_reasons, lists_blocked_reasons
 from harness.qemu.machine import Machine
 from harness.qemu.migration_socket import discarded_stream, stream_to_file
+from harness.qemu.process import wait_interrupts_taken
 from harness.qemu.spec import MachineSpec, Share
 from harness.testbed import Testbed
 
@@ -202,6 +203,7 @@ class Migration:
         limit_bandwidth(source, _MAX_BANDWIDTH)
         uri = stream.open(source, destination)
         devices = None if stopped else devices_of(self.guest)
+        wait_interrupts_taken(source)
         op = source.history.invoke(source.name, "migrate", {"to": destination.name, "stream": stream.name})
         try:
             source.qmp.execute("migrate", {"uri": uri}, watch=source.watch)

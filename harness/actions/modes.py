@@ -7,14 +7,18 @@ process. The last two keep the guest's memory in place; memory that is not share
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from harness.errors import QemuError, QmpLost, Unsupported
 from harness.qemu.machine import Machine
 
 NORMAL, CPR_TRANSFER = "normal", "cpr-transfer"
 MODES = (NORMAL, "cpr-reboot", CPR_TRANSFER, "cpr-exec")
+#: What a mode needs, or QEMU refuses to migrate for that reason: the program that replaces QEMU. This one
+#: ends at once, so a migration that should have been refused ends QEMU.
+_PARAMETERS: Mapping[str, Mapping[str, Any]] = {"cpr-exec": {"cpr-exec-command": ["false"]}}
 
 
 def require_mode(machine: Machine, mode: str) -> None:
@@ -36,7 +40,7 @@ def in_mode(machine: Machine, mode: str) -> Iterator[None]:
         yield
         return
     try:
-        machine.qmp.execute("migrate-set-parameters", {"mode": mode})
+        machine.qmp.execute("migrate-set-parameters", {"mode": mode, **_PARAMETERS.get(mode, {})})
     except QemuError as exc:
         raise Unsupported(f"{mode}: {machine.name} has no such migration mode: {exc.desc}") from exc
     try:

@@ -10,6 +10,7 @@ from harness.actions.migration import expect_reason
 from harness.errors import QemuError, Unsupported, Violation
 from harness.guest.guest import Guest
 from harness.qemu.argv import DISK_NODE
+from harness.qemu.process import wait_interrupts_taken
 from harness.qemu.schema import has_command, require_command
 from harness.qemu.spec import MachineSpec, Share
 from harness.testbed import Testbed
@@ -29,6 +30,7 @@ class Snapshot:
 
         :raises QemuError: when it is refused; ``desc`` is what HMP printed.
         """
+        wait_interrupts_taken(self.guest.machine)
         self._hmp(f"savevm {tag}")
 
     def loadvm(self, tag: str) -> None:
@@ -81,6 +83,7 @@ class Snapshot:
         :raises QemuError: when the job ends with an error.
         :raises Unsupported: when this QEMU has no such job.
         """
+        wait_interrupts_taken(self.guest.machine)
         self._job("snapshot-save", tag)
 
     def snapshot_load(self, tag: str) -> None:

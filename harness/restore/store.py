@@ -21,7 +21,7 @@ from harness.provision import private
 from harness.provision.cache import Cache
 from harness.qemu.binary import QemuInstall, has_memory_backend
 from harness.qemu.machine import Machine
-from harness.qemu.process import wait_idle
+from harness.qemu.process import wait_interrupts_taken
 from harness.qemu.spec import MachineSpec
 from harness.reaper import RunFolder
 from harness.restore import session as sessions
@@ -230,9 +230,7 @@ def _make(
         guest.use("console")
         guest.wait_booted()
         saved = sessions.save_session(guest)
-        # TCG's s390x, before 9.1, forgets the interrupts that are pending (bug R80 of the ledger): a guest
-        # that is saved with one hangs when it is restored.
-        wait_idle(guest.machine)
+        wait_interrupts_taken(guest.machine)  # Otherwise a restored guest may hang.
         template.save(guest.machine, into)
     made = Template(into, plain=plain)
     saved.write(made.session)

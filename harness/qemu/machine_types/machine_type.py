@@ -171,6 +171,8 @@ class MachineType:
     :param removal_delay_s: how long the guest's driver waits before it begins a removal, in seconds.
     :param legacy_virtio: devices in its places have virtio's legacy interface as well (QEMU:
         ``hw/virtio/virtio-pci.c``, ``virtio_pci_realize``: not on a PCI Express bus).
+    :param forgets_interrupts: whether an interrupt that the guest has not taken yet is not saved with its
+        state (bug R80 of the ledger).
     """
 
     name: str
@@ -194,6 +196,7 @@ class MachineType:
     firmware: tuple[str, ...] = ()
     removal_delay_s: float = 0.0
     legacy_virtio: bool = False
+    forgets_interrupts: bool = False
 
     def known_to_all(self, *known: Iterable[str]) -> MachineType:
         """This type in the newest of its versions that is in each of ``known``, such as ``pc-q35-7.2``.

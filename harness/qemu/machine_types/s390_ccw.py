@@ -35,6 +35,10 @@ S390_CCW = MachineType(
     nic={"driver": "virtio-net-ccw", "devno": "fe.0.0001"},
     bus_path="/machine/virtual-css-bridge/{bus}",
     ram_id="s390.ram",
+    # A guest that panics ends in a disabled wait, which QEMU takes for a panic (target/s390x/helper.c,
+    # s390_handle_wait): by default it then ends. The other machine types do not see a panic.
+    arguments=("-action", "panic=none"),
+    forgets_interrupts=True,
     consoles=(
         Console("ttysclp0", ("-device", "sclpconsole,chardev=ttysclp0")),
         # An operator's line-mode console cannot carry a shell.

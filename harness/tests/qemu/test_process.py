@@ -9,6 +9,7 @@ import pytest
 
 from harness.deadline import Deadline, wait_until
 from harness.errors import QemuDied
+from harness.qemu import process
 from harness.qemu.machine import Machine
 from harness.qemu.process import wait_idle
 
@@ -64,3 +65,15 @@ def test_a_qemu_that_has_ended(shell: subprocess.Popen[str]) -> None:
     shell.wait()
     with pytest.raises(QemuDied):
         wait_idle(machine(shell.pid, timeout_s=60))
+
+
+@pytest.mark.parametrize("forgets", [True, False])
+def test_only_a_machine_type_that_forgets_interrupts_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, forgets: bool
+) -> None:
+    waited: list[Machine] = []
+    monkeypatch.setattr(process, "wait_idle", waited.append)
+    spec = SimpleNamespace(machine_type=SimpleNamespace(forgets_interrupts=forgets))
+    one = cast(Machine, SimpleNamespace(spec=spec))
+    process.wait_interrupts_taken(one)
+    assert waited == ([one] if forgets else [])
