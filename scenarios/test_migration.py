@@ -17,7 +17,6 @@ from harness.guest.guest import Guest
 from harness.guest.mount import host_sha256
 from harness.plugin.thorough import by_default
 from harness.qemu.deletion import Deletion
-from harness.qemu.machine_types.machine_type import UnplugKind
 from harness.qemu.spec import Share
 from harness.testbed import Testbed
 
@@ -85,12 +84,12 @@ def test_a_plug_that_the_guest_has_not_seen_arrives(
 
 
 @pytest.mark.thorough
+@pytest.mark.unplug("asks")
 def test_an_unplug_that_the_guest_has_not_seen_completes_where_it_arrives(
     guest: Guest, hotplug: Hotplug, migration: Migration, run_state: RunState, share: Share, testbed: Testbed
 ) -> None:
     """A device_del while the guest is stopped: the guest gives the device up on the destination, where it
     runs again."""
-    guest.machine.spec.machine_type.require_unplug(UnplugKind.ASKS)
     hotplug.plug(share)
     guest.mount(share).unmount()
     run_state.stop()

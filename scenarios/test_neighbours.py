@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import pytest
 
-from harness.actions.hostile import HostileGuest
 from harness.actions.hotplug import Hotplug, unplug_without_guest
 from harness.actions.migration import Migration
+from harness.actions.removal import surprise_removal
 from harness.actions.run_state import RunState
 from harness.devices import BlockDevice, Neighbour, NetDevice, RngDevice
 from harness.guest.guest import Guest
@@ -76,6 +76,7 @@ def test_unplug_waits_for_a_request_in_flight(guest: Guest, hotplug: Hotplug, de
 
 
 @pytest.mark.any_plug
+@pytest.mark.unplug("asks")
 @pytest.mark.parametrize("device", ["net", "rng"], indirect=True)
 @pytest.mark.usefixtures("malloc_perturb", "device")
 def test_unplug_drops_a_request_in_flight(guest: Guest, hotplug: Hotplug, device: Neighbour) -> None:
@@ -93,15 +94,18 @@ def test_unplug_drops_a_request_in_flight(guest: Guest, hotplug: Hotplug, device
 @pytest.mark.parametrize("device", ["blk"], indirect=True)
 @pytest.mark.usefixtures("hold", "malloc_perturb")
 def test_a_forced_eject_waits_for_a_request_in_flight(
-    guest: Guest, hotplug: Hotplug, hostile: HostileGuest, device: Neighbour
+    guest: Guest, hotplug: Hotplug, device: Neighbour
 ) -> None:
-    """QEMU drains the disk (``virtio_blk_device_unrealize``): it is deleted after the flush was answered."""
+    """QEMU drains the disk (``virtio_blk_device_unrealize``): it is deleted after the flush was answered.
+
+    The guest ejects it, or ``device_del`` takes it where that asks nobody.
+    """
     hotplug.plug(device)
     device.use(guest)
     with device.request_in_flight(guest) as flush:
-        ejection = hostile.request_eject(device)
-        deleted_while_held = ejection.observe(while_=flush.waiting)
-    ejection.wait_completed()
+        removal = surprise_removal(guest, device)
+        deleted_while_held = removal.observe(while_=flush.waiting)
+    removal.wait_completed()
     guest.succeed("true")
     assert not deleted_while_held, "the disk was deleted with a request in flight"
 
@@ -109,15 +113,16 @@ def test_a_forced_eject_waits_for_a_request_in_flight(
 @pytest.mark.any_plug
 @pytest.mark.parametrize("device", ["net", "rng"], indirect=True)
 @pytest.mark.usefixtures("malloc_perturb", "device")
-def test_a_forced_eject_drops_a_request_in_flight(
-    guest: Guest, hotplug: Hotplug, hostile: HostileGuest, device: Neighbour
-) -> None:
-    """QEMU drops the request with the device. A later answer does not crash QEMU."""
+def test_a_forced_eject_drops_a_request_in_flight(guest: Guest, hotplug: Hotplug, device: Neighbour) -> None:
+    """QEMU drops the request with the device. A later answer does not crash QEMU.
+
+    The guest ejects the device, or ``device_del`` takes it where that asks nobody.
+    """
     require_counted_requests(guest.machine)
     hotplug.plug(device)
     device.use(guest)
     with device.request_in_flight(guest) as pending:
-        hostile.eject(device)
+        surprise_removal(guest, device).wait_completed()
         pending.waiting()
     guest.succeed("true")
 

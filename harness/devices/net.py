@@ -85,7 +85,8 @@ class NetDevice:
             "id": self.id,
             "netdev": f"netdev-{self.id}",
             "mac": _MAC.hex(":"),
-            "romfile": "",
+            # A card of another bus has no ROM.
+            **({"romfile": ""} if machine_type.transport == "pci" else {}),
             **machine_type.place(self.slot),
         }
 

@@ -19,8 +19,8 @@ from harness.qemu.spec import Value
 from harness.testbed import Testbed
 
 _CURRENT = "/sys/class/misc/hw_random/rng_current"
-#: More than the guest's driver (64 bytes) and its entropy thread (64 bytes) request at once
-#: (kernel: ``drivers/char/hw_random``), and less than a FIFO holds.
+#: More than the guest's driver and its entropy thread request at once, which is the length of a cache line
+#: each: 64 bytes, on s390x 256 (kernel: ``drivers/char/hw_random``). Less than a FIFO holds.
 _FED_BYTES = 4096
 _READ_BYTES = 16
 
@@ -114,8 +114,8 @@ class RngDevice:
         ``drivers/char/hw_random/virtio-rng.c``), so the request is the driver's or the process's.
         """
         self.starve()
-        # The driver may still have bytes of an earlier request, fewer than the 256 that are read here.
-        reader = Job(guest, "dd if=/dev/hwrng bs=64 count=4", f"reading from {self.id}")
+        # The driver may still have bytes of earlier requests, fewer than the 2048 that are read here.
+        reader = Job(guest, "dd if=/dev/hwrng bs=64 count=32", f"reading from {self.id}")
         unanswered = Unanswered(self, guest)
         try:
             guest.machine.wait_until(
