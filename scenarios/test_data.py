@@ -20,7 +20,17 @@ from harness.actions.hotplug import Hotplug
 from harness.guest.fileops import File, Program, content
 from harness.guest.guest import Guest
 from harness.guest.mount import Mount
-from harness.holds.hold import DATA, FSYNC, READDIR, STAT, Hold, require_counted_requests
+from harness.holds.hold import (
+    DATA,
+    FSYNC,
+    MKDIR,
+    READDIR,
+    RENAME,
+    STAT,
+    UNLINK,
+    Hold,
+    require_counted_requests,
+)
 from harness.holds.open_files import OpenFileLimit
 from harness.leaks import footprint
 from harness.ninep import messages as p9
@@ -308,11 +318,14 @@ FAILING = {
         (*DATA, *FSYNC, *READDIR), (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EFBIG), _OPENED
     ),
     "opening": Failing(
-        ("openat",), (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES), _BY_PATH
+        # Before 2.9 a folder is not opened to make, move or remove what is in it.
+        ("openat", "mkdir", "rename", "unlink", "rmdir"),
+        (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES),
+        _BY_PATH,
     ),
-    "making": Failing(("mkdirat",), (errno.ENOSPC, errno.EDQUOT, errno.EMLINK), ("mkdir made",)),
-    "renaming": Failing(("renameat",), (errno.EXDEV, errno.ENOSPC, errno.EBUSY), ("rename name other",)),
-    "removing": Failing(("unlinkat",), (errno.EBUSY, errno.EROFS, errno.EIO), ("unlink name", "rmdir sub")),
+    "making": Failing(MKDIR, (errno.ENOSPC, errno.EDQUOT, errno.EMLINK), ("mkdir made",)),
+    "renaming": Failing(RENAME, (errno.EXDEV, errno.ENOSPC, errno.EBUSY), ("rename name other",)),
+    "removing": Failing(UNLINK, (errno.EBUSY, errno.EROFS, errno.EIO), ("unlink name", "rmdir sub")),
     "looking": Failing(
         (*STAT, "fstat"), (errno.EIO, errno.EACCES), ("access name", "lock file", "links folder 2")
     ),
@@ -563,10 +576,25 @@ class FewFiles:
         self.driver.walk(0, fid, name)
         self.driver.call(T.LOPEN, p9.open_(fid, flags))
 
+    def open_some(self) -> None:
+        """Open some other files. They stay open when QEMU closes the newer ones first, as it does before 6.0
+        (``hw/9pfs/9p.c``, ``v9fs_reclaim_fd``)."""
+        self._open(range(LIMIT // 3))
+
     def open_others(self) -> None:
         """Open so many other files that QEMU closes those that were open before."""
-        for number in range(LIMIT):
+        self._open(range(LIMIT // 3, LIMIT))
+
+    def _open(self, numbers: range) -> None:
+        for number in numbers:
             self.open(OTHERS + number, f"file{number}")
+
+    def expect_closed(self, name: str = "tested") -> None:
+        """QEMU has closed the file to stay below its limit; otherwise the scenario tests nothing."""
+        path = str(self._share.path / name)
+        assert path not in footprint.open_inside(self.machine, self._share.path), (
+            f"QEMU has not closed {name} to stay below its limit"
+        )
 
     def expect_all_closed(self) -> None:
         """Clunk every fid; QEMU must have no file of the share open then."""
@@ -586,6 +614,7 @@ def few_files(testbed: Testbed, share: Share, hold: Hold) -> FewFiles:  # noqa: 
 @pytest.mark.pin_machine("pc")
 def test_a_file_that_a_request_uses_stays_open(few_files: FewFiles, share: Share, hold: Hold) -> None:
     """QEMU does not close a file while a request uses it: the read returns this file's bytes."""
+    few_files.open_some()
     few_files.open_tested()
     with hold.requests(share) as held:
         read = few_files.driver.send(T.READ, p9.read(TESTED, 0, 5000))
@@ -634,9 +663,12 @@ AGAIN = {
 def test_an_error_of_opening_again_is_answered(few_files: FewFiles, share: Share, hold: Hold) -> None:
     """QEMU has closed a file to stay below its limit and cannot open it again: the answer is the host's
     errno."""
+    few_files.open_some()
     few_files.open_tested()
     few_files.open(TESTED + 1, "folder", O_DIRECTORY)
     few_files.open_others()
+    few_files.expect_closed()
+    few_files.expect_closed("folder")
     with hold.failing(share, errno.EIO, "openat") as rule:
         seen = {name: outcome(few_files.driver, *message) for name, message in AGAIN.items()}
     assert rule.hits, "no file was opened again"
@@ -650,8 +682,10 @@ def test_an_error_of_opening_again_is_answered(few_files: FewFiles, share: Share
 def test_an_unlink_that_cannot_open_the_file_again(few_files: FewFiles, share: Share, hold: Hold) -> None:
     """QEMU opens a file again before it unlinks it. If that fails, the answer is the host's errno, and
     the file is not unlinked."""
+    few_files.open_some()
     few_files.open_tested()
     few_files.open_others()
+    few_files.expect_closed()
     with hold.failing(share, errno.ENOMEM, "openat") as rule:
         seen = outcome(few_files.driver, T.UNLINKAT, p9.unlinkat(0, "tested"))
     assert rule.hits, "the file was not opened again"
@@ -666,9 +700,11 @@ def test_an_unlink_that_cannot_open_the_file_again(few_files: FewFiles, share: S
 @pytest.mark.pin_machine("pc")
 def test_a_remove_that_cannot_open_the_file_again(few_files: FewFiles, share: Share, hold: Hold) -> None:
     """As with an unlink: Tremove is answered with the host's errno, and the file is not removed."""
+    few_files.open_some()
     few_files.open_tested()
     few_files.driver.walk(0, TESTED + 1, "tested")
     few_files.open_others()
+    few_files.expect_closed()
     with hold.failing(share, errno.ENOMEM, "openat") as rule:
         seen = outcome(few_files.driver, T.REMOVE, p9.fid(TESTED + 1))
     few_files.driver.fids.discard(TESTED + 1)  # Tremove is a clunk also when it fails.
@@ -688,6 +724,7 @@ def test_a_lock_whose_file_cannot_be_looked_at(
 ) -> None:
     """QEMU looks at the file before it answers a Tlock or Tgetlock. If that fails, the answer is the host's
     errno."""
+    few_files.open_some()
     few_files.open_tested()
     body = {T.LOCK: p9.lock(TESTED), T.GETLOCK: p9.getlock(TESTED)}[kind]
     with hold.failing(share, errno.EIO, *STAT, "fstat") as rule:
@@ -704,9 +741,11 @@ def test_a_lock_whose_file_cannot_be_looked_at(
 def test_a_file_is_emptied_once_only(few_files: FewFiles) -> None:
     """A file opened with P9_DOTL_TRUNC is truncated once: not when QEMU, which has closed it, opens it
     again."""
+    few_files.open_some()
     few_files.open_tested(os.O_RDWR | os.O_TRUNC)
     few_files.driver.write(TESTED, 0, CONTENT)
     few_files.open_others()
+    few_files.expect_closed()
     assert few_files.driver.read(TESTED, 0, 5000) == CONTENT, "what was written since the open is lost"
     few_files.expect_all_closed()
 

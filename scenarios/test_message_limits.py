@@ -70,7 +70,7 @@ def test_msize(raw_guest: RawGuest, share: Share) -> None:
     driver = plug_and_attach(raw_guest, share)
     for msize in (0, 1, 7, 11, 23, 24, _MIN_MSIZE - 1):
         with error_context(f"an msize of {msize}"):
-            assert negotiate(driver, msize) == "EMSGSIZE", msize
+            assert negotiate(driver, msize) == "EMSGSIZE", f"an msize of {msize} was not refused"
             start_session(driver)
             expect_serving(driver)
     for msize in (_MIN_MSIZE, _MIN_MSIZE + 1, MSIZE, _MAX_MSIZE - 1, _MAX_MSIZE):
@@ -417,11 +417,12 @@ def test_dot_names_and_the_metadata_of_other_folders(testbed: Testbed, share: Sh
         driver.walk(ROOT, ROOT, *names)  # The folder of all these messages.
         for what, message in NAMING[protocol].items():
             for name in (".", ".."):
-                with error_context(f"{what} with the name {name!r} in {'/'.join(names) or 'the root'}"):
+                case = f"{what} with the name {name!r} in {'/'.join(names) or 'the root'}"
+                with error_context(case):
                     driver.walk(ROOT, SPARE)
-                    assert outcome(driver, *message(name)) != ANSWERED
+                    assert outcome(driver, *message(name)) != ANSWERED, f"{case} was answered"
                     driver.clunk(SPARE)
-                    assert sorted(above.rglob("*")) == before
+                    assert sorted(above.rglob("*")) == before, f"{case} changed the export's folders"
     start_session(driver, protocol)
     expect_serving(driver)
 

@@ -470,7 +470,7 @@ MESSAGES = {
     ),
     "Twstat of the size": Message(T.WSTAT, lambda c: p9.wstat(c.fid, length=3), truncate, (UNIX_VERSION,)),
 }
-#: Further messages, of which shipped QEMUs answer some wrongly (R42 and R43 in ``images/known-bugs.toml``).
+#: Further messages, of which QEMUs answer some wrongly (R42, R43, R95 and R96 in ``images/known-bugs.toml``).
 #: Each has its own test, so that a known bug hides nothing else.
 FURTHER: dict[str, dict[str, Message]] = {
     "Tfsync": {"Tfsync": Message(T.FSYNC, lambda c: p9.fsync(c.fid), sync, (VERSION,))},

@@ -29,7 +29,7 @@ from harness.guest.guest import Guest
 from harness.guest.mount import Mount
 from harness.guest.table import Row, calls, expect_printed, printed
 from harness.holds.file_systems import FileSystems
-from harness.holds.hold import SETXATTR, Hold
+from harness.holds.hold import MKDIR, SETXATTR, Hold
 from harness.ninep import messages as p9
 from harness.ninep.client import MSIZE, NineError, RawDriver, RawGuest
 from harness.ninep.messages import UNIX_VERSION, T
@@ -985,7 +985,7 @@ def test_metadata_for_which_there_is_no_room(
     (share.path / "file").write_text("of the host")
     driver = attached(raw_guest, share)
     driver.walk(1, 2, "file")
-    with hold.failing(share, errno.ENOSPC, "mkdirat") as rule:
+    with hold.failing(share, errno.ENOSPC, *MKDIR) as rule:
         for kind, body in (
             (T.SETATTR, _CHMOD),
             (T.LINK, p9.link(1, 2, "made")),

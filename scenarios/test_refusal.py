@@ -338,7 +338,7 @@ def test_a_refused_savevm_keeps_the_snapshot_of_that_name(raw_guest: RawGuest) -
     assert machine.qmp.hmp("savevm before") == ""
     assert "before" in machine.qmp.hmp("info snapshots")
     with under_way(machine):
-        assert BUSY in machine.qmp.hmp("savevm before")
+        assert BUSY in machine.qmp.hmp("savevm before"), "savevm was accepted during a migration"
         assert "before" in machine.qmp.hmp("info snapshots"), "the refused savevm has deleted the snapshot"
 
 

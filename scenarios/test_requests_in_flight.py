@@ -18,7 +18,7 @@ from harness.actions.drain import happens_while
 from harness.actions.migration import expect_blocked_by
 from harness.background import Background
 from harness.deadline import check_during
-from harness.holds.hold import READDIR, STAT, Hold
+from harness.holds.hold import MKDIR, READDIR, STAT, Hold
 from harness.holds.throttle import require_throttling, throttled
 from harness.leaks.footprint import open_fds
 from harness.ninep import messages as p9
@@ -234,7 +234,7 @@ CUTS: dict[str, Cut] = {
     "link": Cut((T.STAT, p9.fid(OTHER)), protocol=UNIX_VERSION),
     "folder": Cut(
         (T.CREATE, p9.unix_create(FOLDER, "made", p9.DMDIR | 0o755, mode=os.O_RDONLY)),
-        calls=("mkdirat",),
+        calls=MKDIR,
         protocol=UNIX_VERSION,
     ),
     "list": Cut((T.READ, p9.read(FOLDER, 0, 4000)), protocol=UNIX_VERSION, opened=True),
@@ -334,7 +334,7 @@ def test_a_path_changes_when_no_thread_uses_it(
     (share.path / "folder" / "inside").mkdir(parents=True)
     driver.walk(ROOT, FOLDER, "folder")
     driver.walk(ROOT, OTHER, "folder")
-    with hold.requests(share, "mkdirat") as held:
+    with hold.requests(share, *MKDIR) as held:
         making = driver.send(T.MKDIR, p9.mkdir(FOLDER, "made"))
         held.wait_caught()
         moving = driver.send(*MOVES[how]())

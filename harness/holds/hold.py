@@ -24,8 +24,12 @@ STAT = ("newfstatat", "lstat")
 READDIR = ("getdents64", "getdents")
 #: Tfsync (``local_fsync``).
 FSYNC = ("fsync", "fdatasync")
-#: The call that sets an extended attribute (``hw/9pfs/9p-util-linux.c``, ``fsetxattrat_nofollow``).
-SETXATTR = ("lsetxattr",)
+#: The call that sets an extended attribute (``hw/9pfs/9p-util-linux.c``, ``fsetxattrat_nofollow``; before 2.9
+#: ``hw/9pfs/virtio-9p-local.c``, ``local_set_xattr``).
+SETXATTR = ("lsetxattr", "setxattr")
+#: The calls that make a folder, move, and remove (``local_mkdir``, ``local_renameat``, ``local_unlinkat``).
+#: Before 2.9 they take whole paths.
+MKDIR, RENAME, UNLINK = ("mkdirat", "mkdir"), ("renameat", "rename"), ("unlinkat", "unlink", "rmdir")
 
 #: Seconds, before scaling, for a guest's request to reach QEMU.
 CAUGHT_TIMEOUT_S = 10.0
@@ -207,11 +211,12 @@ class Hold:
 
     @contextmanager
     def without_block_size(self, share: Share) -> Iterator[Rule]:
-        """In place of a hold, let ``fstatfs`` report a block size of 0, as a file system in user space may.
+        """In place of a hold, let ``fstatfs`` and ``statfs`` report a block size of 0, as a file system in
+        user space may.
 
         The rule's ``hits`` counts these calls.
         """
-        rule = Rule(frozenset([zero_block_size.CALL]), _resolved(share), zero_block_size=True)
+        rule = Rule(frozenset(zero_block_size.CALLS), _resolved(share), zero_block_size=True)
         with self._applied(rule) as applied:
             yield applied
 

@@ -36,9 +36,15 @@ CALLS = {
     "lsetxattr": 189,
     # libc 2.41 uses it for open files; libc 2.36 uses newfstatat.
     "fstat": 5,
-    # Older local fsdevs looked up files by their whole path; older libcs read folders with getdents.
+    # Local fsdevs before 2.9 name files by their whole path; older libcs read folders with getdents.
     "lstat": 6,
     "getdents": 78,
+    "mkdir": 83,
+    "rename": 82,
+    "unlink": 87,
+    "rmdir": 84,
+    "setxattr": 188,
+    "statfs": 137,
 }
 #: The exit status when the filter cannot be installed or handed over (the same as ``env``'s, ``man 1 env``).
 FAILED = 125

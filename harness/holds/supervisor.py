@@ -42,7 +42,7 @@ _CLOSED = -1
 #: Calls whose second argument is a path relative to the directory in their first argument, and calls whose
 #: first argument is a path. The first argument of all others is a descriptor.
 _BY_PATH = ("newfstatat", "openat", "unlinkat", "renameat", "mkdirat")
-_BY_WHOLE_PATH = ("lstat", "lsetxattr")
+_BY_WHOLE_PATH = ("lstat", "lsetxattr", "setxattr", "mkdir", "rename", "unlink", "rmdir", "statfs")
 #: How QEMU names a file in a folder that it has open (``hw/9pfs/9p-util-linux.c``).
 _IN_DESCRIPTOR = re.compile(r"/proc/self/(fd/\d+)(/.*)?")
 
@@ -88,9 +88,10 @@ class Call:
             return Answer(error=exc.errno or errno.EIO)
 
     def without_block_size(self) -> Answer:
-        """Do a notified ``fstatfs`` with a block size of 0 in its result; errors as for :meth:`halve`."""
+        """Do a notified ``fstatfs`` or ``statfs`` with a block size of 0 in its result; errors as for
+        :meth:`halve`."""
         try:
-            return Answer(value=zero_block_size.fstatfs(self.tid, self.arguments))
+            return Answer(value=zero_block_size.statfs(self.tid, self.name, self.path, self.arguments))
         except OSError as exc:
             return Answer(error=exc.errno or errno.EIO)
 
@@ -103,7 +104,7 @@ class Rule:
     :param below: the folder or file that the calls are about.
     :param error: the calls fail with this errno.
     :param halved: the calls transfer half of their bytes; for reads and writes.
-    :param zero_block_size: the calls report a block size of 0; for ``fstatfs``.
+    :param zero_block_size: the calls report a block size of 0; for ``fstatfs`` and ``statfs``.
     :param machine: the machine whose calls match; by default any. A rule that holds calls then matches only
         the machine whose call it held first, because a migration's destination has the same share.
     :param main_thread: the rule is for the calls of QEMU's main thread, and not for those of its others.
@@ -130,9 +131,10 @@ class Rule:
             raise UsageError(f"{', '.join(whole)} transfers no bytes: only reads and writes can be halved")
         if self.main_thread and self.error is None:
             raise UsageError("calls of QEMU's main thread can only fail: holding one stops QMP")
-        if self.zero_block_size and self.calls != {zero_block_size.CALL}:
+        if self.zero_block_size and not self.calls.issubset(zero_block_size.CALLS):
             raise UsageError(
-                f"only {zero_block_size.CALL} reports a block size, not {', '.join(sorted(self.calls))}"
+                f"only {' and '.join(zero_block_size.CALLS)} report a block size, "
+                f"not {', '.join(sorted(self.calls))}"
             )
 
     def matches(self, call: Call) -> bool:

@@ -1,6 +1,7 @@
-"""Does an ``fstatfs`` of another process and reports a block size of 0, as a file system in user space may.
+"""Does an ``fstatfs`` or ``statfs`` of another process and reports a block size of 0.
 
-Meanwhile the process waits in its system call (see :mod:`harness.holds.supervisor`).
+A file system in user space may report that. Meanwhile the process waits in its system call (see
+:mod:`harness.holds.supervisor`).
 """
 
 from __future__ import annotations
@@ -10,26 +11,27 @@ import os
 
 from harness.holds.short_transfer import opened
 
-CALL = "fstatfs"
+CALLS = ("fstatfs", "statfs")
 #: x86-64's ``struct statfs``: its size, and the offset and size of ``f_bsize`` (kernel:
 #: ``include/uapi/asm-generic/statfs.h``). All in bytes.
 _SIZE, _F_BSIZE, _F_BSIZE_SIZE = 120, 8, 8
 
 
-def fstatfs(tid: int, arguments: list[int]) -> int:
-    """Do an ``fstatfs`` in place of thread ``tid``, with a block size of 0; returns the call's result.
+def statfs(tid: int, name: str, path: str, arguments: list[int]) -> int:
+    """Do a call of :data:`CALLS` in place of thread ``tid``, with a block size of 0; returns its result.
 
-    :param arguments: the call's arguments: descriptor, buffer.
+    :param path: what the call ``name`` is about, if that is no descriptor.
+    :param arguments: the call's arguments: descriptor or path, buffer.
     :raises OSError: the error that the call itself would return.
     :raises SetupError: when the thread's memory or file cannot be opened, which is no result of the call.
     """
-    descriptor, buffer = arguments[:2]
-    statfs = ctypes.create_string_buffer(_SIZE)
+    found = ctypes.create_string_buffer(_SIZE)
     libc = ctypes.CDLL(None, use_errno=True)
-    with opened(f"/proc/{tid}/fd/{descriptor}", os.O_PATH) as file:
-        if libc.fstatfs(file, statfs) != 0:
-            raise OSError(ctypes.get_errno(), CALL)
-    ctypes.memset(ctypes.addressof(statfs) + _F_BSIZE, 0, _F_BSIZE_SIZE)
+    where = f"/proc/{tid}/fd/{arguments[0]}" if name == "fstatfs" else path
+    with opened(where, os.O_PATH) as file:
+        if libc.fstatfs(file, found) != 0:
+            raise OSError(ctypes.get_errno(), "fstatfs")
+    ctypes.memset(ctypes.addressof(found) + _F_BSIZE, 0, _F_BSIZE_SIZE)
     with opened(f"/proc/{tid}/mem", os.O_RDWR) as memory:
-        os.pwrite(memory, statfs.raw, buffer)
+        os.pwrite(memory, found.raw, arguments[1])
     return 0

@@ -23,9 +23,15 @@ from harness.holds.supervisor import Call, Rule, Rules, Supervisor
 
 #: Python's os.preadv is preadv2 where the C library has that.
 READ = frozenset(["preadv", "preadv2"])
-FILTERED = "preadv,preadv2,pwritev,pwritev2,newfstatat,lstat,fsync,fstatfs,lsetxattr"
+BY_WHOLE_PATH = ("mkdir", "rename", "unlink", "rmdir", "setxattr")
+_OTHERS = "preadv,preadv2,pwritev,pwritev2,newfstatat,lstat,fsync,fstatfs,lsetxattr,statfs"
+FILTERED = ",".join((_OTHERS, *BY_WHOLE_PATH))
 #: Reads commands "THREAD CALL PATH" and answers with the call's result or errno; THREAD is main or worker.
-CHILD = """
+CHILD = (
+    f"""
+NUMBERS = { ({f"whole_{name}": seccomp.CALLS[name] for name in BY_WHOLE_PATH}) }
+"""
+    + """
 import ctypes, os, sys, threading
 def answer(words):
     os.write(1, (words + "\\n").encode())  # One write: print() of two threads can mingle.
@@ -45,6 +51,14 @@ def call(name, path):
         elif name == "statfs":
             found = os.fstatvfs(os.open(path, os.O_RDONLY))
             answer(f"ok {found.f_bsize} {found.f_namemax}")
+        elif name == "statfs_by_path":  # Python's os.statvfs
+            found = os.statvfs(path)
+            answer(f"ok {found.f_bsize} {found.f_namemax}")
+        elif name in NUMBERS:
+            number = ctypes.CDLL(None, use_errno=True).syscall
+            if number(NUMBERS[name], path.encode(), b"user.x", b"y", 1, 0) != 0:
+                raise OSError(ctypes.get_errno(), name)
+            answer("ok")
         else:
             fd = os.open(path, os.O_RDWR)
             if name == "fsync":
@@ -65,6 +79,7 @@ for line in sys.stdin:
     else:
         threading.Thread(target=call, args=(name, path)).start()
 """
+)
 
 
 class Child:
@@ -262,8 +277,27 @@ def test_a_file_system_that_reports_a_block_size_of_0(child: Child, rules: Rules
     assert child.answer() == f"ok {os.statvfs(file).f_bsize} {os.statvfs(file).f_namemax}"
 
 
+def test_a_block_size_of_0_by_path(child: Child, rules: Rules, file: Path) -> None:
+    """Older local fsdevs call statfs with the file's path."""
+    rules.add(rule := Rule(frozenset(["fstatfs", "statfs"]), file.parent, zero_block_size=True))
+    child.ask(f"worker statfs_by_path {file}")
+    assert child.answer() == f"ok 0 {os.statvfs(file).f_namemax}"
+    assert rule.hits == 1
+
+
+@pytest.mark.parametrize("call", BY_WHOLE_PATH)
+def test_a_call_by_a_whole_path(child: Child, rules: Rules, file: Path, call: str) -> None:
+    """It fails below the rule's folder, and nowhere else."""
+    rules.add(rule := Rule(frozenset([call]), file.parent, error=errno.EDQUOT))
+    child.ask(f"worker whole_{call} {file.parent}/other")
+    assert child.answer() == str(errno.EDQUOT)
+    child.ask(f"worker whole_{call} {file.parent.parent}/missing/other")
+    assert child.answer() == str(errno.ENOENT)
+    assert rule.hits == 1
+
+
 def test_only_fstatfs_reports_a_block_size(file: Path) -> None:
-    with pytest.raises(UsageError, match="only fstatfs reports a block size, not fsync"):
+    with pytest.raises(UsageError, match="only fstatfs and statfs report a block size, not fsync"):
         Rule(frozenset(["fsync"]), file.parent, zero_block_size=True)
 
 
