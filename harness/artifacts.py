@@ -10,6 +10,9 @@ import hashlib
 import json
 import re
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,20 @@ KERNEL_LOG = "guest-kernel.log"
 BACKTRACE = "backtrace.txt"
 SANITIZER = "sanitizer.txt"
 _OF_A_MACHINE = (ARGV, QMP_LOG, CONSOLE_LOG, QEMU_LOG, KERNEL_LOG, BACKTRACE, SANITIZER)
+
+
+@contextmanager
+def of_command(command: str) -> Iterator[Path]:
+    """A new folder in the folder for temporary files, for the artefacts of a ``harness`` command.
+
+    It stays, unless it has no content at the end: no file in it has a byte.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=f"virtio-9p-harness-{command}-"))
+    try:
+        yield folder
+    finally:
+        if not any(file.is_file() and file.stat().st_size for file in folder.rglob("*")):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)

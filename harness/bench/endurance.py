@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gc
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from harness.artifacts import Artifacts
+from harness.artifacts import Artifacts, of_command
 from harness.checkers.no_leak import slope
 from harness.errors import HarnessError, SetupError
 from harness.matrix import Matrix, Selection
@@ -147,14 +146,16 @@ def endure_in_workers(
 
 def _work(selection: Selection, guests: int, worker: int) -> list[Growth]:
     (cell,) = Matrix(selection).prepare()
-    run, artifacts = RunFolder(), Path(tempfile.mkdtemp(prefix="endurance-"))
+    run = RunFolder()
     try:
-        found = endure(lambda: one_guest(cell, run, artifacts), run.path, guests, worker)
+        with of_command("endurance") as artifacts:
+            found = endure(lambda: one_guest(cell, run, artifacts), run.path, guests, worker)
+            shutil.rmtree(artifacts)
     except HarnessError as exc:
         # Other errors have attributes that cannot be pickled.
         kind = SetupError if isinstance(exc, SetupError) else HarnessError
-        raise kind(f"{exc} (artefacts: {artifacts})") from None
+        kept = f" (artefacts: {artifacts})" if artifacts.exists() else ""
+        raise kind(f"{exc}{kept}") from None
     finally:
         run.close()
-    shutil.rmtree(artifacts)
     return found

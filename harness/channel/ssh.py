@@ -152,7 +152,7 @@ class Ssh:
         if self._port is None:
             raise ChannelLost(str(self.resumed))
         self._connected_port = port = self._port if isinstance(self._port, int) else self._port()
-        self._last_error = "no attempt was made"
+        self._last_error = ""
         self._deadline = Deadline.after(self._timeout_s)
         self._banner_s = _BANNER_S
         try:
@@ -166,21 +166,24 @@ class Ssh:
         except WaitTimeout as exc:
             raise ChannelLost(
                 f"the guest did not answer on SSH ({HOST}:{port}) within {exc.elapsed_s:.0f} s: "
-                f"{self._last_error}"
+                f"{self._last_error or 'no attempt was made'}"
             ) from None
 
     def _attempt(self, port: int) -> paramiko.Transport | None:
-        transport = None
+        transport, banner_s = None, self._banner_s
         try:
             self._check_open()
             transport = paramiko.Transport(_open_tcp(port))
-            self._log_in(transport, min(self._banner_s, self._deadline.remaining_s))
+            banner_s = min(banner_s, self._deadline.remaining_s)
+            self._log_in(transport, banner_s)
             self._check_open()  # If another thread has called close() meanwhile, this one is closed here.
         except paramiko.AuthenticationException as exc:
             _close(transport)
             raise ChannelLost(f"the guest's sshd refused the client key: {exc}") from None
         except (OSError, EOFError, paramiko.SSHException, WaitTimeout) as exc:
-            self._last_error = str(exc) or type(exc).__name__
+            # The last attempt, at the deadline, has no time. How long those before it had says more.
+            if banner_s > 0 or not self._last_error:
+                self._last_error = str(exc) or type(exc).__name__
             if isinstance(exc, WaitTimeout):
                 self._banner_s *= 2
             _close(transport)

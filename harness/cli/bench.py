@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from click.core import ParameterSource
 from rich.table import Table
 
 from harness import reaper
+from harness.artifacts import of_command
 from harness.bench.baselines import has_labgrid
 from harness.bench.benchmarks import BENCHMARKS, profile
 from harness.bench.suite import run_suite
@@ -146,13 +146,13 @@ def _suite(options: list[str], as_json: bool, history: Lenient) -> None:
     There is no warm-up, because a run takes minutes.
     """
     runs, scenarios = [], scenarios_folder()
-    folder = Path(tempfile.mkdtemp(prefix="bench-suite-"))
-    for workers in _WORKERS:
-        progress(f"running the scenarios with {workers} workers (log: {folder}/{workers}.log) …")
-        runs.append(run_suite(scenarios, workers, options, folder / f"{workers}.log"))
-        times = {"wall": runs[-1].wall_s, "processor": runs[-1].cpu_s, "python": runs[-1].python_s}
-        _record(history, _SUITE, f"{workers} workers", times)
-    shutil.rmtree(folder)
+    with of_command("bench-suite") as folder:
+        for workers in _WORKERS:
+            progress(f"running the scenarios with {workers} workers (log: {folder}/{workers}.log) …")
+            runs.append(run_suite(scenarios, workers, options, folder / f"{workers}.log"))
+            times = {"wall": runs[-1].wall_s, "processor": runs[-1].cpu_s, "python": runs[-1].python_s}
+            _record(history, _SUITE, f"{workers} workers", times)
+        shutil.rmtree(folder)
     if as_json:
         cores = len(os.sched_getaffinity(0))
         rows = [{**asdict(run), "python_share": run.python_share} for run in runs]

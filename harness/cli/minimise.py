@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -73,8 +72,10 @@ def minimise(
     target = into or (path / finding.PROGRAM if path.is_dir() else path.with_suffix(".min.json"))
     if target.resolve() == path.resolve():
         raise UsageError(f"--into {target}: this is the program itself; give another file")
-    records = Path(tempfile.mkdtemp(prefix="minimise-"))
-    try:
+    with tempfile.TemporaryDirectory(
+        prefix="virtio-9p-harness-minimise-", ignore_cleanup_errors=True
+    ) as folder:
+        records = Path(folder)
         options = Options.of(context, qemu, machine, kernel, accel, qemu_data)
         subject = of_program(loaded, options, records)
         with ended_by_sigterm(), Workers(subject.setup, workers or cores()) as attempts:
@@ -89,8 +90,6 @@ def minimise(
                 report=progress,
             )
         _finish(found, known, path, target)
-    finally:
-        shutil.rmtree(records, ignore_errors=True)
     sys.exit(0 if found.reproduced else 1)
 
 

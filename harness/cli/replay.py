@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from harness import reaper
-from harness.artifacts import CELL, HISTORY
+from harness.artifacts import CELL, HISTORY, of_command
 from harness.cli.common import axes, progress
 from harness.cli.programs import Options, Subject, cores, load, of_program
 from harness.cli.signals import ended_by_sigterm
@@ -102,8 +102,7 @@ def _replayed(
     enough: Callable[[Replay], bool],
 ) -> Replay:
     reaper.sweep()
-    records = into or Path(tempfile.mkdtemp(prefix="replay-"))
-    try:
+    with of_command("replay") if into is None else nullcontext(into) as records:
         subject = _subject(path, cell, records.absolute())
         progress(f"{subject.name}: up to {times} attempts")
         with ended_by_sigterm(), Workers(subject.setup, workers or cores()) as attempts:
@@ -111,10 +110,9 @@ def _replayed(
         replays.keep_shortest(found)
         if found.failures:
             progress(f"artefacts: {records}")
+        elif into is None and not found.errors:
+            shutil.rmtree(records)  # Only of attempts that were ended because the answer was clear.
         return found
-    finally:
-        if not any(records.glob("*")) and into is None:
-            shutil.rmtree(records, ignore_errors=True)
 
 
 def _subject(path: Path, options: Options, records: Path) -> Subject:

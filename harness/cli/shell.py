@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +14,7 @@ import click
 
 from harness import reaper
 from harness.actions.hotplug import Hotplug
-from harness.artifacts import Artifacts
+from harness.artifacts import Artifacts, of_command
 from harness.checkers import Verdict, judge
 from harness.cli.common import axes, progress
 from harness.cli.programs import Options, cell_of, load
@@ -190,6 +189,6 @@ def _keep_if_not_valid(artifacts: Artifacts) -> None:
     """``harness shell``: copy the artefacts out of the run folder unless every checker finds them valid."""
     bad = [found for found in judge(artifacts.folder) if found.verdict is not Verdict.VALID]
     if bad:
-        kept = Path(tempfile.mkdtemp(prefix="shell-"))
-        shutil.copytree(artifacts.folder, kept, dirs_exist_ok=True)
+        with of_command("shell") as kept:
+            shutil.copytree(artifacts.folder, kept, dirs_exist_ok=True)
         print(f"harness: {bad[0].summary}; artefacts: {kept}", file=sys.stderr)

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from harness.artifacts import Artifacts, slug, tail
+from harness.artifacts import Artifacts, of_command, slug, tail
 from harness.errors import SetupError
 
 
@@ -63,3 +64,26 @@ def test_the_tail_of_a_log(tmp_path: Path) -> None:
     assert tail(path, 2) == ["two", "th�ree"]
     path.write_text("x" * 100_000 + "\nlast\n")
     assert tail(path, 1) == ["last"]
+
+
+@pytest.mark.parametrize(("content", "stays"), [("", False), ("what happened", True)])
+def test_the_folder_of_a_command_stays_if_it_has_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, stays: bool
+) -> None:
+    """Also when the command fails."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    made: list[Path] = []
+
+    def fails() -> None:
+        with of_command("replay") as folder:
+            made.append(folder)
+            (folder / "attempt").mkdir()
+            (folder / "attempt" / "log").write_text(content)
+            raise SetupError("the disk is full")
+
+    with pytest.raises(SetupError):
+        fails()
+    (folder,) = made
+    assert folder.parent == tmp_path
+    assert folder.name.startswith("virtio-9p-harness-replay-")
+    assert folder.exists() is stays

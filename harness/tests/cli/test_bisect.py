@@ -209,11 +209,16 @@ R2 = recipes_folder() / "programs/R2.json"
     ],
 )
 def test_the_exit_status_for_git_bisect_run(
-    harness: Harness, program: Path, qemu: str, status: int, monkeypatch: pytest.MonkeyPatch
+    harness: Harness,
+    program: Path,
+    qemu: str,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.delenv("HARNESS_CACHE")
     words = ("--qemu", qemu, "--accel", "tcg", "--exit-for-bisect", "--times", "3", "-n", "1")
-    ended = harness("replay", program, *words)
+    ended = harness("replay", program, *words, "--into", tmp_path / "records")
     assert ended.status == status
     assert ("failed 1 of 1" in ended.out) == (status == 1)
     assert "Traceback" not in ended.err

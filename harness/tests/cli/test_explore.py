@@ -4,10 +4,14 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from harness import artifacts
 from harness.deadline import wait_until
 from harness.explore import finding
 from harness.explore.attempt import Failure
@@ -102,10 +106,15 @@ def test_a_program_is_replayed_and_made_smaller(harness: Harness, tmp_path: Path
 
 
 @pytest.mark.qemu
-def test_a_program_that_does_not_fail_cannot_be_made_smaller(harness: Harness, tmp_path: Path) -> None:
+def test_a_program_that_does_not_fail_cannot_be_made_smaller(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below = SimpleNamespace(mkdtemp=partial(tempfile.mkdtemp, dir=tmp_path))
+    monkeypatch.setattr(artifacts, "tempfile", below)
     ended = harness("replay", R2, "--qemu", "11.1", "--times", "2")
     assert ended.status == 0
     assert ended.out.startswith("failed 0 of 2")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.qemu

@@ -312,6 +312,10 @@ def test_a_property_that_a_device_has_not(tmp_path: Path) -> None:
     script = "*PIIX4_PM,help) echo 'PIIX4_PM.memory-hotplug-support=bool' >&2 ;;\n*logfile*)"
     install = from_path(_program(tmp_path, _FAKE.replace("*logfile*)", script)))
     require_property(install, "PIIX4_PM", "memory-hotplug-support")
+    killed = "*acpi-ged,help) kill -TRAP $$ ;;\n*logfile*)"
+    dies = from_path(_program(tmp_path / "dies", _FAKE.replace("*logfile*)", killed)))
+    with pytest.raises(Unsupported, match=r"the properties of acpi-ged: .* was killed by SIGTRAP: "):
+        require_property(dies, "acpi-ged", "acpi-pci-hotplug-with-bridge-support")
     with pytest.raises(Unsupported, match=r"^this QEMU's PIIX4_PM has no property acpi-root-pci-hotplug$"):
         require_property(install, "PIIX4_PM", "acpi-root-pci-hotplug")
 
