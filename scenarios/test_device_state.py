@@ -284,7 +284,6 @@ def test_an_index_that_the_ring_has_not_reached(raw_guest: RawGuest, share: Shar
     arrived.eject(share)
 
 
-@pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_an_index_that_the_guest_has_made_up(raw_guest: RawGuest, share: Share) -> None:

@@ -230,7 +230,6 @@ def test_an_eject_from_a_bus_that_forbids_hotplug(on_a_fixed_bus: RawGuest) -> N
 NO_BUSES = (7, 255, 256, 0x7FFFFFFF, 0xFFFFFFFF)
 
 
-@pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_the_registers_of_a_bus_that_is_not_there(raw_guest: RawGuest, share: Share) -> None:

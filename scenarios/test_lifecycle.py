@@ -353,7 +353,7 @@ FAILURES = {
 
 
 @pytest.mark.any_plug
-@pytest.mark.parametrize("failure", by_default("read_eio", "fsync_eio", of=FAILURES))
+@pytest.mark.parametrize("failure", by_default("read_estale", "fsync_eio", of=FAILURES))
 def test_an_export_whose_file_system_fails(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, hold: Hold, failure: str
 ) -> None:

@@ -789,8 +789,7 @@ def _about_a_file(protocol: str, fids: Iterator[int]) -> Iterator[tuple[T, bytes
     yield T.RENAME, p9.rename(next(fids), ROOT, "other")
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", by_default(VERSION, of=PROTOCOLS))
 def test_a_file_that_the_host_has_removed(raw_guest: RawGuest, share: Share, protocol: str) -> None:
     """Every message that uses it by name is answered with ENOENT, and the fids can be clunked."""
     driver = plug_and_attach(raw_guest, share, protocol)
@@ -808,7 +807,6 @@ def test_a_file_that_the_host_has_removed(raw_guest: RawGuest, share: Share, pro
     expect_serving(driver)
 
 
-@pytest.mark.thorough
 def test_flags_that_do_not_exist(raw_guest: RawGuest, share: Share) -> None:
     """Unknown flags are refused, and nothing is done."""
     driver = plug_and_attach(raw_guest, share)

@@ -717,10 +717,9 @@ def test_acls_that_the_host_has_set(raw_guest: RawGuest, shares: tuple[Share, ..
     assert "user.plain" in listed
 
 
-@pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
-@pytest.mark.parametrize("name", [_ACCESS, _DEFAULT])
+@pytest.mark.parametrize("name", by_default(_DEFAULT, of=[_ACCESS, _DEFAULT]))
 def test_one_acl_that_the_host_has_set(raw_guest: RawGuest, shares: tuple[Share, ...], name: str) -> None:
     """The guest's list of attributes has the ACL of the host under its own name, where it is the only one
     (with others the list is wrong: R64)."""
@@ -917,10 +916,9 @@ def relink(path: Path) -> None:
     path.symlink_to(path.name)
 
 
-@pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
-@pytest.mark.parametrize("what", DAMAGED)
+@pytest.mark.parametrize("what", by_default("a name that is free has some", of=DAMAGED))
 def test_metadata_that_the_host_has_damaged(
     raw_guest: RawGuest, shares: tuple[Share, ...], what: str
 ) -> None:
@@ -1277,10 +1275,9 @@ def qids(driver: RawDriver, *names: str) -> list[tuple[int, int]]:
     return [(kind, path) for kind, _, path in struct.iter_unpack("<BIQ", answer[2:])]
 
 
-@pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
-@pytest.mark.parametrize("multidevs", _MULTIDEVS)
+@pytest.mark.parametrize("multidevs", by_default("forbid", "remap", of=_MULTIDEVS))
 def test_an_export_of_several_file_systems(
     file_systems: FileSystems, several: Share, raw_guest: RawGuest, multidevs: str
 ) -> None:
@@ -1367,7 +1364,6 @@ def unix_mode(driver: RawDriver, fid: int) -> int:
     return mode
 
 
-@pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_types_and_modes_by_9p2000u(raw_guest: RawGuest, shares: tuple[Share, ...]) -> None:
@@ -1393,7 +1389,6 @@ def test_types_and_modes_by_9p2000u(raw_guest: RawGuest, shares: tuple[Share, ..
         driver.call(T.CREATE, p9.unix_create(60, "unknown", p9.DMDEVICE | 0o640, extension="x 1 2"))
 
 
-@pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_attributes_that_are_set_apart(raw_guest: RawGuest, share: Share) -> None:

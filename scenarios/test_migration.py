@@ -65,7 +65,7 @@ def test_a_device_is_plugged_again_where_it_arrived(testbed: Testbed, share: Sha
     migration.migrate()
 
 
-@pytest.mark.thorough
+@pytest.mark.thorough("pc", "q35-pcie")
 def test_a_plug_that_the_guest_has_not_seen_arrives(
     guest: Guest, hotplug: Hotplug, migration: Migration, run_state: RunState, share: Share, testbed: Testbed
 ) -> None:

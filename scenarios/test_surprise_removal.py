@@ -84,6 +84,7 @@ def test_while_mounted(
     guest.succeed("true")
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_with_an_open_file(guest: Guest, hotplug: Hotplug, share: Share) -> None:
     """QEMU closes the files that the guest had open."""

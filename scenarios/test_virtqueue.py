@@ -49,6 +49,7 @@ from harness.ninep.session import (
     wait_answered_or_broken,
     wait_outcome,
 )
+from harness.plugin.thorough import by_default
 from harness.qemu.spec import Share
 from harness.testbed import Testbed
 
@@ -331,8 +332,7 @@ def test_queues_that_are_not_there(raw_guest: RawGuest, share: Share) -> None:
     reset_and_attach(raw_guest, share)
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("buffers", [1023, 1024, 1025, 2000])
+@pytest.mark.parametrize("buffers", by_default(2000, of=[1023, 1024, 1025, 2000]))
 def test_an_indirect_table_of_many_buffers(raw_guest: RawGuest, share: Share, buffers: int) -> None:
     """A request of up to 1024 buffers (QEMU: ``VIRTQUEUE_MAX_SIZE``) is answered; one of more breaks the
     device. After a reset the device serves."""
@@ -385,7 +385,6 @@ def test_reads_beyond_the_configuration(tagged: Share, raw_guest: RawGuest, tag:
     assert wrong == []
 
 
-@pytest.mark.thorough
 def test_a_device_whose_bus_mastering_is_off(raw_guest: RawGuest, share: Share) -> None:
     """A device that may not access memory leaves its ring alone; once it may, it answers what is there."""
     driver = plug_and_attach(raw_guest, share)
@@ -413,8 +412,7 @@ _QUEUE = {
 }
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("reset", ["device_reset", "system_reset"])
+@pytest.mark.parametrize("reset", by_default("system_reset", of=["device_reset", "system_reset"]))
 def test_modern_registers_after_a_reset(raw_guest: RawGuest, share: Share, reset: str) -> None:
     """No register keeps what the driver wrote: after a reset each has the value that it had before."""
     driver = raw_guest.plug(share)
@@ -445,8 +443,7 @@ def reset_and_attach_to(raw_guest: RawGuest, share: Share) -> None:
     reset_and_attach(raw_guest, share)
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("value", [0, 2, 0xFFFF])
+@pytest.mark.parametrize("value", by_default(2, of=[0, 2, 0xFFFF]))
 def test_values_that_enable_no_queue(raw_guest: RawGuest, share: Share, value: int) -> None:
     """Only 1 enables a queue (virtio 1.2, 4.1.4.3); after any other value the device works once it is
     reset."""
@@ -467,8 +464,7 @@ _PLACES: dict[str, Callable[[int], int]] = {
 }
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("to", _PLACES)
+@pytest.mark.parametrize("to", by_default("across the end", of=_PLACES))
 def test_the_ring_moves_while_a_request_is_in_flight(
     raw_guest: RawGuest, share: Share, hold: Hold, to: str
 ) -> None:

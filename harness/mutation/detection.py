@@ -162,10 +162,11 @@ def fingerprint(source: str) -> str:
     """A hash of a file of scenarios that ignores its comments, docstrings and some marks.
 
     ``thorough`` and ``always`` are computed from the table, so a change of them must not make the table out
-    of date. They and the arguments of ``by_default`` are ignored, and so is ``parametrize``: parameters are
-    part of the scenarios' names. Other marks count: they choose machine types, for example.
+    of date. They, the arguments of ``by_default`` and its import are ignored, and so is ``parametrize``:
+    parameters are part of the scenarios' names. Other marks count: they choose machine types, for example.
     """
     tree = ast.parse(source)
+    tree.body = [node for node in tree.body if not _imports_by_default(node)]
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             node.decorator_list = [one for one in node.decorator_list if not _is_ignored(one)]
@@ -174,6 +175,10 @@ def fingerprint(source: str) -> str:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "by_default":
             node.args = []
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12]
+
+
+def _imports_by_default(node: ast.stmt) -> bool:
+    return isinstance(node, ast.ImportFrom) and [alias.name for alias in node.names] == ["by_default"]
 
 
 def _is_ignored(decorator: ast.expr) -> bool:

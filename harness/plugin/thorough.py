@@ -19,14 +19,16 @@ _LEFT_OUT = pytest.StashKey[int]()
 _WORKER_KEY = "harness_left_out"
 
 
-def by_default(*names: str, of: Iterable[str]) -> list[Any]:
+def by_default(*names: str | int, of: Iterable[str | int]) -> list[Any]:
     """Values for ``parametrize``: all ``of`` these, of which a default run takes ``names``.
 
     :raises ValueError: for a name that is none of them.
     """
     known = list(of)
     if unknown := set(names) - set(known):
-        raise ValueError(f"no such parameter: {', '.join(sorted(unknown))} (known: {', '.join(known)})")
+        raise ValueError(
+            f"no such parameter: {', '.join(sorted(map(str, unknown)))} (known: {', '.join(map(str, known))})"
+        )
     return [name if name in names else pytest.param(name, marks=pytest.mark.thorough) for name in known]
 
 

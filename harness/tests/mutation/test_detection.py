@@ -74,6 +74,8 @@ def test_a_new_table_is_empty(tmp_path: Path) -> None:
         ('"""What it asserts."""', "", True),
         ("assert way", "assert not way", False),
         ("import pytest", "import pytest\nLIMIT = 3", False),
+        ("import pytest", "import pytest\nfrom harness.plugin.thorough import by_default", True),
+        ("import pytest", "import pytest\nfrom harness.errors import QemuError", False),
     ],
 )
 def test_the_hash_of_a_file_ignores_marks_and_comments(before: str, after: str, same: bool) -> None:
