@@ -5,6 +5,7 @@ from __future__ import annotations
 from harness.channel.qmp import Listener
 from harness.errors import GuestError, QemuError, Unsupported, Violation
 from harness.guest.guest import Guest
+from harness.qemu.process import wait_interrupts_taken
 from harness.qemu.schema import require_command
 
 #: Seconds, before scaling.
@@ -25,7 +26,8 @@ class RunState:
         self._resets_begun = 0
 
     def stop(self) -> None:
-        """``stop``, and wait for the STOP event."""
+        """``stop``, and wait for the STOP event. A migration may follow, so interrupts are taken before."""
+        wait_interrupts_taken(self.guest.machine)
         self._command("stop", "STOP")
 
     def cont(self) -> None:
