@@ -8,7 +8,8 @@ has three parts of equal length (and three longer ones if it was extended), with
 - An allocation site leaks when it has more objects after each part than before it.
 - Private memory is noisy. Its slope per cycle is judged, by the Theil-Sen estimator (the median of all
   pairwise slopes). Writing a heap profile may retain memory, so only cycles without a profile between them
-  are compared.
+  are compared. It may also give back what the heap had kept since the one before: memory that falls back at
+  most profiles has not leaked.
 """
 
 from __future__ import annotations
@@ -168,8 +169,17 @@ def _growing_memory(samples: Samples, control: Samples, plan: Mapping[str, Any])
     grows = _slope_of(_MEMORY, samples, plan["lengths"])
     if control:
         grows -= max(0.0, _slope_of(_MEMORY, control, plan["lengths"]))
-    _, values = _series(_MEMORY, samples)
-    return [(f"{_MEMORY}: +{grows:.2f} a cycle ({values[0]} to {values[-1]})",)] if grows > limit else []
+    cycles, values = _series(_MEMORY, samples)
+    if grows <= limit or _falls_back(cycles, values, plan["lengths"]):
+        return []
+    return [(f"{_MEMORY}: +{grows:.2f} a cycle ({values[0]} to {values[-1]})",)]
+
+
+def _falls_back(cycles: Sequence[int], values: Sequence[float], steps: Sequence[int]) -> bool:
+    """Whether memory is lower after a heap profile than before it, at most of them."""
+    samples = itertools.pairwise(zip(cycles, values, strict=True))
+    changes = [y2 - y1 for (x1, y1), (x2, y2) in samples if any(x1 < step <= x2 for step in steps)]
+    return bool(changes) and statistics.median(changes) < 0
 
 
 def _new_targets(samples: Samples) -> list[str]:

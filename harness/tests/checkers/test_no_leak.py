@@ -160,6 +160,16 @@ def test_memory_that_grows_beside_a_step(record: RecordWriter, step: int) -> Non
     assert summary.startswith("leak: private_kib: +150.00 a cycle")
 
 
+def test_memory_that_falls_back_at_each_profile(record: RecordWriter) -> None:
+    """The heap keeps freed memory until it writes a profile."""
+
+    def kept(cycle: int) -> dict[str, Any]:
+        return {"private_kib": 250_000 + 150 * (cycle - max((n for n in LENGTHS if n <= cycle), default=0))}
+
+    verdict, summary, _ = hunted(record, kept, [])
+    assert verdict is Verdict.VALID, summary
+
+
 @pytest.mark.parametrize(("own", "expected"), [(0, Verdict.VALID), (1, Verdict.INVALID)])
 def test_growth_of_the_control_is_subtracted(record: RecordWriter, own: int, expected: Verdict) -> None:
     grows: Sample = lambda n: {"fds": 16 + n * (2 + own)}  # noqa: E731
