@@ -9,8 +9,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from harness.qemu.blockers import blocked_reasons
 from harness.qemu.machine import Machine
 from harness.qemu.process import process, reading_proc
@@ -40,12 +38,6 @@ def handles(pid: int) -> dict[str, Any]:
         "fds": sum(fds.values()),
         "fd_targets": dict(sorted(fds.items())),
     }
-
-
-def processor_s(pid: int) -> float:
-    """The processor time that a QEMU has used so far, in seconds."""
-    used = psutil.Process(pid).cpu_times()
-    return float(used.user + used.system)
 
 
 def thread_name(pid: int, thread: int) -> str:

@@ -32,7 +32,7 @@ from harness.leaks.heap_profile import Live, Site
 from harness.ninep.client import RawGuest
 from harness.qemu import symbols
 from harness.qemu.machine import Machine, Wrapping
-from harness.qemu.process import process
+from harness.qemu.process import process, processor_s
 from harness.qemu.spec import MachineSpec
 from harness.testbed import Testbed
 
@@ -312,7 +312,7 @@ class _Run(Generic[S]):
                 self._done += 1
                 self._sample(last=self._done == length)
             self.profiles.append(self._profile())
-            self._processor_s.append(footprint.processor_s(self._pid))
+            self._processor_s.append(processor_s(self._pid))
             self.lengths.append(length)
 
     def of_the_cycle(self, suspects: set[Site], idle: Callable[[S], object]) -> set[Site]:
@@ -323,9 +323,9 @@ class _Run(Generic[S]):
         """
         cycles = self.lengths[-1] - self.lengths[-2]
         before = self._profile()  # The second in succession: it shows what a profile itself adds.
-        limit_s = footprint.processor_s(self._pid) + self._processor_s[-1] - self._processor_s[-2]
+        limit_s = processor_s(self._pid) + self._processor_s[-1] - self._processor_s[-2]
         for done in itertools.count():
-            if done >= cycles and footprint.processor_s(self._pid) >= limit_s:
+            if done >= cycles and processor_s(self._pid) >= limit_s:
                 break
             idle(self._subject)
         after = self._profile()

@@ -25,6 +25,7 @@ from harness.deadline import TimeoutScale, wait_until
 from harness.errors import HarnessError, QmpSilent, UsageError, WaitTimeout
 from harness.history import History
 from harness.qemu.machine import Machine
+from harness.qemu.process import processor_s
 from harness.qemu.spec import MachineSpec
 from harness.reaper import RunFolder
 
@@ -235,8 +236,7 @@ def _try_boot(spec: MachineSpec, accel: str, deadline_s: float, host_factor: flo
                 timeout_s=deadline_s,
                 watch=machine.watch,
             )
-            used = psutil.Process(machine.pid).cpu_times()
-            used_s = float(used.user + used.system)
+            used_s = processor_s(machine.pid)
         except psutil.NoSuchProcess:
             return Verdict("a guest did not boot under it: QEMU ended when the guest's first process started")
         except HarnessError as exc:

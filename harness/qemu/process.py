@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 from harness.errors import QemuError, QmpLost, WaitTimeout
 from harness.qemu.machine import Machine
 
@@ -29,6 +31,15 @@ def process(machine: Machine) -> int:
                 status = Path(f"/proc/{first[key]}/status").read_text()
             return int(re.findall(r"^Tgid:\s+(\d+)", status, re.MULTILINE)[0])
     return machine.pid
+
+
+def processor_s(pid: int) -> float:
+    """The processor time that a QEMU has used so far, in seconds.
+
+    :raises psutil.NoSuchProcess: when QEMU has ended.
+    """
+    used = psutil.Process(pid).cpu_times()
+    return float(used.user + used.system)
 
 
 @contextlib.contextmanager
