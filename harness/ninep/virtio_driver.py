@@ -109,7 +109,7 @@ class VirtioDriver:
         """Configure the device's I/O port and its queue (legacy interface: one page number for the ring)."""
         with self._qtest.together():
             self.write_config(0x10, self._io | 1)
-            self.write_config(0x04, 0x5)  # I/O space, bus master.
+            self.set_bus_master(True)
             self.reset()
             self._qtest.outl(self._io + _GUEST_FEATURES, 0)
             self._qtest.outw(self._io + _QUEUE_SELECT, 0)
@@ -139,7 +139,7 @@ class VirtioDriver:
         self._qtest.outl(_CONFIG_DATA, value)
 
     def set_bus_master(self, on: bool) -> None:
-        """Let the device access memory, or not (PCI: the command register)."""
+        """Let the device access memory, or not (PCI: the command register). Its I/O ports are on."""
         self.write_config(0x04, 0x5 if on else 0x1)
 
     def acknowledge(self) -> bool:
