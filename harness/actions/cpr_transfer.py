@@ -31,7 +31,7 @@ def require(testbed: Testbed) -> None:
 
     :raises Unsupported: when it does not, with QEMU's reason.
     """
-    probe = testbed.launch(replace(testbed.spec(name="probe"), extra=("-S",)))
+    probe = testbed.launch(replace(testbed.spec(name="probe").without_kernel(), extra=("-S",)))
     try:
         require_mode(probe, CPR_TRANSFER)
     finally:

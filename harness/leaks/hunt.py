@@ -154,7 +154,8 @@ class LeakHunt:
         """
 
         def launch(name: str) -> Machine:
-            return self.testbed.launch(replace(self.testbed.spec(name=name), extra=("-S", *extra)))
+            spec = self.testbed.spec(name=name).without_kernel()
+            return self.testbed.launch(replace(spec, extra=("-S", *extra)))
 
         self._hunt(launch, lambda machine: machine, cycle, plan, lambda _: None)
 
