@@ -260,7 +260,6 @@ def test_the_registers_of_a_bus_that_is_not_there(raw_guest: RawGuest, share: Sh
     raw_guest.eject(share)
 
 
-@pytest.mark.thorough
 @pytest.mark.pin_machine("q35-pcie")
 def test_a_slot_that_the_guest_has_locked(
     guest: Guest, hotplug: Hotplug, hostile: HostileGuest, shares: tuple[Share, ...]

@@ -265,7 +265,6 @@ def test_an_attach_with_only_migratable(testbed: Testbed, shares: tuple[Share, .
     guest.eject(share)
 
 
-@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_only_migratable(testbed: Testbed, shares: tuple[Share, ...]) -> None:
     """With -only-migratable nothing may block migration: the device is plugged, but its mount fails with

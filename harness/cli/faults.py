@@ -138,6 +138,11 @@ def build_faults(flavour: str, names: tuple[str, ...], as_json: bool) -> None:
     help="With --per-test, which scenarios to run: those that have to find the fault; these, and all of its "
     "guarantee; or all (the default).",
 )
+@click.option(
+    "--default-set",
+    is_flag=True,
+    help="Run only the scenarios of a default run, as it runs them; without a fault, the whole default run.",
+)
 @_table
 @click.option(
     "--artifacts",
@@ -161,6 +166,7 @@ def run_faults(
     control_qemus: tuple[str, ...],
     per_test: bool,
     scope: str | None,
+    default_set: bool,
     path: Path | None,
     artifacts: Path,
     page: Path | None,
@@ -183,6 +189,7 @@ def run_faults(
             "--control-qemu": control_qemus or None,
             "--per-test": per_test or None,
             "--scenarios": scope,
+            "--default-set": default_set or None,
             "--page": page,
         }
         for option, value in about_scenarios.items():
@@ -193,6 +200,7 @@ def run_faults(
     if seconds is not None:
         raise UsageError("--seconds can only be used with --by exploration")
     excluded = {"-n": at_once, "--beside": beside, "--controls": controls, "--control-qemu": control_qemus}
+    excluded |= {"--default-set": default_set or None}
     for option, given in excluded.items():
         if per_test and given not in (None, ()):
             raise UsageError(
@@ -224,12 +232,19 @@ def run_faults(
             report=progress,
             controls=Controls((source, *others), 1 if controls is None else controls),
             run_qtests=_run_qtests(source) if beside else None,
+            by_default=_known_to_catch(data, source, chosen) if default_set else None,
         )
         findings = sorted(_recorded(history, found), key=lambda one: (not one.fault, one.fault))
     _show(findings, figures(findings, data, default), source, page=page, as_json=as_json)
     status = 0 if all(one.good for one in findings) else 1
     history.write(lambda recorder: recorder.end(status))
     sys.exit(status)
+
+
+def _known_to_catch(table: Detection, qemu: str, faults: Iterable[str]) -> dict[str, list[str]]:
+    """The scenarios that catch each fault, by the table; it may know more of them than the catalogue."""
+    known = table.qemus.get(qemu)
+    return {name: sorted(known.catches(name)) if known else [] for name in faults}
 
 
 def _recorded(history: Lenient, findings: Iterable[Finding]) -> Iterator[Finding]:

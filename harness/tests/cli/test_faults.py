@@ -36,6 +36,7 @@ def test_the_catalogue_is_listed(harness: Harness) -> None:
         (("run", "--per-test", "--controls", "5"), "--controls cannot be used with it"),
         (("run", "--per-test", "--control-qemu", "7.2"), "--control-qemu cannot be used with it"),
         (("run", "--per-test", "--beside", "qtest"), "--beside cannot be used with it"),
+        (("run", "--per-test", "--default-set"), "--default-set cannot be used with it"),
         (("run", "--control-qemu", "/nowhere"), "--control-qemu /nowhere: neither a provisioned QEMU (5.2, "),
         (
             ("run", "--table", "pyproject.toml"),
@@ -152,6 +153,7 @@ def test_findings_are_printed_and_written_as_json_and_as_a_page(
     ("options", "message"),
     [
         (["--by", "exploration", "--per-test"], "--by exploration: --per-test is about scenarios"),
+        (["--by", "exploration", "--default-set"], "--by exploration: --default-set is about scenarios"),
         (["--by", "exploration", "--controls", "2"], "--by exploration: --controls is about scenarios"),
         (["--seconds", "9"], "--seconds can only be used with --by exploration"),
     ],
