@@ -340,7 +340,7 @@ def test_a_refused_savevm_keeps_the_snapshot_of_that_name(raw_guest: RawGuest) -
 
 
 @pytest.mark.any_plug
-@pytest.mark.parametrize("phase", by_default("before_switchover", of=["active", "before_switchover"]))
+@pytest.mark.parametrize("phase", by_default("active", of=["active", "before_switchover"]))
 def test_what_is_refused_while_the_guest_migrates(
     guest: Guest, hotplug: Hotplug, migration: Migration, snapshot: Snapshot, testbed: Testbed, phase: str
 ) -> None:
