@@ -355,6 +355,13 @@ class Testbed:
         spec = source.spec.destination(f"destination-{len(self.machines)}", plugged=frozenset(source.plugged))
         return self.launch(change(spec), source=source)
 
+    def execute(self, source: Machine, spec: MachineSpec, request: Callable[[list[str]], None]) -> Machine:
+        """Let ``source`` execute a new QEMU in its process (see :meth:`Machine.execute`)."""
+        artifacts = self.artifacts.machine(spec.name, first=False)
+        machine = Machine.execute(source, spec, self.folder / spec.name, artifacts, request)
+        self.machines.append(machine)
+        return machine
+
     def guest_of(self, machine: Machine) -> Guest | None:
         """The guest that runs in a machine; ``None`` for a machine without a guest."""
         return next((guest for guest in self._guests if guest.machine is machine), None)
