@@ -27,7 +27,7 @@ from typing import Generic, TypeVar
 from harness.checkers import growth
 from harness.checkers.no_leak import growing_counts
 from harness.guest.guest import Guest
-from harness.leaks import footprint, heap_profile, vmstate
+from harness.leaks import coroutine_pool, footprint, heap_profile, vmstate
 from harness.leaks.heap_profile import Live, Site
 from harness.ninep.client import RawGuest
 from harness.qemu import symbols
@@ -294,6 +294,8 @@ class _Run(Generic[S]):
         self._subject: S = start(f"{prefix}cycles")
         self.machine = machine_of(self._subject)
         self._pid = process(self.machine)
+        if not plan.guest and not plan.saves:
+            coroutine_pool.fill(self.machine)
         self._done = 0
         self.lengths: list[int] = []
         self.profiles: list[Profile] = []
