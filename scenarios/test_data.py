@@ -365,7 +365,6 @@ def test_an_error_reaches_the_guest(guest: Guest, hotplug: Hotplug, share: Share
     running.wait_finished()
 
 
-@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_an_interrupted_call_is_made_again(guest: Guest, hotplug: Hotplug, share: Share, hold: Hold) -> None:
     """QEMU repeats a system call that fails with EINTR on the host; the guest sees no error."""
@@ -886,7 +885,6 @@ def test_a_folder_of_thousands_of_names(guest: Guest, hotplug: Hotplug, share: S
         mount.unmount()
 
 
-@pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_a_folder_is_read_from_any_of_its_offsets(raw_guest: RawGuest, share: Share) -> None:
@@ -931,7 +929,6 @@ def written_out(testbed: Testbed, share: Share) -> Share:
     return declared
 
 
-@pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_writes_that_are_written_out_at_once(written_out: Share, raw_guest: RawGuest) -> None:
