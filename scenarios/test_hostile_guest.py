@@ -526,10 +526,9 @@ def test_a_link_of_the_host_that_leads_out_of_the_export(raw_guest: RawGuest, sh
 _SECRET_ATTRIBUTE = "user.secret"
 
 
-@pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
-@pytest.mark.parametrize("model", ["none", "mapped-xattr"])
+@pytest.mark.parametrize("model", by_default("none", of=["none", "mapped-xattr"]))
 def test_attributes_behind_a_link_that_leads_out_of_the_export(
     testbed: Testbed, share: Share, model: str
 ) -> None:
