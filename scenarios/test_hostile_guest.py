@@ -38,6 +38,7 @@ from harness.ninep.session import (
     wait_answered_or_broken,
     wait_outcome,
 )
+from harness.plugin.thorough import by_default
 from harness.qemu.acpi import eject_writes
 from harness.qemu.binary import require_property
 from harness.qemu.deletion import Deletion
