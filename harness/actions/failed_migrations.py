@@ -114,8 +114,10 @@ def _cancelled_while_it_stalls(migration: Migration) -> None:
 
 
 def _cancelled_during_a_write(migration: Migration) -> None:
-    """A migration whose thread is woken from a write by ``migrate_cancel``. The write then fails, which is not
-    why the migration ended."""
+    """A migration whose thread is woken from a write by ``migrate_cancel``.
+
+    The write then fails, which is not why the migration ended.
+    """
     machine = migration.guest.machine
     with stalled(machine, read_first=False):
         pass
