@@ -49,6 +49,7 @@ _PRELOADED = (
     "harness.report.tables",
     "harness.testbed",
     "harness.tests.forked",
+    "harness.tests.preloaded",
 )
 #: Seconds that a run may take.
 _LIMIT_S = 400.0

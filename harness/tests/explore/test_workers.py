@@ -26,8 +26,9 @@ def titled(title: str) -> Program:
     return program("plug:0").model_copy(update={"title": title})
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def workers() -> Iterator[Workers]:
+    """Two, which many programs are run in, as in an exploration."""
     with Workers(FakeSetup(), 2) as made:
         yield made
 
