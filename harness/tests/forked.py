@@ -70,7 +70,7 @@ def run(
     with tempfile.TemporaryDirectory() as into:
         streams = [Path(into, name) for name in ("stdout", "stderr")]
         given = (folder, dict(environment), streams, target, arguments)
-        process = _context().Process(target=_call, args=given)
+        process = context().Process(target=_call, args=given)
         process.start()
         process.join(limit_s)
         if process.exitcode is None:
@@ -169,10 +169,11 @@ def in_place_of_run_pytest(
     return run(run_pytest, words[2:], folder=folder, environment=given, limit_s=silence_s)
 
 
-def _context() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(_PRELOADED))
-    return context
+def context() -> ForkServerContext:
+    """For processes that begin with what a run of pytest needs: :data:`_PRELOADED`."""
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload(list(_PRELOADED))
+    return made
 
 
 def _call(
