@@ -134,6 +134,20 @@ def test_from_the_wheel_the_scenarios_run_without_a_checkout(environment: Path, 
 
 
 @pytest.mark.qemu
+def test_commands_start_guests_without_a_checkout(environment: Path, tmp_path: Path) -> None:
+    """With their own folders of results, below the current one."""
+    options = ("--qemu", "7.2", "--alphabet", "raw", "--programs", "3", "--accel", "tcg")
+    searched = _run(environment, tmp_path, "-m", "harness", "explore", *options)
+    assert searched.returncode in (0, 1), searched.stderr
+    assert "no result" not in searched.stdout + searched.stderr
+    (folder,) = (tmp_path / "artifacts/explore").iterdir()
+    assert len((folder / "programs.ndjson").read_text().splitlines()) == 3
+    timed = _run(environment, tmp_path, "-m", "harness", "bench", "qmp", "--rounds", "1", "--json")
+    assert timed.returncode == 0, timed.stderr
+    assert "harness" in timed.stdout
+
+
+@pytest.mark.qemu
 def test_a_scenario_of_another_repository(environment: Path, project: Path) -> None:
     options = ("--accel", "tcg", "--machine", "pc", "--qemu", "7.2", "--strict", "--summary", "out")
     # From another folder than the one that pytest.ini's options are written for.
