@@ -33,16 +33,16 @@ def test_a_run_is_timed(scenarios: Path, tmp_path: Path) -> None:
 
 def test_a_run_with_a_failure_is_an_error(scenarios: Path, tmp_path: Path) -> None:
     (scenarios / "test_fails.py").write_text("def test_fails(): assert 0\n")
-    with pytest.raises(SetupError, match=r"^with -n 1, pytest exited with 1: =+ 1 failed.* \(log: .*/log\)"):
-        run_suite(scenarios, 1, [], tmp_path / "log")
+    with pytest.raises(SetupError, match=r"^with -n 0, pytest exited with 1: =+ 1 failed.* \(log: .*/log\)"):
+        run_suite(scenarios, 0, [], tmp_path / "log")
 
 
 def test_a_run_that_hangs_is_ended(scenarios: Path, tmp_path: Path) -> None:
     (scenarios / "test_hangs.py").write_text(
         "import threading\ndef test_hangs(): threading.Event().wait(600)\n"
     )
-    with pytest.raises(SetupError, match=r"^the scenarios with -n 1: pytest printed nothing for 1 s"):
-        run_suite(scenarios, 1, [], tmp_path / "log", silence_s=1.0)
+    with pytest.raises(SetupError, match=r"^the scenarios with -n 0: pytest printed nothing for 1 s"):
+        run_suite(scenarios, 0, [], tmp_path / "log", silence_s=1.0)
     assert [
         one for one in psutil.process_iter(["cmdline"]) if str(scenarios) in (one.info["cmdline"] or [])
     ] == []
