@@ -246,13 +246,13 @@ class Testbed:
         *,
         source: Machine | None = None,
         template: Template | None = None,
-        on_started: Callable[[], None] = lambda: None,
+        on_started: Callable[[Machine], None] = lambda _: None,
     ) -> Machine:
         """Start a machine (see :meth:`Machine.launch`); :meth:`close` ends it if nothing else does.
 
         :param template: the template that it will be restored from; its kernel log continues that of the
             template.
-        :param on_started: called when the process was started, before QEMU is ready.
+        :param on_started: called with the machine when its process was started, before QEMU is ready.
         """
         artifacts = self.artifacts.machine(spec.name, first=not self.machines)
         if template is not None:
@@ -331,7 +331,9 @@ class Testbed:
     def _restore(self, spec: MachineSpec, template: Template) -> Guest:
         image, saved = self.cell.image, SavedSession.read(template.session)
         with closing(SessionReplay(saved, image, self.cell.accel.timeout_scale)) as session:
-            machine = self.launch(spec.restored(template.memory), template=template, on_started=session.begin)
+            machine = self.launch(
+                spec.restored(template.memory), template=template, on_started=lambda _: session.begin()
+            )
             finish = restore(machine, template)
             guest = restored(machine, image)
             self._guests.append(guest)

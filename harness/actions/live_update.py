@@ -11,7 +11,7 @@ Both QEMUs map the same file. There are two modes (QEMU: ``qapi/migration.json``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def _transfer(migration: Migration, testbed: Testbed) -> Machine:
         devices = devices_of(guest)
         operation = source.history.invoke(source.name, "migrate", {"to": spec.name, "stream": CPR_TRANSFER})
         try:
-            new = testbed.launch(spec, source=source, on_started=lambda: _migrate(source, main, cpr))
+            new = testbed.launch(spec, source=source, on_started=lambda new: _migrate(source, new, main, cpr))
             new.qmp.execute("migrate-incoming", {"uri": f"unix:{main}"}, watch=new.watch_process)
         except HarnessError as exc:
             operation.fail(exc.message)
@@ -89,9 +89,20 @@ def _destination(source: Machine, number: int, *incoming: str) -> MachineSpec:
     return replace(spec, memory_file=source.spec.memory_file, extra=extra)
 
 
-def _migrate(source: Machine, main: Path, cpr: Path) -> None:
-    """Send ``migrate`` when the new QEMU listens to its cpr channel."""
-    source.wait_until(cpr.exists, what=f"the new QEMU to listen on {cpr.name}", timeout_s=_LISTENS_TIMEOUT_S)
+def _migrate(source: Machine, new: Machine, main: Path, cpr: Path) -> None:
+    """Send ``migrate`` when the new QEMU listens to its cpr channel.
+
+    :raises QemuDied: when either has ended.
+    """
+
+    def watch() -> None:
+        source.watch()
+        new.watch_process()
+
+    def wait(condition: Callable[[], bool], what: str) -> None:
+        source.wait_until(condition, what=what, timeout_s=_LISTENS_TIMEOUT_S, watch=watch)
+
+    wait(cpr.exists, f"the new QEMU to listen on {cpr.name}")
     channels = [_channel("main", main), _channel("cpr", cpr)]
 
     def accepted() -> bool:
@@ -103,7 +114,7 @@ def _migrate(source: Machine, main: Path, cpr: Path) -> None:
             return False  # The socket is bound, but the new QEMU does not listen yet.
         return True
 
-    source.wait_until(accepted, what="the new QEMU to accept the cpr channel", timeout_s=_LISTENS_TIMEOUT_S)
+    wait(accepted, "the new QEMU to accept the cpr channel")
 
 
 def _channel(kind: str, path: Path) -> Mapping[str, object]:

@@ -19,6 +19,7 @@ from rich.table import Table
 from harness.cli.common import new_folder, progress
 from harness.cli.recording import begin, record_option, recording
 from harness.errors import UsageError
+from harness.layout import checkout
 from harness.mutation import cover, detection, exploration, runner
 from harness.mutation.catalogue import Catalogue, Fault
 from harness.mutation.detection import Detection
@@ -208,6 +209,10 @@ def run_faults(
             )
     if scope and not per_test:
         raise UsageError("--scenarios can only be used with --per-test")
+    if per_test and path is None and checkout() is None:
+        raise UsageError(
+            "--per-test changes a table, and that of an installed harness stays as it is: add --table PATH"
+        )
     path = path or detection.default_path()
     data = detection.read(path, missing_is_empty=True)
     source = _source(flavour)

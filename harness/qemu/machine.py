@@ -144,7 +144,7 @@ class Machine:
         timeout_scale: TimeoutScale,
         source: Machine | None = None,
         wrapping: Wrapping = Wrapping(),
-        on_started: Callable[[], None] = lambda: None,
+        on_started: Callable[[Machine], None] = lambda _: None,
     ) -> Machine:
         """Start QEMU and connect to its QMP socket.
 
@@ -152,7 +152,7 @@ class Machine:
         :param folder: the folder for its sockets and its disk; it must not exist yet, and be below ``run``.
         :param source: for a destination of a migration: the source, whose disk is shared.
         :param wrapping: what tools add to the start.
-        :param on_started: called when the process was started, before QEMU is ready.
+        :param on_started: called with the machine when its process was started, before QEMU is ready.
         :raises UsageError: when the folder of a share does not exist.
         :raises SetupError: when the process cannot be started.
         :raises QemuDied: when QEMU ended at once; the first line of the message has QEMU's own error.
@@ -166,7 +166,7 @@ class Machine:
             machine._make_folder(copy_disk=source is None)
             with _port_for(spec.qemu) as ssh_port:
                 machine._start(run, wrapping, ssh_port)
-                on_started()
+                on_started(machine)
                 start_s = machine._host_s(START_TIMEOUT_S)
                 machine.qmp.connect(timeout_s=start_s, watch=machine.watch_process)
         except QmpLost as exc:

@@ -52,6 +52,17 @@ def test_bad_input(harness: Harness, words: tuple[str, ...], message: str) -> No
     assert message in ended.err
 
 
+def test_an_installed_harness_does_not_write_its_own_table(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults, "checkout", lambda: None)
+    ended = harness("faults", "run", "--per-test", "--fault", "tag-kept")
+    assert (ended.status, ended.line.partition(": ")[2]) == (
+        2,
+        "--per-test changes a table, and that of an installed harness stays as it is: add --table PATH",
+    )
+
+
 SECONDS = {"t.py::needed[pc]": 20.0, "t.py::cheap[pc]": 1.0, "t.py::always[pc]": 4.0}
 TABLE = {
     "qemus": {
