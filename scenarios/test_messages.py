@@ -818,7 +818,6 @@ def test_flags_that_do_not_exist(raw_guest: RawGuest, share: Share) -> None:
     expect_serving(driver)
 
 
-@pytest.mark.thorough
 def test_a_treaddir_of_9p2000u(raw_guest: RawGuest, share: Share) -> None:
     """The protocol has no such message: it is refused."""
     driver = plug_and_attach(raw_guest, share, UNIX_VERSION)
@@ -835,7 +834,6 @@ def synth(testbed: Testbed, share: Share) -> Share:
     return declared
 
 
-@pytest.mark.thorough
 def test_a_driver_whose_fids_are_no_paths(synth: Share, raw_guest: RawGuest) -> None:
     """Trename and Tremove need a driver with paths; others refuse them, and what else would change a file."""
     driver = raw_guest.plug(synth)

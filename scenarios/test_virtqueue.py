@@ -113,8 +113,7 @@ VALID: dict[str, tuple[tuple[T, bytes], ...]] = {
 }
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", by_default(PROTOCOLS[0], of=PROTOCOLS))
 def test_messages_cut_short(raw_guest: RawGuest, share: Share, protocol: str) -> None:
     """A message without its last byte, or without half of its body, fails or breaks the device.
 
