@@ -166,6 +166,14 @@ def hold(testbed: Testbed) -> Hold:
 
 
 @pytest.fixture
+def virtiofsd(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """Fixture: the command of Debian's virtiofsd, for :class:`harness.devices.VirtiofsDevice`."""
+    from harness.plugin.provisioning import MATRIX
+
+    return request.config.stash[MATRIX].virtiofsd()
+
+
+@pytest.fixture
 def guest(request: pytest.FixtureRequest, testbed: Testbed) -> Guest:
     """Fixture: a guest that answers commands and that no other test has used.
 
