@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,7 +143,12 @@ class VirtiofsDevice:
         """Make a file system with a new folder in the testbed's.
 
         :param command: virtiofsd, as the fixture of that name gives it.
+        :raises Unsupported: when the guest has another byte order than the host. A guest's FUSE messages are
+            in its own (kernel: ``fs/fuse/dev.c``), and virtiofsd reads them in the host's.
         """
+        guests = testbed.cell.machine_type.architecture
+        if guests.byte_order != sys.byteorder:
+            raise Unsupported(f"virtiofsd does not understand a guest of {guests.name}: its byte order")
         made = cls(f"virtiofs{slot}", slot, testbed, command)
         made.path.mkdir()
         testbed.attach(made)
@@ -266,7 +272,7 @@ class VirtiofsDevice:
         summed = guest.succeed(
             f"dd if=/dev/urandom of=/tmp/w bs=1k count={_SIZE_KIB} 2>/dev/null && "
             f"dd if=/tmp/w of={file} bs=64k conv=fsync 2>/dev/null && "
-            f"sha256sum < /tmp/w && sha256sum < {file}; rm /tmp/w"
+            f"sha256sum < /tmp/w && sha256sum < {file} && rm /tmp/w"
         )
         written, read = (line.split()[0] for line in summed.splitlines())
         for side, seen in {"host": host_sha256(self.path / "exchanged"), "guest": read}.items():

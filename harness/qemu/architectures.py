@@ -15,6 +15,7 @@ class Architecture:
     :param triplet: what Debian's library folders are called (``/usr/lib/TRIPLET``).
     :param firmware: a file of QEMU's ``pc-bios`` that shows where its firmware is.
     :param cpu: the plainest model on which two QEMUs agree (``-cpu``).
+    :param byte_order: ``little`` or ``big``, as :data:`sys.byteorder`.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Architecture:
     triplet: str
     firmware: str
     cpu: str
+    byte_order: str = "little"
 
     @property
     def program(self) -> str:
@@ -32,7 +34,7 @@ class Architecture:
 #: Without RDRAND the guest's sshd waits a second for entropy.
 X86_64 = Architecture("x86_64", "amd64", "x86_64-linux-gnu", "bios-256k.bin", "qemu64,+rdrand")
 #: ``qemu`` is what TCG implements, and depends on the version of the machine type.
-S390X = Architecture("s390x", "s390x", "s390x-linux-gnu", "s390-ccw.img", "qemu")
+S390X = Architecture("s390x", "s390x", "s390x-linux-gnu", "s390-ccw.img", "qemu", "big")
 #: The ROM image of virtio-net is the only file of the folder that a machine with a kernel needs.
 AARCH64 = Architecture("aarch64", "arm64", "aarch64-linux-gnu", "efi-virtio.rom", "cortex-a57")
 

@@ -45,7 +45,9 @@ def testbed(tmp_path: Path, world: World) -> Iterator[Testbed]:
     tools: list[LaunchTool] = []
     run = RunFolder(tmp_path)
     scale = world.machine.timeout_scale
-    cell = SimpleNamespace(qemu=INSTALL, accel=SimpleNamespace(timeout_scale=scale))
+    cell = SimpleNamespace(
+        qemu=INSTALL, accel=SimpleNamespace(timeout_scale=scale), machine_type=MACHINE_TYPES["pc"]
+    )
     made = SimpleNamespace(
         folder=run.path,
         run=run,
@@ -105,6 +107,12 @@ def test_its_properties(testbed: Testbed) -> None:
         "addr": "0x0",
     }
     assert device.device(MACHINE_TYPES["s390-ccw"])["driver"] == "vhost-user-fs-ccw"
+
+
+def test_a_guest_of_another_byte_order(testbed: Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(testbed.cell, "machine_type", MACHINE_TYPES["s390-ccw"])
+    with pytest.raises(Unsupported, match="does not understand a guest of s390x"):
+        made(testbed)
 
 
 def test_a_folder_that_is_gone(testbed: Testbed) -> None:
