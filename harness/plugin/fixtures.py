@@ -68,8 +68,9 @@ def _require_unplug(node: pytest.Item, cell: Cell) -> None:
 
     mark = node.get_closest_marker("unplug")
     if mark is None:
+        cell.machine_type.require_hotplug()
         return
-    names = {"asks": UnplugKind.ASKS, "takes": UnplugKind.TAKES}
+    names = {"asks": UnplugKind.ASKS, "takes": UnplugKind.TAKES, "refused": UnplugKind.REFUSED}
     if len(mark.args) != 1 or mark.args[0] not in names:
         raise pytest.UsageError(f"{node.nodeid}: write @pytest.mark.unplug with one of {', '.join(names)}")
     cell.machine_type.require_unplug(names[mark.args[0]])

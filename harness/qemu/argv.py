@@ -139,7 +139,7 @@ def _boot(spec: MachineSpec) -> Iterator[str]:
         return
     kernel = spec.boot.kernel if spec.qemu.boots_elf else spec.boot.bzimage
     yield from ("-kernel", str(kernel), "-initrd", str(spec.boot.initramfs))
-    yield from ("-append", spec.boot.cmdline)
+    yield from ("-append", " ".join(filter(None, (spec.boot.cmdline, spec.machine_type.cmdline))))
 
 
 def _devices(spec: MachineSpec) -> Iterator[str]:
