@@ -40,3 +40,12 @@ AARCH64 = Architecture("aarch64", "arm64", "aarch64-linux-gnu", "efi-virtio.rom"
 
 #: By name; the first is the default.
 ARCHITECTURES: Mapping[str, Architecture] = {a.name: a for a in (X86_64, S390X, AARCH64)}
+
+#: Architectures that were tried and cannot be used: why, as the rest of an error's line.
+UNUSABLE: Mapping[str, str] = {
+    # Seen with sid's kernel, on QEMU 7.2 and 11.1: the guest boots and is restored; of a plug on virt it sees
+    # nothing, even after a rescan of the bus.
+    "riscv64": "Debian's kernel is built without PCI hotplug (7.2.13: CONFIG_HOTPLUG_PCI is not set)",
+    # A kernel of pseries leaves PCI devices to these programs (QEMU: docs/specs/ppc-spapr-hotplug.rst).
+    "ppc64le": "a guest of pseries plugs PCI devices by the daemon rtas_errd and drmgr, which no image has",
+}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from harness.errors import UsageError
-from harness.qemu.architectures import ARCHITECTURES, X86_64
+from harness.qemu.architectures import ARCHITECTURES, UNUSABLE, X86_64
 from harness.qemu.machine_types.machine_type import MachineType
 from harness.qemu.machine_types.microvm import MICROVM
 from harness.qemu.machine_types.pc import PC
@@ -28,7 +28,8 @@ def of_architectures(*names: str) -> tuple[str, ...]:
     """
     for name in names:
         if name not in ARCHITECTURES:
-            raise UsageError(f"--arch {name}: unknown architecture; known: {', '.join(ARCHITECTURES)}")
+            why = UNUSABLE.get(name, "unknown architecture")
+            raise UsageError(f"--arch {name}: {why}; known: {', '.join(ARCHITECTURES)}")
     return tuple(name for name, kind in MACHINE_TYPES.items() if kind.architecture.name in names)
 
 

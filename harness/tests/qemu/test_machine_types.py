@@ -190,6 +190,18 @@ def test_what_a_machine_type_does_not_have() -> None:
     kind.require_unplug(UnplugKind.TAKES)
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("riscv64", "Debian's kernel is built without PCI hotplug"),
+        ("ppc64le", "a guest of pseries plugs PCI devices by the daemon"),
+    ],
+)
+def test_an_architecture_that_was_tried_and_cannot_be_used(name: str, why: str) -> None:
+    with pytest.raises(UsageError, match=rf"^--arch {name}: {why}.*; known: x86_64, s390x, aarch64$"):
+        chosen([name], [])
+
+
 def test_a_machine_type_without_hotplug() -> None:
     kind = MACHINE_TYPES["microvm"]
     kind.require_unplug(UnplugKind.REFUSED)
