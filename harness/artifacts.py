@@ -109,8 +109,11 @@ class Artifacts:
     def create_at(cls, folder: Path) -> Artifacts:
         """Create an empty artefact folder; an older one of that name is replaced.
 
+        Its paths are absolute: QEMU's own folder is another than the caller's.
+
         :raises SetupError: when the folder cannot be created.
         """
+        folder = folder.absolute()
         try:
             if folder.exists():
                 shutil.rmtree(folder)

@@ -246,13 +246,13 @@ class Testbed:
         *,
         source: Machine | None = None,
         template: Template | None = None,
-        on_started: Callable[[], None] = lambda: None,
+        on_started: Callable[[Machine], None] = lambda _: None,
     ) -> Machine:
         """Start a machine (see :meth:`Machine.launch`); :meth:`close` ends it if nothing else does.
 
         :param template: the template that it will be restored from; its kernel log continues that of the
             template.
-        :param on_started: called when the process was started, before QEMU is ready.
+        :param on_started: called with the machine when its process was started, before QEMU is ready.
         """
         artifacts = self.artifacts.machine(spec.name, first=not self.machines)
         if template is not None:
@@ -332,7 +332,9 @@ class Testbed:
         image, saved = self.cell.image, SavedSession.read(template.session)
         with closing(SessionReplay(saved, image, self.cell.accel.timeout_scale)) as session:
             memory = self._memory_of(spec, template)
-            machine = self.launch(spec.restored(memory), template=template, on_started=session.begin)
+            machine = self.launch(
+                spec.restored(memory), template=template, on_started=lambda _: session.begin()
+            )
             finish = restore(machine, template)
             guest = restored(machine, image)
             self._guests.append(guest)
@@ -367,6 +369,13 @@ class Testbed:
         """
         spec = source.spec.destination(f"destination-{len(self.machines)}", plugged=frozenset(source.plugged))
         return self.launch(change(spec), source=source)
+
+    def execute(self, source: Machine, spec: MachineSpec, request: Callable[[list[str]], None]) -> Machine:
+        """Let ``source`` execute a new QEMU in its process (see :meth:`Machine.execute`)."""
+        artifacts = self.artifacts.machine(spec.name, first=False)
+        machine = Machine.execute(source, spec, self.folder / spec.name, artifacts, request)
+        self.machines.append(machine)
+        return machine
 
     def guest_of(self, machine: Machine) -> Guest | None:
         """The guest that runs in a machine; ``None`` for a machine without a guest."""

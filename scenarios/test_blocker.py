@@ -201,7 +201,6 @@ def test_a_reset_ends_the_blocker(
     migration.migrate()
 
 
-@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_loadvm_ends_the_blocker(
     guest: Guest, hotplug: Hotplug, migration: Migration, snapshot: Snapshot, share: Share

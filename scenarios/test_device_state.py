@@ -263,7 +263,6 @@ def test_damaged_streams(raw_guest: RawGuest, share: Share, stream: bytes) -> No
     use(load_stream(raw_guest, write(raw_guest, "whole", stream)).driver(share))
 
 
-@pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
 def test_an_index_that_the_ring_has_not_reached(raw_guest: RawGuest, share: Share, stream: bytes) -> None:

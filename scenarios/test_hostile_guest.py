@@ -38,6 +38,7 @@ from harness.ninep.session import (
     wait_answered_or_broken,
     wait_outcome,
 )
+from harness.plugin.thorough import by_default
 from harness.qemu.acpi import eject_writes
 from harness.qemu.binary import require_property
 from harness.qemu.deletion import Deletion
@@ -260,7 +261,6 @@ def test_the_registers_of_a_bus_that_is_not_there(raw_guest: RawGuest, share: Sh
     raw_guest.eject(share)
 
 
-@pytest.mark.thorough
 @pytest.mark.pin_machine("q35-pcie")
 def test_a_slot_that_the_guest_has_locked(
     guest: Guest, hotplug: Hotplug, hostile: HostileGuest, shares: tuple[Share, ...]
@@ -527,10 +527,9 @@ def test_a_link_of_the_host_that_leads_out_of_the_export(raw_guest: RawGuest, sh
 _SECRET_ATTRIBUTE = "user.secret"
 
 
-@pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
-@pytest.mark.parametrize("model", ["none", "mapped-xattr"])
+@pytest.mark.parametrize("model", by_default("none", of=["none", "mapped-xattr"]))
 def test_attributes_behind_a_link_that_leads_out_of_the_export(
     testbed: Testbed, share: Share, model: str
 ) -> None:

@@ -65,7 +65,7 @@ def expect_large_requests(mount: Mount, sent: str) -> None:
 
 
 @pytest.mark.always
-@pytest.mark.thorough("q35-pcie")
+@pytest.mark.thorough("q35")
 def test_a_share_can_be_plugged_again(guest: Guest, hotplug: Hotplug, share: Share) -> None:
     """The same id, mount tag and slot can be used again after an unplug, and the files are still there."""
     hotplug.plug(share)

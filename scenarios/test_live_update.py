@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.actions import cpr_transfer
+from harness.actions import live_update
 from harness.actions.hotplug import Hotplug
 from harness.actions.migration import Migration
 from harness.qemu.spec import Share
@@ -13,11 +13,12 @@ from harness.testbed import Testbed
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("plugged", ["hot", "cold"])
-def test_an_unmounted_device_is_taken_over(testbed: Testbed, share: Share, plugged: str) -> None:
+@pytest.mark.parametrize("mode", live_update.MODES)
+def test_an_unmounted_device_is_taken_over(testbed: Testbed, share: Share, plugged: str, mode: str) -> None:
     """Two live updates, one after the other, of a device that was used before; then it is unplugged."""
-    cpr_transfer.require(testbed)
+    live_update.require(testbed, mode)
     on_command_line = [share.id] if plugged == "cold" else []
-    guest = testbed.boot(cpr_transfer.updatable(testbed, plugged=on_command_line), cold=True)
+    guest = testbed.boot(live_update.updatable(testbed, plugged=on_command_line), cold=True)
     hotplug, migration = Hotplug(guest), Migration(guest, testbed)
     if plugged == "hot":
         hotplug.plug(share)
@@ -26,7 +27,7 @@ def test_an_unmounted_device_is_taken_over(testbed: Testbed, share: Share, plugg
         written = mount.write(f"before{number}", size_kib=64)
         mount.unmount()
 
-        cpr_transfer.update(migration, testbed)
+        live_update.update(migration, testbed, mode)
 
         mount = guest.mount(share)
         mount.expect_intact(f"before{number}", written)

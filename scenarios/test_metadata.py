@@ -135,7 +135,7 @@ TYPES = {
 
 
 @pytest.mark.any_plug
-@pytest.mark.parametrize("model", by_default("mapped-xattr", of=MODELS), ids=_id)
+@pytest.mark.parametrize("model", by_default("mapped-file", of=MODELS), ids=_id)
 def test_special_files(guest: Guest, hotplug: Hotplug, modelled: Share, model: str) -> None:
     """FIFOs, sockets and device nodes can be made, listed, used, changed, renamed, linked and removed."""
     mount = mounted(guest, hotplug, modelled)

@@ -366,7 +366,6 @@ def tagged(testbed: Testbed, tag: str) -> Share:
     return testbed.declare(replace(testbed.shares[0], mount_tag=tag), *testbed.shares[1:])[0]
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("tag", _TAGS)
 def test_reads_beyond_the_configuration(tagged: Share, raw_guest: RawGuest, tag: str) -> None:
     """The mount tag and its length are all that can be read: beyond, and across the end, each bit is set.

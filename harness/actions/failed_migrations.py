@@ -113,6 +113,17 @@ def _cancelled_while_it_stalls(migration: Migration) -> None:
     wait_status(machine, "cancelled")
 
 
+def _cancelled_during_a_write(migration: Migration) -> None:
+    """A migration whose thread is woken from a write by ``migrate_cancel``.
+
+    The write then fails, which is not why the migration ended.
+    """
+    machine = migration.guest.machine
+    with stalled(machine, read_first=False):
+        pass
+    wait_status(machine, "cancelled")
+
+
 def _cancelled_before_the_switchover(migration: Migration) -> None:
     with migration.before_switchover():
         pass
@@ -139,6 +150,7 @@ FAILURES: dict[str, Callable[[Migration], None]] = {
     "the_stream_is_truncated": _the_stream_is_truncated,
     "cancelled": _cancelled,
     "cancelled_while_it_stalls": _cancelled_while_it_stalls,
+    "cancelled_during_a_write": _cancelled_during_a_write,
     "cancelled_before_the_switchover": _cancelled_before_the_switchover,
     "cancelled_after_completion": _cancelled_after_completion,
 }

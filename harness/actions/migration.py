@@ -118,11 +118,7 @@ class Outgoing:
             self._op.info(exc.message)
             raise
         self._op.ok()
-        if arrived != self._devices:
-            raise Violation(
-                f"the guest has other 9p devices in {self.destination.name} than in {self.source.name}",
-                details=f"before:\n{self._devices}after:\n{arrived}",
-            )
+        expect_same_devices(self.source, self.destination, self._devices, arrived)
         if self.source.running:
             self.source.quit()
         return self.destination
@@ -150,6 +146,19 @@ class Outgoing:
         if answer["status"] == "running" and status != "running":
             raise Violation(f"{self.destination.name} is running, and has to be {status}")
         return bool(answer["status"] == status)
+
+
+def expect_same_devices(source: Machine, destination: Machine, before: str | None, arrived: str) -> None:
+    """Assert that the guest has the devices in ``destination`` that it had in ``source``.
+
+    :param before: :func:`devices_of` the guest before the migration. :param arrived: and after it.
+    :raises Violation: when it has others.
+    """
+    if arrived != before:
+        raise Violation(
+            f"the guest has other 9p devices in {destination.name} than in {source.name}",
+            details=f"before:\n{before}after:\n{arrived}",
+        )
 
 
 class Migration:

@@ -14,11 +14,11 @@ from typing import Any
 from harness.errors import QemuError, QmpLost, Unsupported
 from harness.qemu.machine import Machine
 
-NORMAL, CPR_TRANSFER = "normal", "cpr-transfer"
-MODES = (NORMAL, "cpr-reboot", CPR_TRANSFER, "cpr-exec")
+NORMAL, CPR_TRANSFER, CPR_EXEC = "normal", "cpr-transfer", "cpr-exec"
+MODES = (NORMAL, "cpr-reboot", CPR_TRANSFER, CPR_EXEC)
 #: What a mode needs, or QEMU refuses to migrate for that reason: the program that replaces QEMU. This one
 #: ends at once, so a migration that should have been refused ends QEMU.
-_PARAMETERS: Mapping[str, Mapping[str, Any]] = {"cpr-exec": {"cpr-exec-command": ["false"]}}
+_PARAMETERS: Mapping[str, Mapping[str, Any]] = {CPR_EXEC: {"cpr-exec-command": ["false"]}}
 
 
 def require_mode(machine: Machine, mode: str) -> None:
@@ -31,16 +31,19 @@ def require_mode(machine: Machine, mode: str) -> None:
 
 
 @contextmanager
-def in_mode(machine: Machine, mode: str) -> Iterator[None]:
+def in_mode(machine: Machine, mode: str, parameters: Mapping[str, Any] | None = None) -> Iterator[None]:
     """Set the mode of the machine's migrations for the duration of the context.
 
+    :param parameters: what the mode needs, if not what every machine can be given.
     :raises Unsupported: when this QEMU does not have the ``mode``, with QEMU's reason.
     """
     if mode == NORMAL:  # A QEMU before 8.2 has no parameter for it.
         yield
         return
     try:
-        machine.qmp.execute("migrate-set-parameters", {"mode": mode, **_PARAMETERS.get(mode, {})})
+        machine.qmp.execute(
+            "migrate-set-parameters", {"mode": mode, **(parameters or _PARAMETERS.get(mode, {}))}
+        )
     except QemuError as exc:
         raise Unsupported(f"{mode}: {machine.name} has no such migration mode: {exc.desc}") from exc
     try:

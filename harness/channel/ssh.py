@@ -38,6 +38,8 @@ USER = "root"
 #: gets twice as long. QEMU's user network accepts a connection long before the guest can, and repeats a lost
 #: SYN only after seconds, so a new attempt is faster. But a slow guest has to get the time that sshd needs.
 _BANNER_S = 2.0
+#: Seconds by which a wait may end late.
+_LATE_S = 5.0
 #: Seconds in which QEMU must accept a TCP connection.
 _ACCEPT_S = 2.0
 #: Seconds in which a session over the guestfwd socket must answer; after that a TCP connection is faster. A
@@ -194,7 +196,8 @@ class Ssh:
         return transport
 
     def _log_in(self, transport: paramiko.Transport, banner_s: float, interval_s: float = 0.005) -> None:
-        transport.banner_timeout = transport.handshake_timeout = self._deadline.timeout_s
+        # Longer than the waits below, which name what they waited for: on a busy host they may end late.
+        transport.banner_timeout = transport.handshake_timeout = self._deadline.timeout_s + _LATE_S
         keys_exchanged, logged_in = threading.Event(), threading.Event()
         transport.start_client(event=keys_exchanged)
 

@@ -19,6 +19,7 @@ from rich.table import Table
 from harness.cli.common import new_folder, progress
 from harness.cli.recording import begin, record_option, recording
 from harness.errors import UsageError
+from harness.layout import checkout
 from harness.mutation import cover, detection, exploration, runner
 from harness.mutation.catalogue import Catalogue, Fault
 from harness.mutation.detection import Detection
@@ -138,6 +139,11 @@ def build_faults(flavour: str, names: tuple[str, ...], as_json: bool) -> None:
     help="With --per-test, which scenarios to run: those that have to find the fault; these, and all of its "
     "guarantee; or all (the default).",
 )
+@click.option(
+    "--default-set",
+    is_flag=True,
+    help="Run only the scenarios of a default run, as it runs them; without a fault, the whole default run.",
+)
 @_table
 @click.option(
     "--artifacts",
@@ -161,6 +167,7 @@ def run_faults(
     control_qemus: tuple[str, ...],
     per_test: bool,
     scope: str | None,
+    default_set: bool,
     path: Path | None,
     artifacts: Path,
     page: Path | None,
@@ -183,6 +190,7 @@ def run_faults(
             "--control-qemu": control_qemus or None,
             "--per-test": per_test or None,
             "--scenarios": scope,
+            "--default-set": default_set or None,
             "--page": page,
         }
         for option, value in about_scenarios.items():
@@ -193,6 +201,7 @@ def run_faults(
     if seconds is not None:
         raise UsageError("--seconds can only be used with --by exploration")
     excluded = {"-n": at_once, "--beside": beside, "--controls": controls, "--control-qemu": control_qemus}
+    excluded |= {"--default-set": default_set or None}
     for option, given in excluded.items():
         if per_test and given not in (None, ()):
             raise UsageError(
@@ -200,6 +209,10 @@ def run_faults(
             )
     if scope and not per_test:
         raise UsageError("--scenarios can only be used with --per-test")
+    if per_test and path is None and checkout() is None:
+        raise UsageError(
+            "--per-test changes a table, and that of an installed harness stays as it is: add --table PATH"
+        )
     path = path or detection.default_path()
     data = detection.read(path, missing_is_empty=True)
     source = _source(flavour)
@@ -224,12 +237,19 @@ def run_faults(
             report=progress,
             controls=Controls((source, *others), 1 if controls is None else controls),
             run_qtests=_run_qtests(source) if beside else None,
+            by_default=_known_to_catch(data, source, chosen) if default_set else None,
         )
         findings = sorted(_recorded(history, found), key=lambda one: (not one.fault, one.fault))
     _show(findings, figures(findings, data, default), source, page=page, as_json=as_json)
     status = 0 if all(one.good for one in findings) else 1
     history.write(lambda recorder: recorder.end(status))
     sys.exit(status)
+
+
+def _known_to_catch(table: Detection, qemu: str, faults: Iterable[str]) -> dict[str, list[str]]:
+    """The scenarios that catch each fault, by the table; it may know more of them than the catalogue."""
+    known = table.qemus.get(qemu)
+    return {name: sorted(known.catches(name)) if known else [] for name in faults}
 
 
 def _recorded(history: Lenient, findings: Iterable[Finding]) -> Iterator[Finding]:

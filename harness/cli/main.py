@@ -4,25 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 import click
 
-from harness.cli.bench import bench
-from harness.cli.bisect import bisect
-from harness.cli.check import check
-from harness.cli.compare import compare
-from harness.cli.coverage import coverage
-from harness.cli.doctor import doctor
-from harness.cli.endurance import endurance
-from harness.cli.explore import explore
-from harness.cli.faults import faults
-from harness.cli.merge import merge
-from harness.cli.minimise import minimise
-from harness.cli.nights import nights
-from harness.cli.provision import provision
-from harness.cli.replay import replay
-from harness.cli.shell import shell
-from harness.cli.timeline import timeline
 from harness.errors import HarnessError, SetupError, UsageError
 
 #: Exit statuses: 2 is also click's own for a usage error, 130 a shell's for Ctrl-C.
@@ -30,34 +15,45 @@ _STATUS = ((UsageError, 2), (SetupError, 3), (HarnessError, 1))
 _INTERRUPTED = 130
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+#: Each is a module of this package with a command of the same name.
+COMMANDS = (
+    "doctor",
+    "provision",
+    "shell",
+    "check",
+    "timeline",
+    "bench",
+    "endurance",
+    "faults",
+    "merge",
+    "compare",
+    "nights",
+    "coverage",
+    "explore",
+    "replay",
+    "minimise",
+    "bisect",
+)
+
+
+class _Commands(click.Group):
+    """Imports the module of a command when it is used: all of them take most of a second."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*COMMANDS, *super().list_commands(ctx)})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in COMMANDS and cmd_name not in self.commands:
+            self.add_command(getattr(import_module(f"harness.cli.{cmd_name}"), cmd_name))
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
     """Test hotplug and migration of virtio-9p-pci devices in real QEMU guests.
 
     The scenarios themselves run under pytest: pytest scenarios --help
     """
-
-
-COMMANDS = (
-    doctor,
-    provision,
-    shell,
-    check,
-    timeline,
-    bench,
-    endurance,
-    faults,
-    merge,
-    compare,
-    nights,
-    coverage,
-    explore,
-    replay,
-    minimise,
-    bisect,
-)
-for command in COMMANDS:
-    cli.add_command(command)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

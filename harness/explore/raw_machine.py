@@ -23,7 +23,6 @@ from harness.testbed import Testbed
 ORIGINAL = b"original" * 100
 #: ``cli; hlt`` and a jump back to it, at the reset vector, 16 bytes before the end of the ROM.
 _HALTS = b"\xfa\xf4\xeb\xfd".ljust(16, b"\0").rjust(1 << 16, b"\0")
-_MEMORY_MIB = 128
 #: Seconds, before scaling, in which QEMU has to answer a request: it needs milliseconds.
 _REPLY_TIMEOUT_S = 10.0
 
@@ -59,7 +58,7 @@ class RawMachine:
         firmware.write_bytes(_HALTS)
 
         def change(spec: MachineSpec) -> MachineSpec:
-            return replace(spec, firmware=firmware, boots=False, memory_mib=_MEMORY_MIB)
+            return replace(spec, firmware=firmware)
 
         # Threads get names, so that those of the pool can be distinguished.
         names = ("-name", "harness-explore,debug-threads=on")

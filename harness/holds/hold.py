@@ -18,6 +18,8 @@ from harness.testbed import Testbed
 
 #: The data of Tread and Twrite (QEMU: ``hw/9pfs/9p-local.c``, ``local_preadv`` and ``local_pwritev``).
 DATA = ("preadv", "preadv2", "pwritev", "pwritev2")
+#: The same, at the file's position: of a QEMU that has no preadv (before 0.14).
+AT_POSITION = ("readv", "writev")
 #: The file's attributes, for Tattach and Tgetattr (``local_lstat``).
 STAT = ("newfstatat", "lstat")
 #: Treaddir (``local_readdir``, through libc).

@@ -45,6 +45,9 @@ CALLS = {
     "rmdir": 84,
     "setxattr": 188,
     "statfs": 137,
+    # An fsdev without preadv(2) sets the file's position, and makes these (before 0.14).
+    "readv": 19,
+    "writev": 20,
 }
 #: The exit status when the filter cannot be installed or handed over (the same as ``env``'s, ``man 1 env``).
 FAILED = 125

@@ -27,7 +27,7 @@ from typing import Generic, TypeVar
 from harness.checkers import growth
 from harness.checkers.no_leak import growing_counts
 from harness.guest.guest import Guest
-from harness.leaks import footprint, heap_profile, vmstate
+from harness.leaks import coroutine_pool, footprint, heap_profile, vmstate
 from harness.leaks.heap_profile import Live, Site
 from harness.ninep.client import RawGuest
 from harness.qemu import symbols
@@ -166,7 +166,8 @@ class LeakHunt:
         """
 
         def launch(name: str) -> Machine:
-            return self.testbed.launch(replace(self.testbed.spec(name=name), extra=("-S", *extra)))
+            spec = self.testbed.spec(name=name).without_kernel()
+            return self.testbed.launch(replace(spec, extra=("-S", *extra)))
 
         self._hunt(launch, lambda machine: machine, cycle, plan, lambda _: None)
 
@@ -309,6 +310,8 @@ class _Run(Generic[S]):
         self._subject: S = start(f"{prefix}cycles")
         self.machine = machine_of(self._subject)
         self._pid = process(self.machine)
+        if not plan.guest and not plan.saves:
+            coroutine_pool.fill(self.machine)
         self._done = 0
         self.lengths: list[int] = []
         self.profiles: list[Profile] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import QemuError
@@ -27,6 +28,12 @@ def vmstate_sections(machine: Machine) -> int | None:
     ``qmp_xen_save_devices_state``; also in builds without Xen). The section of a device that is gone is
     counted, if QEMU survives writing it.
     """
+    saved = save_devices(machine)
+    return None if saved is None else len(section_names(saved.read_bytes()))
+
+
+def save_devices(machine: Machine) -> Path | None:
+    """Save the state of a stopped machine's devices into a file: see :func:`vmstate_sections`."""
     if machine.qmp.execute("query-status", watch=machine.watch)["running"]:
         return None
     saved = machine.folder / "device-state"
@@ -38,7 +45,7 @@ def vmstate_sections(machine: Machine) -> int | None:
         if exc.command_not_found or "'live'" in exc.desc:
             return None
         raise
-    return len(section_names(saved.read_bytes()))
+    return saved
 
 
 def section_names(stream: bytes) -> list[str]:

@@ -132,6 +132,7 @@ def run_all(
     report: Report,
     controls: Controls,
     run_qtests: RunQtests | None = None,
+    by_default: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[Finding]:
     """Run the scenarios of every fault, then the controls. Each finding is yielded when it is complete.
 
@@ -141,11 +142,18 @@ def run_all(
     :param flavour: a QEMU that is built from source, such as ``7.2-src``.
     :param at_once: the number of faults that run at the same time.
     :param report: is given a line for each finding.
+    :param by_default: run what a default run has, as a default run does: of the scenarios that have to find a
+        fault, and of these further ones by the name of the fault.
     """
     run = RunFolder()
 
+    def scenarios_of(name: str, fault: Fault) -> list[str]:
+        if by_default is None:
+            return _thorough([fault])
+        return _selection([*fault.caught_by, *by_default.get(name, ())])
+
     def run_fault(name: str, fault: Fault) -> Finding:
-        selection, folder = [*_of([fault]), "--maxfail=1"], artifacts / name
+        selection, folder = [*scenarios_of(name, fault), "--maxfail=1"], artifacts / name
         try:
             found = runner.run_scenarios(f"{flavour}+{name}", selection, folder, run, alone=False)
         except SetupError as error:
@@ -153,10 +161,12 @@ def run_all(
         judged = judge(name, fault.guarantee, flavour, found, real=bool(fault.takes_back))
         return judged if run_qtests is None else replace(judged, qtests=run_qtests(name))
 
+    of_controls = _thorough(faults.values()) if by_default is None else runner.paths([""])
+
     def run_control(qemu: str, number: int) -> Finding:
         folder = artifacts / "control" / f"{Path(qemu).name}-{number}"
         try:
-            found = runner.run_scenarios(qemu, _of(faults.values()), folder, run, alone=True)
+            found = runner.run_scenarios(qemu, of_controls, folder, run, alone=True)
         except SetupError as error:
             return Finding("", "", qemu, 0, (), problem=str(error))
         return judge("", "", qemu, found)
@@ -189,14 +199,18 @@ def _verdict(found: Finding) -> str:
     return f"{found.verdict} ({found.detail})" if found.verdict == NO_RESULT else found.verdict
 
 
-def _of(faults: Iterable[Fault]) -> list[str]:
+def _thorough(faults: Iterable[Fault]) -> list[str]:
     """pytest's arguments for the scenarios that have to find ``faults``, on the machine types of these."""
     chosen = list(faults)
-    scenarios = list(dict.fromkeys(scenario for fault in chosen for scenario in fault.caught_by))
+    scenarios = dict.fromkeys(scenario for fault in chosen for scenario in fault.caught_by)
     machines = dict.fromkeys(machine for fault in chosen for machine in fault.machines)
-    files = runner.paths(dict.fromkeys(scenario.partition("::")[0] for scenario in scenarios))
     options = [word for machine in machines for word in ("--machine", machine)]
-    return [*files, "-k", expression(scenarios), *options, "--thorough"]
+    return [*_selection(list(scenarios)), *options, "--thorough"]
+
+
+def _selection(scenarios: Sequence[str]) -> list[str]:
+    files = runner.paths(dict.fromkeys(scenario.partition("::")[0] for scenario in scenarios))
+    return [*files, "-k", expression(scenarios)]
 
 
 def expression(scenarios: Sequence[str]) -> str:

@@ -97,7 +97,7 @@ class RawGuest:
             return replace(spec, extra=("-S", "-qtest", socket, "-qtest-log", "/dev/null", *arguments))
 
         if source is None:
-            spec = change(testbed.spec(name=name, plugged=plugged))
+            spec = change(testbed.spec(name=name, plugged=plugged).without_kernel())
             self.machine: Machine = testbed.launch(with_qtest(spec))
         else:
             self.machine = testbed.launch_destination(source.machine, with_qtest)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from harness.channel.qtest import Qtest
 from harness.errors import GuestError
-from harness.ninep.virtio_driver import VirtioDriver
+from harness.ninep.virtio_driver import BUS_MASTER, COMMAND, IO_SPACE, MEMORY_SPACE, VirtioDriver
 
 #: The registers, each with its offset and its size in bytes (virtio 1.2, 4.1.4.3).
 REGISTERS = {
@@ -29,9 +29,8 @@ REGISTERS = {
     "queue_driver": (40, 8),
     "queue_device": (48, 8),
 }
-#: PCI: the register of the command, that of the first BAR, that of the first capability; a BAR of 64 bits;
-#: the command that lets the device answer at its ports and addresses, and access memory.
-_COMMAND, _FIRST_BAR, _CAPABILITIES, _BAR_OF_64_BITS, _ALL_ON = 0x04, 0x10, 0x34, 4, 0x7
+#: PCI: the register of the first BAR, that of the first capability; a BAR of 64 bits.
+_FIRST_BAR, _CAPABILITIES, _BAR_OF_64_BITS = 0x10, 0x34, 4
 #: The id of a vendor's capability; its type for the common configuration (virtio 1.2, 4.1.4).
 _VENDOR, _COMMON = 0x09, 1
 #: Where the BARs are mapped: in the hole for PCI below 4 GiB, a piece for each slot.
@@ -67,7 +66,7 @@ class ModernRegisters:
         self._driver.write_config(register, base | kind)
         if kind & _BAR_OF_64_BITS:
             self._driver.write_config(register + 4, 0)
-        self._driver.write_config(_COMMAND, _ALL_ON)
+        self._driver.write_config(COMMAND, IO_SPACE | MEMORY_SPACE | BUS_MASTER)
         self._base = base + self._offset
 
     def read(self, name: str) -> int:

@@ -18,6 +18,9 @@ from harness.qemu.spec import Share
 
 _CONFIG_ADDRESS, _CONFIG_DATA = 0xCF8, 0xCFC
 _IO_BASE, _IO_SIZE = 0xC000, 0x40
+#: PCI: the register of the command, and its bits: the device answers at its I/O ports, and at its addresses;
+#: it accesses memory.
+COMMAND, IO_SPACE, MEMORY_SPACE, BUS_MASTER = 0x04, 1, 2, 4
 #: The guest address from which on memory is divided among the devices.
 _MEMORY_BASE = 0x400000
 #: Bytes of the buffer for a request, and of that for its answer; more than a 9p session's msize.
@@ -140,7 +143,7 @@ class VirtioDriver:
 
     def set_bus_master(self, on: bool) -> None:
         """Let the device access memory, or not (PCI: the command register). Its I/O ports are on."""
-        self.write_config(0x04, 0x5 if on else 0x1)
+        self.write_config(COMMAND, IO_SPACE | BUS_MASTER if on else IO_SPACE)
 
     def acknowledge(self) -> bool:
         """Read the device's ISR, which deasserts its interrupt; returns whether it was asserted."""

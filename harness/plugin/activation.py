@@ -95,7 +95,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
     """Load the second part, and provision, before the workers are given their tests."""
     config: pytest.Config = node.config
-    if not is_active(config) and any(_DEFAULT_CELL in test.partition("[")[2] for test in ids):
+    asked = any(_DEFAULT_CELL in test.partition("[")[2] for test in ids)
+    if asked and not is_active(config) and wants_guests(config):
         activate(config)
         # Not at the top: it imports the rest of the harness.
         from harness.plugin.provisioning import prepare

@@ -28,9 +28,10 @@ def _cross(metafunc: pytest.Metafunc) -> None:
     _pair(metafunc, axes)
     for fixture, names in axes.items():
         if fixture in metafunc.fixturenames:
-            pinned = _pinned(metafunc, fixture, names)
+            pin = _pin(metafunc, fixture)
+            pinned = [name for name in names if pin is None or name in pin]
             if not pinned:
-                metafunc.parametrize(fixture, [_left_out(metafunc, fixture, names[0])], scope="session")
+                metafunc.parametrize(fixture, [_left_out(fixture, pin or (), names[0])], scope="session")
                 continue
             if fixture == "machine_name" and _is_run_once(metafunc):
                 pinned = _distinct(pinned) if option(metafunc.config, "machine") else _first_of_each(pinned)
@@ -60,14 +61,8 @@ def _pin(metafunc: pytest.Metafunc, fixture: str) -> tuple[str, ...] | None:
     return mark.args
 
 
-def _pinned(metafunc: pytest.Metafunc, fixture: str, names: tuple[str, ...]) -> list[str]:
-    pin = _pin(metafunc, fixture)
-    return [name for name in names if pin is None or name in pin]
-
-
-def _left_out(metafunc: pytest.Metafunc, fixture: str, name: str) -> object:
+def _left_out(fixture: str, pin: tuple[str, ...], name: str) -> object:
     """One parameter, skipped: with none, pytest's own reason ("got empty parameter set") names no cause."""
-    pin = _pin(metafunc, fixture) or ()
     what = "machine type" if fixture == "machine_name" else "kind of share"
     reason = f"it runs with {what} {' or '.join(pin)} only"
     return pytest.param(name, marks=pytest.mark.skip(reason=reason))

@@ -1,8 +1,9 @@
 """Compares the entries that ``--known-bugs`` adds with the tests that were collected.
 
-An entry that names no test, or another guarantee than its tests do, is a mistake that would otherwise show
-only when a failure is not expected. It is printed at the end, and with ``--strict`` the run fails. The
-project's own entries are not compared: another repository may have files of the same names.
+An entry that names no test, a parameter that its test does not have, or another guarantee than its tests do,
+is a mistake that would otherwise show only when a failure is not expected. It is printed at the end, and with
+``--strict`` the run fails. The project's own entries are not compared: another repository may have files of
+the same names.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from typing import Any
 
 import pytest
 
+from harness.guest.variant import VARIANTS
+from harness.matrix import DEFAULT
 from harness.plugin.known_bugs import LEDGER, scenario_of
 from harness.plugin.marks import guarantee_of
 from harness.plugin.strict import is_strict
+from harness.qemu.machine_types import MACHINE_TYPES
 from harness.report import ledger
 from harness.report.ledger import Bug
 
@@ -32,7 +36,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     used = config.stash.get(LEDGER, None)
     own = {bug.id for bug in ledger.load().bug}
     added = [bug for bug in used.bug if bug.id not in own] if used is not None else []
-    config.stash[_WRONG] = [text for bug in added for text in _complaints(bug, items)]
+    # "pytest test_it.py::test_it[one]" collects none of the test's other parameters.
+    whole = not any("[" in argument for argument in config.args)
+    config.stash[_WRONG] = [text for bug in added for text in _complaints(bug, items, whole)]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -60,12 +66,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(text, red=strict, yellow=not strict, bold=True)
 
 
-def _complaints(bug: Bug, items: Sequence[pytest.Item]) -> Iterator[str]:
+def _complaints(bug: Bug, items: Sequence[pytest.Item], whole: bool) -> Iterator[str]:
     found = {text: [item for item in items if _is(item, text)] for text in bug.scenarios}
     for text, tests in found.items():
         modules = _modules(text, items)
         if not tests and modules and not any(_has(module, text) for module in modules):
             yield f"known bug {bug.id}: {modules[0].path} has no test {_test(text)}"
+        elif not tests and whole and (known := _parameters(text, items)):
+            yield f"known bug {bug.id}: {text}: no such parameter; {_test(text)} has {', '.join(known)}"
     guarantees = {guarantee_of(item) for tests in found.values() for item in tests}
     if all(found.values()) and bug.guarantee not in guarantees:
         theirs = ", ".join(repr(name) for name in sorted(str(name) for name in guarantees))
@@ -75,6 +83,21 @@ def _complaints(bug: Bug, items: Sequence[pytest.Item]) -> Iterator[str]:
 def _is(item: pytest.Item, text: str) -> bool:
     scenario, parameters = scenario_of(item)
     return ledger.is_named(text, scenario, parameters)
+
+
+def _parameters(text: str, items: Sequence[pytest.Item]) -> list[str]:
+    """The parameters of an entry's test, none of which is the entry's; none if it may be in another run.
+
+    The names of QEMUs, kernels, machine types and kinds of share depend on the run's options.
+    """
+    name, _, parameter = text.partition("[")
+    found = {one for item in items if _is(item, name) for one in scenario_of(item)[1]}
+    own = sorted(one for one in found if not _is_of_a_run(one))
+    return [] if _is_of_a_run(parameter.removesuffix("]")) else own
+
+
+def _is_of_a_run(parameter: str) -> bool:
+    return "-" in parameter or parameter[:1].isdigit() or parameter in {DEFAULT, *MACHINE_TYPES, *VARIANTS}
 
 
 def _test(text: str) -> str:

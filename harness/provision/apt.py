@@ -23,7 +23,7 @@ from harness.provision.sources import sources
 Report = Callable[[str], None]
 _TIMEOUT_S = 1800
 _REPORT_EVERY_S = 2.0
-_POLL_S = 0.05
+_POLL_S = 0.01
 #: Commands that the host's configuration runs around an update. They concern the host's packages, not ours.
 _HOOKS = ("APT::Update::Pre-Invoke", "APT::Update::Post-Invoke", "APT::Update::Post-Invoke-Success")
 _ENVIRONMENT = {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}

@@ -21,7 +21,7 @@ _WORK = "work"
 #: When this process ends in any way, ``unshare`` is killed, and with it (``--kill-child``) all that it runs.
 _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 _NAMESPACES = ("unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child")
-_POLL_S = 0.2
+_POLL_S = 0.02
 _REPORT_EVERY_S = 10.0
 #: Runs in the namespaces: mounts the host's /dev and /proc and the work folder, then changes the root.
 _ENTER = """

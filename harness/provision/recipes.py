@@ -231,7 +231,8 @@ def load(folder: Path, name: str, kind: type[M]) -> M:
     :raises UsageError: with file and line, when it is unknown, unreadable, or not valid for ``kind``.
     """
     path = folder / f"{name}.toml"
-    if name not in names(folder):
+    # Not by names(): a catalogue has hundreds, and each of them is loaded.
+    if path.parent != folder or not path.is_file():
         raise UsageError(f"no recipe {path}; known: {', '.join(names(folder))}")
     return read(path, kind)
 

@@ -77,11 +77,30 @@ class Prepared(Protocol):
         """Called before each ``device_add`` of the device to ``machine``."""
 
 
+class _Process:
+    """A process, and the thread that waits for its end.
+
+    :ivar name: of the machine that the process is now: the actor of its end in the history.
+    """
+
+    def __init__(self, popen: subprocess.Popen[bytes], history: History, name: str) -> None:
+        self.popen, self.name = popen, name
+        self.exited = threading.Event()
+        self._history = history
+        self.reader = threading.Thread(target=self.wait, name=f"wait-{name}", daemon=True)
+
+    def wait(self) -> None:
+        """Wait for the end of the process, and record it."""
+        returncode = self.popen.wait()
+        self._history.event(self.name, "machine:exit", {"returncode": returncode})
+        self.exited.set()
+
+
 class Machine:
     """One QEMU process.
 
-    Start it with :meth:`launch`, and end it with :meth:`quit` or :meth:`kill`; :meth:`close` ends it in any
-    case.
+    Start it with :meth:`launch` or :meth:`execute`, and end it with :meth:`quit` or :meth:`kill`;
+    :meth:`close` ends it in any case.
 
     :ivar qmp: the connected QMP client.
     :ivar kernel_log: the output of the guest kernel's console.
@@ -112,9 +131,9 @@ class Machine:
         answer_s = self._host_s(EXECUTE_TIMEOUT_S)
         self.qmp = Qmp(spec.name, self.paths.qmp, history, artifacts.qmp, execute_timeout_s=answer_s)
         self.kernel_log = KernelLog(artifacts.kernel)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._reader: threading.Thread | None = None
-        self._exited = threading.Event()
+        self._process: _Process | None = None
+        #: Whether QEMU has executed another one in its process, which is another machine.
+        self._replaced = False
         self._exit_expected = False
         #: Whether the harness sent SIGKILL. Any other SIGKILL (such as the OOM killer's) counts as a crash.
         self._killed = False
@@ -134,7 +153,7 @@ class Machine:
         timeout_scale: TimeoutScale,
         source: Machine | None = None,
         wrapping: Wrapping = Wrapping(),
-        on_started: Callable[[], None] = lambda: None,
+        on_started: Callable[[Machine], None] = lambda _: None,
     ) -> Machine:
         """Start QEMU and connect to its QMP socket.
 
@@ -142,7 +161,7 @@ class Machine:
         :param folder: the folder for its sockets and its disk; it must not exist yet, and be below ``run``.
         :param source: for a destination of a migration: the source, whose disk is shared.
         :param wrapping: what tools add to the start.
-        :param on_started: called when the process was started, before QEMU is ready.
+        :param on_started: called with the machine when its process was started, before QEMU is ready.
         :raises UsageError: when the folder of a share does not exist.
         :raises SetupError: when the process cannot be started.
         :raises QemuDied: when QEMU ended at once; the first line of the message has QEMU's own error.
@@ -156,7 +175,7 @@ class Machine:
             machine._make_folder(copy_disk=source is None)
             with _port_for(spec.qemu) as ssh_port:
                 machine._start(run, wrapping, ssh_port)
-                on_started()
+                on_started(machine)
                 start_s = machine._host_s(START_TIMEOUT_S)
                 machine.qmp.connect(timeout_s=start_s, watch=machine.watch_process)
         except QmpLost as exc:
@@ -168,6 +187,59 @@ class Machine:
             raise
         return machine
 
+    @classmethod
+    def execute(
+        cls,
+        source: Machine,
+        spec: MachineSpec,
+        folder: Path,
+        artifacts: MachineArtifacts,
+        request: Callable[[list[str]], None],
+    ) -> Machine:
+        """Let QEMU execute a new one in its process (mode ``cpr-exec``), and connect to its QMP socket.
+
+        :param source: the machine that ends with this. It shares its disk, and keeps its process when this
+            raises before the new QEMU was executed.
+        :param folder: as for :meth:`launch`.
+        :param request: is given the new QEMU's command. It has to ask the old one to execute it, and to
+            return when it was executed.
+        :raises QemuDied: when the new QEMU ended at once.
+        :raises QmpSilent: when it does not open its QMP socket or sends no greeting.
+        """
+        machine = cls(spec, folder, source.paths.disk, artifacts, source.history, source.timeout_scale)
+        machine._make_folder(copy_disk=False)
+        argv = machine._write_script(0)
+        # The process has the old QEMU's output file. A prefix command is allowed (QEMU: qapi/migration.json,
+        # cpr-exec-command).
+        request(["/bin/sh", "-c", 'exec "$@" >> "$0" 2>&1', str(artifacts.qemu), *argv])
+        machine._process = source._hand_over(machine.name)
+        machine._note_launch()
+        try:
+            start_s = machine._host_s(START_TIMEOUT_S)
+            machine.qmp.connect(timeout_s=start_s, watch=machine.watch_process)
+        except QmpLost as exc:
+            cause = machine.root_cause(exc)
+            machine.close()
+            raise cause from None
+        except BaseException:
+            machine.close()
+            raise
+        return machine
+
+    def _hand_over(self, name: str) -> _Process:
+        """Give up the process, in which another QEMU runs now: the machine of this ``name``.
+
+        :raises QemuDied: when the process has ended by now.
+        """
+        assert self._process is not None, "not started"
+        self.watch_process()
+        self.expect_exit(f"QEMU executes {name}")
+        # The process goes on, so nobody else records the end of this machine.
+        self.history.event(self.name, "machine:exit", {"returncode": 0, "executed": name})
+        self._replaced = True
+        self._process.name = name
+        return self._process
+
     def _make_folder(self, *, copy_disk: bool) -> None:
         try:
             self.folder.mkdir()
@@ -176,13 +248,17 @@ class Machine:
         except OSError as exc:
             raise SetupError(f"cannot make {self.folder} for QEMU {self.name!r}: {exc.strerror}") from exc
 
-    def _start(self, run: RunFolder, wrapping: Wrapping, ssh_port: int) -> None:
-        argv = [*wrapping.prefix, *render(self.spec, self.paths, ssh_port)]
+    def _write_script(self, ssh_port: int) -> list[str]:
+        """Write ``argv.sh``; returns the command that starts QEMU."""
         self.artifacts.argv.write_text(script(self.spec.booted(), self.folder.parent, ssh_port))
         self.artifacts.argv.chmod(0o755)
+        return render(self.spec, self.paths, ssh_port)
+
+    def _start(self, run: RunFolder, wrapping: Wrapping, ssh_port: int) -> None:
+        argv = [*wrapping.prefix, *self._write_script(ssh_port)]
         try:
             with self.artifacts.qemu.open("ab") as log, _core_dumps():
-                self._process = subprocess.Popen(
+                popen = subprocess.Popen(
                     argv,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -194,6 +270,18 @@ class Machine:
                 )
         except OSError as exc:
             raise SetupError(f"cannot start QEMU {self.spec.qemu.binary}: {exc.strerror}") from exc
+        self._process = _Process(popen, self.history, self.name)
+        self._note_launch()
+        try:
+            self._process.reader.start()
+        except RuntimeError as exc:  # The host has no room for another thread; nobody else waits for QEMU.
+            self.expect_exit("no thread can wait for it")
+            self._killed = True
+            popen.kill()
+            self._process.wait()
+            raise SetupError(f"cannot start a thread for QEMU {self.name!r}: {exc}") from exc
+
+    def _note_launch(self) -> None:
         first = self.artifacts.folder == self.history.path.parent
         value = {
             "pid": self.pid,
@@ -203,22 +291,6 @@ class Machine:
             "plugged": self.spec.plugged_drivers,
         }
         self.history.note(self.name, "machine:launch", value)
-        reader = threading.Thread(target=self._wait, name=f"wait-{self.name}", daemon=True)
-        try:
-            reader.start()
-        except RuntimeError as exc:  # The host has no room for another thread; nobody else waits for QEMU.
-            self.expect_exit("no thread can wait for it")
-            self._killed = True
-            self._process.kill()
-            self._wait()
-            raise SetupError(f"cannot start a thread for QEMU {self.name!r}: {exc}") from exc
-        self._reader = reader
-
-    def _wait(self) -> None:
-        assert self._process is not None
-        returncode = self._process.wait()
-        self.history.event(self.name, "machine:exit", {"returncode": returncode})
-        self._exited.set()
 
     @property
     def name(self) -> str:
@@ -229,21 +301,29 @@ class Machine:
     def pid(self) -> int:
         """The process id of QEMU, also after the process has ended."""
         assert self._process is not None, "not started"
-        return self._process.pid
+        return self._process.popen.pid
 
     @property
     def running(self) -> bool:
-        """Whether QEMU's process has been started and has not ended."""
-        return self._process is not None and not self._exited.is_set()
+        """Whether QEMU's process has been started, and neither ended nor executed another QEMU."""
+        return self._process is not None and not self._has_ended()
+
+    def _has_ended(self) -> bool:
+        return self._replaced or (self._process is not None and self._process.exited.is_set())
 
     @property
     def returncode(self) -> int | None:
-        """As :attr:`subprocess.Popen.returncode` of QEMU's process; ``None`` while it runs."""
-        return self._process.returncode if self._process is not None and self._exited.is_set() else None
+        """As :attr:`subprocess.Popen.returncode` of QEMU's process; ``None`` while it runs.
+
+        0 for a machine that has executed another QEMU.
+        """
+        if self._process is None or not self._has_ended():
+            return None
+        return 0 if self._replaced else self._process.popen.returncode
 
     def watch_process(self) -> None:
         """:raises QemuDied: when QEMU ended unexpectedly, or by a signal that the harness did not send."""
-        if self._exited.is_set() and (self._crashed or not self._exit_expected):
+        if self._has_ended() and (self._crashed or not self._exit_expected):
             raise self._died()
 
     @property
@@ -321,15 +401,18 @@ class Machine:
 
         :returns: whether it has ended.
         """
-        if self._exited.wait(timeout_s) or not self._dumps_core():
-            return self._exited.is_set()
+        if self._process is None or self._replaced:
+            return self._replaced
+        exited = self._process.exited
+        if exited.wait(timeout_s) or not self._dumps_core():
+            return exited.is_set()
         with contextlib.suppress(WaitTimeout):
             wait_until(
-                lambda: self._exited.is_set() or not self._dumps_core(),
+                lambda: exited.is_set() or not self._dumps_core(),
                 what="the core file",
                 timeout_s=self._host_s(_CORE_TIMEOUT_S),
             )
-        return self._exited.wait(timeout_s)
+        return exited.wait(timeout_s)
 
     def _dumps_core(self) -> bool:
         """Whether the kernel is writing a core file of QEMU (``man 5 proc``, ``/proc/PID/status``)."""
@@ -382,7 +465,7 @@ class Machine:
         with contextlib.suppress(QmpLost):  # QEMU may close the socket before it has sent the answer.
             self.qmp.execute("quit", timeout_s=self._host_s(QUIT_TIMEOUT_S))
         wait_until(
-            self._exited.is_set,
+            self._has_ended,
             what=f"the end of QEMU {self.name!r} after quit",
             timeout_s=self._host_s(QUIT_TIMEOUT_S),
             artifacts=self.artifacts.folder,
@@ -399,7 +482,7 @@ class Machine:
     def _kill(self) -> None:
         assert self._process is not None
         self._killed = True
-        self._process.kill()
+        self._process.popen.kill()
         self._wait_exit(self._host_s(_EXIT_VISIBLE_S))
 
     def close(self) -> None:
@@ -421,8 +504,8 @@ class Machine:
             code = self.returncode
             if code is not None and self._crashed:
                 backtrace.collect(self.spec.qemu, self.folder, self.pid, -code, self.artifacts.backtrace)
-            if self._reader is not None:
-                self._reader.join(self._host_s(_EXIT_VISIBLE_S))
+            if self._process is not None and not self._replaced and self._process.reader.ident is not None:
+                self._process.reader.join(self._host_s(_EXIT_VISIBLE_S))
             if self.spec.qemu.sanitized:
                 install = self.spec.qemu
                 sanitizers.collect(

@@ -14,6 +14,8 @@ from harness.qemu.machine_types.machine_type import MachineType
 #: A device's property. Since 10.0 ``device_add`` takes no text for a number or a truth value (QEMU:
 #: ``system/qdev-monitor.c``, ``qmp_device_add``).
 Value = str | bool | int
+#: MiB of memory of a machine that runs no guest kernel: room for a raw client's ring and messages.
+_MEMORY_WITHOUT_KERNEL_MIB = 128
 
 
 class Device(Protocol):
@@ -168,6 +170,14 @@ class MachineSpec:
     boots: bool = True
     monitor: bool = False
     extra: tuple[str, ...] = ()
+
+    def without_kernel(self) -> MachineSpec:
+        """The spec of the same machine without a guest kernel, for a machine whose CPU never runs one.
+
+        QEMU copies kernel and initramfs into the guest's memory when it starts, so every migration stream and
+        snapshot of the machine would have them: some 80 MB.
+        """
+        return replace(self, boots=False, memory_mib=_MEMORY_WITHOUT_KERNEL_MIB)
 
     def destination(self, name: str, *, plugged: frozenset[str]) -> MachineSpec:
         """The spec of a migration's destination for this machine: the same, but for its name, waiting.

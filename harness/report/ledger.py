@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path, PurePath
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import Version
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from harness.errors import UsageError
@@ -89,9 +90,7 @@ class Bug(BaseModel):
     def _are_ranges(cls, ranges: list[str]) -> list[str]:
         try:
             versions = _boundaries(ranges)
-            empty = [
-                text for text in ranges if not text or not any(v in SpecifierSet(text) for v in versions)
-            ]
+            empty = [text for text in ranges if not text or not any(_is_in(text, v) for v in versions)]
         except InvalidSpecifier as exc:
             raise ValueError(str(exc)) from None
         if empty:
@@ -145,7 +144,7 @@ class Bug(BaseModel):
 
     @staticmethod
     def _in(ranges: list[str], version: str) -> bool:
-        return any(version in SpecifierSet(text) for text in ranges)
+        return any(_is_in(text, version) for text in ranges)
 
     def status(self, version: str) -> Status:
         """Whether QEMU ``version`` has this bug, by the ledger."""
@@ -190,20 +189,30 @@ def is_named(text: str, scenario: str, parameters: Iterable[str]) -> bool:
     return same and (not parameter or parameter in parameters)
 
 
-def _parts(text: str) -> tuple[tuple[str, ...], list[str], str]:
+@cache
+def _parts(text: str) -> tuple[tuple[str, ...], tuple[str, ...], str]:
     """The path, the classes and the test, and the parameter, of a test that the ledger names."""
     path, _, rest = text.partition("::")
     test, _, parameter = rest.partition("[")
     # The id of a test outside of pytest's root folder begins with "..".
     parts = tuple(part for part in PurePath(path).parts if part != "..")
-    return parts, test.split("::"), parameter.removesuffix("]")
+    return parts, tuple(test.split("::")), parameter.removesuffix("]")
 
 
 def _boundaries(ranges: Iterable[str]) -> list[str]:
     """The versions at which the ledger's ranges begin or end, one just above each, and one below all."""
-    named = {part.version for text in ranges for part in SpecifierSet(text)}
+    named = {part.version for text in ranges for part in _specifiers(text)}
     versions = [version.removesuffix(".*") for version in sorted(named)]
     return ["0", *versions, *(f"{version}.0.0.1" for version in versions)]
+
+
+# The entries name few ranges and versions, and each process that has guests compares them thousands of times.
+_specifiers = cache(SpecifierSet)
+_version = cache(Version)
+
+
+def _is_in(text: str, version: str) -> bool:
+    return _specifiers(text).contains(_version(version))
 
 
 class Ledger(BaseModel):

@@ -51,6 +51,13 @@ def test_each_machine_has_its_folder(tmp_path: Path) -> None:
     assert not artifacts.folder.exists()
 
 
+def test_the_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (
+        Artifacts.create_at(Path("of/a test")).machine("source", first=True).folder == tmp_path / "of/a test"
+    )
+
+
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SetupError, match=r"cannot make the artefact folder .*file/"):

@@ -122,15 +122,32 @@ def test_from_the_wheel_the_scenarios_run_without_a_checkout(environment: Path, 
     tests = [line for line in by_name.stdout.splitlines() if "::" in line]
     assert any("test_leak.py::" in test for test in tests)
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --no-such-option\n")
-    script = "from harness.mutation import runner; print(len(runner.collected()), len(runner.files()))"
+    script = (
+        "from harness.cli.main import main; from harness.mutation import runner\n"
+        "print(len(runner.collected()), len(runner.files())); main(['faults', 'list'])"
+    )
     by_command = _run(environment, tmp_path, "-c", script)
+    assert by_command.returncode == 0, by_command.stderr
+    numbers, _, listed = by_command.stdout.partition("\n")
     # Some files have no test in a default run.
     (installed,) = environment.glob("lib/python*/site-packages/harness_scenarios")
-    assert by_command.stdout.split() == [str(len(tests)), str(len(list(installed.glob("test_*.py"))))]
-    listed = _run(environment, tmp_path, "-m", "harness", "faults", "list")
-    assert listed.returncode == 0, listed.stderr
-    assert "tag-kept" in listed.stdout
+    assert numbers.split() == [str(len(tests)), str(len(list(installed.glob("test_*.py"))))]
+    assert "tag-kept" in listed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["harness", "pytest.ini"]
+
+
+@pytest.mark.qemu
+def test_commands_start_guests_without_a_checkout(environment: Path, tmp_path: Path) -> None:
+    """With their own folders of results, below the current one."""
+    options = ("--qemu", "7.2", "--alphabet", "raw", "--programs", "3", "--accel", "tcg")
+    searched = _run(environment, tmp_path, "-m", "harness", "explore", *options)
+    assert searched.returncode in (0, 1), searched.stderr
+    assert "no result" not in searched.stdout + searched.stderr
+    (folder,) = (tmp_path / "artifacts/explore").iterdir()
+    assert len((folder / "programs.ndjson").read_text().splitlines()) == 3
+    timed = _run(environment, tmp_path, "-m", "harness", "bench", "qmp", "--rounds", "1", "--json")
+    assert timed.returncode == 0, timed.stderr
+    assert "harness" in timed.stdout
 
 
 @pytest.mark.qemu

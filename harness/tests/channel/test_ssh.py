@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -430,6 +431,17 @@ def test_a_listener_that_says_nothing(keys: Keys) -> None:
         pytest.raises(ChannelLost, match=r"did not answer on SSH .*: waited 0\.[1-9] s for its banner"),
     ):
         Ssh(mute.getsockname()[1], client_key=keys.client_path, host_key=keys.host_line, timeout_s=0.5)
+
+
+def test_a_wait_that_ends_late_names_what_it_waited_for(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy host: not paramiko's own timeout, which begins as early."""
+    sleep = time.sleep
+    monkeypatch.setattr("harness.deadline.time.sleep", lambda seconds: sleep(seconds + 0.15))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as mute,
+        pytest.raises(ChannelLost, match=r"did not answer on SSH .*: waited [\d.]+ s for its banner"),
+    ):
+        Ssh(mute.getsockname()[1], client_key=keys.client_path, host_key=keys.host_line, timeout_s=0.1)
 
 
 def test_a_slow_guest_gets_longer_for_its_banner_each_time(

@@ -19,7 +19,7 @@ from harness.layout import recipes_folder
 from harness.provision import Cache, Provisioner
 from harness.reaper import RunFolder
 from harness.tests.cli.conftest import Harness
-from harness.tests.explore.git_tree import Copies, commit_files, git, make
+from harness.tests.explore.git_tree import Copies, commit_files, git, make, pack
 
 SCENARIO = "test_leak.py::test_way"
 DEVICE = "hw/9pfs/virtio-9p-device.c"
@@ -60,6 +60,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = "bad" if 3 <= number < 8 else "good"
         commit_files(folder, f"edit {number}", {DEVICE: "syntax" if number == 6 else f"{text} {number}\n"})
         git(folder, "tag", f"v{number}")
+    pack(folder)
     return folder
 
 

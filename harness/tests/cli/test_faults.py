@@ -36,6 +36,7 @@ def test_the_catalogue_is_listed(harness: Harness) -> None:
         (("run", "--per-test", "--controls", "5"), "--controls cannot be used with it"),
         (("run", "--per-test", "--control-qemu", "7.2"), "--control-qemu cannot be used with it"),
         (("run", "--per-test", "--beside", "qtest"), "--beside cannot be used with it"),
+        (("run", "--per-test", "--default-set"), "--default-set cannot be used with it"),
         (("run", "--control-qemu", "/nowhere"), "--control-qemu /nowhere: neither a provisioned QEMU (5.2, "),
         (
             ("run", "--table", "pyproject.toml"),
@@ -49,6 +50,17 @@ def test_bad_input(harness: Harness, words: tuple[str, ...], message: str) -> No
     ended = harness("faults", *words)
     assert ended.status != 0
     assert message in ended.err
+
+
+def test_an_installed_harness_does_not_write_its_own_table(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults, "checkout", lambda: None)
+    ended = harness("faults", "run", "--per-test", "--fault", "tag-kept")
+    assert (ended.status, ended.line.partition(": ")[2]) == (
+        2,
+        "--per-test changes a table, and that of an installed harness stays as it is: add --table PATH",
+    )
 
 
 SECONDS = {"t.py::needed[pc]": 20.0, "t.py::cheap[pc]": 1.0, "t.py::always[pc]": 4.0}
@@ -152,6 +164,7 @@ def test_findings_are_printed_and_written_as_json_and_as_a_page(
     ("options", "message"),
     [
         (["--by", "exploration", "--per-test"], "--by exploration: --per-test is about scenarios"),
+        (["--by", "exploration", "--default-set"], "--by exploration: --default-set is about scenarios"),
         (["--by", "exploration", "--controls", "2"], "--by exploration: --controls is about scenarios"),
         (["--seconds", "9"], "--seconds can only be used with --by exploration"),
     ],

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import click
 import pytest
 
 from harness import errors
 from harness.cli import main as main_module
-from harness.cli.main import cli
+from harness.cli.main import COMMANDS, cli
 from harness.errors import HarnessError
 from harness.tests.cli.conftest import Harness
 
@@ -54,7 +56,19 @@ def test_an_unexpected_exception_is_not_hidden(raising: list[BaseException]) -> 
         main_module.main(["fails"])
 
 
-@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_a_command_imports_no_other() -> None:
+    """Each command starts as quickly as what it needs allows."""
+    script = (
+        "import sys; from harness.cli.main import main; sys.argv[1:] = ['check', '--help']\n"
+        "try: main()\n"
+        "except SystemExit: print(*(name for name in sys.modules if name.startswith('harness.cli.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    last = done.stdout.splitlines()[-1].split()
+    assert sorted(last) == ["harness.cli.check", "harness.cli.main"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_example_in_the_help_is_accepted(harness: Harness, name: str) -> None:
     ended = harness(name, "--help")
     assert ended.status == 0
@@ -62,7 +76,9 @@ def test_every_example_in_the_help_is_accepted(harness: Harness, name: str) -> N
     for example in examples.split(";"):
         program, command, *words = example.split()
         assert (program, command) == ("harness", name)
-        cli.commands[name].make_context(name, words, resilient_parsing=False).close()
+        named = cli.get_command(click.Context(cli), name)
+        assert named is not None
+        named.make_context(name, words, resilient_parsing=False).close()
 
 
 def test_an_unknown_command_or_option(harness: Harness) -> None:

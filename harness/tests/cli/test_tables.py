@@ -141,6 +141,7 @@ def test_every_table_is_printed_by_report_tables() -> None:
     assert [
         str(path.relative_to(package))
         for path in modules
-        for node in ast.walk(ast.parse(path.read_text()))
+        if ".print" in (source := path.read_text())
+        for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Attribute) and node.attr == "print"
     ] == ["report/tables.py"]

@@ -55,8 +55,13 @@ def commit_files(folder: Path, subject: str, files: dict[str, str]) -> str:
 def make(folder: Path) -> str:
     """An empty QEMU with one commit; returns its id."""
     folder.mkdir(parents=True)
-    git(folder, "init", "--quiet", "--initial-branch=master")
+    git(folder, "init", "--quiet", "--template=", "--initial-branch=master")
     return commit_files(folder, "start", FILES)
+
+
+def pack(folder: Path) -> None:
+    """Put all objects into one file: a tree of which many copies are made."""
+    git(folder, "repack", "-a", "-d", "--quiet")
 
 
 class Copies:

@@ -217,7 +217,7 @@ def test_a_qemu_that_does_not_start(
     old: Cell, own: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It says nothing about the program."""
-    monkeypatch.setattr("harness.explore.raw_machine._MEMORY_MIB", -1)
+    monkeypatch.setattr("harness.qemu.spec._MEMORY_WITHOUT_KERNEL_MIB", -1)
     attempt = running.run(program(("plug", 0, None)), old, tmp_path / "a", own)
     assert attempt.ending is Ending.ERROR
     assert attempt.error.startswith("QEMU did not start: QEMU 'source' exited with 1")

@@ -19,7 +19,7 @@ from harness.explore.tree_bisect import ask_builds, bisect
 from harness.explore.tree_builds import NotTestable, TreeBuilds
 from harness.provision.build_root import ScriptFailed
 from harness.qemu.binary import PROGRAM
-from harness.tests.explore.git_tree import Copies, commit, git, make
+from harness.tests.explore.git_tree import Copies, commit, git, make, pack
 
 DEVICE = "hw__9pfs__virtio-9p-device.c"
 
@@ -32,6 +32,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
     for number in range(1, 12):
         tag = 1 + (number >= 4) + (number >= 8)
         ids.append(commit(folder, f"edit {number}", **{DEVICE: f"int tag = {tag};\n", "docs": str(number)}))
+    pack(folder)
     return folder, ids
 
 
@@ -117,6 +118,7 @@ def test_the_users_checkout_is_not_touched(
     (repo / "VERSION").write_text("mine\n")
     (repo / "untracked").touch()
     hook = repo / ".git/hooks/post-checkout"
+    hook.parent.mkdir()
     hook.write_text(f"#!/bin/sh\ntouch {tmp_path}/hooked\n")
     hook.chmod(0o755)
     before, said, tree = snapshot(repo), list[str](), Tree(repo)

@@ -26,8 +26,9 @@ def titled(title: str) -> Program:
     return program("plug:0").model_copy(update={"title": title})
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def workers() -> Iterator[Workers]:
+    """Two, which many programs are run in, as in an exploration."""
     with Workers(FakeSetup(), 2) as made:
         yield made
 
@@ -48,7 +49,8 @@ def test_they_run_at_the_same_time(workers: Workers) -> None:
     assert time.monotonic() - began < 1.8
 
 
-def test_no_program_is_taken_before_a_worker_is_free(workers: Workers) -> None:
+def test_no_program_is_taken_before_a_worker_is_free() -> None:
+    """While the second worker starts, the first ends its attempt."""
     taken = []
 
     def programs() -> Iterator[Program]:
@@ -56,9 +58,9 @@ def test_no_program_is_taken_before_a_worker_is_free(workers: Workers) -> None:
             taken.append(number)
             yield titled("pid")
 
-    results = workers(programs())
-    next(results)
-    assert len(taken) <= 4
+    with Workers(FakeSetup(), 2) as workers:
+        next(workers(programs()))
+        assert len(taken) <= 4
 
 
 def test_what_runs_when_the_caller_stops_is_not_given_to_the_next(workers: Workers) -> None:

@@ -46,9 +46,9 @@ def test_a_job_that_fails_says_how(world: World) -> None:
 def test_a_job_that_runs_on(world: World) -> None:
     job = _job(world, _RUNNING)
     job.expect_running()
-    assert not job.ends_within(0.1)
+    assert not job.ends_within(0.02)
     with pytest.raises(WaitTimeout, match="the end of listing in guest:source"):
-        job.wait(timeout_s=0.1)
+        job.wait(timeout_s=0.02)
 
 
 def test_a_job_that_should_run_and_has_ended(world: World) -> None:

@@ -13,13 +13,16 @@ from typing import Any
 
 import pytest
 
+from harness.actions.hotplug import unplug_without_guest
 from harness.checkers import Judgement, Verdict, judge
 from harness.checkers.no_leak import no_leak
 from harness.guest.guest import Guest
+from harness.history import read
 from harness.leaks import vmstate
 from harness.leaks.heap_profile import Live, Site
 from harness.leaks.hunt import LeakHunt, Plan, _minus
 from harness.qemu.machine import Machine
+from harness.qemu.spec import Share
 from harness.testbed import Testbed
 
 pytestmark = pytest.mark.qemu
@@ -91,6 +94,19 @@ def kinds(judgement: Judgement) -> set[str]:
 def test_cycles_that_leave_nothing(testbed: Testbed) -> None:
     judgement = hunted(testbed)
     assert judgement.verdict is Verdict.VALID, judgement
+
+
+def test_a_device_that_comes_and_goes_needs_no_longer_hunt(testbed: Testbed, share: Share) -> None:
+    """QEMU's pool of coroutines is full from the beginning, so nothing is suspected."""
+    hunt = LeakHunt(testbed)
+
+    def cycle(machine: Machine) -> None:
+        machine.device_add(share)
+        unplug_without_guest(machine, share)
+
+    hunt.repeat_without_guest(cycle)
+    assert len([entry for entry in read(testbed.history.path) if entry.f == "leak:plan"]) == 1
+    assert len(testbed.machines) == 1, "a control was run for what was suspected"
 
 
 def test_a_leak_of_each_kind_in_one_cycle_of_eight(testbed: Testbed, tmp_path: Path) -> None:

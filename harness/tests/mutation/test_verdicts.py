@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
 import pytest
 
+from harness import layout
 from harness.errors import SetupError
 from harness.mutation import runner, verdicts
 from harness.mutation.catalogue import Catalogue
@@ -109,6 +111,34 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     made = Asked()
     monkeypatch.setattr(runner, "run_scenarios", made)
     return made
+
+
+def test_what_a_default_run_has_is_run_as_a_default_run_runs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither --thorough nor a machine type is given, and a control is a whole default run."""
+    selections: dict[str, list[str]] = {}
+
+    def run_scenarios(qemu: str, selection: list[str], *_: object, alone: bool) -> Run:
+        selections[qemu] = selection
+        return run(test_a=Outcome.PASSED)
+
+    monkeypatch.setattr(runner, "run_scenarios", run_scenarios)
+    fault = CATALOGUE.load("tag-kept").model_copy(
+        update={"machines": ["q35"], "caught_by": ["test_a.py::test_b"]}
+    )
+    with_table = {"tag-kept": ["test_c.py::test_d[pc]"]}
+    run_all = functools.partial(
+        verdicts.run_all, at_once=1, report=lambda _: None, controls=Controls(("7.2-src",), 1)
+    )
+    list(run_all({"tag-kept": fault}, "7.2-src", tmp_path, by_default=with_table))
+    files = runner.paths(["test_a.py", "test_c.py"])
+    assert selections["7.2-src+tag-kept"] == [*files, "-k", "test_b or (test_d and pc)", "--maxfail=1"]
+    assert selections["7.2-src"] == [str(layout.scenarios_folder())]
+    list(run_all({"tag-kept": fault}, "7.2-src", tmp_path))
+    thorough = [*runner.paths(["test_a.py"]), "-k", "test_b", "--machine", "q35", "--thorough"]
+    assert selections["7.2-src+tag-kept"] == [*thorough, "--maxfail=1"]
+    assert selections["7.2-src"] == thorough
 
 
 def test_each_fault_is_reported_at_once_and_each_control_runs_as_often_as_given(

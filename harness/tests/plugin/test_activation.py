@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from harness.plugin import activation, provisioning
 from harness.tests.plugin import inner
 from harness.tests.plugin.conftest import Pytest
 
@@ -107,6 +109,21 @@ def test_a_test_that_asks_for_a_guest_has_it_provisioned_once(
     (prepared,) = folder.glob("prepared-*")
     assert prepared.name.endswith("-user")
     assert "(no guarantee named)" in done.stdout
+
+
+@pytest.mark.parametrize(("path", "asks"), [("harness/tests", False), ("scenarios", True)])
+def test_workers_with_own_tests_have_nothing_provisioned(
+    path: str, asks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the id of an own test reads like that of a scenario."""
+    done: list[str] = []
+    monkeypatch.setattr(activation, "activate", lambda config: done.append("activated"))
+    monkeypatch.setattr(provisioning, "prepare", lambda config: done.append("provisioned"))
+    root = Path(activation.__file__).parents[2]
+    config = SimpleNamespace(args=[path], invocation_params=SimpleNamespace(dir=root), stash={})
+    ids = ["test_it.py::test_it[one]", "test_it.py::test_it[default-default-pc]"]
+    activation.pytest_xdist_node_collection_finished(SimpleNamespace(config=config), ids)
+    assert done == (["activated", "provisioned"] if asks else [])
 
 
 def test_what_is_only_collected_is_not_provisioned(folder: Path, run_pytest: Pytest) -> None:

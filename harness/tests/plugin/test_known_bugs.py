@@ -194,6 +194,10 @@ def test_lost(testbed): raise Violation("it was lost")
 @pytest.mark.guarantee("another")
 def test_passes(testbed): pass
 
+@pytest.mark.guarantee("nothing is lost")
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_sizes(testbed, size): pass
+
 @pytest.mark.guarantee("another")
 class TestClass:
     def test_in_a_class(self, testbed): raise Violation("it is lost")
@@ -236,6 +240,14 @@ _COMPARED = [
         "no loss",
         "its guarantee is 'no loss', that of its scenarios 'nothing is lost'",
     ),
+    (
+        '"test_mine.py::test_sizes[smal]"',
+        "nothing is lost",
+        "test_mine.py::test_sizes[smal]: no such parameter; test_sizes has large, small",
+    ),
+    ('"test_mine.py::test_sizes[small]"', "nothing is lost", ""),
+    ('"test_mine.py::test_sizes[q35]"', "nothing is lost", ""),
+    ('"test_mine.py::test_lost[9.9]"', "nothing is lost", ""),
     ('"test_mine.py::TestClass::test_in_a_class"', "another", ""),
     ('"test_mine.py::test_in_a_class", "test_mine.py::test_lost"', "another", ""),
     ('"sub/test_mine.py::test_lost"', "nothing is lost", ""),

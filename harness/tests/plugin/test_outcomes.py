@@ -243,11 +243,11 @@ def test_each_test_is_in_exactly_one_part(costs: dict[str, float], count: int) -
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_the_shards_of_a_run_are_the_run(run_pytest: Pytest, tmp_path: Path, workers: str) -> None:
     _cases(tmp_path)
-    run_pytest(tmp_path, "--summary", "whole")
+    run_pytest(tmp_path, "--machine", "pc", "--summary", "whole")
     # The durations of one run are in the cache for the next: all parts have to go by the same.
     for index in (1, 2):
         shard = ("--shard", f"{index}/2", "--durations-from", "whole")
-        run_pytest(tmp_path, *shard, "--summary", f"part{index}", "-n", workers)
+        run_pytest(tmp_path, "--machine", "pc", *shard, "--summary", f"part{index}", "-n", workers)
     parts = [(str(index), summary.read(tmp_path / f"part{index}")) for index in (1, 2)]
     assert all(run.results for _, run in parts)
     joined = [(r.test, r.outcome) for r in summary.merge(parts).results]

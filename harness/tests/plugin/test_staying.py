@@ -6,11 +6,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pexpect
 import pytest
 
+from harness.tests import forked
 from harness.tests.plugin.conftest import Pytest
 from harness.tests.ways_in import assert_running, expect_qmp
 
@@ -137,17 +139,16 @@ def test_workers_are_refused(folder: Path, run_pytest: Pytest, options: tuple[st
     assert done.returncode == 4
 
 
+def in_a_new_session(options: Sequence[str]) -> int:
+    """Without a terminal: for :func:`forked.run`."""
+    os.setsid()
+    return forked.run_pytest(options)
+
+
 def test_it_needs_a_terminal(folder: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--artifacts", "out", "--stay-on-failure"],
-        cwd=folder,
-        env={"PATH": "/nowhere", "HOME": str(folder), "HARNESS_CACHE": str(folder / "cache")},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        start_new_session=True,
-        check=False,
-    )
+    options = ("--artifacts", "out", "--stay-on-failure")
+    environment = {"PATH": "/nowhere", "HOME": str(folder), "HARNESS_CACHE": str(folder / "cache")}
+    done = forked.run(in_a_new_session, options, folder=folder, environment=environment)
     assert done.returncode == 4
     assert "ERROR: --stay-on-failure needs a terminal, at which Enter is pressed (/dev/tty: " in done.stderr
 

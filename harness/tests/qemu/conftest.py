@@ -63,7 +63,7 @@ def launch(tmp_path: Path, run: RunFolder, history: History) -> Iterator[Launch]
         made = replace(spec(qemu=install, disk=disk), name=name, shares=())
         folder = run.path / f"m{next(_numbers)}"
 
-        def on_started() -> None:
+        def on_started(_: Machine) -> None:
             if listening:
                 wait_until((folder / "qmp.sock").exists, what="the fake's socket", timeout_s=120)
 

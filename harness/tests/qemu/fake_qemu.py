@@ -84,6 +84,8 @@ def serve(connection: socket.socket) -> None:
                 die(arguments["signal"], arguments.get("message", ""))
             case "x-exit":
                 sys.exit(arguments["status"])
+            case "x-exec":
+                os.execv(arguments["command"][0], arguments["command"])
             case "x-hang":
                 continue
             case "x-silence":

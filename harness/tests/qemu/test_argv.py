@@ -132,6 +132,16 @@ def test_a_destination_differs_in_its_name_and_its_incoming_alone() -> None:
     assert destination == [*expected, "-incoming", "defer"]
 
 
+def test_a_machine_without_a_kernel_and_its_destination() -> None:
+    """Kernel and initramfs are in a machine's memory, and so in each of its migration streams."""
+    source = spec().without_kernel()
+    for machine in (source, source.destination("destination-1", plugged=frozenset())):
+        words = render(machine, PATHS)
+        assert not {"-kernel", "-initrd", "-append"} & set(words)
+        assert words[words.index("-m") + 1] == str(source.memory_mib)
+    assert {"-kernel", "-initrd", "-append"} <= set(render(spec(), PATHS))
+
+
 def test_fsdev_and_device_options_are_appended() -> None:
     device = {"disable-legacy": "on", "packed": True, "ioeventfd": False, "vectors": 0}
     throttled = share(fsdev_options={"throttling.bps-total": "1024"}, device_options=device)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import signal
 import threading
@@ -559,3 +560,80 @@ def test_close_of_a_stopped_process(launch: Launch, monkeypatch: pytest.MonkeyPa
 def test_errors_of_a_guest_are_not_machine_errors() -> None:
     assert issubclass(GuestPanicked, GuestError)
     assert not issubclass(QemuDied, GuestError)
+
+
+def _execute(source: Machine, mode: str, artifacts: Artifacts) -> Machine:
+    """Let ``source`` execute another fake, which is in ``mode``."""
+    spec_of = source.spec.destination("destination-1", plugged=frozenset())
+    folder = source.folder.with_name(f"{source.folder.name}-1")
+
+    def request(command: list[str]) -> None:
+        with_mode = ["/usr/bin/env", f"FAKE={mode}", *command]
+        with pytest.raises(QmpLost):
+            source.qmp.execute("x-exec", {"command": with_mode})
+
+    return Machine.execute(source, spec_of, folder, artifacts.machine("destination-1", first=False), request)
+
+
+def test_a_qemu_that_executes_another_one(launch: Launch, history: History, tmp_path: Path) -> None:
+    """The process stays; the first machine has ended, and the second one is ended as any other."""
+    source = launch()
+    pid, began = source.pid, start_time(source.pid)
+    new = _execute(source, "", Artifacts(tmp_path / "test"))
+    assert (source.running, source.returncode, source.qmp.connected) == (False, 0, False)
+    assert (new.running, new.pid, start_time(new.pid)) == (True, pid, began)
+    assert new.paths.disk == source.paths.disk
+    source.watch()
+    source.close()
+    assert new.running, "the end of the first machine has ended the process"
+    new.qmp.execute("query-status")
+    new.quit()
+    assert (new.running, new.returncode) == (False, 0)
+    new.close()
+    assert [(e.actor, e.value) for e in _noted(history, "machine:exit")] == [
+        ("source", {"returncode": 0, "executed": "destination-1"}),
+        ("destination-1", {"returncode": 0}),
+    ]
+    assert [e.actor for e in _noted(history, "machine:launch")] == ["source", "destination-1"]
+
+
+def test_a_qemu_that_is_executed_and_dies(launch: Launch, history: History, tmp_path: Path) -> None:
+    """What the new one printed is in its own log, and its end is its own."""
+    source = launch()
+    new = _execute(source, "", Artifacts(tmp_path / "test"))
+    with pytest.raises(QmpLost):
+        new.qmp.execute("x-die", {"signal": signal.SIGSEGV, "message": _ASSERTION})
+    new._wait_exit(_TIMEOUT_S)
+    with pytest.raises(
+        QemuDied, match=f"^QEMU 'destination-1' was killed by SIGSEGV .*{re.escape(_ASSERTION)}"
+    ):
+        new.watch_process()
+    source.watch_process()
+    new.close()
+    assert _ASSERTION not in source.artifacts.qemu.read_text()
+    assert [e.actor for e in _noted(history, "machine:exit")] == ["source", "destination-1"]
+
+
+def test_a_qemu_that_is_executed_and_does_not_start(launch: Launch, tmp_path: Path) -> None:
+    source = launch()
+    with pytest.raises(QemuDied, match=r"^QEMU '(source|destination-1)' exited with 1"):
+        _execute(source, "complains", Artifacts(tmp_path / "test"))
+    assert not source.running
+    assert (
+        "is not a valid device model name" in (tmp_path / "test" / "destination-1" / "qemu.log").read_text()
+    )
+
+
+def test_a_qemu_that_refuses_to_execute_another_one(launch: Launch, tmp_path: Path) -> None:
+    """It goes on, and keeps its process."""
+    source = launch()
+
+    def request(_: list[str]) -> None:
+        raise QemuError("migrate", {}, "GenericError", "not now")
+
+    spec_of = source.spec.destination("destination-1", plugged=frozenset())
+    artifacts = Artifacts(tmp_path / "test").machine("destination-1", first=False)
+    with pytest.raises(QemuError, match="not now"):
+        Machine.execute(source, spec_of, source.folder.with_name("other"), artifacts, request)
+    assert source.running
+    source.quit()

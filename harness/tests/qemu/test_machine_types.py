@@ -236,6 +236,8 @@ _SOURCES = [
 
 def _compared(source: str) -> list[int]:
     """The lines that compare something with the name of a machine type."""
+    if not any(f'"{name}"' in source for name in MACHINE_TYPES):
+        return []
     return [
         node.lineno
         for node in ast.walk(ast.parse(source))

@@ -57,7 +57,7 @@ def test_a_process_that_works_is_not_idle(shell: subprocess.Popen[str]) -> None:
     assert shell.stdin is not None
     shell.stdin.write("while :; do :; done\n")
     shell.stdin.flush()
-    assert not wait_idle(machine(shell.pid, timeout_s=1))
+    assert not wait_idle(machine(shell.pid, timeout_s=0.8))
 
 
 def test_a_qemu_that_has_ended(shell: subprocess.Popen[str]) -> None:

@@ -74,6 +74,12 @@ def _written(tmp_path: Path, data: dict[str, Any], *reasons: Reason) -> tuple[Fi
     return found, (tmp_path / coverage.NOT_REACHED).read_text()
 
 
+@pytest.fixture
+def without_gcovr(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its table and page are not written: half a second each time."""
+    monkeypatch.setattr(coverage, "_gcovr", lambda *words: None)
+
+
 def test_the_shares_of_a_file_and_gcovr_s_table_and_page(tmp_path: Path, data: dict[str, Any]) -> None:
     found, missing = _written(tmp_path, data, NO_MEMORY)
     assert found == FileReport("hw/9pfs/9p.c", Share(3, 6), Share(1, 2), Share(1, 2), unexplained=2)
@@ -103,10 +109,12 @@ def test_a_file_that_one_set_does_not_reach_at_all() -> None:
     assert [row[-1] for row in rows] == ["3", "3", "6"]
 
 
+@pytest.mark.usefixtures("without_gcovr")
 def test_a_reason_without_lines_is_about_the_whole_function(tmp_path: Path, data: dict[str, Any]) -> None:
     assert _written(tmp_path, data, NO_MEMORY, UNUSED)[0].unexplained == 0
 
 
+@pytest.mark.usefixtures("without_gcovr")
 @pytest.mark.parametrize(("after", "unexplained"), [("if (a > 3) {", 2), ("return a;", 3)])
 def test_a_reason_may_name_a_line_before(
     tmp_path: Path, data: dict[str, Any], after: str, unexplained: int
@@ -115,11 +123,13 @@ def test_a_reason_may_name_a_line_before(
     assert _written(tmp_path, data, reason)[0].unexplained == unexplained
 
 
+@pytest.mark.usefixtures("without_gcovr")
 def test_a_reason_without_a_function_is_about_the_whole_file(tmp_path: Path, data: dict[str, Any]) -> None:
     whole = Reason(file="hw/9pfs/9p.c", why="another driver")
     assert _written(tmp_path, data, whole)[0].unexplained == 0
 
 
+@pytest.mark.usefixtures("without_gcovr")
 def test_a_reason_for_what_is_reached_is_named(tmp_path: Path, data: dict[str, Any]) -> None:
     stale = Reason(file="hw/9pfs/9p.c", function="used", lines=["return a;"], why="cannot be")
     _, missing = _written(tmp_path, data, stale, NO_MEMORY)

@@ -109,7 +109,7 @@ def test_a_replay_that_times_out_is_no_timeout_of_the_machine(world: World) -> N
 
 def test_a_recorded_answer_is_missing(world: World) -> None:
     """It fails after a short timeout, as no guest is involved."""
-    session = world.replay(factor=1.0, received=world.saved.received[:-1])
+    session = world.replay(factor=0.5, received=world.saved.received[:-1])
     why = session.connect(world.machine(world.network.here))
     assert isinstance(why, str)
     assert "the first command over the guestfwd socket" in why

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sqlite3
 from dataclasses import replace
@@ -13,6 +12,7 @@ import pytest
 from harness.errors import SetupError, UsageError
 from harness.report.nights import rows, schema, store
 from harness.report.nights.store import Store
+from harness.tests import forked
 
 RUN = rows.Run(
     uuid="u1",
@@ -268,7 +268,7 @@ def _write_runs(path: Path, name: str, runs: int, results: int) -> None:
 def test_several_processes_write_at_the_same_time(path: Path) -> None:
     """None fails, and nothing is lost, from the making of the file on."""
     processes, runs, results = 6, 5, 10
-    made = multiprocessing.get_context("spawn")
+    made = forked.context()
     writers = [
         made.Process(target=_write_runs, args=(path, f"p{number}", runs, results))
         for number in range(processes)
