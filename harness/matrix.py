@@ -249,6 +249,13 @@ class Matrix:
     def _heap_libraries(self, *, offline: bool) -> Iterator[Path]:
         return Provisioner(Cache(self._root), report=self._report, offline=offline).heap_libraries()
 
+    def virtiofsd(self) -> tuple[str, ...]:
+        """The command of virtiofsd, without arguments; fetched on first use.
+
+        :raises SetupError: when it cannot be provisioned.
+        """
+        return self._provisioner.virtiofsd()
+
     def _refuse_unused_data(self) -> None:
         """:raises UsageError: when ``--qemu-data`` is given, but every selected QEMU has its own."""
         data, names = self.selection.qemu_data, self.selection.qemus

@@ -331,8 +331,9 @@ class Testbed:
     def _restore(self, spec: MachineSpec, template: Template) -> Guest:
         image, saved = self.cell.image, SavedSession.read(template.session)
         with closing(SessionReplay(saved, image, self.cell.accel.timeout_scale)) as session:
+            memory = self._memory_of(spec, template)
             machine = self.launch(
-                spec.restored(template.memory), template=template, on_started=lambda _: session.begin()
+                spec.restored(memory), template=template, on_started=lambda _: session.begin()
             )
             finish = restore(machine, template)
             guest = restored(machine, image)
@@ -340,6 +341,18 @@ class Testbed:
             wait_restored(guest, session)
             finish()
         return guest
+
+    def _memory_of(self, spec: MachineSpec, template: Template) -> Path | None:
+        """The memory file for a machine that is restored from a template.
+
+        A backend that maps the guest's memory sees nothing of a private mapping, so such a machine gets a
+        copy.
+        """
+        if template.memory is None or not spec.shares_memory:
+            return template.memory
+        copy = self.folder / f"{spec.name}.memory"
+        template.copy_memory(copy)
+        return copy
 
     def begin_boot(self, spec: MachineSpec | None = None) -> Guest:
         """Start a machine and return while its guest boots (see :meth:`Guest.wait_booted`)."""

@@ -22,10 +22,12 @@ from harness.errors import CommandFailed, QemuError, Violation
 from harness.guest.guest import Guest
 from harness.guest.mount import expect_no_mount
 from harness.holds.hold import Hold
+from harness.leaks.hunt import LeakHunt
 from harness.ninep.client import NineError, RawGuest
 from harness.plugin.thorough import by_default
 from harness.qemu.binary import refusal_to_start, require_options, require_property
 from harness.qemu.blockers import lists_blocked_reasons
+from harness.qemu.machine import Machine
 from harness.qemu.machine_types.machine_type import FixedPlace
 from harness.qemu.machine_types.root_ports import FIXED_PLACE
 from harness.qemu.spec import Share, Value
@@ -80,6 +82,48 @@ def test_a_bus_that_forbids_hotplug(
     mount.unmount()
     assert refusal(hotplug, "device_del", id=share.id) in fixed.refusals
     cold_plugged.mount(share).unmount()
+
+
+def _refused_by_its_bus(testbed: Testbed, share: Share) -> str:
+    """QEMU's text when the bus of a share's place has no hotplug (QEMU: ``system/qdev-monitor.c``)."""
+    return f"Bus '{testbed.cell.machine_type.place(share.slot)['bus']}' does not support hotplugging"
+
+
+@pytest.mark.unplug("refused")
+def test_a_machine_without_hotplug(testbed: Testbed) -> None:
+    """device_add and device_del are refused. The share of the command line stays usable, mounted and
+    unmounted, and blocks migration as long as it is mounted."""
+    share, other = testbed.shares[:2]
+    guest = testbed.boot(testbed.spec(plugged=frozenset([share.id])))
+    hotplug = Hotplug(guest)
+    migration = Migration(guest, testbed)
+    mount = guest.mount(share)
+    mount.expect_intact("before", mount.write("before", size_kib=64))
+    assert refusal(hotplug, "device_del", id=share.id) == _refused_by_its_bus(testbed, share)
+    with pytest.raises(QemuError) as refused:
+        hotplug.plug(other)
+    assert refused.value.desc == _refused_by_its_bus(testbed, other)
+    assert refusal(hotplug, "device_add", driver="virtio-9p-pci", fsdev=other.fsdev, mount_tag="pci") == (
+        "No 'PCI' bus found for device 'virtio-9p-pci'"
+    )
+    mount.expect_intact("after", mount.write("after", size_kib=64))
+    migration.expect_blocked_by(share)
+    mount.unmount()
+    migration.expect_not_blocked()
+    assert refusal(hotplug, "device_del", id=share.id) == _refused_by_its_bus(testbed, share)
+    guest.mount(share).unmount()
+
+
+@pytest.mark.no_guest_kernel
+@pytest.mark.unplug("refused")
+def test_refused_plugs_leave_nothing(testbed: Testbed) -> None:
+    """device_add, refused again and again, leaves nothing behind."""
+
+    def cycle(machine: Machine) -> None:
+        with pytest.raises(QemuError, match="does not support hotplugging"):
+            machine.device_add(testbed.shares[0])
+
+    LeakHunt(testbed).repeat_without_guest(cycle)
 
 
 @pytest.mark.any_plug

@@ -100,7 +100,7 @@ def _pairs(record: Record, machine: str) -> Finding:
 
 
 def _is_virtio(driver: object) -> bool:
-    return str(driver or "").startswith("virtio-")
+    return str(driver or "").startswith(("virtio-", "vhost-user-"))
 
 
 def _deleted(machine: str, entry: Entry, devices: dict[str, _Device]) -> Finding | None:

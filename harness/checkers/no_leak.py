@@ -29,15 +29,24 @@ from harness.checkers.verdict import VALID, Finding, Verdict, invalid, unknown
 from harness.errors import UsageError
 from harness.history import as_mapping
 
-#: Counts, in the order in which their growth is reported. The first two are in each sample, the rest in some.
-COUNTS = ("threads", "fds", "qom_children", "memory_regions", "blockers", "vmstate_sections")
+#: Counts, in the order in which their growth is reported. The last two are of a device's daemon.
+COUNTS = (
+    *("threads", "fds", "qom_children", "memory_regions", "blockers", "vmstate_sections"),
+    *("daemon_fds", "daemon_threads"),
+)
 #: Missing for some QEMUs, while the machine runs, and when the cycle itself writes migration streams.
 _OPTIONAL = "vmstate_sections"
 _MEMORY = "private_kib"
+#: Present where a device's daemon is sampled as well.
+_DAEMON_MEMORY = "daemon_kib"
+#: In each sample; the rest is in some.
+_EACH_CYCLE = ("threads", "fds", "daemon_fds", "daemon_threads", _DAEMON_MEMORY)
 #: How much private memory may grow, in KiB a cycle. It shows mappings, which a heap profile does not.
 MEMORY_LIMIT = 128.0
 #: The same with a guest, which adds the memory that it touches, translated code, and a larger heap profile.
 GUEST_MEMORY_LIMIT = 1024.0
+#: How much the private memory of a device's daemon may grow, in KiB a cycle.
+DAEMON_MEMORY_LIMIT = 32.0
 _MIN_SAMPLES = 10
 
 Samples = Sequence[Mapping[str, Any]]
@@ -61,6 +70,7 @@ def no_leak(record: Record) -> Finding:
     note = as_mapping(sites.value)
     heap = json.loads((record.folder / note["file"]).read_text()) if "file" in note else None
     found_lines = list(growing_counts(samples, control, lengths))
+    found_lines += _growing_daemon(samples)
     if heap is not None:
         found_lines += [*_growing_memory(samples, control, plan), *_growing_sites(heap)]
     if found_lines:
@@ -146,7 +156,7 @@ def _series(name: str, samples: Samples) -> tuple[list[int], list[int]]:
 
     :raises KeyError: when a sample that should have the count lacks it.
     """
-    rare = name not in ("threads", "fds")
+    rare = name not in _EACH_CYCLE
     having = [sample for sample in samples if not rare or "qom_children" in sample]
     return [sample["cycle"] for sample in having], [sample[name] for sample in having]
 
@@ -173,6 +183,17 @@ def _growing_memory(samples: Samples, control: Samples, plan: Mapping[str, Any])
     if grows <= limit or _falls_back(cycles, values, plan["lengths"]):
         return []
     return [(f"{_MEMORY}: +{grows:.2f} a cycle ({values[0]} to {values[-1]})",)]
+
+
+def _growing_daemon(samples: Samples) -> list[tuple[str, ...]]:
+    """For the verdict: the private memory of a device's daemon, if it grows."""
+    if _DAEMON_MEMORY not in samples[0]:
+        return []
+    cycles, values = _series(_DAEMON_MEMORY, samples)
+    grows = slope(values, cycles)
+    if grows <= DAEMON_MEMORY_LIMIT:
+        return []
+    return [(f"{_DAEMON_MEMORY}: +{grows:.2f} a cycle ({values[0]} to {values[-1]})",)]
 
 
 def _falls_back(cycles: Sequence[int], values: Sequence[float], steps: Sequence[int]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
@@ -15,7 +16,7 @@ from harness.qemu.machine_types import of_architectures
 
 
 @click.command(epilog="Example: harness provision --arch s390x qemu:10.0 guest:6.1")
-@click.argument("names", nargs=-1, metavar="[qemu:NAME|guest:NAME|heap:NAME]...")
+@click.argument("names", nargs=-1, metavar="[qemu:NAME|guest:NAME|heap:NAME|virtiofsd:NAME]...")
 @click.option("--all", "everything", is_flag=True, help="Provision every recipe.")
 @click.option(
     "--arch", "arch", default=X86_64.name, metavar="|".join(ARCHITECTURES), help="The guests' architecture."
@@ -23,7 +24,7 @@ from harness.qemu.machine_types import of_architectures
 @click.option("--refresh", is_flag=True, help="Ask the archive which package versions are current.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def provision(names: tuple[str, ...], everything: bool, arch: str, refresh: bool, as_json: bool) -> None:
-    """Fetch and build guest images, QEMU releases and heap libraries into the cache.
+    """Fetch and build guest images, QEMU releases, heap libraries and virtiofsd into the cache.
 
     Without names, the default guest image and the default QEMU are provisioned; where a QEMU is on PATH, a
     heap library for that one instead of a QEMU. A heap library profiles the heap of a QEMU that is installed
@@ -46,7 +47,7 @@ def _wanted(
 ) -> list[tuple[str, str | None]]:
     heap = provisioner.heap_names()
     guests, qemus = provisioner.guest_names(architecture), provisioner.qemu_names(architecture)
-    known = {"guest": guests, "qemu": qemus, "heap": heap}
+    known = {"guest": guests, "qemu": qemus, "heap": heap, "virtiofsd": provisioner.virtiofsd_names()}
     if everything:
         return [(kind, name) for kind, found in known.items() for name in found]
     if not names:
@@ -75,6 +76,10 @@ def _provide(
     if kind == "heap" and name is not None:
         library = provisioner.heap_library(name)
         what, path = f"{library.name} for a QEMU with this host's libc", library.parent
+        return {"kind": kind, "name": name, "what": what, "path": str(path), "key": path.name}
+    if kind == "virtiofsd" and name is not None:
+        program = Path(provisioner.virtiofsd(name)[-1])
+        what, path = "the daemon of vhost-user-fs", program.parents[3]
         return {"kind": kind, "name": name, "what": what, "path": str(path), "key": path.name}
     install = provisioner.qemu_release(name, architecture)
     what, path = binary.probe(install).banner, install.binary

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from harness.errors import GuestError
 from harness.qemu.blockers import blocked_reasons
 from harness.qemu.machine import Machine
 from harness.qemu.process import process, reading_proc
@@ -17,6 +18,8 @@ from harness.qemu.spec import MachineSpec
 #: The first line of each mapping, and its private dirty memory in KiB.
 _MAPPING = re.compile(r"^([0-9a-f]+-[0-9a-f]+ .*)\n(?:[A-Z].*\n)*?Private_Dirty: +(\d+) kB", re.MULTILINE)
 _HEADER = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ \d+ *(.*)")
+#: The guest's memory in ``memory-backend-memfd`` (QEMU: ``backends/hostmem-memfd.c``).
+_SHARED_MEMORY = "/memfd:memory-backend-memfd"
 #: The QOM containers that hold plugged devices and their parts.
 _CONTAINERS = (
     "/machine/peripheral",
@@ -38,6 +41,22 @@ def handles(pid: int) -> dict[str, Any]:
         "fds": sum(fds.values()),
         "fd_targets": dict(sorted(fds.items())),
     }
+
+
+def of_daemon(pid: int) -> dict[str, Any]:
+    """Fds and threads of a device's daemon, and its private dirty memory in KiB.
+
+    The guest's memory is not counted: it maps QEMU's file, shared (``man 5 proc_pid_maps``).
+
+    :raises GuestError: when the daemon has ended.
+    """
+    try:
+        smaps, held = Path(f"/proc/{pid}/smaps").read_text(), handles(pid)
+    except OSError as exc:
+        raise GuestError(f"the daemon, process {pid}, has ended") from exc
+    mappings = ((_HEADER.match(header), int(kib)) for header, kib in _MAPPING.findall(smaps))
+    private = sum(kib for header, kib in mappings if header is None or not header[3].endswith("s"))
+    return {"daemon_fds": held["fds"], "daemon_threads": held["threads"], "daemon_kib": private}
 
 
 def thread_name(pid: int, thread: int) -> str:
@@ -130,6 +149,8 @@ def private_kib(smaps: str, spec: MachineSpec) -> int:
 def _is_guests(header: re.Match[str], memory: str | None, size: int) -> bool:
     start, end, access, path = header.groups()
     if memory is not None and path.removesuffix(" (deleted)") == memory:
+        return True
+    if path.startswith(_SHARED_MEMORY):
         return True
     if not path and int(end, 16) - int(start, 16) == size:
         return True

@@ -111,6 +111,7 @@ class LeakHunt:
 
     def __init__(self, testbed: Testbed, *, thorough: bool = False) -> None:
         self.testbed, self._thorough = testbed, thorough
+        self._daemon: Callable[[Machine], int] | None = None
         self._preload: Path | None = None
         self._not_profiled = ""
         try:
@@ -134,8 +135,19 @@ class LeakHunt:
     def _prefix(self, name: str) -> Path:
         return self.testbed.artifacts.folder / f"heap-{name}"
 
-    def repeat(self, cycle: Callable[[Guest], object], plan: Plan = WITH_GUEST) -> None:
-        """Hunt leaks: repeat ``cycle`` in a guest, and record what the checker ``no_leak`` judges."""
+    def repeat(
+        self,
+        cycle: Callable[[Guest], object],
+        plan: Plan = WITH_GUEST,
+        *,
+        daemon: Callable[[Machine], int] | None = None,
+    ) -> None:
+        """Hunt leaks: repeat ``cycle`` in a guest, and record what the checker ``no_leak`` judges.
+
+        :param daemon: the process id of a device's daemon, whose fds, threads and memory are judged as well.
+            It has to be one process during all cycles.
+        """
+        self._daemon = daemon
 
         def boot(name: str) -> Guest:
             return self.testbed.boot(self.testbed.spec(name=name))
@@ -215,6 +227,10 @@ class LeakHunt:
     def profile(self, machine: Machine) -> Path | None:
         """A new heap profile of a machine of this hunt; ``None`` when its heap cannot be profiled."""
         return None if self._preload is None else heap_profile.profile(machine, self._prefix(machine.name))
+
+    def of_daemon(self, machine: Machine) -> dict[str, object]:
+        """The counts of the daemon that this hunt samples as well; empty without one."""
+        return {} if self._daemon is None else footprint.of_daemon(self._daemon(machine))
 
     def _note_plan(self, plan: Plan, lengths: Sequence[int], control: bool) -> None:
         value = {"warm_up": plan.warm_up, "lengths": lengths, "guest": plan.guest, "control": control}
@@ -359,6 +375,7 @@ class _Run(Generic[S]):
         if last or self._done % _EVERY == 0:
             value |= {} if self._plan.saves else _sections(self.machine)
             value |= footprint.footprint(self.machine, self._pid)
+        value |= self._hunt.of_daemon(self.machine)
         self._samples.append(value)
         self._hunt.testbed.history.note(self.machine.name, f"leak:{self._prefix}sample", value)
 

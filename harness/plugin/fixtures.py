@@ -68,8 +68,9 @@ def _require_unplug(node: pytest.Item, cell: Cell) -> None:
 
     mark = node.get_closest_marker("unplug")
     if mark is None:
+        cell.machine_type.require_hotplug()
         return
-    names = {"asks": UnplugKind.ASKS, "takes": UnplugKind.TAKES}
+    names = {"asks": UnplugKind.ASKS, "takes": UnplugKind.TAKES, "refused": UnplugKind.REFUSED}
     if len(mark.args) != 1 or mark.args[0] not in names:
         raise pytest.UsageError(f"{node.nodeid}: write @pytest.mark.unplug with one of {', '.join(names)}")
     cell.machine_type.require_unplug(names[mark.args[0]])
@@ -163,6 +164,14 @@ def hold(testbed: Testbed) -> Hold:
     from harness.holds.hold import Hold
 
     return Hold(testbed)
+
+
+@pytest.fixture
+def virtiofsd(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """Fixture: the command of Debian's virtiofsd, for :class:`harness.devices.VirtiofsDevice`."""
+    from harness.plugin.provisioning import MATRIX
+
+    return request.config.stash[MATRIX].virtiofsd()
 
 
 @pytest.fixture

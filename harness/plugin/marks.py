@@ -12,8 +12,8 @@ _MARKS = (
     "guarantee(text): what this test asserts of QEMU; its row in the summary",
     "pin_machine(*names): this test runs on these machine types alone",
     "pin_variant(*names): this test runs with these kinds of shares alone",
-    "unplug(kind): device_del has to do this: 'asks' the guest, or 'takes' the device from it; on other "
-    "machine types the test is skipped",
+    "unplug(kind): device_del has to do this: 'asks' the guest, or 'takes' the device from it, or is "
+    "'refused' as device_add is; on other machine types the test is skipped",
     "any_plug: how devices are plugged makes no difference here: one machine type is enough",
     "no_guest_kernel: no guest boots in this test",
     "cold: the guest of this test is booted, never restored",

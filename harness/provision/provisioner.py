@@ -39,7 +39,7 @@ from harness.provision.recipes import (
 )
 from harness.provision.recipes import recipes_folder as find_recipes
 from harness.provision.space import reported_in_one_line
-from harness.provision.unpacked import installed
+from harness.provision.unpacked import command_in, installed
 from harness.qemu.architectures import X86_64, Architecture
 from harness.qemu.binary import HEAP_LIBRARY, PROGRAM, QemuInstall
 
@@ -47,6 +47,7 @@ from harness.qemu.binary import HEAP_LIBRARY, PROGRAM, QemuInstall
 FORMAT = 2
 _DISK_MIB = 1024
 _KERNEL, _BZIMAGE = "kernel", "bzImage"
+_VIRTIOFSD = "usr/libexec/virtiofsd"
 #: Folders that no program reads: a third of an unpacked QEMU.
 _UNUSED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/icons", "usr/share/info")
 
@@ -198,6 +199,27 @@ class Provisioner:
             )
         for name in names:
             yield self.heap_library(name)
+
+    def virtiofsd_names(self) -> list[str]:
+        """The names of the recipes for virtiofsd."""
+        return self._recipes.names("virtiofsd")
+
+    def virtiofsd(self, name: str | None = None) -> tuple[str, ...]:
+        """The command of virtiofsd, without arguments; made when it is missing.
+
+        :raises UsageError: for an unknown name or a bad recipe. :raises SetupError: when it cannot be made.
+        """
+        name = name or self._recipes.default("virtiofsd", Recipe)
+        recipe = self._recipes.load("virtiofsd", name, Recipe)
+
+        def fill(into: Path, packages: dict[str, Path]) -> None:
+            root = packages["packages"].rename(into / "root")
+            _remove_unused(root)
+            if not (root / _VIRTIOFSD).is_file():
+                raise SetupError(f"the packages of virtiofsd {name} contain no /{_VIRTIOFSD}")
+
+        entry, _ = self._provide("virtiofsd", name, recipe, [], fill)
+        return command_in(entry / "root", entry / "root" / _VIRTIOFSD)
 
     def build(self, name: str) -> Build:
         """The build tree of the QEMU flavour ``name``, such as ``7.2-src``, with its tools unpacked.

@@ -64,7 +64,8 @@ def render(spec: MachineSpec, paths: MachinePaths, ssh_port: int = 0) -> list[st
 def _machine(spec: MachineSpec) -> Iterator[str]:
     yield from ("-name", f"harness-{spec.name}")
     # Guest memory stays out of core dumps: they are for QEMU's own state, and have to be quick.
-    backend = f",memory-backend={spec.machine_type.ram_id}" if spec.memory_file else ""
+    own = spec.memory_file or spec.shares_memory
+    backend = f",memory-backend={spec.machine_type.ram_id}" if own else ""
     yield from ("-machine", f"{spec.machine_type.qemu},accel={spec.accel},dump-guest-core=off{backend}")
     yield from (
         "-cpu",
@@ -85,6 +86,9 @@ def _memory(spec: MachineSpec) -> Iterator[str]:
         ram, path = spec.machine_type.ram_id, _comma(spec.memory_file.path)
         yield "-object"
         yield f"memory-backend-file,id={ram},size={spec.memory_mib}M,mem-path={path},share={share}"
+    elif spec.shares_memory:
+        yield "-object"
+        yield f"memory-backend-memfd,id={spec.machine_type.ram_id},size={spec.memory_mib}M,share=on"
 
 
 def _monitor(spec: MachineSpec, paths: MachinePaths) -> Iterator[str]:
@@ -135,7 +139,7 @@ def _boot(spec: MachineSpec) -> Iterator[str]:
         return
     kernel = spec.boot.kernel if spec.qemu.boots_elf else spec.boot.bzimage
     yield from ("-kernel", str(kernel), "-initrd", str(spec.boot.initramfs))
-    yield from ("-append", spec.boot.cmdline)
+    yield from ("-append", " ".join(filter(None, (spec.boot.cmdline, spec.machine_type.cmdline))))
 
 
 def _devices(spec: MachineSpec) -> Iterator[str]:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from harness.artifacts import MachineArtifacts, tail
 from harness.channel.console import KernelLog
@@ -66,6 +67,14 @@ class Wrapping:
 
     prefix: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """A :class:`.Device` whose backend has to be made ready before each plug."""
+
+    def prepare(self, machine: Machine) -> None:
+        """Called before each ``device_add`` of the device to ``machine``."""
 
 
 class _Process:
@@ -425,6 +434,8 @@ class Machine:
 
         :raises QemuError: when QEMU refuses the device.
         """
+        if isinstance(device, Prepared):
+            device.prepare(self)
         refusals: list[QemuError] = []
 
         def added() -> bool:

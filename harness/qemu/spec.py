@@ -189,16 +189,22 @@ class MachineSpec:
     def restored(self, memory: Path | None) -> MachineSpec:
         """The spec of the same machine, waiting for the stream of a template.
 
-        :param memory: the file with the guest's memory, if that is not in the stream.
+        :param memory: the file with the guest's memory, if that is not in the stream. Where the machine
+            :attr:`shares_memory` it is written to.
         """
-        private = MemoryFile(memory, share=False) if memory else None
-        return replace(self, incoming=True, from_template=True, memory_file=private)
+        file = MemoryFile(memory, share=self.shares_memory) if memory else None
+        return replace(self, incoming=True, from_template=True, memory_file=file)
 
     def booted(self) -> MachineSpec:
         """The spec of the same machine, booting its guest itself if it was to be restored."""
         if not self.from_template:
             return self
         return replace(self, incoming=False, from_template=False, memory_file=None)
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether a device's backend maps the guest's memory: a device that has ``shares_memory``, true."""
+        return any(getattr(device, "shares_memory", False) for device in self.devices)
 
     @property
     def pluggable(self) -> tuple[Device, ...]:

@@ -9,7 +9,9 @@ that no machine sees what another one writes. If QEMU cannot do this, the stream
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,6 +47,17 @@ class Template:
         """The file with the guest's memory (sparse); ``None`` if the memory is in the stream."""
         return None if self.plain else _memory(self.folder)
 
+    def copy_memory(self, to: Path) -> None:
+        """Copy the file with the guest's memory; its holes stay holes.
+
+        :raises SetupError: when it cannot be copied.
+        """
+        try:
+            with _memory(self.folder).open("rb") as source, to.open("xb") as copy:
+                _copy_data(source.fileno(), copy.fileno())
+        except OSError as exc:
+            raise SetupError(f"cannot copy the template's memory to {to}: {exc.strerror}") from exc
+
     @property
     def stream(self) -> Path:
         """The migration stream: all other state of the machine."""
@@ -59,6 +72,23 @@ class Template:
     def kernel_log(self) -> Path:
         """The output of the kernel's console from the boot until the guest was saved."""
         return self.folder / "guest-kernel.log"
+
+
+def _copy_data(source: int, copy: int) -> None:
+    """Copy what is not a hole of the memory of a template (``man 2 lseek``, SEEK_DATA)."""
+    size, offset = os.fstat(source).st_size, 0
+    os.ftruncate(copy, size)
+    while offset < size:
+        try:
+            offset = os.lseek(source, offset, os.SEEK_DATA)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:  # No more data.
+                return
+            raise
+        end = os.lseek(source, offset, os.SEEK_HOLE)
+        os.lseek(copy, offset, os.SEEK_SET)
+        while offset < end:
+            offset += os.sendfile(copy, source, offset, end - offset)
 
 
 def bare(spec: MachineSpec) -> MachineSpec:

@@ -139,7 +139,8 @@ def test_by_default_every_machine_type_of_one_qemu_and_kernel() -> None:
     [
         (
             {"machines": ("pc", "isapc")},
-            "--machine isapc: unknown machine type; known: pc, q35, q35-pcie, s390-ccw, virt, virt-acpi",
+            "--machine isapc: unknown machine type; "
+            "known: pc, q35, q35-pcie, s390-ccw, virt, virt-acpi, microvm",
         ),
         ({"accel": "hvf"}, "--accel hvf: unknown accelerator; known: auto, kvm, tcg"),
         ({"kernels": ("2.4",)}, "--kernel 2.4: unknown kernel; known: 6.1"),

@@ -35,7 +35,7 @@ from harness.qemu.accel import Accel
 from harness.qemu.binary import Capabilities, QemuInstall
 from harness.qemu.machine import Machine, Wrapping
 from harness.qemu.machine_types import MACHINE_TYPES
-from harness.qemu.spec import MachineSpec
+from harness.qemu.spec import MachineSpec, MemoryFile
 from harness.reaper import RunFolder, start_time
 from harness.restore.template import Template
 from harness.testbed import Cell, Testbed
@@ -366,6 +366,26 @@ def test_a_guest_is_restored_where_there_is_a_template(
     assert guest.machine.kernel_log.text() == "what was printed while it booted\n"
     testbed.close()
     assert _born(testbed) == "restored"
+    assert not any(_leftovers(testbed).values())
+
+
+def test_a_guest_whose_memory_a_backend_maps_is_restored_in_a_copy(
+    cell: Cell, run: RunFolder, tmp_path: Path, boots: list[str]
+) -> None:
+    """What the guest writes must not reach the template."""
+    template = Template(tmp_path)
+    template.kernel_log.write_text("")
+    SavedSession(bytes(16), bytes(32)).write(template.session)
+    (tmp_path / "memory").write_bytes(b"of the template")
+    testbed = Testbed(replace(cell, templates=Source(template)), run, Artifacts.create(tmp_path, "copied"))
+    device = SimpleNamespace(
+        id="d", slot=0, shares_memory=True, check=lambda: None, declared=lambda: (), device=lambda _: {}
+    )
+    testbed.declare_devices(device)
+    memory = testbed.boot().machine.spec.memory_file
+    assert memory == MemoryFile(testbed.folder / "source.memory", share=True)
+    assert (testbed.folder / "source.memory").read_bytes() == b"of the template"
+    testbed.close()
     assert not any(_leftovers(testbed).values())
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from harness.errors import UsageError
-from harness.qemu.architectures import ARCHITECTURES, X86_64
+from harness.qemu.architectures import ARCHITECTURES, UNUSABLE, X86_64
 from harness.qemu.machine_types.machine_type import MachineType
+from harness.qemu.machine_types.microvm import MICROVM
 from harness.qemu.machine_types.pc import PC
 from harness.qemu.machine_types.q35 import Q35
 from harness.qemu.machine_types.q35_pcie import Q35_PCIE
@@ -16,7 +17,7 @@ from harness.qemu.machine_types.virt_acpi import VIRT_ACPI
 
 #: By the harness's name; the first is the default where one has to be chosen.
 MACHINE_TYPES: Mapping[str, MachineType] = {
-    kind.name: kind for kind in (PC, Q35, Q35_PCIE, S390_CCW, VIRT, VIRT_ACPI)
+    kind.name: kind for kind in (PC, Q35, Q35_PCIE, S390_CCW, VIRT, VIRT_ACPI, MICROVM)
 }
 
 
@@ -27,7 +28,8 @@ def of_architectures(*names: str) -> tuple[str, ...]:
     """
     for name in names:
         if name not in ARCHITECTURES:
-            raise UsageError(f"--arch {name}: unknown architecture; known: {', '.join(ARCHITECTURES)}")
+            why = UNUSABLE.get(name, "unknown architecture")
+            raise UsageError(f"--arch {name}: {why}; known: {', '.join(ARCHITECTURES)}")
     return tuple(name for name, kind in MACHINE_TYPES.items() if kind.architecture.name in names)
 
 
@@ -39,7 +41,7 @@ def chosen(architectures: Iterable[str], machines: Iterable[str]) -> tuple[str, 
     architectures, machines = tuple(architectures), tuple(machines)
     possible = of_architectures(*(architectures or (X86_64.name,)))
     if not machines:
-        return possible
+        return tuple(name for name in possible if MACHINE_TYPES[name].by_default)
     for name in machines:
         if architectures and name in MACHINE_TYPES and name not in possible:
             own = MACHINE_TYPES[name].architecture.name
@@ -47,8 +49,8 @@ def chosen(architectures: Iterable[str], machines: Iterable[str]) -> tuple[str, 
     return machines
 
 
-#: The machine types of the default architecture.
-DEFAULT_MACHINE_TYPES = of_architectures(X86_64.name)
+#: The machine types of the default architecture that are used when none is named.
+DEFAULT_MACHINE_TYPES = chosen((), ())
 
 
 def known_machine_types(names: list[str]) -> list[str]:

@@ -124,6 +124,8 @@ class UnplugKind(Enum):
     ASKS = "device_del asks the guest"
     #: QEMU takes the device and asks nobody (QEMU: a bus whose controller has ``unplug`` alone).
     TAKES = "device_del takes the device, without asking the guest"
+    #: QEMU refuses both ``device_add`` and ``device_del``.
+    REFUSED = "has no hotplug: device_add and device_del are refused"
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,8 @@ class MachineType:
         ``hw/virtio/virtio-pci.c``, ``virtio_pci_realize``: not on a PCI Express bus).
     :param forgets_interrupts: whether an interrupt that the guest has not taken yet is not saved with its
         state (bug R80 of the ledger).
+    :param by_default: whether a run that names no machine type uses it.
+    :param cmdline: what the guest's kernel needs on its command line, beside that of its image.
     """
 
     name: str
@@ -197,6 +201,8 @@ class MachineType:
     removal_delay_s: float = 0.0
     legacy_virtio: bool = False
     forgets_interrupts: bool = False
+    by_default: bool = True
+    cmdline: str = ""
 
     def known_to_all(self, *known: Iterable[str]) -> MachineType:
         """This type in the newest of its versions that is in each of ``known``, such as ``pc-q35-7.2``.
@@ -246,6 +252,11 @@ class MachineType:
         """:raises Unsupported: when the machine type's virtio devices are not on a PCI bus."""
         if self.transport != "pci":
             raise Unsupported(f"{self.name}: its virtio devices are not on a PCI bus")
+
+    def require_hotplug(self) -> None:
+        """:raises Unsupported: when QEMU refuses all hotplug on this machine type."""
+        if self.unplug is UnplugKind.REFUSED:
+            raise Unsupported(f"{self.name}: {self.unplug.value}")
 
     def require_unplug(self, kind: UnplugKind) -> None:
         """:raises Unsupported: when ``device_del`` does something else on this machine type."""

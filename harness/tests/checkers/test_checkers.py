@@ -290,6 +290,17 @@ class TestEventsWellFormed:
         assert verdict is INVALID
         assert "was deleted without its virtio-backend: a leaked reference" in summary
 
+    def test_the_events_of_a_device_with_a_daemon(self, record: RecordWriter) -> None:
+        """A ``vhost-user-`` device has a virtio-backend as well."""
+        record.history.note(
+            "source",
+            "machine:launch",
+            {"pid": 1, "artifacts": ".", "plugged": {"share0": "vhost-user-fs-pci"}},
+        )
+        verdict, summary = self.judged(record.device_deleted())
+        assert verdict is INVALID
+        assert "was deleted without its virtio-backend: a leaked reference" in summary
+
     def test_the_devices_event_is_missing(self, plugged: RecordWriter) -> None:
         verdict, summary = self.judged(plugged.backend_deleted())
         assert verdict is INVALID

@@ -103,7 +103,7 @@ def test_without_a_heap_profile_a_count_that_grows_is_a_leak(record: RecordWrite
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_count_that_grows(record: RecordWriter, name: str, every: int, offset: int) -> None:
     """In each cycle, or in one of eight, wherever in the hunt that begins."""
-    verdict, summary, _ = hunted(record, lambda n: {name: HEALTHY[name] + (n + offset) // every}, [])
+    verdict, summary, _ = hunted(record, lambda n: {name: HEALTHY.get(name, 7) + (n + offset) // every}, [])
     assert verdict is Verdict.INVALID
     assert summary.startswith(f"leak: {name}: +{'1.00' if every == 1 else '0.'}")
 
@@ -158,6 +158,19 @@ def test_memory_that_grows_beside_a_step(record: RecordWriter, step: int) -> Non
     verdict, summary, _ = hunted(record, grows, [])
     assert verdict is Verdict.INVALID
     assert summary.startswith("leak: private_kib: +150.00 a cycle")
+
+
+@pytest.mark.parametrize(
+    ("grows", "expected"), [(0, Verdict.VALID), (31, Verdict.VALID), (33, Verdict.INVALID)]
+)
+def test_the_memory_of_a_daemon(record: RecordWriter, grows: int, expected: Verdict) -> None:
+    """It is judged without a heap profile as well, which is QEMU's."""
+    verdict, summary, _ = hunted(
+        record, lambda n: {"daemon_kib": 900 + grows * n + n % 3}, not_profiled="no library"
+    )
+    assert verdict is expected
+    line = f"leak: daemon_kib: +{grows}.00 a cycle ({901 + grows * 4} to {901 + grows * 28})"
+    assert (summary == line) is (verdict is Verdict.INVALID), summary
 
 
 def test_memory_that_falls_back_at_each_profile(record: RecordWriter) -> None:

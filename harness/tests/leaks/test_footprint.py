@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import cast
 import pytest
 
 from harness.deadline import wait_until
-from harness.errors import QemuDied, WaitTimeout
+from harness.errors import GuestError, QemuDied, WaitTimeout
 from harness.leaks import footprint
 from harness.leaks.footprint import _children, handles, open_fds, private_kib, wait_open_fds
 from harness.qemu.machine import Machine
@@ -50,6 +51,10 @@ BOOTED, RESTORED = spec(), replace(spec(), memory_file=MemoryFile(Path("/t/memor
 GUESTS: dict[str, tuple[MachineSpec, tuple[str, int]]] = {
     "its memory": (BOOTED, guest_memory(BOOTED.memory_mib * _MIB)),
     "its memory in a file": (RESTORED, guest_memory(BOOTED.memory_mib * _MIB, "/t/memory")),
+    "its memory in a memfd": (
+        BOOTED,
+        guest_memory(BOOTED.memory_mib * _MIB, "/memfd:memory-backend-memfd (deleted)"),
+    ),
     "its translated code": (BOOTED, ("7f2000000000-7f2008000000 rwxp 00000000 00:00 0 ", 5000)),
 }
 
@@ -174,3 +179,25 @@ def test_open_fds_of_a_process(tmp_path: Path) -> None:
             wait_open_fds(machine, before)
         does("exec 7>&-")
         wait_open_fds(machine, before)
+
+
+def test_what_a_daemon_holds() -> None:
+    """Of a process that maps a shared file: that is the guest's memory, and is not the daemon's."""
+    code = (
+        "import mmap, os, sys; "
+        "f = os.memfd_create('memory-backend-memfd'); os.truncate(f, 32 << 20); m = mmap.mmap(f, 32 << 20); "
+        "m[:] = b'x' * (32 << 20); os.open('/dev/null', 0); print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        held = footprint.of_daemon(process.pid)
+        process.communicate(b"")
+    assert held["daemon_threads"] == 1
+    assert held["daemon_fds"] == 3 + 3  # The memory, which mmap opens once more, and /dev/null.
+    # b'x' * 32 MiB is freed; the interpreter itself takes some MiB.
+    assert 1000 < held["daemon_kib"] < 32 << 10
+    with pytest.raises(GuestError, match=f"the daemon, process {process.pid}, has ended"):
+        footprint.of_daemon(process.pid)

@@ -56,7 +56,8 @@ def _errors(done: subprocess.CompletedProcess[str]) -> list[str]:
     [
         (
             ["--machine", "isapc"],
-            "--machine isapc: unknown machine type; known: pc, q35, q35-pcie, s390-ccw, virt, virt-acpi",
+            "--machine isapc: unknown machine type; "
+            "known: pc, q35, q35-pcie, s390-ccw, virt, virt-acpi, microvm",
         ),
         (["--arch", "pdp11"], "--arch pdp11: unknown architecture; known: x86_64, s390x, "),
         (

@@ -57,6 +57,7 @@ CONTENT: dict[str, dict[str, bytes | str]] = {
         f"usr/lib/modules/{SPLIT_KERNEL}/kernel/fs/9p/9p.ko.xz": lzma.compress(_MODULE % b""),
     },
     "qemu-system-misc": {"usr/bin/qemu-system-s390x": "\x7fELF"},
+    "virtiofsd": {"usr/libexec/virtiofsd": "\x7fELF"},
     "libc6": {"lib/x86_64-linux-gnu/ld-linux-x86-64.so.2": _ECHO},
     "libjemalloc2": {"usr/lib/x86_64-linux-gnu/libjemalloc.so.2": "profiles"},
     "qemu-system-x86": {
@@ -77,6 +78,7 @@ FOREIGN: dict[str, dict[str, bytes | str]] = {
 DEPENDS = {
     "linux-image-s390x": f"linux-image-{FOREIGN_KERNEL}",
     "qemu-system-misc": "libc6",
+    "virtiofsd": "libc6",
     "linux-image-amd64": f"linux-image-{KERNEL}",
     f"linux-image-{KERNEL}": "busybox-static",
     "linux-image-newest": f"linux-image-{SPLIT_KERNEL}",
@@ -122,6 +124,8 @@ cmdline = "console=ttysclp0"
     "heap/old.toml": 'release = "bookworm"\npackages = ["libjemalloc2"]\nglibc = "2.9"\n',
     "heap/fitting.toml": 'release = "bookworm"\npackages = ["libjemalloc2"]\nglibc = "2.36"\n',
     "heap/new.toml": 'release = "bookworm"\npackages = ["libjemalloc2"]\nglibc = "2.41"\n',
+    "virtiofsd/1.0.toml": 'default = true\nrelease = "bookworm"\npackages = ["virtiofsd"]\n',
+    "virtiofsd/empty.toml": 'release = "bookworm"\npackages = ["libc6"]\n',
     "qemu/7.2.toml": 'default = true\nrelease = "bookworm"\npackages = ["qemu-system-x86"]\n',
 }
 

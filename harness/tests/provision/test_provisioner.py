@@ -434,3 +434,20 @@ def test_a_libc_without_a_heap_library(make: Make, glibc: Callable[[str], None],
     glibc(version)
     with pytest.raises(SetupError, match="this host's libc"):
         next(make().heap_libraries())
+
+
+def test_virtiofsd_runs_with_its_own_loader(archive: Archive, make: Make) -> None:
+    with pytest.raises(SetupError, match=r"virtiofsd 1\.0 is not in the cache"):
+        make(offline=True).virtiofsd()
+    loader, _, libraries, program = make().virtiofsd()
+    root = Path(program).parents[2]
+    assert Path(program).is_file()
+    assert Path(loader).is_relative_to(root)
+    assert str(root) in libraries
+    archive.vanish()
+    assert make(offline=True).virtiofsd() == (loader, "--library-path", libraries, program)
+
+
+def test_packages_without_virtiofsd(archive: Archive, make: Make) -> None:
+    with pytest.raises(SetupError, match="the packages of virtiofsd empty contain no /usr/libexec/virtiofsd"):
+        make().virtiofsd("empty")

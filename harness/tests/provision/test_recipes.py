@@ -6,7 +6,7 @@ import pytest
 
 from harness.errors import UsageError
 from harness.provision import recipes
-from harness.provision.recipes import Folders, GuestRecipe, HeapRecipe, QemuRecipe
+from harness.provision.recipes import Folders, GuestRecipe, HeapRecipe, QemuRecipe, Recipe
 from harness.qemu.architectures import ARCHITECTURES
 
 GOOD = 'default = true\nrelease = "bookworm"\npackages = ["qemu-system-x86"]\n'
@@ -90,6 +90,7 @@ def test_the_projects_own_recipes_can_all_be_read() -> None:
     assert {"7.2", "10.0"} <= set(recipes.names(images / "qemu"))
     for name in recipes.names(images / "heap"):
         recipes.load(images / "heap", name, HeapRecipe)
+    assert recipes.default_name(images / "virtiofsd", Recipe) == "trixie"
     for architecture in ARCHITECTURES.values():
         qemus, guests = (images / recipes.kind_of(kind, architecture) for kind in ("qemu", "guests"))
         for name in recipes.names(qemus):

@@ -13,6 +13,7 @@ import pytest
 from harness.deadline import wait_until
 from harness.qemu.argv import render, script
 from harness.qemu.binary import QemuInstall
+from harness.qemu.machine_types import MACHINE_TYPES
 from harness.qemu.spec import Boot, MachineSpec, Share
 from harness.tests.qemu.specs import PATHS, share, spec
 
@@ -293,3 +294,9 @@ def test_argv_sh_leaves_nothing_when_interrupted(odd: Path, tmp_path: Path, numb
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(60)
     assert list((tmp_path / "t").iterdir()) == []
+
+
+def test_what_a_machine_type_adds_to_the_kernels_command_line() -> None:
+    argv = render(spec(machine_type=MACHINE_TYPES["microvm"]), PATHS)
+    assert argv[argv.index("-append") + 1] == "console=ttyS0 panic=0 tsc_early_khz=2600000"
+    assert "virtio-net-device,id=nic0" in " ".join(argv)

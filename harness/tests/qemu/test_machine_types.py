@@ -24,8 +24,10 @@ each = pytest.mark.parametrize("kind", MACHINE_TYPES.values(), ids=list(MACHINE_
 
 def test_all_of_them_in_order() -> None:
     """The first is the default where one has to be chosen."""
-    assert list(MACHINE_TYPES) == ["pc", "q35", "q35-pcie", "s390-ccw", "virt", "virt-acpi"]
+    assert list(MACHINE_TYPES) == ["pc", "q35", "q35-pcie", "s390-ccw", "virt", "virt-acpi", "microvm"]
     assert DEFAULT_MACHINE_TYPES == ("pc", "q35", "q35-pcie")
+    assert chosen(["x86_64"], []) == DEFAULT_MACHINE_TYPES
+    assert chosen([], ["microvm"]) == ("microvm",), "it is used where it is named"
     assert all(kind.name == name for name, kind in MACHINE_TYPES.items())
 
 
@@ -38,6 +40,7 @@ def test_all_of_them_in_order() -> None:
         ("s390-ccw", {"devno": "fe.0.0010"}, {"devno": "fe.0.0013"}),
         ("virt", {"bus": "rp0", "addr": "0x0"}, {"bus": "rp3", "addr": "0x0"}),
         ("virt-acpi", {"bus": "rp0", "addr": "0x0"}, {"bus": "rp3", "addr": "0x0"}),
+        ("microvm", {"bus": "virtio-mmio-bus.1"}, {"bus": "virtio-mmio-bus.4"}),
     ],
 )
 def test_places(machine: str, first: dict[str, str], last: dict[str, str]) -> None:
@@ -51,7 +54,8 @@ def test_every_place_is_on_the_command_line_or_in_the_machine(kind: MachineType)
     assert len(kind.places) == SLOTS
     ports = {word.split(",")[1] for word in kind.place_arguments if "," in word}
     buses = {place.properties.get("bus", "pci.0") for place in kind.places}
-    assert ports == {f"id={bus}" for bus in buses - {"pci.0"}}
+    own = {bus for bus in buses if bus == "pci.0" or bus.startswith("virtio-mmio-bus.")}
+    assert ports == {f"id={bus}" for bus in buses - own}
 
 
 @pytest.mark.parametrize("slot", [-1, SLOTS])
@@ -103,6 +107,7 @@ def test_how_a_guest_ejects() -> None:
         "s390-ccw": NoEject("a guest cannot eject a channel device"),
         "virt": SlotPowerOff(),
         "virt-acpi": AcpiEject(0x90C0000, in_memory=True),
+        "microvm": NoEject("its devices cannot be ejected"),
     }
     assert AcpiEject(0xAE00).writes(2, 0x10) == [(0xAE10, 2), (0xAE08, 1 << 0x10)]
 
@@ -185,7 +190,34 @@ def test_what_a_machine_type_does_not_have() -> None:
     kind.require_unplug(UnplugKind.TAKES)
 
 
-@pytest.mark.parametrize(("machine", "driver"), [("pc", "virtio-9p-pci"), ("s390-ccw", "virtio-9p-ccw")])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("riscv64", "Debian's kernel is built without PCI hotplug"),
+        ("ppc64le", "a guest of pseries plugs PCI devices by the daemon"),
+    ],
+)
+def test_an_architecture_that_was_tried_and_cannot_be_used(name: str, why: str) -> None:
+    with pytest.raises(UsageError, match=rf"^--arch {name}: {why}.*; known: x86_64, s390x, aarch64$"):
+        chosen([name], [])
+
+
+def test_a_machine_type_without_hotplug() -> None:
+    kind = MACHINE_TYPES["microvm"]
+    kind.require_unplug(UnplugKind.REFUSED)
+    refused = r"^microvm: has no hotplug: device_add and device_del are refused$"
+    with pytest.raises(Unsupported, match=refused):
+        kind.require_hotplug()
+    with pytest.raises(Unsupported, match=refused):
+        kind.require_unplug(UnplugKind.ASKS)
+    for other in set(MACHINE_TYPES) - {"microvm"}:
+        MACHINE_TYPES[other].require_hotplug()
+
+
+@pytest.mark.parametrize(
+    ("machine", "driver"),
+    [("pc", "virtio-9p-pci"), ("s390-ccw", "virtio-9p-ccw"), ("microvm", "virtio-9p-device")],
+)
 def test_the_name_of_a_device(machine: str, driver: str) -> None:
     assert MACHINE_TYPES[machine].driver("virtio-9p-pci") == driver
     assert MACHINE_TYPES[machine].driver("e1000") == "e1000"

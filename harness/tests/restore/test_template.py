@@ -205,3 +205,21 @@ def test_a_qemu_that_died_before_its_stream_is_sent(w: World, tmp_path: Path) ->
     w.qmp.on("migrate-incoming", {})
     with pytest.raises(ChannelLost, match="does not listen for the migration stream"):
         template.restore(cast(Machine, w.machine), Template(tmp_path))
+
+
+def test_a_copy_of_the_memory_keeps_its_holes(tmp_path: Path) -> None:
+    mib = 1 << 20
+    with (tmp_path / "memory").open("wb") as memory:
+        for at in (8 * mib, 24 * mib):
+            memory.seek(at)
+            memory.write(b"data" * 1024)
+        memory.truncate(64 * mib)
+    Template(tmp_path).copy_memory(tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == (tmp_path / "memory").read_bytes()
+    assert (tmp_path / "copy").stat().st_blocks * 512 < mib
+
+
+def test_a_copy_of_the_memory_that_fails(tmp_path: Path) -> None:
+    (tmp_path / "memory").write_bytes(b"x")
+    with pytest.raises(SetupError, match="cannot copy the template's memory to /nowhere/copy: No such file"):
+        Template(tmp_path).copy_memory(Path("/nowhere/copy"))
