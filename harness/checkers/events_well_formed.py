@@ -2,7 +2,8 @@
 
 One unplug of a virtio PCI device gives two ``DEVICE_DELETED``: the first for its ``…/virtio-backend`` child,
 without a ``device``, the second for the device itself. Each is emitted when its object is finalized, so a
-missing event is a leaked reference (QEMU: ``hw/core/qdev.c``, ``device_unparent``; ``qapi/qdev.json``).
+missing event is a leaked reference (QEMU: ``hw/core/qdev.c``, ``device_unparent``; ``qapi/qdev.json``). A
+QEMU that died between the two could not send the second.
 
 A plug that fails late has realized the backend, which is then finalized. Its event comes although
 ``device_add`` is refused and the device never existed (QEMU: ``device_finalize``; seen on 7.2, 10.0 and
@@ -95,8 +96,17 @@ def _pairs(record: Record, machine: str) -> Finding:
             problem = _deleted(machine, entry, devices)
             if problem is not None:
                 return problem
+    if _died(record, machine):  # It could send no more; its death is what `qemu_alive` reports.
+        return VALID
     unfinished = [_unfinished(machine, path, device) for path, device in devices.items()]
     return next((problem for problem in unfinished if problem is not None), VALID)
+
+
+def _died(record: Record, machine: str) -> bool:
+    """Whether QEMU ended before it was asked to."""
+    exit_ = record.last(machine, "machine:exit")
+    asked = next(record.of(machine, "machine:expect-exit"), None)
+    return exit_ is not None and (asked is None or asked.seq > exit_.seq)
 
 
 def _is_virtio(driver: object) -> bool:

@@ -306,6 +306,12 @@ class TestEventsWellFormed:
         assert verdict is INVALID
         assert summary.endswith("the device never: a leaked reference")
 
+    def test_a_qemu_that_died_in_between(self, plugged: RecordWriter) -> None:
+        """It could not send the second event. That it died is reported by ``qemu_alive``."""
+        judgement = plugged.backend_deleted().exited(-11).closed().judged(events_well_formed)
+        assert judgement.verdict is VALID
+        assert plugged.judged(qemu_alive).verdict is INVALID
+
     def test_the_devices_event_is_missing_before_the_next_plug(self, plugged: RecordWriter) -> None:
         verdict, _ = self.judged(plugged.backend_deleted().plugged().backend_deleted().device_deleted())
         assert verdict is INVALID
