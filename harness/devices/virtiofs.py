@@ -24,7 +24,7 @@ from harness.guest.device import sysfs_folder
 from harness.guest.guest import Guest
 from harness.guest.job import Job
 from harness.guest.mount import host_sha256
-from harness.qemu.binary import Capabilities
+from harness.qemu.binary import Capabilities, require_device
 from harness.qemu.machine import Machine, Wrapping
 from harness.qemu.machine_types.machine_type import MachineType
 from harness.qemu.spec import MachineSpec, Value
@@ -143,9 +143,11 @@ class VirtiofsDevice:
         """Make a file system with a new folder in the testbed's.
 
         :param command: virtiofsd, as the fixture of that name gives it.
-        :raises Unsupported: when the guest has another byte order than the host. A guest's FUSE messages are
-            in its own (kernel: ``fs/fuse/dev.c``), and virtiofsd reads them in the host's.
+        :raises Unsupported: when this QEMU has no such device; or when the guest has another byte order than
+            the host. A guest's FUSE messages are in its own (kernel: ``fs/fuse/dev.c``), and virtiofsd reads
+            them in the host's.
         """
+        require_device(testbed.cell.qemu, testbed.cell.machine_type.driver("vhost-user-fs-pci"))
         guests = testbed.cell.machine_type.architecture
         if guests.byte_order != sys.byteorder:
             raise Unsupported(f"virtiofsd does not understand a guest of {guests.name}: its byte order")

@@ -235,6 +235,15 @@ def require_options(install: QemuInstall, *arguments: str) -> None:
         raise Unsupported(f"this QEMU: {unknown[0]}")
 
 
+def require_device(install: QemuInstall, device: str) -> None:
+    """Check that this QEMU binary has a ``device``; a build may be configured without it.
+
+    :raises Unsupported: when it has not.
+    """
+    if f'name "{device}"' not in _ask(install, "-device", "help"):
+        raise Unsupported(f"this QEMU has no device {device}")
+
+
 def require_property(install: QemuInstall, device: str, name: str) -> None:
     """Check that the ``device`` of this QEMU binary has a property ``name``.
 

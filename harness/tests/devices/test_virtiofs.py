@@ -15,7 +15,7 @@ import pytest
 
 from harness.artifacts import Artifacts
 from harness.deadline import wait_until
-from harness.devices import VirtiofsDevice
+from harness.devices import VirtiofsDevice, virtiofs
 from harness.errors import GuestError, SetupError, Unsupported, UsageError, Violation, WaitTimeout
 from harness.qemu.argv import render
 from harness.qemu.binary import Capabilities
@@ -40,8 +40,9 @@ FAILS = "import sys; sys.exit('no seccomp')"
 
 
 @pytest.fixture
-def testbed(tmp_path: Path, world: World) -> Iterator[Testbed]:
-    """A stand-in with what the device needs of a testbed."""
+def testbed(tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Testbed]:
+    """A stand-in with what the device needs of a testbed. Its QEMU has the device, and is not asked."""
+    monkeypatch.setattr(virtiofs, "require_device", lambda *_: None)
     tools: list[LaunchTool] = []
     run = RunFolder(tmp_path)
     scale = world.machine.timeout_scale
@@ -302,3 +303,15 @@ def test_the_spec_of_a_machine_without_it_shares_no_memory(testbed: Testbed) -> 
     one: MachineSpec = spec()
     assert not one.shares_memory
     assert replace(one, devices=(made(testbed),)).shares_memory
+
+
+def test_a_qemu_without_the_device(testbed: Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is started for it."""
+
+    def refuse(_: object, device: str) -> None:
+        raise Unsupported(f"this QEMU has no device {device}")
+
+    monkeypatch.setattr(virtiofs, "require_device", refuse)
+    with pytest.raises(Unsupported, match="^this QEMU has no device vhost-user-fs-pci$"):
+        VirtiofsDevice.create(testbed, ["/virtiofsd"])
+    assert not list(testbed.folder.glob("*-shared"))

@@ -18,6 +18,7 @@ from harness.qemu.binary import (
     on_path,
     probe,
     refusal_to_start,
+    require_device,
     require_named_fds,
     require_options,
     require_property,
@@ -306,6 +307,13 @@ def test_whether_an_incoming_fd_can_be_named(tmp_path: Path) -> None:
     old = from_path(_program(tmp_path / "old", _FAKE.replace("unexpected: $*", "Not a migration stream")))
     with pytest.raises(Unsupported, match="accepts no named file descriptor"):
         require_named_fds(old)
+
+
+def test_a_device_that_a_qemu_has_not(tmp_path: Path) -> None:
+    install = from_path(_program(tmp_path))
+    require_device(install, "virtio-9p-pci")
+    with pytest.raises(Unsupported, match=r"^this QEMU has no device virtio-9p$"):
+        require_device(install, "virtio-9p")
 
 
 def test_a_property_that_a_device_has_not(tmp_path: Path) -> None:
