@@ -312,6 +312,6 @@ def test_a_qemu_without_the_device(testbed: Testbed, monkeypatch: pytest.MonkeyP
         raise Unsupported(f"this QEMU has no device {device}")
 
     monkeypatch.setattr(virtiofs, "require_device", refuse)
-    with pytest.raises(Unsupported, match="^this QEMU has no device vhost-user-fs-pci$"):
+    with pytest.raises(Unsupported, match=r"^this QEMU has no device vhost-user-fs-pci$"):
         VirtiofsDevice.create(testbed, ["/virtiofsd"])
     assert not list(testbed.folder.glob("*-shared"))
