@@ -3,7 +3,8 @@
 A coroutine that has ended is kept. Before 9.1, a thread uses the kept ones again only when there are more
 than 64 (QEMU: ``util/qemu-coroutine.c``, ``POOL_MIN_BATCH_SIZE``, ``coroutine_delete``). Until then each
 coroutine is a new allocation. A plug of virtio-9p runs two (``hw/9pfs/9p.c``, ``v9fs_reset``), so the first
-32 cycles of a hunt would seem to leak them, and the hunt would be extended.
+32 cycles of a hunt would seem to leak them, and the hunt would be extended. The requests of a raw client fill
+the pool in the warm-up.
 """
 
 from __future__ import annotations

@@ -167,7 +167,10 @@ class LeakHunt:
 
         def launch(name: str) -> Machine:
             spec = self.testbed.spec(name=name).without_kernel()
-            return self.testbed.launch(replace(spec, extra=("-S", *extra)))
+            machine = self.testbed.launch(replace(spec, extra=("-S", *extra)))
+            if not plan.saves:
+                coroutine_pool.fill(machine)
+            return machine
 
         self._hunt(launch, lambda machine: machine, cycle, plan, lambda _: None)
 
@@ -310,8 +313,6 @@ class _Run(Generic[S]):
         self._subject: S = start(f"{prefix}cycles")
         self.machine = machine_of(self._subject)
         self._pid = process(self.machine)
-        if not plan.guest and not plan.saves:
-            coroutine_pool.fill(self.machine)
         self._done = 0
         self.lengths: list[int] = []
         self.profiles: list[Profile] = []

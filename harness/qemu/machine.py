@@ -171,20 +171,12 @@ class Machine:
             device.check()
         disk = source.paths.disk if source else folder / "disk.qcow2"
         machine = cls(spec, folder, disk, artifacts, history, timeout_scale)
-        try:
+        with machine._closed_on_failure():
             machine._make_folder(copy_disk=source is None)
             with _port_for(spec.qemu) as ssh_port:
                 machine._start(run, wrapping, ssh_port)
                 on_started(machine)
-                start_s = machine._host_s(START_TIMEOUT_S)
-                machine.qmp.connect(timeout_s=start_s, watch=machine.watch_process)
-        except QmpLost as exc:
-            cause = machine.root_cause(exc)
-            machine.close()
-            raise cause from None
-        except BaseException:
-            machine.close()
-            raise
+                machine._connect()
         return machine
 
     @classmethod
@@ -214,17 +206,25 @@ class Machine:
         request(["/bin/sh", "-c", 'exec "$@" >> "$0" 2>&1', str(artifacts.qemu), *argv])
         machine._process = source._hand_over(machine.name)
         machine._note_launch()
+        with machine._closed_on_failure():
+            machine._connect()
+        return machine
+
+    @contextmanager
+    def _closed_on_failure(self) -> Iterator[None]:
+        """Close the machine when the block, which starts it, fails; a lost connection is its root cause."""
         try:
-            start_s = machine._host_s(START_TIMEOUT_S)
-            machine.qmp.connect(timeout_s=start_s, watch=machine.watch_process)
+            yield
         except QmpLost as exc:
-            cause = machine.root_cause(exc)
-            machine.close()
+            cause = self.root_cause(exc)
+            self.close()
             raise cause from None
         except BaseException:
-            machine.close()
+            self.close()
             raise
-        return machine
+
+    def _connect(self) -> None:
+        self.qmp.connect(timeout_s=self._host_s(START_TIMEOUT_S), watch=self.watch_process)
 
     def _hand_over(self, name: str) -> _Process:
         """Give up the process, in which another QEMU runs now: the machine of this ``name``.
