@@ -1,13 +1,14 @@
-"""Writes a program of the raw client as a text that QEMU itself reads: qtest commands, and QMP between them.
+"""Writes a program of the raw client as a text of qtest commands, and of QMP commands between them.
 
-QEMU reads both from its standard input. A multiplexed character device has the qtest server and the QMP
-monitor as its two frontends; the bytes ``Ctrl-A c`` switch between them (QEMU: ``chardev/char-mux.c``,
-``mux_proc_byte``). A program that needs QMP only to plug devices in at its start is written without QMP: its
-devices are on the command line, and ``-qtest stdio`` reads it.
+A shell loop gives the text to QEMU: qtest commands to its standard input (``-qtest stdio``), lines that begin
+with ``{`` to its QMP monitor, a pair of FIFOs. A program that needs QMP only to plug devices in at its start
+is written without QMP: its devices are on the command line.
 
 The commands are those that the client sent when it ran the program. It waits for answers by reading memory,
-which a text cannot. Instead a large ``memset`` follows each request; it takes some milliseconds. It is padded
-to the size of the buffer with which QEMU reads its input, so QEMU's main loop runs before the next command.
+which a text cannot. Instead the loop sleeps after each line with :data:`_PAUSE`, a command that changes
+nothing. QEMU has read what came before, and is idle: its worker threads answer the request, and its RCU
+thread, which needs the main loop's lock, finishes an unplug. (A command that takes long does not help:
+between two commands the main loop gives its lock up for microseconds only.)
 
 What needs more than that is refused: held requests, migrations, snapshots, more than one machine.
 """
@@ -20,7 +21,7 @@ import shlex
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -62,14 +63,13 @@ _REFUSED = frozenset(
 _COMMANDS = frozenset((*_HOST, "device_add"))
 #: A checker whose failure the answer to ``query-migrate`` shows.
 _BLOCKERS = "blocked_reasons"
-#: QEMU: ``include/chardev/char.h``, ``CHR_READ_BUF_LEN``.
-_BUFFER = 4096
-#: Memory that no driver uses, behind that of the last one (:mod:`harness.ninep.client`).
-_PAUSE = "memset 0x7000000 0x800000 0x0"
-_PADDED = _PAUSE.ljust(_BUFFER - 1)
-_PAUSES = 3
+#: It reads memory that no driver uses, behind that of the last one (:mod:`harness.ninep.client`).
+_PAUSE = "readb 0x7000000"
+#: Seconds of a pause.
+_PAUSE_S = 0.5
 _NOTIFY = "outw"
-_SWITCH = "\x01c"
+#: The FIFOs of the monitor (QEMU: ``chardev/char-pipe.c``).
+_MONITOR = "qmp"
 #: What a finding says whose program needs more than qtest and QMP.
 _NEEDS_A_GUEST = (
     f"There is no {SCRIPT}: its steps need a Linux guest that answers commands.",
@@ -78,9 +78,10 @@ _NEEDS_A_GUEST = (
 )
 #: What a shell adds to the number of the signal that killed a command.
 _BY_SIGNAL = 128
-#: Seconds in which QEMU has to read a text. One that ends with its input waits for more.
+#: Seconds in which QEMU has to read a text, without its pauses. It goes on at the end of its input.
 _LIMIT_S = 30.0
 #: QEMU's list of reasons, when it has one (QEMU: ``qapi/migration.json``, ``MigrationInfo``).
+_ANSWER = re.compile(r'\{"(return|error)"')
 _BLOCKED = re.compile(r'"blocked-reasons": \[[^\]]')
 
 
@@ -117,13 +118,34 @@ class Repro:
             "done",
             f"(head -c {_CODE_AT} /dev/zero; printf '\\372\\364\\353\\375'; head -c 12 /dev/zero) "
             f"> {FIRMWARE}",
-            f"{binary} {shlex.join(self.arguments)} < {REPRO}",
+            *self._loop(f"{binary} {shlex.join(self.arguments)}"),
+        ]
+
+    def _loop(self, qemu: str) -> list[str]:
+        """Shell commands that give the text to QEMU, line by line."""
+        pause = f"  case $line in '{_PAUSE}') sleep ${{PAUSE:-{_PAUSE_S:g}}};; esac"
+        if not self.with_qmp:
+            say = "  printf '%s\\n' \"$line\""
+            return ["while IFS= read -r line; do", say, pause, f"done < {REPRO} | {qemu}"]
+        return [
+            f"mkfifo {_MONITOR}.in {_MONITOR}.out",
+            f"cat {_MONITOR}.out &",
+            "while IFS= read -r line; do",
+            "  case $line in '{'*) to=3;; *) to=1;; esac",
+            "  printf '%s\\n' \"$line\" >&$to",
+            pause,
+            f"done < {REPRO} 3<> {_MONITOR}.in | {qemu}",
+            "status=$?",
+            f": <> {_MONITOR}.out  # cat ends, also where QEMU never opened it.",
+            "wait",
+            "(exit $status)",
         ]
 
     def script(self) -> str:
         """A shell script that runs the text in a folder, and ends with QEMU's exit status.
 
-        It reads :data:`REPRO` beside it. ``QEMU`` in the environment names the binary.
+        It reads :data:`REPRO` beside it. ``QEMU`` in the environment names the binary, ``PAUSE`` the seconds
+        that QEMU gets for each request.
         """
         head = (
             "#!/bin/sh",
@@ -134,7 +156,8 @@ class Repro:
             'cp "$here"/' + REPRO + ' "$run" && cd "$run" || exit 2',
         )
         # A QEMU that has read its input goes on.
-        command = f'timeout -k 1 {_LIMIT_S:g} "${{QEMU:-qemu-system-x86_64}}"'
+        limit_s = _LIMIT_S + 2 * _PAUSE_S * self.text.count(_PAUSE)
+        command = f'timeout -k 1 {limit_s:g} "${{QEMU:-qemu-system-x86_64}}"'
         return "\n".join((*head, *self.lines(command))) + "\n"
 
 
@@ -229,7 +252,7 @@ def _commands(part: _Part) -> list[str]:
             continue
         found.append(line)
         if line.startswith(_NOTIFY):
-            found += [_PADDED] * _PAUSES
+            found.append(_PAUSE)
     return found
 
 
@@ -238,24 +261,18 @@ def _plain(parts: Sequence[_Part]) -> str:
 
 
 def _with_qmp(parts: Sequence[_Part]) -> str:
-    """The text with QMP between the qtest commands.
-
-    The monitor has the input at first: it was declared last.
-
-    While it executes a command it takes no input, and at the end of the input it would not go on. So a pause
-    follows each command, in which the qtest server has the input.
-    """
-    pause = f"{_SWITCH}{_PADDED}\n{_SWITCH}"
-
-    def qmp(command: Mapping[str, Any]) -> str:
-        return json.dumps(command) + "\n" + pause
-
-    text = qmp({"execute": "qmp_capabilities"})
+    """The text with QMP commands between those of qtest."""
+    lines = [_qmp("qmp_capabilities"), _PAUSE]
     for part in parts:
-        text += "".join(map(qmp, part.qmp))
-        if commands := _commands(part):
-            text += _SWITCH + "".join(f"{line}\n" for line in commands) + _SWITCH
-    return text + pause * _PAUSES + qmp({"execute": "query-migrate"}) + qmp({"execute": "quit"})
+        for command in part.qmp:
+            lines += [json.dumps(command), _PAUSE]
+        lines += _commands(part)
+    lines += [_PAUSE, _qmp("query-migrate"), _PAUSE, _qmp("quit")]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _qmp(command: str) -> str:
+    return json.dumps({"execute": command})
 
 
 def _arguments(
@@ -282,6 +299,7 @@ def _arguments(
             options = {"path": share.id, "security_model": share.security_model, **share.fsdev_options}
             given = ",".join(f"{name}={value}" for name, value in options.items())
             found += ["-fsdev", f"local,id={share.fsdev},{given}"]
+    found += ["-qtest", "stdio", "-qtest-log", "none"]
     if not with_qmp:
         plugged = [part.step.share for part in parts if part.step.do == "plug"]
         for number in plugged:
@@ -290,10 +308,8 @@ def _arguments(
             driver = properties.pop("driver")
             given = "".join(f",{name}={value}" for name, value in properties.items())
             found += ["-device", f"{driver}{given}"]
-        found += ["-qtest", "stdio", "-qtest-log", "none"]
     else:
-        found += ["-chardev", "stdio,id=both,mux=on,signal=off"]
-        found += ["-object", "qtest,id=qtest,chardev=both,log=none", "-mon", "chardev=both,mode=control"]
+        found += ["-chardev", f"pipe,id=qmp,path={_MONITOR}", "-mon", "chardev=qmp,mode=control"]
     return tuple(found), tuple(folders)
 
 
@@ -323,10 +339,7 @@ def with_text(finding: Finding, cell: Cell) -> Finding:
         *(f"  {line}" for line in made.lines()),
     ]
     if made.with_qmp:
-        about += [
-            "",
-            "It has QMP commands between the qtest commands; '-object qtest' needs QEMU 7.0 or later.",
-        ]
+        about += ["", "Its lines that begin with '{' are QMP commands; the others are qtest commands."]
     return replace(finding, qtest=made.text, script=made.script(), about_qtest=tuple(about))
 
 
@@ -358,8 +371,11 @@ def seen(repro: Repro, failure: Failure, program: Program, install: QemuInstall,
         # The shell adds 128 to the number of the signal; "timeout" ends with 124, or kills with 9.
         died = done.returncode > _BY_SIGNAL and done.returncode != _BY_SIGNAL + signal.SIGKILL
         return f"QEMU was killed by {signal.Signals(done.returncode - _BY_SIGNAL).name}" if died else ""
-    if '"return": {' not in printed.rpartition("OK")[0]:
+    answers = [line for line in printed.splitlines() if _ANSWER.match(line)]
+    asked = repro.text.splitlines().index(_qmp("query-migrate"))
+    number = sum(line.startswith("{") for line in repro.text.splitlines()[:asked])
+    if number >= len(answers):
         return ""
     expected = bool(getattr(states(program)[failure.step + 1], "blocked", False))
-    listed = _BLOCKED.search(printed) is not None
+    listed = _BLOCKED.search(answers[number]) is not None
     return f"blocked-reasons {'is listed' if listed else 'is not listed'}" if listed != expected else ""
