@@ -64,6 +64,20 @@ def test_savevm_and_loadvm_after_unplug(after_unplug: Guest, snapshot: Snapshot)
 
 
 @pytest.mark.always
+@pytest.mark.no_guest_kernel
+@pytest.mark.pin_machine("pc")
+def test_system_reset_after_an_eject(raw_guest: RawGuest, share: Share) -> None:
+    """system_reset calls no stale reset handler, also the second time; the device can be plugged again."""
+    for _ in range(2):
+        driver = raw_guest.plug(share)
+        driver.version()
+        driver.attach(1)
+        raw_guest.eject(share)
+        raw_guest.system_reset()
+    raw_guest.plug(share).version()
+
+
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_system_reset_after_unplug(after_unplug: Guest, run_state: RunState) -> None:
     """system_reset calls no stale reset handler, and the guest boots again."""

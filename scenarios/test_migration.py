@@ -45,7 +45,7 @@ def test_an_unmounted_device_arrives_alive(testbed: Testbed, share: Share, plugg
 
 
 @pytest.mark.thorough("pc", "q35")
-@pytest.mark.parametrize("plugged", by_default("cold", of=["hot", "cold"]))
+@pytest.mark.parametrize("plugged", by_default("hot", of=["hot", "cold"]))
 def test_a_device_is_plugged_again_where_it_arrived(testbed: Testbed, share: Share, plugged: str) -> None:
     """On the destination the device is unplugged, and one with the same id, slot and tag plugged, which
     migrates in turn."""

@@ -27,6 +27,7 @@ from harness.ninep.client import NineError, RawGuest
 from harness.plugin.thorough import by_default
 from harness.qemu.binary import refusal_to_start, require_options, require_property
 from harness.qemu.blockers import lists_blocked_reasons
+from harness.qemu.deletion import Deletion
 from harness.qemu.machine import Machine
 from harness.qemu.machine_types.machine_type import FixedPlace
 from harness.qemu.machine_types.root_ports import FIXED_PLACE
@@ -58,29 +59,44 @@ def cold_plugged(testbed: Testbed, fixed: FixedPlace, shares: tuple[Share, ...])
     return testbed.boot(replace(spec, extra=fixed.arguments))
 
 
-def refusal(hotplug: Hotplug, command: str, **arguments: str | bool | int) -> str:
+def refusal(machine: Machine, command: str, **arguments: str | bool | int) -> str:
     """The text of QEMU's error for a command that it has to refuse."""
     with pytest.raises(QemuError) as refused:
-        hotplug.guest.machine.qmp.execute(command, arguments)
+        machine.qmp.execute(command, arguments)
     return refused.value.desc
 
 
 @pytest.mark.always
+@pytest.mark.no_guest_kernel
 @pytest.mark.thorough("q35")
-def test_a_bus_that_forbids_hotplug(
+def test_a_bus_that_forbids_hotplug(testbed: Testbed, fixed: FixedPlace, shares: tuple[Share, ...]) -> None:
+    """On a bus that forbids hotplug, device_add and device_del are refused, and the device there stays."""
+    share, other = shares[:2]
+    spec = testbed.spec(plugged=frozenset([share.id])).without_kernel()
+    machine = testbed.launch(replace(spec, extra=("-S", *fixed.arguments)))
+    with Deletion(machine, share.id) as deletion:
+        assert refusal(machine, "device_del", id=share.id) in fixed.refusals
+        with pytest.raises(QemuError) as refused:
+            machine.device_add(other)
+        assert refused.value.desc in fixed.refusals
+        assert deletion.present()
+
+
+@pytest.mark.thorough
+def test_a_share_on_a_bus_that_forbids_hotplug(
     cold_plugged: Guest, fixed: FixedPlace, shares: tuple[Share, ...]
 ) -> None:
-    """On a bus that forbids hotplug, device_add and device_del are refused; the share there stays usable."""
+    """The refusals leave a share usable that is mounted there, and one that was unmounted."""
     share, other = shares[:2]
-    hotplug = Hotplug(cold_plugged)
+    machine = cold_plugged.machine
     mount = cold_plugged.mount(share)
-    assert refusal(hotplug, "device_del", id=share.id) in fixed.refusals
+    assert refusal(machine, "device_del", id=share.id) in fixed.refusals
     with pytest.raises(QemuError) as refused:
-        hotplug.plug(other)
+        machine.device_add(other)
     assert refused.value.desc in fixed.refusals
     mount.expect_intact("after", mount.write("after", size_kib=64))
     mount.unmount()
-    assert refusal(hotplug, "device_del", id=share.id) in fixed.refusals
+    assert refusal(machine, "device_del", id=share.id) in fixed.refusals
     cold_plugged.mount(share).unmount()
 
 
@@ -99,18 +115,18 @@ def test_a_machine_without_hotplug(testbed: Testbed) -> None:
     migration = Migration(guest, testbed)
     mount = guest.mount(share)
     mount.expect_intact("before", mount.write("before", size_kib=64))
-    assert refusal(hotplug, "device_del", id=share.id) == _refused_by_its_bus(testbed, share)
+    assert refusal(guest.machine, "device_del", id=share.id) == _refused_by_its_bus(testbed, share)
     with pytest.raises(QemuError) as refused:
         hotplug.plug(other)
     assert refused.value.desc == _refused_by_its_bus(testbed, other)
-    assert refusal(hotplug, "device_add", driver="virtio-9p-pci", fsdev=other.fsdev, mount_tag="pci") == (
-        "No 'PCI' bus found for device 'virtio-9p-pci'"
-    )
+    assert refusal(
+        guest.machine, "device_add", driver="virtio-9p-pci", fsdev=other.fsdev, mount_tag="pci"
+    ) == ("No 'PCI' bus found for device 'virtio-9p-pci'")
     mount.expect_intact("after", mount.write("after", size_kib=64))
     migration.expect_blocked_by(share)
     mount.unmount()
     migration.expect_not_blocked()
-    assert refusal(hotplug, "device_del", id=share.id) == _refused_by_its_bus(testbed, share)
+    assert refusal(guest.machine, "device_del", id=share.id) == _refused_by_its_bus(testbed, share)
     guest.mount(share).unmount()
 
 
@@ -136,7 +152,7 @@ def test_names_that_are_taken_or_unknown(guest: Guest, hotplug: Hotplug, testbed
     with pytest.raises(QemuError) as refused:
         hotplug.plug(taken)
     assert refused.value.desc in plug_refusals("busy_id", taken)
-    assert refusal(hotplug, "device_del", id="unknown") == "Device 'unknown' not found"
+    assert refusal(guest.machine, "device_del", id="unknown") == "Device 'unknown' not found"
     mount.expect_usable()
     mount.unmount()
     hotplug.unplug(share)
@@ -245,7 +261,7 @@ def test_hotplug_during_a_migration(
         with pytest.raises(QemuError) as refused:
             hotplug.plug(other)
         assert refused.value.desc == "device_add not allowed while migrating"
-        assert refusal(hotplug, "device_del", id=share.id) == "device_del not allowed while migrating"
+        assert refusal(guest.machine, "device_del", id=share.id) == "device_del not allowed while migrating"
     mount = guest.mount(share)
     mount.expect_usable()
     mount.unmount()
@@ -396,9 +412,9 @@ def test_what_is_refused_while_the_guest_migrates(
     hotplug.plug(share)
     with migration.under_way() if phase == "active" else migration.before_switchover():
         plug = other.device(machine.spec.machine_type)
-        assert refusal(hotplug, "device_add", **plug) == "device_add not allowed while migrating"
-        assert refusal(hotplug, "device_del", id=share.id) == "device_del not allowed while migrating"
-        assert refusal(hotplug, "migrate", uri="exec:cat > /dev/null") == BUSY
+        assert refusal(machine, "device_add", **plug) == "device_add not allowed while migrating"
+        assert refusal(machine, "device_del", id=share.id) == "device_del not allowed while migrating"
+        assert refusal(machine, "migrate", uri="exec:cat > /dev/null") == BUSY
         with pytest.raises(QemuError, match=BUSY):
             snapshot.savevm("meanwhile")
         if snapshot.has_jobs:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from harness.actions.bad_plugs import BadPlug
-from harness.actions.hotplug import Hotplug, UnplugState
+from harness.actions.hotplug import Hotplug, Unplug, UnplugState
 from harness.actions.migration import Migration
 from harness.actions.run_state import RunState
 from harness.deadline import check_during
@@ -275,9 +275,33 @@ def test_device_del_then_reset(
         mount = guest.mount(share)
         mount.expect_usable()
         mount.unmount()
-        hotplug.unplug(share)
+        when_accepted(hotplug, share).wait_completed()
     unplug.wait_completed()
     migration.expect_not_blocked()
+
+
+#: Seconds in which device_del has to be accepted again.
+PENDING_S = 10.0
+
+
+def when_accepted(hotplug: Hotplug, share: Share) -> Unplug:
+    """Repeat device_del until QEMU accepts it.
+
+    With native PCIe hotplug a request counts as pending for five seconds, also if the guest has forgotten
+    it in a reset (QEMU: ``hw/pci/pcie.c``, ``pcie_cap_slot_unplug_request_cb``; ``system/qdev-monitor.c``,
+    ``qmp_device_del``).
+    """
+    requests: list[Unplug] = []
+
+    def accepted() -> bool:
+        requests.append(hotplug.request_unplug(share))
+        requests[-1].expect_granted_or_under_way()
+        return requests[-1].refusal is None
+
+    hotplug.guest.machine.wait_until(
+        accepted, what=f"device_del of {share.id} to be accepted", timeout_s=PENDING_S, interval_s=0.5
+    )
+    return requests[-1]
 
 
 @pytest.mark.thorough

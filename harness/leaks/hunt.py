@@ -95,10 +95,12 @@ class Plan:
 
 #: A cycle without a guest takes some 40 to 75 ms.
 WITHOUT_GUEST = Plan(warm_up=8, part=8)
-SAVING = replace(WITHOUT_GUEST, saves=True)
+SAVING = replace(WITHOUT_GUEST, thorough=12, saves=True)
+#: For a cycle of a hundred requests, each of which leaks in each cycle or never; it takes some 150 ms.
+MANY_REQUESTS = Plan(warm_up=4, part=5, thorough=12)
 #: Under TCG a cycle with a guest takes the processor time of four without. What is lost more rarely is found
-#: without a guest, and with ``--thorough``.
-WITH_GUEST = Plan(warm_up=4, part=3, guest=True)
+#: without a guest.
+WITH_GUEST = Plan(warm_up=4, part=3, thorough=8, guest=True)
 
 
 class LeakHunt:
