@@ -22,7 +22,7 @@ from harness.actions.migration import expect_blocked_by
 from harness.errors import GuestError, Violation
 from harness.holds.hold import Hold
 from harness.leaks.footprint import open_fds
-from harness.leaks.hunt import LeakHunt
+from harness.leaks.hunt import MANY_REQUESTS, LeakHunt
 from harness.ninep import messages as p9
 from harness.ninep.client import RawDriver, RawGuest
 from harness.ninep.messages import NOFID, UNIX_VERSION, VERSION, T
@@ -760,7 +760,7 @@ def test_what_is_refused_leaves_nothing(leak_hunt: LeakHunt, share: Share) -> No
             assert outcome(driver, kind, body) != ANSWERED
         driver.version()
 
-    leak_hunt.repeat_raw(cycle)
+    leak_hunt.repeat_raw(cycle, MANY_REQUESTS)
 
 
 def _about_a_file(protocol: str, fids: Iterator[int]) -> Iterator[tuple[T, bytes]]:
