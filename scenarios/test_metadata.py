@@ -320,7 +320,6 @@ USERS: tuple[Row, ...] = (
 )
 
 
-@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_users_of_a_share(guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]) -> None:
     """With ``access=user`` each of the guest's users has its own rights and owns the files that it makes.
@@ -747,10 +746,9 @@ def test_attributes_of_the_host_alone(raw_guest: RawGuest, shares: tuple[Share, 
         assert attributes.on_host(hidden) == value
 
 
-@pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
-@pytest.mark.parametrize("model", MODELS, ids=_id)
+@pytest.mark.parametrize("model", by_default("mapped-xattr", of=MODELS), ids=_id)
 def test_the_attributes_of_an_open_file(raw_guest: RawGuest, modelled: Share) -> None:
     """Type, mode, owner and size are the same whether the fid is open or not, and an open file can be locked,
     also after it was unlinked."""
@@ -785,10 +783,9 @@ def attributes_of(driver: RawDriver, fid: int) -> tuple[int, ...]:
     return mode, uid, gid, bytes_
 
 
-@pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("pc")
-@pytest.mark.parametrize("model", ["none", "mapped-xattr"], ids=_id)
+@pytest.mark.parametrize("model", by_default("none", of=["none", "mapped-xattr"]), ids=_id)
 def test_a_folder_that_the_host_has_removed(raw_guest: RawGuest, modelled: Share) -> None:
     """The host removes a folder with two files: each message about one of them is answered with ENOENT."""
     driver = attached(raw_guest, modelled)

@@ -340,7 +340,6 @@ def test_only_migratable(testbed: Testbed, shares: tuple[Share, ...]) -> None:
     hotplug.unplug(share)
 
 
-@pytest.mark.thorough
 @pytest.mark.no_guest_kernel
 @pytest.mark.pin_machine("q35")
 def test_a_root_port_that_forbids_hotplug(testbed: Testbed) -> None:

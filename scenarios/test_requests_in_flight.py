@@ -364,7 +364,6 @@ def slow(testbed: Testbed, share: Share) -> Share:
     return declared
 
 
-@pytest.mark.thorough
 def test_requests_that_wait_for_their_turn(slow: Share, raw_guest: RawGuest) -> None:
     """On a throttled export, reads and writes in flight together are answered with their own bytes."""
     driver = plug_and_attach(raw_guest, slow)
