@@ -212,7 +212,7 @@ def session(driver: RawDriver) -> None:
 
 
 #: In a cycle of the next scenario.
-SESSIONS = 3
+SESSIONS = 5
 
 
 @pytest.mark.no_guest_kernel
@@ -228,7 +228,7 @@ def test_mount_and_umount_without_unplug(leak_hunt: LeakHunt, share: Share) -> N
         for _ in range(SESSIONS):
             session(guest.driver(share))
 
-    leak_hunt.repeat_raw(cycle)
+    leak_hunt.repeat_raw(cycle, MANY_REQUESTS)
 
 
 @pytest.mark.no_guest_kernel
