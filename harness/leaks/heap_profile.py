@@ -162,7 +162,7 @@ def read_profile(path: Path) -> dict[Site, Live]:
     place = cache(_Mapping(mapped).of)
     live: dict[Site, Live] = defaultdict(lambda: Live(0, 0))
     for match in re.finditer(r"^@ (.*)\n\s+t\*: (\d+): (\d+)", heap, re.MULTILINE):
-        site = tuple(place(int(address, 16)) for address in match[1].split())
+        site = tuple(map(place, match[1].split()))
         before = live[site]
         live[site] = Live(before.objects + int(match[2]), before.bytes + int(match[3]))
     return dict(live)
@@ -179,7 +179,8 @@ class _Mapping:
         )
         self._starts = [segment[0] for segment in self._segments]
 
-    def of(self, address: int) -> tuple[str, int]:
+    def of(self, hexadecimal: str) -> tuple[str, int]:
+        address = int(hexadecimal, 16)
         index = bisect.bisect(self._starts, address) - 1
         if index >= 0:
             start, end, offset, path = self._segments[index]
