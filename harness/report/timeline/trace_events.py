@@ -1,13 +1,18 @@
-"""Writes a timeline as trace-event JSON, which https://ui.perfetto.dev and ``chrome://tracing`` open.
+"""Writes a timeline as trace-event JSON, which https://ui.perfetto.dev opens.
 
 Each machine is a process, and so is the host. Spans are *async* events (``b`` and ``e``), because spans of a
 lane may overlap, which the format forbids for other ones ("Trace Event Format", Async Events; Perfetto,
 "Visualizing external trace formats"). The row of a lane is one async track: its events have one ``cat`` and
-``id``, and the first of them is a span with the lane's title around all others, by which Perfetto names the
-track (``src/trace_processor/importers/json/json_trace_parser_impl.cc``).
+``id2``, and the first of them is a span with the lane's title around all others, by which Perfetto names the
+track (``src/trace_processor/importers/common/track_compressor.cc``, ``InternLegacyAsyncTrack``). The id is
+``local``, so the track is of its process; Perfetto shows those with a global ``id`` in a group of their own,
+"Global Legacy Events" (``ui/src/plugins/dev.perfetto.TraceProcessorTrack/slice_tracks.ts``).
 
 An arrow is a flow with ``bind_id``, ``flow_out`` and ``flow_in``. The older flow events (``s`` and ``f``)
-join slices of threads only, and Perfetto drops them at async events (the same file, ``MaybeAddFlow``).
+join slices of threads only, and Perfetto drops them at async events
+(``src/trace_processor/importers/json/json_trace_parser.cc``, ``MaybeAddFlow``). Catapult's viewer, which was
+``chrome://tracing``, opens the file as well, but reads flows of complete events (``X``) alone
+(``tracing/tracing/extras/importer/trace_event_importer.html``), so it draws no arrows.
 """
 
 from __future__ import annotations
@@ -62,16 +67,20 @@ class _Events:
         yield from sorted(events, key=lambda event: event["ts"])
 
     def _names(self, lane: Lane, number: int) -> Iterator[dict[str, Any]]:
-        place = {"ph": "M", "pid": self._pids[lane.machine], "tid": number}
+        pid = self._pids[lane.machine]
+        place = {"ph": "M", "pid": pid, "tid": number}
         yield {**place, "name": "process_name", "args": {"name": lane.machine or _HOST}}
         yield {**place, "name": "thread_name", "args": {"name": lane.title}}
+        # Without these, a viewer sorts by name.
+        yield {**place, "name": "process_sort_index", "args": {"sort_index": pid}}
+        yield {**place, "name": "thread_sort_index", "args": {"sort_index": number}}
 
     def _lane(self, lane: Lane, number: int) -> Iterator[dict[str, Any]]:
         pid = self._pids[lane.machine]
         rows: list[list[Span]] = lane.rows()
         tracks: list[list[Span] | list[Instant]] = [*rows, *([list(lane.instants)] if lane.instants else [])]
         for row, items in enumerate(tracks):
-            place = {"cat": lane.kind.value, "id": f"{number}.{row}", "pid": pid, "tid": number}
+            place = {"cat": lane.kind.value, "id2": {"local": f"{number}.{row}"}, "pid": pid, "tid": number}
             is_instants = row == len(rows)
             title = f"{lane.title}{' (moments)' if is_instants else ''}"
             yield {**place, "ph": "b", "name": title, "ts": 0.0}

@@ -61,11 +61,15 @@ def first(events: list[dict[str, Any]], **wanted: object) -> dict[str, Any]:
         (lambda events: first(events, ph="n").update(ts=float("nan")), "ts is nan"),
         (lambda events: first(events, ph="n").pop("tid"), "tid is None"),
         (lambda events: first(events, ph="e").pop("cat"), "cat is None"),
-        (lambda events: first(events, ph="e").update(id="9.9"), "outside of the track"),
+        (lambda events: first(events, ph="e").update(id2={"local": "9.9"}), "outside of the track"),
+        (lambda events: first(events, ph="e").update(id2={"global": "1.0"}), "id2 is {'global'"),
+        (lambda events: first(events, ph="e").update(id="1.0"), "id is '1.0'"),
+        (lambda events: first(events, ph="e").update(bind_id="0x1", flow_in=True), "at the phase e"),
+        (lambda events: first(events, name="thread_sort_index").update(args={}), "names something"),
         (lambda events: first(events, ph="e").update(name="x"), "ends before"),
         (lambda events: first(events, ph="C").update(args={"value": "3"}), "not a number"),
         (lambda events: first(events, ph="M").update(args={}), "names something"),
-        (lambda events: events.append(events.pop(0)), "named after"),
+        (lambda events: events.append(events.pop(0)), "after the first event"),
     ],
 )
 def test_a_broken_trace_is_noticed(timeline: Timeline, change: Any, problem: str) -> None:
@@ -83,7 +87,7 @@ def test_overlapping_spans_are_on_tracks_of_their_own() -> None:
     spans = (Span(1, "a", 0.0, 2.0, Outcome.OK), Span(2, "b", 1.0, 3.0, Outcome.OK))
     document = read(trace_events(Timeline("t", "", "", 3.0, (Lane(LaneKind.QMP, "m", spans),))))
     assert problems(document) == []
-    tracks = {event["name"]: event["id"] for event in document["traceEvents"] if event["ph"] == "b"}
+    tracks = {event["name"]: event["id2"]["local"] for event in document["traceEvents"] if event["ph"] == "b"}
     assert tracks["a"] != tracks["b"]
 
 
