@@ -12,7 +12,7 @@ import click
 
 from harness.cli.common import progress
 from harness.errors import UsageError
-from harness.report.nights import history, report, runs, text
+from harness.report.nights import history, report, rows, runs, text
 from harness.report.nights.store import Store
 from harness.report.page.page import write_page
 
@@ -50,6 +50,10 @@ def nights(file: Path, since: str | None, page: Path | None, as_json: bool) -> N
     with Store(file, read_only=True) as store:
         read = history.load(store)
         if not read.runs:
+            if page is not None and store.select(rows.Run):
+                progress(f"page: {write_page(store, page)}")
+                print(f"{file} has no run of scenarios to compare; the page shows its other runs")
+                return
             raise UsageError(
                 f"{file}: has no run of scenarios yet; pytest scenarios --record {file} adds one"
             )

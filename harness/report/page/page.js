@@ -582,7 +582,7 @@
       h("tbody", {}, firsts.map(first => h("tr", {}, h("th", { scope: "row" }, name(first)), nexts.map(next => cell(first, next)))))));
     const about = h("p", { class: "soft", id: `pairs-${one.alphabet}` }, `${plural(one.runs, "exploration")} with the alphabet ${one.alphabet}: of ${one.cells.length} pairs `
       + `of steps that were possible, ${made} were made, ${never.length} never. Rows: the first step; columns: the step directly after it.`);
-    return [about, box, never.length ? h("details", {}, h("summary", {}, `${plural(never.length, "pair")} that never were made`),
+    return [about, box, never.length ? h("details", {}, h("summary", {}, `${plural(never.length, "pair")} never made`),
       listed(["First!", "Then"], never, ([first, next]) => [name(first), name(next)])) : null];
   }
   function grouped2(list, keyOf) {

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.report.nights.circumstances import about
+from harness.report.nights.recorder import EXPLORE, Recorder
 from harness.report.nights.store import Store
 from harness.tests.cli.conftest import Harness
 from harness.tests.report.nights.generator import CAUSE, Plan, write
@@ -39,6 +41,19 @@ def test_the_page(harness: Harness, regressed: Path, tmp_path: Path) -> None:
     ended = harness("nights", regressed, "--since", "2d", "--page", tmp_path / "page")
     assert (ended.status, ended.line) == (1, f"harness: page: {tmp_path}/page/index.html")
     assert CAUSE in (tmp_path / "page" / "index.html").read_text()
+
+
+def test_the_page_of_explorations_alone(harness: Harness, tmp_path: Path) -> None:
+    path = tmp_path / "nights.sqlite"
+    with Recorder(path) as recorder:
+        recorder.begin(EXPLORE, about(["--seconds", "9"]))
+        recorder.find("finding", "qemu_alive | killed by SIGSEGV", "failed")
+        recorder.end(0)
+    ended = harness("nights", path, "--page", tmp_path / "page")
+    assert (ended.status, ended.line) == (0, f"harness: page: {tmp_path}/page/index.html")
+    assert "no run of scenarios" in ended.out
+    assert "killed by SIGSEGV" in (tmp_path / "page" / "index.html").read_text()
+    assert harness("nights", path).status == 2, "there is nothing to compare"
 
 
 def test_the_report_as_json(harness: Harness, regressed: Path) -> None:

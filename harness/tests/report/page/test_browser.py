@@ -241,7 +241,7 @@ def test_explored_pairs_are_a_table_of_first_and_next_step(chromium: Any, explor
     assert cells == ["3", "", "", "5", "", "", "", "never", "1,200"]
     titles = opened.evaluate("[...document.querySelectorAll('.pairs td[title]')].map(td => td.title)")
     assert "plug, then stop: never" in titles
-    opened.tab.get_by_text("1 pair that never were made").click()
+    opened.tab.get_by_text("1 pair never made").click()
     assert opened.texts("details td") == ["plug", "stop"]
     assert opened.complaints == []
     assert {url.partition("#")[0] for url in opened.requests} == {explored.as_uri()}
