@@ -8,7 +8,7 @@ from collections.abc import Generator
 import pytest
 
 from harness.artifacts import Artifacts
-from harness.plugin.fixtures import FOLDER
+from harness.plugin.fixtures import AGAIN, FOLDER
 from harness.plugin.folders import ROOT
 from harness.plugin.judging import JUDGEMENTS
 from harness.plugin.options import about_taken, option
@@ -31,7 +31,10 @@ def _hide_own_frames() -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add the evidence to a failure; remove the folder of a test that passed."""
+    """Add the evidence to a failure; remove the folder of a test that passed.
+
+    A further run of a test that failed keeps its folder: its record says what differed.
+    """
     if call.excinfo is not None:  # Every module with a frame in it is imported by now.
         _hide_own_frames()
     report = yield
@@ -46,6 +49,7 @@ def pytest_runtest_makereport(
     if (
         report.when == "teardown"
         and not item.stash.get(_FAILED, False)
+        and AGAIN not in item.stash
         and not option(item.config, "keep-artifacts")
     ):
         artifacts.discard()

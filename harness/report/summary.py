@@ -23,6 +23,7 @@ from rich.table import Column, Table
 from harness.errors import UsageError
 from harness.guarantees import UNNAMED, in_order
 from harness.report import markdown
+from harness.report.divergence import divergence
 
 #: The names of the files in a ``--summary`` folder.
 NAME = "matrix.json"
@@ -484,7 +485,7 @@ def _notable(results: Iterable[Result]) -> Iterable[Table]:
 
 
 def differences(result: Result) -> str:
-    """What differed between the runs of a flaky test: outcomes, host load, seconds, signatures."""
+    """What differed between the runs of a flaky test: outcomes, host load, seconds, signatures, timeline."""
     runs: tuple[Result | Again, ...] = (result, *result.again)
     parts = [f"outcomes: {', '.join(str(one.outcome) for one in runs)}"]
     loads = [one.load for one in runs if one.load is not None]
@@ -494,6 +495,10 @@ def differences(result: Result) -> str:
     signatures = dict.fromkeys(one.signature for one in runs if one.signature)
     if len(signatures) > 1:
         parts.append(f"signatures: {'; '.join(signatures)}")
+    folders = {one.outcome: Path(one.artifacts) for one in reversed(runs) if one.artifacts}
+    if result.outcome in folders and Outcome.PASSED in folders:
+        timeline = divergence(folders[result.outcome], folders[Outcome.PASSED])
+        parts += [f"timeline: {timeline}"] if timeline else []
     return "; ".join(parts)
 
 

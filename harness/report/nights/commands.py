@@ -10,6 +10,7 @@ from harness.artifacts import HISTORY
 from harness.report.nights import rows
 from harness.report.nights.changes import commit_of
 from harness.report.nights.history import Entry
+from harness.report.summary import Outcome
 
 _DEFAULT = "default"
 
@@ -68,7 +69,8 @@ def one_release(bad: Entry, good: Entry | None) -> str:
 
 def artefacts(entry: Entry) -> Path | None:
     """The folder to name in command lines: what the failed test, or a later run of it, left there."""
-    named = [entry.result.artefacts, *(one.artefacts for one in entry.confirmations)]
+    again = (one.artefacts for one in entry.confirmations if one.outcome != Outcome.PASSED)
+    named = [entry.result.artefacts, *again]
     folders = [Path(name) for name in named if name]
     return next((folder for folder in folders if (folder / HISTORY).is_file()), None)
 

@@ -6,13 +6,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 from harness.report.change_points import changes as change_points
+from harness.report.divergence import divergence
 from harness.report.nights import changes
 from harness.report.nights.changes import Difference
 from harness.report.nights.history import Entry, History, Place
 from harness.report.nights.load import Load, compared
 from harness.report.reliability import Reliability
+from harness.report.summary import Outcome
 
 #: So many of its last nights say whether a test is flaky.
 WINDOW = 30
@@ -54,6 +57,17 @@ class Flaky:
     last_failure: Entry
     onset: Onset | None
     load: Load | None
+
+
+def differed(one: Flaky) -> str:
+    """What differed between the records of a flaky test's last failure and of a further run that passed.
+
+    Empty where nothing did, where all further runs failed, or where their folders are gone.
+    """
+    failed = one.last_failure.result.artefacts
+    passed = [run.artefacts for run in one.last_failure.confirmations if run.outcome == Outcome.PASSED]
+    folder = next(filter(None, passed), None)
+    return divergence(Path(failed), Path(folder)) if failed and folder else ""
 
 
 def flaky(history: History) -> list[Flaky]:

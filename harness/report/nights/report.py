@@ -10,7 +10,7 @@ from typing import Any
 from harness.report.nights import commands
 from harness.report.nights.causes import Cause, causes
 from harness.report.nights.changes import Difference
-from harness.report.nights.flaky import Flaky, flaky
+from harness.report.nights.flaky import Flaky, differed, flaky
 from harness.report.nights.history import Entry, History, Place
 from harness.report.nights.missing import Missing, missing
 from harness.report.nights.regressions import Failures, Fix, Regression, failures
@@ -179,6 +179,7 @@ def _flaky(one: Flaky) -> dict[str, Any]:
         "load": None
         if one.load is None
         else {"failed": one.load.first, "passed": one.load.second, "p": one.load.p},
+        "timeline": differed(one),
     }
 
 

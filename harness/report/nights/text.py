@@ -10,7 +10,7 @@ from harness.report.change_points import Shape
 from harness.report.nights import commands, rows
 from harness.report.nights.causes import Cause, causes
 from harness.report.nights.changes import Difference
-from harness.report.nights.flaky import Flaky
+from harness.report.nights.flaky import Flaky, differed
 from harness.report.nights.history import Entry, History, Place
 from harness.report.nights.missing import Missing
 from harness.report.nights.regressions import Fix, Regression
@@ -237,6 +237,8 @@ def _flaky(one: Flaky) -> Iterator[str]:
         yield from _changed(one.onset.changed)
     if one.load is not None and one.load.differs:
         yield _field("load", f"{one.load.first:.1f} when it failed, {one.load.second:.1f} when it passed")
+    if timeline := differed(one):
+        yield _field("timeline", timeline)
     yield _field("replay", commands.replay(one.last_failure))
 
 

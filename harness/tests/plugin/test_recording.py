@@ -80,6 +80,7 @@ def test_a_run_and_each_result_are_recorded(run_pytest: Pytest, tmp_path: Path, 
             name: [one.outcome for one in history.select(rows.Confirmation, "result_id = ?", [result.id])]
             for name, result in results.items()
         }
+        passed_later = history.select(rows.Confirmation, "outcome = 'passed'")
         measured = {m.result_id for m in history.select(rows.Measurement, "name = 'qmp.median'")}
     assert {name: result.outcome for name, result in results.items()} == {
         "test_passes": "passed",
@@ -96,6 +97,7 @@ def test_a_run_and_each_result_are_recorded(run_pytest: Pytest, tmp_path: Path, 
         "test_dies": ["new failure"] * 3,
         "test_flaky": ["passed"] * 3,
     }
+    assert all(Path(one.artefacts or "/gone").is_dir() for one in passed_later), "to see what differed"
     fails = results["test_fails"]
     assert fails.signature == "no leak | harness.errors.Violation: migrate was accepted after N s"
     assert fails.cause == "harness.errors.Violation: migrate was accepted after 3 s"

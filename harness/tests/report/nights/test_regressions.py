@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from harness.report.nights import changes, commands
-from harness.report.nights.flaky import flaky, is_flaky
+from harness.report.nights import changes, commands, text
+from harness.report.nights.flaky import differed, flaky, is_flaky
 from harness.report.nights.regressions import Failures, failures
+from harness.report.nights.report import report
 from harness.tests.report.nights.stories import PLACE, again, history, night, story, with_new_qemu
+from harness.tests.report.timeline.records import Writer
 
 
 def read(*stories: str) -> Failures:
@@ -133,6 +136,33 @@ def test_the_load_is_named_where_it_differed() -> None:
     alike = [replace(entry, result=replace(entry.result, load=0.5)) for entry in entries]
     assert flaky(history(alike))[0].load == replace(one.load, first=0.5, p=1.0)
     assert flaky(history(entries))[0].load is None
+
+
+def test_the_timelines_of_a_flaky_test_are_compared(tmp_path: Path) -> None:
+    """Of its last failure, and of a further run that passed, while both folders are there."""
+    for name, event in (("bad", "DEVICE_UNPLUG_GUEST_ERROR"), ("good", "DEVICE_DELETED")):
+        writer = Writer()
+        writer.event(0.4, event, device="share0")
+        writer.write(tmp_path / name)
+    failed = again(night("F", 3), "FpF")
+    last = replace(
+        failed,
+        result=replace(failed.result, artefacts=str(tmp_path / "bad")),
+        confirmations=tuple(
+            replace(one, artefacts=str(tmp_path / "good") if one.outcome == "passed" else None)
+            for one in failed.confirmations
+        ),
+    )
+    told = history([*story("ppp"), last])
+    said = (
+        "only when it failed: source: DEVICE_UNPLUG_GUEST_ERROR; only when it passed: source: DEVICE_DELETED"
+    )
+    assert differed(flaky(told)[0]) == said
+    assert f"timeline    {said}" in "\n".join(text.lines(report(told)))
+    assert commands.artefacts(last) == tmp_path / "bad"
+    shutil.rmtree(tmp_path / "bad")
+    assert differed(flaky(told)[0]) == ""
+    assert commands.artefacts(last) is None, "a run that passed is not what failed"
 
 
 def test_a_known_bug_that_is_gone_is_fixed_also_when_the_test_just_passes() -> None:
