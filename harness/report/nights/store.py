@@ -251,9 +251,8 @@ def _version(db: sqlite3.Connection, path: Path) -> int:
 
     :raises UsageError: when it is no history, or is newer than this harness knows.
     """
-    application, version, tables = (
-        db.execute(query).fetchone()[0]
-        for query in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
+    application, version, tables = _at_once(
+        db, ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
     )
     if application != APPLICATION_ID and (application or version or tables):
         raise UsageError(f"{path}: not a history: a SQLite file of another program; name another file")
@@ -263,6 +262,21 @@ def _version(db: sqlite3.Connection, path: Path) -> int:
             "use a newer harness, or name another file"
         )
     return int(version)
+
+
+def _at_once(db: sqlite3.Connection, queries: Sequence[str]) -> list[int]:
+    """The number that each query gives, of one state of the history file.
+
+    Between two of them another process may make the file a history.
+    """
+    begun = not db.in_transaction
+    if begun:
+        db.execute("BEGIN")
+    try:
+        return [db.execute(query).fetchone()[0] for query in queries]
+    finally:
+        if begun and db.in_transaction:
+            db.execute("ROLLBACK")
 
 
 def migrate(db: sqlite3.Connection, path: Path, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -263,6 +266,32 @@ def _write_runs(path: Path, name: str, runs: int, results: int) -> None:
                     [rows.Measurement(name="start", unit="s", value=1.0)],
                 )
             opened.end_run(run, ended="2026-11-29T02:01:00+00:00", exit_code=0)
+
+
+def test_a_file_that_becomes_a_history_meanwhile_is_not_refused(path: Path) -> None:
+    """Another process makes it a history between the queries that say what the file is."""
+    opened = sqlite3.connect(path, isolation_level=None)
+
+    class Interrupted:
+        """A connection, and the other process after its first query."""
+
+        in_transaction = property(lambda self: opened.in_transaction)
+
+        def execute(self, query: str) -> Any:
+            row = opened.execute(query).fetchone()
+            if query == "PRAGMA application_id":
+                other = sqlite3.connect(path, isolation_level=None, timeout=0)
+                # Where it has to wait for the reader, it is too late.
+                with contextlib.suppress(sqlite3.OperationalError):
+                    store.migrate(other, path)
+                other.close()
+            return SimpleNamespace(fetchone=lambda: row)
+
+    assert store._version(cast(sqlite3.Connection, Interrupted()), path) == 0
+    assert not opened.in_transaction
+    store.migrate(opened, path)
+    assert store._version(opened, path) == len(schema.MIGRATIONS)
+    opened.close()
 
 
 def test_several_processes_write_at_the_same_time(path: Path) -> None:
