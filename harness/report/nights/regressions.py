@@ -147,7 +147,11 @@ def failures(history: History, since: datetime | None) -> Failures:
             if regression is not None:
                 found.append(regression)
         else:
-            fixed += [pair for pair in _turns(judged) if is_new(pair[1])]
+            fixed += [
+                (before, after)
+                for before, after in _turns(judged)
+                if is_new(after) and not _came_and_went(before, judged[: judged.index(after)])
+            ]
     groups = sorted(_grouped(found), key=lambda one: one.certainty, reverse=True)
     return Failures(
         tuple(one for one in groups if is_new(one.first_bad)),
@@ -210,6 +214,18 @@ def _turns(judged: Sequence[Entry]) -> Iterator[tuple[Entry | None, Entry]]:
     before = judged[-streak - 1] if streak < len(judged) else None
     if before is not None or last.outcome is Outcome.FIXED:
         yield before, judged[-streak]
+
+
+def _came_and_went(before: Entry | None, judged: Sequence[Entry]) -> bool:
+    """Whether a failure that a test no longer shows comes and goes: the test was flaky, and is not fixed.
+
+    A failure that came each time when the test was run again was another one.
+
+    :param judged: the test's results until the failure.
+    """
+    if before is None or not before.failed or (before.confirmations and before.failures == before.attempts):
+        return False
+    return flaky.is_flaky(judged)
 
 
 def _shows(entry: Entry) -> str:

@@ -181,6 +181,18 @@ def test_a_failure_that_ended_and_a_known_bug_that_is_met_are_named() -> None:
     assert (met.bug, met.changed) == ("R4", ())
 
 
+def test_a_flaky_test_that_passes_again_is_not_fixed() -> None:
+    """Also with a new QEMU; but a failure that came each time, when it was run again, is gone."""
+    for last in (None, with_new_qemu):
+        entries = story("ppFpFpFp", {7: last} if last else None)
+        assert failures(history(entries), None).ended == ()
+        assert len(flaky(history(entries))) == 1
+        entries[6] = again(entries[6], "FFF")
+        (ended,) = failures(history(entries), None).ended
+        assert ended.last_bad is not None
+        assert ended.last_bad.run == entries[6].run
+
+
 def test_what_changed_is_named() -> None:
     before, after = night("p"), night("F", 1)
     assert after.qemu is not None
