@@ -24,6 +24,7 @@ from harness.report.nights.store import Store
 from harness.report.page.page import write_page
 from harness.tests.report.nights import generator
 from harness.tests.report.page import histories
+from harness.tests.report.timeline.records import Writer
 
 _CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 VIEWS = ("#/", "#/tests", "#/results", "#/findings", "#/runs", "failure", "test")
@@ -402,6 +403,23 @@ def test_the_overview_says_what_the_history_says(chromium: Any, tmp_path: Path) 
     since = dict(zip(made.texts("main dt"), made.texts("main dd"), strict=True))
     assert since["First bad"] == "2026-10-19 02:00 UTC"
     assert since["Last good"] == "2026-10-18 02:00 UTC"
+    assert made.complaints == []
+    made.tab.close()
+
+
+def test_a_flaky_test_says_what_differed_between_its_timelines(chromium: Any, tmp_path: Path) -> None:
+    generator.write(tmp_path / "nights.sqlite", generator.Plan(flaky=0.4), nights=20)
+    for name, event in (("bad", "DEVICE_UNPLUG_GUEST_ERROR"), ("good", "DEVICE_DELETED")):
+        writer = Writer()
+        writer.event(0.4, event, device="share0")
+        writer.write(tmp_path / name)
+    with closing(sqlite3.connect(tmp_path / "nights.sqlite")) as database, database:
+        bad, good = str(tmp_path / "bad"), str(tmp_path / "good")
+        database.execute("UPDATE result SET artefacts = ? WHERE outcome = 'new failure'", [bad])
+        database.execute("UPDATE confirmation SET artefacts = ? WHERE outcome = 'passed'", [good])
+    with Store(tmp_path / "nights.sqlite", read_only=True) as store:
+        made = Opened(chromium, write_page(store, tmp_path / "page", report=report(load(store))))
+    assert "only when it failed: source: DEVICE_UNPLUG_GUEST_ERROR" in made.texts("main")[0]
     assert made.complaints == []
     made.tab.close()
 
