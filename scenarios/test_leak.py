@@ -235,13 +235,13 @@ def test_mount_and_umount_without_unplug(leak_hunt: LeakHunt, share: Share) -> N
 @pytest.mark.pin_machine("pc")
 def test_heavy_use(leak_hunt: LeakHunt, share: Share) -> None:
     """Many requests of every kind, also failing ones, before the device is ejected."""
-    make_files(share.path, 4)
+    make_files(share.path, 2)
 
     def cycle(guest: RawGuest) -> None:
         driver = guest.plug(share)
         driver.version()
         driver.attach(1)
-        for number in range(4):
+        for number in range(2):
             driver.walk(1, 10 + number, f"file{number}")
             driver.open(10 + number)
             driver.read(10 + number, 0, 100)

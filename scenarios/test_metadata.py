@@ -321,16 +321,15 @@ USERS: tuple[Row, ...] = (
 
 
 @pytest.mark.any_plug
-def test_users_of_a_share(guest: Guest, hotplug: Hotplug, shares: tuple[Share, ...]) -> None:
+@pytest.mark.parametrize("model", by_default("mapped-xattr", of=MODELS), ids=_id)
+def test_users_of_a_share(guest: Guest, hotplug: Hotplug, modelled: Share) -> None:
     """With ``access=user`` each of the guest's users has its own rights and owns the files that it makes.
 
     9P2000.u sends no group: there, files get the group that the server gives them.
     """
-    usable = [_of(shares, model) for model in MODELS]
-    for share in usable:
-        mount = mounted(guest, hotplug, share, "access=user")
-        owned = "1000 1001 644\n1000 1001 755\n1000 1001 777"
-        expect_printed(guest, mount.mountpoint, [(command, text.format(owned)) for command, text in USERS])
+    mount = mounted(guest, hotplug, modelled, "access=user")
+    owned = "1000 1001 644\n1000 1001 755\n1000 1001 777"
+    expect_printed(guest, mount.mountpoint, [(command, text.format(owned)) for command, text in USERS])
 
 
 DOT_U: tuple[Row, ...] = (
