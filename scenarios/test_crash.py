@@ -21,7 +21,6 @@ from harness.errors import QemuError
 from harness.guest.guest import Guest
 from harness.guest.variant import Variant
 from harness.ninep.client import RawGuest
-from harness.plugin.thorough import by_default
 from harness.qemu.malloc_perturb import MallocPerturb
 from harness.qemu.spec import Share
 from harness.testbed import Testbed
@@ -227,8 +226,9 @@ def test_everything_after_a_replug(
 PHASES = {"active": SLOW, "before_switchover": PAUSED}
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
-@pytest.mark.parametrize("phase", by_default("before_switchover", of=PHASES))
+@pytest.mark.parametrize("phase", PHASES)
 def test_quit_while_the_guest_migrates(
     guest: Guest, hotplug: Hotplug, migration: Migration, share: Share, phase: str
 ) -> None:

@@ -812,6 +812,7 @@ def test_a_flushed_request_has_its_own_answer_or_none(
 SIGNALS = {"handled": ("USR1",), "stopped_and_continued": ("STOP", "CONT")}
 
 
+@pytest.mark.thorough
 @pytest.mark.any_plug
 def test_a_signal_during_a_request(guest: Guest, hotplug: Hotplug, share: Share, hold: Hold) -> None:
     """A process that handles a signal, or is stopped and continued, during a request reads and writes

@@ -208,7 +208,7 @@ LINKS: tuple[Row, ...] = (
 
 
 @pytest.mark.any_plug
-@pytest.mark.parametrize("model", by_default("mapped-xattr", "passthrough", of=MODELS[1:]), ids=_id)
+@pytest.mark.parametrize("model", by_default("mapped-file", "passthrough", of=MODELS[1:]), ids=_id)
 def test_links(guest: Guest, hotplug: Hotplug, modelled: Share) -> None:
     """Symbolic links, also dangling, looping and of the maximum length; hard links and their counts."""
     mount = mounted(guest, hotplug, modelled)
@@ -321,7 +321,7 @@ USERS: tuple[Row, ...] = (
 
 
 @pytest.mark.any_plug
-@pytest.mark.parametrize("model", by_default("mapped-xattr", of=MODELS), ids=_id)
+@pytest.mark.parametrize("model", by_default("mapped-file", of=MODELS), ids=_id)
 def test_users_of_a_share(guest: Guest, hotplug: Hotplug, modelled: Share) -> None:
     """With ``access=user`` each of the guest's users has its own rights and owns the files that it makes.
 
