@@ -7,8 +7,8 @@ is written without QMP: its devices are on the command line.
 The commands are those that the client sent when it ran the program. It waits for answers by reading memory,
 which a text cannot. Instead the loop sleeps after each line with :data:`_PAUSE`, a command that changes
 nothing. QEMU has read what came before, and is idle: its worker threads answer the request, and its RCU
-thread, which needs the main loop's lock, finishes an unplug. (A command that takes long does not help:
-between two commands the main loop gives its lock up for microseconds only.)
+thread, which needs the main loop's lock, finishes an unplug. (Commands that take long were not enough: on a
+busy machine query-migrate was answered before DEVICE_DELETED came.)
 
 What needs more than that is refused: held requests, migrations, snapshots, more than one machine.
 """
