@@ -37,6 +37,8 @@ class Network:
         #: Data for the server is held back until :meth:`deliver`.
         self.held_back = False
         self.late: list[bytes] = []
+        #: Data that arrives during :meth:`deliver` goes to the server after what was held back.
+        self._order = threading.Lock()
         self._client: socket.socket | None = None
         self._upstream: socket.socket | None = None
         self._listeners = [self._listen(path) for path in (self.here, self.there)]
@@ -66,10 +68,11 @@ class Network:
 
     def _inward(self, client: socket.socket, upstream: socket.socket) -> None:
         while data := client.recv(65536):
-            if self.held_back:
-                self.late.append(data)
-            elif not self.drops_input:
-                upstream.sendall(data)
+            with self._order:
+                if self.held_back:
+                    self.late.append(data)
+                elif not self.drops_input:
+                    upstream.sendall(data)
 
     def _outward(self, upstream: socket.socket) -> None:
         while data := upstream.recv(65536):
@@ -79,8 +82,9 @@ class Network:
 
     def deliver(self) -> None:
         assert self._upstream is not None
-        self.held_back = False
-        self._upstream.sendall(b"".join(self.late))
+        with self._order:
+            self.held_back = False
+            self._upstream.sendall(b"".join(self.late))
 
     def ssh(
         self,
