@@ -60,7 +60,12 @@ _SECONDS = 300.0
     help="Programs of the raw 9p client, of a Linux guest, or of both.",
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed gives the same programs.")
-@click.option("-n", "workers", type=click.IntRange(1), help="Processes; by default one for each core.")
+@click.option(
+    "-n",
+    "workers",
+    type=click.IntRange(1),
+    help="Processes; by default two for each core, as each waits half of its time.",
+)
 @click.option("--into", type=click.Path(path_type=Path), help="The folder of the results; a new one.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with the search of this folder.")
 @click.option(
@@ -123,7 +128,7 @@ def explore(
     settings = replace(settings, alphabets=tuple(spaces))
     records = folder / _RECORDS
     setup = FreshGuests(records, accel, qemu_data)
-    with Workers(setup, workers or len(os.sched_getaffinity(0))) as attempts:
+    with Workers(setup, workers or 2 * len(os.sched_getaffinity(0))) as attempts:
         explorer = Explorer(
             spaces,
             settings,
