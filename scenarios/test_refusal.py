@@ -119,9 +119,8 @@ def test_a_machine_without_hotplug(testbed: Testbed) -> None:
     with pytest.raises(QemuError) as refused:
         hotplug.plug(other)
     assert refused.value.desc == _refused_by_its_bus(testbed, other)
-    assert refusal(
-        guest.machine, "device_add", driver="virtio-9p-pci", fsdev=other.fsdev, mount_tag="pci"
-    ) == ("No 'PCI' bus found for device 'virtio-9p-pci'")
+    for_pci = {"driver": "virtio-9p-pci", "fsdev": other.fsdev, "mount_tag": "pci"}
+    assert refusal(guest.machine, "device_add", **for_pci) == "No 'PCI' bus found for device 'virtio-9p-pci'"
     mount.expect_intact("after", mount.write("after", size_kib=64))
     migration.expect_blocked_by(share)
     mount.unmount()

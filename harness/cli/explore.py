@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import sys
 from dataclasses import replace
@@ -15,6 +14,7 @@ from rich.table import Table
 
 from harness import reaper
 from harness.cli.common import axes, new_folder, progress
+from harness.cli.programs import cores
 from harness.cli.recording import begin, record_option, recording
 from harness.errors import UsageError
 from harness.explore import run as one
@@ -128,7 +128,7 @@ def explore(
     settings = replace(settings, alphabets=tuple(spaces))
     records = folder / _RECORDS
     setup = FreshGuests(records, accel, qemu_data)
-    with Workers(setup, workers or 2 * len(os.sched_getaffinity(0))) as attempts:
+    with Workers(setup, workers or 2 * cores()) as attempts:
         explorer = Explorer(
             spaces,
             settings,

@@ -99,7 +99,7 @@ class Repro:
     """A text that QEMU reads, and how to start QEMU.
 
     :ivar arguments: QEMU's arguments. :ivar folders: that it exports, relative to where it is started.
-    :ivar with_qmp: QMP is multiplexed with qtest.
+    :ivar with_qmp: there are QMP commands between those of qtest.
     :ivar shows: what shows the failure.
     """
 
